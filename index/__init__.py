@@ -1,0 +1,1 @@
+"""The image index: which images there are, their fc7 vectors, and what is near what."""

@@ -1,0 +1,1 @@
+"""Models and pixels: decode an image, run a version of a model, keep versions on disk. Training lives in `training`."""
