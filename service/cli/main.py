@@ -1,0 +1,31 @@
+"""The command `fc7`: puts the groups of commands together and turns errors into exit codes.
+
+Exit codes: 0 done, 1 an error that the message explains, 2 a wrong use of the command, 130 stopped by Ctrl-C.
+Does not: import torch; the commands that train import it when they run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from model_store.errors import Fc7Error
+
+app = typer.Typer(
+    name="fc7",
+    help="Train an AlexNet on your images, and serve what each one is and what looks like it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; every `Fc7Error` becomes one clear line on standard error and exit code 1."""
+    try:
+        app()
+    except Fc7Error as error:
+        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", str(error), highlight=False)
+        sys.exit(1)
