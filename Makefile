@@ -1,0 +1,41 @@
+# The project's commands. `make demo` and `make test` each work alone on a fresh clone with Python 3.11.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo serve test lint bench lock clean
+
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,demo,dev]'
+	@touch $@
+
+setup: $(READY) ## Install everything into .venv
+
+demo: $(READY) ## Train, export and index the demo once, then serve it on http://127.0.0.1:8000
+	$(BIN)/fc7 demo
+	$(BIN)/fc7 serve
+
+serve: $(READY) ## Serve what is in FC7_HOME (default ./var)
+	$(BIN)/fc7 serve
+
+test: $(READY) ## Run the tests
+	$(BIN)/pytest
+
+lint: $(READY) ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(READY) ## Write the exact versions that are installed to constraints/cpu.txt
+	@{ echo "# Exact versions for serving and training on a processor (extras: cpu, train, demo, dev). Made by \`make lock\`."; \
+	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' | tr A-Z a-z; } > constraints/cpu.txt.new
+	mv constraints/cpu.txt.new constraints/cpu.txt
+
+clean: ## Remove the environment and the caches; FC7_HOME stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
