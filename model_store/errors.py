@@ -242,7 +242,7 @@ class NonFiniteLossError(TrainingError):
 
     def __str__(self) -> str:
         kept = f"The last good checkpoint is {self.checkpoint}" if self.checkpoint else "There is no checkpoint yet"
-        return f"the loss is not finite at step {self.step}: lower the learning rate (--set lr=...). {kept}"
+        return f"the loss is not finite at step {self.step}: lower the learning rate (--set learning_rate=...). {kept}"
 
 
 class ParityError(TrainingError):

@@ -1,8 +1,8 @@
 """The net of the 2012 paper, built from one table of layers, read in the paper's order.
 
-Promises: at 1,000 classes exactly the paper's 60,965,224 parameters; local response normalisation by the paper's literal
-formula; the original code's zero edge (224 is padded 3 right and 3 bottom); both forms of dropout; a plain-dict form of the
-table (`Architecture.to_dict`) that runs and manifests keep, so that the net is rebuilt from data and not from a name.
+Promises: at 1,000 classes exactly the paper's 60,965,224 parameters; local response normalisation by the paper's
+literal formula; the original code's zero edge (224 is padded 3 right and 3 bottom); both forms of dropout; a plain-dict
+form of the table (`Architecture.to_dict`) that runs and manifests keep, so that a net is rebuilt from data, not a name.
 Does not: subtract the mean or prepare images (the caller hands pixels 0-255, mean subtracted), know about optimisers.
 Source: the paper, sections 3 and 4.2; the released code, layers-145.cfg, for the edge.
 """
@@ -29,7 +29,7 @@ Initialisation = Literal["paper", "original", "he"]
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution and its ReLU. `towers` 2: each half of the kernels sees its own half of the maps below (section 3.2)."""
+    """A convolution and its ReLU. `towers` 2: each half of the kernels sees its half of the maps below (section 3.2)."""
 
     name: str
     kernels: int
@@ -106,8 +106,8 @@ class MapSize:
 class Architecture:
     """All that it takes to build a net: the table of layers, the classes, the dropout's form, the input's factor.
 
-    dropout: "paper" masks in training and halves at test; "inverted" doubles in training and does nothing at test (torch's);
-    "none" has no dropout (a net whose halves are folded into its weights).
+    dropout: "paper" masks in training and halves at test; "inverted" doubles in training and does nothing at test
+    (torch's); "none" has no dropout (a net whose halves are folded into its weights).
     input_scale: factor on the mean-subtracted pixels; the paper's is 1.
     """
 
@@ -151,7 +151,7 @@ class Architecture:
         return architecture
 
     def scaled(self, width: float) -> Architecture:
-        """Return the same net with `width` times the kernels and neurons, at least 8 a layer: for quick trials and tests."""
+        """Return the same net with `width` times the kernels and neurons, at least 8 a layer: for trials and tests."""
         if width == 1:
             return self
 
@@ -187,8 +187,9 @@ class Architecture:
 class LocalResponseNorm(nn.Module):
     """b = a / (k + alpha * sum of a^2 over `size` neighbouring maps)^.75, by the paper's literal formula (section 3.3).
 
-    Takes and returns float [n, channels, height, width]. The sum is a 1x1 convolution of the squares with a banded matrix and
-    k as its bias, and the power two square roots: exact, and several times faster than torch's module, exported graph included.
+    Takes and returns float [n, channels, height, width]. The sum is a 1x1 convolution of the squares with a banded
+    matrix and k as its bias, and the power is two square roots: exact, and several times faster than torch's module,
+    in the exported graph too.
     """
 
     band: Tensor
@@ -212,9 +213,10 @@ class LocalResponseNorm(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """The net of an `Architecture`. Input float32 [n, 3, 224, 224]: RGB 0-255, mean subtracted; see the methods for outputs.
+    """The net of an `Architecture`. Input float32 [n, 3, 224, 224]: RGB 0-255, mean subtracted.
 
-    Weights are named `conv1.weight`, `conv1.bias`, ... `fc8.bias`, shaped as in the paper (grouped layers see half the maps).
+    Weights are named `conv1.weight`, `conv1.bias`, ... `fc8.bias`, shaped as in the paper: those of a layer with two
+    towers see half of the maps.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -231,7 +233,7 @@ class AlexNet(nn.Module):
         return self.forward_both(x)[0]
 
     def features_fc7(self, x: Tensor) -> Tensor:
-        """Return the last hidden layer after its ReLU and before dropout, float [n, 4096]: the retrieval feature (section 6.1)."""
+        """Return the last hidden layer after ReLU, before dropout, float [n, 4096]: the retrieval feature (6.1)."""
         return self.forward_both(x)[1]
 
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +268,7 @@ class AlexNet(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> AlexNet:
-        """Return a copy for inference that gives the same outputs without any dropout: the paper's halves are in its weights.
+        """Return a copy for inference that answers the same without dropout: the paper's halves are in its weights.
 
         fc7 stays the feature before dropout; only the weights that read a dropped layer are halved (not the biases).
         """
@@ -306,9 +308,9 @@ _WIDER: Final = frozenset({"conv3", "conv4", "conv5"})
 def initialise(net: AlexNet, scheme: Initialisation, generator: torch.Generator) -> None:
     """Draw all weights anew from `generator`.
 
-    "paper": N(0, .01), biases 1 in conv2, conv4, conv5, fc6, fc7 and else 0 (section 5). "original": the same, but .03 in
-    conv3-5 (layers-145.cfg). "he": N(0, 2 / inputs) and biases 0, for small data, which hardly leave the paper's plateau;
-    fc8 has .01, so that the first loss is ln(classes).
+    "paper": N(0, .01), biases 1 in conv2, conv4, conv5, fc6, fc7 and else 0 (section 5). "original": the same, but .03
+    in conv3-5 (layers-145.cfg). "he": variance 2 / inputs and biases 0, for small data, which hardly leave the paper's
+    plateau; fc8 has .01, so that the first loss is near ln(classes).
     """
     for name, module in net.named_children():
         if not isinstance(module, nn.Conv2d | nn.Linear):
