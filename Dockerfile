@@ -1,0 +1,71 @@
+# Targets: cpu (serving, no torch), gpu (serving on CUDA), train (training, export and indexing).
+#   docker build --target cpu -t fc7:cpu .
+# The runtime libraries of CUDA come as Python wheels, so that no target needs another base image.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# Each target installs the dependencies first, so that a change of the code builds in seconds.
+# Wheels may lie in ./wheels (optional): they are taken before the package registry's.
+FROM ${BASE_IMAGE} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+RUN python3 -m venv /opt/fc7
+ENV PATH=/opt/fc7/bin:$PATH
+WORKDIR /src
+COPY constraints constraints
+COPY pyproject.toml LICENSE ./
+COPY LICENSE wheel[s]/* /wheels/
+
+FROM build AS build-cpu
+RUN pip install --constraint constraints/cpu.txt '.[cpu]'
+COPY service service
+COPY model_store model_store
+COPY index index
+RUN pip install --no-deps --force-reinstall . \
+    && pip uninstall --yes pip setuptools
+
+FROM build AS build-gpu
+RUN pip install --constraint constraints/gpu.txt '.[gpu]'
+COPY service service
+COPY model_store model_store
+COPY index index
+RUN pip install --no-deps --force-reinstall . \
+    && pip uninstall --yes pip setuptools
+
+# TORCH_INDEX: the address of the wheel index with the build of torch for your device (none: the registry's own build).
+FROM build AS build-train
+ARG TORCH_INDEX=
+RUN pip install --constraint constraints/cpu.txt --find-links /wheels ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN pip install --constraint constraints/cpu.txt --find-links /wheels '.[cpu,train,demo]'
+COPY service service
+COPY model_store model_store
+COPY index index
+RUN pip install --no-deps --force-reinstall .
+
+FROM ${BASE_IMAGE} AS runtime
+RUN useradd --system --uid 10001 --create-home --home-dir /home/fc7 fc7 \
+    && install -d -o fc7 -g fc7 /var/lib/fc7
+ENV PATH=/opt/fc7/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    FC7_HOME=/var/lib/fc7 \
+    FC7_HOST=0.0.0.0
+USER fc7
+WORKDIR /home/fc7
+VOLUME /var/lib/fc7
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:%s/readyz' % os.environ.get('FC7_PORT', '8000'), timeout=2)"]
+ENTRYPOINT ["fc7"]
+CMD ["serve"]
+
+FROM runtime AS train
+HEALTHCHECK NONE
+COPY --from=build-train /opt/fc7 /opt/fc7
+CMD ["--help"]
+
+FROM runtime AS gpu
+COPY --from=build-gpu /opt/fc7 /opt/fc7
+ENV FC7_DEVICE=cuda
+
+FROM runtime AS cpu
+COPY --from=build-cpu /opt/fc7 /opt/fc7
+ENV FC7_DEVICE=cpu
