@@ -66,7 +66,7 @@ const requestJson = async (path, options) => (await request(path, options)).json
 
 /** A server that refuses a large body stops reading, which browsers may report as a broken connection. */
 async function noAnswer(body) {
-  const alive = body && (await fetch("livez").then((response) => response.ok, () => false));
+  const alive = body && (await fetch("livez").then(({ ok }) => ok, () => false));
   return alive
     ? new Problem(0, "The server did not read the whole picture",
         `It has ${fileSize(body.size)}, which may be more than this server takes. The connection may also have dropped.`)
@@ -85,6 +85,7 @@ async function problemOf(response, key) {
 
 const percent = (p) => (p > 0 && p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
 const distanceText = (d) => (d === 0 ? "0" : d >= 100 ? d.toFixed(0) : d.toPrecision(3));
+const sentence = (text) => text.replace(/^[a-z]+ /, (word) => word[0].toUpperCase() + word.slice(1));
 const fileSize = (n) => (n < 1e6 ? `${Math.ceil(n / 1e3)} KB` : `${(n / 1e6).toFixed(1)} MB`);
 
 /** Show a failure once, however many requests met it; a missing key asks for one instead. */
@@ -92,10 +93,11 @@ function complain(problem, retry) {
   if (!(problem instanceof Problem)) {
     problem = new Problem(-1, "The answer could not be shown", String(problem));
   }
-  if (problem.status === 401) return askForKey(problem);
+  if (problem.status === 401) return askForKey(problem.key);
   const same = [...$("problems").children].some((shown) => shown.dataset.says === problem.title + problem.detail);
   if (same) return;
-  const notice = el("section", { className: "problem" }, el("h2", { textContent: problem.title }), el("p", { textContent: problem.detail }));
+  const notice = el("section", { className: "problem" }, el("h2", { textContent: problem.title }),
+    el("p", { textContent: sentence(problem.detail) }));
   notice.dataset.says = problem.title + problem.detail;
   if (WORTH_A_RETRY.has(problem.status)) {
     const again = el("button", { type: "button", textContent: "Try again" });
@@ -109,11 +111,13 @@ function complain(problem, retry) {
   $("problems").append(notice);
 }
 
-function askForKey({ key, detail }) {
-  if (key && key === apiKey()) sessionStorage.removeItem(KEY_ITEM);
-  $("forget-key").hidden = !apiKey();
-  if (key !== apiKey() && apiKey()) return; // an older request's refusal; a newer key is being tried
-  if (key) $("key-help").textContent = `The server did not take that key. ${detail}`;
+/** Ask for a key after a refusal; `refused` is the key that the refused request carried, or nothing. */
+function askForKey(refused) {
+  if (refused === apiKey()) sessionStorage.removeItem(KEY_ITEM);
+  if (apiKey()) return; // the refusal of an older request: another key is being tried
+  if (refused) $("key-help").textContent = "The server did not take that key.";
+  $("forget-key").hidden = true;
+  if (!$("key-form").hidden) return; // several requests are refused at once; one of them moves the focus
   $("key-form").hidden = false;
   $("key").focus();
 }
@@ -172,6 +176,8 @@ const showNoPicture = (words) => $("frame").replaceChildren(el("p", { className:
 const showCaption = (name, ...facts) =>
   $("caption").replaceChildren(el("strong", { textContent: name }), ...facts.filter(Boolean).map((fact) => ` · ${fact}`));
 
+const showRecord = ({ key, width, height, size }) => showCaption(key, `${width} × ${height}`, fileSize(size));
+
 function showClasses({ model, results }) {
   showModel(model);
   $("bars").replaceChildren(...results[0].predictions.map(({ label, probability }) => {
@@ -192,11 +198,13 @@ function showNeighbours({ model, results }) {
     item.firstChild.setAttribute("aria-label", `${key}, distance ${distanceText(distance)}`);
     return item;
   });
-  $("neighbours").replaceChildren(...(tiles.length ? tiles : [el("li", { className: "none", textContent: "Nothing else is indexed yet." })]));
+  const none = el("li", { className: "none", textContent: "Nothing else is indexed yet." });
+  $("neighbours").replaceChildren(...(tiles.length ? tiles : [none]));
 }
 
 /** Draw both lists in outline while their answers are on the way. */
 function showWaiting() {
+  for (const list of ["bars", "neighbours"]) $(list).closest("section").hidden = false;
   $("bars").replaceChildren(...Array.from({ length: CLASSES }, () =>
     el("li", { className: "waiting" }, el("span", { className: "label", textContent: "waiting" }),
       el("div", { className: "track" }), el("data", { textContent: "–" }))));
@@ -210,14 +218,16 @@ function speak(classes, neighbours) {
   const nearest = neighbours?.results[0].neighbours;
   $("spoken").textContent = [
     best && `${best.label}, ${percent(best.probability)}.`,
-    nearest?.length && `${nearest.length} similar pictures, the nearest ${nearest[0].key} at distance ${distanceText(nearest[0].distance)}.`,
+    nearest?.length &&
+      `${nearest.length} similar pictures, the nearest ${nearest[0].key} at distance ${distanceText(nearest[0].distance)}.`,
   ].filter(Boolean).join(" ");
 }
 
 /** The requests that answer for a picture: its blob, its facts, its classes and its neighbours, all under way at once. */
 function ask({ file, key }, signal) {
   const path = key === undefined ? "" : imagePath(key);
-  const picture = file ? Promise.resolve(file) : request(`${path}/thumbnail`, { signal }).then((response) => response.blob());
+  const thumbnail = async () => (await request(`${path}/thumbnail`, { signal })).blob();
+  const picture = file ? Promise.resolve(file) : thumbnail();
   return {
     picture,
     record: file ? Promise.resolve(null) : requestJson(path, { signal }),
@@ -258,11 +268,11 @@ async function show(selection) {
       return null;
     }
   };
-  const none = (list) => () => $(list).replaceChildren(el("li", { className: "none", textContent: "No answer." }));
+  const none = (list) => () => { $(list).closest("section").hidden = true; };
   const parts = ask(selection, signal);
   const [, , classes, neighbours] = await Promise.all([
     part(parts.picture, (blob) => showPicture(blob, name), () => showNoPicture("There is no picture to show.")),
-    part(parts.record, (record) => record && showCaption(name, record.width && `${record.width} × ${record.height}`, record.size && fileSize(record.size)), () => {}),
+    part(parts.record, (record) => record && showRecord(record), () => {}),
     part(parts.classes, showClasses, none("bars")),
     part(parts.neighbours, showNeighbours, none("neighbours")),
   ]);
@@ -289,8 +299,8 @@ function clear() {
 function choose(selection, { fromTile = false } = {}) {
   const id = `${performance.timeOrigin}/${state.kept.size}`; // unlike a counter alone, not met again after a reload
   state.kept.set(id, selection);
-  const address = selection.key === undefined ? location.pathname + location.search : `#${encodeURIComponent(selection.key)}`;
-  history.pushState({ id }, "", address);
+  const fragment = selection.key === undefined ? "" : `#${encodeURIComponent(selection.key)}`;
+  history.pushState({ id }, "", location.pathname + location.search + fragment);
   show(selection);
   if (fromTile) {
     $("caption").focus({ preventScroll: true });
@@ -328,13 +338,13 @@ function markCurrent() {
 /** Append the next page of indexed pictures. */
 async function loadShelf() {
   const { signal } = state.listing;
+  const moveFocus = document.activeElement === $("more"); // a disabled button loses it
   $("more").disabled = true;
   try {
     const cursor = state.cursor === null ? "" : `&cursor=${encodeURIComponent(state.cursor)}`;
     const page = await requestJson(`v1/images?limit=${PAGE}${cursor}`, { signal });
     if (signal.aborted) return;
     const tiles = page.images.map(({ key }) => tile(key, `${imagePath(key)}/thumbnail`, key));
-    const moveFocus = document.activeElement === $("more") || (state.cursor !== null && document.activeElement === document.body);
     $("shelf").append(...tiles);
     state.cursor = page.next_cursor ?? null;
     $("indexed").hidden = false;
@@ -345,12 +355,12 @@ async function loadShelf() {
   } catch (problem) {
     if (!signal.aborted && !state.unready) complain(problem, loadShelf);
   } finally {
-    $("more").disabled = false;
+    if (!signal.aborted) $("more").disabled = false;
   }
 }
 
-/** Fetch anew all that depends on the server's state or on the key. */
-function refresh() {
+/** Fetch anew what the page shows before anything is chosen. */
+function loadServer() {
   state.listing.abort();
   state.listing = new AbortController();
   state.cursor = null;
@@ -358,6 +368,11 @@ function refresh() {
   $("forget-key").hidden = !apiKey();
   loadShelf();
   requestJson("v1/models").then(({ active }) => showModel(active), () => {}); // each answer names its model too
+}
+
+/** Fetch anew all that depends on the server's state or on the key. */
+function refresh() {
+  loadServer();
   if (state.selection) show(state.selection);
 }
 
@@ -367,9 +382,9 @@ async function watchReadiness() {
   const unready = response !== null && !response.ok;
   const body = unready ? await response.json().catch(() => ({})) : {};
   if (unready) {
-    const reasons = (body.reasons ?? []).map((reason) => el("li", { textContent: reason }));
+    const reasons = body.reasons ?? [body.detail ?? "It gives no reason."];
     $("not-ready").replaceChildren(el("h2", { textContent: "The server is not ready yet" }),
-      ...(reasons.length ? [el("ul", {}, ...reasons)] : [el("p", { textContent: body.detail ?? "It gives no reason." })]));
+      ...reasons.map((reason) => el("p", { textContent: sentence(reason) })));
   }
   $("not-ready").hidden = !unready;
   if (state.unready && !unready) refresh();
@@ -379,9 +394,12 @@ async function watchReadiness() {
 
 // --- Wiring -------------------------------------------------------------------------------------------------------
 
-$("choose").addEventListener("click", () => $("file").click());
+$("invitation").addEventListener("click", ({ target }) => {
+  // All of the large invitation is a target for the mouse; the keyboard has the button in it.
+  if (target.closest("button") || !$("picker").classList.contains("compact")) $("file").click();
+});
 $("file").addEventListener("change", (event) => {
-  takeFiles([...event.target.files]);
+  takeFiles(event.target.files);
   event.target.value = ""; // the same file can be chosen again
 });
 $("more").addEventListener("click", loadShelf);
@@ -403,7 +421,7 @@ $("forget-key").addEventListener("click", () => {
   location.reload();
 });
 
-document.addEventListener("paste", (event) => takeFiles([...(event.clipboardData?.files ?? [])]));
+document.addEventListener("paste", (event) => takeFiles(event.clipboardData?.files ?? []));
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || !state.selection) return;
   history.pushState(null, "", location.pathname + location.search);
@@ -424,9 +442,10 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").hidden = true;
-  takeFiles([...event.dataTransfer.files]);
+  if (event.dataTransfer.files.length) takeFiles(event.dataTransfer.files);
+  else complain(new Problem(-1, "That was not a file", "Save the picture first; then drop it here, or choose it."));
 });
 
 restore();
-await watchReadiness();
-refresh();
+await watchReadiness(); // first: what an unready server cannot list is then no second complaint
+loadServer();
