@@ -1,0 +1,391 @@
+"""The catalogue: every image, its metadata, picture and vectors, in one SQLite file. The truth.
+
+Promises: a change that returned is on disk whole, one that did not left nothing; changes that arrive together share a
+commit; listing sees each image once however many are added and deleted meanwhile.
+Does not: search (see searcher.py), check keys and metadata (see records.py), keep a second process from writing.
+
+A space is what one model's vectors have in common. An image has at most one vector in each; search uses the active one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import queue
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.database import check_format, connect, migrate, translated
+from index.errors import CursorError, IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
+from index.records import DIMENSIONS, AddOutcome, ImageRecord, Page, checksum
+from index.writer import Writer
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
+    EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image ready to be stored: checked, its metadata encoded (None keeps what is there), its vector rounded."""
+
+    key: str
+    sha256: str
+    size: int
+    width: int
+    height: int
+    metadata: str | None
+    picture: bytes | None
+    vector: NDArray[np.float16]
+
+
+@dataclass(slots=True)
+class Change:
+    """What a write did to the vectors: `ids` and `rows` came (ids ascending), `removed` went, perhaps the same ones."""
+
+    outcomes: list[AddOutcome] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    rows: list[NDArray[np.float16]] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The vectors of one model. lacking: how many images have none among them."""
+
+    id: int
+    fingerprint: str
+    model: str
+    active: bool
+    vectors: int
+    lacking: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unembedded:
+    """An image without a vector in some space; `sha256` tells later whether it is still the same picture."""
+
+    id: int
+    key: str
+    sha256: str
+    picture: bytes | None
+
+
+class Catalog:
+    """The catalogue in the file `path`. Every method may be called from any thread; use as a context manager, or close."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open it; made when missing. Raises IndexCorruptError, IndexFormatError, IndexFullError, IndexReadOnlyError."""
+        self.path = path
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._writer: Writer | None = None
+        connection = connect(path, read_only=read_only)
+        try:
+            if read_only:
+                check_format(connection, path)
+                self._readers.put(connection)
+            else:
+                migrate(connection, path)
+                self._writer = Writer(connection, path)
+            self.identity = str(self._one("SELECT value FROM meta WHERE name = 'identity'")[0])
+        except BaseException:
+            if self._writer is not None:
+                self._writer.close()
+            connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the writes that are queued and close every connection."""
+        if self._writer is not None:
+            self._writer.close()
+        while not self._readers.empty():
+            self._readers.get().close()
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were committed since it was opened."""
+        return self.writer.commits
+
+    @property
+    def writer(self) -> Writer:
+        """The writing thread. Raises IndexReadOnlyError when the catalogue was opened for reading."""
+        if self._writer is None:
+            raise IndexReadOnlyError(self.path, "it was opened for reading only")
+        return self._writer
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    def add(self, space: int, entries: Sequence[Entry], committed: Callable[[Change], None]) -> Change:
+        """Add or replace `entries`, in order, in one transaction; `committed` hears of it before anybody else."""
+
+        def work(connection: sqlite3.Connection) -> Change:
+            change = Change()
+            now = time.time_ns() // 1000
+            for entry in entries:
+                change.outcomes.append(_add(connection, space, entry, now, change))
+            return change
+
+        return self.writer.run(work, committed)
+
+    def delete(self, space: int, key: str, committed: Callable[[Change], None]) -> None:
+        """Delete an image with all that belongs to it. Raises KeyNotFoundError."""
+
+        def work(connection: sqlite3.Connection) -> Change:
+            row = connection.execute("SELECT id FROM images WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                raise KeyNotFoundError(key)
+            change = Change(removed=_vector_ids(connection, row[0], space))
+            connection.execute("DELETE FROM images WHERE id = ?", row)
+            return change
+
+        self.writer.run(work, committed)
+
+    def lookup(self, space: int, keys: Sequence[str]) -> dict[str, str]:
+        """Return {key: sha256} of those among `keys` that are here with a vector in `space`."""
+        rows = self._all(
+            """SELECT i.key, i.sha256 FROM json_each(?) j JOIN images i ON i.key = j.value
+               WHERE EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?)""",
+            (json.dumps(list(keys)), space),
+        )
+        return dict(rows)
+
+    def get(self, key: str) -> ImageRecord:
+        """Return one image's record. Raises KeyNotFoundError."""
+        rows = self._all(f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?", (key,))  # noqa: S608
+        if not rows:
+            raise KeyNotFoundError(key)
+        return _record(rows[0])
+
+    def contains(self, key: str) -> bool:
+        """Tell whether an image has this key."""
+        return bool(self._one("SELECT EXISTS (SELECT 1 FROM images WHERE key = ?)", (key,))[0])
+
+    def picture(self, key: str) -> bytes:
+        """Return the stored JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
+        rows = self._all("SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?", (key,))
+        if not rows:
+            raise KeyNotFoundError(key)
+        if rows[0][0] is None:
+            raise PictureNotFoundError(key)
+        return bytes(rows[0][0])
+
+    def list(self, limit: int, cursor: str | None) -> Page:
+        """Return `limit` images in the order of their first adding, from `cursor` on. Raises CursorError."""
+        after = 0 if cursor is None else self._read_cursor(cursor)
+        rows = self._all(
+            f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? ORDER BY i.id LIMIT ?",  # noqa: S608
+            (after, limit + 1),
+        )
+        more = len(rows) > limit
+        return Page([_record(row[1:]) for row in rows[:limit]], self._make_cursor(rows[limit - 1][0]) if more else None)
+
+    def images(self) -> int:
+        """Return how many images there are."""
+        return int(self._one("SELECT count(*) FROM images")[0])
+
+    # --- vectors ----------------------------------------------------------------------------------------------------
+
+    def vector_id(self, space: int, key: str) -> int | None:
+        """Return the id of an image's vector in `space`, None when it has none. Raises KeyNotFoundError."""
+        rows = self._all(
+            "SELECT v.id FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ? WHERE i.key = ?",
+            (space, key),
+        )
+        if not rows:
+            raise KeyNotFoundError(key)
+        return None if rows[0][0] is None else int(rows[0][0])
+
+    def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
+        """Return {vector id: (key, metadata as JSON)} of those vectors that are still here."""
+        rows = self._all(
+            """SELECT v.id, i.key, i.metadata
+               FROM json_each(?) j JOIN vectors v ON v.id = j.value JOIN images i ON i.id = v.image_id""",
+            (json.dumps(list(vector_ids)),),
+        )
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    def vector_checksums(self, space: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Return the ids, ascending, and the checksums of all vectors in `space`."""
+        rows = self._all("SELECT id, crc FROM vectors WHERE space_id = ? ORDER BY id", (space,))
+        table = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        return table[:, 0].copy(), table[:, 1].astype(np.uint32)
+
+    def vectors(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        """Return stored vectors, float16 [len(ids), 4096]; `ids` ascending, all of them here."""
+        rows = self._all(
+            "SELECT v.vector FROM json_each(?) j CROSS JOIN vectors v ON v.id = j.value ORDER BY j.key",
+            (json.dumps(list(ids)),),
+        )
+        return np.frombuffer(b"".join(row[0] for row in rows), dtype=np.float16).reshape(-1, DIMENSIONS)
+
+    # --- spaces -----------------------------------------------------------------------------------------------------
+
+    def spaces(self) -> list[Space]:
+        """Return every model's space, oldest first."""
+        rows = self._all(
+            """SELECT s.id, s.fingerprint, s.model, s.id = CAST(m.value AS INTEGER),
+                      (SELECT count(*) FROM vectors v WHERE v.space_id = s.id), (SELECT count(*) FROM images)
+               FROM spaces s LEFT JOIN meta m ON m.name = 'active_space' ORDER BY s.id"""
+        )
+        return [Space(i, print_, model, bool(active), n, images - n) for i, print_, model, active, n, images in rows]
+
+    def make_space(self, fingerprint: str, model: str) -> int:
+        """Return the id of a model's space, made when missing; `model` is the name to show."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            row = connection.execute(
+                """INSERT INTO spaces (fingerprint, model) VALUES (?, ?)
+                   ON CONFLICT (fingerprint) DO UPDATE SET model = excluded.model RETURNING id""",
+                (fingerprint, model),
+            ).fetchone()
+            return int(row[0])
+
+        return self.writer.run(work)
+
+    def activate_space(self, space: int) -> None:
+        """Make search use `space`. The one it used before is kept, for a roll-back; older ones are dropped."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            before = connection.execute("SELECT value FROM meta WHERE name = 'active_space'").fetchone()
+            if before is not None and int(before[0]) != space:
+                connection.execute("DELETE FROM spaces WHERE id NOT IN (?, ?)", (space, int(before[0])))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('active_space', ?)", (str(space),))
+
+        self.writer.run(work)
+
+    def unembedded(self, space: int, after: int, limit: int) -> Sequence[Unembedded]:
+        """Return up to `limit` images without a vector in `space`, by id, those after the id `after`."""
+        rows = self._all(
+            """SELECT i.id, i.key, i.sha256, p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id
+               WHERE i.id > ? AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?)
+               ORDER BY i.id LIMIT ?""",
+            (after, space, limit),
+        )
+        return [Unembedded(*row) for row in rows]
+
+    def add_vectors(self, space: int, images: Sequence[Unembedded], vectors: NDArray[np.float16]) -> int:
+        """Give `images` their vectors in `space`; those replaced or deleted since are left out. Returns how many got one."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            given = 0
+            for image, row in zip(images, vectors, strict=True):
+                given += connection.execute(
+                    """INSERT INTO vectors (image_id, space_id, crc, vector)
+                       SELECT id, ?, ?, ? FROM images WHERE id = ? AND sha256 = ? ON CONFLICT DO NOTHING""",
+                    (space, checksum(row), row.tobytes(), image.id, image.sha256),
+                ).rowcount
+            return given
+
+        return self.writer.run(work)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend a reading connection to one thread at a time."""
+        try:
+            connection = self._readers.get_nowait()
+        except queue.Empty:
+            connection = connect(self.path, read_only=True)
+        try:
+            with translated(self.path):
+                yield connection
+        finally:
+            self._readers.put(connection)
+
+    def _all(self, query: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
+        with self._reader() as connection:
+            return connection.execute(query, values).fetchall()
+
+    def _one(self, query: str, values: Sequence[object] = ()) -> tuple[Any, ...]:
+        return self._all(query, values)[0]
+
+    def _make_cursor(self, last: int) -> str:
+        return base64.urlsafe_b64encode(json.dumps([self.identity[:12], last]).encode()).decode().rstrip("=")
+
+    def _read_cursor(self, cursor: str) -> int:
+        try:
+            text = base64.b64decode(cursor.encode() + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+            identity, last = json.loads(text)
+        except (ValueError, TypeError, binascii.Error, RecursionError):
+            raise CursorError(cursor) from None
+        if identity != self.identity[:12] or type(last) is not int or not 0 <= last < 2**63:
+            raise CursorError(cursor)
+        return last
+
+
+def _add(connection: sqlite3.Connection, space: int, entry: Entry, now: int, change: Change) -> AddOutcome:
+    """Store one image inside a transaction, noting in `change` which vectors came and went."""
+    row = connection.execute(
+        """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM vectors WHERE image_id = images.id AND space_id = ?),
+                  EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id)
+           FROM images WHERE key = ?""",
+        (space, entry.key),
+    ).fetchone()
+    if row is None:
+        image, same, metadata = None, False, entry.metadata or "{}"
+    else:
+        image, same = row[0], row[1] == entry.sha256
+        metadata = row[2] if entry.metadata is None else entry.metadata
+        if same and metadata == row[2] and row[3] and (row[4] or entry.picture is None):
+            return AddOutcome.UNCHANGED
+    values = (entry.sha256, entry.size, entry.width, entry.height, metadata, now)
+    if image is None:
+        image = connection.execute(
+            "INSERT INTO images (sha256, size, width, height, metadata, added, updated, key) VALUES (?,?,?,?,?,?,?,?)",
+            (*values, now, entry.key),
+        ).lastrowid
+    else:
+        connection.execute(
+            "UPDATE images SET sha256 = ?, size = ?, width = ?, height = ?, metadata = ?, updated = ? WHERE id = ?",
+            (*values, image),
+        )
+        if not same:  # other models' vectors are of the old picture too
+            change.removed += _vector_ids(connection, image, space)
+            connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
+            connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
+    if entry.picture is not None:
+        connection.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?)", (image, entry.picture))
+    if row is None or not same or not row[3]:
+        vector = connection.execute(
+            "INSERT INTO vectors (image_id, space_id, crc, vector) VALUES (?, ?, ?, ?)",
+            (image, space, checksum(entry.vector), entry.vector.tobytes()),
+        ).lastrowid
+        change.ids.append(int(vector or 0))
+        change.rows.append(entry.vector)
+    return AddOutcome.ADDED if row is None else AddOutcome.REPLACED
+
+
+def _vector_ids(connection: sqlite3.Connection, image: int, space: int) -> list[int]:
+    rows = connection.execute("SELECT id FROM vectors WHERE image_id = ? AND space_id = ?", (image, space))
+    return [row[0] for row in rows]
+
+
+def _record(row: tuple[Any, ...]) -> ImageRecord:
+    key, sha256, size, width, height, metadata, added, updated, has_picture = row
+    return ImageRecord(
+        key, sha256, size, width, height, json.loads(metadata), _time(added), _time(updated), bool(has_picture)
+    )
+
+
+def _time(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)

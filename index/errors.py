@@ -1,0 +1,186 @@
+"""Every error that this room raises on purpose, drawn once.
+
+Fc7Error
+└── ImageIndexError
+    ├── InvalidKeyError            a key that cannot be stored
+    ├── MetadataError              metadata that is no JSON object, or too large or too deep
+    ├── VectorError                a vector with values that cannot be stored or compared
+    ├── CursorError                a cursor that this index did not give
+    ├── KeyNotFoundError           no image under this key
+    │   └── PictureNotFoundError   the image is there, its stored picture is not
+    ├── IndexModelError            the vectors were made by another model
+    ├── IndexLockedError           another process has the index open
+    ├── IndexCorruptError          the catalogue on disk is damaged
+    ├── IndexFormatError           the catalogue was written by a newer fc7
+    ├── IndexUnavailableError      the index cannot answer now
+    │   ├── IndexReadOnlyError     it can be read, and not written
+    │   └── IndexFullError         no room on the disk
+    └── FolderError                a folder with nothing to index
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_store.errors import Fc7Error
+
+
+class ImageIndexError(Fc7Error):
+    """Base of all errors of the index."""
+
+
+class InvalidKeyError(ImageIndexError):
+    """A key is empty, too long, or has characters that cannot be shown."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        shown = self.key if len(self.key) <= 40 else self.key[:40] + "..."
+        return f"The key {ascii(shown)} {self.reason}. A key has 1 to 200 characters, none of them a control character."
+
+
+class MetadataError(ImageIndexError):
+    """Metadata is not a JSON object, or over a limit."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The metadata {self.reason}. It must be a JSON object of at most 16 KB and 8 levels."
+
+
+class VectorError(ImageIndexError):
+    """A vector has values that float16 cannot hold."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"The vector {self.reason}. Vectors are kept as float16, so every value must be finite and within ±65504: "
+            "check the model with fc7 evaluate, its activations are out of all proportion."
+        )
+
+
+class CursorError(ImageIndexError):
+    """A cursor was changed, or comes from another index."""
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(cursor)
+        self.cursor = cursor
+
+    def __str__(self) -> str:
+        return f"The cursor {ascii(self.cursor[:40])} is not one of this index: list again without a cursor."
+
+
+class KeyNotFoundError(ImageIndexError):
+    """No image has this key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"No image has the key {self.key!r}."
+
+
+class PictureNotFoundError(KeyNotFoundError):
+    """The image is in the index, but it was added without a picture."""
+
+    def __str__(self) -> str:
+        return f"The image {self.key!r} was added without its picture being kept: add it again to have one."
+
+
+class IndexModelError(ImageIndexError):
+    """The index's vectors were made by another model than the one at hand; the two cannot be compared."""
+
+    def __init__(self, path: Path, found: str, expected: str, lacking: int) -> None:
+        super().__init__(path, found, expected, lacking)
+        self.path, self.found, self.expected, self.lacking = path, found, expected, lacking
+
+    def __str__(self) -> str:
+        return (
+            f"The index in {self.path} holds vectors of the model {self.found}; {self.lacking} of its images have none of "
+            f"{self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
+            "fc7 index reembed. Or index their folder again: fc7 index build DIR --rebuild"
+        )
+
+
+class IndexLockedError(ImageIndexError):
+    """Another process has the index open for writing."""
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        super().__init__(path, pid)
+        self.path, self.pid = path, pid
+
+    def __str__(self) -> str:
+        holder = f"process {self.pid}" if self.pid is not None else "another process"
+        return f"The index in {self.path} is open in {holder}: stop it, or send it your request, or use another FC7_HOME."
+
+
+class IndexCorruptError(ImageIndexError):
+    """A file of the index is not what was written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is damaged ({self.reason}). Put a copy of it in its place, "
+            "or move it away and index the images again: fc7 index build DIR"
+        )
+
+
+class IndexFormatError(ImageIndexError):
+    """The catalogue's format is newer than this program."""
+
+    def __init__(self, path: Path, found: int, known: int) -> None:
+        super().__init__(path, found, known)
+        self.path, self.found, self.known = path, found, known
+
+    def __str__(self) -> str:
+        return f"{self.path} has format {self.found}; this fc7 knows formats up to {self.known}. Use a newer fc7."
+
+
+class IndexUnavailableError(ImageIndexError):
+    """The index cannot do this now; the same request may work later."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"The index in {self.path} is not available: {self.reason}. Nothing was changed."
+
+
+class IndexReadOnlyError(IndexUnavailableError):
+    """The index can be read, but not written."""
+
+    def __str__(self) -> str:
+        return f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed; searching still works."
+
+
+class IndexFullError(IndexUnavailableError):
+    """There is no room on the disk for this write."""
+
+    def __str__(self) -> str:
+        return (
+            f"No room on the disk for the index in {self.path} ({self.reason}). Nothing was changed, and what was in it "
+            "is still there: make room and try again."
+        )
+
+
+class FolderError(ImageIndexError):
+    """A folder has nothing that can be indexed."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def __str__(self) -> str:
+        return f"{self.folder} {self.reason}"

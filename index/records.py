@@ -1,0 +1,171 @@
+"""The values that go into the index and come out of it, and the rules for keys, metadata and vectors.
+
+Promises: whatever passes `check_key`, `encode_metadata` and `encode_vectors` can be stored, and comes back equal.
+Does not: touch the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import InvalidKeyError, MetadataError, VectorError
+from model_store.errors import ShapeError
+
+DIMENSIONS = 4096
+MAX_KEY_LENGTH = 200
+MAX_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 8
+_FLOAT16_MAX = 65504.0
+
+
+class AddOutcome(StrEnum):
+    """What an add did."""
+
+    ADDED = "added"
+    REPLACED = "replaced"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """An image to add.
+
+    key: 1 to 200 characters; None takes `sha256`. sha256: of the file's bytes, hex. size: of the file, in bytes.
+    width, height: of the upright original, in pixels. metadata: a JSON object; None keeps what the key has.
+    picture: the prepared 256x256 JPEG, or None. vector: float32 [4096], the fc7 activations; kept as float16.
+    """
+
+    key: str | None
+    sha256: str
+    size: int
+    width: int
+    height: int
+    metadata: Mapping[str, Any] | None
+    picture: bytes | None
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image as the catalogue knows it; `added` and `updated` are UTC, `size` in bytes."""
+
+    key: str
+    sha256: str
+    size: int
+    width: int
+    height: int
+    metadata: dict[str, Any]
+    added: datetime
+    updated: datetime
+    has_picture: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An image near a query. distance: Euclidean, not squared, between float16 fc7 vectors."""
+
+    key: str
+    distance: float
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some images of a listing; `next_cursor` is None on the last page."""
+
+    images: list[ImageRecord]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """Counts and sizes. images: all; vectors: those that search can find, made by `model`; sizes in bytes."""
+
+    images: int
+    vectors: int
+    bytes_on_disk: int
+    bytes_in_memory: int
+    mode: str
+    model: str
+    fingerprint: str
+
+
+def check_key(key: str) -> str:
+    """Return `key`, or raise InvalidKeyError saying what is wrong with it."""
+    if not key:
+        raise InvalidKeyError(key, "is empty")
+    if len(key) > MAX_KEY_LENGTH:
+        raise InvalidKeyError(key, f"has {len(key)} characters")
+    for character in key:
+        # Cs: lone surrogates, which file names that are no UTF-8 decode to; SQLite cannot store them.
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise InvalidKeyError(key, f"contains {ascii(character)}")
+    return key
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> str:
+    """Return `metadata` as compact JSON with sorted names, so that equal objects are equal texts.
+
+    Raises MetadataError unless it is an object with text names, JSON values (no NaN), 16 KB and 8 levels at most.
+    """
+    if not isinstance(metadata, Mapping):
+        raise MetadataError(f"is a {type(metadata).__name__}, not an object")
+    _check_json(metadata, MAX_METADATA_DEPTH)
+    text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise MetadataError("contains text that is not Unicode") from None
+    if size > MAX_METADATA_BYTES:
+        raise MetadataError(f"takes {size} bytes")
+    return text
+
+
+def _check_json(value: object, levels: int) -> None:
+    """Refuse what JSON cannot hold, before the encoder recurses into it."""
+    if isinstance(value, Mapping | list | tuple):
+        if levels == 0:
+            raise MetadataError(f"is nested deeper than {MAX_METADATA_DEPTH} levels")
+        if isinstance(value, Mapping):
+            for name in value:
+                if not isinstance(name, str):
+                    raise MetadataError(f"has the name {name!r}, which is not text")
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_json(item, levels - 1)
+    elif isinstance(value, float):
+        if not np.isfinite(value):
+            raise MetadataError(f"contains {value}, which JSON cannot hold")
+    elif not isinstance(value, str | int | None):
+        raise MetadataError(f"contains a {type(value).__name__}, which JSON cannot hold")
+
+
+def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]]) -> NDArray[np.float16]:
+    """Round float32 [n, 4096] to the float16 [n, 4096] that is stored and searched with.
+
+    Raises ShapeError for another shape, VectorError for NaN, infinity or a value beyond ±65504.
+    """
+    for row, vector in enumerate(vectors):
+        if np.shape(vector) != (DIMENSIONS,):
+            raise ShapeError(f"Vector {row} has the shape {np.shape(vector)}, not ({DIMENSIONS},).")
+    values = np.asarray(vectors, dtype=np.float32).reshape(-1, DIMENSIONS)
+    largest = np.max(np.abs(values), axis=1, initial=0.0)
+    # Written so that NaN, for which every comparison is false, fails it too.
+    bad = np.flatnonzero(~(largest <= _FLOAT16_MAX))
+    if bad.size:
+        raise VectorError(f"{bad[0]} has a largest magnitude of {largest[bad[0]]}")
+    return values.astype(np.float16)
+
+
+def checksum(row: NDArray[np.float16] | bytes) -> int:
+    """Return the CRC-32 of one stored vector: what tells a flipped bit on disk."""
+    return zlib.crc32(row if isinstance(row, bytes) else row.tobytes())
