@@ -13,6 +13,8 @@ Fc7Error
 ├── ModelNameError             a name that cannot be a folder's name
 ├── ModelNotFoundError         no such name or version in the store
 ├── NoActiveModelError         nothing was activated yet
+├── NoPreviousModelError       nothing to roll back to
+├── ModelInUseError            a version that may not be removed now
 ├── PublishError               a version could not be written (disk full, no permission)
 ├── RunnerError                ONNX Runtime failed
 │   └── DeviceUnavailableError CUDA was asked for and is not there
@@ -88,18 +90,13 @@ class ImageFormatError(ImageError):
 class ImageTooLargeError(ImageError):
     """The header announces more pixels than the limit: nothing was decoded."""
 
-    def __init__(self, width: int, height: int, limit: int) -> None:
-        super().__init__(width, height, limit)
-        self.width, self.height, self.limit = width, height, limit
-
-    @property
-    def pixels(self) -> int:
-        """Pixels that the header announces."""
-        return self.width * self.height
+    def __init__(self, pixels: int, limit: int) -> None:
+        super().__init__(pixels, limit)
+        self.pixels, self.limit = pixels, limit
 
     def __str__(self) -> str:
         return (
-            f"the image has {self.width}x{self.height} = {self.pixels:,} pixels, and at most {self.limit:,} are decoded: "
+            f"the image has {self.pixels:,} pixels, and at most {self.limit:,} are decoded: "
             "send a smaller copy (256 pixels on the shorter side are enough)"
         )
 
@@ -146,8 +143,8 @@ class ModelNameError(Fc7Error):
 
     def __str__(self) -> str:
         return (
-            f"{self.name!r} is not a model's name: use 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', the first a letter or digit, "
-            "and NAME:VERSION for one version (solar:1)"
+            f"{self.name!r} is not a model's name: use 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', the first a "
+            "letter or digit, and NAME:VERSION for one version (solar:1)"
         )
 
 
@@ -180,6 +177,24 @@ class NoActiveModelError(Fc7Error):
         return f"no model is active: fc7 models activate {self.known[-1]}. Published: {', '.join(self.known)}"
 
 
+class NoPreviousModelError(Fc7Error):
+    """There is no version to roll back to: at most one was ever activated."""
+
+    def __str__(self) -> str:
+        return "there is no version before the active one: fc7 models list; fc7 models activate NAME:VERSION"
+
+
+class ModelInUseError(Fc7Error):
+    """A version may not be removed, because something needs it."""
+
+    def __init__(self, model: str, use: str) -> None:
+        super().__init__(model, use)
+        self.model, self.use = model, use
+
+    def __str__(self) -> str:
+        return f"{self.model} is {self.use} and is not removed: activate another version first (fc7 models activate)"
+
+
 class PublishError(Fc7Error):
     """A version could not be written; nothing of it is visible."""
 
@@ -188,7 +203,10 @@ class PublishError(Fc7Error):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"could not publish: writing {self.path} failed: {self.reason}. Nothing was published; mend it and publish again"
+        return (
+            f"could not publish: writing {self.path} failed: {self.reason}. "
+            "Nothing of it is visible; make room or mend it, and publish again"
+        )
 
 
 class RunnerError(Fc7Error):
@@ -212,8 +230,8 @@ class DeviceUnavailableError(RunnerError):
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         return (
-            f"device {self.device} was asked for and cannot be used{why}. ONNX Runtime here has: {', '.join(self.available)}. "
-            "Check nvidia-smi and that fc7[gpu] is installed instead of fc7[cpu], or run with FC7_DEVICE=cpu or auto"
+            f"device {self.device} was asked for and cannot be used{why}. ONNX Runtime here has: "
+            f"{', '.join(self.available)}. Check nvidia-smi and that fc7[gpu] is installed instead of fc7[cpu], or run with FC7_DEVICE=cpu or auto"
         )
 
 
@@ -254,6 +272,6 @@ class ParityError(TrainingError):
 
     def __str__(self) -> str:
         return (
-            f"the exported graph differs from the trained net by {self.difference:.2e} in probabilities, and {self.limit:.0e} "
-            "is allowed: nothing was published"
+            f"the exported graph differs from the trained net by {self.difference:.2e} in probabilities, and "
+            f"{self.limit:.0e} is allowed: nothing was published"
         )

@@ -1,0 +1,286 @@
+"""One version of a model on disk: its manifest, its files, its fingerprint, and the proof that they belong together.
+
+A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the graph's external data) and `report/`.
+Promises: a manifest that was read is complete and of a known format; a verified artifact's files are, byte for byte,
+those that the manifest describes, and the file that differs is named.
+Does not: write versions (the store does), load the graph (the runner does), prove who made a version (hashes, no
+signature).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model_store.durable import sha256_of
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelNameError
+from model_store.image import CROP, PREPARATION, SIZE
+
+FORMAT: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+MODEL_FILE: Final = "model.onnx"
+WEIGHTS_FILE: Final = "weights.bin"
+REPORT_FOLDER: Final = "report"
+FEATURES: Final = 4096
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256 = r"^[0-9a-f]{64}$"
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may be a model's name, which is a folder's name and part of a URL. Raises ModelNameError."""
+    if not _NAME.fullmatch(name):
+        raise ModelNameError(name)
+    return name
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ClassLabel(_Frozen):
+    """One class of the network: the row of `probabilities`, and what people call it."""
+
+    index: int = Field(ge=0)
+    label: str = Field(min_length=1)
+
+
+class InputContract(_Frozen):
+    """What the graph takes. `preparation` numbers the way from bytes to pixels (`model_store.image.PREPARATION`)."""
+
+    name: str = "pixels"
+    dtype: str = "uint8"
+    shape: tuple[int | str, ...] = ("N", CROP, CROP, 3)
+    layout: str = "NHWC"
+    colour: str = "RGB, 0-255"
+    prepared_size: int = SIZE
+    preparation: int = PREPARATION
+
+
+class OutputContract(_Frozen):
+    """One output of the graph."""
+
+    name: str
+    dtype: str = "float32"
+    shape: tuple[int | str, ...]
+
+
+class FileEntry(_Frozen):
+    """What a file of the version must be: SHA-256 in hexadecimal, and size in bytes."""
+
+    sha256: str = Field(pattern=_SHA256)
+    size: int = Field(ge=0)
+
+
+class ManifestDraft(_Frozen):
+    """What the maker of a version knows of it; the store adds version, time, hashes and fingerprint.
+
+    `metrics` holds what was measured (top-1/top-5 error, views, data set and its hash), `recipe` how it was trained,
+    `parent_run` the run's folder name. Values must be JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str
+    architecture: str
+    classes: tuple[ClassLabel, ...] = Field(min_length=1)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    opset: int
+    producer: str
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    parent_run: str | None = None
+    input: InputContract = InputContract()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str) -> str:
+        return check_name(name)
+
+    @field_validator("classes")
+    @classmethod
+    def _indices_count_up(cls, classes: tuple[ClassLabel, ...]) -> tuple[ClassLabel, ...]:
+        if [entry.index for entry in classes] != list(range(len(classes))):
+            raise ValueError("class indices must be 0, 1, 2, ... in this order")
+        return classes
+
+
+class Manifest(_Frozen):
+    """`manifest.json`: what a version is, and which files belong to it (all but the manifest itself)."""
+
+    format: int
+    name: str
+    version: int = Field(ge=1)
+    created: AwareDatetime
+    architecture: str
+    recipe: dict[str, Any]
+    classes: tuple[ClassLabel, ...] = Field(min_length=1)
+    input: InputContract
+    outputs: tuple[OutputContract, ...]
+    opset: int
+    producer: str
+    metrics: dict[str, Any]
+    parent_run: str | None
+    files: dict[str, FileEntry]
+    fingerprint: str = Field(pattern=_SHA256)
+
+    @field_validator("files")
+    @classmethod
+    def _files_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+                raise ValueError(f"{name!r} is not a path inside the version")
+        if missing := {MODEL_FILE, WEIGHTS_FILE} - files.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} is not listed")
+        return files
+
+    @model_validator(mode="after")
+    def _fingerprint_is_of_these_files(self) -> Manifest:
+        if self.fingerprint != _fingerprint(self.files[MODEL_FILE].sha256, self.files[WEIGHTS_FILE].sha256):
+            raise ValueError("the fingerprint is not that of the listed graph and weights")
+        return self
+
+    @classmethod
+    def complete(
+        cls, draft: ManifestDraft, *, version: int, created: datetime, files: dict[str, FileEntry]
+    ) -> Manifest:
+        """Return the manifest of a version made from `draft` and the hashes of its files."""
+        return cls(
+            **draft.model_dump(),
+            format=FORMAT,
+            version=version,
+            created=created,
+            outputs=(
+                OutputContract(name="probabilities", shape=("N", len(draft.classes))),
+                OutputContract(name="fc7", shape=("N", FEATURES)),
+            ),
+            files=files,
+            fingerprint=_fingerprint(files[MODEL_FILE].sha256, files[WEIGHTS_FILE].sha256),
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the text of `manifest.json`."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+def class_labels(labels: Sequence[str]) -> tuple[ClassLabel, ...]:
+    """Return the classes of a manifest, numbered as the labels are."""
+    return tuple(ClassLabel(index=index, label=label) for index, label in enumerate(labels))
+
+
+def fingerprint(model_path: Path, weights_path: Path) -> str:
+    """Return what identifies a model's answers: SHA-256, in hexadecimal, over the graph's and the weights' SHA-256.
+
+    Name, version and report are not in it: the same net published twice has one fingerprint. Raises OSError.
+    """
+    return _fingerprint(sha256_of(model_path), sha256_of(weights_path))
+
+
+def _fingerprint(model_sha256: str, weights_sha256: str) -> str:
+    return hashlib.sha256(bytes.fromhex(model_sha256) + bytes.fromhex(weights_sha256)).hexdigest()
+
+
+class Artifact:
+    """A version on disk whose manifest was read. `verified` says whether its files were compared with it."""
+
+    def __init__(self, path: Path, manifest: Manifest, *, verified: bool) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.verified = verified
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> Artifact:
+        """Read the version in the folder `path`, and compare its files with the manifest unless told not to.
+
+        Raises ArtifactFormatError for a manifest that is missing, broken or of a newer format, ArtifactCorruptError
+        for the first file that differs or is missing.
+        """
+        artifact = cls(path, _read_manifest(path / MANIFEST_FILE), verified=False)
+        if verify:
+            artifact.verify()
+        return artifact
+
+    def verify(self) -> None:
+        """Compare every file with its SHA-256 in the manifest. Raises ArtifactCorruptError for the first bad one."""
+        for name, entry in self.manifest.files.items():
+            path = self.path / name
+            try:
+                found = sha256_of(path)
+            except FileNotFoundError:
+                raise ArtifactCorruptError(path, entry.sha256, "missing") from None
+            except OSError as exc:
+                raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
+            if found != entry.sha256:
+                raise ArtifactCorruptError(path, entry.sha256, found)
+        self.verified = True
+
+    @property
+    def name(self) -> str:
+        """The model's name: "solar"."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        """The version, from 1."""
+        return self.manifest.version
+
+    @property
+    def id(self) -> str:
+        """Name and version: "solar:1"."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over graph and weights: equal fingerprints give comparable fc7 vectors."""
+        return self.manifest.fingerprint
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes' names, in the order of the columns of `probabilities`."""
+        return tuple(entry.label for entry in self.manifest.classes)
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX graph."""
+        return self.path / MODEL_FILE
+
+    @property
+    def weights_path(self) -> Path:
+        """The graph's external data."""
+        return self.path / WEIGHTS_FILE
+
+    def __repr__(self) -> str:
+        return f"Artifact({self.id!r}, {str(self.path)!r})"
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactFormatError(path, "there is no such file, so this is no version of a model") from None
+    except OSError as exc:
+        raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
+    except (ValueError, RecursionError) as exc:
+        raise ArtifactFormatError(path, f"it is not JSON ({exc})") from exc
+    number = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(number, int) or number < 1:
+        raise ArtifactFormatError(path, "it is not a manifest: the format number is missing")
+    if number > FORMAT:
+        raise ArtifactFormatError(
+            path, f"it is of format {number}, and this fc7 reads formats up to {FORMAT}: install a newer fc7"
+        )
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ArtifactFormatError(path, f"{place}: {first['msg']}") from exc
+    except ModelNameError as exc:
+        raise ArtifactFormatError(path, str(exc)) from exc

@@ -1,0 +1,202 @@
+"""Run a version of a model with ONNX Runtime: pixels in, probabilities and fc7 out, in one pass.
+
+Promises: only verified files are loaded; the graph has the served contract before the first request; a CUDA device that
+was asked for is used or refused, never silently replaced; every failure of ONNX Runtime is a `RunnerError`.
+Does not: decode images, batch, average views, retry. One thread should own a runner; calls from several are safe.
+Source: ONNX Runtime's documentation of the CUDA execution provider and of session options.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from model_store.artifact import FEATURES, Artifact
+from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError, ShapeError
+from model_store.image import CROP
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CUDA: Final = "CUDAExecutionProvider"
+CPU: Final = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How a version is run.
+
+    device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda" (the first device) or "cuda:N".
+    intra_op_threads: threads of one run on the CPU; None takes the cores that this process may use.
+    cuda_memory_limit: bytes that the arena on the device may take; None sets no limit.
+    """
+
+    device: str = "auto"
+    intra_op_threads: int | None = None
+    cuda_memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        kind, colon, number = self.device.partition(":")
+        if self.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and colon and number.isdecimal()):
+            raise DeviceUnavailableError(self.device, (), 'a device is "auto", "cpu", "cuda" or "cuda:N"')
+        if self.intra_op_threads is not None and self.intra_op_threads < 1:
+            raise ValueError(f"intra_op_threads must be at least 1, but is {self.intra_op_threads}")
+
+    @property
+    def cuda_device(self) -> int | None:
+        """Number of the CUDA device to try; None for the CPU alone."""
+        return None if self.device == "cpu" else int(self.device.partition(":")[2] or 0)
+
+
+class Outputs(NamedTuple):
+    """What the network says of n inputs: probabilities float32 [n,K], and fc7 float32 [n,4096] after ReLU."""
+
+    probabilities: NDArray[np.float32]
+    fc7: NDArray[np.float32]
+
+
+class Runner:
+    """A loaded version on one device. `device` is "cpu" or "cuda:N", `provider` ONNX Runtime's name for it."""
+
+    def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
+        """Load `artifact`, after comparing its files with the manifest if nobody did yet.
+
+        Raises ArtifactCorruptError, DeviceUnavailableError when CUDA was asked for and cannot be used,
+        RunnerError for a graph that cannot be loaded or has another contract, MissingExtraError without ONNX Runtime.
+        """
+        if not artifact.verified:
+            artifact.verify()
+        self.artifact = artifact
+        self.options = options or RunnerOptions()
+        self.classes = len(artifact.manifest.classes)
+        self._session: onnxruntime.InferenceSession | None
+        self._session, self.provider = _load(artifact, self.options)
+        self.device = f"cuda:{self.options.cuda_device}" if self.provider == CUDA else "cpu"
+        self._check_contract(self._session)
+        structlog.get_logger(__name__).info(
+            "model loaded", model=artifact.id, device=self.device, asked=self.options.device, provider=self.provider
+        )
+
+    def _check_contract(self, session: onnxruntime.InferenceSession) -> None:
+        inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
+        outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
+        wanted_inputs = {"pixels": ("tensor(uint8)", [CROP, CROP, 3])}
+        wanted_outputs = {
+            "probabilities": ("tensor(float)", [self.classes]),
+            "fc7": ("tensor(float)", [FEATURES]),
+        }
+        if inputs != wanted_inputs:
+            raise RunnerError(self.artifact.id, f"the graph takes {inputs}, but must take {wanted_inputs}")
+        for name, wanted in wanted_outputs.items():
+            if outputs.get(name) != wanted:
+                raise RunnerError(self.artifact.id, f"the graph's output {name} is {outputs.get(name)}, not {wanted}")
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """Return the network's answers to pixels, uint8 [n,224,224,3], RGB, n >= 1: one row for each.
+
+        Raises ShapeError for other arrays, RunnerError when ONNX Runtime fails or the runner is closed.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (CROP, CROP, 3) or not len(pixels):
+            raise ShapeError("pixels", f"uint8 [n,{CROP},{CROP},3], n >= 1", f"{pixels.dtype} {list(pixels.shape)}")
+        session = self._session
+        if session is None:
+            raise RunnerError(self.artifact.id, "it is closed")
+        try:
+            return Outputs(*session.run(["probabilities", "fc7"], {"pixels": np.ascontiguousarray(pixels)}))
+        except Exception as exc:  # the seam: each of ONNX Runtime's status codes is an exception class of its own
+            raise RunnerError(self.artifact.id, str(exc)) from exc
+
+    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Run once for each batch size, so that memory and algorithms are chosen before the first request."""
+        for size in batch_sizes:
+            self.run(np.zeros((size, CROP, CROP, 3), np.uint8))
+
+    def close(self) -> None:
+        """Free the session; a later `run` raises RunnerError. A run that is under way ends first."""
+        self._session = None
+
+
+def _load(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.InferenceSession, str]:
+    """Return a session and the provider that it really uses."""
+    try:
+        import onnxruntime  # noqa: PLC0415 - an extra: only who runs a model needs it
+    except ImportError as exc:
+        raise MissingExtraError("onnxruntime", "cpu|gpu") from exc
+    available = tuple(onnxruntime.get_available_providers())
+    reason = "ONNX Runtime has no CUDA provider: it is the package for the CPU"
+    if options.cuda_device is not None and CUDA in available:
+        onnxruntime.preload_dlls()
+        try:
+            session = _session(onnxruntime, artifact, options, [(CUDA, _cuda_options(options)), CPU])
+        except RunnerError as exc:
+            reason = exc.reason
+        else:
+            if CUDA in session.get_providers():
+                return session, CUDA
+            reason = "its CUDA libraries or the device were not found"
+    if options.device not in ("auto", "cpu"):
+        raise DeviceUnavailableError(options.device, available, reason)
+    if options.device == "auto" and CUDA in available:
+        structlog.get_logger(__name__).warning("CUDA cannot be used, running on the CPU", reason=reason)
+    return _session(onnxruntime, artifact, options, [CPU]), CPU
+
+
+def _session(
+    ort: Any, artifact: Artifact, options: RunnerOptions, providers: list[Any]
+) -> onnxruntime.InferenceSession:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3  # errors: they come back as exceptions, and warnings are for who made the graph
+    # Batches vary in size, and a pattern is kept for each size.
+    settings.enable_mem_pattern = False
+    settings.intra_op_num_threads = options.intra_op_threads or len(os.sched_getaffinity(0))
+    try:
+        # Without the fallback: it would go to the CPU with a print.
+        return ort.InferenceSession(artifact.model_path, settings, providers=providers, enable_fallback=0)
+    except Exception as exc:
+        raise RunnerError(artifact.id, f"{artifact.model_path} cannot be loaded: {exc}") from exc
+
+
+def _cuda_options(options: RunnerOptions) -> dict[str, str]:
+    # The default doubles the arena each time, and searches algorithms exhaustively for every new batch size.
+    settings = {
+        "device_id": str(options.cuda_device),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    if options.cuda_memory_limit is not None:
+        settings["gpu_mem_limit"] = str(options.cuda_memory_limit)
+    return settings
+
+
+def average_views(values: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    """Return the mean over each picture's n views: float32 [b*n, ...] -> [b, ...], rows as `image.views` orders them.
+
+    Raises ShapeError unless the number of rows is a multiple of n. Source: the paper, section 4.1.
+    """
+    if n < 1 or values.ndim < 1 or len(values) % n:
+        raise ShapeError("values", f"rows in multiples of {n}", f"{values.dtype} {list(values.shape)}")
+    if n == 1:
+        return values
+    return values.reshape(-1, n, *values.shape[1:]).mean(axis=1, dtype=np.float32)
+
+
+def top_k(probabilities: NDArray[np.float32], k: int = 5) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the `k` most probable classes of each row, most probable first.
+
+    probabilities: float32 [n,K], views already averaged. Returns (indices, values), int64 and float32, both [n,k].
+    Equal values keep the order of their class indices. Raises ShapeError unless `probabilities` is two-dimensional,
+    ValueError unless 1 <= k <= K. Source: the paper, section 2 (top-5).
+    """
+    if probabilities.ndim != 2:
+        raise ShapeError("probabilities", "float32 [n,K]", f"{probabilities.dtype} {list(probabilities.shape)}")
+    if not 1 <= k <= probabilities.shape[1]:
+        raise ValueError(f"k must be from 1 to {probabilities.shape[1]} classes, but is {k}")
+    # Stable: classes far from the top underflow to exactly 0 and tie, and every replica must order them alike.
+    indices = np.argsort(-probabilities, axis=1, kind="stable")[:, :k].astype(np.int64, copy=False)
+    return indices, np.take_along_axis(probabilities, indices, axis=1)

@@ -1,0 +1,84 @@
+"""Publish a tiny real version: a graph of the served contract that any picture changes, made in some milliseconds.
+
+The picture's 7x7 grid of mean colours -> 4096 random features, ReLU (fc7) -> K random classes, softmax (probabilities).
+Does not: classify anything; alike pictures have near fc7 vectors, and that is all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft, class_labels
+from model_store.store import ModelStore
+
+GRID = 7
+CLASSES = ("cat", "dog", "heron", "ferry", "mushroom", "lamp")
+
+
+def write_tiny_graph(folder: Path, classes: int = len(CLASSES), seed: int = 0, outputs: int = 2) -> None:
+    """Write `model.onnx` and `weights.bin` into `folder`; with `outputs=1` without fc7, which breaks the contract."""
+    random = np.random.default_rng(seed)
+    inputs = GRID * GRID * 3
+    arrays = {
+        "centre": np.array(127.5, np.float32),
+        "fc7_weight": random.standard_normal((inputs, 4096), np.float32) / np.float32(64 * inputs**0.5),
+        "fc8_weight": random.standard_normal((4096, classes), np.float32) / np.float32(8),
+    }
+    cell = 224 // GRID
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float", "centre"], ["centred"]),
+        helper.make_node("Transpose", ["centred"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["means"], kernel_shape=[cell, cell], strides=[cell, cell]),
+        helper.make_node("Flatten", ["means"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "fc7_weight"], ["fc7_in"]),
+        helper.make_node("Relu", ["fc7_in"], ["fc7"]),
+        helper.make_node("MatMul", ["fc7", "fc8_weight"], ["fc8"]),
+        helper.make_node("Softmax", ["fc8"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 224, 224, 3])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes]),
+            helper.make_tensor_value_info("fc7", TensorProto.FLOAT, ["N", 4096]),
+        ][:outputs],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save_model(model, folder / MODEL_FILE, save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=16)
+
+
+def tiny_draft(name: str = "tiny", classes: Sequence[str] = CLASSES) -> ManifestDraft:
+    """Return the manifest's draft for a tiny version."""
+    return ManifestDraft(
+        name=name,
+        architecture="tiny",
+        classes=class_labels(classes),
+        opset=18,
+        producer="tests.support.tiny_model",
+        metrics={"top1_error": 0.5, "top5_error": 0.25, "views": 1, "images": 4},
+    )
+
+
+def publish_tiny_model(
+    home: Path,
+    name: str = "tiny",
+    classes: Sequence[str] = CLASSES,
+    seed: int = 0,
+    activate: bool = True,
+) -> Artifact:
+    """Publish a tiny version under `home` and, unless told not to, make it the active one."""
+    store = ModelStore(home)
+    with store.staging(name) as folder:
+        write_tiny_graph(folder, len(classes), seed)
+        artifact = store.publish(folder, tiny_draft(name, classes))
+    if activate:
+        store.activate(artifact.name, artifact.version)
+    return artifact
