@@ -39,7 +39,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, replacing what is there, so that a kill leaves the old content or the new. Raises OSError."""
+    """Replace `path` by `data` so that a kill leaves the old content or the new, whole. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:

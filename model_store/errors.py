@@ -231,7 +231,8 @@ class DeviceUnavailableError(RunnerError):
         why = f" ({self.reason})" if self.reason else ""
         return (
             f"device {self.device} was asked for and cannot be used{why}. ONNX Runtime here has: "
-            f"{', '.join(self.available)}. Check nvidia-smi and that fc7[gpu] is installed instead of fc7[cpu], or run with FC7_DEVICE=cpu or auto"
+            f"{', '.join(self.available)}. Check nvidia-smi and that fc7[gpu] is installed instead of fc7[cpu], "
+            "or run with FC7_DEVICE=cpu or auto"
         )
 
 
@@ -264,14 +265,14 @@ class NonFiniteLossError(TrainingError):
 
 
 class ParityError(TrainingError):
-    """The exported graph's probabilities differ from the trained net's by more than the limit."""
+    """An output of the exported graph differs from the trained net's by more than the limit."""
 
-    def __init__(self, difference: float, limit: float) -> None:
-        super().__init__(difference, limit)
-        self.difference, self.limit = difference, limit
+    def __init__(self, difference: float, limit: float, output: str = "probabilities") -> None:
+        super().__init__(difference, limit, output)
+        self.difference, self.limit, self.output = difference, limit, output
 
     def __str__(self) -> str:
         return (
-            f"the exported graph differs from the trained net by {self.difference:.2e} in probabilities, and "
+            f"the exported graph differs from the trained net by {self.difference:.2e} in {self.output}, and "
             f"{self.limit:.0e} is allowed: nothing was published"
         )

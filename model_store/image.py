@@ -1,10 +1,11 @@
 """Decode an image file and prepare it for the network: the one path for training, indexing and serving.
 
 Promises: at most `max_pixels` are ever decoded (the header is read first); EXIF orientation is applied; RGB uint8,
-0-255; the shorter side scaled to 256 and the central 256x256 taken, in one antialiased bilinear resampling of the
-central square; whatever the bytes are, the answer is an array or an `ImageError`. Safe in many threads at once.
-Does not: subtract the mean (the exported graph does), apply colour profiles, fetch URLs, look at anything but the first
-frame.
+0-255; transparent pixels lie over white; the shorter side scaled to 256 and the central 256x256 taken, in one
+antialiased bilinear resampling of the central square (of a large JPEG, after the decoder scaled it to no less than
+twice that size); whatever the bytes are, the answer is an array or an `ImageError`. Safe in many threads at once.
+Does not: subtract the mean (the exported graph does), apply colour profiles, fetch URLs, look at more than the first
+frame, keep libtiff from writing a line on standard error about a broken TIFF.
 Source: the paper, section 2 (shorter side to 256, then the central 256x256) and 4.1 (ten views).
 """
 
@@ -162,28 +163,23 @@ def _format_of(data: bytes) -> str:
 
 
 def _central_square(image: ImageFile) -> tuple[NDArray[np.uint8], int]:
-    """Return the central square of the stored picture as uint8 [256,256,3], not yet upright, and its orientation, 1-8."""
-    width, height = image.size
-    stored_width, stored_height = float(width), float(height)
-    if scaled := image.draft("RGB", (_DRAFT_SIZE, _DRAFT_SIZE)):
-        # The last decoded column and row may be only partly inside the picture: these are the exact sizes.
-        _, (_, _, stored_width, stored_height) = scaled
+    """Return the stored picture's central square, uint8 [256,256,3], not yet upright, and its orientation."""
+    scaled = image.draft("RGB", (_DRAFT_SIZE, _DRAFT_SIZE))
     image.load()
-    orientation = _orientation(image)
-    if image.size[0] != round(stored_width + 0.4999) or not scaled:
-        stored_width, stored_height = image.size
-    side = min(stored_width, stored_height)
-    left, top = (stored_width - side) / 2, (stored_height - side) / 2
+    # Of a scaled JPEG the last column and row may lie only partly inside the picture: `draft` says its exact size.
+    width, height = scaled[1][2:] if scaled else image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
     square = _resamplable(image).resize(
         (SIZE, SIZE), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
     )
-    return np.asarray(_over_white(square)), orientation
+    return np.asarray(_over_white(square)), _orientation(image)
 
 
 def _orientation(image: ImageFile) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - a photograph with broken EXIF is still a photograph
+    except Exception:  # a photograph with broken EXIF is still a photograph
         return 1
     return value if isinstance(value, int) else 1
 

@@ -183,7 +183,8 @@ def average_views(values: NDArray[np.float32], n: int) -> NDArray[np.float32]:
         raise ShapeError("values", f"rows in multiples of {n}", f"{values.dtype} {list(values.shape)}")
     if n == 1:
         return values
-    return values.reshape(-1, n, *values.shape[1:]).mean(axis=1, dtype=np.float32)
+    mean: NDArray[np.float32] = values.reshape(-1, n, *values.shape[1:]).mean(axis=1, dtype=np.float32)
+    return mean
 
 
 def top_k(probabilities: NDArray[np.float32], k: int = 5) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -206,7 +206,9 @@ class ModelStore:
         Raises ModelNotFoundError, ModelInUseError for the active and the previous one, PublishError when it cannot be
         deleted.
         """
-        with locked(self._models / ".publish.lock") if self._versions(check_name(name)) else suppress():
+        if not self._versions(check_name(name)):
+            raise ModelNotFoundError(name, version, self._known())
+        with locked(self._models / ".publish.lock"):
             if version not in self._versions(name):
                 raise ModelNotFoundError(name, version, self._known())
             reference, active = ModelRef(name, version), self.active()
@@ -223,7 +225,7 @@ class ModelStore:
 
     def list(self) -> list[Artifact]:
         """Return all versions that can be read, by name and number, their files not verified."""
-        return self.scan()[0]
+        return [*self.scan()[0]]
 
     def scan(self) -> tuple[Sequence[Artifact], Sequence[ArtifactError]]:
         """Return all versions that can be read, by name and number, and why others cannot be."""
@@ -286,7 +288,7 @@ def _entries(staged: Path) -> dict[str, FileEntry]:
 
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """Turn the disk's refusals into PublishError. One without a path of its own (a full disk in `write`) names `place`."""
+    """Turn the disk's refusals into PublishError; one without a path (a full disk in `write`) names `place`."""
     try:
         yield
     except OSError as exc:

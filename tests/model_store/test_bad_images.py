@@ -1,0 +1,223 @@
+"""What `prepare` refuses, and that it refuses cheaply and never in another way than by an `ImageError`."""
+
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_store.errors import ImageError, ImageFormatError, ImageTooLargeError, ImageUnreadableError
+from model_store.image import FORMATS, prepare
+from tests.model_store.test_image import encoded, photograph
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "JPEG": [{}, {"progressive": True}],
+    "PNG": [{}],
+    "WEBP": [{}, {"lossless": True}],
+    "GIF": [{}],
+    "BMP": [{}],
+    "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}],
+}
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A real, complete, black 1-bit PNG of any size, about a thousandth of its pixels large."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    deflate = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    body = b"".join([deflate.compress(row * 100) for _ in range(height // 100)]) + deflate.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"this is a letter, and its name ends in .jpg", "b'this is '"),
+        (b"\xff\xd8\xff\xe0", "broken or cut JPEG"),
+        (b"\x89PNG\r\n\x1a\n", "broken or cut PNG"),
+        (b"GIF89a", "broken or cut GIF"),
+        (b"BM", "broken or cut BMP"),
+        (b"II*\0", "broken or cut TIFF"),
+        (b"RIFF\0\0\0\0WEBP", "broken or cut WEBP"),
+        (b"\0" * 5000, "does not begin like an image"),
+    ],
+)
+def test_what_is_no_image_is_unreadable_and_says_why(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageUnreadableError) as caught:
+        prepare(data)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_cut_image_is_unreadable(form: str, share: float) -> None:
+    for options in OPTIONS[form]:
+        data = encoded(photograph(600, 400), form, **options)
+        with pytest.raises(ImageUnreadableError, match=form):
+            prepare(data[: int(len(data) * share)])
+
+
+def test_a_large_photograph_that_was_cut_is_unreadable_though_the_decoder_scales_it() -> None:
+    data = encoded(photograph(4000, 3000), "JPEG")
+    with pytest.raises(ImageUnreadableError, match="JPEG"):
+        prepare(data[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("PDF", "PDF"), ("ICO", "ICO"), ("AVIF", "AVIF"), ("JPEG2000", "JPEG 2000"), ("PPM", "PNM"), ("DDS", "DDS")],
+)
+def test_a_known_format_that_is_not_taken_is_named_with_those_that_are(form: str, name: str) -> None:
+    with pytest.raises(ImageFormatError, match=f"{name} is not taken.*JPEG, PNG, WEBP, GIF, BMP, TIFF") as caught:
+        prepare(encoded(photograph(64, 64), form))
+    assert (caught.value.found, caught.value.taken) == (name, FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"8BPS\0\1" + b"\0" * 20, "PSD"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "a film"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"\xff\x0a\0\0\0\0", "JPEG XL"),
+    ],
+)
+def test_formats_that_pillow_cannot_write_are_named_too(data: bytes, name: str) -> None:
+    with pytest.raises(ImageFormatError, match=name):
+        prepare(data)
+
+
+def test_the_pixel_limit_is_the_last_size_that_is_taken() -> None:
+    data = encoded(photograph(100, 80), "PNG")
+    assert prepare(data, max_pixels=8000).shape == (256, 256, 3)
+    with pytest.raises(ImageTooLargeError, match=r"8,000 pixels.*7,999") as caught:
+        prepare(data, max_pixels=7999)
+    assert (caught.value.pixels, caught.value.limit) == (8000, 7999)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_held_to_the_limit(form: str) -> None:
+    with pytest.raises(ImageTooLargeError, match="1,000,000 pixels"):
+        prepare(encoded(Image.new("RGB", (1000, 1000)), form), max_pixels=999_999)
+
+
+def test_a_limit_above_pillows_own_counts() -> None:
+    data = bomb(14_000, 14_000)  # Pillow itself refuses from 179 million pixels
+    with pytest.raises(ImageTooLargeError, match="196,000,000"):
+        prepare(data)
+    assert prepare(data, max_pixels=196_000_000).max() == 0
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_a_gif_whose_frame_is_larger_than_its_screen_is_too_large(side: int) -> None:
+    data = bytearray(encoded(Image.new("P", (20, 20)), "GIF"))
+    frame = data.index(b",\0\0\0\0\x14\0\x14\0")
+    data[frame + 5 : frame + 9] = struct.pack("<HH", side, side)
+    with pytest.raises(ImageTooLargeError) as caught:
+        prepare(bytes(data))
+    assert caught.value.pixels == side * side
+
+
+def test_a_bomb_costs_neither_memory_nor_time() -> None:
+    data = bomb(30_000, 30_000)
+    assert len(data) < 150_000
+    program = """
+import resource, sys, time
+from model_store.errors import ImageTooLargeError
+from model_store.image import prepare
+data = sys.stdin.buffer.read()
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+try:
+    prepare(data)
+except ImageTooLargeError as error:
+    print(error.pixels, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)
+"""
+    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
+    pixels, kibibytes, seconds = done.stdout.split()
+    assert int(pixels) == 900_000_000
+    assert int(kibibytes) < 4096
+    assert float(seconds) < 0.1
+
+
+def test_a_long_thin_picture_does_not_grow() -> None:
+    # Scaling its shorter side to 256 before the crop would make 655 million pixels of it.
+    data = encoded(Image.new("L", (10_000, 1)), "PNG")
+    program = """
+import resource, sys
+from model_store.image import prepare
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepare(data)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
+    assert int(done.stdout) < 20_000
+
+
+def with_right_checksums(png: bytearray) -> None:
+    """Repair the checksums of a damaged PNG, so that the damage itself reaches the decoder."""
+    place = 8
+    while place + 12 <= len(png):
+        end = place + 8 + int.from_bytes(png[place : place + 4], "big")
+        png[end : end + 4] = struct.pack(">I", zlib.crc32(png[place + 4 : end]))
+        place = end + 4
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_damaged_files_give_an_array_or_an_image_error_and_no_remarks(
+    form: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    random_ = random.Random(form)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a test"
+    answers = {"array": 0, "error": 0}
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        for options in OPTIONS[form]:
+            extra = {} if form in ("GIF", "BMP") else {"exif": exif}
+            whole = encoded(photograph(40, 30), form, **options, **extra)
+            for _ in range(400):
+                data = bytearray(whole)
+                for _ in range(random_.choice([1, 1, 2, 8])):
+                    near = min(len(data), random_.choice([32, 200, len(data)]))
+                    data[random_.randrange(near)] = random_.randrange(256)
+                if random_.random() < 0.3:
+                    del data[random_.randrange(len(data)) :]
+                if form == "PNG":
+                    with_right_checksums(data)
+                try:
+                    pixels = prepare(bytes(data), max_pixels=1_000_000)
+                except ImageError:
+                    answers["error"] += 1
+                else:
+                    assert pixels.shape == (256, 256, 3)
+                    assert pixels.dtype == np.uint8
+                    answers["array"] += 1
+    assert answers["array"]
+    assert answers["error"]
+    assert [str(remark.message) for remark in remarks] == []
+    written = capfd.readouterr()
+    assert written.out == ""
+    assert written.err == "" or form == "TIFF"  # libtiff writes there by itself
+
+
+def test_the_decoders_error_is_kept_as_the_cause() -> None:
+    data = encoded(photograph(600, 400), "JPEG")
+    with pytest.raises(ImageUnreadableError) as caught:
+        prepare(data[:2000])
+    assert isinstance(caught.value.__cause__, OSError)
