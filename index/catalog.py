@@ -83,10 +83,13 @@ class Unembedded:
 
 
 class Catalog:
-    """The catalogue in the file `path`. Every method may be called from any thread; use as a context manager, or close."""
+    """The catalogue in one file. Every method may be called from any thread; a context manager."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open it; made when missing. Raises IndexCorruptError, IndexFormatError, IndexFullError, IndexReadOnlyError."""
+        """Open the file `path`, made when missing.
+
+        Raises IndexCorruptError, IndexFormatError, IndexFullError, IndexReadOnlyError.
+        """
         self.path = path
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._writer: Writer | None = None
@@ -181,14 +184,16 @@ class Catalog:
 
     def picture(self, key: str) -> bytes:
         """Return the stored JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
-        rows = self._all("SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?", (key,))
+        rows = self._all(
+            "SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?", (key,)
+        )
         if not rows:
             raise KeyNotFoundError(key)
         if rows[0][0] is None:
             raise PictureNotFoundError(key)
         return bytes(rows[0][0])
 
-    def list(self, limit: int, cursor: str | None) -> Page:
+    def page(self, limit: int, cursor: str | None) -> Page:
         """Return `limit` images in the order of their first adding, from `cursor` on. Raises CursorError."""
         after = 0 if cursor is None else self._read_cursor(cursor)
         rows = self._all(
@@ -283,7 +288,7 @@ class Catalog:
         return [Unembedded(*row) for row in rows]
 
     def add_vectors(self, space: int, images: Sequence[Unembedded], vectors: NDArray[np.float16]) -> int:
-        """Give `images` their vectors in `space`; those replaced or deleted since are left out. Returns how many got one."""
+        """Give `images` their vectors in `space`, except those replaced or deleted since. Returns how many got one."""
 
         def work(connection: sqlite3.Connection) -> int:
             given = 0

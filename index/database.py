@@ -88,7 +88,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the schema up to date, each step and its number in one transaction. Raises IndexFormatError when it is newer."""
+    """Bring the schema up to date, each step with its number in one transaction. Raises IndexFormatError if newer."""
     found = check_format(connection, path)
     with translated(path):
         for number, script in enumerate(MIGRATIONS[found:], start=found + 1):

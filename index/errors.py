@@ -38,7 +38,7 @@ class InvalidKeyError(ImageIndexError):
 
     def __str__(self) -> str:
         shown = self.key if len(self.key) <= 40 else self.key[:40] + "..."
-        return f"The key {ascii(shown)} {self.reason}. A key has 1 to 200 characters, none of them a control character."
+        return f"The key {shown!a} {self.reason}. A key has 1 to 200 characters, none of them a control character."
 
 
 class MetadataError(ImageIndexError):
@@ -74,7 +74,7 @@ class CursorError(ImageIndexError):
         self.cursor = cursor
 
     def __str__(self) -> str:
-        return f"The cursor {ascii(self.cursor[:40])} is not one of this index: list again without a cursor."
+        return f"The cursor {self.cursor[:40]!a} is not one of this index: list again without a cursor."
 
 
 class KeyNotFoundError(ImageIndexError):
@@ -104,8 +104,8 @@ class IndexModelError(ImageIndexError):
 
     def __str__(self) -> str:
         return (
-            f"The index in {self.path} holds vectors of the model {self.found}; {self.lacking} of its images have none of "
-            f"{self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
+            f"The index in {self.path} has vectors made by {self.found}; {self.lacking} of its images have none made "
+            f"by {self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
             "fc7 index reembed. Or index their folder again: fc7 index build DIR --rebuild"
         )
 
@@ -119,7 +119,9 @@ class IndexLockedError(ImageIndexError):
 
     def __str__(self) -> str:
         holder = f"process {self.pid}" if self.pid is not None else "another process"
-        return f"The index in {self.path} is open in {holder}: stop it, or send it your request, or use another FC7_HOME."
+        return (
+            f"The index in {self.path} is open in {holder}: stop it, or send it your request, or use another FC7_HOME."
+        )
 
 
 class IndexCorruptError(ImageIndexError):
@@ -162,7 +164,9 @@ class IndexReadOnlyError(IndexUnavailableError):
     """The index can be read, but not written."""
 
     def __str__(self) -> str:
-        return f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed; searching still works."
+        return (
+            f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed; searching still works."
+        )
 
 
 class IndexFullError(IndexUnavailableError):
@@ -170,7 +174,7 @@ class IndexFullError(IndexUnavailableError):
 
     def __str__(self) -> str:
         return (
-            f"No room on the disk for the index in {self.path} ({self.reason}). Nothing was changed, and what was in it "
+            f"No room on the disk for the index in {self.path} ({self.reason}). Nothing was changed, what was in it "
             "is still there: make room and try again."
         )
 

@@ -109,7 +109,7 @@ def check_key(key: str) -> str:
     for character in key:
         # Cs: lone surrogates, which file names that are no UTF-8 decode to; SQLite cannot store them.
         if unicodedata.category(character) in ("Cc", "Cs"):
-            raise InvalidKeyError(key, f"contains {ascii(character)}")
+            raise InvalidKeyError(key, f"contains {character!a}")
     return key
 
 
@@ -156,7 +156,7 @@ def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]])
     """
     for row, vector in enumerate(vectors):
         if np.shape(vector) != (DIMENSIONS,):
-            raise ShapeError(f"Vector {row} has the shape {np.shape(vector)}, not ({DIMENSIONS},).")
+            raise ShapeError(f"vector {row}", f"[{DIMENSIONS}]", str(list(np.shape(vector))))
     values = np.asarray(vectors, dtype=np.float32).reshape(-1, DIMENSIONS)
     largest = np.max(np.abs(values), axis=1, initial=0.0)
     # Written so that NaN, for which every comparison is false, fails it too.

@@ -106,15 +106,15 @@ class Writer:
                 for job in jobs:
                     self._commit([job])
             else:
-                problem = translate(error, self._path)
-                problem.__cause__ = error
-                jobs[0].future.set_exception(problem)
+                translated = translate(error, self._path)
+                translated.__cause__ = error
+                jobs[0].future.set_exception(translated)
             return
         self.commits += 1
         for job, result in done:
             job.finish(result)
-        for job, error in failed:
-            job.future.set_exception(error)
+        for job, problem in failed:
+            job.future.set_exception(problem)
 
     def _step(self, job: _Job[T]) -> T:
         """Run one job so that its failure takes back its own changes only."""
