@@ -1,0 +1,95 @@
+"""A finished training run on disk, and its class folders, made in milliseconds: a small real net with random weights.
+
+Does not: train. The net answers sharply and differently for different pictures, so that a wrong export shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from model_store.training import runs
+from model_store.training.network import AlexNet, Architecture, Conv, Dropout, Hidden, Norm, Pool, initialise
+from model_store.training.recipe import Recipe
+
+CLASSES = ("blue", "green", "red")
+# The paper's order of layers and all of its kinds (edge, towers, both norms), few kernels, and fc7 at its served size.
+SMALL_LAYERS = (
+    Conv("conv1", 8, 11, stride=4, edge=3),
+    Norm("norm1", alpha=0.01),
+    Pool("pool1"),
+    Conv("conv2", 12, 5, padding=2, towers=2),
+    Norm("norm2", alpha=0.02, k=1.5, towers=2),
+    Pool("pool2"),
+    Conv("conv3", 8, 3, padding=1),
+    Pool("pool5"),
+    Hidden("fc6", 24),
+    Hidden("fc7", 4096),
+)
+
+
+def small_architecture(dropout: Dropout = "paper", input_scale: float = 1 / 64, classes: int = 3) -> Architecture:
+    """Return the small net's table."""
+    return Architecture(classes, SMALL_LAYERS, dropout=dropout, input_scale=input_scale)
+
+
+def small_net(architecture: Architecture, seed: int = 0) -> AlexNet:
+    """Return a net with drawn weights and biases, in evaluation mode, whose probabilities are far from uniform."""
+    net = AlexNet(architecture)
+    random = torch.Generator().manual_seed(seed)
+    initialise(net, "he", random)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1, generator=random)
+        net.get_parameter("conv1.weight").mul_(1 / (64 * architecture.input_scale))
+        net.fc8.weight.normal_(0, 0.3, generator=random)
+    return net.eval()
+
+
+def write_pictures(root: Path, split: str = "val", images: int = 4, side: int = 256, seed: int = 7) -> None:
+    """Write `<root>/<split>/<class>/<n>.png`: smooth coloured noise, each picture different."""
+    random = np.random.default_rng([seed, len(split)])
+    for label, name in enumerate(CLASSES):
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for number in range(images):
+            coarse = random.integers(0, 120, (9, 9, 3), dtype=np.uint8)
+            coarse[..., 2 - label] += 100
+            picture = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{number}.png")
+
+
+def write_run(home: Path, data: Path, architecture: Architecture | None = None, name: str = "small") -> Path:
+    """Write a finished run of the small net under `home`/runs and return its folder."""
+    architecture = architecture or small_architecture()
+    folder = home / "runs" / f"{name}-20260102-030405"
+    folder.mkdir(parents=True)
+    runs.write_info(
+        folder,
+        runs.RunInfo(
+            name=name,
+            recipe=Recipe(name="trial", dropout=architecture.dropout, input_scale=architecture.input_scale),
+            architecture=architecture,
+            classes=CLASSES,
+            data=str(data),
+            data_hash="0" * 64,
+            train_images=12,
+            val_images=12,
+            seed=0,
+            parent=None,
+            created="2026-01-02T03:04:05+00:00",
+            versions={},
+        ),
+    )
+    mean = np.random.default_rng(3).uniform(60, 160, (256, 256, 3)).astype(np.float32)
+    runs.write_statistics(folder, runs.Statistics(mean, np.ones(3, np.float32), np.eye(3, dtype=np.float32)))
+    save_file(
+        {f"{runs.WEIGHTS_PREFIX}{key}": value for key, value in small_net(architecture).state_dict().items()},
+        folder / runs.MODEL_FILE,
+    )
+    return folder
