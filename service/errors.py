@@ -1,13 +1,49 @@
-"""Errors of this room.
+"""Errors of this room, and how every error of fc7 looks over HTTP.
 
 Fc7Error
 └── ServiceError
-    └── SettingError     a setting with a value that cannot be
+    ├── SettingError          a setting with a value that cannot be
+    ├── RequestError          a request that cannot be answered as it is
+    │   ├── ParameterError        a parameter outside its range
+    │   ├── BodyMalformedError    a multipart body that breaks its own rules
+    │   ├── BodyTypeError         a Content-Type that is not taken
+    │   ├── BodyTooLargeError     more bytes than the limit
+    │   ├── BodyTimeoutError      the body did not arrive in time
+    │   ├── TooManyImagesError    more images than the limit
+    │   ├── ClientGoneError       the client left before its answer
+    │   └── BadImageError         one image of several; its cause decides
+    ├── AccessError
+    │   ├── UnauthorizedError     no key, or an unknown one
+    │   └── ForbiddenError        a key without the scope
+    ├── UnavailableError      not now: try again after `retry_after` seconds
+    │   ├── QueueFullError        as many images admitted as the queue takes
+    │   ├── DrainingError         the server is shutting down
+    │   ├── NotReadyError         no model to answer with
+    │   └── RunnerDeadError       the model's device failed for good
+    └── DeadlineError         decoding, waiting and running took too long
+
+Promises: every `Fc7Error` finds its status in `STATUS`, by its class or the nearest ancestor (a test walks them all);
+every answer that is no success is an RFC 9457 problem, also those of the framework. Exceptions that nobody
+foresaw are 500 without details.
+Does not: describe a bug to the client; the log has the trace.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from index import errors as index_errors
+from model_store import errors as model_errors
 from model_store.errors import Fc7Error
+
+PROBLEM_TYPE = "application/problem+json"
 
 
 class ServiceError(Fc7Error):
@@ -23,3 +59,280 @@ class SettingError(ServiceError):
 
     def __str__(self) -> str:
         return f"{self.variable}={self.value}: expected {self.expected}"
+
+
+class RequestError(ServiceError):
+    """A request that cannot be answered as it is."""
+
+
+class ParameterError(RequestError):
+    """A parameter whose value is not in its range."""
+
+    def __init__(self, name: str, value: object, expected: str, limit: int | None = None) -> None:
+        super().__init__(name, value, expected, limit)
+        self.name, self.value, self.expected, self.limit = name, value, expected, limit
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}: expected {self.expected}"
+
+
+class BodyMalformedError(RequestError):
+    """The body breaks the rules of its own type. The text says how."""
+
+
+class BodyTypeError(RequestError):
+    """A Content-Type that is not taken."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(found)
+        self.found = found
+
+    def __str__(self) -> str:
+        return (
+            f"Content-Type {self.found} is not taken: send the image itself with image/* or application/octet-stream, "
+            "or multipart/form-data with one part named file for each image"
+        )
+
+
+class BodyTooLargeError(RequestError):
+    """The body has more bytes than the limit. What comes after the limit is not read."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"the body is larger than {self.limit:,} bytes: send smaller copies, or fewer images in a request"
+
+
+class BodyTimeoutError(RequestError):
+    """The body did not arrive in time."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"the body did not arrive within {self.limit:g} s"
+
+
+class TooManyImagesError(RequestError):
+    """More images in one request than the limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"a request takes at most {self.limit} images: send the rest in another one"
+
+
+class ClientGoneError(RequestError):
+    """The client closed the connection before its answer was ready: nobody reads this."""
+
+    def __str__(self) -> str:
+        return "the client closed the connection"
+
+
+class BadImageError(RequestError):
+    """One image of a request cannot be taken. `index` counts from 0; `error` decides the status."""
+
+    def __init__(self, index: int, error: Fc7Error) -> None:
+        super().__init__(index, error)
+        self.index, self.error = index, error
+
+    def __str__(self) -> str:
+        return f"image {self.index}: {self.error}"
+
+
+class AccessError(ServiceError):
+    """The caller may not do this."""
+
+
+class UnauthorizedError(AccessError):
+    """No key was sent, or one that is not known."""
+
+    def __str__(self) -> str:
+        return "this needs a key: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY' with a key that the server knows"
+
+
+class ForbiddenError(AccessError):
+    """The caller is known, but may not do this. The text says what is missing."""
+
+
+class UnavailableError(ServiceError):
+    """The service cannot answer now. `retry_after` is a whole number of seconds."""
+
+    retry_after = 1
+
+
+class QueueFullError(UnavailableError):
+    """As many images (or bytes of bodies) are admitted as the server takes at one time."""
+
+    def __init__(self, what: str, limit: int, retry_after: int) -> None:
+        super().__init__(what, limit, retry_after)
+        self.what, self.limit, self.retry_after = what, limit, retry_after
+
+    def __str__(self) -> str:
+        return f"the server holds as many {self.what} as it takes ({self.limit:,}): try again in {self.retry_after} s"
+
+
+class DrainingError(UnavailableError):
+    """The server answers what it admitted and then stops."""
+
+    def __str__(self) -> str:
+        return "the server is shutting down: try again in a moment"
+
+
+class NotReadyError(UnavailableError):
+    """There is nothing to answer with. The text says what is missing and how to get it."""
+
+    retry_after = 30
+
+
+class RunnerDeadError(UnavailableError):
+    """The model's device failed and does not come back: the process ends, so that its supervisor starts a new one."""
+
+    retry_after = 5
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the model stopped working: {self.reason}. The server restarts if it is supervised; its log has the cause"
+        )
+
+
+class DeadlineError(ServiceError):
+    """Decoding, waiting and running together took longer than the limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"the answer was not ready within {self.limit:g} s: try again, or send fewer images in a request"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a class of errors looks over HTTP. `slug` ends the problem's type, `title` never changes between answers."""
+
+    status: int
+    slug: str
+    title: str
+
+
+STATUS: Mapping[type[Fc7Error], Kind] = {
+    # 400: what was sent cannot be read
+    model_errors.ImageUnreadableError: Kind(400, "image-unreadable", "Not a readable image"),
+    BodyMalformedError: Kind(400, "body-malformed", "Malformed body"),
+    RequestError: Kind(400, "bad-request", "Bad request"),
+    # 401, 403: keys
+    UnauthorizedError: Kind(401, "unauthorized", "A key is needed"),
+    AccessError: Kind(403, "forbidden", "Not allowed"),
+    # 404, 409: the thing asked for
+    index_errors.KeyNotFoundError: Kind(404, "no-such-image", "No such image"),
+    model_errors.ModelNotFoundError: Kind(404, "no-such-model", "No such model"),
+    index_errors.IndexModelError: Kind(409, "index-of-another-model", "The index was made by another model"),
+    # 408, 413, 415, 422: the limits
+    BodyTimeoutError: Kind(408, "body-timeout", "The body came too slowly"),
+    BodyTooLargeError: Kind(413, "body-too-large", "Too many bytes"),
+    TooManyImagesError: Kind(413, "too-many-images", "Too many images"),
+    model_errors.ImageFormatError: Kind(415, "image-format", "Image format not taken"),
+    BodyTypeError: Kind(415, "content-type", "Content type not taken"),
+    ParameterError: Kind(422, "parameter", "Bad parameter"),
+    BadImageError: Kind(422, "bad-image", "Bad image"),
+    model_errors.ImageError: Kind(422, "image", "Bad image"),
+    model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels"),
+    model_errors.ModelNameError: Kind(422, "model-name", "Not a model's name"),
+    index_errors.CursorError: Kind(422, "cursor", "Not a cursor of this index"),
+    index_errors.InvalidKeyError: Kind(422, "image-key", "Not a key"),
+    index_errors.MetadataError: Kind(422, "metadata", "Bad metadata"),
+    ClientGoneError: Kind(499, "client-gone", "The client left"),
+    # 503, 504, 507: not now
+    UnavailableError: Kind(503, "unavailable", "Not available now"),
+    QueueFullError: Kind(503, "queue-full", "The server is full"),
+    DrainingError: Kind(503, "draining", "Shutting down"),
+    NotReadyError: Kind(503, "not-ready", "Not ready"),
+    RunnerDeadError: Kind(503, "model-stopped", "The model stopped"),
+    model_errors.NoActiveModelError: Kind(503, "no-model", "No model"),
+    index_errors.IndexUnavailableError: Kind(503, "index-unavailable", "The index is not available now"),
+    index_errors.IndexReadOnlyError: Kind(503, "index-read-only", "The index cannot be changed now"),
+    DeadlineError: Kind(504, "deadline", "Deadline passed"),
+    index_errors.IndexFullError: Kind(507, "index-full", "No room for the index"),
+    # 500: errors of the server; a client cannot mend them
+    SettingError: Kind(500, "setting", "Bad setting"),
+    ServiceError: Kind(500, "service", "The service failed"),
+    index_errors.ImageIndexError: Kind(500, "index", "The index failed"),
+    model_errors.ShapeError: Kind(500, "shape", "A wrong shape inside the server"),
+    model_errors.MissingExtraError: Kind(500, "missing-extra", "A package is missing"),
+    model_errors.ArtifactError: Kind(500, "model-files", "The model's files are not right"),
+    model_errors.PublishError: Kind(500, "publish", "Publishing failed"),
+    model_errors.RunnerError: Kind(500, "run-failed", "The model failed on this image"),
+    model_errors.TrainingError: Kind(500, "training", "Training failed"),
+}
+
+
+def kind_of(error: Fc7Error) -> Kind:
+    """Return how `error` looks over HTTP: the entry of its class or of the nearest ancestor that has one."""
+    for ancestor in type(error).__mro__:
+        if ancestor in STATUS:
+            return STATUS[ancestor]
+    return Kind(500, "internal", "The server failed")
+
+
+def problem(kind: Kind, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> JSONResponse:
+    """Return an RFC 9457 answer: type, title, status, detail and whatever else helps."""
+    content = {"type": f"urn:fc7:problem:{kind.slug}", "title": kind.title, "status": kind.status, "detail": detail}
+    return JSONResponse(content | more, kind.status, dict(headers or {}), media_type=PROBLEM_TYPE)
+
+
+def problem_of(error: Fc7Error) -> JSONResponse:
+    """Return the answer for one of our own errors, with `limit` and `index` where the error has them."""
+    more: dict[str, Any] = {}
+    if isinstance(error, BadImageError):
+        more["index"] = error.index
+        detail, error = str(error), error.error
+    else:
+        detail = str(error)
+    if isinstance(error, ParameterError):
+        more["parameter"] = error.name
+    limit = getattr(error, "limit", None)
+    if limit is not None:
+        more["limit"] = limit
+    kind = kind_of(error)
+    headers = {}
+    if isinstance(error, UnavailableError):
+        headers["Retry-After"] = str(error.retry_after)
+    elif kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(NotReadyError.retry_after)
+    elif kind.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="fc7"'
+    return problem(kind, detail, headers, **more)
+
+
+def problem_of_validation(error: RequestValidationError) -> JSONResponse:
+    """Return 422 naming the first bad parameter, its value and its range."""
+    errors: Sequence[Any] = error.errors()
+    first = errors[0]
+    name = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        detail = f"{name} is not a parameter of this path"
+    else:
+        detail = f"{name}={first.get('input')}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return problem(STATUS[ParameterError], detail, parameter=name)
+
+
+def problem_of_http(error: HTTPException) -> JSONResponse:
+    """Return the framework's own refusals (no such path, method not allowed) as problems."""
+    phrase = HTTPStatus(error.status_code).phrase
+    slug = phrase.lower().replace(" ", "-")
+    return problem(Kind(error.status_code, slug, phrase), str(error.detail), error.headers)
+
+
+def problem_of_bug() -> JSONResponse:
+    """Return 500 for an exception that nobody foresaw, without a word of it."""
+    return problem(Kind(500, "internal", "The server failed"), "an error inside the server; its log has the cause")

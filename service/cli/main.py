@@ -10,8 +10,10 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from model_store.errors import Fc7Error
+from service.cli import query, serve
 
 app = typer.Typer(
     name="fc7",
@@ -20,6 +22,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command()(serve.serve)
+app.command()(serve.config)
+app.command()(query.classify)
+app.command()(query.search)
 
 
 def main() -> None:
@@ -27,5 +33,5 @@ def main() -> None:
     try:
         app()
     except Fc7Error as error:
-        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", str(error), highlight=False)
+        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)), highlight=False)
         sys.exit(1)

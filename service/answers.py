@@ -1,0 +1,112 @@
+"""The way of a request's images: admitted, decoded, queued, run; within the deadline, and while the client is there.
+
+Promises: images are admitted all or none, before any is decoded; the first bad image of a request ends it, named by its
+index; when the deadline passes or the client leaves, what was not begun is not begun.
+Does not: read bodies, know routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from model_store.errors import Fc7Error
+from model_store.image import PreparedImage, encode_jpeg, inspect_and_prepare
+from service.batcher import Row, Ticket
+from service.bodies import Upload
+from service.errors import BadImageError, ClientGoneError, DeadlineError
+from service.middleware import Notes, notes_of
+from service.state import State
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An image and what the model said of it; `picture` is its JPEG, where it was asked for."""
+
+    prepared: PreparedImage
+    row: Row
+    picture: bytes | None
+
+
+async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await `work` for at most the deadline, and no longer than the client waits.
+
+    Raises DeadlineError, ClientGoneError; `work` is cancelled then.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_client_leaves(request))
+    try:
+        async with asyncio.timeout(state.settings.deadline_s):
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGoneError
+            return task.result()
+    except TimeoutError:
+        raise DeadlineError(state.settings.deadline_s) from None
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def embed(
+    request: Request, state: State, uploads: Sequence[Upload], *, views: int = 1, pictures: bool = False
+) -> list[Embedded]:
+    """Return what the model says of each image, in order; with `pictures`, the prepared pictures as JPEG too.
+
+    Raises BadImageError (of several images), ImageError (of one), QueueFullError, RunnerError and their like.
+    """
+    notes = notes_of(request.scope)
+    notes.images = len(uploads)
+    with state.serving().batcher.admit(len(uploads)) as ticket:
+        tasks = [
+            asyncio.create_task(_embed_one(state, ticket, notes, upload.data, views=views, picture=pictures))
+            for upload in uploads
+        ]
+        try:
+            results = await asyncio.gather(*tasks)
+        except Fc7Error as error:
+            failed = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
+            if len(uploads) == 1:
+                raise
+            raise BadImageError(failed, error) from error
+        finally:
+            for task in tasks:
+                task.cancel()
+    state.metrics.images.inc(len(uploads))
+    return results
+
+
+async def hashes(state: State, uploads: Sequence[Upload]) -> list[str]:
+    """Return the SHA-256 of each image's bytes, in hexadecimal."""
+    return await state.decode(lambda: [hashlib.sha256(upload.data).hexdigest() for upload in uploads])
+
+
+async def _embed_one(state: State, ticket: Ticket, notes: Notes, data: bytes, *, views: int, picture: bool) -> Embedded:
+    prepared, jpeg, seconds = await state.decode(_decode, data, state.settings.max_pixels, picture)
+    state.metrics.stage_seconds.labels("decode").observe(seconds)
+    row = await asyncio.wrap_future(ticket.submit(prepared.pixels, views))
+    state.metrics.stage_seconds.labels("queue").observe(row.waited)
+    notes.decode, notes.queue = max(notes.decode, seconds), max(notes.queue, row.waited)
+    notes.run = max(notes.run, row.ran)
+    return Embedded(prepared, row, jpeg)
+
+
+def _decode(data: bytes, max_pixels: int, picture: bool) -> tuple[PreparedImage, bytes | None, float]:
+    started = time.perf_counter()
+    prepared = inspect_and_prepare(data, max_pixels=max_pixels)
+    jpeg = encode_jpeg(prepared.pixels) if picture else None
+    return prepared, jpeg, time.perf_counter() - started
+
+
+async def _client_leaves(request: Request) -> None:
+    """Return when the connection is closed. The body was read before: nothing else can arrive."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,58 @@
+"""What the service counts, for Prometheus: one registry an application, never the library's global one.
+
+Promises: few labels, all of them from fixed sets (a path is its route's template); nothing of a picture or a key.
+Does not: keep history, push.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
+
+
+class Metrics:
+    """The counters of one application."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "fc7_requests_total", "Requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self.request_seconds = Histogram(
+            "fc7_request_seconds",
+            "Time from a request's headers to its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.images = Counter("fc7_images_total", "Images that went through the model.", registry=registry)
+        self.stage_seconds = Histogram(
+            "fc7_stage_seconds",
+            "Time of one image in a stage: decode, queue (waiting for the model), run (its batch).",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_rows = Histogram("fc7_batch_rows", "Rows in one run of the model.", buckets=_ROWS, registry=registry)
+        self.admitted = Gauge("fc7_admitted_images", "Images admitted and not yet answered.", registry=registry)
+        self.refusals = Counter(
+            "fc7_refusals_total", "Requests refused, by the slug of the problem.", ("reason",), registry=registry
+        )
+        self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
+        self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
+        self.model = Gauge(
+            "fc7_model_info", "1 for the model that is served.", ("name", "version", "device"), registry=registry
+        )
+        self.ready = Gauge("fc7_ready", "1 while the service is ready.", registry=registry)
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """Count one run of the model."""
+        self.batch_rows.observe(rows)
+        self.stage_seconds.labels("run").observe(seconds)
+
+    def render(self) -> bytes:
+        """Return the registry in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,9 @@
+"""The paths of the service: a router for each resource."""
+
+from __future__ import annotations
+
+from service.routes import classify, health, images, models, page, search
+
+ROUTERS = (classify.router, search.router, images.router, models.router, health.router, page.router)
+
+__all__ = ["ROUTERS"]

@@ -1,0 +1,287 @@
+"""The shapes of parameters and answers over HTTP, version 1: what the OpenAPI document is made of.
+
+Promises: a parameter that a path does not know is refused, not ignored.
+Does not: compute.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour
+from model_store.artifact import Artifact
+from model_store.runner import top_k
+from service.batcher import Row
+
+MAX_NEIGHBOURS = 1000
+MAX_PAGE = 1000
+
+
+def _whole(expected: str, low: int, high: int) -> BeforeValidator:
+    """Check a whole number; every refusal says `expected`, the whole range, and not the bound that was hit."""
+
+    def check(value: object) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise PydanticCustomError("range", "expected {expected}", {"expected": expected})
+        return number
+
+    return BeforeValidator(check)
+
+
+def _one_or_ten(value: object) -> int:
+    if str(value) not in ("1", "10"):
+        raise PydanticCustomError("range", "expected 1 or 10")
+    return int(str(value))
+
+
+def _span(low: int, high: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ClassifyQuery(_Query):
+    """Parameters of `POST /v1/classify`."""
+
+    k: int | None = Field(
+        None,
+        json_schema_extra={"minimum": 1},  # checked where the number of classes is known
+        description="How many classes, 1 to as many as the model has; unset: 5, or all where there are fewer.",
+    )
+    views: Annotated[int, BeforeValidator(_one_or_ten), WithJsonSchema({"type": "integer", "enum": [1, 10]})] = Field(
+        1, description="1 (the centre) or 10 (corners, centre, mirrored; slower, more exact)."
+    )
+
+
+class SearchQuery(_Query):
+    """Parameters of `POST /v1/search` and of `GET /v1/images/{key}/similar`."""
+
+    k: Annotated[
+        int, _whole(f"a whole number from 1 to {MAX_NEIGHBOURS}", 1, MAX_NEIGHBOURS), _span(1, MAX_NEIGHBOURS)
+    ] = Field(6, description=f"How many neighbours, 1 to {MAX_NEIGHBOURS}.")
+    mode: Literal["exact"] = Field("exact", description="exact: Euclidean distance of fc7 over all images.")
+
+
+class ListQuery(_Query):
+    """Parameters of `GET /v1/images`."""
+
+    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+    limit: Annotated[int, _whole(f"a whole number from 1 to {MAX_PAGE}", 1, MAX_PAGE), _span(1, MAX_PAGE)] = Field(
+        100, description=f"How many images, 1 to {MAX_PAGE}."
+    )
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: int
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> ModelName:
+        """Name the model of a version."""
+        return cls(name=artifact.name, version=artifact.version)
+
+
+class Prediction(BaseModel):
+    """A class and how probable it is, from 0 to 1."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class ClassifyResult(BaseModel):
+    """The most probable classes of one image, most probable first."""
+
+    predictions: list[Prediction]
+
+    @classmethod
+    def of(cls, row: Row, labels: tuple[str, ...], k: int) -> ClassifyResult:
+        """Name the `k` most probable classes of a row."""
+        indices, values = top_k(row.probabilities[None], k)
+        pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
+        return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
+
+
+class ClassifyAnswer(BaseModel):
+    """One result an image, in the order they were sent."""
+
+    model: ModelName
+    results: list[ClassifyResult]
+
+
+class NeighbourInfo(BaseModel):
+    """An indexed image and its Euclidean distance; `thumbnail` is the path of its picture."""
+
+    key: str
+    distance: float
+    metadata: dict[str, Any]
+    thumbnail: str
+
+    @classmethod
+    def of(cls, neighbour: Neighbour) -> NeighbourInfo:
+        """Show a neighbour."""
+        return cls(
+            key=neighbour.key,
+            distance=neighbour.distance,
+            metadata=neighbour.metadata,
+            thumbnail=thumbnail_path(neighbour.key),
+        )
+
+
+class SearchResult(BaseModel):
+    """The nearest images of one image, nearest first."""
+
+    neighbours: list[NeighbourInfo]
+
+    @classmethod
+    def of(cls, neighbours: list[Neighbour]) -> SearchResult:
+        """Show the neighbours of one image."""
+        return cls(neighbours=[NeighbourInfo.of(neighbour) for neighbour in neighbours])
+
+
+class SearchAnswer(BaseModel):
+    """One result an image, in the order they were sent."""
+
+    model: ModelName
+    results: list[SearchResult]
+
+
+class ImageInfo(BaseModel):
+    """An indexed image. Size in bytes, width and height of the upright original in pixels, times in UTC."""
+
+    key: str
+    sha256: str
+    size: int
+    width: int
+    height: int
+    metadata: dict[str, Any]
+    added: datetime
+    updated: datetime
+    thumbnail: str | None = Field(description="Path of its picture; null when none was kept.")
+
+    @classmethod
+    def of(cls, record: ImageRecord) -> ImageInfo:
+        """Show a record."""
+        return cls(
+            key=record.key,
+            sha256=record.sha256,
+            size=record.size,
+            width=record.width,
+            height=record.height,
+            metadata=record.metadata,
+            added=record.added,
+            updated=record.updated,
+            thumbnail=thumbnail_path(record.key) if record.has_picture else None,
+        )
+
+
+class ImagePage(BaseModel):
+    """Some of the indexed images; `next_cursor` is null on the last page."""
+
+    images: list[ImageInfo]
+    next_cursor: str | None
+
+
+class AddResult(BaseModel):
+    """What an add did: added (a new key), replaced (other bytes under it) or unchanged."""
+
+    outcome: AddOutcome
+    image: ImageInfo
+
+
+class AddAnswer(BaseModel):
+    """One result an image, in the order they were sent."""
+
+    model: ModelName
+    results: list[AddResult]
+
+
+class IndexInfo(BaseModel):
+    """Counts and sizes (bytes) of the index, and the model that made its vectors."""
+
+    images: int
+    vectors: int
+    bytes_on_disk: int
+    bytes_in_memory: int
+    mode: str
+    model: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, stats: IndexStats) -> IndexInfo:
+        """Show the statistics of an index."""
+        return cls(
+            images=stats.images,
+            vectors=stats.vectors,
+            bytes_on_disk=stats.bytes_on_disk,
+            bytes_in_memory=stats.bytes_in_memory,
+            mode=stats.mode,
+            model=stats.model,
+            fingerprint=stats.fingerprint,
+        )
+
+
+class ModelInfo(BaseModel):
+    """A published version. `active`: it is the one to serve; `serving`: it is the one that answers now."""
+
+    name: str
+    version: int
+    created: datetime
+    architecture: str
+    classes: list[str]
+    metrics: dict[str, Any]
+    fingerprint: str
+    active: bool
+    serving: bool
+
+
+class ModelsAnswer(BaseModel):
+    """All published versions."""
+
+    models: list[ModelInfo]
+
+
+class Ready(BaseModel):
+    """The service answers. `notes` say what it cannot do although it is ready."""
+
+    status: Literal["ready"]
+    model: ModelName
+    device: str
+    notes: list[str]
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Problem(BaseModel):
+    """RFC 9457: what went wrong. `limit` and `index` (of the bad image, from 0) where they help."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    limit: int | float | None = None
+    index: int | None = None
+
+
+def thumbnail_path(key: str) -> str:
+    """Return the path of the picture of `key`: whole in one segment, so that no key is mistaken for a longer path."""
+    return f"/v1/images/{quote(key, safe='')}/thumbnail"

@@ -1,0 +1,185 @@
+"""The one object that holds what a running service is made of, opened and closed with the application.
+
+Promises: everything is opened in `State.open` and closed in the reverse order; without a model the service is open too,
+and says why it cannot answer; a model whose files are not right, a device that is not there and a locked index are
+refusals to start.
+Does not: know HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from index.errors import IndexModelError
+from index.image_index import ImageIndex, LocalImageIndex
+from model_store.artifact import Artifact
+from model_store.errors import NoActiveModelError
+from model_store.runner import Runner, RunnerOptions
+from model_store.store import ModelStore
+from service.batcher import Batcher, BatchLimits
+from service.bodies import BodyBudget, BodyLimits
+from service.errors import DrainingError, NotReadyError, RunnerDeadError
+from service.logs import make_logger
+from service.metrics import Metrics
+from service.security import Keyring
+from service.settings import Settings
+
+_T = TypeVar("_T")
+_INDEX_THREADS = 16  # they mostly wait: for a commit they share, for FAISS
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The model that answers: its version on disk, its session, and the queue before it."""
+
+    artifact: Artifact
+    runner: Runner
+    batcher: Batcher
+
+
+class State:
+    """What the routes use. Everything but `settings`, `log`, `metrics`, `keyring`, `store` needs `open`."""
+
+    decode_pool: ThreadPoolExecutor
+    index_pool: ThreadPoolExecutor
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.log = make_logger(settings.log_format, settings.log_level)
+        self.metrics = Metrics()
+        self.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
+        self.store = ModelStore(settings.home)
+        self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images, settings.upload_s)
+        self.budget = BodyBudget(settings.max_buffer_bytes)
+        self.in_flight = 0
+        self.draining_since: float | None = None
+        self._serving: Serving | None = None
+        self._no_model = NoActiveModelError()
+        self._index: ImageIndex | None = None
+        self._index_error: IndexModelError | None = None
+        self._open = ExitStack()
+
+    def open(self) -> None:
+        """Load the active model and the index. Raises Fc7Error for what must not be served."""
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            threads = self.settings.decode_threads or os.cpu_count() or 1
+            self.decode_pool = stack.enter_context(ThreadPoolExecutor(threads, "fc7-decode"))
+            self.index_pool = stack.enter_context(ThreadPoolExecutor(_INDEX_THREADS, "fc7-index"))
+            try:
+                artifact = self.store.active_artifact()
+            except NoActiveModelError as error:
+                self._no_model = error
+                self.log.warning("no model", detail=str(error))
+            else:
+                self._serving = self._load(artifact, stack)
+                self._open_index(artifact, stack)
+            self._open = stack.pop_all()
+        self.log.info("opened", model=self.served, seconds=round(time.perf_counter() - started, 2))
+
+    def close(self) -> None:
+        """Answer what is queued, and close everything."""
+        self._open.close()
+
+    def drain(self) -> None:
+        """Refuse new work from now on; what was admitted is still answered."""
+        if self.draining_since is None:
+            self.draining_since = time.monotonic()
+            self.log.info("draining", in_flight=self.in_flight)
+
+    @property
+    def dead(self) -> RunnerDeadError | None:
+        """Why the model stopped working for good, or None."""
+        return self._serving.batcher.death if self._serving else None
+
+    def why_not_ready(self) -> list[str]:
+        """Return what keeps the service from answering, in words; empty when it is ready."""
+        reasons = []
+        if self.draining_since is not None:
+            reasons.append(str(DrainingError()))
+        if self.dead is not None:
+            reasons.append(str(self.dead))
+        if self._serving is None:
+            reasons.append(self._how_to_get_a_model())
+        return reasons
+
+    def notes(self) -> list[str]:
+        """Return what a ready service cannot do, in words."""
+        return [str(self._index_error)] if self._index_error else []
+
+    @property
+    def served(self) -> str | None:
+        """Reference of the model that answers ("solar:1"), or None."""
+        return None if self._serving is None else self._serving.artifact.id
+
+    def measure_index(self) -> None:
+        """Write the size of the index into the metrics."""
+        if self._index is None:
+            return
+        stats = self._index.stats()
+        self.metrics.index_images.set(stats.images)
+        self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
+        self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
+
+    def serving(self) -> Serving:
+        """Return the model that answers. Raises NotReadyError."""
+        if self._serving is None:
+            raise NotReadyError(self._how_to_get_a_model())
+        return self._serving
+
+    def index(self) -> ImageIndex:
+        """Return the index of the served model. Raises NotReadyError, IndexModelError."""
+        self.serving()
+        if self._index_error is not None:
+            raise self._index_error
+        if self._index is None:
+            raise NotReadyError("the index is not open")
+        return self._index
+
+    async def decode(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Run `work` in a thread for decoding; cancelled while it waits, it never starts."""
+        return await asyncio.get_running_loop().run_in_executor(self.decode_pool, work, *arguments)
+
+    async def in_index(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Run `work` in a thread for the index."""
+        return await asyncio.get_running_loop().run_in_executor(self.index_pool, work, *arguments)
+
+    def _how_to_get_a_model(self) -> str:
+        return f"{self._no_model} Then start the service again."
+
+    def _load(self, artifact: Artifact, stack: ExitStack) -> Serving:
+        settings = self.settings
+        runner = Runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
+        stack.callback(runner.close)
+        runner.warm_up((1, settings.max_batch))
+        limits = BatchLimits(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size)
+        batcher = Batcher(runner.run, limits, on_run=self.metrics.ran, on_death=self._on_death)
+        stack.callback(batcher.close)
+        self.metrics.model.labels(artifact.name, str(artifact.version), runner.device).set(1)
+        self.metrics.admitted.set_function(lambda: batcher.admitted)
+        return Serving(artifact, runner, batcher)
+
+    def _open_index(self, artifact: Artifact, stack: ExitStack) -> None:
+        settings = self.settings
+        try:
+            self._index = stack.enter_context(
+                LocalImageIndex.open(
+                    settings.home,
+                    fingerprint=artifact.fingerprint,
+                    model=artifact.id,
+                    keep_pictures=settings.keep_pictures,
+                )
+            )
+        except IndexModelError as error:
+            self._index_error = error
+            self.log.warning("index of another model", detail=str(error))
+
+    def _on_death(self, error: RunnerDeadError) -> None:
+        self.log.error("model dead", detail=error.reason, exc_info=error.__cause__)
