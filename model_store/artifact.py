@@ -15,9 +15,18 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from model_store.durable import sha256_of
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelNameError
@@ -50,6 +59,16 @@ class ClassLabel(_Frozen):
 
     index: int = Field(ge=0)
     label: str = Field(min_length=1)
+
+
+def _count_up(classes: tuple[ClassLabel, ...]) -> tuple[ClassLabel, ...]:
+    if [entry.index for entry in classes] != list(range(len(classes))):
+        raise ValueError("class indices must be 0, 1, 2, ... in this order")
+    return classes
+
+
+_Name = Annotated[str, AfterValidator(check_name)]
+_Classes = Annotated[tuple[ClassLabel, ...], Field(min_length=1), AfterValidator(_count_up)]
 
 
 class InputContract(_Frozen):
@@ -88,9 +107,9 @@ class ManifestDraft(_Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    name: str
+    name: _Name
     architecture: str
-    classes: tuple[ClassLabel, ...] = Field(min_length=1)
+    classes: _Classes
     recipe: dict[str, Any] = Field(default_factory=dict)
     opset: int
     producer: str
@@ -98,29 +117,17 @@ class ManifestDraft(_Frozen):
     parent_run: str | None = None
     input: InputContract = InputContract()
 
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_folder_name(cls, name: str) -> str:
-        return check_name(name)
-
-    @field_validator("classes")
-    @classmethod
-    def _indices_count_up(cls, classes: tuple[ClassLabel, ...]) -> tuple[ClassLabel, ...]:
-        if [entry.index for entry in classes] != list(range(len(classes))):
-            raise ValueError("class indices must be 0, 1, 2, ... in this order")
-        return classes
-
 
 class Manifest(_Frozen):
     """`manifest.json`: what a version is, and which files belong to it (all but the manifest itself)."""
 
     format: int
-    name: str
+    name: _Name
     version: int = Field(ge=1)
     created: AwareDatetime
     architecture: str
     recipe: dict[str, Any]
-    classes: tuple[ClassLabel, ...] = Field(min_length=1)
+    classes: _Classes
     input: InputContract
     outputs: tuple[OutputContract, ...]
     opset: int

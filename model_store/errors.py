@@ -22,6 +22,8 @@ Fc7Error
     ├── DatasetError           a data set that cannot be trained or evaluated on
     ├── RecipeError            a recipe's value that makes no sense, or an unknown one
     ├── CheckpointError        a checkpoint that is missing, broken or of another run
+    ├── ImportFormatError      a weight file that is not what its importer reads
+    ├── DownloadError          a public weight file could not be fetched, or is another one
     ├── NonFiniteLossError     the loss became NaN or infinite
     └── ParityError            the exported graph does not answer as the trained net does
 
@@ -229,10 +231,10 @@ class DeviceUnavailableError(RunnerError):
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
+        have = f" ONNX Runtime here has: {', '.join(self.available)}." if self.available else ""
         return (
-            f"device {self.device} was asked for and cannot be used{why}. ONNX Runtime here has: "
-            f"{', '.join(self.available)}. Check nvidia-smi and that fc7[gpu] is installed instead of fc7[cpu], "
-            "or run with FC7_DEVICE=cpu or auto"
+            f"device {self.device} was asked for and cannot be used{why}.{have} Check nvidia-smi and that fc7[gpu] is "
+            "installed instead of fc7[cpu], or run with FC7_DEVICE=cpu or auto"
         )
 
 
@@ -250,6 +252,28 @@ class RecipeError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, broken, or of another run; the text names the file and the command."""
+
+
+class ImportFormatError(TrainingError):
+    """A weight, mean or label file cannot be imported: broken, of another kind or another net. Nothing is published."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be imported: {self.reason}"
+
+
+class DownloadError(TrainingError):
+    """A public file was not fetched, or what came is another file. `mend` says how to go on by hand."""
+
+    def __init__(self, address: str, reason: str, mend: str) -> None:
+        super().__init__(address, reason, mend)
+        self.address, self.reason, self.mend = address, reason, mend
+
+    def __str__(self) -> str:
+        return f"{self.address} was not downloaded: {self.reason}. {self.mend}"
 
 
 class NonFiniteLossError(TrainingError):

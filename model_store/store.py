@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ from model_store.errors import (
 
 _STAGING = ".staging-"
 _REMOVED = ".removed-"
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _CANNOT_WRITE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
@@ -70,7 +72,7 @@ class ActiveModels:
 def parse_reference(reference: str) -> tuple[str, int | None]:
     """Split "solar:1" into name and version, "solar" into name and None (the newest). Raises ModelNameError."""
     name, colon, version = reference.partition(":")
-    if colon and not (version.isascii() and version.isdigit() and int(version) >= 1):
+    if colon and not _NUMBER.fullmatch(version):
         raise ModelNameError(reference)
     return check_name(name), int(version) if colon else None
 
@@ -123,7 +125,7 @@ class ModelStore:
             parent.mkdir(exist_ok=True)
             sync(self._models)
             sync(self.home)
-            with locked(self._models / ".publish.lock"):
+            with self._changing(staged):
                 version = self._last_number(draft.name) + 1
                 manifest = Manifest.complete(draft, version=version, created=datetime.now(UTC), files=files)
                 write_atomic(staged / MANIFEST_FILE, manifest.to_bytes())
@@ -162,7 +164,7 @@ class ModelStore:
             return ActiveModels(_reference(values["active"]), None if previous is None else _reference(previous))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, ModelNameError) as exc:
             raise ArtifactFormatError(
                 self._active_file, f"it does not name a version ({exc}). Set it again: fc7 models activate NAME:VERSION"
             ) from exc
@@ -180,48 +182,58 @@ class ModelStore:
         The one that was served becomes the previous one; activating it again changes nothing.
         Raises as `get` does, and PublishError when `active.json` cannot be written: the old one stays active then.
         """
-        artifact = self.get(name, version)
-        chosen = ModelRef(artifact.name, artifact.version)
-        with _writing(self._active_file), locked(self._models / ".publish.lock"):
-            now = self._active_if_readable()
-            if now is None or now.active != chosen:
-                self._write_active(ActiveModels(chosen, now.active if now else None))
-        return artifact
+        with self._changing(self._active_file):
+            return self._activate(self.get(name, version))
 
     def rollback(self) -> Artifact:
         """Verify the previous version and serve it again; the one that is left becomes the previous one.
 
         Raises NoActiveModelError, NoPreviousModelError, and as `activate` does.
         """
-        now = self.active()
-        if now is None:
-            raise NoActiveModelError(self._known())
-        if now.previous is None:
-            raise NoPreviousModelError
-        return self.activate(now.previous.name, now.previous.version)
+        with self._changing(self._active_file):
+            now = self.active()
+            if now is None:
+                raise NoActiveModelError(self._known())
+            if now.previous is None:
+                raise NoPreviousModelError
+            return self._activate(self.get(now.previous.name, now.previous.version))
+
+    def _activate(self, artifact: Artifact) -> Artifact:
+        chosen = ModelRef(artifact.name, artifact.version)
+        now = None
+        with suppress(ArtifactFormatError):  # activating is how a broken file is mended
+            now = self.active()
+        if now is None or now.active != chosen:
+            self._write_active(ActiveModels(chosen, now.active if now else None))
+        return artifact
 
     def remove(self, name: str, version: int) -> None:
-        """Delete a version for good; its number is not given again.
+        """Delete a version for good; its number is not given again. The previous version may go: there is none then.
 
-        Raises ModelNotFoundError, ModelInUseError for the active and the previous one, PublishError when it cannot be
-        deleted.
+        Raises ModelNotFoundError, ModelInUseError for the active one, PublishError when the disk refuses.
         """
-        if not self._versions(check_name(name)):
-            raise ModelNotFoundError(name, version, self._known())
-        with locked(self._models / ".publish.lock"):
+        folder = self._models / check_name(name) / str(version)
+        with self._changing(folder):
             if version not in self._versions(name):
                 raise ModelNotFoundError(name, version, self._known())
-            reference, active = ModelRef(name, version), self.active()
-            if active and reference == active.active:
+            reference, now = ModelRef(name, version), self.active()
+            if now and reference == now.active:
                 raise ModelInUseError(str(reference), "the active version")
-            if active and reference == active.previous:
-                raise ModelInUseError(str(reference), "the version to roll back to")
-            folder = self._models / name / str(version)
-            with _writing(folder):
-                (folder.parent / f"{_REMOVED}{version}").touch()
-                hidden = folder.rename(folder.parent / f"{_REMOVED}{version}-{secrets.token_hex(4)}")
-                sync(folder.parent)
-                shutil.rmtree(hidden)
+            if now and reference == now.previous:
+                self._write_active(ActiveModels(now.active, None))
+            (folder.parent / f"{_REMOVED}{version}").touch()
+            hidden = folder.rename(folder.parent / f"{_REMOVED}{version}-{secrets.token_hex(4)}")
+            sync(folder.parent)
+            shutil.rmtree(hidden, ignore_errors=True)  # what a kill leaves is cleared at the next publishing
+
+    @contextmanager
+    def _changing(self, place: Path) -> Iterator[None]:
+        """Let one process at a time change names and `active.json`; the disk's refusals become PublishError."""
+        if not self._models.is_dir():  # nothing to protect, and asking for a model makes no folders
+            yield
+            return
+        with _writing(place), locked(self._models / ".publish.lock"):
+            yield
 
     def list(self) -> list[Artifact]:
         """Return all versions that can be read, by name and number, their files not verified."""
@@ -255,15 +267,10 @@ class ModelStore:
         folder = self._models / name
         if not folder.is_dir():
             return []
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
+        return sorted(int(path.name) for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
 
     def _known(self) -> Sequence[str]:
         return [f"{name}:{version}" for name in self._names() for version in self._versions(name)]
-
-    def _active_if_readable(self) -> ActiveModels | None:
-        with suppress(ArtifactFormatError):  # activating is how a broken file is mended
-            return self.active()
-        return None
 
     def _write_active(self, models: ActiveModels) -> None:
         write_atomic(self._active_file, (json.dumps({"format": 1, **asdict(models)}, indent=2) + "\n").encode())

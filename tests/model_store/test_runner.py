@@ -1,0 +1,263 @@
+"""Running a version through the real ONNX Runtime, on the processor; CUDA is refused where it is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from model_store.artifact import Artifact
+from model_store.errors import ArtifactCorruptError, DeviceUnavailableError, RunnerError, ShapeError
+from model_store.image import CROP
+from model_store.runner import Runner, RunnerOptions, average_views, top_k
+from model_store.store import ModelStore
+from tests.support.tiny_model import publish_tiny_model, tiny_draft, write_tiny_graph
+
+CPU = RunnerOptions(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return publish_tiny_model(tmp_path_factory.mktemp("home"))
+
+
+def pictures(n: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (n, CROP, CROP, 3), dtype=np.uint8)
+
+
+def computed(artifact: Artifact, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What the tiny graph says, by numpy alone."""
+    model = onnx.load(artifact.model_path)
+    weight = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    grid = (pixels - 127.5).reshape(-1, 7, 32, 7, 32, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2)
+    fc7 = np.maximum(grid.reshape(len(pixels), -1) @ weight["fc7_weight"], 0)
+    raised = np.exp(fc7 @ weight["fc8_weight"])
+    return raised / raised.sum(axis=1, keepdims=True), fc7
+
+
+def test_the_answers_are_those_of_the_graph_for_every_batch_size(artifact: Artifact) -> None:
+    runner = Runner(artifact, CPU)
+    assert (runner.device, runner.provider, runner.classes) == ("cpu", "CPUExecutionProvider", 6)
+    for n in (3, 1, 16):
+        pixels = pictures(n, seed=n)
+        outputs = runner.run(pixels)
+        assert outputs.probabilities.dtype == outputs.fc7.dtype == np.float32
+        assert (outputs.probabilities.shape, outputs.fc7.shape) == ((n, 6), (n, 4096))
+        probabilities, fc7 = computed(artifact, pixels)
+        np.testing.assert_allclose(outputs.probabilities, probabilities, atol=1e-5)
+        np.testing.assert_allclose(outputs.fc7, fc7, atol=1e-5)
+
+
+def test_views_of_memory_in_another_order_give_the_same(artifact: Artifact) -> None:
+    runner, pixels = Runner(artifact, CPU), pictures(4)
+    np.testing.assert_array_equal(runner.run(pixels[::-2]).fc7, runner.run(pixels[::-2].copy()).fc7)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "found"),
+    [
+        (np.zeros((1, 224, 224, 3), np.float32), "float32"),
+        (np.zeros((224, 224, 3), np.uint8), r"\[224, 224, 3\]"),
+        (np.zeros((1, 3, 224, 224), np.uint8), r"\[1, 3, 224, 224\]"),
+        (np.zeros((1, 256, 256, 3), np.uint8), r"\[1, 256, 256, 3\]"),
+        (np.zeros((0, 224, 224, 3), np.uint8), r"\[0, 224, 224, 3\]"),
+    ],
+)
+def test_other_arrays_are_refused_by_shape_and_dtype(artifact: Artifact, pixels: NDArray[np.uint8], found: str) -> None:
+    with pytest.raises(ShapeError, match=found):
+        Runner(artifact, CPU).run(pixels)
+
+
+def test_several_threads_may_call_one_runner(artifact: Artifact) -> None:
+    runner = Runner(artifact, CPU)
+    batches = [pictures(1 + seed % 3, seed) for seed in range(12)]
+    alone = [runner.run(batch).fc7 for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for fc7, expected in zip(pool.map(lambda batch: runner.run(batch).fc7, batches), alone, strict=True):
+            np.testing.assert_allclose(fc7, expected, atol=1e-6)
+
+
+def test_a_closed_runner_says_so(artifact: Artifact) -> None:
+    runner = Runner(artifact, CPU)
+    runner.warm_up((1, 2))
+    runner.close()
+    runner.close()
+    with pytest.raises(RunnerError, match="tiny:1 failed: it is closed"):
+        runner.run(pictures(1))
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
+def test_cuda_that_was_asked_for_and_is_not_there_is_refused(artifact: Artifact, device: str) -> None:
+    with pytest.raises(
+        DeviceUnavailableError, match=rf"device {device} was.*CPUExecutionProvider.*FC7_DEVICE=cpu"
+    ) as caught:
+        Runner(artifact, RunnerOptions(device=device))
+    assert caught.value.device == device
+    assert "CPUExecutionProvider" in caught.value.available
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
+def test_auto_takes_the_processor_where_there_is_no_cuda_and_says_so(
+    artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Runner(artifact, RunnerOptions()).device == "cpu"
+    assert "asked=auto device=cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cpu:0", "auto:1"])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(DeviceUnavailableError, match='"cuda:N"'):
+        RunnerOptions(device=device)
+
+
+def test_a_tampered_version_is_not_loaded(tmp_path: Path) -> None:
+    artifact = publish_tiny_model(tmp_path)
+    with artifact.weights_path.open("r+b") as file:
+        file.write(b"\x00\x01\x02\x03")
+    with pytest.raises(ArtifactCorruptError, match=r"weights\.bin"):
+        Runner(ModelStore(tmp_path).get("tiny", verify=False), CPU)
+
+
+def test_a_graph_with_another_contract_is_refused(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    with store.staging("bare") as staged:
+        write_tiny_graph(staged, outputs=1)
+        bare = store.publish(staged, tiny_draft("bare"))
+    with pytest.raises(RunnerError, match=r"bare:1.*output fc7 is None"):
+        Runner(bare, CPU)
+    with store.staging("few") as staged:
+        write_tiny_graph(staged, classes=5)
+        few = store.publish(staged, tiny_draft("few"))
+    with pytest.raises(RunnerError, match=r"few:1.*probabilities.*\[5\].*\[6\]"):
+        Runner(few, CPU)
+
+
+def test_a_file_that_is_no_graph_is_a_runner_error(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    with store.staging("none") as staged:
+        (staged / "model.onnx").write_bytes(b"no graph")
+        (staged / "weights.bin").write_bytes(b"")
+        none = store.publish(staged, tiny_draft("none"))
+    with pytest.raises(RunnerError, match=r"none:1.*model\.onnx cannot be loaded"):
+        Runner(none, CPU)
+
+
+def test_a_failure_inside_onnx_runtime_is_a_runner_error(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    with store.staging("bad") as staged:
+        write_tiny_graph(staged)
+        model = onnx.load(staged / "model.onnx", load_external_data=False)
+        # The declared shape allows any n, and this reshape only n = 2: it fails when it runs.
+        shape = numpy_helper.from_array(np.array([2, 147], np.int64), "two_rows")
+        model.graph.initializer.append(shape)
+        flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
+        flatten.op_type = "Reshape"
+        flatten.input.append("two_rows")
+        (staged / "model.onnx").write_bytes(model.SerializeToString())
+        bad = store.publish(staged, tiny_draft("bad"))
+    runner = Runner(bad, CPU)
+    assert runner.run(pictures(2)).fc7.shape == (2, 4096)
+    with pytest.raises(RunnerError, match=r"bad:1 failed.*147"):
+        runner.run(pictures(1))
+
+
+def test_threads_of_a_run_are_limited(artifact: Artifact) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        RunnerOptions(intra_op_threads=0)
+
+    def threads() -> int:
+        return len(os.listdir(f"/proc/{os.getpid()}/task"))  # noqa: PTH208
+
+    before = threads()
+    one = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=1))
+    assert threads() == before
+    three = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=3))
+    assert threads() == before + 2
+    np.testing.assert_allclose(one.run(pictures(2)).fc7, three.run(pictures(2)).fc7, atol=1e-5)
+
+
+def test_without_onnx_runtime_the_extra_is_named(tmp_path: Path) -> None:
+    publish_tiny_model(tmp_path)
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('not installed')")
+    program = """
+import sys
+from pathlib import Path
+from model_store.errors import MissingExtraError
+from model_store.runner import Runner
+from model_store.store import ModelStore
+try:
+    Runner(ModelStore(Path(sys.argv[1])).active_artifact())
+except MissingExtraError as error:
+    print(error)
+assert "torch" not in sys.modules
+"""
+    path = os.pathsep.join([str(tmp_path), str(Path.cwd())])
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "pip install 'fc7[cpu]' or pip install 'fc7[gpu]'" in done.stdout
+
+
+def test_closing_while_others_run_disturbs_no_run(artifact: Artifact) -> None:
+    runner, stop, failures = Runner(artifact, CPU), threading.Event(), []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                runner.run(pictures(2))
+            except RunnerError as error:
+                failures.append(error.reason)
+                return
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    runner.close()
+    for worker in workers:
+        worker.join(5)
+    stop.set()
+    assert failures == ["it is closed"] * 3
+
+
+def test_views_are_averaged_picture_by_picture() -> None:
+    values = np.arange(24, dtype=np.float32).reshape(6, 4)
+    found = average_views(values, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [values[:3].mean(axis=0), values[3:].mean(axis=0)])
+    np.testing.assert_array_equal(average_views(values, 1), values)
+    with pytest.raises(ShapeError, match="multiples of 4"):
+        average_views(values, 4)
+
+
+def test_the_most_probable_come_first_and_ties_keep_their_order() -> None:
+    rows = np.array([[0.1, 0.4, 0.1, 0.4, 0.0], [0, 0, 1, 0, 0]], np.float32)
+    indices, values = top_k(rows, 4)
+    assert indices.dtype == np.int64
+    assert values.dtype == np.float32
+    assert indices.tolist() == [[1, 3, 0, 2], [2, 0, 1, 3]]
+    np.testing.assert_array_equal(values, np.array([[0.4, 0.4, 0.1, 0.1], [1, 0, 0, 0]], np.float32))
+    many = np.zeros((1, 1000), np.float32)
+    assert top_k(many, 1000)[0].tolist() == [list(range(1000))]
+
+
+@pytest.mark.parametrize("k", [0, -1, 6, 10_000])
+def test_a_k_outside_the_classes_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match="from 1 to 5"):
+        top_k(np.zeros((1, 5), np.float32), k)
+    with pytest.raises(ShapeError):
+        top_k(np.zeros(5, np.float32))
