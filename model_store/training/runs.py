@@ -16,7 +16,6 @@ Does not: choose among epochs; a finished run's weights are those of its last st
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save as arrays_to_bytes
 from torch import Tensor
 
+from model_store.durable import write_atomic
 from model_store.errors import CheckpointError
 from model_store.training.network import AlexNet, Architecture
 from model_store.training.recipe import Recipe
@@ -170,7 +170,7 @@ def read_info(path: Path) -> RunInfo:
 
 def write_info(path: Path, info: RunInfo) -> None:
     """Write `run.json` into the folder `path`."""
-    write_atomically(path / RUN_FILE, json.dumps(info.to_dict(), indent=2, ensure_ascii=False).encode())
+    write_atomic(path / RUN_FILE, json.dumps(info.to_dict(), indent=2, ensure_ascii=False).encode())
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -186,7 +186,7 @@ def read_statistics(path: Path) -> Statistics:
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Write the training set's statistics into the folder `path`."""
     arrays = {key: np.ascontiguousarray(getattr(statistics, key)) for key in Statistics.__slots__}
-    write_atomically(path / STATISTICS_FILE, arrays_to_bytes(arrays))
+    write_atomic(path / STATISTICS_FILE, arrays_to_bytes(arrays))
 
 
 def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
@@ -202,33 +202,7 @@ def read_tensors(file: Path, prefix: str) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file whose names begin with `prefix`, without it. Raises CheckpointError."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {
-                key.removeprefix(prefix): tensors.get_tensor(key)
-                for key in tensors.keys()
-                if key.startswith(prefix)  # noqa: SIM118 (no mapping)
-            }
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no mapping)
+            return {name.removeprefix(prefix): tensors.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} is missing or broken: {error}. Train again: fc7 train") from error
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write `content` to `file` so that a kill or a full disk leaves the former file or the new one. Raises OSError."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
