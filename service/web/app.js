@@ -7,7 +7,7 @@
  */
 
 const KEY_ITEM = "fc7.api-key";
-const CLASSES = 5; // as in the 2012 paper's figure 4
+const CLASSES = 5; // what the server names unless asked for more: as many as the 2012 paper's figure 4
 const NEIGHBOURS = 6;
 const PAGE = 24;
 const READY_POLL_MS = 3000;
@@ -231,7 +231,7 @@ function ask({ file, key }, signal) {
   return {
     picture,
     record: file ? Promise.resolve(null) : requestJson(path, { signal }),
-    classes: picture.then((body) => requestJson(`v1/classify?k=${CLASSES}`, { body, signal })),
+    classes: picture.then((body) => requestJson("v1/classify", { body, signal })),
     neighbours: file
       ? requestJson(`v1/search?k=${NEIGHBOURS}`, { body: file, signal })
       : requestJson(`${path}/similar?k=${NEIGHBOURS}`, { signal }),
@@ -344,7 +344,7 @@ async function loadShelf() {
     const cursor = state.cursor === null ? "" : `&cursor=${encodeURIComponent(state.cursor)}`;
     const page = await requestJson(`v1/images?limit=${PAGE}${cursor}`, { signal });
     if (signal.aborted) return;
-    const tiles = page.images.map(({ key }) => tile(key, `${imagePath(key)}/thumbnail`, key));
+    const tiles = page.images.map(({ key, thumbnail }) => tile(key, thumbnail, key));
     $("shelf").append(...tiles);
     state.cursor = page.next_cursor ?? null;
     $("indexed").hidden = false;
@@ -367,7 +367,7 @@ function loadServer() {
   $("shelf").replaceChildren();
   $("forget-key").hidden = !apiKey();
   loadShelf();
-  requestJson("v1/models").then(({ active }) => showModel(active), () => {}); // each answer names its model too
+  requestJson("v1/models").then(({ models }) => showModel(models.find(({ serving }) => serving)), () => {});
 }
 
 /** Fetch anew all that depends on the server's state or on the key. */
@@ -378,7 +378,7 @@ function refresh() {
 
 /** Ask whether the server is ready; while it is not, say why and ask again. */
 async function watchReadiness() {
-  const response = await fetch("readyz").catch(() => null);
+  const response = await fetch("readyz").catch(() => null); // no answer at all is said by the requests that follow
   const unready = response !== null && !response.ok;
   const body = unready ? await response.json().catch(() => ({})) : {};
   if (unready) {
