@@ -61,7 +61,6 @@ class TerminalReporter(Reporter):
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(
@@ -96,6 +95,7 @@ class TerminalReporter(Reporter):
 
     def _move(self, name: str, done: int, total: int, state: str) -> None:
         if name not in self._tasks:
+            self._bars.start()
             self._tasks[name] = self._bars.add_task(name, total=total, state=state, completed=done)
         self._bars.update(self._tasks[name], completed=done, state=state)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -374,3 +375,9 @@ class FlatLossWatch:
             f"{math.log(self._classes):.3f}; by the classes' frequencies {self._guess:.3f}). Likely cause: {cause}. "
             f"Try {mend}"
         )
+
+
+if __name__ == "__main__":
+    from model_store.training.command import main
+
+    sys.exit(main())

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import query, serve
+from service.cli import data, evaluate, models, query, serve, train
 
 app = typer.Typer(
     name="fc7",
@@ -22,6 +22,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(data.app, name="data")
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.export)
+app.add_typer(models.app)
 app.command()(serve.serve)
 app.command()(serve.config)
 app.command()(query.classify)

@@ -1,0 +1,148 @@
+"""The command that trains, for `fc7 train` and `python -m model_store.training.train` alike.
+
+Promises: the first Ctrl-C (or SIGTERM) ends the run after the step at hand with a checkpoint, the second at once; the
+exit code is 0 when the run is finished, 130 when it was stopped; it says what to do next.
+Does not: parse typed options for `fc7` (service/cli/train.py does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+
+from model_store.artifact import check_name
+from model_store.errors import DatasetError, Fc7Error
+from model_store.training import machine
+from model_store.training.progress import Reporter, TerminalReporter
+from model_store.training.recipe import load_recipe
+from model_store.training.runs import find_run
+from model_store.training.train import DEFAULT_MEMORY_BUDGET, Resources, Result, resume, train
+
+STOPPED: Final = 130
+DEFAULT_RECIPE: Final = "small"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks for. recipe None is `small`, or on a resume the run's own; data None is the resumed run's."""
+
+    home: Path
+    name: str
+    data: Path | None = None
+    recipe: str | None = None
+    settings: Sequence[str] = ()  # key=value
+    seed: int = 0
+    resume: bool = False
+    force: bool = False
+    memory_budget: int = DEFAULT_MEMORY_BUDGET
+    workers: int | None = None
+
+
+def run_command(request: Request) -> int:
+    """Train or resume with bars on the terminal; return the exit code. Raises the errors of `train` and `resume`."""
+    machine.keep_memory()
+    stop = threading.Event()
+    with TerminalReporter() as reporter, _stop_on_signals(stop, reporter):
+        result = _run(request, reporter, stop)
+    if not result.finished:
+        reporter.note(f"stopped; the checkpoint is in {result.run}. Go on: fc7 train --resume --name {request.name}")
+        return STOPPED
+    reporter.note(f"finished: {result.run}")
+    if result.val_error is not None:
+        reporter.note(f"top-1 error on the validation images: {result.val_error:.1%}")
+    reporter.note(f"Next: fc7 evaluate {request.name}, then fc7 export {request.name}")
+    return 0
+
+
+def _run(request: Request, reporter: Reporter, stop: threading.Event) -> Result:
+    resources = Resources(request.memory_budget, request.workers)
+    recipe = None
+    if request.recipe is not None or request.settings or not request.resume:
+        recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
+    if request.resume:
+        run = find_run(request.home, request.name)
+        return resume(
+            run,
+            data=request.data,
+            recipe=recipe,
+            force=request.force,
+            resources=resources,
+            reporter=reporter,
+            stop=stop,
+        )
+    if request.data is None or recipe is None:
+        raise DatasetError("which images? fc7 train --data DIR, with DIR/train/<class>/* and DIR/val/<class>/*")
+    return train(
+        request.data,
+        recipe,
+        home=request.home,
+        name=check_name(request.name),
+        seed=request.seed,
+        resources=resources,
+        reporter=reporter,
+        stop=stop,
+    )
+
+
+@contextmanager
+def _stop_on_signals(stop: threading.Event, reporter: Reporter) -> Iterator[None]:
+    """Set `stop` at the first SIGINT or SIGTERM, and raise KeyboardInterrupt at the second."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        reporter.note("stopping after this step; once more to stop at once, without a checkpoint")
+
+    former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments of `python -m model_store.training.train` and run; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m model_store.training.train", description="Train a net.")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="class folders: DIR/{train,val}/<class>/*")
+    parser.add_argument("--recipe", help="a recipe's name or .toml file")
+    parser.add_argument("--name", required=True, help="the run's name")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
+    parser.add_argument("--force", action="store_true", help="resume although the images changed")
+    parser.add_argument("--home", type=Path, default=Path(os.environ.get("FC7_HOME", "var")), help="FC7_HOME")
+    parser.add_argument("--memory-budget", type=int, default=DEFAULT_MEMORY_BUDGET >> 20, metavar="MIB")
+    parser.add_argument("--workers", type=int, help="threads that decode")
+    given = parser.parse_args(arguments)
+    request = Request(
+        home=given.home,
+        name=given.name,
+        data=given.data,
+        recipe=given.recipe,
+        settings=given.set,
+        seed=given.seed,
+        resume=given.resume,
+        force=given.force,
+        memory_budget=given.memory_budget << 20,
+        workers=given.workers,
+    )
+    try:
+        return run_command(request)
+    except Fc7Error as error:
+        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)), highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        return STOPPED

@@ -1,0 +1,57 @@
+"""`fc7 train`: train a net on class folders, or go on with a run that was stopped.
+
+Does not: import torch unless the command runs; the serving installation has no torch, and says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_store.errors import MissingExtraError
+from service.settings import load_settings
+
+
+def train(
+    *,
+    name: Annotated[str, typer.Option(help="The run's name, and the model's when it is exported.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Class folders: DIR/train/<class>/*, DIR/val/<class>/*.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="small, paper, or a .toml file [default: small]", show_default=False)
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, crops and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although the images changed.")] = False,
+    memory_budget: Annotated[
+        int, typer.Option(min=0, metavar="MIB", help="Memory for prepared images, 192 KiB each; else decoded again.")
+    ] = 2048,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode [default: one a core]", show_default=False)
+    ] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)] = None,
+) -> None:
+    """Train a net. Ctrl-C stops it with a checkpoint, and --resume goes on exactly there."""
+    try:
+        from model_store.training.command import Request, run_command  # noqa: PLC0415 - torch
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "train") from error
+    request = Request(
+        home=load_settings(home=home).home,
+        name=name,
+        data=data,
+        recipe=recipe,
+        settings=changes or (),
+        seed=seed,
+        resume=resume,
+        force=force,
+        memory_budget=memory_budget << 20,
+        workers=workers,
+    )
+    raise typer.Exit(run_command(request))
