@@ -1,0 +1,81 @@
+"""`fc7 models`: what a user reads and what is changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from model_store.errors import ArtifactCorruptError, ModelNotFoundError, NoActiveModelError
+from model_store.store import ModelStore
+from service.cli.main import app
+from tests.support.tiny_model import publish_tiny_model
+
+
+def fc7(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["models", *arguments], env={"FC7_HOME": str(home), "COLUMNS": "160"})
+
+
+def test_with_nothing_published_list_says_how_to_get_one(tmp_path: Path) -> None:
+    result = fc7(tmp_path, "list")
+    assert result.exit_code == 0
+    assert "no model is published yet" in result.output
+    assert "fc7 train" in result.output
+    assert "make demo" in result.output
+    assert json.loads(fc7(tmp_path, "list", "--json").stdout) == []
+    assert isinstance(fc7(tmp_path, "show").exception, NoActiveModelError)
+    assert isinstance(fc7(tmp_path, "activate", "solar:1").exception, ModelNotFoundError)
+
+
+def test_list_marks_the_active_version_and_reports_a_broken_one(tmp_path: Path) -> None:
+    for seed in range(3):
+        publish_tiny_model(tmp_path, "solar", seed=seed, activate=seed == 1)
+    (tmp_path / "models" / "solar" / "1" / "manifest.json").write_text("{")
+    result = fc7(tmp_path, "list")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split()[:2] for line in lines if "*" in line] == [["*", "solar:2"]]
+    assert "solar:3" in result.stdout
+    assert "50.0%" in result.stdout
+    assert "solar/1/manifest.json cannot be read" in result.stderr
+    listed = json.loads(fc7(tmp_path, "list", "--json").stdout)
+    assert [(entry["name"], entry["version"], entry["active"]) for entry in listed] == [
+        ("solar", 2, True),
+        ("solar", 3, False),
+    ]
+
+
+def test_show_prints_the_manifest_of_a_verified_version(tmp_path: Path) -> None:
+    artifact = publish_tiny_model(tmp_path, classes=[f"class [{number}]" for number in range(30)])
+    text = fc7(tmp_path, "show").stdout
+    for expected in (
+        artifact.fingerprint,
+        "top1_error",
+        "[N, 224, 224, 3]",
+        "class [19]",
+        "and 10 more",
+        "weights.bin",
+        "active",
+    ):
+        assert expected in text
+    assert json.loads(fc7(tmp_path, "show", "tiny:1", "--json").stdout)["fingerprint"] == artifact.fingerprint
+    artifact.weights_path.write_bytes(b"other")
+    assert isinstance(fc7(tmp_path, "show", "tiny").exception, ArtifactCorruptError)
+
+
+def test_activate_and_rollback_switch_and_say_so(tmp_path: Path) -> None:
+    for seed in range(3):
+        publish_tiny_model(tmp_path, seed=seed, activate=False)
+    assert "fc7 models activate tiny:3" in fc7(tmp_path, "list").stderr
+    assert "tiny:1 is the active version" in fc7(tmp_path, "activate", "tiny:1").stdout
+    assert "tiny:3 is the active version (before: tiny:1)" in fc7(tmp_path, "activate", "tiny").stdout
+    assert "tiny:1 is the active version (before: tiny:3)" in fc7(tmp_path, "rollback").stdout
+    assert ModelStore(tmp_path).active_artifact().id == "tiny:1"
+
+
+def test_home_may_be_given_as_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_tiny_model(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert "tiny:1" in CliRunner().invoke(app, ["models", "list", "--home", str(tmp_path / "elsewhere")]).stdout
