@@ -91,7 +91,7 @@ def draw_conv1(folder: Path, kernels: NDArray[np.float32], title: str, *, towers
     first = 1
     for index, block in enumerate(blocks):
         axes = figure.add_subplot(1, towers, index + 1)
-        axes.imshow(_tiles(block), interpolation="nearest")
+        axes.imshow(kernel_tiles(block), interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(f"tower {index + 1}: kernels {first} to {first + len(block) - 1}", fontsize=9)
         first += len(block)
@@ -145,7 +145,7 @@ def draw_curves(folder: Path, curves: Sequence[Curve], title: str) -> None:
     figure.savefig(folder / CURVES_FILE)
 
 
-def _tiles(kernels: NDArray[np.float32], columns: int = 8) -> NDArray[np.float32]:
+def kernel_tiles(kernels: NDArray[np.float32], columns: int = 8) -> NDArray[np.float32]:
     """Return kernels [n, 3, h, w] as one picture [height, width, 3] of values 0 to 1, with white lines between them."""
     largest = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
     pictures = (0.5 + 0.5 * kernels / np.where(largest > 0, largest, 1)).transpose(0, 2, 3, 1)

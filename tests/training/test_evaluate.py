@@ -1,0 +1,231 @@
+"""The errors printed are those that NumPy counts from the files, whatever the views, nets and order of classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from model_store.errors import DatasetError
+from model_store.runner import Runner, RunnerOptions
+from model_store.store import ModelStore
+from model_store.training.evaluate import RunnerPredictor, SplitImages, TorchPredictor, evaluate
+from model_store.training.export import export_run
+from model_store.training.runs import load_run
+from service.cli.main import app
+from tests.support.run_folder import CLASSES, write_pictures, write_run
+from tests.support.tiny_model import publish_tiny_model
+
+LABELS = tuple("abcdefg")
+
+
+@dataclass(frozen=True)
+class ColourPredictor:
+    """Classifies by a linear map of the view's mean colours in a 2x2 grid, which differ from view to view."""
+
+    seed: int
+    labels: tuple[str, ...] = LABELS
+    name: str = "colours"
+
+    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.of_grid(pixels.reshape(-1, 2, 112, 2, 112, 3).mean(axis=(2, 4)))
+
+    def of_grid(self, grid: NDArray[Any]) -> NDArray[np.float32]:
+        weights = dict(zip(LABELS, np.random.default_rng(self.seed).standard_normal((7, 12)), strict=True))
+        logits = grid.reshape(-1, 12) @ np.array([weights[label] for label in self.labels]).T / 100
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, list[NDArray[np.uint8]]]:
+    """Write lossless 256x256 pictures, which `prepare` leaves as they are: another number of them for each label."""
+    random = np.random.default_rng(0)
+    found: dict[str, list[NDArray[np.uint8]]] = {}
+    for index, label in enumerate(LABELS[:6]):  # g has none
+        (tmp_path / "val" / label).mkdir(parents=True)
+        found[label] = []
+        for number in range(3 + index):
+            pixels = random.integers(0, 256, (256, 256, 3)).astype(np.uint8)
+            pixels = np.repeat(np.repeat(pixels[::64, ::64], 64, 0), 64, 1)
+            Image.fromarray(pixels).save(tmp_path / "val" / label / f"{number}.png")
+            found[label].append(pixels)
+    return found
+
+
+def expected(
+    pictures: dict[str, list[NDArray[np.uint8]]], predictors: list[ColourPredictor], corners: list[tuple[int, int]]
+) -> tuple[NDArray[np.int64], int]:
+    """Count once more, one picture and one view after another: (confusion, images wrong in their best five)."""
+    confusion, wrong5 = np.zeros((7, 7), np.int64), 0
+    for label, images in pictures.items():
+        for pixels in images:
+            answers = []
+            for predictor in predictors:
+                for top, left in corners:
+                    view = pixels[top : top + 224, left : left + 224]
+                    turned = [view] if len(corners) == 1 else [view, np.fliplr(view)]
+                    for each in turned:
+                        quarters = [
+                            each[a : a + 112, b : b + 112].mean(axis=(0, 1)) for a in (0, 112) for b in (0, 112)
+                        ]
+                        answer = predictor.of_grid(np.array(quarters))[0]
+                        answers.append(answer[[predictor.labels.index(name) for name in LABELS]])
+            ranking = np.argsort(-np.mean(answers, axis=0))
+            confusion[LABELS.index(label), ranking[0]] += 1
+            wrong5 += LABELS.index(label) not in ranking[:5]
+    return confusion, wrong5
+
+
+CENTRE = [(16, 16)]
+FIVE = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
+
+
+@pytest.mark.parametrize(("view_count", "corners"), [(1, CENTRE), (10, FIVE)])
+def test_errors_and_confusion_are_those_counted_by_hand(
+    tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]], view_count: int, corners: list[tuple[int, int]]
+) -> None:
+    predictor = ColourPredictor(1)
+    counted: list[int] = []
+    result = evaluate([predictor], SplitImages(tmp_path), view_count=view_count, progress=counted.append)
+    confusion, wrong5 = expected(pictures, [predictor], corners)
+    assert np.array_equal(result.confusion, confusion)
+    total = sum(range(3, 9))
+    assert (result.seen, sum(counted), result.skipped, result.views) == (total, total, (), view_count)
+    assert 0 < np.trace(confusion) < total
+    assert 0 < wrong5 < total
+    assert result.top1_error == pytest.approx(1 - np.trace(confusion) / total)
+    assert result.top5_error == pytest.approx(wrong5 / total)
+    assert result.majority_error == pytest.approx(1 - 8 / total)
+    classes = {entry.label: entry for entry in result.per_class()}
+    assert classes["f"].images == 8
+    assert classes["f"].top1_error == pytest.approx(1 - confusion[5, 5] / 8)
+    assert (classes["g"].images, classes["g"].top1_error, classes["g"].top5_error) == (0, None, None)
+    assert sum((entry.top5_error or 0) * entry.images for entry in classes.values()) == pytest.approx(wrong5)
+
+
+def test_ten_views_and_one_differ_on_these_pictures(pictures: dict[str, list[NDArray[np.uint8]]]) -> None:
+    one, _ = expected(pictures, [ColourPredictor(1)], CENTRE)
+    ten, _ = expected(pictures, [ColourPredictor(1)], FIVE)
+    assert not np.array_equal(one, ten)  # else the test above would not see a view that is missing
+
+
+def test_nets_are_averaged_by_label_though_their_classes_are_in_another_order(
+    tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]]
+) -> None:
+    nets = [ColourPredictor(1), ColourPredictor(2, LABELS[::-1], "other"), ColourPredictor(3)]
+    result = evaluate(nets, SplitImages(tmp_path))
+    confusion, wrong5 = expected(pictures, nets, CENTRE)
+    assert np.array_equal(result.confusion, confusion)
+    assert round(result.top5_error * result.seen) == wrong5
+    assert result.models == ("colours", "other", "colours")
+    assert not np.array_equal(confusion, expected(pictures, nets[:1], CENTRE)[0])
+
+
+@pytest.mark.usefixtures("pictures")
+def test_nets_of_other_classes_are_not_averaged(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"small has other classes.*: g"):
+        evaluate([ColourPredictor(1), ColourPredictor(1, LABELS[:6], "small")], SplitImages(tmp_path))
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_class_that_the_net_does_not_know_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"class 'f'.*knows: a, b, c, d, e$"):
+        evaluate([ColourPredictor(1, LABELS[:5])], SplitImages(tmp_path))
+
+
+@pytest.mark.usefixtures("pictures")
+def test_broken_files_are_skipped_with_their_reason_and_counted(tmp_path: Path) -> None:
+    whole = evaluate([ColourPredictor(1)], SplitImages(tmp_path))
+    (tmp_path / "val" / "a" / "0a.jpg").write_bytes(b"no picture")
+    (tmp_path / "val" / "f" / "zero.png").touch()
+    images = SplitImages(tmp_path)
+    for _ in range(2):  # a second pass counts anew
+        result = evaluate([ColourPredictor(1)], images)
+        assert [skipped.path.name for skipped in result.skipped] == ["0a.jpg", "zero.png"]
+        assert all(skipped.reason for skipped in result.skipped)
+        assert np.array_equal(result.confusion, whole.confusion)
+        assert result.data_sha256 == whole.data_sha256
+    (tmp_path / "val" / "a" / "0.png").unlink()
+    fewer = evaluate([ColourPredictor(1)], SplitImages(tmp_path))
+    assert fewer.seen == whole.seen - 1
+    assert fewer.data_sha256 != whole.data_sha256
+
+
+def test_a_split_without_images_or_with_broken_ones_only_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"val is no folder"):
+        SplitImages(tmp_path)
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"no images in class folders"):
+        SplitImages(tmp_path)
+    (tmp_path / "val" / "a" / "x.jpg").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"none of the 1 images.*x\.jpg"):
+        evaluate([ColourPredictor(1)], SplitImages(tmp_path))
+
+
+def test_a_sample_is_spread_over_the_classes(tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]]) -> None:
+    everything = [pixels for label in LABELS[:6] for pixels in pictures[label]]
+    sample = SplitImages(tmp_path).sample(11)  # of 33
+    assert np.array_equal(sample, np.stack(everything[::3]))
+    assert len(SplitImages(tmp_path).sample(1000)) == 33
+
+
+def test_run_and_version_of_one_net_have_the_same_errors(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "data", images=4, side=300)
+    run = load_run(write_run(tmp_path, tmp_path / "data"))
+    artifact = export_run(run, ModelStore(tmp_path)).artifact
+    images = SplitImages(tmp_path / "data")
+    for view_count in (1, 10):
+        torch = evaluate([TorchPredictor("run", run.classes, run.network, run.mean)], images, view_count=view_count)
+        served = evaluate(
+            [RunnerPredictor(Runner(artifact, RunnerOptions(device="cpu")))], images, view_count=view_count
+        )
+        assert np.array_equal(torch.confusion, served.confusion)
+        assert 0 < torch.top1_error < 1
+    assert served.models == ("small:1",)
+
+
+def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "data", images=2)
+    run = write_run(tmp_path, tmp_path / "data")
+    (tmp_path / "data" / "val" / "red" / "cut.jpg").write_bytes(b"no picture")
+    cli, home = CliRunner(), ["--home", str(tmp_path)]
+
+    first = cli.invoke(app, ["export", "small", "--name", "solar", "--views", "10", *home])
+    assert first.exit_code == 0
+    assert "Published solar:1" in first.output
+    assert "fc7 index build" in first.output
+    assert "cut.jpg" in first.output
+    second = cli.invoke(app, ["export", str(run), "--name", "solar", *home])
+    assert "fc7 models activate solar:2" in second.output
+    active = ModelStore(tmp_path).active()
+    assert str(active and active.active) == "solar:1"
+    third = cli.invoke(app, ["export", "small", "--name", "solar", "--activate", *home])
+    assert "solar:3 is the active version" in third.output
+    active = ModelStore(tmp_path).active()
+    assert str(active and active.active) == "solar:3"
+    metrics = ModelStore(tmp_path).get("solar", 1).manifest.metrics
+
+    file = tmp_path / "errors.json"
+    for models in (["small"], ["solar:1", "--data", str(tmp_path / "data")], ["small", "solar:1", "solar"]):
+        shown = cli.invoke(app, ["evaluate", *models, "--views", "10", "--json", str(file), *home])
+        assert shown.exit_code == 0, shown.output
+        result = json.loads(file.read_text())
+        assert (result["images_seen"], result["images_skipped"], result["views"]) == (6, 1, 10)
+        assert result["top1_error"] == metrics["top1_error"]
+        assert f"top-1 error {result['top1_error']:.1%}" in shown.output
+        assert [entry["label"] for entry in result["per_class"]] == list(CLASSES)
+        assert [int(cell) for cell in np.array(result["confusion"]).sum(axis=1)] == [2, 2, 2]
+
+    assert cli.invoke(app, ["evaluate", "small", "--views", "3", *home]).exit_code == 2
+    publish_tiny_model(tmp_path, activate=False)
+    no_data = cli.invoke(app, ["evaluate", "tiny:1", *home])
+    assert isinstance(no_data.exception, DatasetError)
+    assert "--data DIR" in str(no_data.exception)
