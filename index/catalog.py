@@ -11,53 +11,33 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import queue
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.changes import Change, Entry, add_image, vector_ids_of
 from index.database import check_format, connect, migrate, translated
 from index.errors import CursorError, IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
-from index.records import DIMENSIONS, AddOutcome, ImageRecord, Page, checksum
+from index.records import DIMENSIONS, ImageRecord, Page, checksum
 from index.writer import Writer
 
+T = TypeVar("T")
+Describe = Callable[[Sequence[int]], dict[int, tuple[str, str]]]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
     EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An image ready to be stored: checked, its metadata encoded (None keeps what is there), its vector rounded."""
-
-    key: str
-    sha256: str
-    size: int
-    width: int
-    height: int
-    metadata: str | None
-    picture: bytes | None
-    vector: NDArray[np.float16]
-
-
-@dataclass(slots=True)
-class Change:
-    """What a write did to the vectors: `ids` and `rows` came (ids ascending), `removed` went, perhaps the same ones."""
-
-    outcomes: list[AddOutcome] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    rows: list[NDArray[np.float16]] = field(default_factory=list)
-    removed: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +124,7 @@ class Catalog:
             change = Change()
             now = time.time_ns() // 1000
             for entry in entries:
-                change.outcomes.append(_add(connection, space, entry, now, change))
+                change.outcomes.append(add_image(connection, space, entry, now, change))
             return change
 
         return self.writer.run(work, committed)
@@ -156,7 +136,7 @@ class Catalog:
             row = connection.execute("SELECT id FROM images WHERE key = ?", (key,)).fetchone()
             if row is None:
                 raise KeyNotFoundError(key)
-            change = Change(removed=_vector_ids(connection, row[0], space))
+            change = Change(removed=vector_ids_of(connection, row[0], space))
             connection.execute("DELETE FROM images WHERE id = ?", row)
             return change
 
@@ -209,24 +189,37 @@ class Catalog:
 
     # --- vectors ----------------------------------------------------------------------------------------------------
 
-    def vector_id(self, space: int, key: str) -> int | None:
-        """Return the id of an image's vector in `space`, None when it has none. Raises KeyNotFoundError."""
+    def vector(self, space: int, key: str) -> tuple[int, NDArray[np.float16]] | None:
+        """Return an image's vector in `space` with its id, None when it has none. Raises KeyNotFoundError."""
         rows = self._all(
-            "SELECT v.id FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ? WHERE i.key = ?",
+            """SELECT v.id, v.vector FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
+               WHERE i.key = ?""",
             (space, key),
         )
         if not rows:
             raise KeyNotFoundError(key)
-        return None if rows[0][0] is None else int(rows[0][0])
+        return None if rows[0][0] is None else (int(rows[0][0]), np.frombuffer(rows[0][1], np.float16))
 
     def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return {vector id: (key, metadata as JSON)} of those vectors that are still here."""
-        rows = self._all(
-            """SELECT v.id, i.key, i.metadata
-               FROM json_each(?) j JOIN vectors v ON v.id = j.value JOIN images i ON i.id = v.image_id""",
-            (json.dumps(list(vector_ids)),),
-        )
-        return {row[0]: (row[1], row[2]) for row in rows}
+        with self._reader() as connection:
+            return _describe(connection, vector_ids)
+
+    @contextmanager
+    def frozen(self, take: Callable[[], T]) -> Iterator[tuple[T, Describe]]:
+        """Give `take()`, called between two commits, and a `describe` that answers as of that moment.
+
+        `take` is what memory knows; everything committed before has been told to it. Writers wait for `take` only.
+        """
+        with self._reader() as connection:
+            with contextlib.nullcontext() if self._writer is None else self._writer.settled:
+                connection.execute("BEGIN")
+                connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
+                taken = take()
+            try:
+                yield taken, lambda vector_ids: _describe(connection, vector_ids)
+            finally:
+                connection.execute("COMMIT")
 
     def vector_checksums(self, space: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
         """Return the ids, ascending, and the checksums of all vectors in `space`."""
@@ -338,51 +331,13 @@ class Catalog:
         return last
 
 
-def _add(connection: sqlite3.Connection, space: int, entry: Entry, now: int, change: Change) -> AddOutcome:
-    """Store one image inside a transaction, noting in `change` which vectors came and went."""
-    row = connection.execute(
-        """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM vectors WHERE image_id = images.id AND space_id = ?),
-                  EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id)
-           FROM images WHERE key = ?""",
-        (space, entry.key),
-    ).fetchone()
-    if row is None:
-        image, same, metadata = None, False, entry.metadata or "{}"
-    else:
-        image, same = row[0], row[1] == entry.sha256
-        metadata = row[2] if entry.metadata is None else entry.metadata
-        if same and metadata == row[2] and row[3] and (row[4] or entry.picture is None):
-            return AddOutcome.UNCHANGED
-    values = (entry.sha256, entry.size, entry.width, entry.height, metadata, now)
-    if image is None:
-        image = connection.execute(
-            "INSERT INTO images (sha256, size, width, height, metadata, added, updated, key) VALUES (?,?,?,?,?,?,?,?)",
-            (*values, now, entry.key),
-        ).lastrowid
-    else:
-        connection.execute(
-            "UPDATE images SET sha256 = ?, size = ?, width = ?, height = ?, metadata = ?, updated = ? WHERE id = ?",
-            (*values, image),
-        )
-        if not same:  # other models' vectors are of the old picture too
-            change.removed += _vector_ids(connection, image, space)
-            connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
-            connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
-    if entry.picture is not None:
-        connection.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?)", (image, entry.picture))
-    if row is None or not same or not row[3]:
-        vector = connection.execute(
-            "INSERT INTO vectors (image_id, space_id, crc, vector) VALUES (?, ?, ?, ?)",
-            (image, space, checksum(entry.vector), entry.vector.tobytes()),
-        ).lastrowid
-        change.ids.append(int(vector or 0))
-        change.rows.append(entry.vector)
-    return AddOutcome.ADDED if row is None else AddOutcome.REPLACED
-
-
-def _vector_ids(connection: sqlite3.Connection, image: int, space: int) -> list[int]:
-    rows = connection.execute("SELECT id FROM vectors WHERE image_id = ? AND space_id = ?", (image, space))
-    return [row[0] for row in rows]
+def _describe(connection: sqlite3.Connection, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
+    rows = connection.execute(
+        """SELECT v.id, i.key, i.metadata
+           FROM json_each(?) j JOIN vectors v ON v.id = j.value JOIN images i ON i.id = v.image_id""",
+        (json.dumps(list(vector_ids)),),
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
 
 
 def _record(row: tuple[Any, ...]) -> ImageRecord:

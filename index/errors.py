@@ -157,7 +157,7 @@ class IndexUnavailableError(ImageIndexError):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"The index in {self.path} is not available: {self.reason}. Nothing was changed."
+        return f"The index in {self.path} cannot answer: {self.reason}. Nothing was changed."
 
 
 class IndexReadOnlyError(IndexUnavailableError):

@@ -21,7 +21,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog import Catalog, Change, Entry, Space
+from index.catalog import Catalog, Space
+from index.changes import Change, Entry
 from index.errors import IndexModelError, IndexUnavailableError
 from index.lock import FolderLock
 from index.records import (
@@ -35,13 +36,12 @@ from index.records import (
     encode_metadata,
     encode_vectors,
 )
-from index.searcher import ExactSearcher
+from index.searcher import ExactSearcher, Hits
 from index.snapshot import load, write_snapshot
 
 __all__ = ["AddOutcome", "ImageIndex", "ImageRecord", "IndexStats", "LocalImageIndex", "Neighbour", "NewImage", "Page"]
 
 SNAPSHOT_AFTER = 1024
-_ATTEMPTS = 5
 # Named, because inside the classes `list` is their method.
 Outcomes = list[AddOutcome]
 Neighbours = list[Neighbour]
@@ -134,8 +134,8 @@ class LocalImageIndex:
             if not read_only:
                 lock = FolderLock(folder)
                 stack.callback(lock.close)
-            elif not (folder / "catalog.db").exists():
-                raise IndexUnavailableError(folder, "there is none yet, make one with fc7 index build DIR")
+            else:
+                check_exists(folder)
             catalog = stack.enter_context(Catalog(folder / "catalog.db", read_only=read_only))
             space = _enter(catalog, folder, fingerprint, model, switch=switch, read_only=read_only)
             searcher = ExactSearcher(threads=threads or len(os.sched_getaffinity(0)))
@@ -234,20 +234,18 @@ class LocalImageIndex:
         vectors: float32 [n, 4096]. exclude: the key of an image to leave out.
         Raises ShapeError, VectorError, KeyNotFoundError for `exclude`, ValueError unless k >= 1.
         """
-        left_out = None if exclude is None else self._catalog.vector_id(self._space.id, check_key(exclude))
-        return self._neighbours(encode_vectors(vectors), k, left_out)
+        known = None if exclude is None else self._catalog.vector(self._space.id, check_key(exclude))
+        return self._neighbours(encode_vectors(vectors), k, None if known is None else known[0])
 
     def similar(self, key: str, k: int) -> Neighbours:
         """Return the `k` images nearest to an indexed one, itself left out.
 
         Raises InvalidKeyError, KeyNotFoundError, IndexModelError when the image has no vector of this model.
         """
-        vector_id = self._catalog.vector_id(self._space.id, check_key(key))
-        if vector_id is None:
+        known = self._catalog.vector(self._space.id, check_key(key))
+        if known is None:
             raise IndexModelError(self._folder, "an earlier model", self._space.model, 1)
-        vector = self._searcher.vector(vector_id)
-        if vector is None:  # replaced or deleted a moment ago
-            return self.similar(key, k)
+        vector_id, vector = known
         return self._neighbours(vector[np.newaxis], k, vector_id)[0]
 
     def stats(self) -> IndexStats:
@@ -271,21 +269,27 @@ class LocalImageIndex:
     def _neighbours(self, queries: NDArray[np.float16], k: int, left_out: int | None) -> Answers:
         if k < 1:
             raise ValueError(f"k is {k}, not at least 1")
-        for attempt in range(_ATTEMPTS):
-            hits = self._searcher.search(queries, k + (left_out is not None))
-            known = self._catalog.describe(sorted({int(number) for hit in hits for number in hit.ids}))
-            if attempt == _ATTEMPTS - 1 or all(int(number) in known for hit in hits for number in hit.ids):
-                break
-            # Some were deleted between the two lines: search again, so that there are k if k exist.
+        wanted = k + (left_out is not None)
+        hits = self._searcher.search(queries, wanted)
+        found = _ids(hits)
+        known = self._catalog.describe(found)
+        if len(known) < len(found):  # some went while we searched: again, with the catalogue of the same moment
+            with self._catalog.frozen(self._searcher.view) as (view, describe):
+                hits = self._searcher.search(queries, wanted, view)
+                known = describe(_ids(hits))
         answers = []
         for hit in hits:
-            found = [
+            ranked = [
                 (float(distance), *known[int(number)])
                 for number, distance in zip(hit.ids, hit.distances, strict=True)
                 if int(number) != left_out and int(number) in known
             ]
-            answers.append([Neighbour(key, distance, json.loads(text)) for distance, key, text in sorted(found)[:k]])
+            answers.append([Neighbour(key, distance, json.loads(text)) for distance, key, text in sorted(ranked)[:k]])
         return answers
+
+
+def _ids(hits: list[Hits]) -> list[int]:
+    return sorted({int(number) for hit in hits for number in hit.ids})
 
 
 def read_stats(home: Path) -> IndexStats:
@@ -294,8 +298,7 @@ def read_stats(home: Path) -> IndexStats:
     Raises IndexUnavailableError when there is none, IndexCorruptError, IndexFormatError.
     """
     folder = home / "index"
-    if not (folder / "catalog.db").exists():
-        raise IndexUnavailableError(folder, "there is none yet, make one with fc7 index build DIR")
+    check_exists(folder)
     with Catalog(folder / "catalog.db", read_only=True) as catalog:
         active = next((space for space in catalog.spaces() if space.active), None)
         return IndexStats(
@@ -307,6 +310,12 @@ def read_stats(home: Path) -> IndexStats:
             model=active.model if active else "",
             fingerprint=active.fingerprint if active else "",
         )
+
+
+def check_exists(folder: Path) -> None:
+    """Raise IndexUnavailableError unless `folder` has a catalogue."""
+    if not (folder / "catalog.db").exists():
+        raise IndexUnavailableError(folder, "there is none yet, make one with fc7 index build DIR")
 
 
 def _enter(catalog: Catalog, folder: Path, fingerprint: str, model: str, *, switch: bool, read_only: bool) -> Space:

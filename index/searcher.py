@@ -68,6 +68,10 @@ class Segment:
         return distances, rows
 
 
+# The blocks with a copy of their flags: one moment of a searcher.
+View = list[tuple[Segment, NDArray[np.bool_]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Hits:
     """The nearest of one query: vector ids and distances (Euclidean, float64), nearest first; equal ones by id."""
@@ -139,12 +143,6 @@ class ExactSearcher:
         if any(_mostly_dead(segment) for segment in segments):
             self._compact()
 
-    def vector(self, vector_id: int) -> NDArray[np.float16] | None:
-        """Return one live vector, float16 [4096], or None."""
-        with self._lock:
-            place = self._find(vector_id)
-            return None if place is None else place[0].rows[place[1]].copy()
-
     def ids(self) -> NDArray[np.int64]:
         """Return the ids of all live vectors, ascending."""
         with self._lock:
@@ -153,19 +151,20 @@ class ExactSearcher:
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         """Yield all vectors that are live now, block by block, ascending: (ids [n], rows float16 [n, 4096])."""
-        for segment, alive in self._view():
+        for segment, alive in self.view():
             slots = np.flatnonzero(alive)
             for start in range(0, len(slots), 1024):
                 chosen = slots[start : start + 1024]
                 yield segment.ids[chosen], segment.rows[chosen]
 
-    def search(self, queries: NDArray[np.float16], k: int) -> list[Hits]:
+    def search(self, queries: NDArray[np.float16], k: int, view: View | None = None) -> list[Hits]:
         """Return the `k` nearest of each query, and what ties with the last of them (so perhaps more than `k`).
 
-        queries: float16 [n, 4096]. Fewer than `k` when there are not so many. When over 1,024 vectors tie with the
+        queries: float16 [n, 4096]. view: what to search, all as it is now by default.
+        Fewer than `k` when there are not so many. When over 1,024 vectors tie with the
         last one, which of them are returned is not defined.
         """
-        view = self._view()
+        view = self.view() if view is None else view
         total = sum(int(alive.sum()) for _, alive in view)
         if total == 0 or k < 1:
             return [Hits(np.empty(0, np.int64), np.empty(0)) for _ in queries]
@@ -188,14 +187,12 @@ class ExactSearcher:
             open_ = unsettled
         return [hit for hit in hits if hit is not None]
 
-    def _view(self) -> list[tuple[Segment, NDArray[np.bool_]]]:
+    def view(self) -> View:
         """Return the segments with a copy of their flags: what one search sees, whatever is written meanwhile."""
         with self._lock:
             return [(segment, segment.alive[: segment.count].copy()) for segment in self._segments]
 
-    def _scan(
-        self, view: list[tuple[Segment, NDArray[np.bool_]]], queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _scan(self, view: View, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return each segment's best `k` side by side: squared distances, and places (segment number x rows + row)."""
 
         def scan(number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -237,9 +234,7 @@ def _mostly_dead(segment: Segment) -> bool:
     return segment.count == segment.capacity and 2 * segment.dead >= segment.capacity
 
 
-def _rank(
-    view: list[tuple[Segment, NDArray[np.bool_]]], query: NDArray[np.float32], places: NDArray[np.int64], k: int
-) -> Hits:
+def _rank(view: View, query: NDArray[np.float32], places: NDArray[np.int64], k: int) -> Hits:
     """Order candidates by their distance, computed in float64, and keep the first `k` and what ties with the last."""
     ids = np.empty(len(places), np.int64)
     distances = np.empty(len(places))

@@ -49,6 +49,8 @@ class Writer:
         self._closing = threading.Lock()
         self._closed = False
         self.commits = 0
+        # Held from the start of a commit until memory has heard of it: who holds it finds disk and memory alike.
+        self.settled = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="fc7-index-writer", daemon=True)
         self._thread.start()
 
@@ -84,7 +86,8 @@ class Writer:
                     ending = True
                     break
                 jobs.append(following)
-            self._commit(jobs)
+            with self.settled:
+                self._commit(jobs)
             if ending:
                 return
 

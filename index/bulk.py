@@ -1,0 +1,265 @@
+"""A folder into the index, and the whole index to another model: many images, with progress, resumable.
+
+Promises: what was committed stays when either is interrupted, and the same call goes on from there; an image that
+cannot be read is listed with its reason and skipped, and nothing else is.
+Does not: delete images whose files are gone, or follow a folder that changes while it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.catalog import Catalog, Unembedded
+from index.errors import FolderError, InvalidKeyError
+from index.image_index import ImageIndex, check_exists
+from index.lock import FolderLock
+from index.records import AddOutcome, NewImage, check_key, encode_vectors
+from model_store.errors import ImageError
+from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare, views
+from model_store.runner import Runner
+
+MAX_FILE_BYTES = 200_000_000
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """What became of a folder's images. seen = added + replaced + unchanged + len(skipped) when it ran to its end.
+
+    skipped: (path, reason). interrupted: Ctrl-C ended it early.
+    """
+
+    total: int = 0
+    seen: int = 0
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+@dataclass(slots=True)
+class ReembedReport:
+    """What became of the images that had no vector of the model; skipped: (key, reason)."""
+
+    total: int = 0
+    embedded: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class KeyOf(Protocol):
+    """How an image's key follows from its path and the folder being indexed."""
+
+    def __call__(self, path: Path, folder: Path) -> str:
+        """Return the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A file that was read; `prepared` is None when the index has these very bytes already."""
+
+    key: str
+    sha256: str
+    size: int
+    prepared: PreparedImage | None
+    picture: bytes | None
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Return the path within the folder, with forward slashes: the usual key."""
+    return path.relative_to(folder).as_posix()
+
+
+def build_index(
+    folder: Path,
+    index: ImageIndex,
+    runner: Runner,
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    progress: Callable[[BuildReport], None] | None = None,
+    key: KeyOf = relative_path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    keep_pictures: bool = True,
+) -> BuildReport:
+    """Add every image in `folder`, at any depth, to `index`; what it has already, bytes and model alike, is passed by.
+
+    batch_size: images in one run and one commit. workers: threads that read and decode. progress: called after each
+    batch with the report so far. key: the path within the folder by default. Ctrl-C ends it with what was committed.
+    Raises FolderError when no file in `folder` is an image by its name, DatasetError when it is no folder, and whatever
+    stops the index or the runner, with what was committed before kept.
+    """
+    paths = list(find_images(folder))
+    if not paths:
+        raise FolderError(folder, "has no images: none of its files ends in .jpg, .png, .webp, .gif, .bmp or .tiff.")
+    report = BuildReport(total=len(paths))
+
+    def read(path: Path) -> _Read:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise OSError(f"it has {path.stat().st_size:,} bytes, and {MAX_FILE_BYTES:,} is the most")
+        data = path.read_bytes()
+        name = check_key(key(path, folder))
+        sha256 = hashlib.sha256(data).hexdigest()
+        if index.lookup([name]).get(name) == sha256:
+            return _Read(name, sha256, len(data), None, None)
+        prepared = inspect_and_prepare(data, max_pixels=max_pixels)
+        picture = encode_jpeg(prepared.pixels) if keep_pictures else None
+        return _Read(name, sha256, len(data), prepared, picture)
+
+    with _interruptible(report), _ahead(read, paths, workers, 2 * batch_size) as results:
+        for batch in _batches(results, batch_size):
+            fresh: list[tuple[_Read, PreparedImage]] = []
+            for path, result in batch:
+                try:
+                    image = result.result()
+                except (OSError, ImageError, InvalidKeyError) as error:
+                    report.skipped.append((path, str(error)))
+                    continue
+                if image.prepared is None:
+                    report.unchanged += 1
+                else:
+                    fresh.append((image, image.prepared))
+            if fresh:
+                vectors = _embed(runner, [prepared.pixels for _, prepared in fresh])
+                outcomes = index.add_many(
+                    [
+                        NewImage(i.key, i.sha256, i.size, prepared.width, prepared.height, None, i.picture, vector)
+                        for (i, prepared), vector in zip(fresh, vectors, strict=True)
+                    ]
+                )
+                report.added += outcomes.count(AddOutcome.ADDED)
+                report.replaced += outcomes.count(AddOutcome.REPLACED)
+                report.unchanged += outcomes.count(AddOutcome.UNCHANGED)
+            report.seen += len(batch)
+            if progress is not None:
+                progress(report)
+    return report
+
+
+def reembed(
+    home: Path,
+    runner: Runner,
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    progress: Callable[[ReembedReport], None] | None = None,
+) -> ReembedReport:
+    """Give every image of the index in `home` a vector of the runner's model, from its stored picture; then switch.
+
+    Until it is complete the index stays with the model that it had. Images without a usable picture are listed; search
+    does not find them after the switch, until they are added again. Ctrl-C keeps what is done.
+    Raises IndexUnavailableError when there is no index, IndexLockedError and what opening a catalogue raises,
+    FolderError when no image could be embedded.
+    """
+    folder = home / "index"
+    check_exists(folder)
+    lock = FolderLock(folder)
+    try:
+        with Catalog(folder / "catalog.db") as catalog:
+            space = catalog.make_space(runner.artifact.fingerprint, runner.artifact.id)
+            total = next(each.lacking for each in catalog.spaces() if each.id == space)
+            report = ReembedReport(total=total)
+            with _interruptible(report), _ahead(_decode, _lacking(catalog, space), workers, 2 * batch_size) as results:
+                for batch in _batches(results, batch_size):
+                    _embed_batch(catalog, space, runner, batch, report)
+                    if progress is not None:
+                        progress(report)
+            if not report.interrupted:
+                if total and not report.embedded:
+                    raise FolderError(folder, "keeps no pictures to embed again: fc7 index build DIR --rebuild")
+                catalog.activate_space(space)
+            return report
+    finally:
+        lock.close()
+
+
+def _embed_batch(
+    catalog: Catalog,
+    space: int,
+    runner: Runner,
+    batch: list[tuple[Unembedded, Future[NDArray[np.uint8] | None]]],
+    report: ReembedReport,
+) -> None:
+    images, pixels = [], []
+    for image, result in batch:
+        try:
+            decoded = result.result()
+        except ImageError as error:
+            report.skipped.append((image.key, f"its stored picture is damaged: {error}"))
+            continue
+        if decoded is None:
+            report.skipped.append((image.key, "no picture of it is stored"))
+        else:
+            images.append(image)
+            pixels.append(decoded)
+    if images:
+        report.embedded += catalog.add_vectors(space, images, encode_vectors(_embed(runner, pixels)))
+
+
+def _decode(image: Unembedded) -> NDArray[np.uint8] | None:
+    return None if image.picture is None else inspect_and_prepare(image.picture).pixels
+
+
+def _lacking(catalog: Catalog, space: int) -> Iterator[Unembedded]:
+    """Yield the images without a vector in `space`, by id."""
+    after = 0
+    while page := catalog.unembedded(space, after, 64):
+        yield from page
+        after = page[-1].id
+
+
+def _embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Return fc7, float32 [n, 4096], of the central views of prepared pictures."""
+    return runner.run(views(np.stack(pixels))).fc7
+
+
+@contextmanager
+def _interruptible(report: BuildReport | ReembedReport) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.interrupted = True
+
+
+@contextmanager
+def _ahead(
+    work: Callable[[In], Out], items: Iterable[In], workers: int, window: int
+) -> Iterator[Iterator[tuple[In, Future[Out]]]]:
+    """Run `work` in threads, at most `window` items ahead of the reader; what is left at the end is dropped."""
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="fc7-decode")
+
+    def results() -> Iterator[tuple[In, Future[Out]]]:
+        waiting: deque[tuple[In, Future[Out]]] = deque()
+        for item in items:
+            waiting.append((item, executor.submit(work, item)))
+            if len(waiting) >= window:
+                yield waiting.popleft()
+        yield from waiting
+
+    try:
+        yield results()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _batches(items: Iterator[In], size: int) -> Iterator[list[In]]:
+    batch: list[In] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

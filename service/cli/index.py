@@ -1,0 +1,167 @@
+"""`fc7 index`: put a folder of images into the index, look at it, and take it to another model.
+
+Does not: need the server; while one has the index open, only `stats` works.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from index.bulk import BuildReport, ReembedReport, build_index, reembed
+from index.errors import FolderError
+from index.image_index import LocalImageIndex, read_stats
+from model_store.runner import Runner, RunnerOptions
+from model_store.store import ModelStore
+from service.settings import Settings, load_settings
+
+app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
+INTERRUPTED = 130
+_MOST_LISTED = 20
+
+Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
+Model = Annotated[str | None, typer.Option(help="A version such as solar:1; the active one by default.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images in one run and one commit.")]
+
+
+@app.command()
+def build(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, at any depth.")],
+    home: Home = None,
+    model: Model = None,
+    batch_size: BatchSize = 32,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Take the index to this model; images not in DIR leave the search.")
+    ] = False,
+) -> None:
+    """Add every image in DIR. Run it again to go on after an interruption, or to add what is new."""
+    console = Console(stderr=True)
+    settings = load_settings(home=home)
+    runner = _runner(settings, model)
+    artifact = runner.artifact
+    with (
+        LocalImageIndex.open(
+            settings.home,
+            fingerprint=artifact.fingerprint,
+            model=artifact.id,
+            keep_pictures=settings.keep_pictures,
+            switch=rebuild,
+        ) as index,
+        _progress(console) as bar,
+    ):
+        task = bar.add_task("indexing", total=None, rate="")
+
+        def show(so_far: BuildReport) -> None:
+            bar.update(task, total=so_far.total, completed=so_far.seen, rate=_rate(bar, so_far.seen))
+
+        report = build_index(
+            folder,
+            index,
+            runner,
+            batch_size=batch_size,
+            workers=settings.decode_threads or 2,
+            progress=show,
+            max_pixels=settings.max_pixels,
+            keep_pictures=settings.keep_pictures,
+        )
+        stats = index.stats()
+    _list_skipped(console, [(str(path), reason) for path, reason in report.skipped])
+    console.print(
+        f"{report.seen} of {report.total} images seen: {report.added} added, {report.replaced} replaced, "
+        f"{report.unchanged} unchanged, {len(report.skipped)} skipped. "
+        f"The index has {stats.vectors} images of {stats.model}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if stats.images > stats.vectors:
+        console.print(
+            f"{stats.images - stats.vectors} images have no vector of {stats.model}, and search does not find them: "
+            "fc7 index reembed",
+            highlight=False,
+            soft_wrap=True,
+        )
+    _stop_if_interrupted(console, interrupted=report.interrupted)
+    if len(report.skipped) == report.total:
+        raise FolderError(folder, f"has no image that can be read: all {report.total} were skipped.")
+
+
+@app.command("reembed")
+def reembed_command(home: Home = None, model: Model = None, batch_size: BatchSize = 32) -> None:
+    """Make the vectors of another model from the stored pictures, and switch to it when all are made."""
+    console = Console(stderr=True)
+    settings = load_settings(home=home)
+    runner = _runner(settings, model)
+    with _progress(console) as bar:
+        task = bar.add_task("embedding", total=None, rate="")
+
+        def show(so_far: ReembedReport) -> None:
+            done = so_far.embedded + len(so_far.skipped)
+            bar.update(task, total=so_far.total, completed=done, rate=_rate(bar, done))
+
+        report = reembed(
+            settings.home, runner, batch_size=batch_size, workers=settings.decode_threads or 2, progress=show
+        )
+    _list_skipped(console, report.skipped)
+    console.print(
+        f"{report.embedded} of {report.total} images embedded with {runner.artifact.id}, "
+        f"{len(report.skipped)} skipped.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _stop_if_interrupted(console, interrupted=report.interrupted)
+    console.print(f"The index is one of {runner.artifact.id} now.", highlight=False)
+
+
+@app.command()
+def stats(home: Home = None) -> None:
+    """Print how many images the index has, and how large it is; a running server does not mind."""
+    found = read_stats(load_settings(home=home).home)
+    table = Table(show_header=False, box=None)
+    table.add_row("images", f"{found.images:,}")
+    table.add_row("with a vector", f"{found.vectors:,}")
+    table.add_row("model", found.model or "none yet")
+    table.add_row("fingerprint", found.fingerprint[:16])
+    table.add_row("mode", found.mode)
+    table.add_row("on disk", f"{found.bytes_on_disk / 1e6:,.1f} MB")
+    Console().print(table, highlight=False)
+
+
+def _runner(settings: Settings, model: str | None) -> Runner:
+    store = ModelStore(settings.home)
+    artifact = store.active_artifact() if model is None else store.resolve(model)
+    return Runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _rate(bar: Progress, done: int) -> str:
+    elapsed = bar.tasks[0].elapsed
+    return f"{done / elapsed:.1f} images/s" if elapsed else ""
+
+
+def _list_skipped(console: Console, skipped: list[tuple[str, str]]) -> None:
+    for name, reason in skipped[:_MOST_LISTED]:
+        console.print(f"skipped {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if len(skipped) > _MOST_LISTED:
+        console.print(f"... and {len(skipped) - _MOST_LISTED} more")
+
+
+def _stop_if_interrupted(console: Console, *, interrupted: bool) -> None:
+    if interrupted:
+        console.print("Interrupted: what was counted is in the index; the same command goes on from there.")
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,47 @@
+"""Images to put into an index: everything about one follows from a number, so that a test knows what it should be."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.image_index import LocalImageIndex, NewImage
+
+MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
+
+
+def vector(number: int) -> NDArray[np.float32]:
+    """Return fc7-like activations: float32 [4096], none negative, a third of them not zero."""
+    values = np.random.default_rng(number).standard_normal(4096, dtype=np.float32)
+    activations: NDArray[np.float32] = np.maximum(values - 0.4, 0)
+    return activations
+
+
+def picture(number: int) -> bytes:
+    """Stand for a stored JPEG."""
+    return np.random.default_rng(number).bytes(3000)
+
+
+def sha256(number: int) -> str:
+    """Return the hash of the picture."""
+    return hashlib.sha256(picture(number)).hexdigest()
+
+
+def image(key: str | None, number: int, metadata: dict[str, Any] | None = None) -> NewImage:
+    """Return the image that `number` stands for, under `key`."""
+    return NewImage(key, sha256(number), 3000, 640, 480, metadata, picture(number), vector(number))
+
+
+def open_index(home: Path, **options: Any) -> LocalImageIndex:
+    """Open the index of the tests' first model."""
+    return LocalImageIndex.open(home, **{**MODEL, **options})
+
+
+def exact(vectors: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the Euclidean distances that NumPy finds between float16 values."""
+    rounded = vectors.astype(np.float16).astype(np.float64)
+    return np.asarray(np.linalg.norm(rounded - query.astype(np.float16).astype(np.float64), axis=1))

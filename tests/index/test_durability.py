@@ -1,0 +1,200 @@
+"""What a killed process, a full disk and flipped bits leave: everything that was acknowledged, and nothing half."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.errors import IndexCorruptError
+from tests.index.helpers import image, open_index, picture, sha256, vector
+
+# Four threads, each with keys of its own, say what they begin and what was acknowledged: "+ key number", "- key".
+WRITER = """
+import os, sys, threading
+from pathlib import Path
+from index.errors import IndexFullError
+from tests.index.helpers import image, open_index
+
+def say(text):
+    os.write(1, (text + "\\n").encode())
+
+def work(thread):
+    number = int(sys.argv[2]) + thread * 1000
+    while True:
+        number += 1
+        key = f"{thread}-{number % 7}"
+        if number % 5 == 0 and index.contains(key):
+            say(f"begin - {key}")
+            index.delete(key)
+            say(f"done - {key}")
+        else:
+            say(f"begin + {key} {number}")
+            index.add_many([image(key, number)])
+            say(f"done + {key} {number}")
+
+index = open_index(Path(sys.argv[1]), snapshot_after=1)
+for thread in range(4):
+    threading.Thread(target=work, args=(thread,), daemon=True).start()
+sys.stdin.read()
+"""
+
+FILLER = """
+import resource, sys
+from pathlib import Path
+from index.errors import IndexFullError
+from tests.index.helpers import image, open_index, vector
+
+index = open_index(Path(sys.argv[1]), snapshot_after=1)
+index.add_many([image("first", 0)])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+number = 0
+try:
+    while number < 1000:
+        number += 1
+        index.add_many([image(str(number), number)])
+        print(number)
+except IndexFullError as error:
+    print("full:", error)
+found = index.search(vector(1)[None], 2)[0]
+print("nearest", found[0].key, found[0].distance, index.get("first").key)
+try:
+    index.delete("first")
+except IndexFullError:
+    pass
+index.close()
+"""
+
+
+def state(lines: list[str]) -> dict[str, set[int | None]]:
+    """Return what each key may hold: what was acknowledged last, and what was begun after it. None: no image."""
+    possible: dict[str, set[int | None]] = {}
+    for line in lines:
+        stage, change, key, *number = line.split()
+        value = int(number[0]) if change == "+" else None
+        possible[key] = {value} if stage == "done" else possible.get(key, {None}) | {value}
+    return possible
+
+
+def test_after_kill_9_every_acknowledged_change_is_there_and_nothing_half(tmp_path: Path) -> None:
+    random.seed(1)
+    expected: dict[str, set[int | None]] = {}
+    for start in range(3):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(start * 100_000)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(20)]
+            time.sleep(random.random() * 0.5)
+            process.send_signal(signal.SIGKILL)
+            lines += process.stdout.readlines()
+        expected |= state([line for line in lines if line.endswith("\n")])
+        with open_index(tmp_path, snapshot_after=1) as index:
+            records = {record.key: record for record in index.list(1000).images}
+            assert len(expected) > 4
+            for key, possible in expected.items():
+                found = {sha256(number): number for number in possible if number is not None}
+                if key not in records:
+                    assert None in possible, f"{key} is gone"
+                    expected[key] = {None}
+                    continue
+                assert records[key].sha256 in found, f"{key} is not one of {possible}"
+                number = found[records[key].sha256]
+                expected[key] = {number}
+                assert index.picture(key) == picture(number)
+                nearest = index.search(vector(number)[np.newaxis], 1)[0][0]
+                assert (nearest.key, nearest.distance) == (key, 0)
+            assert set(records) <= set(expected)
+            assert index.stats().vectors == len(records)
+
+
+def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FILLER, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *added, full, nearest = done.stdout.splitlines()
+    assert len(added) > 10
+    assert full.startswith("full: No room on the disk")
+    assert str(tmp_path) in full
+    assert nearest == "nearest 1 0.0 first"
+    with open_index(tmp_path) as index:
+        assert {record.key for record in index.list(1000).images} - {"first"} == set(added)
+        for key in added:
+            assert index.similar(key, 1)
+        index.add_many([image("later", 5000)])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:0],
+        lambda data: b"{}" + data[2:],
+        lambda data: b"[]".ljust(4096) + data[4096:],
+        lambda data: data.replace(b'"format": 1', b'"format": 2'),
+        lambda data: data[:4096] + data[4104:4112] + data[4104:],
+        lambda data: data[:-8000] + bytes([data[-8000] ^ 1]) + data[-7999:],
+        lambda data: data.replace(b'"rows": 30', b'"rows": 29'),
+    ],
+)
+def test_a_damaged_snapshot_is_made_again_from_the_catalogue(tmp_path: Path, damage: object) -> None:
+    with open_index(tmp_path, snapshot_after=1) as index:
+        index.add_many([image(str(n), n) for n in range(30)])
+    snapshot = tmp_path / "index" / "vectors.snapshot"
+    whole = snapshot.read_bytes()
+    snapshot.write_bytes(damage(whole))  # type: ignore[operator]
+    for _ in range(2):
+        with open_index(tmp_path, snapshot_after=1) as index:
+            assert [index.search(vector(n)[np.newaxis], 1)[0][0].distance for n in range(30)] == [0] * 30
+        assert snapshot.read_bytes() == whole
+
+
+def test_a_snapshot_of_another_catalogue_is_not_used(tmp_path: Path) -> None:
+    for home in ("one", "two"):
+        with open_index(tmp_path / home, snapshot_after=1) as index:
+            index.add_many([image(f"{home}{n}", n + 100 * (home == "two")) for n in range(3)])
+    (tmp_path / "one/index/vectors.snapshot").replace(tmp_path / "two/index/vectors.snapshot")
+    with open_index(tmp_path / "two") as index:
+        assert index.search(vector(100)[np.newaxis], 1)[0][0].distance == 0
+
+
+def test_a_snapshot_is_used_and_what_came_and_went_since_is_not_forgotten(tmp_path: Path) -> None:
+    with open_index(tmp_path, snapshot_after=1) as index:
+        index.add_many([image(str(n), n) for n in range(30)])
+    with open_index(tmp_path, snapshot_after=10**6) as index:
+        index.delete("7")
+        index.add_many([image("8", 108), image("new", 200)])
+    snapshot = tmp_path / "index" / "vectors.snapshot"
+    assert b'"rows": 30' in snapshot.read_bytes()[:4096]
+    with open_index(tmp_path) as index:
+        assert index._unsaved == 2, "only the two new vectors came from the catalogue"
+        found = {n.key: n.distance for n in index.search(vector(108)[np.newaxis], 100)[0]}
+        assert set(found) == {str(n) for n in range(30) if n != 7} | {"new"}
+        assert found["8"] == 0
+
+
+def test_a_flipped_bit_in_a_stored_vector_is_noticed(tmp_path: Path) -> None:
+    with open_index(tmp_path) as index:
+        index.add_many([image(str(n), n) for n in range(3)])
+    flipped = bytearray(vector(1).astype(np.float16).tobytes())
+    flipped[100] ^= 4
+    connection = sqlite3.connect(tmp_path / "index" / "catalog.db")
+    connection.execute("UPDATE vectors SET vector = ? WHERE id = 2", (bytes(flipped),))
+    connection.commit()
+    connection.close()
+    with pytest.raises(IndexCorruptError, match=r"catalog\.db is damaged \(vector 2 differs from its checksum\)"):
+        open_index(tmp_path)
+
+
+def test_a_file_that_is_no_catalogue_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "catalog.db").write_bytes(b"not a database at all" * 500)
+    with pytest.raises(IndexCorruptError, match=r"catalog\.db is damaged \(file is not a database\)"):
+        open_index(tmp_path)

@@ -1,0 +1,78 @@
+"""The exact searcher against NumPy, over blocks, removals and ties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index import searcher as module
+from index.searcher import ExactSearcher, Segment
+from tests.index.helpers import exact
+
+
+def rows(n: int, seed: int = 0) -> NDArray[np.float16]:
+    values = np.random.default_rng(seed).standard_normal((n, 4096), dtype=np.float32)
+    return np.maximum(values, 0).astype(np.float16)
+
+
+def test_it_finds_what_numpy_finds_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_ROWS", 512)
+    searcher = ExactSearcher(threads=2)
+    vectors, queries = rows(2000), rows(4, seed=1)
+    searcher.apply(np.arange(10, 1210), vectors[:1200])
+    searcher.apply(np.arange(1210, 2010), vectors[1200:])
+    removed = np.random.default_rng(2).choice(np.arange(10, 2010), 700, replace=False)
+    searcher.apply([], rows(0), removed.tolist())
+    left = np.setdiff1d(np.arange(10, 2010), removed)
+    assert len(searcher) == len(left) == 1300
+    assert searcher.ids().tolist() == left.tolist()
+    for hits, query in zip(searcher.search(queries, 25), queries, strict=True):
+        distances = exact(vectors[left - 10].astype(np.float32), query.astype(np.float32))
+        order = np.argsort(distances, kind="stable")[:25]
+        assert hits.ids.tolist() == left[order].tolist()
+        assert hits.distances == pytest.approx(distances[order], rel=1e-9)
+    everything = searcher.search(queries[:1], 5000)[0]
+    assert sorted(everything.ids.tolist()) == left.tolist()
+    searcher.close()
+
+
+def test_memory_of_removed_vectors_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_ROWS", 256)
+    searcher = ExactSearcher(threads=1)
+    vectors = rows(1024)
+    searcher.apply(np.arange(1024), vectors)
+    before = searcher.bytes_in_memory
+    searcher.apply([], rows(0), [n for n in range(1024) if n % 8])
+    assert len(searcher) == 128
+    assert searcher.bytes_in_memory < before / 4
+    searcher.apply([2000], rows(1, seed=9))
+    assert searcher.search(vectors[8:9], 1)[0].ids.tolist() == [8]
+    assert searcher.search(vectors[17:18], 1)[0].distances[0] > 1
+    assert searcher.search(rows(1, seed=9), 1)[0].ids.tolist() == [2000]
+    searcher.close()
+
+
+def test_near_identical_vectors_are_told_apart_and_all_that_tie_are_returned() -> None:
+    searcher = ExactSearcher(threads=1)
+    base = rows(1)[0]
+    base[:] = np.maximum(base, np.float16(1))
+    copies = np.tile(base, (300, 1))
+    for n in range(100):  # each a single last bit away, further and further
+        copies[n, : n + 1] = np.nextafter(copies[n, : n + 1], np.float16(np.inf))
+    searcher.apply(np.arange(300), copies)
+    hits = searcher.search(base[np.newaxis], 250)[0]
+    assert hits.ids.tolist() == [*range(100, 300), *range(50)]
+    assert hits.distances[199] == 0 < hits.distances[200]
+    tied = searcher.search(base[np.newaxis], 3)[0]
+    assert tied.ids.tolist() == list(range(100, 300)), "the caller chooses among equals, so it must have them all"
+    searcher.close()
+
+
+def test_a_block_shows_only_rows_that_are_alive() -> None:
+    segment = Segment(16)
+    vectors = rows(3)
+    segment.append(np.array([5, 6, 7]), vectors)
+    alive = np.array([False, True, False])
+    _, found = segment.search(vectors[:1].astype(np.float32), 1, alive)
+    assert found.tolist() == [[1]]
