@@ -103,7 +103,7 @@ def export_run(
     with store.staging(draft.name) as staged:
         progress("writing the graph", 0, 1)
         write_served_graph(run.network, run.mean, staged)
-        runner = Runner(_provisional(staged, draft), RunnerOptions(device="cpu"))
+        runner = Runner(provisional_version(staged, draft), RunnerOptions(device="cpu"))
         try:
             progress("comparing with torch", 0, 1)
             parity = check_parity(runner, _torch(run), images.sample(sum(PARITY_BATCHES)))
@@ -163,7 +163,7 @@ def _torch(run: TrainedRun) -> TorchPredictor:
     return TorchPredictor(run.path.name, run.classes, run.network, run.mean)
 
 
-def _provisional(staged: Path, draft: ManifestDraft) -> Artifact:
+def provisional_version(staged: Path, draft: ManifestDraft) -> Artifact:
     """Return the staged folder as a version, so that it is run by the very Runner that will serve it."""
     files = {
         name: FileEntry(sha256=sha256_of(staged / name), size=(staged / name).stat().st_size)

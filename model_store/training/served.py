@@ -80,7 +80,12 @@ class _Graph:
                     x = self.normalisation(layer.name, x)
                 case Pool():
                     x = self.node(
-                        "MaxPool", [x], layer.name, kernel_shape=_pair(layer.size), strides=_pair(layer.stride)
+                        "MaxPool",
+                        [x],
+                        layer.name,
+                        kernel_shape=_pair(layer.size),
+                        strides=_pair(layer.stride),
+                        pads=[0, 0, layer.edge, layer.edge],
                     )
                 case Hidden():
                     x = x if flat else self.node("Flatten", [x], "flat")

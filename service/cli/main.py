@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import data, evaluate, index, models, query, serve, train
+from service.cli import data, evaluate, imports, index, models, query, serve, train
 
 app = typer.Typer(
     name="fc7",
@@ -26,6 +26,7 @@ app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.export)
+app.add_typer(imports.app)
 app.add_typer(models.app)
 app.add_typer(index.app)
 app.command()(serve.serve)
