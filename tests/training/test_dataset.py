@@ -1,0 +1,151 @@
+"""Class folders: what is found, read, counted, skipped and refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_store.errors import DatasetError
+from model_store.image import prepare
+from model_store.training.dataset import IMAGE_BYTES, Dataset, find_class_folders, open_dataset
+from tests.support.pictures import write_class_folders
+
+
+@pytest.fixture
+def workers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_class_folders(tmp_path / "data", train=3, val=2)
+
+
+def opened(root: Path, workers: ThreadPoolExecutor, budget: int = 1 << 30) -> Dataset:
+    return open_dataset(root, memory_budget=budget, workers=workers)
+
+
+def test_classes_are_folder_names_in_alphabetical_order(root: Path, workers: ThreadPoolExecutor) -> None:
+    for split in ("train", "val"):
+        (root / split / "red").rename(root / split / "a, red one")
+    dataset = opened(root, workers)
+    assert dataset.classes == ("a, red one", "blue", "green")
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert dataset.class_counts().tolist() == [3, 3, 3]
+    assert [path.parent.name for path in dataset.val.paths] == ["a, red one"] * 2 + ["blue"] * 2 + ["green"] * 2
+
+
+@pytest.mark.parametrize("images_in_budget", [15, 14])
+def test_pixels_are_those_of_prepare_in_memory_or_not(
+    root: Path, workers: ThreadPoolExecutor, images_in_budget: int
+) -> None:
+    dataset = opened(root, workers, images_in_budget * IMAGE_BYTES)
+    assert dataset.train.in_memory is (images_in_budget == 15)
+    positions = np.array([7, 0, 7])
+    expected = [prepare(dataset.train.paths[position].read_bytes()) for position in positions]
+    np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
+
+
+def test_images_in_memory_are_read_once(root: Path, workers: ThreadPoolExecutor) -> None:
+    dataset = opened(root, workers)
+    before = dataset.train.pixels(np.arange(9))
+    shutil.rmtree(root)
+    np.testing.assert_array_equal(dataset.train.pixels(np.arange(9)), before)
+
+
+def test_an_image_that_vanishes_while_it_is_needed_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
+    dataset = opened(root, workers, budget=0)
+    shutil.rmtree(root)
+    with pytest.raises(DatasetError, match="--resume"):
+        dataset.train.pixels(np.array([0]))
+
+
+def test_statistics_are_those_of_the_training_set_alone(root: Path, workers: ThreadPoolExecutor) -> None:
+    dataset = opened(root, workers)
+    pixels = dataset.train.pixels(np.arange(9)).astype(np.float64)
+    statistics = dataset.statistics
+    np.testing.assert_allclose(statistics.mean, pixels.mean(0), rtol=1e-6)
+    assert statistics.mean.dtype == np.float32
+    covariance = np.cov(pixels.reshape(-1, 3).T, bias=True)
+    vectors, values = statistics.eigenvectors.astype(np.float64), statistics.eigenvalues
+    np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, covariance, rtol=1e-4, atol=1e-2)
+    assert values.tolist() == sorted(values.tolist(), reverse=True)
+
+
+def test_grey_pictures_have_no_components_below_zero(root: Path, workers: ThreadPoolExecutor) -> None:
+    for path in root.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    values = opened(root, workers).statistics.eigenvalues
+    assert values[0] > 1
+    assert (values >= 0).all()
+
+
+def test_files_that_cannot_be_read_are_listed_with_the_reason(root: Path, workers: ThreadPoolExecutor) -> None:
+    broken = root / "train" / "red" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    (root / "val" / "red" / "note.jpg").write_text("no picture")
+    (root / "val" / "red" / "labels.txt").write_text("no picture either")
+    dataset = opened(root, workers)
+    assert {item.path.name: item.path.parent.parent.name for item in dataset.skipped} == {
+        "0.png": "train",
+        "note.jpg": "val",
+        "labels.txt": "val",
+    }
+    assert all(item.reason for item in dataset.skipped)
+    assert (len(dataset.train), len(dataset.val)) == (8, 6)
+    assert broken not in dataset.train.paths
+    positions = np.arange(8)
+    expected = [prepare(path.read_bytes()) for path in dataset.train.paths]
+    np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
+
+
+def test_a_folder_of_none_but_broken_images_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
+    for path in (root / "train" / "green").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(DatasetError, match="train/green can be read"):
+        opened(root, workers)
+
+
+def test_an_image_in_both_splits_is_found_by_its_content(root: Path, workers: ThreadPoolExecutor) -> None:
+    twin = root / "val" / "blue" / "another name.png"
+    twin.write_bytes((root / "train" / "red" / "1.png").read_bytes())
+    (duplicate,) = opened(root, workers).duplicates
+    assert (duplicate.train, duplicate.val) == (root / "train" / "red" / "1.png", twin)
+
+
+def test_the_hash_follows_contents_names_and_splits_and_not_the_place(root: Path, workers: ThreadPoolExecutor) -> None:
+    first = opened(root, workers).hash
+    moved = root.rename(root.with_name("moved"))
+    assert opened(moved, workers).hash == first
+    picture = moved / "train" / "red" / "0.png"
+    picture.rename(picture.with_name("9.png"))
+    renamed = opened(moved, workers).hash
+    picture.with_name("9.png").write_bytes((moved / "val" / "red" / "0.png").read_bytes())
+    assert len({first, renamed, opened(moved, workers).hash}) == 3
+
+
+def test_reading_reports_every_image(root: Path, workers: ThreadPoolExecutor) -> None:
+    told: list[tuple[int, int]] = []
+    open_dataset(root, memory_budget=0, workers=workers, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 15) for done in range(1, 16)]
+
+
+def test_folders_without_what_is_needed_are_refused_by_name(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no folder.*<class>"):
+        find_class_folders(tmp_path / "missing")
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="no class folders"):
+        find_class_folders(tmp_path / "empty")
+    (root / "train" / "yellow").mkdir()
+    with pytest.raises(DatasetError, match="only one of them has: yellow"):
+        find_class_folders(root)
+    (root / "val" / "yellow").mkdir()
+    with pytest.raises(DatasetError, match="'yellow' has no images"):
+        find_class_folders(root)

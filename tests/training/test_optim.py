@@ -1,0 +1,105 @@
+"""The update rules and schedules against loops written by hand."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from model_store.training.optim import Plateau, build_optimiser, build_schedule, set_rate
+from model_store.training.recipe import Recipe
+
+RATES = (0.1, 0.1, 0.01, 0.01, 0.05)
+
+
+def run(recipe: Recipe) -> tuple[list[float], list[float]]:
+    """Minimise (w^2 + b^2) / 2 over the rates; return w and b after each step."""
+    layer = nn.Linear(1, 1)
+    net = nn.Sequential(layer)
+    nn.init.ones_(layer.weight)
+    nn.init.ones_(layer.bias)
+    optimiser = build_optimiser(net, recipe)
+    weights, biases = [], []
+    for rate in RATES:
+        set_rate(optimiser, rate)
+        optimiser.zero_grad()
+        loss = (layer.weight.square().sum() + layer.bias.square().sum()) / 2
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        weights.append(layer.weight.item())
+        biases.append(layer.bias.item())
+    return weights, biases
+
+
+def by_hand(factor: float, decay: float, *, paper: bool) -> list[float]:
+    w, v, out = 1.0, 0.0, []
+    for base in RATES:
+        rate, gradient = base * factor, w
+        if paper:  # section 5
+            v = 0.9 * v - decay * rate * w - rate * gradient
+            w += v
+        else:
+            v = 0.9 * v + gradient + decay * w
+            w -= rate * v
+        out.append(w)
+    return out
+
+
+@pytest.mark.parametrize("paper", [True, False])
+def test_the_update_is_the_rule_that_was_chosen_over_changes_of_the_rate(paper: bool) -> None:
+    recipe = Recipe(update="paper" if paper else "torch", weight_decay=0.1)
+    weights, biases = run(recipe)
+    assert weights == pytest.approx(by_hand(1, 0.1, paper=paper), rel=1e-5)
+    assert biases == pytest.approx(weights, rel=1e-6)
+    assert weights != pytest.approx(by_hand(1, 0.1, paper=not paper), rel=1e-3)  # the two differ after a change
+
+
+@pytest.mark.parametrize("update", ["paper", "torch"])
+def test_biases_can_have_twice_the_rate_and_no_decay(update: str) -> None:
+    recipe = Recipe(update=update, weight_decay=0.1, decay_biases=False, bias_rate_factor=2)  # type: ignore[arg-type]
+    weights, biases = run(recipe)
+    assert weights == pytest.approx(by_hand(1, 0.1, paper=update == "paper"), rel=1e-5)
+    assert biases == pytest.approx(by_hand(2, 0.0, paper=update == "paper"), rel=1e-5)
+
+
+def test_one_cycle_climbs_to_the_rate_and_ends_near_zero() -> None:
+    schedule = build_schedule(Recipe(schedule="one-cycle", learning_rate=0.5, warm_up=0.3), steps=101)
+    rates = [schedule.rate(step) for step in range(101)]
+    top = rates.index(max(rates))
+    assert rates[0] == pytest.approx(0.5 / 25)
+    assert max(rates) == pytest.approx(0.5, rel=1e-3)
+    assert top in (30, 31)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == pytest.approx(0.5e-4)
+
+
+def test_one_cycle_of_a_single_step_has_a_rate() -> None:
+    assert 0 < build_schedule(Recipe(schedule="one-cycle"), steps=1).rate(0) <= 0.01
+
+
+def test_plateau_divides_by_ten_three_times_and_then_stops() -> None:
+    schedule = Plateau(Recipe(learning_rate=0.01, patience=2, drops=3))
+    rates, going = [], True
+    for error in [0.9, 0.8, *[0.8] * 20]:
+        if not going:
+            break
+        rates.append(schedule.rate(0))
+        going = schedule.after_epoch(error)
+    assert rates == pytest.approx([0.01] * 4 + [1e-3] * 2 + [1e-4] * 2 + [1e-5] * 2)
+    assert not going
+
+
+def test_plateau_goes_on_from_its_state() -> None:
+    recipe = Recipe(patience=3)
+    schedule, other = Plateau(recipe), Plateau(recipe)
+    for error in (0.5, 0.6, 0.6):
+        schedule.after_epoch(error)
+    other.restore(schedule.state())
+    schedule.after_epoch(0.6)
+    other.after_epoch(0.6)
+    assert other.rate(0) == schedule.rate(0) == pytest.approx(0.001)
+
+
+def test_a_constant_rate_stays() -> None:
+    schedule = build_schedule(Recipe(schedule="constant", learning_rate=0.2), steps=10)
+    assert {schedule.rate(step) for step in range(10)} == {0.2}

@@ -1,0 +1,81 @@
+"""Recipes: what is taken, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model_store.errors import RecipeError
+from model_store.training.recipe import Recipe, load_recipe, recipe_names
+
+
+def test_the_recipes_that_come_with_fc7_are_valid() -> None:
+    assert {"paper", "small"} <= set(recipe_names())
+    assert all(load_recipe(name).name == name for name in recipe_names())
+
+
+def test_the_paper_recipe_is_the_papers() -> None:
+    recipe = load_recipe("paper")
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (128, 0.9, 0.0005)
+    assert (recipe.learning_rate, recipe.schedule, recipe.drops, recipe.epochs) == (0.01, "plateau", 3, 90)
+    assert (recipe.dropout, recipe.initialisation, recipe.input_scale, recipe.update) == (
+        "paper",
+        "paper",
+        1.0,
+        "paper",
+    )
+    assert recipe.architecture(1000).layers[0].name == "conv1"
+
+
+def test_settings_change_a_recipe_in_the_keys_own_type() -> None:
+    recipe = load_recipe("small").with_settings(["epochs=3", "learning_rate=1", "flip=false", "schedule=constant"])
+    assert (recipe.epochs, recipe.learning_rate, recipe.flip, recipe.schedule) == (3, 1.0, False, "constant")
+    assert isinstance(recipe.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epoch=3", r"unknown key 'epoch'.*epochs, batch_size"),
+        ("epochs=0", r"epochs=0 .*from 1 to 10000"),
+        ("epochs=2.5", r"epochs=2.5 .*whole number"),
+        ("momentum=1.5", r"momentum=1.5 .*from 0 to 0.9999"),
+        ("learning_rate=nan", r"learning_rate=nan"),
+        ("dropout=half", r"dropout='half' .*paper, inverted, none"),
+        ("flip=1", r"flip=1 .*true or false"),
+        ("batch_size=many", r"batch_size='many' .*whole number"),
+        ("epochs", r"key=value.*'epochs'"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named_with_what_is_taken(setting: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("small").with_settings([setting])
+
+
+def test_a_recipe_comes_from_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('epochs = 2\nschedule = "constant"\n')
+    assert load_recipe(str(file)) == Recipe(name="mine", epochs=2, schedule="constant")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("epochs = [", "not TOML"), ("speed = 3", "unknown key 'speed'"), ("width = -1", "width=-1")]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(file))
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'big'.*paper.*small"):
+        load_recipe("big")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(str(tmp_path / "missing.toml"))
+
+
+def test_a_recipe_survives_its_plain_form() -> None:
+    recipe = load_recipe("small").with_settings(["epochs=3"])
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
