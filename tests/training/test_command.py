@@ -14,7 +14,7 @@ import torch
 from model_store.training import runs
 from model_store.training.runs import find_run, read_tensors
 from service.cli import main
-from tests.support.pictures import write_class_folders
+from tests.support.class_folders import write_class_folders
 
 TRIAL = """\
 width = 0.015625
@@ -77,6 +77,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_bits(data: Pa
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(
+    *,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -14,7 +14,7 @@ from PIL import Image
 from model_store.errors import DatasetError
 from model_store.image import prepare
 from model_store.training.dataset import IMAGE_BYTES, Dataset, find_class_folders, open_dataset
-from tests.support.pictures import write_class_folders
+from tests.support.class_folders import write_class_folders
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from model_store.training.progress import Reporter
 from model_store.training.recipe import Recipe
 from model_store.training.runs import find_run, load_run, read_tensors
 from model_store.training.train import FlatLossWatch, Resources, Result, resume, train
-from tests.support.pictures import write_class_folders
+from tests.support.class_folders import write_class_folders
 
 RECIPE = Recipe(
     name="trial",

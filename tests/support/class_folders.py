@@ -1,0 +1,24 @@
+"""Class folders of small pictures for training tests: each class has its own colour, each picture is different."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLOURS = {"blue": 2, "green": 1, "red": 0}
+
+
+def write_class_folders(root: Path, train: int = 6, val: int = 2, seed: int = 0) -> Path:
+    """Write `root`/{train,val}/{blue,green,red}/<n>.png and return `root`."""
+    random = np.random.default_rng(seed)
+    for split, count in (("train", train), ("val", val)):
+        for name, channel in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 150, (40, 48, 3), dtype=np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
