@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import data, evaluate, imports, index, models, query, serve, train
+from service.cli import data, evaluate, imports, index, models, paper, query, serve, train
 
 app = typer.Typer(
     name="fc7",
@@ -29,6 +29,7 @@ app.command()(evaluate.export)
 app.add_typer(imports.app)
 app.add_typer(models.app)
 app.add_typer(index.app)
+app.add_typer(paper.app)
 app.command()(serve.serve)
 app.command()(serve.config)
 app.command()(query.classify)
