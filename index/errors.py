@@ -165,7 +165,7 @@ class IndexReadOnlyError(IndexUnavailableError):
 
     def __str__(self) -> str:
         return (
-            f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed; searching still works."
+            f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed."
         )
 
 
