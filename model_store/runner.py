@@ -8,8 +8,10 @@ Source: ONNX Runtime's documentation of the CUDA execution provider and of sessi
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -131,7 +133,8 @@ def _load(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.Infer
     available = tuple(onnxruntime.get_available_providers())
     reason = "ONNX Runtime has no CUDA provider: it is the package for the CPU"
     if options.cuda_device is not None and CUDA in available:
-        onnxruntime.preload_dlls()
+        with redirect_stdout(io.StringIO()) as said:  # it prints what it did not find
+            onnxruntime.preload_dlls()
         try:
             session = _session(onnxruntime, artifact, options, [(CUDA, _cuda_options(options)), CPU])
         except RunnerError as exc:
@@ -139,7 +142,8 @@ def _load(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.Infer
         else:
             if CUDA in session.get_providers():
                 return session, CUDA
-            reason = "its CUDA libraries or the device were not found"
+            missing = said.getvalue().partition("\n")[0]
+            reason = missing or "its CUDA libraries are loaded, but the device was not found"
     if options.device not in ("auto", "cpu"):
         raise DeviceUnavailableError(options.device, available, reason)
     if options.device == "auto" and CUDA in available:

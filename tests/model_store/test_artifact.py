@@ -46,6 +46,9 @@ def test_the_fingerprint_is_of_graph_and_weights_alone(tmp_path: Path) -> None:
         publish_tiny_model(tmp_path, name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert first.fingerprint == renamed.fingerprint != other.fingerprint
+    (tmp_path / "other.onnx").write_bytes(first.model_path.read_bytes() + b"\0")
+    assert fingerprint(tmp_path / "other.onnx", first.weights_path) != first.fingerprint
+    assert fingerprint(first.model_path, other.weights_path) != first.fingerprint
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "model.onnx"])

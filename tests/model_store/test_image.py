@@ -76,11 +76,18 @@ def test_a_jpeg_that_the_decoder_scales_stays_the_same_picture(size: tuple[int, 
 
 
 def test_the_decoder_keeps_twice_the_target() -> None:
-    # At 1023 pixels a decoder that halved would leave 512: it may not go below, so the fine stripes must survive.
-    stripes = np.zeros((1023, 1023, 3), np.uint8)
-    stripes[:, ::2] = 255
-    full = prepare(encoded(Image.fromarray(stripes), "PNG"))
-    assert difference(prepare(encoded(Image.fromarray(stripes), "JPEG", quality=95, subsampling=0)), full) < 2
+    # Detail near the target's own: a decoder that went below twice the target would blur it (7 grey levels, not 1.3).
+    fine = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    picture = Image.fromarray(fine).resize((1100, 1100), Image.Resampling.BICUBIC)
+    data = encoded(picture, "JPEG", quality=95, subsampling=0)
+    assert difference(prepare(data), plainly(picture)) < 2
+
+
+def test_a_scaled_jpeg_is_not_shifted_by_its_last_partial_column() -> None:
+    edge = np.zeros((1025, 1025, 3), np.uint8)  # halved: 512.5 columns, of which the decoder makes 513
+    edge[:, 980:] = 255
+    found = prepare(encoded(Image.fromarray(edge), "JPEG", quality=95, subsampling=0))
+    assert np.abs(found.astype(int) - plainly(Image.fromarray(edge))).max() < 20
 
 
 def turned(upright: Image.Image, orientation: int) -> Image.Image:
