@@ -378,10 +378,10 @@ function refresh() {
 
 /** Ask whether the server is ready; while it is not, say why and ask again. */
 async function watchReadiness() {
-  const response = await fetch("readyz").catch(() => null); // no answer at all is said by the requests that follow
-  const unready = response !== null && !response.ok;
-  const body = unready ? await response.json().catch(() => ({})) : {};
-  if (unready) {
+  const response = await fetch("readyz").catch(() => null);
+  const unready = response === null ? state.unready : !response.ok; // silence is no news: the requests to come will tell
+  if (unready && response) {
+    const body = await response.json().catch(() => ({}));
     const reasons = body.reasons ?? [body.detail ?? "It gives no reason."];
     $("not-ready").replaceChildren(el("h2", { textContent: "The server is not ready yet" }),
       ...reasons.map((reason) => el("p", { textContent: sentence(reason) })));
