@@ -1,6 +1,6 @@
 """Fetch a public weight file from a small table of addresses, whole and proven by its hash, or not at all.
 
-Promises: a download that was cut goes on where it stopped, in this run or the next; the file appears under its name only
+Promises: a download that was cut goes on where it stopped, now or at the next try; the file appears under its name only
 with the table's hash; one that is there already is not fetched again. What stops it says how to go on by hand.
 Does not: try other addresses, fetch anything that is not in the table, need more than the standard library.
 Source of the hashes: the readme files of Caffe's models (SHA-1), the Git LFS pointers of the ONNX zoo, and the name of
