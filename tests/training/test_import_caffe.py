@@ -20,6 +20,7 @@ from model_store.training.importers.caffe import mean_image, read_caffemodel, re
 from model_store.training.importers.labels import labels_for
 from model_store.training.importers.nets import IMAGENET_MEAN_BGR, ImportedNet, pool_first
 from model_store.training.importers.publish import publish_import
+from model_store.training.network import Hidden
 from service.cli.main import app
 from tests.support import weight_files as files
 
@@ -312,11 +313,10 @@ def test_a_mean_image_is_turned_to_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image[10, 20], mean[::-1, 10, 20])
 
 
-def test_a_net_without_its_fc7_publishes_nothing(tmp_path: Path, weights: files.Weights) -> None:
-    other = files.draw_weights([*files.SMALL_ALEXNET[:-1], files.Hidden("fc7", 16)], CLASSES)
+def test_a_net_without_its_fc7_publishes_nothing(tmp_path: Path) -> None:
+    other = files.draw_weights([*files.SMALL_ALEXNET[:-1], Hidden("fc7", 16)], CLASSES)
     path = files.write_caffemodel(tmp_path / "net.caffemodel", other)
-    net = read_caffemodel(path, layers=(*files.SMALL_ALEXNET[:-1], files.Hidden("fc7", 16)))
+    net = read_caffemodel(path, layers=(*files.SMALL_ALEXNET[:-1], Hidden("fc7", 16)))
     with pytest.raises(ImportFormatError, match="4096 neurons in fc7"):
         publish_import(net, ModelStore(tmp_path), labels_for(CLASSES))
     assert ModelStore(tmp_path).list() == []
-    assert weights

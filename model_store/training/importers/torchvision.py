@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,9 @@ def read_torchvision(path: Path, *, layers: tuple[Layer, ...] = OWT_LAYERS) -> I
 def _load_torch(path: Path) -> Any:
     _check_unpacked_size(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Its remarks on odd files are for programmers. One command, one thread: the filter is nobody else's.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         found = re.search(r"GLOBAL ([\w.]+)", str(exc))
         what = f"{found[1]}" if found else "something that torch does not call weights"
