@@ -164,9 +164,7 @@ class IndexReadOnlyError(IndexUnavailableError):
     """The index can be read, but not written."""
 
     def __str__(self) -> str:
-        return (
-            f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed."
-        )
+        return f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed."
 
 
 class IndexFullError(IndexUnavailableError):

@@ -26,7 +26,8 @@ SEGMENT_ROWS = 8192
 _faiss: Any = faiss
 _FIRST_ROWS = 256
 _ROW_BYTES = 2 * DIMENSIONS
-# Rows ranked beyond the ones asked for: float32 sums may swap neighbours that differ by a few parts in ten million.
+# A search first takes some rows more than asked for. float32 sums may swap neighbours that differ by a few parts in ten
+# million: while the last row taken is so near to the k-th, it takes more; the margin mostly saves that second pass.
 _MARGIN = 16
 _TIE = 1e-5
 _MOST_TIES = 1024

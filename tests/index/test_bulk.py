@@ -11,7 +11,7 @@ from PIL import Image
 
 from index.bulk import BuildReport, ReembedReport, build_index, reembed
 from index.errors import FolderError, IndexModelError, IndexUnavailableError
-from index.image_index import LocalImageIndex
+from index.image_index import LocalImageIndex, read_stats
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
 from model_store.runner import Runner
@@ -125,6 +125,7 @@ def test_reembedding_switches_the_index_when_it_is_complete(home: Path, folder: 
     report = reembed(home, second, batch_size=4, progress=stop)
     assert report.interrupted
     assert report.embedded == 4
+    assert read_stats(home).model == "tiny:1"
     with open_for(home, runner) as index:  # not complete: the first model still has it
         assert index.stats().vectors == 9
         index.delete("a/0.png")

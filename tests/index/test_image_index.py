@@ -146,6 +146,7 @@ def test_a_listing_sees_each_image_once_while_others_come_and_go(tmp_path: Path)
             page = index.list(7, page.next_cursor)
             seen += [record.key for record in page.images]
         assert seen == [f"{n:03}" for n in range(20) if n != 10] + ["new"]
+        assert index.list(20).next_cursor is None
         cursor = index.list(1).next_cursor
     with open_index(tmp_path / "other") as other:
         for bad in (cursor, "x", "", "é", "AAAA", "W10", "[" * 9999):
