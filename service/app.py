@@ -7,17 +7,20 @@ Does not: listen (see `service.server`), read the environment (see `service.sett
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
-from service.errors import BadImageError, kind_of, problem_of, problem_of_http, problem_of_validation
+from model_store.runner import Runner, RunnerOptions
+from service.errors import PROBLEM_TYPE, BadImageError, kind_of, problem_of, problem_of_http, problem_of_validation
 from service.middleware import LingeringClose, Observe, notes_of
 from service.routes import ROUTERS
 from service.settings import Settings
@@ -29,9 +32,27 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the application. Its lifespan opens model and index, and raises Fc7Error where it must not serve."""
-    state = State(settings)
+class _Application(FastAPI):
+    """FastAPI, whose OpenAPI document gives errors the type that they have."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for methods in document["paths"].values():
+                for operation in methods.values():
+                    for status, answer in operation["responses"].items():
+                        if status >= "400" and "content" in answer:
+                            answer["content"] = {PROBLEM_TYPE: answer["content"]["application/json"]}
+        return super().openapi()
+
+
+def create_app(settings: Settings, *, make_runner: Callable[[Artifact, RunnerOptions], Runner] = Runner) -> FastAPI:
+    """Return the application. Its lifespan opens model and index, and raises Fc7Error where it must not serve.
+
+    make_runner: loads a version; for what has to stand before a Runner.
+    """
+    state = State(settings, make_runner)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
             state.drain()
             await asyncio.to_thread(state.close)
 
-    app = FastAPI(
+    app = _Application(
         title="fc7",
         version=version("fc7"),
         description=_DESCRIPTION,

@@ -236,6 +236,8 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     # 404, 409: the thing asked for
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "No such image"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "No such model"),
+    model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No model to go back to"),
+    model_errors.ModelInUseError: Kind(409, "model-in-use", "The model is in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "The index was made by another model"),
     # 408, 413, 415, 422: the limits
     BodyTimeoutError: Kind(408, "body-timeout", "The body came too slowly"),

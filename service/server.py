@@ -126,7 +126,10 @@ async def serve_until_told(app: FastAPI, settings: Settings, listener: socket.so
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
     server = Server(config, state, settings.drain_s)
-    async with app.router.lifespan_context(app):
-        listener.listen(config.backlog)
-        await server.serve(sockets=[listener])
+    with listener:
+        async with app.router.lifespan_context(app):
+            listener.listen(config.backlog)
+            host, port = listener.getsockname()[:2]
+            state.log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            await server.serve(sockets=[listener])
     return server.exit_code

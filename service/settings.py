@@ -65,59 +65,75 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    home: Path = Field(Path("var"), description="Folder of all state: models, index, training runs.")
+    home: Path = Field(default=Path("var"), description="Folder of all state: models, index, training runs.")
     device: str = Field(
-        "auto",
+        default="auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the model runs: auto (CUDA where it works), cpu, cuda or cuda:N (refused where it is not).",
     )
     host: str = Field(
-        "127.0.0.1",
+        default="127.0.0.1",
         min_length=1,
         description="Address to listen on. Other than loopback wants FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
     )
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
-    max_batch: int = Field(16, ge=1, le=1024, description="Most rows (an image, or one of its ten views) in one run.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
+    max_batch: int = Field(
+        default=16, ge=1, le=1024, description="Most rows (an image, or one of its ten views) in one run."
+    )
     max_delay_ms: float = Field(
-        5.0, ge=0, le=1000, description="Longest wait of a batch for more images (ms); an idle server does not wait."
+        default=5.0,
+        ge=0,
+        le=1000,
+        description="Longest wait of a batch for more images (ms); an idle server does not wait.",
     )
     queue_size: int = Field(
-        256, ge=1, le=100_000, description="Most images admitted and not yet answered; beyond: 503."
+        default=256, ge=1, le=100_000, description="Most images admitted and not yet answered; beyond: 503."
     )
     deadline_s: float = Field(
-        10.0, gt=0, le=3600, description="Longest time for decoding, waiting and running a request (s); beyond: 504."
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Longest time for decoding, waiting and running a request (s); beyond: 504.",
     )
     upload_s: float = Field(
-        30.0, gt=0, le=3600, description="Longest time for receiving a request's body (s); beyond: 408."
+        default=30.0, gt=0, le=3600, description="Longest time for receiving a request's body (s); beyond: 408."
     )
     drain_s: float = Field(
-        20.0, ge=0, le=3600, description="Longest time for answering what is admitted after SIGTERM (s)."
+        default=20.0, ge=0, le=3600, description="Longest time for answering what is admitted after SIGTERM (s)."
     )
-    keep_alive_s: int = Field(75, ge=1, le=3600, description="How long an idle connection is kept open (s).")
-    max_body_bytes: int = Field(20_000_000, ge=1_000, description="Largest request body (bytes); beyond: 413.")
+    keep_alive_s: int = Field(default=75, ge=1, le=3600, description="How long an idle connection is kept open (s).")
+    max_body_bytes: int = Field(default=20_000_000, ge=1_000, description="Largest request body (bytes); beyond: 413.")
     max_buffer_bytes: int = Field(
-        256_000_000, ge=1_000, description="Most bytes of bodies held at one time over all requests; beyond: 503."
+        default=256_000_000,
+        ge=1_000,
+        description="Most bytes of bodies held at one time over all requests; beyond: 503.",
     )
-    max_images: int = Field(32, ge=1, le=10_000, description="Most images in one request; beyond: 413.")
+    max_images: int = Field(default=32, ge=1, le=10_000, description="Most images in one request; beyond: 413.")
     max_pixels: int = Field(
-        50_000_000, ge=1, description="Most pixels of one image, read from its header before decoding; beyond: 422."
+        default=50_000_000,
+        ge=1,
+        description="Most pixels of one image, read from its header before decoding; beyond: 422.",
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = Field(
-        (), description=f"Keys: {_KEYS_EXPECTED}. Sent as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+        default=(), description=f"Keys: {_KEYS_EXPECTED}. Sent as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
     )
     allow_anonymous: bool = Field(
-        False,
+        default=False,
         description="Serve without keys on any address; where keys are set, let callers without one read.",
     )
     keep_pictures: bool = Field(
-        True, description="Keep a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
+        default=True, description="Keep a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
     )
-    threads: int | None = Field(None, ge=1, le=1024, description="Threads of ONNX Runtime; unset: one a core.")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of ONNX Runtime; unset: one a core.")
     decode_threads: int | None = Field(
-        None, ge=1, le=1024, description="Threads that decode images; unset: one a core."
+        default=None, ge=1, le=1024, description="Threads that decode images; unset: one a core."
     )
-    log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or text for a reader.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["json", "text"] = Field(
+        default="json", description="One JSON object a line, or text for a reader."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

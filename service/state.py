@@ -50,8 +50,10 @@ class State:
     decode_pool: ThreadPoolExecutor
     index_pool: ThreadPoolExecutor
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, make_runner: Callable[[Artifact, RunnerOptions], Runner] = Runner) -> None:
+        """`make_runner` loads a version: Runner, or what stands before it."""
         self.settings = settings
+        self._make_runner = make_runner
         self.log = make_logger(settings.log_format, settings.log_level)
         self.metrics = Metrics()
         self.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
@@ -156,7 +158,7 @@ class State:
 
     def _load(self, artifact: Artifact, stack: ExitStack) -> Serving:
         settings = self.settings
-        runner = Runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
+        runner = self._make_runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
         stack.callback(runner.close)
         runner.warm_up((1, settings.max_batch))
         limits = BatchLimits(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size)

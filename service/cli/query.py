@@ -63,7 +63,7 @@ def classify(
             if as_json:
                 _print_json({"image": str(path), "model": artifact.id, "predictions": found})
                 return
-            table = _table(path, artifact.id, "class", "probability")
+            table = _table(console, path, artifact.id, "class", "probability")
             for entry in found:
                 bar = "█" * round(entry["probability"] * _BAR)
                 table.add_row(escape(entry["label"]), f"{entry['probability']:7.2%} {bar}")
@@ -98,7 +98,7 @@ def search(
                 found = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
                 _print_json({"image": str(path), "model": artifact.id, "neighbours": found})
                 return
-            table = _table(path, artifact.id, "nearest", "distance", "metadata")
+            table = _table(console, path, artifact.id, "nearest", "distance", "metadata")
             for near in neighbours:
                 metadata = json.dumps(near.metadata, ensure_ascii=False) if near.metadata else ""
                 table.add_row(escape(near.key), f"{near.distance:.2f}", escape(metadata))
@@ -149,9 +149,9 @@ def _answer_each(
     return failed
 
 
-def _table(path: Path, model: str, *columns: str) -> Table:
-    title = f"[bold]{escape(str(path))}[/]  [dim]{model}[/]"
-    return Table(*columns, title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
+def _table(console: Console, path: Path, model: str, *columns: str) -> Table:
+    console.print(f"[bold]{escape(str(path))}[/]  [dim]{model}[/]", highlight=False, soft_wrap=True)
+    return Table(*columns, box=None, header_style="dim", pad_edge=False)
 
 
 def _print_json(answer: dict[str, Any]) -> None:

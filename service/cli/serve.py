@@ -40,9 +40,6 @@ def serve(
     for sentence in unknown_variables(os.environ):
         log.warning("unknown setting", detail=sentence)
     listener = bind(settings)
-    address, actual_port = listener.getsockname()[:2]
-    shown = f"[{address}]" if ":" in address else address
-    log.info("listening", url=f"http://{shown}:{actual_port}", pid=os.getpid())
     code = asyncio.run(serve_until_told(create_app(settings), settings, listener))
     sys.exit(code)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from service.errors import PROBLEM_TYPE, DrainingError
+from service.errors import DrainingError
 from service.schemas import Problem
 from service.state import State
 
@@ -61,10 +61,7 @@ _MEANINGS = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI words for the problems that a path can answer with."""
-    return {
-        status: {"model": Problem, "description": _MEANINGS[status], "content": {PROBLEM_TYPE: {}}}
-        for status in sorted(statuses)
-    }
+    return {status: {"model": Problem, "description": _MEANINGS[status]} for status in sorted(statuses)}
 
 
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)

@@ -105,7 +105,7 @@ async def add_images(request: Request, response: Response, state: StateDep) -> A
     summary="The picture of an indexed image, 256x256",
     dependencies=[_READ],
     response_class=Response,
-    responses=problems(401, 403, 404, 409, 503) | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}},
+    responses=problems(401, 403, 404, 409, 422, 503) | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}},
 )
 async def get_thumbnail(key: Key, state: StateDep) -> Response:
     """Send the prepared picture that was kept with the image."""
@@ -133,7 +133,7 @@ async def similar_images(
     operation_id="get_image",
     summary="What is known of an indexed image",
     dependencies=[_READ],
-    responses=problems(401, 403, 404, 409, 503),
+    responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def get_image(key: Key, state: StateDep) -> ImageInfo:
     """Show an image's size, hash, times and metadata."""
@@ -169,7 +169,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
     summary="Delete an indexed image",
     dependencies=[_WRITE],
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(401, 403, 404, 409, 503, 507),
+    responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
 async def delete_image(key: Key, state: StateDep) -> None:
     """Delete an image; no later search finds it."""

@@ -1,0 +1,258 @@
+"""The batcher's promises, with a real ONNX model behind a gate that the test opens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_store.errors import RunnerError
+from model_store.image import views
+from model_store.runner import Outputs, Runner, RunnerOptions, average_views
+from service.batcher import Batcher, BatchLimits, Row
+from service.errors import DrainingError, QueueFullError, RunnerDeadError
+from tests.support.tiny_model import publish_tiny_model
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    loaded = Runner(publish_tiny_model(tmp_path_factory.mktemp("home")), RunnerOptions(device="cpu"))
+    yield loaded
+    loaded.close()
+
+
+class Gate:
+    """The model behind a gate: notes the rows of each run, waits while closed, fails where `fails` says so."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.sizes: list[int] = []
+        self.marks: list[list[int]] = []  # each row's first value: which pictures ran together
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Semaphore(0)
+        self.fails: Callable[[Pixels], bool] = lambda _: False
+
+    def __call__(self, pixels: Pixels) -> Outputs:
+        self.entered.release()
+        assert self.open.wait(10)
+        if self.fails(pixels):
+            raise RunnerError("tiny:1", "injected")
+        self.sizes.append(len(pixels))
+        self.marks.append([int(row[0, 0, 0]) for row in pixels])
+        return self._runner.run(pixels)
+
+
+@pytest.fixture
+def gate(runner: Runner) -> Gate:
+    return Gate(runner)
+
+
+@pytest.fixture
+def make(gate: Gate) -> Iterator[Callable[..., Batcher]]:
+    made: list[Batcher] = []
+
+    def batcher(max_batch: int = 8, max_delay_s: float = 0.0, queue_size: int = 64) -> Batcher:
+        made.append(Batcher(gate, BatchLimits(max_batch, max_delay_s, queue_size)))
+        return made[-1]
+
+    yield batcher
+    gate.open.set()
+    for each in made:
+        each.close()
+
+
+def picture(value: int) -> Pixels:
+    pixels = np.random.default_rng(value).integers(0, 256, (256, 256, 3), np.uint8)
+    pixels[:40, :40] = value
+    return pixels
+
+
+def hold(batcher: Batcher, gate: Gate) -> Future[Row]:
+    """Keep the model busy with one picture until the gate opens."""
+    gate.open.clear()
+    future = batcher.admit(1).submit(picture(255))
+    assert gate.entered.acquire(timeout=10)
+    return future
+
+
+def test_answers_equal_those_of_a_picture_alone(make: Callable[..., Batcher], gate: Gate, runner: Runner) -> None:
+    batcher = make()
+    busy = hold(batcher, gate)
+    with batcher.admit(6) as ticket:
+        futures = [ticket.submit(picture(value), 1 + 9 * (value % 2)) for value in range(6)]
+        gate.open.set()
+        busy.result(10)
+        for value, future in enumerate(futures):
+            count = 1 + 9 * (value % 2)
+            alone = runner.run(views(picture(value), count))
+            row = future.result(10)
+            np.testing.assert_allclose(row.probabilities, average_views(alone.probabilities, count)[0], atol=1e-6)
+            np.testing.assert_allclose(row.fc7, average_views(alone.fc7, count)[0], atol=1e-5)
+
+
+def test_an_idle_model_starts_a_lone_picture_at_once(make: Callable[..., Batcher], gate: Gate) -> None:
+    with make(max_delay_s=60.0).admit(1) as ticket:
+        ticket.submit(picture(1)).result(10)
+    assert gate.sizes == [1]
+
+
+def test_what_gathers_while_the_model_is_busy_runs_together_up_to_the_limit(
+    make: Callable[..., Batcher], gate: Gate
+) -> None:
+    batcher = make(max_batch=8)
+    hold(batcher, gate)
+    with batcher.admit(10) as ticket:
+        futures = [ticket.submit(picture(value)) for value in range(10)]
+        gate.open.set()
+        for future in futures:
+            future.result(10)
+    assert gate.sizes == [1, 8, 2]
+
+
+def test_a_busy_model_waits_for_a_full_run_at_most_the_delay(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make(max_batch=3, max_delay_s=60.0)
+    hold(batcher, gate)
+    with batcher.admit(3) as ticket:
+        futures = [ticket.submit(picture(1))]
+        gate.open.set()
+        assert not gate.entered.acquire(timeout=0.1)
+        futures += [ticket.submit(picture(2)), ticket.submit(picture(3))]
+        for future in futures:
+            future.result(10)
+    assert gate.sizes == [1, 3]
+
+
+def test_requests_take_turns(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make(max_batch=4)
+    hold(batcher, gate)
+    with batcher.admit(8) as many, batcher.admit(1) as single:
+        futures = [many.submit(picture(value)) for value in range(8)]
+        futures.append(single.submit(picture(100)))
+        gate.open.set()
+        for future in futures:
+            future.result(10)
+    assert gate.marks[1] == [0, 100, 1, 2]
+
+
+def test_admission_is_all_or_nothing(make: Callable[..., Batcher]) -> None:
+    batcher = make(queue_size=4)
+    with batcher.admit(3):
+        with pytest.raises(QueueFullError) as refused:
+            batcher.admit(2)
+        assert refused.value.retry_after >= 1
+        assert refused.value.limit == 4
+        with batcher.admit(1):
+            assert batcher.admitted == 4
+    assert batcher.admitted == 0
+
+
+def test_admission_is_atomic_among_threads(make: Callable[..., Batcher]) -> None:
+    batcher = make(queue_size=10)
+    start = threading.Barrier(16)
+    admitted: list[int] = []
+
+    def take() -> None:
+        start.wait()
+        for _ in range(200):
+            try:
+                batcher.admit(1)
+            except QueueFullError:
+                return
+            admitted.append(1)
+
+    threads = [threading.Thread(target=take) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(admitted) == batcher.admitted == 10
+
+
+def test_what_nobody_waits_for_is_not_run(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make()
+    hold(batcher, gate)
+    with batcher.admit(2) as kept:
+        cancelled, wanted = kept.submit(picture(1)), kept.submit(picture(2))
+        with batcher.admit(2) as left:
+            abandoned = [left.submit(picture(3)), left.submit(picture(4))]
+        assert cancelled.cancel()
+        gate.open.set()
+        wanted.result(10)
+    assert gate.marks[1] == [2]
+    for future in abandoned:
+        with pytest.raises(CancelledError):
+            future.result(10)
+
+
+def test_a_failed_run_is_repeated_one_by_one(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make()
+    hold(batcher, gate)
+    gate.fails = lambda pixels: bool((pixels[:, 0, 0, 0] == 7).any())
+    with batcher.admit(3) as ticket:
+        futures = [ticket.submit(picture(value)) for value in (5, 7, 9)]
+        gate.open.set()
+        assert futures[0].result(10).probabilities.shape == (6,)
+        with pytest.raises(RunnerError, match="injected"):
+            futures[1].result(10)
+        assert futures[2].result(10).fc7.shape == (4096,)
+    assert batcher.death is None
+
+
+def test_one_bad_picture_alone_does_not_kill_the_model(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make()
+    gate.fails = lambda pixels: bool((pixels[:, 0, 0, 0] == 7).any())
+    with batcher.admit(2) as ticket:
+        with pytest.raises(RunnerError):
+            ticket.submit(picture(7)).result(10)
+        ticket.submit(picture(8)).result(10)
+
+
+def test_a_dead_model_fails_all_that_wait_at_once(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make(max_batch=1)
+    busy = hold(batcher, gate)
+    gate.fails = lambda _: True
+    with batcher.admit(3) as ticket:
+        futures = [busy, *(ticket.submit(picture(value)) for value in range(3))]
+        gate.open.set()
+        for future in futures:
+            with pytest.raises(RunnerDeadError, match="injected"):
+                future.result(10)
+        with pytest.raises(RunnerDeadError):
+            ticket.submit(picture(1))
+    with pytest.raises(RunnerDeadError):
+        batcher.admit(1)
+    batcher.close()
+
+
+def test_close_answers_what_is_queued_and_admits_nothing_more(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make(max_batch=2, max_delay_s=60.0)
+    hold(batcher, gate)
+    ticket = batcher.admit(3)
+    futures = [ticket.submit(picture(value)) for value in range(3)]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    while True:
+        try:
+            batcher.admit(1)
+        except DrainingError:
+            break
+    gate.open.set()
+    closing.join(10)
+    assert [future.result(0).fc7.shape for future in futures] == [(4096,)] * 3
+
+
+def test_retry_after_follows_the_measured_rate(make: Callable[..., Batcher]) -> None:
+    batcher = make(queue_size=4000)
+    with batcher.admit(1) as ticket:
+        ticket.submit(picture(1)).result(10)
+    batcher._rate = 10.0
+    with batcher.admit(600), pytest.raises(QueueFullError) as refused:
+        batcher.admit(4000)
+    assert refused.value.retry_after == 30

@@ -1,0 +1,77 @@
+"""Every error has a status; what nobody foresaw is a 500 without details, and its trace is in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import index.errors
+import model_store.errors
+from model_store.errors import Fc7Error, ImageFormatError
+from service import errors
+from service.app import create_app
+from service.errors import STATUS, BadImageError, kind_of, problem_of
+from service.logs import make_logger
+from service.settings import Settings
+
+
+def subclasses(kind: type[Fc7Error]) -> Iterator[type[Fc7Error]]:
+    for child in kind.__subclasses__():
+        if child.__module__ in (model_store.errors.__name__, index.errors.__name__, errors.__name__):
+            yield child
+            yield from subclasses(child)
+
+
+@pytest.mark.parametrize("kind", sorted(set(subclasses(Fc7Error)), key=str))
+def test_every_error_finds_a_status(kind: type[Fc7Error]) -> None:
+    found = next((ancestor for ancestor in kind.__mro__ if ancestor in STATUS), None)
+    assert found is not None, f"{kind.__qualname__} has no entry in service.errors.STATUS, and no ancestor of it has"
+
+
+def test_the_nearest_ancestor_decides() -> None:
+    class NewerError(ImageFormatError):
+        pass
+
+    assert kind_of(NewerError("PDF", ("JPEG",))) is STATUS[ImageFormatError]
+
+
+def test_slugs_are_unique() -> None:
+    slugs = [kind.slug for kind in STATUS.values()]
+    assert len(set(slugs)) == len(slugs)
+
+
+def test_one_bad_image_of_several_keeps_its_own_status() -> None:
+    answer = problem_of(BadImageError(3, ImageFormatError("PDF", ("JPEG",))))
+    assert answer.status_code == 415
+    assert json.loads(bytes(answer.body))["index"] == 3
+
+
+def test_a_bug_is_500_and_its_trace_is_logged(tmp_path: Path) -> None:
+    app = create_app(Settings(home=tmp_path))
+    log = io.StringIO()
+    app.state.fc7.log = make_logger("json", "info", log)
+
+    @app.get("/bug")
+    async def bug() -> None:
+        raise ZeroDivisionError("secret detail")
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/bug", headers={"X-Request-ID": "my-request"})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "secret" not in answer.text
+    lines: list[dict[str, Any]] = [json.loads(line) for line in log.getvalue().splitlines()]
+    trace = next(line for line in lines if line["event"] == "bug")
+    assert "ZeroDivisionError: secret detail" in trace["exception"]
+    assert trace["request_id"] == answer.headers["x-request-id"] == "my-request"

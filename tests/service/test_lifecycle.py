@@ -1,0 +1,273 @@
+"""Start, readiness, overload, deadline, drain, kill and death of the service, over real HTTP."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index.errors import IndexLockedError
+from model_store.artifact import Artifact
+from model_store.errors import ArtifactCorruptError, DeviceUnavailableError, RunnerError
+from model_store.runner import Outputs, Runner, RunnerOptions
+from tests.support import pictures
+from tests.support.server import ProcessServer, ThreadServer, process_server, thread_server, wait_until
+from tests.support.tiny_model import publish_tiny_model
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+class GatedRunner(Runner):
+    """A real runner that waits while its gate is closed, and fails when told to."""
+
+    def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+        super().__init__(artifact, options)
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        assert self.gate.wait(20)
+        if self.broken:
+            raise RunnerError(self.artifact.id, "injected")
+        return super().run(pixels)
+
+
+@contextmanager
+def gated_server(home: Path, **settings: object) -> Iterator[tuple[ThreadServer, GatedRunner]]:
+    with thread_server(home, make_runner=GatedRunner, **settings) as server:
+        runner = server.state.serving().runner
+        assert isinstance(runner, GatedRunner)
+        try:
+            yield server, runner
+        finally:
+            runner.gate.set()
+
+
+def classify(url: str, seed: int = 0) -> httpx.Response:
+    return httpx.post(f"{url}/v1/classify", content=pictures.jpeg(seed), headers=JPEG, timeout=30)
+
+
+def test_without_a_model_it_starts_and_says_how_to_get_one(tmp_path: Path) -> None:
+    with thread_server(tmp_path) as server:
+        assert server.client.get("/livez").status_code == 200
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.headers["retry-after"]
+        assert any("fc7 train" in reason and "fc7 export" in reason for reason in ready.json()["reasons"])
+        answer = classify(server.url)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:fc7:problem:not-ready")
+        assert "fc7 train" in answer.json()["detail"]
+        assert server.client.get("/v1/images").status_code == 503
+        assert server.client.get("/v1/models").json() == {"models": []}
+        assert server.client.get("/").status_code == 200
+        assert "fc7_ready 0.0" in server.client.get("/metrics").text
+
+
+def test_a_published_but_inactive_model_is_named(tmp_path: Path) -> None:
+    publish_tiny_model(tmp_path, activate=False)
+    with thread_server(tmp_path) as server:
+        assert "fc7 models activate tiny:1" in server.client.get("/readyz").json()["detail"]
+
+
+def test_an_index_of_another_model_is_409_and_classify_serves(home: Path) -> None:
+    with thread_server(home) as server:
+        assert server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG).status_code == 201
+    publish_tiny_model(home, seed=1)
+    with thread_server(home) as server:
+        assert classify(server.url).json()["model"] == {"name": "tiny", "version": 2}
+        for answer in (
+            server.client.post("/v1/search", content=pictures.jpeg(), headers=JPEG),
+            server.client.get("/v1/images/a"),
+            server.client.get("/v1/index"),
+        ):
+            assert (answer.status_code, answer.json()["type"]) == (409, "urn:fc7:problem:index-of-another-model")
+            assert "tiny:1" in answer.json()["detail"]
+            assert "fc7 index" in answer.json()["detail"]
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 200
+        assert "tiny:1" in ready.json()["notes"][0]
+        models = server.client.get("/v1/models").json()["models"]
+        assert [(model["version"], model["active"], model["serving"]) for model in models] == [
+            (1, False, False),
+            (2, True, True),
+        ]
+
+
+def test_tampered_weights_a_missing_device_and_a_second_server_are_refusals_to_start(home: Path) -> None:
+    with thread_server(home), pytest.raises(IndexLockedError), thread_server(home):
+        pass
+    with pytest.raises(DeviceUnavailableError, match="cuda"), thread_server(home, device="cuda"):
+        pass
+    weights = home / "models" / "tiny" / "1" / "weights.bin"
+    weights.chmod(0o644)
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ArtifactCorruptError, match=r"weights\.bin"), thread_server(home):
+        pass
+
+
+def test_a_port_that_is_taken_is_named(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RuntimeError, match=f"FC7_PORT={port}"), process_server(home, FC7_PORT=str(port)):
+            pass
+
+
+def test_a_full_queue_is_503_with_retry_after_and_empties_again(home: Path) -> None:
+    with gated_server(home, queue_size=3, max_images=3) as (server, runner), ThreadPoolExecutor(3) as clients:
+        runner.gate.clear()
+        waiting = [clients.submit(classify, server.url, seed) for seed in range(3)]
+        batcher = server.state.serving().batcher
+        wait_until(lambda: batcher.admitted == 3)
+        refused = classify(server.url)
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:fc7:problem:queue-full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["limit"] == 3
+        assert server.client.get("/readyz").status_code == 200
+        runner.gate.set()
+        assert [future.result().status_code for future in waiting] == [200, 200, 200]
+        assert classify(server.url).status_code == 200
+        assert 'fc7_refusals_total{reason="queue-full"} 1.0' in server.client.get("/metrics").text
+
+
+def test_past_the_deadline_it_is_504_and_the_place_is_given_back(home: Path) -> None:
+    with gated_server(home, deadline_s=0.3) as (server, runner):
+        runner.gate.clear()
+        late = classify(server.url)
+        assert (late.status_code, late.json()["type"], late.json()["limit"]) == (504, "urn:fc7:problem:deadline", 0.3)
+        assert server.state.serving().batcher.admitted == 0
+        runner.gate.set()
+        assert classify(server.url).status_code == 200
+
+
+def test_a_client_that_leaves_is_dropped_from_the_queue(home: Path) -> None:
+    with gated_server(home) as (server, runner):
+        batcher = server.state.serving().batcher
+        runner.gate.clear()
+        body = pictures.jpeg()
+        head = (
+            f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(head.encode() + body)
+                wait_until(lambda: batcher.admitted == 1)
+            wait_until(lambda: batcher.admitted == 0)
+        runner.gate.set()
+        assert classify(server.url).status_code == 200
+        wait_until(lambda: server.state.in_flight == 0)
+        assert server.state.budget.held == 0
+
+
+def test_a_slow_body_is_408(home: Path) -> None:
+    with (
+        thread_server(home, upload_s=0.3) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
+    ):
+        connection.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nhalf"
+        )
+        assert b" 408 " in connection.recv(65536).splitlines()[0]
+
+
+def test_a_dead_model_fails_what_waits_and_ends_the_server_with_1(home: Path) -> None:
+    with gated_server(home) as (server, runner), ThreadPoolExecutor(2) as clients:
+        runner.gate.clear()
+        waiting = [clients.submit(classify, server.url, seed) for seed in range(2)]
+        wait_until(lambda: server.state.serving().batcher.admitted == 2)
+        runner.broken = True
+        runner.gate.set()
+        for future in waiting:
+            answer = future.result()
+            assert (answer.status_code, answer.json()["type"]) == (503, "urn:fc7:problem:model-stopped")
+        assert "injected" in server.state.why_not_ready()[0]
+        wait_until(lambda: server.exit_codes == [1])
+
+
+def half_sent(server: ProcessServer, body: bytes) -> socket.socket:
+    """Open a request, and send all of its body but the end."""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body[:-10])
+    return connection
+
+
+def test_sigterm_answers_what_was_begun_refuses_the_rest_and_ends_with_0(home: Path) -> None:
+    body = pictures.jpeg()
+    with process_server(home) as server, half_sent(server, body) as begun:
+        wait_until(lambda: "fc7_admitted_images" in httpx.get(f"{server.url}/metrics").text)
+        time.sleep(0.2)  # the half request is read by now; nothing over HTTP tells of it
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        assert "shutting down" in httpx.get(f"{server.url}/readyz").json()["detail"]
+        refused = classify(server.url)
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:fc7:problem:draining")
+        assert refused.headers["retry-after"]
+        begun.sendall(body[-10:])
+        assert begun.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        assert server.process.wait(20) == 0
+
+
+def test_sigterm_does_not_wait_longer_than_it_was_told(home: Path) -> None:
+    with process_server(home, FC7_DRAIN_S="0.5") as server, half_sent(server, pictures.jpeg()):
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
+
+
+def test_kill_9_and_restart_keep_the_acknowledged_adds(home: Path) -> None:
+    acknowledged: list[str] = []
+
+    def add(url: str, first: int) -> None:
+        with httpx.Client(base_url=url) as client:
+            for seed in range(first, 1000, 4):
+                try:
+                    answer = client.put(f"/v1/images/{seed}.jpg", content=pictures.jpeg(seed, 48, 48), headers=JPEG)
+                except httpx.TransportError:
+                    return
+                if answer.status_code == 201:
+                    acknowledged.append(f"{seed}.jpg")
+
+    with process_server(home) as server:
+        threads = [threading.Thread(target=add, args=(server.url, first)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(acknowledged) >= 20)
+        server.process.kill()
+        for thread in threads:
+            thread.join()
+    with process_server(home) as server, httpx.Client(base_url=server.url) as client:
+        kept = {image["key"] for image in client.get("/v1/images?limit=1000").json()["images"]}
+        assert set(acknowledged) <= kept
+        for key in acknowledged[-3:]:
+            data = pictures.jpeg(int(key.removesuffix(".jpg")), 48, 48)
+            [found] = client.post("/v1/search?k=1", content=data, headers=JPEG).json()["results"]
+            assert found["neighbours"][0]["key"] == key
+        assert client.get("/v1/index").json()["vectors"] == len(kept)
+
+
+def test_headers_that_do_not_end_are_cut_off(shared_server: ThreadServer) -> None:
+    with socket.create_connection(("127.0.0.1", shared_server.port), timeout=20) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nX-Long: " + b"a" * 200_000)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    assert shared_server.client.get("/livez").status_code == 200
+
+
+def test_it_does_not_start_in_the_open_without_a_decision_or_with_a_bad_setting(home: Path) -> None:
+    with pytest.raises(RuntimeError, match="FC7_ALLOW_ANONYMOUS"), process_server(home, FC7_HOST="0.0.0.0"):
+        pass
+    expected = "FC7_MAX_BATCH=many: expected a whole number from 1 to 1024"
+    with pytest.raises(RuntimeError, match=expected), process_server(home, FC7_MAX_BATCH="many"):
+        pass

@@ -1,0 +1,96 @@
+"""Keys and scopes over real HTTP, and the refusal to listen in the open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.errors import SettingError
+from service.security import check_binding
+from service.settings import Settings
+from tests.support import pictures
+from tests.support.server import thread_server
+from tests.support.tiny_model import publish_tiny_model
+
+READ, WRITE, ADMIN = "read-0123456789abcdef", "write-0123456789abcdef", "admin-0123456789abcdef"
+KEYS = f"read:{READ},write:{WRITE},admin:{ADMIN}"
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys") / "home"
+    publish_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(home: Path) -> Iterator[httpx.Client]:
+    with thread_server(home, api_keys=KEYS) as server:
+        yield server.client
+
+
+def calls(client: httpx.Client, headers: dict[str, str]) -> dict[str, int]:
+    return {
+        "read": client.post("/v1/classify", content=pictures.jpeg(), headers=headers | JPEG).status_code,
+        "write": client.put("/v1/images/a", content=pictures.jpeg(), headers=headers | JPEG).status_code,
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "read", "write"),
+    [(None, 401, 401), ("wrong-0123456789abcdef", 401, 401), (READ, 200, 403), (WRITE, 200, 2), (ADMIN, 200, 2)],
+)
+def test_scopes(client: httpx.Client, key: str | None, read: int, write: int) -> None:
+    ways: list[dict[str, str]] = [{}] if key is None else [{"Authorization": f"Bearer {key}"}, {"X-API-Key": key}]
+    for headers in ways:
+        found = calls(client, headers)
+        assert found["read"] == read
+        assert found["write"] == write or (write == 2 and found["write"] in (200, 201))
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/index", "/v1/images", "/v1/images/a", "/v1/images/a/thumbnail"])
+def test_every_path_of_the_api_wants_a_key(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/", "/web/app.js", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs"])
+def test_health_and_page_want_none(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 200
+
+
+def test_the_key_is_checked_before_the_body_is_read(client: httpx.Client) -> None:
+    assert client.post("/v1/classify", content=bytes(25_000_000), headers=JPEG).status_code == 401
+
+
+def test_keys_and_anonymous_together_let_everybody_read(home: Path) -> None:
+    with thread_server(home.parent / "other", api_keys=KEYS, allow_anonymous=True) as server:
+        assert server.client.get("/v1/models").status_code == 200
+        assert server.client.put("/v1/images/a", content=b"").status_code == 401
+
+
+def test_another_sites_page_changes_nothing_without_a_key(tmp_path: Path) -> None:
+    publish_tiny_model(tmp_path)
+    with thread_server(tmp_path) as server:
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 201)):
+            answer = server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG | {"Sec-Fetch-Site": site})
+            assert answer.status_code == status
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_no_decision(host: str) -> None:
+    check_binding(Settings(host=host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_elsewhere_needs_one(host: str) -> None:
+    with pytest.raises(SettingError, match=f"FC7_HOST={host}"):
+        check_binding(Settings(host=host))
+    check_binding(Settings(host=host, allow_anonymous=True))
+    check_binding(Settings.model_validate({"host": host, "api_keys": KEYS}))

@@ -1,0 +1,81 @@
+"""Settings: a bad one is named with its value, an unknown one is reported, keys are never shown."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from service.errors import SettingError
+from service.settings import Scope, Settings, describe, load_settings, unknown_variables, variable
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("FC7_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("FC7_MAX_BATCH", "many", "a whole number from 1 to 1024"),
+        ("FC7_PORT", "99999", "a whole number from 0 to 65535"),
+        ("FC7_DEVICE", "tpu", "auto, cpu, cuda or cuda:N"),
+        ("FC7_DEADLINE_S", "0", "a number above 0"),
+        ("FC7_ALLOW_ANONYMOUS", "perhaps", "true or false"),
+        ("FC7_LOG_FORMAT", "xml", "one of json, text"),
+        ("FC7_THREADS", "0", "a whole number from 1"),
+        ("FC7_QUEUE_SIZE", "3", "at least FC7_MAX_IMAGES"),
+        ("FC7_MAX_BUFFER_BYTES", "5000", "at least FC7_MAX_BODY_BYTES"),
+    ],
+)
+def test_a_bad_value_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingError) as raised:
+        load_settings()
+    assert str(raised.value).startswith(f"{name}={value}: expected {expected}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [KEY, f"root:{KEY}", "read:short-secret", "read:has space in it 0123"])
+def test_a_bad_key_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FC7_API_KEYS", value)
+    with pytest.raises(SettingError, match="FC7_API_KEYS") as raised:
+        load_settings()
+    assert value.rpartition(":")[2] not in str(raised.value)
+
+
+def test_keys_are_read_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FC7_API_KEYS", f"read:{KEY}, admin:{KEY}admin,")
+    settings = load_settings()
+    assert [(key.scope, key.secret.get_secret_value()) for key in settings.api_keys] == [
+        (Scope.READ, KEY),
+        (Scope.ADMIN, f"{KEY}admin"),
+    ]
+    lines = {line.variable: line.value for line in describe(settings)}
+    assert lines["FC7_API_KEYS"] == "read:********, admin:********"
+    assert KEY not in repr(settings) + str(list(describe(settings)))
+
+
+def test_each_source_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FC7_MAX_BATCH", "4")
+    monkeypatch.setenv("FC7_PORT", "1")
+    monkeypatch.setenv("FC7_HOST", "")  # empty counts as not set: Compose files pass such
+    settings = load_settings(port=9000, host=None)
+    lines = {line.variable: (line.value, line.source) for line in describe(settings, frozenset(["port"]))}
+    assert lines["FC7_MAX_BATCH"] == ("4", "environment")
+    assert lines["FC7_PORT"] == ("9000", "command line")
+    assert lines["FC7_HOST"] == ("127.0.0.1", "default")
+
+
+def test_an_unknown_variable_is_reported_with_the_nearest_name() -> None:
+    [sentence] = unknown_variables({"FC7_MAXBATCH": "4", "FC7_PORT": "1", "PATH": ""})
+    assert sentence == "FC7_MAXBATCH is set, but is no setting of fc7; did you mean FC7_MAX_BATCH?"
+
+
+def test_every_setting_is_described() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, variable(name)
