@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model_store.durable import sync
-from model_store.errors import CheckpointError
+from model_store.errors import CheckpointError, NonFiniteLossError
 from model_store.training.runs import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, read_tensors
 
 _VELOCITY_PREFIX: Final = "velocity."
@@ -42,7 +42,11 @@ class Place:
 
 
 def write_checkpoint(run: Path, net: nn.Module, optimiser: torch.optim.Optimizer, place: Place) -> None:
-    """Replace the checkpoint of the run's folder. Raises CheckpointError when that fails; the former one stays."""
+    """Replace the checkpoint of the run's folder. The former one stays when this raises.
+
+    Raises CheckpointError when it cannot be written, NonFiniteLossError when a weight is NaN or infinite.
+    """
+    _require_finite(run, net, place.step)
     tensors = _weights(net)
     for name, weight in net.named_parameters():
         if "momentum_buffer" in optimiser.state.get(weight, {}):
@@ -72,16 +76,27 @@ def restore_checkpoint(run: Path, net: nn.Module, optimiser: torch.optim.Optimiz
     return place
 
 
-def finish(run: Path, net: nn.Module) -> None:
-    """Write the final weights and remove the checkpoint, which is of no use any more. Raises CheckpointError."""
+def finish(run: Path, net: nn.Module, step: int) -> None:
+    """Write the weights after the last `step` and remove the checkpoint, which is of no use any more.
+
+    Raises as `write_checkpoint`.
+    """
+    _require_finite(run, net, step)
     _write(run / MODEL_FILE, _weights(net), {})
     (run / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
-def all_finite(net: nn.Module) -> bool:
-    """Tell whether no weight is NaN or infinite."""
-    # A sum is finite only if all of its terms are, and takes one pass over the weights.
-    return all(bool(torch.isfinite(weight.detach().sum())) for weight in net.parameters())
+def not_finite(run: Path, step: int) -> NonFiniteLossError:
+    """Return the error for a loss or weight that is not finite after `step` steps, naming the run's checkpoint."""
+    checkpoint = run / CHECKPOINT_FILE
+    return NonFiniteLossError(step, checkpoint if checkpoint.exists() else None)
+
+
+def _require_finite(run: Path, net: nn.Module, step: int) -> None:
+    # The loss was finite before the last update; the weights need not be after it. A sum is finite only if all of its
+    # terms are, and takes one pass.
+    if not all(bool(torch.isfinite(weight.detach().sum())) for weight in net.parameters()):
+        raise not_finite(run, step)
 
 
 def _weights(net: nn.Module) -> dict[str, Tensor]:

@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_store.durable import write_atomic
-from model_store.errors import CheckpointError, DatasetError, NonFiniteLossError
+from model_store.errors import CheckpointError, DatasetError
 from model_store.training import machine, runs
 from model_store.training.augment import Augmenter, epoch_order
-from model_store.training.checkpoint import Place, all_finite, finish, restore_checkpoint, write_checkpoint
+from model_store.training.checkpoint import Place, finish, not_finite, restore_checkpoint, write_checkpoint
 from model_store.training.dataset import Dataset, ImageSet, open_dataset
 from model_store.training.network import AlexNet, initialise
 from model_store.training.optim import build_optimiser, build_schedule, set_rate
@@ -208,7 +208,7 @@ class _Trainer:
             while going and place.epoch < self._recipe.epochs:
                 place, wait = self._epoch(place, log)
                 if place.batch < self._batches:
-                    self._checkpoint(place)
+                    write_checkpoint(self._run, self._net, self._optimiser, place)
                     return Result(self._run, finished=False, val_error=self._val_error)
                 record = self._close_epoch(place, wait)
                 if "val_error" in record:
@@ -218,9 +218,8 @@ class _Trainer:
                 self._reporter.epoch(record)
                 place = Place(place.step, place.epoch + 1, 0, 0.0, 0, 0.0, self._schedule.state())
                 if going and place.epoch < self._recipe.epochs:
-                    self._checkpoint(place)
-        self._require_finite(place.step)
-        finish(self._run, self._net)
+                    write_checkpoint(self._run, self._net, self._optimiser, place)
+        finish(self._run, self._net, place.step)
         return Result(self._run, finished=True, val_error=self._val_error)
 
     def _epoch(self, place: Place, log: MetricsLog) -> tuple[Place, float]:
@@ -277,7 +276,7 @@ class _Trainer:
         logits = self._logits(x)
         loss = functional.cross_entropy(logits, labels)
         if not math.isfinite(loss.item()):
-            raise self._not_finite(step)
+            raise not_finite(self._run, step)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
@@ -304,6 +303,8 @@ class _Trainer:
         last = place.epoch + 1 == self._recipe.epochs
         if last or (place.epoch + 1) % self._recipe.validate_every == 0:
             record |= self._validate(self._dataset.val)
+            if not math.isfinite(record["val_loss"]):
+                raise not_finite(self._run, place.step)
         return record
 
     @torch.no_grad()
@@ -323,19 +324,6 @@ class _Trainer:
         if counted != len(images):
             raise DatasetError(f"{counted} of {len(images)} validation images were counted")
         return {"val_loss": loss / counted, "val_error": wrong / counted, "val_top5_error": wrong5 / counted}
-
-    def _checkpoint(self, place: Place) -> None:
-        self._require_finite(place.step)
-        write_checkpoint(self._run, self._net, self._optimiser, place)
-
-    def _require_finite(self, step: int) -> None:
-        # The loss was finite before the last update; the weights need not be after it.
-        if not all_finite(self._net):
-            raise self._not_finite(step)
-
-    def _not_finite(self, step: int) -> NonFiniteLossError:
-        checkpoint = self._run / runs.CHECKPOINT_FILE
-        return NonFiniteLossError(step, checkpoint if checkpoint.exists() else None)
 
 
 class FlatLossWatch:

@@ -16,6 +16,7 @@ import torch
 from model_store.errors import CheckpointError, NonFiniteLossError
 from model_store.image import prepare
 from model_store.training import runs
+from model_store.training.checkpoint import Place, finish, write_checkpoint
 from model_store.training.progress import Reporter
 from model_store.training.recipe import Recipe
 from model_store.training.runs import find_run, load_run, read_tensors
@@ -193,6 +194,32 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_checkpoint(data: 
     assert str(caught.value.step) in str(caught.value)
     assert all(torch.isfinite(value).all() for value in load_run(run).network.state_dict().values())
     assert not load_run(run).finished
+
+
+def test_an_epoch_whose_validation_overflows_is_no_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    # Three steps of finite loss, and after the third the net answers NaN.
+    recipe = replace(RECIPE, batch_size=6, learning_rate=1, bias_rate_factor=100, schedule="constant", input_scale=1)
+    with pytest.raises(NonFiniteLossError) as caught:
+        start(data, tmp_path, recipe)
+    assert (caught.value.step, caught.value.checkpoint) == (3, None)
+    assert "There is no checkpoint yet" in str(caught.value)
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) -> None:
+    net = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.SGD(net.parameters())
+    place = Place(4, 1, 0, 0.0, 0, 0.0, {})
+    write_checkpoint(tmp_path, net, optimiser, place)
+    before = (tmp_path / runs.CHECKPOINT_FILE).read_bytes()
+    with torch.no_grad():
+        net.weight[1, 1] = float("nan")
+    with pytest.raises(NonFiniteLossError) as caught:
+        write_checkpoint(tmp_path, net, optimiser, replace(place, step=5))
+    assert (caught.value.step, caught.value.checkpoint) == (5, tmp_path / runs.CHECKPOINT_FILE)
+    assert (tmp_path / runs.CHECKPOINT_FILE).read_bytes() == before
+    with pytest.raises(NonFiniteLossError):
+        finish(tmp_path, net, 5)
+    assert not (tmp_path / runs.MODEL_FILE).exists()
 
 
 def test_a_loss_that_stays_flat_draws_one_warning_with_a_cause(data: Path, tmp_path: Path) -> None:
