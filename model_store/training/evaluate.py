@@ -263,10 +263,11 @@ def evaluate(
     for pixels, names in _batches(images, batch):
         truth = np.array([_index(name, index_of) for name in names])
         rows = views(pixels, view_count)
-        total = np.zeros((len(truth), len(labels)), np.float64)
+        total = np.zeros((len(truth), len(labels)), np.float32)
         for predictor, order in zip(predictors, orders, strict=True):
             total += average_views(predictor.probabilities(rows)[:, order], view_count)
-        best, _ = top_k((total / len(predictors)).astype(np.float32), min(TOP, len(labels)))
+        # The sum ranks as the mean does.
+        best, _ = top_k(total, min(TOP, len(labels)))
         np.add.at(confusion, (truth, best[:, 0]), 1)
         np.add.at(top5_wrong, truth, (best != truth[:, None]).all(axis=1))
         progress(len(truth))

@@ -102,14 +102,19 @@ def test_the_graph_has_the_served_contract_and_only_fast_operators(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("dropout", "factor"), [("paper", 0.5), ("inverted", 1.0)])
-def test_exported_weights_are_the_trained_ones_bit_for_bit(tmp_path: Path, dropout: Dropout, factor: float) -> None:
-    net = small_net(small_architecture(dropout, 1 / 64))
+@pytest.mark.parametrize("input_scale", [1 / 64, 0.01])
+def test_exported_weights_are_the_trained_ones_bit_for_bit(
+    tmp_path: Path, dropout: Dropout, factor: float, input_scale: float
+) -> None:
+    net = small_net(small_architecture(dropout, input_scale))
     write_served_graph(net, MEAN, tmp_path)
     model = onnx.load_model(tmp_path / "model.onnx")
     exported = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    folded = {"conv1.weight": 1 / 64, "fc7.weight": factor, "fc8.weight": factor}
+    exact = {"conv1.weight": 1 / 64 if input_scale == 1 / 64 else 1, "fc7.weight": factor, "fc8.weight": factor}
     for name, value in net.state_dict().items():
-        assert np.array_equal(exported.pop(name), value.numpy() * np.float32(folded.get(name, 1))), name
+        assert np.array_equal(exported.pop(name), value.numpy() * np.float32(exact.get(name, 1))), name
+    if input_scale == 0.01:  # no power of two: multiplying weights by it would round them
+        assert exported.pop("input_scale") == np.float32(0.01)
     assert np.array_equal(exported.pop("mean"), MEAN[16:240, 16:240].transpose(2, 0, 1)[None])
     assert set(exported) == {"norm1.band", "norm1.k", "norm2.band", "norm2.k"}
 
