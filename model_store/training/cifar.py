@@ -177,7 +177,7 @@ class CifarNet(nn.Module):
                     module = (nn.MaxPool2d if layer.kind == "max" else nn.AvgPool2d)(3, 2, ceil_mode=True)
                     size = -(-(size - 3) // 2) + 1
                 case Fire():
-                    module = nn.ReLU() if neuron == "relu" else nn.Tanh()
+                    module = nn.ReLU(inplace=True) if neuron == "relu" else nn.Tanh()
             layers.add_module(layer.name, module)
         self.layers = layers
         self.fc10 = nn.Linear(channels * size * size, classes)

@@ -83,7 +83,8 @@ _FIELDS: Final = ("pixels", "labels")
 def _from_cache(kept: Path, files: _Files) -> CifarData | None:
     """Return what the cache holds, None if it holds nothing whole: then the pictures are decoded and written again."""
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
+        # Opened here: NumPy leaves a file open that it cannot read.
+        with kept.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             train, test = (Pictures(*(arrays[f"{split}_{field}"] for field in _FIELDS)) for split in SPLITS)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
