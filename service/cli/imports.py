@@ -37,7 +37,7 @@ def _names(kind: str) -> str:
 
 Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
 File = Annotated[
-    str | None, typer.Argument(metavar="[FILE]", help="The weight file; with --download its name.", show_default=False)
+    str | None, typer.Argument(metavar="FILE", help="The weight file; with --download its name.", show_default=False)
 ]
 Mean = Annotated[
     str | None,

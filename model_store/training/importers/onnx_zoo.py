@@ -46,15 +46,19 @@ _OPERATORS: Final[dict[type[Layer], list[str]]] = {
 class _Step:
     """A node of the chain that does something: its attributes by name, and its weights."""
 
-    def __init__(self, node: onnx.NodeProto, weights: Sequence[Tensor]) -> None:
-        self.operator, self.name = node.op_type, node.name or node.output[0]
+    def __init__(self, path: Path, node: onnx.NodeProto, weights: Sequence[Tensor]) -> None:
+        # A broken file's words may be bytes: protobuf hands out what is no UTF-8 as it is.
+        self.path, self.operator, self.name = path, str(node.op_type), str(node.name or node.output[0])
         self.attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         self.weights = weights
 
     def get(self, name: str, default: Any) -> Any:
-        """Return an attribute, or ONNX's default for it."""
+        """Return an attribute, or ONNX's default for it. Raises ImportFormatError for one of another type or length."""
         value = self.attributes.get(name, default)
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        if type(value) is not type(default) or (isinstance(default, list) and len(value) != len(default)):
+            raise ImportFormatError(self.path, f"the attribute {name} of its {self.name} is broken: {value!r:.60}")
+        return value
 
 
 def read_onnx(path: Path, *, mean: str | None = None, layers: tuple[Layer, ...] = ALEXNET_LAYERS) -> ImportedNet:
@@ -124,11 +128,11 @@ def _chain(path: Path, graph: onnx.GraphProto) -> list[_Step]:
     values = {tensor.name: tensor for tensor in graph.initializer}
     inputs = [entry.name for entry in graph.input if entry.name not in values]
     if len(inputs) != 1:
-        raise ImportFormatError(path, f"it takes {len(inputs)} inputs ({', '.join(inputs[:5])}), and AlexNet takes one")
+        raise ImportFormatError(
+            path, f"it takes {len(inputs)} inputs ({', '.join(map(str, inputs[:5]))}), and AlexNet takes one"
+        )
     current, steps = inputs[0], []
     for node in graph.node:
-        if node.op_type == "Constant":
-            continue
         if not node.input or node.input[0] != current or not node.output:
             raise ImportFormatError(path, f"its node {node.name or node.op_type} does not follow the one before")
         current = node.output[0]
@@ -140,7 +144,7 @@ def _chain(path: Path, graph: onnx.GraphProto) -> list[_Step]:
             raise ImportFormatError(path, f"its node {node.name or node.op_type} has no weights {exc}") from exc
         except (ValueError, TypeError) as exc:
             raise ImportFormatError(path, f"the weights of {node.name or node.op_type} are broken ({exc})") from exc
-        steps.append(_Step(node, weights))
+        steps.append(_Step(path, node, weights))
     return steps
 
 
@@ -183,7 +187,7 @@ def _own(path: Path, layer: Layer, step: _Step, maps: int) -> Layer:
         case Pool():
             near, far = _padding(path, step)
             _same(path, step, "padding", near, 0)
-            _same(path, step, "kernel", step.get("kernel_shape", []), [layer.size] * 2)
+            _same(path, step, "kernel", step.get("kernel_shape", [layer.size] * 2), [layer.size] * 2)
             _same(path, step, "stride", step.get("strides", [1, 1]), [layer.stride] * 2)
             if step.get("ceil_mode", 0):
                 far += -(maps + far - layer.size) % layer.stride
