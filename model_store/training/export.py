@@ -147,10 +147,10 @@ def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation
     report.write_metrics(folder, {**draft.metrics, **evaluation.to_dict()})
     report.write_confusion_table(folder, evaluation.labels, evaluation.confusion)
     report.draw_confusion(
-        folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen} images, {errors}"
+        folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen:,} images, {errors}"
     )
     curves = report.curves_of(run.metrics)
-    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.recipe.name}, {run.info.train_images} images")
+    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.recipe.name}, {run.info.train_images:,} images")
     first = next((layer for layer in run.info.architecture.layers if isinstance(layer, Conv)), None)
     if first is not None:
         kernels = run.network.get_parameter(f"{first.name}.weight").detach().numpy()
