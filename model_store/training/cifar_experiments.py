@@ -155,7 +155,7 @@ def run_lrn(data: CifarData, out: Path, wanted: Lrn, reporter: Reporter) -> dict
         "training_images": len(data.train),
         "test_images": len(data.test),
         "nets": results,
-        "norms_change": _changes(results),
+        "norms_change": changes(results),
         "versions": versions(),
     }
     _write(out, LRN, document, rows, draw_lrn([curve for _, curve in rows], document))
@@ -225,7 +225,7 @@ def _ratios(results: Sequence[dict[str, Any]]) -> float | None:
     return round(ratio, 2)
 
 
-def _changes(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def changes(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, for each net, what normalisation adds to the test errors: means over seeds; negative is better."""
     changes = []
     for net in dict.fromkeys(one["net"] for one in results):

@@ -191,6 +191,15 @@ def test_a_seed_gives_its_weights_stopped_or_not_and_another_seed_others(
     assert not torch.equal(whole, weights("other", 2, 2))
 
 
+def test_every_epoch_and_seed_has_an_order_of_its_own() -> None:
+    orders = [
+        tuple(torch.randperm(50, generator=cifar_train._generator(seed, epoch)).tolist())
+        for seed in range(3)
+        for epoch in range(4)
+    ]
+    assert len(set(orders)) == 12
+
+
 def test_a_net_learns_and_stops_at_the_threshold(tmp_path: Path) -> None:
     data = small_cifar(train=48)
     told: list[int] = []

@@ -37,6 +37,7 @@ def test_a_tar_and_its_folder_are_the_same_data(folder: Path, tmp_path: Path) ->
 
 def test_the_cache_gives_the_same_and_only_for_the_same_content(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "new" / "cache"
+    Image.new("RGB", (32, 32), "white").save(folder / "train/red/0000.bmp")
     first = load_cifar(folder, cache)
     (kept,) = cache.iterdir()
     written = kept.stat().st_mtime_ns
@@ -46,7 +47,7 @@ def test_the_cache_gives_the_same_and_only_for_the_same_content(folder: Path, tm
     np.testing.assert_array_equal(first.test.labels, again.test.labels)
     assert (again.classes, again.hash) == (first.classes, first.hash)
 
-    Image.new("RGB", (32, 32)).save(folder / "train/red/0000.png")
+    Image.new("RGB", (32, 32), "black").save(folder / "train/red/0000.bmp")  # of the same length
     changed = load_cifar(folder, cache)
     assert changed.hash != first.hash
     assert not changed.train.pixels[6].any()
