@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from model_store.errors import RecipeError
 from model_store.training.network import Architecture, Dropout, Initialisation
+from model_store.training.variants import Variant, variant_layers
 
 Schedule = Literal["one-cycle", "plateau", "constant"]
 UpdateRule = Literal["torch", "paper"]
@@ -33,6 +34,7 @@ class Recipe:
 
     name: str = "custom"
     # The net.
+    variant: Variant = "full"  # the paper's own, or one that it compares it with (variants.py)
     width: float = _within(1.0, 1 / 64, 4)  # factor on kernels and neurons; 1 is the paper's net
     input_scale: float = _within(1.0, 1e-4, 1)  # factor on the mean-subtracted pixels; 1 is the paper's
     dropout: Dropout = "paper"
@@ -70,7 +72,8 @@ class Recipe:
 
     def architecture(self, classes: int) -> Architecture:
         """Return the net of this recipe for `classes` classes."""
-        whole = Architecture(classes, dropout=self.dropout, input_scale=self.input_scale)
+        name = "alexnet" if self.variant == "full" else f"alexnet-{self.variant}"
+        whole = Architecture(classes, variant_layers(self.variant), self.dropout, self.input_scale, name)
         return whole.scaled(self.width)
 
     def to_dict(self) -> dict[str, Any]:
