@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.artifact import check_name
-from model_store.errors import DatasetError, Fc7Error
+from model_store.errors import CheckpointError, DatasetError, Fc7Error
 from model_store.training import machine
+from model_store.training.parents import find_parent
 from model_store.training.progress import Reporter, TerminalReporter
 from model_store.training.recipe import load_recipe
 from model_store.training.runs import find_run
@@ -43,6 +44,7 @@ class Request:
     recipe: str | None = None
     settings: Sequence[str] = ()  # key=value
     seed: int = 0
+    parent: str | None = None  # a version or run whose weights it begins with
     resume: bool = False
     force: bool = False
     memory_budget: int = DEFAULT_MEMORY_BUDGET
@@ -71,6 +73,8 @@ def _run(request: Request, reporter: Reporter, stop: threading.Event) -> Result:
     if request.recipe is not None or request.settings or not request.resume:
         recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
     if request.resume:
+        if request.parent is not None:
+            raise CheckpointError("a resumed run goes on from its own checkpoint: give --resume or --from, not both")
         run = find_run(request.home, request.name)
         return resume(
             run,
@@ -89,6 +93,7 @@ def _run(request: Request, reporter: Reporter, stop: threading.Event) -> Result:
         home=request.home,
         name=check_name(request.name),
         seed=request.seed,
+        parent=find_parent(request.home, request.parent) if request.parent else None,
         resources=resources,
         reporter=reporter,
         stop=stop,
@@ -121,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="the run's name")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--from", dest="parent", metavar="MODEL", help="begin with the weights of a version or run")
     parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
     parser.add_argument("--force", action="store_true", help="resume although the images changed")
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("FC7_HOME", "var")), help="FC7_HOME")
@@ -134,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe=given.recipe,
         settings=given.set,
         seed=given.seed,
+        parent=given.parent,
         resume=given.resume,
         force=given.force,
         memory_budget=given.memory_budget << 20,

@@ -95,7 +95,7 @@ def export_run(
         name=name or run.info.name,
         architecture=run.info.architecture.name,
         classes=class_labels(run.classes),
-        recipe=run.recipe.to_dict(),
+        recipe=run.recipe.to_dict() | {"architecture": run.info.architecture.to_dict(), "parent": run.info.parent},
         opset=OPSET,
         producer=f"{PRODUCER} {version('fc7')}",
         parent_run=run.path.resolve().name,

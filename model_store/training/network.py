@@ -169,6 +169,11 @@ class Architecture:
         )
         return replace(self, layers=layers)
 
+    def readers_of_dropped(self) -> tuple[str, ...]:
+        """Return the layers that read a layer with dropout, in order: fc7 and fc8 in the paper's net."""
+        hidden = [layer.name for layer in self.layers if isinstance(layer, Hidden)]
+        return (*hidden[1:], "fc8") if hidden else ()
+
     def maps(self) -> tuple[MapSize, ...]:
         """Return what every layer puts out for a 224x224 picture, in order, fc8 included."""
         channels, size, out = 3, INPUT_SIZE, []
@@ -313,8 +318,7 @@ class AlexNet(nn.Module):
         net = AlexNet(replace(self.architecture, dropout="none"))
         net.load_state_dict(self.state_dict())
         if self.architecture.dropout == "paper":
-            hidden = [layer.name for layer in self.architecture.layers if isinstance(layer, Hidden)]
-            for reader in [*hidden[1:], "fc8"][: len(hidden)]:
+            for reader in self.architecture.readers_of_dropped():
                 net.get_parameter(f"{reader}.weight").mul_(1 - DROPOUT_RATE)
         return net.eval()
 

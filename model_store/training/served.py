@@ -18,12 +18,23 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from model_store.errors import CheckpointError, ShapeError
 from model_store.image import CROP, SIZE
-from model_store.training.network import FEATURES, AlexNet, Conv, Hidden, LocalResponseNorm, Norm, Pool
+from model_store.training.network import (
+    DROPOUT_RATE,
+    FEATURES,
+    AlexNet,
+    Architecture,
+    Conv,
+    Hidden,
+    LocalResponseNorm,
+    Norm,
+    Pool,
+)
 
 OPSET: Final = 17
 IR_VERSION: Final = 8  # the one that came with operator set 17
@@ -60,9 +71,7 @@ class _Graph:
         self.net, self.weights = net, weights
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
-        # The input's factor moves into the first convolution's weights where that is exact: a power of two.
-        first, scale = net.architecture.layers[0], net.architecture.input_scale
-        self.scaled_layer = first.name if isinstance(first, Conv) and math.frexp(scale)[0] == 0.5 else None
+        self.scaled_layer = _scaled_layer(net.architecture)
 
     def build(self, mean: NDArray[np.float32]) -> onnx.ModelProto:
         """Return the model; `mean` is float32 [224, 224, 3]."""
@@ -183,6 +192,35 @@ class _Graph:
             producer_name=PRODUCER,
             producer_version=version("fc7"),
         )
+
+
+def read_served_weights(folder: Path, architecture: Architecture) -> dict[str, NDArray[np.float32]]:
+    """Return the weights that `write_served_graph` put into `folder`, by name, as `architecture` had them in training.
+
+    What the graph folded in is taken out again: the paper's halves and, where it is a power of two, the input's factor.
+    Raises CheckpointError when they are not this architecture's.
+    """
+    halved = architecture.readers_of_dropped() if architecture.dropout == "paper" else ()
+    factors = {f"{name}.weight": 1 - DROPOUT_RATE for name in halved}
+    if (scaled := _scaled_layer(architecture)) is not None:
+        factors[f"{scaled}.weight"] = architecture.input_scale
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in AlexNet(architecture).named_parameters()}
+    graph = onnx.load_model(folder / MODEL_FILE, load_external_data=False).graph
+    found = {tensor.name: tensor for tensor in graph.initializer if tensor.name in shapes}
+    weights = {}
+    for name, shape in shapes.items():
+        if name not in found or tuple(found[name].dims) != shape:
+            raise CheckpointError(f"{folder / MODEL_FILE} has no tensor {name} of shape {shape}: it is another net")
+        array = numpy_helper.to_array(found[name], str(folder)).astype(np.float32)
+        weights[name] = array / np.float32(factors.get(name, 1))
+    return weights
+
+
+def _scaled_layer(architecture: Architecture) -> str | None:
+    """Return the first convolution when the input's factor can move into its weights exactly: a power of two."""
+    first = architecture.layers[0]
+    return first.name if isinstance(first, Conv) and math.frexp(architecture.input_scale)[0] == 0.5 else None
 
 
 def _pair(value: int) -> list[int]:

@@ -39,6 +39,7 @@ from model_store.training.checkpoint import Place, finish, not_finite, restore_c
 from model_store.training.dataset import Dataset, ImageSet, open_dataset
 from model_store.training.network import AlexNet, initialise
 from model_store.training.optim import build_optimiser, build_schedule, set_rate
+from model_store.training.parents import Parent, begin_from, child_architecture
 from model_store.training.progress import LOG_EVERY, MetricsLog, Reporter
 from model_store.training.recipe import Recipe
 
@@ -72,29 +73,33 @@ def train(
     home: Path,
     name: str,
     seed: int = 0,
+    parent: Parent | None = None,
     resources: Resources | None = None,
     reporter: Reporter | None = None,
     stop: threading.Event | None = None,
 ) -> Result:
     """Train from the first step in a new folder under `home`/runs. When `stop` is set it ends after the step at hand.
 
+    parent: the net whose layers and weights the run begins with, instead of the recipe's (parents.py).
     Raises DatasetError, RecipeError, NonFiniteLossError, CheckpointError (a checkpoint could not be written).
     """
     resources, reporter = resources or Resources(), reporter or Reporter()
     with ExitStack() as stack:
         dataset = _open(stack, data, resources, reporter)
+        classes = len(dataset.classes)
+        architecture = child_architecture(parent, recipe, classes) if parent else recipe.architecture(classes)
         run = runs.new_run_folder(home, name)
         info = runs.RunInfo(
             name=name,
             recipe=recipe,
-            architecture=recipe.architecture(len(dataset.classes)),
+            architecture=architecture,
             classes=dataset.classes,
             data=str(data.resolve()),
             data_hash=dataset.hash,
             train_images=len(dataset.train),
             val_images=len(dataset.val),
             seed=seed,
-            parent=None,
+            parent=parent.name if parent else None,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=machine.versions(),
         )
@@ -103,7 +108,7 @@ def train(
         write_atomic(run / runs.SKIPPED_FILE, json.dumps(skipped, indent=2, ensure_ascii=False).encode())
         runs.write_info(run, info)
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        return _Trainer(run, info, dataset, reporter, stop or threading.Event()).run_from_start()
+        return _Trainer(run, info, dataset, reporter, stop or threading.Event()).run_from_start(parent)
 
 
 def resume(
@@ -191,8 +196,12 @@ class _Trainer:
         self._watch = FlatLossWatch(dataset.class_counts(), self._recipe)
         self._val_error = _last_val_error(run)
 
-    def run_from_start(self) -> Result:
+    def run_from_start(self, parent: Parent | None) -> Result:
         initialise(self._net, self._recipe.initialisation, torch.Generator().manual_seed(self._info.seed))
+        if parent is not None:
+            with_last = begin_from(self._net, parent, self._info.classes)
+            kept = "fc8 too: the classes are the same" if with_last else "fc8 is new: the classes differ"
+            self._reporter.note(f"the weights are those of {parent.name}; {kept}")
         torch.manual_seed(self._info.seed)
         return self._epochs(Place(0, 0, 0, 0.0, 0, 0.0, self._schedule.state()))
 

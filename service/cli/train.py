@@ -27,6 +27,15 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, crops and dropout.")] = 0,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Fine-tune: begin with the weights of a version (solar:1) or run (solar).",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although the images changed.")] = False,
     memory_budget: Annotated[
@@ -49,6 +58,7 @@ def train(
         recipe=recipe,
         settings=changes or (),
         seed=seed,
+        parent=parent,
         resume=resume,
         force=force,
         memory_budget=memory_budget << 20,

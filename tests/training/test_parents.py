@@ -1,0 +1,122 @@
+"""Fine-tuning: a run that begins from a run or a version answers as its parent does, and says where it came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from model_store.errors import CheckpointError, ModelNotFoundError, RecipeError
+from model_store.store import ModelStore
+from model_store.training.export import export_run
+from model_store.training.network import AlexNet, initialise
+from model_store.training.parents import Parent, begin_from, child_architecture, find_parent
+from model_store.training.recipe import Recipe
+from model_store.training.runs import load_run
+from service.cli.main import app
+from tests.support.class_folders import write_class_folders
+from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures, write_run
+from tests.support.tiny_model import publish_tiny_model
+
+X = torch.from_numpy(np.random.default_rng(0).normal(0, 60, (3, 3, 224, 224)).astype(np.float32))
+FORMS = [("paper", 1 / 64), ("inverted", 1.0), ("paper", 1.0), ("inverted", 1 / 64)]
+
+
+def logits(net: AlexNet) -> torch.Tensor:
+    with torch.no_grad():
+        return net.eval().forward_both(X)[0]
+
+
+def child(parent: Parent, recipe: Recipe, classes: tuple[str, ...]) -> AlexNet:
+    net = AlexNet(child_architecture(parent, recipe, len(classes)))
+    initialise(net, recipe.initialisation, torch.Generator().manual_seed(5))
+    begin_from(net, parent, classes)
+    return net
+
+
+@pytest.mark.parametrize(("dropout", "scale"), FORMS)
+@pytest.mark.parametrize(("own_dropout", "own_scale"), FORMS[1:3])
+def test_the_child_answers_as_its_parent_whatever_the_forms_of_the_two(
+    dropout: str, scale: float, own_dropout: str, own_scale: float
+) -> None:
+    net = small_net(small_architecture(dropout, scale))  # type: ignore[arg-type]
+    parent = Parent("parent", net.architecture, CLASSES, net.state_dict())
+    recipe = Recipe(dropout=own_dropout, input_scale=own_scale)  # type: ignore[arg-type]
+    expected = logits(net)
+    assert torch.allclose(logits(child(parent, recipe, CLASSES)), expected, rtol=1e-4, atol=1e-4)
+    turned = CLASSES[::-1]
+    assert torch.allclose(logits(child(parent, recipe, turned)), expected.flip(1), rtol=1e-4, atol=1e-4)
+
+
+def test_other_classes_get_a_new_fc8_and_keep_the_rest() -> None:
+    net = small_net(small_architecture())
+    parent = Parent("parent", net.architecture, CLASSES, net.state_dict())
+    recipe = Recipe(input_scale=1 / 64)
+    fresh = AlexNet(child_architecture(parent, recipe, 5))
+    initialise(fresh, "he", torch.Generator().manual_seed(5))
+    drawn = fresh.fc8.weight.detach().clone()
+    assert not begin_from(fresh, parent, ("a", "b", "c", "d", "e"))
+    assert torch.equal(fresh.fc8.weight, drawn)
+    assert torch.equal(fresh.get_parameter("fc7.weight"), net.get_parameter("fc7.weight"))
+    same_number = child(parent, recipe, ("blue", "green", "white"))  # as many classes, but not the same ones
+    assert not torch.equal(same_number.fc8.weight, net.fc8.weight)
+
+
+@pytest.mark.parametrize(("dropout", "scale"), [("paper", 1 / 64), ("inverted", 0.3)])
+def test_a_version_gives_the_weights_that_its_run_had(tmp_path: Path, dropout: str, scale: float) -> None:
+    write_pictures(tmp_path / "data", images=2)
+    run = load_run(write_run(tmp_path, tmp_path / "data", small_architecture(dropout, scale)))  # type: ignore[arg-type]
+    export_run(run, ModelStore(tmp_path))
+    by_version, by_run = find_parent(tmp_path, "small:1"), find_parent(tmp_path, "small")
+    assert (by_version.name, by_run.name) == ("small:1", run.path.name)
+    assert by_version.architecture == by_run.architecture == run.info.architecture
+    assert by_version.classes == by_run.classes == CLASSES
+    assert by_version.weights.keys() == by_run.weights.keys()
+    for name, weight in by_run.weights.items():
+        assert torch.equal(by_version.weights[name], weight), name
+
+
+def test_a_parent_that_is_not_there_or_does_not_say_how_it_is_built_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run 'solar'"):
+        find_parent(tmp_path, "solar")
+    publish_tiny_model(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="tiny:2"):
+        find_parent(tmp_path, "tiny:2")
+    for reference in ("tiny:1", "tiny"):
+        with pytest.raises(CheckpointError, match="tiny:1 does not say how its net is built"):
+            find_parent(tmp_path, reference)
+
+
+def test_a_recipe_that_asks_for_another_net_than_the_parents_is_refused() -> None:
+    net = small_net(small_architecture())
+    parent = Parent("solar:1", net.architecture, CLASSES, net.state_dict())
+    with pytest.raises(RecipeError, match="solar:1 are not those of variant=no-lrn"):
+        child_architecture(parent, Recipe(variant="no-lrn"), 3)
+    mine = replace(parent, architecture=Recipe(variant="no-lrn", width=1 / 32).architecture(3))
+    assert child_architecture(mine, Recipe(variant="no-lrn", width=1 / 32), 4).classes == 4
+
+
+def test_fc7_train_from_a_run_records_its_parent_down_to_the_version(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "old", images=1)
+    old = write_run(tmp_path, tmp_path / "old")
+    data = write_class_folders(tmp_path / "new", train=2, val=1)
+    home = ["--home", str(tmp_path)]
+    recipe = ["--set", "epochs=1", "--set", "batch_size=6", "--set", "learning_rate=0", "--set", "precision=float32"]
+    done = CliRunner().invoke(app, ["train", "--data", str(data), "--name", "tuned", "--from", "small", *recipe, *home])
+    assert done.exit_code == 0, done.output
+    assert "fc8 too" in done.output
+    run = load_run(sorted((tmp_path / "runs").glob("tuned-*"))[0])
+    assert run.info.parent == old.name
+    before, after = load_run(old).network, run.network
+    assert torch.allclose(logits(after), logits(before), rtol=1e-4, atol=1e-4)  # at the rate 0 nothing moved
+    artifact = export_run(run, ModelStore(tmp_path)).artifact
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    assert manifest["recipe"]["parent"] == old.name
+    refused = CliRunner().invoke(app, ["train", "--resume", "--name", "tuned", "--from", "small", *home])
+    assert isinstance(refused.exception, CheckpointError)
+    assert "--resume or --from" in str(refused.exception)
