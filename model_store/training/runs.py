@@ -138,6 +138,15 @@ def find_run(home: Path, name: str) -> Path:
     return mine[-1]
 
 
+def can_resume(home: Path, name: str) -> bool:
+    """Tell whether `resume` takes the newest run `name` under `home`/runs: it has a checkpoint or is finished."""
+    try:
+        run = find_run(home, name)
+    except CheckpointError:
+        return False
+    return (run / MODEL_FILE).exists() or (run / CHECKPOINT_FILE).exists()
+
+
 def new_run_folder(home: Path, name: str) -> Path:
     """Create and return `home`/runs/<name>-<YYYYmmdd-HHMMSS>, with a later second when that one is taken."""
     root = home / "runs"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +18,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model_store.errors import CheckpointError, DatasetError, MissingExtraError
+from model_store.errors import CheckpointError, DatasetError
 from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
+from service.cli.extras import training_extra
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _MOST_LISTED = 20
 _WIDEST_CONFUSION = 12  # classes; a larger table does not fit a terminal
-_EXTRA = {"torch", "onnx", "matplotlib", "safetensors", "tensorboard"}
 
 Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
 Split = Annotated[str, typer.Option(help="Which split: DIR/SPLIT/<class>/*.")]
@@ -49,7 +48,7 @@ def evaluate(
 ) -> None:
     """Print top-1 and top-5 error, errors per class, and which class is taken for which."""
     _begin(views)
-    with _training_extra():
+    with training_extra():
         from model_store.training.evaluate import SplitImages  # noqa: PLC0415 - torch
         from model_store.training.evaluate import evaluate as evaluate_images  # noqa: PLC0415
     settings = load_settings(home=home)
@@ -86,7 +85,7 @@ def export(
 ) -> None:
     """Publish a trained run: the served graph, compared with torch on photographs, its errors and its report."""
     _begin(views)
-    with _training_extra():
+    with training_extra():
         from model_store.training.export import export_run  # noqa: PLC0415 - torch
         from model_store.training.runs import find_run, load_run  # noqa: PLC0415
     settings = load_settings(home=home)
@@ -161,17 +160,6 @@ def _begin(views: int) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     if views not in (1, 10):
         raise typer.BadParameter(f"views must be 1 or 10, but is {views}", param_hint="--views")
-
-
-@contextmanager
-def _training_extra() -> Iterator[None]:
-    """Turn a missing package of the extra `train` into its error; any other missing module is our mistake."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
-            raise
-        raise MissingExtraError(error.name, "train") from error
 
 
 def _progress() -> Progress:

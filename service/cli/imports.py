@@ -6,8 +6,7 @@ Does not: import torch unless one of its commands runs; the serving installation
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,15 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from model_store.errors import MissingExtraError
 from model_store.store import ModelStore
 from model_store.training.importers.download import PUBLIC_FILES, fetch
+from service.cli.extras import training_extra
 from service.settings import load_settings
 
 if TYPE_CHECKING:
     from model_store.training.importers.nets import ImportedNet
 
-_EXTRA = {"torch", "onnx", "matplotlib", "safetensors"}
 DOWNLOADS = "downloads"  # below FC7_HOME
 
 app = typer.Typer(name="import", help="Make a version of a public AlexNet's weight file.", no_args_is_help=True)
@@ -75,7 +73,7 @@ def caffe(
     home: Home = None,
 ) -> None:
     """Import Caffe's bvlc_alexnet or bvlc_reference_caffenet (.caffemodel), or a net of the same layers."""
-    with _training_extra():
+    with training_extra():
         from model_store.training.importers.caffe import read_caffemodel  # noqa: PLC0415 - torch
     _import(
         "caffe", file, lambda path: read_caffemodel(path, mean=mean, caffenet=caffenet), labels, name,
@@ -95,7 +93,7 @@ def onnx(
     home: Home = None,
 ) -> None:
     """Import the ONNX zoo's bvlcalexnet or caffenet (.onnx)."""
-    with _training_extra():
+    with training_extra():
         from model_store.training.importers.onnx_zoo import read_onnx  # noqa: PLC0415 - torch
     _import(
         "onnx", file, lambda path: read_onnx(path, mean=mean), labels, name,
@@ -114,7 +112,7 @@ def torchvision(
     home: Home = None,
 ) -> None:
     """Import torchvision's alexnet (.pth or .safetensors): the net of "One weird trick", not the paper's."""
-    with _training_extra():
+    with training_extra():
         from model_store.training.importers.torchvision import read_torchvision  # noqa: PLC0415 - torch
     _import("torchvision", file, read_torchvision, labels, name, download=download, activate=activate, home=home)
 
@@ -130,7 +128,7 @@ def _import(
     activate: bool | None,
     home: Path | None,
 ) -> None:
-    with _training_extra():
+    with training_extra():
         from model_store.training.importers.labels import labels_for  # noqa: PLC0415
         from model_store.training.importers.publish import publish_import  # noqa: PLC0415 - torch
     # Standard output is for answers: what the runner logs when it loads stays away from it.
@@ -176,14 +174,3 @@ def _download(kind: str, name: str | None, folder: Path) -> Path:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(public.file, total=public.size)
         return fetch(public, folder, lambda done, total: bar.update(task, completed=done, total=total))
-
-
-@contextmanager
-def _training_extra() -> Iterator[None]:
-    """Turn a missing package of the extra `train` into its error; any other missing module is our mistake."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
-            raise
-        raise MissingExtraError(error.name, "train") from error

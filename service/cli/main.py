@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import data, evaluate, imports, index, models, paper, query, serve, train
+from service.cli import data, demo, evaluate, imports, index, models, paper, query, serve, train
 
 app = typer.Typer(
     name="fc7",
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(evaluate.evaluate)

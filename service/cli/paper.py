@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from model_store.errors import MissingExtraError
+from service.cli.extras import training_extra
 
 app = typer.Typer(name="paper", help="Run the experiments of the paper.", no_args_is_help=True)
 
@@ -123,10 +123,8 @@ def cifar_lrn(
 
 
 def _experiments() -> ModuleType:
-    try:
+    with training_extra():
         from model_store.training import cifar_experiments  # noqa: PLC0415 - torch
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train") from error
     return cifar_experiments
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from model_store.errors import MissingExtraError
+from service.cli.extras import training_extra
 from service.settings import load_settings
 
 
@@ -47,10 +47,8 @@ def train(
     home: Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)] = None,
 ) -> None:
     """Train a net. Ctrl-C stops it with a checkpoint, and --resume goes on exactly there."""
-    try:
+    with training_extra():
         from model_store.training.command import Request, run_command  # noqa: PLC0415 - torch
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train") from error
     request = Request(
         home=load_settings(home=home).home,
         name=name,
