@@ -2,8 +2,8 @@
 
 Promises: the paper's rule to the letter (the velocity carries the rate), beside torch's; schedules whose whole state is
 a small dict, so that a resumed run goes on exactly.
-Does not: scale rates with the batch.
-Source: the paper, section 5; layers-145.cfg for the biases; Smith 2018 for one cycle.
+Does not: choose a rate; the recipe does, in proportion to its batch where it says so.
+Source: the paper, section 5; layers-145.cfg for the biases; Smith 2018 for one cycle; He et al. 2019 for the cosine.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             "weight_decay": recipe.weight_decay if recipe.decay_biases else 0.0,
         },
     ]
-    rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
+    rate, momentum, decay = recipe.highest_rate, recipe.momentum, recipe.weight_decay
     if recipe.update == "paper":
         return PaperSGD(groups, rate, momentum, decay)
     return torch.optim.SGD(groups, rate, momentum, weight_decay=decay, fused=True)
@@ -96,7 +96,7 @@ class OneCycle:
     """Half a cosine up to the recipe's rate over the share `warm_up` of all steps, half a cosine down over the rest."""
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
-        self._highest, self._steps, self._climb = recipe.learning_rate, steps, recipe.warm_up * steps
+        self._highest, self._steps, self._climb = recipe.highest_rate, steps, recipe.warm_up * steps
 
     def rate(self, step: int) -> float:
         """Return the rate of the step."""
@@ -119,11 +119,22 @@ class OneCycle:
         """Take nothing."""
 
 
+class Cosine(OneCycle):
+    """A straight line up to the recipe's rate over the share `warm_up` of all steps, then half a cosine down to 0."""
+
+    def rate(self, step: int) -> float:
+        """Return the rate of the step."""
+        if step < self._climb:
+            return float(self._highest * (step + 1) / (self._climb + 1))
+        share = (step - self._climb) / max(1.0, self._steps - self._climb)
+        return float(self._highest * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+
+
 class Plateau:
     """Divide the rate by 10 after `patience` epochs without a better validation error, `drops` times; then stop."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._highest, self._patience, self._most = recipe.learning_rate, recipe.patience, recipe.drops
+        self._highest, self._patience, self._most = recipe.highest_rate, recipe.patience, recipe.drops
         self._best, self._waited, self._drops = math.inf, 0, 0
 
     def rate(self, step: int) -> float:  # noqa: ARG002 (the step does not matter here)
@@ -163,6 +174,8 @@ def build_schedule(recipe: Recipe, steps: int) -> Schedule:
     match recipe.schedule:
         case "one-cycle":
             return OneCycle(recipe, steps)
+        case "cosine":
+            return Cosine(recipe, steps)
         case "plateau":
             return Plateau(recipe)
         case "constant":

@@ -18,7 +18,7 @@ from model_store.errors import RecipeError
 from model_store.training.network import Architecture, Dropout, Initialisation
 from model_store.training.variants import Variant, variant_layers
 
-Schedule = Literal["one-cycle", "plateau", "constant"]
+Schedule = Literal["one-cycle", "cosine", "plateau", "constant"]
 UpdateRule = Literal["torch", "paper"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -43,13 +43,14 @@ class Recipe:
     epochs: int = _within(90, 1, 10_000)
     batch_size: int = _within(128, 1, 65_536)
     learning_rate: float = _within(0.01, 0, 10)  # the schedule's highest
+    reference_batch: int = _within(0, 0, 65_536)  # the batch that learning_rate is for; others scale it; 0: it is as is
     momentum: float = _within(0.9, 0, 0.9999)
     weight_decay: float = _within(0.0005, 0, 1)
     decay_biases: bool = True  # the original code's biases have none
     bias_rate_factor: float = _within(1.0, 0, 100)  # 2 in the original code
     update: UpdateRule = "paper"  # "paper": the velocity carries the rate; "torch": it does not
     schedule: Schedule = "plateau"
-    warm_up: float = _within(0.3, 0, 1)  # one-cycle: the share of steps that climb to the highest rate
+    warm_up: float = _within(0.3, 0, 1)  # one-cycle, cosine: the share of steps that climb to the highest rate
     patience: int = _within(5, 1, 1_000)  # plateau: epochs without a better validation error
     drops: int = _within(3, 0, 20)  # plateau: divisions by 10 before the run stops
     # Augmentation (section 4.1).
@@ -57,6 +58,9 @@ class Recipe:
     flip_vertical: bool = False
     quarter_turns: bool = False  # for pictures without an upright side
     colour_noise: float = _within(0.1, 0, 10)  # deviation of the alphas; 0 is off
+    # What it is asked for (the Bag of Tricks; the paper has neither).
+    label_smoothing: float = _within(0.0, 0, 0.99)  # the share of a label that is spread evenly over all classes
+    mixup: float = _within(0.0, 0, 10)  # alpha of the Beta that blends two pictures and labels; 0 is off
     # How it runs; none of these changes what is learned, but `precision` rounds differently.
     precision: Precision = "auto"
     validate_every: int = _within(1, 1, 10_000)  # epochs; the last one is always validated
@@ -75,6 +79,11 @@ class Recipe:
         name = "alexnet" if self.variant == "full" else f"alexnet-{self.variant}"
         whole = Architecture(classes, variant_layers(self.variant), self.dropout, self.input_scale, name)
         return whole.scaled(self.width)
+
+    @property
+    def highest_rate(self) -> float:
+        """The schedule's highest rate: `learning_rate`, in proportion to the batch where `reference_batch` is set."""
+        return self.learning_rate * (self.batch_size / self.reference_batch if self.reference_batch else 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as plain JSON types; `from_dict` gives an equal Recipe back."""

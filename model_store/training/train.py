@@ -37,6 +37,7 @@ from model_store.training import machine, runs
 from model_store.training.augment import Augmenter, epoch_order
 from model_store.training.checkpoint import Place, finish, not_finite, restore_checkpoint, write_checkpoint
 from model_store.training.dataset import Dataset, ImageSet, open_dataset
+from model_store.training.mixing import mix
 from model_store.training.network import AlexNet, initialise
 from model_store.training.optim import build_optimiser, build_schedule, set_rate
 from model_store.training.parents import Parent, begin_from, child_architecture
@@ -242,14 +243,14 @@ class _Trainer:
             inputs = self._inputs(ahead, place.epoch, batch)
             while batch < self._batches and not self._stop.is_set():
                 asked = time.perf_counter()
-                x, labels = next(inputs)
+                x, targets = next(inputs)
                 wait += time.perf_counter() - asked
                 rate = self._schedule.rate(step)
-                loss, missed = self._step(x, labels, rate, step)
-                step, batch, seen = step + 1, batch + 1, seen + len(labels)
-                loss_sum, wrong = loss_sum + loss * len(labels), wrong + missed
+                loss, missed = self._step(x, targets, rate, step)
+                step, batch, seen = step + 1, batch + 1, seen + len(x)
+                loss_sum, wrong = loss_sum + loss * len(x), wrong + missed
                 if step % LOG_EVERY == 0:
-                    error = missed / len(labels)
+                    error = missed / len(x)
                     record = {"step": step, "epoch": place.epoch + 1, "loss": loss, "error": error, "rate": rate}
                     log.write({"kind": "step", **record})
                 warning = self._watch.after_step(loss)
@@ -262,14 +263,21 @@ class _Trainer:
         return Place(step, place.epoch, batch, loss_sum, wrong, seconds, self._schedule.state()), wait
 
     def _inputs(self, ahead: ThreadPoolExecutor, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (inputs, labels) of the epoch's batches from `batch` on, a few of them made ahead in another thread."""
+        """Yield (inputs, targets) of the epoch's batches from `batch` on, a few of them made ahead in another thread.
+
+        targets: labels, int64 [n], or with mixup the classes' shares, float32 [n, classes].
+        """
         order = epoch_order(len(self._dataset.train), self._info.seed, epoch)
         size, train = self._recipe.batch_size, self._dataset.train
 
         def make(number: int) -> tuple[Tensor, Tensor]:
             positions = order[number * size : (number + 1) * size]
             x = self._augmenter.training_batch(train.pixels(positions), self._info.seed, epoch, number)
-            return x, torch.from_numpy(train.labels[positions])
+            labels = torch.from_numpy(train.labels[positions])
+            if self._recipe.mixup:
+                key = (self._info.seed, epoch, number)
+                return mix(x, labels, len(self._dataset.classes), self._recipe.mixup, key)
+            return x, labels
 
         waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
         for number in range(batch, self._batches):
@@ -279,16 +287,17 @@ class _Trainer:
         while waiting:
             yield waiting.popleft().result()
 
-    def _step(self, x: Tensor, labels: Tensor, rate: float, step: int) -> tuple[float, int]:
+    def _step(self, x: Tensor, targets: Tensor, rate: float, step: int) -> tuple[float, int]:
         """Move the weights once; return the batch's mean loss and the number of wrong answers."""
         set_rate(self._optimiser, rate)
         logits = self._logits(x)
-        loss = functional.cross_entropy(logits, labels)
+        loss = functional.cross_entropy(logits, targets, label_smoothing=self._recipe.label_smoothing)
         if not math.isfinite(loss.item()):
             raise not_finite(self._run, step)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
+        labels = targets if targets.ndim == 1 else targets.argmax(1)  # of a blend, the class with the larger share
         return loss.item(), int((logits.argmax(1) != labels).sum())
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -344,6 +353,7 @@ class FlatLossWatch:
     def __init__(self, class_counts: np.typing.NDArray[np.int64], recipe: Recipe) -> None:
         shares = class_counts / class_counts.sum()
         self._classes = len(class_counts)
+        shares = (1 - recipe.label_smoothing) * shares + recipe.label_smoothing / len(shares)
         self._guess = float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
         self._recipe = recipe
         self._losses: deque[float] = deque(maxlen=max(1, recipe.flat_loss_steps // 2))
