@@ -11,12 +11,12 @@ import argparse
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,6 +32,8 @@ from model_store.training.train import DEFAULT_MEMORY_BUDGET, Resources, Result,
 
 STOPPED: Final = 130
 DEFAULT_RECIPE: Final = "small"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,8 @@ class Request:
 
 def run_command(request: Request) -> int:
     """Train or resume with bars on the terminal; return the exit code. Raises the errors of `train` and `resume`."""
-    machine.keep_memory()
-    stop = threading.Event()
-    with TerminalReporter() as reporter, _stop_on_signals(stop, reporter):
-        result = _run(request, reporter, stop)
+    result = with_terminal(lambda reporter, stop: _run(request, reporter, stop))
+    reporter = TerminalReporter()
     if not result.finished:
         reporter.note(f"stopped; the checkpoint is in {result.run}. Go on: fc7 train --resume --name {request.name}")
         return STOPPED
@@ -98,6 +98,14 @@ def _run(request: Request, reporter: Reporter, stop: threading.Event) -> Result:
         reporter=reporter,
         stop=stop,
     )
+
+
+def with_terminal(work: Callable[[Reporter, threading.Event], T]) -> T:
+    """Do `work` with bars on the terminal, and a stop that the first Ctrl-C or SIGTERM sets; return its result."""
+    machine.keep_memory()
+    stop = threading.Event()
+    with TerminalReporter() as reporter, _stop_on_signals(stop, reporter):
+        return work(reporter, stop)
 
 
 @contextmanager

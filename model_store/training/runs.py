@@ -125,11 +125,10 @@ def find_run(home: Path, name: str) -> Path:
     direct = Path(name)
     if (direct / RUN_FILE).is_file():
         return direct
-    root = home / "runs"
-    folders = sorted(entry for entry in root.glob("*") if (entry / RUN_FILE).is_file()) if root.is_dir() else []
+    root, folders = home / "runs", _run_folders(home)
     if (root / name) in folders:
         return root / name
-    mine = [folder for folder in folders if folder.name.rpartition("-")[0].rpartition("-")[0] == name]
+    mine = runs_named(home, name)
     if not mine:
         known = ", ".join(folder.name for folder in folders[-8:]) or "none yet"
         raise CheckpointError(
@@ -145,6 +144,15 @@ def can_resume(home: Path, name: str) -> bool:
     except CheckpointError:
         return False
     return (run / MODEL_FILE).exists() or (run / CHECKPOINT_FILE).exists()
+
+
+def runs_named(home: Path, name: str) -> list[Path]:
+    """Return the folders of the run `name` under `home`/runs, oldest first."""
+    return [folder for folder in _run_folders(home) if folder.name.rpartition("-")[0].rpartition("-")[0] == name]
+
+
+def _run_folders(home: Path) -> list[Path]:
+    return sorted(entry for entry in (home / "runs").glob("*") if (entry / RUN_FILE).is_file())
 
 
 def new_run_folder(home: Path, name: str) -> Path:

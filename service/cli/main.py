@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import data, demo, evaluate, imports, index, models, paper, query, serve, train
+from service.cli import ablate, data, demo, evaluate, imports, index, models, paper, query, serve, train
 
 app = typer.Typer(
     name="fc7",
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
+app.command()(ablate.ablate)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.export)
 app.add_typer(imports.app)
