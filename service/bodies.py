@@ -186,7 +186,7 @@ class _MultipartReader:
         _, options = parse_options_header(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
         file_name = options.get(b"filename")
-        self._file_name = None if not file_name else file_name.decode("utf-8", "replace")
+        self._file_name = None if not file_name else file_name.decode("utf-8", "surrogateescape")
         if self._part == "file" and len(self._uploads) >= self._images:
             raise TooManyImagesError(self._images)
         if self._part not in ("file", "metadata"):

@@ -29,7 +29,7 @@ from service.state import State
 
 _HEADER_S = 20.0
 _HEADER_BYTES = 32 * 1024
-_LAST_ANSWERS_S = 5
+_LAST_ANSWERS_S = 1
 
 
 class Protocol(H11Protocol):

@@ -51,7 +51,8 @@ class KeyRoute(APIRoute):
         match, child = super().matches({**scope, "path": raw.decode("ascii")} if raw else scope)
         parameters = child.get("path_params", {})
         if raw and "key" in parameters:
-            child["path_params"] = {**parameters, "key": unquote(parameters["key"])}
+            # Bytes that are no UTF-8 become lone surrogates, which the index refuses; replaced, two keys could be one.
+            child["path_params"] = {**parameters, "key": unquote(parameters["key"], errors="surrogateescape")}
         return match, child
 
 

@@ -47,9 +47,9 @@ async def docs(request: Request) -> HTMLResponse:
     ]
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(info['title'])} API</title><link rel=stylesheet href=/web/style.css>"
+        f"<title>{escape(info['title'])} API</title><link rel=stylesheet href=web/style.css>"
         f"<main><h1>{escape(info['title'])} API</h1><p>{escape(info['description'])}</p>"
-        f"<p>For programs: <a href=/openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"
+        f"<p>For programs: <a href=openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"
     )
 
 

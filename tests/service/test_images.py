@@ -75,6 +75,16 @@ def test_a_key_that_cannot_be_is_422(client: httpx.Client, key: str) -> None:
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:image-key")
 
 
+def test_bytes_that_are_no_utf8_make_no_key(client: httpx.Client) -> None:
+    for path in ("%FF", "a%FFb/thumbnail"):
+        assert client.get(f"/v1/images/{path}").status_code == 422
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="\xff.jpg"\r\n\r\n' + pictures.jpeg()
+    answer = client.post(
+        "/v1/images", content=body + b"\r\n--b--\r\n", headers={"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    assert answer.status_code == 422
+
+
 def test_post_keys_by_file_names_and_takes_metadata(client: httpx.Client) -> None:
     files = [("file", (f"birds/{i}.jpg", pictures.jpeg(i), "image/jpeg")) for i in range(3)]
     answer = client.post("/v1/images", files=files, data={"metadata": json.dumps({"birds/1.jpg": {"seen": "Ely"}})})
