@@ -169,6 +169,7 @@ def test_a_client_that_leaves_is_dropped_from_the_queue(home: Path) -> None:
         assert classify(server.url).status_code == 200
         wait_until(lambda: server.state.in_flight == 0)
         assert server.state.budget.held == 0
+        assert 'fc7_refusals_total{reason="client-gone"} 2.0' in server.client.get("/metrics").text
 
 
 def test_a_slow_body_is_408(home: Path) -> None:
