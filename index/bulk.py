@@ -19,11 +19,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog import Catalog, Unembedded
+from index.catalog import Catalog
 from index.errors import FolderError, InvalidKeyError
 from index.image_index import ImageIndex, check_exists
 from index.lock import FolderLock
-from index.records import AddOutcome, NewImage, check_key, encode_vectors
+from index.records import AddOutcome, NewImage, Unembedded, check_key, encode_vectors
 from model_store.errors import ImageError
 from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare, views
 from model_store.runner import Runner

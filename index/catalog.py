@@ -9,16 +9,13 @@ A space is what one model's vectors have in common. An image has at most one vec
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import json
 import queue
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,39 +24,22 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.changes import Change, Entry, add_image, vector_ids_of
-from index.database import check_format, connect, migrate, translated
-from index.errors import CursorError, IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
-from index.records import DIMENSIONS, ImageRecord, Page, checksum
+from index import fields
+from index.changes import Change, Entry, add_image, change_metadata, delete_images
+from index.cursor import make_cursor, read_cursor
+from index.database import check_format, connect, migrate, record_checksum, translated
+from index.errors import IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
+from index.fields import Scalar
+from index.frozen import Frozen, describe
+from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded, checksum
+from index.where import Where, to_sql
 from index.writer import Writer
 
 T = TypeVar("T")
-Describe = Callable[[Sequence[int]], dict[int, tuple[str, str]]]
+_DELETED_AT_ONCE = 500
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
     EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """The vectors of one model. lacking: how many images have none among them."""
-
-    id: int
-    fingerprint: str
-    model: str
-    active: bool
-    vectors: int
-    lacking: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unembedded:
-    """An image without a vector in some space; `sha256` tells later whether it is still the same picture."""
-
-    id: int
-    key: str
-    sha256: str
-    picture: bytes | None
 
 
 class Catalog:
@@ -122,7 +102,7 @@ class Catalog:
 
         def work(connection: sqlite3.Connection) -> Change:
             change = Change()
-            now = time.time_ns() // 1000
+            now = _now()
             for entry in entries:
                 change.outcomes.append(add_image(connection, space, entry, now, change))
             return change
@@ -136,11 +116,37 @@ class Catalog:
             row = connection.execute("SELECT id FROM images WHERE key = ?", (key,)).fetchone()
             if row is None:
                 raise KeyNotFoundError(key)
-            change = Change(removed=vector_ids_of(connection, row[0], space))
-            connection.execute("DELETE FROM images WHERE id = ?", row)
+            change = Change()
+            delete_images(connection, space, row, change)
             return change
 
         self.writer.run(work, committed)
+
+    def delete_where(self, space: int, where: Where, committed: Callable[[Change], None]) -> int:
+        """Delete the images that fit `where` now, some at a time so that others can write in between.
+
+        Returns how many. Raises FilterError.
+        """
+        condition, values = self._condition(where)
+        last = int(self._one("SELECT coalesce(max(id), 0) FROM images")[0])
+        deleted = 0
+
+        def work(connection: sqlite3.Connection) -> tuple[Change, int]:
+            rows = connection.execute(
+                f"SELECT i.id FROM images i WHERE i.id <= ? AND {condition} LIMIT ?",  # noqa: S608
+                (last, *values, _DELETED_AT_ONCE),
+            ).fetchall()
+            change = Change()
+            delete_images(connection, space, [row[0] for row in rows], change)
+            return change, len(rows)
+
+        while (count := self.writer.run(work, lambda done: committed(done[0]))[1]) == _DELETED_AT_ONCE:
+            deleted += count
+        return deleted + count
+
+    def change_metadata(self, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Replace an image's metadata by `update` of it, in one transaction. Raises KeyNotFoundError, MetadataError."""
+        self.writer.run(lambda connection: change_metadata(connection, key, update, _now()))
 
     def lookup(self, space: int, keys: Sequence[str]) -> dict[str, str]:
         """Return {key: sha256} of those among `keys` that are here with a vector in `space`."""
@@ -173,15 +179,20 @@ class Catalog:
             raise PictureNotFoundError(key)
         return bytes(rows[0][0])
 
-    def page(self, limit: int, cursor: str | None) -> Page:
-        """Return `limit` images in the order of their first adding, from `cursor` on. Raises CursorError."""
-        after = 0 if cursor is None else self._read_cursor(cursor)
+    def page(self, limit: int, cursor: str | None, where: Where | None = None) -> Page:
+        """Return `limit` images that fit, in the order of their first adding, from `cursor` on.
+
+        Raises CursorError, FilterError.
+        """
+        after = 0 if cursor is None else read_cursor(cursor, self.identity, where)
+        condition, values = ("1", []) if where is None else self._condition(where)
         rows = self._all(
-            f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? ORDER BY i.id LIMIT ?",  # noqa: S608
-            (after, limit + 1),
+            f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? AND {condition} ORDER BY i.id LIMIT ?",  # noqa: S608
+            (after, *values, limit + 1),
         )
         more = len(rows) > limit
-        return Page([_record(row[1:]) for row in rows[:limit]], self._make_cursor(rows[limit - 1][0]) if more else None)
+        following = make_cursor(self.identity, where, rows[limit - 1][0]) if more else None
+        return Page([_record(row[1:]) for row in rows[:limit]], following)
 
     def images(self) -> int:
         """Return how many images there are."""
@@ -203,11 +214,11 @@ class Catalog:
     def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return {vector id: (key, metadata as JSON)} of those vectors that are still here."""
         with self._reader() as connection:
-            return _describe(connection, vector_ids)
+            return describe(connection, vector_ids)
 
     @contextmanager
-    def frozen(self, take: Callable[[], T]) -> Iterator[tuple[T, Describe]]:
-        """Give `take()`, called between two commits, and a `describe` that answers as of that moment.
+    def frozen(self, take: Callable[[], T]) -> Iterator[Frozen[T]]:
+        """Give what `take()` returns, called between two commits, and the catalogue as of that moment.
 
         `take` is what memory knows; everything committed before has been told to it. Writers wait for `take` only.
         """
@@ -216,8 +227,9 @@ class Catalog:
                 connection.execute("BEGIN")
                 connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
                 taken = take()
+                commits = None if self._writer is None else self._writer.commits
             try:
-                yield taken, lambda vector_ids: _describe(connection, vector_ids)
+                yield Frozen(taken, connection, commits)
             finally:
                 connection.execute("COMMIT")
 
@@ -251,9 +263,9 @@ class Catalog:
 
         def work(connection: sqlite3.Connection) -> int:
             row = connection.execute(
-                """INSERT INTO spaces (fingerprint, model) VALUES (?, ?)
-                   ON CONFLICT (fingerprint) DO UPDATE SET model = excluded.model RETURNING id""",
-                (fingerprint, model),
+                """INSERT INTO spaces (fingerprint, model, crc) VALUES (?, ?, ?)
+                   ON CONFLICT (fingerprint) DO UPDATE SET model = excluded.model, crc = excluded.crc RETURNING id""",
+                (fingerprint, model, record_checksum(fingerprint, model)),
             ).fetchone()
             return int(row[0])
 
@@ -317,27 +329,9 @@ class Catalog:
     def _one(self, query: str, values: Sequence[object] = ()) -> tuple[Any, ...]:
         return self._all(query, values)[0]
 
-    def _make_cursor(self, last: int) -> str:
-        return base64.urlsafe_b64encode(json.dumps([self.identity[:12], last]).encode()).decode().rstrip("=")
-
-    def _read_cursor(self, cursor: str) -> int:
-        try:
-            text = base64.b64decode(cursor.encode() + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-            identity, last = json.loads(text)
-        except (ValueError, TypeError, binascii.Error, RecursionError):
-            raise CursorError(cursor) from None
-        if identity != self.identity[:12] or type(last) is not int or not 0 <= last < 2**63:
-            raise CursorError(cursor)
-        return last
-
-
-def _describe(connection: sqlite3.Connection, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
-    rows = connection.execute(
-        """SELECT v.id, i.key, i.metadata
-           FROM json_each(?) j JOIN vectors v ON v.id = j.value JOIN images i ON i.id = v.image_id""",
-        (json.dumps(list(vector_ids)),),
-    )
-    return {row[0]: (row[1], row[2]) for row in rows}
+    def _condition(self, where: Where) -> tuple[str, list[Scalar | int]]:
+        with self._reader() as connection:
+            return to_sql(where, fields.known(connection), "i.id")
 
 
 def _record(row: tuple[Any, ...]) -> ImageRecord:
@@ -345,6 +339,10 @@ def _record(row: tuple[Any, ...]) -> ImageRecord:
     return ImageRecord(
         key, sha256, size, width, height, json.loads(metadata), _time(added), _time(updated), bool(has_picture)
     )
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
 
 
 def _time(microseconds: int) -> datetime:

@@ -1,17 +1,23 @@
-"""Storing an image inside a transaction, and what that did to its vectors.
+"""Storing, changing and deleting images inside a transaction, and what that did to their vectors.
 
 Does not: commit (writer.py does), or check what it stores (records.py did).
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.records import AddOutcome, checksum
+from index import fields
+from index.database import record_checksum
+from index.errors import KeyNotFoundError
+from index.records import AddOutcome, checksum, encode_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +48,30 @@ def add_image(connection: sqlite3.Connection, space: int, entry: Entry, now: int
     """Store one image, noting in `change` which vectors came and went; `now` in microseconds since 1970, UTC."""
     row = connection.execute(
         """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM vectors WHERE image_id = images.id AND space_id = ?),
-                  EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id)
+                  EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
            FROM images WHERE key = ?""",
         (space, entry.key),
     ).fetchone()
     if row is None:
-        image, same, metadata = None, False, entry.metadata or "{}"
+        same, metadata, added = False, entry.metadata or "{}", now
     else:
-        image, same = row[0], row[1] == entry.sha256
+        same, added = row[1] == entry.sha256, row[5]
         metadata = row[2] if entry.metadata is None else entry.metadata
         if same and metadata == row[2] and row[3] and (row[4] or entry.picture is None):
             return AddOutcome.UNCHANGED
-    values = (entry.sha256, entry.size, entry.width, entry.height, metadata, now)
-    if image is None:
-        image = connection.execute(
-            "INSERT INTO images (sha256, size, width, height, metadata, added, updated, key) VALUES (?,?,?,?,?,?,?,?)",
-            (*values, now, entry.key),
-        ).lastrowid
-    else:
-        connection.execute(
-            "UPDATE images SET sha256 = ?, size = ?, width = ?, height = ?, metadata = ?, updated = ? WHERE id = ?",
-            (*values, image),
-        )
-        if not same:  # other models' vectors are of the old picture too
-            change.removed += vector_ids_of(connection, image, space)
-            connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
-            connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
+    record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, now)
+    image = _write(connection, None if row is None else row[0], record)
+    if row is None or metadata != row[2]:
+        fields.store(connection, image, metadata)
+    if row is not None and not same:  # other models' vectors are of the old picture too
+        change.removed += vector_ids_of(connection, image, space)
+        connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
+        connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
     if entry.picture is not None:
-        connection.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?)", (image, entry.picture))
+        connection.execute(
+            "INSERT OR IGNORE INTO pictures (image_id, jpeg, crc) VALUES (?, ?, ?)",
+            (image, entry.picture, record_checksum(entry.picture)),
+        )
     if row is None or not same or not row[3]:
         vector = connection.execute(
             "INSERT INTO vectors (image_id, space_id, crc, vector) VALUES (?, ?, ?, ?)",
@@ -78,6 +80,49 @@ def add_image(connection: sqlite3.Connection, space: int, entry: Entry, now: int
         change.ids.append(int(vector or 0))
         change.rows.append(entry.vector)
     return AddOutcome.ADDED if row is None else AddOutcome.REPLACED
+
+
+def change_metadata(
+    connection: sqlite3.Connection, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]], now: int
+) -> None:
+    """Replace an image's metadata by `update` of it. Raises KeyNotFoundError, MetadataError."""
+    row = connection.execute(
+        "SELECT id, key, sha256, size, width, height, metadata, added FROM images WHERE key = ?", (key,)
+    ).fetchone()
+    if row is None:
+        raise KeyNotFoundError(key)
+    image, *record, before, added = row
+    metadata = encode_metadata(update(json.loads(before)))
+    if metadata != before:
+        _write(connection, image, (*record, metadata, added, now))
+        fields.store(connection, image, metadata)
+
+
+def delete_images(connection: sqlite3.Connection, space: int, images: Sequence[int], change: Change) -> None:
+    """Delete images by their ids, with all that belongs to them."""
+    for image in images:
+        change.removed += vector_ids_of(connection, image, space)
+        connection.execute("DELETE FROM images WHERE id = ?", (image,))
+
+
+def _write(connection: sqlite3.Connection, image: int | None, record: tuple[str | int, ...]) -> int:
+    """Insert a record (key, sha256, size, width, height, metadata, added, updated), or write it over `image`'s."""
+    values = (*record, record_checksum(*record))
+    if image is not None:
+        connection.execute(
+            """UPDATE images SET key = ?, sha256 = ?, size = ?, width = ?, height = ?, metadata = ?, added = ?,
+                      updated = ?, crc = ? WHERE id = ?""",
+            (*values, image),
+        )
+        return image
+    return int(
+        connection.execute(
+            """INSERT INTO images (key, sha256, size, width, height, metadata, added, updated, crc)
+               VALUES (?,?,?,?,?,?,?,?,?)""",
+            values,
+        ).lastrowid
+        or 0
+    )
 
 
 def vector_ids_of(connection: sqlite3.Connection, image: int, space: int) -> list[int]:

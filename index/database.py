@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from index import fields
 from index.errors import (
     ImageIndexError,
     IndexCorruptError,
@@ -60,11 +62,44 @@ MIGRATIONS = (
     CREATE UNIQUE INDEX vectors_of_image ON vectors (image_id, space_id);
     CREATE INDEX vectors_of_space ON vectors (space_id, id, crc);
     """,
+    # Checksums, so that a flipped bit is found wherever it is; metadata in a form that filters can compare.
+    """
+    ALTER TABLE images ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pictures ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE spaces ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+    UPDATE images SET crc = crc32(key, sha256, size, width, height, metadata, added, updated);
+    UPDATE pictures SET crc = crc32(jpeg);
+    UPDATE spaces SET crc = crc32(fingerprint, model);
+
+    CREATE TABLE fields (                       -- what filters may name; never forgotten
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        type TEXT NOT NULL,                     -- string, number or boolean
+        UNIQUE (name, type)
+    );
+
+    CREATE TABLE attributes (
+        field_id INTEGER NOT NULL REFERENCES fields,
+        value NOT NULL,
+        image_id INTEGER NOT NULL REFERENCES images ON DELETE CASCADE,
+        PRIMARY KEY (field_id, value, image_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX attributes_of_image ON attributes (image_id);
+    """,
 )
 
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_TRUNCATE}
 _READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def record_checksum(*values: str | int | bytes) -> int:
+    """Return the CRC-32 of a record's values; in SQL it is `crc32(...)`."""
+    total = 0
+    for value in values:
+        data = value if isinstance(value, bytes) else str(value).encode()
+        total = zlib.crc32(data, zlib.crc32(len(data).to_bytes(8, "little"), total))
+    return total
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -80,6 +115,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
                 connection.execute("PRAGMA journal_mode = WAL").fetchone()
                 connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.create_function("crc32", -1, record_checksum, deterministic=True)
             connection.execute("PRAGMA user_version").fetchone()
         except BaseException:
             connection.close()
@@ -97,6 +133,9 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
                     connection.execute(statement)
                 if number == 1:
                     connection.execute("INSERT INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex,))
+                if number == 2:
+                    for image, metadata in connection.execute("SELECT id, metadata FROM images"):
+                        fields.store(connection, image, metadata)
                 connection.execute(f"PRAGMA user_version = {number}")
 
 

@@ -5,7 +5,8 @@ Fc7Error
     ├── InvalidKeyError            a key that cannot be stored
     ├── MetadataError              metadata that is no JSON object, or too large or too deep
     ├── VectorError                a vector with values that cannot be stored or compared
-    ├── CursorError                a cursor that this index did not give
+    ├── CursorError                a cursor that this listing did not give
+    ├── FilterError                a `where` that cannot be read, or compares what cannot be compared
     ├── KeyNotFoundError           no image under this key
     │   └── PictureNotFoundError   the image is there, its stored picture is not
     ├── IndexModelError            the vectors were made by another model
@@ -15,7 +16,10 @@ Fc7Error
     ├── IndexUnavailableError      the index cannot answer now
     │   ├── IndexReadOnlyError     it can be read, and not written
     │   └── IndexFullError         no room on the disk
-    └── FolderError                a folder with nothing to index
+    ├── FolderError                a folder with nothing to index
+    ├── ArchiveError               an archive that cannot be read, or must not be
+    ├── SnapshotError              a snapshot that is not whole, or of another format
+    └── TargetExistsError          something is already where this was to be written
 """
 
 from __future__ import annotations
@@ -67,14 +71,26 @@ class VectorError(ImageIndexError):
 
 
 class CursorError(ImageIndexError):
-    """A cursor was changed, or comes from another index."""
+    """A cursor was changed, or comes from another index or filter."""
 
-    def __init__(self, cursor: str) -> None:
-        super().__init__(cursor)
-        self.cursor = cursor
+    def __init__(self, cursor: str, reason: str) -> None:
+        super().__init__(cursor, reason)
+        self.cursor, self.reason = cursor, reason
 
     def __str__(self) -> str:
-        return f"The cursor {self.cursor[:40]!a} is not one of this index: list again without a cursor."
+        return f"The cursor {self.cursor[:40]!a} {self.reason}: list again without a cursor."
+
+
+class FilterError(ImageIndexError):
+    """A filter that cannot be read, on an unknown field, or with a value of another type than the field's."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def __str__(self) -> str:
+        shown = self.where if len(self.where) <= 80 else self.where[:80] + "..."
+        return f"where={shown!a} {self.reason}. Filters are like label:cat, label:cat,dog and year>=2020."
 
 
 class KeyNotFoundError(ImageIndexError):
@@ -186,3 +202,39 @@ class FolderError(ImageIndexError):
 
     def __str__(self) -> str:
         return f"{self.folder} {self.reason}"
+
+
+class ArchiveError(ImageIndexError):
+    """An archive that is none, is damaged, or has what no archive of images needs."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"The archive {self.reason}. Nothing of it was added. "
+            "Send a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz of images."
+        )
+
+
+class SnapshotError(ImageIndexError):
+    """A snapshot that is not whole, or that this program does not know."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}. Copy the snapshot again, or take another one."
+
+
+class TargetExistsError(ImageIndexError):
+    """What was to be written is there already; it is never replaced."""
+
+    def __init__(self, path: Path, mend: str) -> None:
+        super().__init__(path, mend)
+        self.path, self.mend = path, mend
+
+    def __str__(self) -> str:
+        return f"{self.path} exists already, and is not replaced: {self.mend}."

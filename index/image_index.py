@@ -13,17 +13,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog import Catalog, Space
+from index.catalog import Catalog
 from index.changes import Change, Entry
 from index.errors import IndexModelError, IndexUnavailableError
+from index.frozen import Frozen
+from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Update
 from index.lock import FolderLock
 from index.records import (
     AddOutcome,
@@ -32,57 +35,19 @@ from index.records import (
     Neighbour,
     NewImage,
     Page,
+    Space,
     check_key,
     encode_metadata,
     encode_vectors,
 )
-from index.searcher import ExactSearcher, Hits
+from index.searcher import ExactSearcher, Hits, View, restrict
 from index.snapshot import load, write_snapshot
+from index.where import Where
 
 __all__ = ["AddOutcome", "ImageIndex", "ImageRecord", "IndexStats", "LocalImageIndex", "Neighbour", "NewImage", "Page"]
 
 SNAPSHOT_AFTER = 1024
-# Named, because inside the classes `list` is their method.
-Outcomes = list[AddOutcome]
-Neighbours = list[Neighbour]
-Answers = list[Neighbours]
-
-
-class ImageIndex(Protocol):
-    """What an index can do, wherever it keeps its images. All methods are thread-safe."""
-
-    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
-        """Add or replace all of `images`, or none of them when one is refused."""
-
-    def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those among `keys` that have a vector of this index's model."""
-
-    def get(self, key: str) -> ImageRecord:
-        """Return one image's record, or raise KeyNotFoundError."""
-
-    def contains(self, key: str) -> bool:
-        """Tell whether an image has this key."""
-
-    def picture(self, key: str) -> bytes:
-        """Return the stored 256x256 JPEG, or raise KeyNotFoundError or PictureNotFoundError."""
-
-    def list(self, limit: int = 100, cursor: str | None = None) -> Page:
-        """Return a page of images in the order of their adding."""
-
-    def delete(self, key: str) -> None:
-        """Delete one image, or raise KeyNotFoundError."""
-
-    def search(self, vectors: NDArray[np.float32], k: int, *, exclude: str | None = None) -> Answers:
-        """Return the `k` nearest images of each vector, float32 [n, 4096], nearest first."""
-
-    def similar(self, key: str, k: int) -> Neighbours:
-        """Return the `k` images nearest to an indexed one, itself left out."""
-
-    def stats(self) -> IndexStats:
-        """Return counts and sizes."""
-
-    def close(self) -> None:
-        """Finish what is running and let the index go."""
+_FILTERS_KEPT = 64
 
 
 class LocalImageIndex:
@@ -104,6 +69,9 @@ class LocalImageIndex:
         self._folder, self._catalog, self._space, self._searcher, self._lock = folder, catalog, space, searcher, lock
         self._keep_pictures, self._snapshot_after, self._unsaved = keep_pictures, snapshot_after, unsaved
         self._closed = False
+        self._filters: dict[Where, NDArray[np.int64]] = {}
+        self._filters_of = -1
+        self._filters_lock = threading.Lock()
 
     @classmethod
     def open(
@@ -214,39 +182,57 @@ class LocalImageIndex:
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
         return self._catalog.picture(check_key(key))
 
-    def list(self, limit: int = 100, cursor: str | None = None) -> Page:
-        """Return up to `limit` images in the order of their first adding, after the page that gave `cursor`.
+    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
+        """Return up to `limit` images that fit, in the order of their first adding, after the page that gave `cursor`.
 
-        An image that is there throughout a listing is in it once, whatever comes and goes. Raises CursorError,
-        ValueError unless limit >= 1.
+        An image that is there, and fits, throughout a listing is in it once, whatever comes and goes.
+        Raises CursorError, FilterError, ValueError unless limit >= 1.
         """
         if limit < 1:
             raise ValueError(f"limit is {limit}, not at least 1")
-        return self._catalog.page(limit, cursor)
+        return self._catalog.page(limit, cursor, where)
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
         self._catalog.delete(self._space.id, check_key(key), self._apply)
 
-    def search(self, vectors: NDArray[np.float32], k: int, *, exclude: str | None = None) -> Answers:
+    def delete_where(self, where: Where) -> int:
+        """Delete the images that fit now, and return how many; no later search finds them.
+
+        Each one goes whole or stays; one that is changed meanwhile may stay. Raises FilterError, IndexReadOnlyError.
+        """
+        return self._catalog.delete_where(self._space.id, where, self._apply)
+
+    def change_metadata(self, key: str, update: Update) -> ImageRecord:
+        """Replace an image's metadata by `update` of it, with no other change in between.
+
+        Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
+        """
+        self._catalog.change_metadata(check_key(key), update)
+        return self._catalog.get(key)
+
+    def search(
+        self, vectors: NDArray[np.float32], k: int, *, exclude: str | None = None, where: Where | None = None
+    ) -> Answers:
         """Return the `k` nearest images of each vector, nearest first; fewer when there are not so many.
 
-        vectors: float32 [n, 4096]. exclude: the key of an image to leave out.
-        Raises ShapeError, VectorError, KeyNotFoundError for `exclude`, ValueError unless k >= 1.
+        vectors: float32 [n, 4096]. exclude: the key of an image to leave out. where: compare the images that fit only.
+        Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, ValueError unless k >= 1.
         """
         known = None if exclude is None else self._catalog.vector(self._space.id, check_key(exclude))
-        return self._neighbours(encode_vectors(vectors), k, None if known is None else known[0])
+        return self._neighbours(encode_vectors(vectors), k, None if known is None else known[0], where)
 
-    def similar(self, key: str, k: int) -> Neighbours:
-        """Return the `k` images nearest to an indexed one, itself left out.
+    def similar(self, key: str, k: int, *, where: Where | None = None) -> Neighbours:
+        """Return the `k` images that fit and are nearest to an indexed one, itself left out.
 
-        Raises InvalidKeyError, KeyNotFoundError, IndexModelError when the image has no vector of this model.
+        Raises InvalidKeyError, KeyNotFoundError, FilterError, IndexModelError when the image has no vector of this
+        model.
         """
         known = self._catalog.vector(self._space.id, check_key(key))
         if known is None:
             raise IndexModelError(self._folder, "an earlier model", self._space.model, 1)
         vector_id, vector = known
-        return self._neighbours(vector[np.newaxis], k, vector_id)[0]
+        return self._neighbours(vector[np.newaxis], k, vector_id, where)[0]
 
     def stats(self) -> IndexStats:
         """Return counts and sizes."""
@@ -266,17 +252,24 @@ class LocalImageIndex:
             self._searcher.apply(change.ids, np.asarray(change.rows, np.float16), change.removed)
             self._unsaved += len(change.ids) + len(change.removed)
 
-    def _neighbours(self, queries: NDArray[np.float16], k: int, left_out: int | None) -> Answers:
+    def _neighbours(
+        self, queries: NDArray[np.float16], k: int, left_out: int | None, where: Where | None = None
+    ) -> Answers:
         if k < 1:
             raise ValueError(f"k is {k}, not at least 1")
         wanted = k + (left_out is not None)
-        hits = self._searcher.search(queries, wanted)
-        found = _ids(hits)
-        known = self._catalog.describe(found)
-        if len(known) < len(found):  # some went while we searched: again, with the catalogue of the same moment
-            with self._catalog.frozen(self._searcher.view) as (view, describe):
+        if where is None:
+            hits = self._searcher.search(queries, wanted)
+            found = _ids(hits)
+            known = self._catalog.describe(found)
+        if where is not None or len(known) < len(found):
+            # A filter, or some that went while we searched: with the catalogue and the vectors of one moment.
+            with self._catalog.frozen(self._searcher.view) as frozen:
+                view = frozen.taken
+                if where is not None:
+                    view = restrict(view, self._fitting(frozen, where))
                 hits = self._searcher.search(queries, wanted, view)
-                known = describe(_ids(hits))
+                known = frozen.describe(_ids(hits))
         answers = []
         for hit in hits:
             ranked = [
@@ -286,6 +279,22 @@ class LocalImageIndex:
             ]
             answers.append([Neighbour(key, distance, json.loads(text)) for distance, key, text in sorted(ranked)[:k]])
         return answers
+
+    def _fitting(self, frozen: Frozen[View], where: Where) -> NDArray[np.int64]:
+        """Return the ids of the vectors whose images fit; kept until something is written."""
+        if frozen.commits is None:
+            return frozen.matching(self._space.id, where)
+        with self._filters_lock:
+            if self._filters_of != frozen.commits:
+                self._filters.clear()
+                self._filters_of = frozen.commits
+            ids = self._filters.get(where)
+        if ids is None:
+            ids = frozen.matching(self._space.id, where)
+            with self._filters_lock:
+                if self._filters_of == frozen.commits and len(self._filters) < _FILTERS_KEPT:
+                    self._filters[where] = ids
+        return ids
 
 
 def _ids(hits: list[Hits]) -> list[int]:

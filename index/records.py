@@ -100,6 +100,28 @@ class IndexStats:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The vectors of one model. lacking: how many images have none among them."""
+
+    id: int
+    fingerprint: str
+    model: str
+    active: bool
+    vectors: int
+    lacking: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unembedded:
+    """An image without a vector in some space; `sha256` tells later whether it is still the same picture."""
+
+    id: int
+    key: str
+    sha256: str
+    picture: bytes | None
+
+
 def check_key(key: str) -> str:
     """Return `key`, or raise InvalidKeyError saying what is wrong with it."""
     if not key:

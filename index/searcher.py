@@ -231,6 +231,21 @@ class ExactSearcher:
             self._segments = tuple(segments)
 
 
+def restrict(view: View, ids: NDArray[np.int64]) -> View:
+    """Return `view` with those rows only whose ids are among `ids` (ascending): a search ranks no others."""
+    restricted = []
+    for segment, alive in view:
+        if not alive.size:
+            continue
+        own = segment.ids[: len(alive)]
+        wanted = ids[np.searchsorted(ids, own[0]) : np.searchsorted(ids, own[-1], side="right")]
+        flags = np.zeros_like(alive)
+        places = np.searchsorted(own, wanted)
+        flags[places[own[places] == wanted]] = True
+        restricted.append((segment, flags & alive))
+    return restricted
+
+
 def _mostly_dead(segment: Segment) -> bool:
     return segment.count == segment.capacity and 2 * segment.dead >= segment.capacity
 

@@ -1,0 +1,100 @@
+"""The values in metadata that filters compare, in a table of their own beside the JSON.
+
+Promises: after `store`, the table has exactly the values of this metadata: texts, numbers and booleans, at any depth of
+objects, and those directly in lists.
+Does not: hold nulls, lists of lists or objects in lists; forget a field when its last value goes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+BARE_NAME = r"[\w-]+"
+Scalar = str | int | float | bool
+
+
+class FieldType(StrEnum):
+    """What a field's value can be."""
+
+    STRING = "string"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+
+
+Attribute = tuple[str, FieldType, Scalar]
+
+
+def field_name(path: Sequence[str]) -> str:
+    """Return a field's name, such as camera.model; parts with other characters than names have are JSON strings."""
+    return ".".join(part if re.fullmatch(BARE_NAME, part) else json.dumps(part, ensure_ascii=False) for part in path)
+
+
+def attributes(metadata: Mapping[str, Any]) -> set[Attribute]:
+    """Return (field, type, value) of every value that a filter can compare."""
+    return set(_walk(metadata, ()))
+
+
+def store(connection: sqlite3.Connection, image: int, metadata: str) -> None:
+    """Make the table hold the values of `metadata` (JSON) for the image with this id, inside a transaction."""
+    wanted = attributes(json.loads(metadata))
+    have = stored(connection, image)
+    for name, kind, value in have - wanted:
+        connection.execute(
+            """DELETE FROM attributes WHERE image_id = ? AND value = ?
+               AND field_id = (SELECT id FROM fields WHERE name = ? AND type = ?)""",
+            (image, value, name, kind),
+        )
+    for name, kind, value in wanted - have:
+        connection.execute("INSERT OR IGNORE INTO fields (name, type) VALUES (?, ?)", (name, kind))
+        connection.execute(
+            "INSERT INTO attributes SELECT id, ?, ? FROM fields WHERE name = ? AND type = ?",
+            (value, image, name, kind),
+        )
+
+
+def stored(connection: sqlite3.Connection, image: int) -> set[Attribute]:
+    """Return what the table holds for an image."""
+    rows = connection.execute(
+        "SELECT f.name, f.type, a.value FROM attributes a JOIN fields f ON f.id = a.field_id WHERE a.image_id = ?",
+        (image,),
+    )
+    return {(name, FieldType(kind), value) for name, kind, value in rows}
+
+
+def known(connection: sqlite3.Connection) -> dict[str, dict[FieldType, int]]:
+    """Return every field that an image ever had, with the types that it held and their numbers."""
+    fields: dict[str, dict[FieldType, int]] = {}
+    for number, name, kind in connection.execute("SELECT id, name, type FROM fields"):
+        fields.setdefault(name, {})[FieldType(kind)] = number
+    return fields
+
+
+def _walk(value: object, path: tuple[str, ...]) -> Iterator[Attribute]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _walk(inner, (*path, name))
+    elif isinstance(value, list):
+        for item in value:
+            if not isinstance(item, Mapping | list):
+                yield from _walk(item, path)
+    elif isinstance(value, bool):
+        yield field_name(path), FieldType.BOOLEAN, int(value)
+    elif isinstance(value, int | float):
+        yield field_name(path), FieldType.NUMBER, _number(value)
+    elif isinstance(value, str):
+        yield field_name(path), FieldType.STRING, value
+
+
+def _number(value: int | float) -> int | float:
+    """Return a number that SQLite can hold: whole ones past 64 bits as the nearest float."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf") if value > 0 else float("-inf")
+    return value

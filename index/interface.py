@@ -1,0 +1,63 @@
+"""What an index can do, wherever it keeps its images: the interface that the service and the command line use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, NewImage, Page
+from index.where import Where
+
+# Named, because inside the classes `list` is their method.
+Outcomes = list[AddOutcome]
+Neighbours = list[Neighbour]
+Answers = list[Neighbours]
+Update = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+class ImageIndex(Protocol):
+    """What an index can do, wherever it keeps its images. All methods are thread-safe."""
+
+    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
+        """Add or replace all of `images`, or none of them when one is refused."""
+
+    def lookup(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return {key: sha256} of those among `keys` that have a vector of this index's model."""
+
+    def get(self, key: str) -> ImageRecord:
+        """Return one image's record, or raise KeyNotFoundError."""
+
+    def contains(self, key: str) -> bool:
+        """Tell whether an image has this key."""
+
+    def picture(self, key: str) -> bytes:
+        """Return the stored 256x256 JPEG, or raise KeyNotFoundError or PictureNotFoundError."""
+
+    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
+        """Return a page of those images that fit, in the order of their adding."""
+
+    def delete(self, key: str) -> None:
+        """Delete one image, or raise KeyNotFoundError."""
+
+    def delete_where(self, where: Where) -> int:
+        """Delete the images that fit; return how many."""
+
+    def change_metadata(self, key: str, update: Update) -> ImageRecord:
+        """Replace an image's metadata by `update` of it, or raise KeyNotFoundError or MetadataError."""
+
+    def search(
+        self, vectors: NDArray[np.float32], k: int, *, exclude: str | None = None, where: Where | None = None
+    ) -> Answers:
+        """Return the `k` nearest of those images that fit to each vector, float32 [n, 4096], nearest first."""
+
+    def similar(self, key: str, k: int, *, where: Where | None = None) -> Neighbours:
+        """Return the `k` images that fit and are nearest to an indexed one, itself left out."""
+
+    def stats(self) -> IndexStats:
+        """Return counts and sizes."""
+
+    def close(self) -> None:
+        """Finish what is running and let the index go."""
