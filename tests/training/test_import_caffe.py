@@ -255,6 +255,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, weights: files.
     assert "the bias of layer fc7 has values that are not finite" in refusal(path)
 
 
+def test_an_array_with_too_few_values_is_broken(tmp_path: Path) -> None:
+    short = files.tagged(5, bytes(40)) + files.tagged(7, files.tagged(1, bytes([8, 3, 11, 11])))
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(files.tagged(1, "x") + files.caffe_layer("conv1", "Convolution", [short]))
+    assert "an array of the shape 8x3x11x11 has 10 values: the file is broken" in refusal(path)
+
+
 def test_the_layout_of_2013_names_caffes_own_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "old.caffemodel"
     path.write_bytes(files.tagged(1, "x") + files.tagged(2, files.tagged(1, files.tagged(1, "conv1"))))
