@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support import pictures
-from tests.support.server import process_server, thread_server
+from tests.support.server import process_server, thread_server, wait_until
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -102,6 +102,8 @@ def test_one_json_line_a_request_and_no_key_in_it(home: Path) -> None:
             headers=JPEG | {"X-API-Key": key, "X-Request-ID": "mine"},
         )
         httpx.get(f"{server.url}/v1/models")
+        # A line is written after its answer was sent.
+        wait_until(lambda: sum(line["event"] == "request" and "/v1/" in line["path"] for line in server.lines()) == 2)
         lines = server.lines()
         [line] = [line for line in lines if line.get("request_id") == "mine"]
         assert (line["event"], line["method"], line["path"], line["status"]) == ("request", "POST", "/v1/classify", 200)
