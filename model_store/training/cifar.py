@@ -16,7 +16,7 @@ layers-conv-local-11pct.cfg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -113,8 +113,8 @@ def table(name: NetName, *, norms: bool = False) -> Table:
         raise ValueError(f"no such net: {name!r}, norms={norms}; 18pct has no norms, 13pct and 11pct with or without")
     layers: tuple[Layer | None, ...] = (
         Conv("conv1", 64, 1e-4),
+        Pool("pool1", "max"),  # the original has it after the neuron: the same values from four times the work
         Fire("fire1"),
-        Pool("pool1", "max"),
         Norm("norm1") if norms else None,
         Conv("conv2", 64, 0.01),
         Fire("fire2"),
@@ -144,12 +144,35 @@ class LocallyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's sums, before the neuron."""
-        size = self.size
         padded = functional.pad(x, (1, 1, 1, 1)).permute(2, 3, 0, 1).contiguous()  # [rows, columns, n, channels]
-        windows = [padded[row : row + size, column : column + size] for row in range(3) for column in range(3)]
-        inputs = torch.cat(windows, dim=-1).flatten(0, 1)  # [positions, n, 9 channels]
+        inputs: Tensor = _Windows.apply(padded).flatten(0, 1)  # type: ignore[no-untyped-call]
         sums = torch.baddbmm(self.bias[:, None], inputs, self.weight)
-        return sums.view(size, size, len(x), self.kernels).permute(2, 3, 0, 1)
+        return sums.view(self.size, self.size, len(x), self.kernels).permute(2, 3, 0, 1)
+
+
+class _Windows(torch.autograd.Function):
+    """The 3x3 windows of [size + 2, size + 2, n, channels] side by side: [size, size, n, 9 channels].
+
+    The derivative by hand: autograd's makes a map of zeros for each of the nine copies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor) -> Tensor:  # noqa: ARG004 (nothing to keep)
+        """Return the windows, by row and column in the window, then channel."""
+        size = len(padded) - 2
+        return torch.cat([padded[i : i + size, j : j + size] for i in range(3) for j in range(3)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        """Return the sum over the windows that each input lies in."""
+        (gradient,) = gradients
+        size = len(gradient)
+        parts = gradient.chunk(9, dim=-1)
+        total = gradient.new_zeros(size + 2, size + 2, *parts[0].shape[2:])
+        for index, part in enumerate(parts):
+            row, column = divmod(index, 3)
+            total[row : row + size, column : column + size] += part
+        return total
 
 
 class CifarNet(nn.Module):
