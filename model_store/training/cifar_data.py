@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_store.durable import write_atomic
+from model_store.durable import sha256_of, write_atomic
 from model_store.errors import DatasetError
 from model_store.image import SUFFIXES
 from model_store.training.cifar import PICTURE
 
 SPLITS: Final = ("train", "test")
 _LAYOUT: Final = "expected train/<class>/* and test/<class>/*"
-_CACHE_FORMAT: Final = 1
+_CACHE_FORMAT: Final = 2
 _LARGEST: Final = 1 << 20  # bytes of a file; a 32x32 picture has about a thousand
 
 
@@ -61,17 +61,24 @@ def load_cifar(source: Path, cache: Path | None = None) -> CifarData:
 
     Raises DatasetError that names what is missing, empty, unreadable or of another size.
     """
-    files = _Files.read(source)
-    kept = None if cache is None else cache / f"cifar-v{_CACHE_FORMAT}-{files.hash[:16]}.npz"
-    if kept is not None and (data := _from_cache(kept, files)) is not None:
-        return data
+    if not source.exists():
+        raise DatasetError(f"{source} does not exist: --data takes a tar file or a folder, {_LAYOUT}")
+    # A tar need not be read file by file to know it again.
+    files = _Files.read(source) if cache is None or source.is_dir() else None
+    kept = None
+    if cache is not None:
+        key = _hash_of_tar(source) if files is None else files.hash
+        kept = cache / f"cifar-v{_CACHE_FORMAT}-{key[:16]}.npz"
+        if (data := _from_cache(kept)) is not None:
+            return data
+    files = files or _Files.read(source)
     data = CifarData(
         files.decode("train"), files.decode("test"), classes=tuple(sorted(files.classes["train"])), hash=files.hash
     )
     if kept is not None:
         stream = io.BytesIO()
         arrays = {f"{split}_{field}": getattr(getattr(data, split), field) for split in SPLITS for field in _FIELDS}
-        np.savez(stream, **arrays)
+        np.savez(stream, **arrays, classes=np.array(data.classes), hash=np.array(data.hash))
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, stream.getvalue())
     return data
@@ -80,15 +87,22 @@ def load_cifar(source: Path, cache: Path | None = None) -> CifarData:
 _FIELDS: Final = ("pixels", "labels")
 
 
-def _from_cache(kept: Path, files: _Files) -> CifarData | None:
+def _hash_of_tar(source: Path) -> str:
+    try:
+        return sha256_of(source)
+    except OSError as error:
+        raise DatasetError(f"{source} cannot be read: {error}") from error
+
+
+def _from_cache(kept: Path) -> CifarData | None:
     """Return what the cache holds, None if it holds nothing whole: then the pictures are decoded and written again."""
     try:
         # Opened here: NumPy leaves a file open that it cannot read.
         with kept.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             train, test = (Pictures(*(arrays[f"{split}_{field}"] for field in _FIELDS)) for split in SPLITS)
+            return CifarData(train, test, classes=tuple(arrays["classes"].tolist()), hash=str(arrays["hash"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return CifarData(train, test, classes=tuple(sorted(files.classes["train"])), hash=files.hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +115,6 @@ class _Files:
 
     @classmethod
     def read(cls, source: Path) -> _Files:
-        if not source.exists():
-            raise DatasetError(f"{source} does not exist: --data takes a tar file or a folder, {_LAYOUT}")
         classes: dict[str, dict[str, dict[str, bytes]]] = {split: {} for split in SPLITS}
         for path, content in _walk_folder(source) if source.is_dir() else _walk_tar(source):
             place = _place(path, folder=content is None)

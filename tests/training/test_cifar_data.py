@@ -53,6 +53,22 @@ def test_the_cache_gives_the_same_and_only_for_the_same_content(folder: Path, tm
     assert not changed.train.pixels[6].any()
 
 
+def test_a_tar_is_known_again_by_its_content(folder: Path, tmp_path: Path) -> None:
+    packed = write_tar(folder, tmp_path / "cifar10.tar")
+    first = load_cifar(packed, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    written = kept.stat().st_mtime_ns
+    again = load_cifar(packed, tmp_path / "cache")
+    assert kept.stat().st_mtime_ns == written
+    assert (again.classes, again.hash) == (first.classes, first.hash) == (CLASSES, load_cifar(folder).hash)
+    np.testing.assert_array_equal(first.test.pixels, again.test.pixels)
+
+    Image.new("RGB", (32, 32), "white").save(folder / "test/red/0001.png")
+    changed = load_cifar(write_tar(folder, packed), tmp_path / "cache")
+    assert changed.hash != first.hash
+    assert (changed.test.pixels[-1] == 255).all()
+
+
 def test_a_broken_cache_is_made_again(folder: Path, tmp_path: Path) -> None:
     first = load_cifar(folder, tmp_path / "cache")
     (kept,) = (tmp_path / "cache").iterdir()
