@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
@@ -218,15 +219,21 @@ class Artifact:
         """Compare every file with its SHA-256 in the manifest. Raises ArtifactCorruptError for the first bad one."""
         for name, entry in self.manifest.files.items():
             path = self.path / name
-            try:
+            with _read_errors(path, entry):
                 found = sha256_of(path)
-            except FileNotFoundError:
-                raise ArtifactCorruptError(path, entry.sha256, "missing") from None
-            except OSError as exc:
-                raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
             if found != entry.sha256:
                 raise ArtifactCorruptError(path, entry.sha256, found)
         self.verified = True
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes, compared with the manifest as they are read. Raises as `verify` does, for this file."""
+        path, entry = self.path / name, self.manifest.files[name]
+        with _read_errors(path, entry):
+            data = path.read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry.sha256:
+            raise ArtifactCorruptError(path, entry.sha256, found)
+        return data
 
     @property
     def name(self) -> str:
@@ -265,6 +272,16 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"Artifact({self.id!r}, {str(self.path)!r})"
+
+
+@contextmanager
+def _read_errors(path: Path, entry: FileEntry) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise ArtifactCorruptError(path, entry.sha256, "missing") from None
+    except OSError as exc:
+        raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -1,6 +1,7 @@
 """Run a version of a model with ONNX Runtime: pixels in, probabilities and fc7 out, in one pass.
 
-Promises: only verified files are loaded; the graph has the served contract before the first request; a CUDA device that
+Promises: what is loaded is what the manifest describes, and lives in memory alone: editing or removing the files later
+changes nothing; the graph has the served contract before the first request; a CUDA device that
 was asked for is used or refused, never silently replaced; every failure of ONNX Runtime is a `RunnerError`.
 Does not: decode images, batch, average views, retry. One thread should own a runner; calls from several are safe.
 Source: ONNX Runtime's documentation of the CUDA execution provider and of session options.
@@ -19,7 +20,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, Artifact
+from model_store.artifact import FEATURES, MODEL_FILE, WEIGHTS_FILE, Artifact
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError, ShapeError
 from model_store.image import CROP
 
@@ -159,9 +160,13 @@ def _session(
     # Batches vary in size, and a pattern is kept for each size.
     settings.enable_mem_pattern = False
     settings.intra_op_num_threads = options.intra_op_threads or len(os.sched_getaffinity(0))
+    # Given a path, ONNX Runtime maps the weights: who edits the file then changes the answers, who cuts it ends the
+    # process with SIGBUS.
+    graph, weights = artifact.read(MODEL_FILE), artifact.read(WEIGHTS_FILE)
+    settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
     try:
         # Without the fallback: it would go to the CPU with a print.
-        return ort.InferenceSession(artifact.model_path, settings, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(graph, settings, providers=providers, enable_fallback=0)
     except Exception as exc:
         raise RunnerError(artifact.id, f"{artifact.model_path} cannot be loaded: {exc}") from exc
 

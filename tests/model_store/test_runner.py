@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -261,3 +262,26 @@ def test_a_k_outside_the_classes_is_refused(k: int) -> None:
         top_k(np.zeros((1, 5), np.float32), k)
     with pytest.raises(ShapeError):
         top_k(np.zeros(5, np.float32))
+
+
+def test_a_folder_that_is_edited_cut_and_removed_while_served_changes_no_answer(tmp_path: Path) -> None:
+    artifact = publish_tiny_model(tmp_path)
+    runner, pixels = Runner(artifact, CPU), pictures(2)
+    before = runner.run(pixels)
+    with artifact.weights_path.open("r+b") as file:
+        file.write(bytes(1_000_000))
+        file.flush()
+        assert np.array_equal(runner.run(pixels).probabilities, before.probabilities)
+        file.truncate(0)
+    assert np.array_equal(runner.run(pixels).fc7, before.fc7)
+    shutil.rmtree(artifact.path)
+    assert np.array_equal(runner.run(pixels).fc7, before.fc7)
+
+
+def test_a_file_edited_between_verifying_and_loading_is_named(tmp_path: Path) -> None:
+    artifact = publish_tiny_model(tmp_path)
+    assert artifact.verified
+    with artifact.weights_path.open("r+b") as file:
+        file.write(b"edited")
+    with pytest.raises(ArtifactCorruptError, match=r"weights\.bin"):
+        Runner(artifact, CPU)
