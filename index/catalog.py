@@ -78,10 +78,10 @@ class Catalog:
 
     def close(self) -> None:
         """Finish the writes that are queued and close every connection."""
-        if self._writer is not None:
-            self._writer.close()
         while not self._readers.empty():
             self._readers.get().close()
+        if self._writer is not None:
+            self._writer.close()  # the last connection: with it, SQLite empties its log into the file
 
     @property
     def commits(self) -> int:

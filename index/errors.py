@@ -149,8 +149,9 @@ class IndexCorruptError(ImageIndexError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} is damaged ({self.reason}). Put a copy of it in its place, "
-            "or move it away and index the images again: fc7 index build DIR"
+            f"{self.path} is damaged ({self.reason}). fc7 index verify says what else is, and what can be mended; "
+            "to go back: move the index away, and fc7 index restore SNAPSHOT, or index the images again: "
+            "fc7 index build DIR"
         )
 
 

@@ -4,8 +4,8 @@ Promises: every row read is checked against the catalogue's checksum, and whatev
 catalogue comes from the catalogue instead; a file is replaced whole or not at all.
 Does not: hold anything that the catalogue has not; deleting it costs a slower start.
 
-The file: one line of JSON (format, the catalogue's identity, the model's fingerprint, the number of rows) padded to
-4,096 bytes; int64 vector ids, ascending; float16 rows of 4,096.
+The file: one line of JSON (format, the catalogue's identity, the model's fingerprint, the number of rows, a
+checksum of the ids) padded to 4,096 bytes; int64 vector ids, ascending; float16 rows of 4,096.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +26,7 @@ from index.errors import IndexCorruptError
 from index.records import DIMENSIONS, checksum
 from index.searcher import ExactSearcher
 
-FORMAT = 1
+FORMAT = 2
 _HEADER_BYTES = 4096
 _ROW_BYTES = 2 * DIMENSIONS
 _BLOCK = 1024
@@ -37,7 +38,15 @@ def write_snapshot(path: Path, searcher: ExactSearcher, identity: str, fingerpri
     Raises OSError, with the old file as it was.
     """
     ids = searcher.ids()
-    header = json.dumps({"format": FORMAT, "catalogue": identity, "fingerprint": fingerprint, "rows": len(ids)})
+    header = json.dumps(
+        {
+            "format": FORMAT,
+            "catalogue": identity,
+            "fingerprint": fingerprint,
+            "rows": len(ids),
+            "ids": zlib.crc32(ids.tobytes()),
+        }
+    )
     temporary = path.with_name(path.name + ".new")
     try:
         with temporary.open("wb") as file:
@@ -76,10 +85,32 @@ def load(searcher: ExactSearcher, catalog: Catalog, space: int, path: Path, fing
                 rows[places] = catalog.vectors(ids[wanted][places].tolist())
                 for place in places:
                     if checksum(rows[place]) != checksums[wanted][place]:
-                        raise IndexCorruptError(catalog.path, f"vector {ids[wanted][place]} differs from its checksum")
+                        key = catalog.describe([int(ids[wanted][place])])[int(ids[wanted][place])][0]
+                        raise IndexCorruptError(catalog.path, f"the vector of {key!r} differs from its checksum")
             read += places.size
             searcher.apply(ids[wanted], rows)
     return read
+
+
+def damage(path: Path, catalog: Catalog, space: int, fingerprint: str) -> str | None:
+    """Return what is wrong with the file, None when nothing is, or when it is not there."""
+    if not path.exists():
+        return None
+    snapshot = _open(path, catalog.identity, fingerprint)
+    if snapshot is None:
+        return "is damaged, or of another index or model"
+    with snapshot[0]:
+        ids, checksums = catalog.vector_checksums(space)
+        here = np.isin(ids, snapshot[1], assume_unique=True)
+        ids, checksums = ids[here], checksums[here]
+        for start in range(0, len(ids), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            missing = np.ones(len(ids[block]), np.bool_)
+            rows = np.empty((len(missing), DIMENSIONS), np.float16)
+            _take(snapshot, ids[block], checksums[block], rows, missing)
+            if missing.any():
+                return f"differs from the catalogue in vector {ids[block][missing][0]}"
+    return None
 
 
 def _open(path: Path, identity: str, fingerprint: str) -> tuple[BinaryIO, NDArray[np.int64]] | None:
@@ -95,6 +126,8 @@ def _open(path: Path, identity: str, fingerprint: str) -> tuple[BinaryIO, NDArra
             if path.stat().st_size != _HEADER_BYTES + rows * (8 + _ROW_BYTES):
                 return None
             ids = np.frombuffer(file.read(8 * rows), np.int64)
+            if zlib.crc32(ids.tobytes()) != header["ids"]:
+                return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
         if np.any(np.diff(ids) <= 0):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import ablate, data, demo, evaluate, imports, index, models, paper, query, serve, train
+from service.cli import ablate, data, demo, evaluate, imports, index, index_files, models, paper, query, serve, train
 
 app = typer.Typer(
     name="fc7",
@@ -31,6 +31,9 @@ app.command()(evaluate.export)
 app.add_typer(imports.app)
 app.add_typer(models.app)
 app.add_typer(index.app)
+index.app.command()(index_files.snapshot)
+index.app.command()(index_files.restore)
+index.app.command("verify")(index_files.verify_command)
 app.add_typer(paper.app)
 app.command()(serve.serve)
 app.command()(serve.config)

@@ -138,7 +138,7 @@ def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None
         lambda data: data[:0],
         lambda data: b"{}" + data[2:],
         lambda data: b"[]".ljust(4096) + data[4096:],
-        lambda data: data.replace(b'"format": 1', b'"format": 2'),
+        lambda data: data.replace(b'"format": 2', b'"format": 1'),
         lambda data: data[:4096] + data[4104:4112] + data[4104:],
         lambda data: data[:-8000] + bytes([data[-8000] ^ 1]) + data[-7999:],
         lambda data: data.replace(b'"rows": 30', b'"rows": 29'),
@@ -189,7 +189,9 @@ def test_a_flipped_bit_in_a_stored_vector_is_noticed(tmp_path: Path) -> None:
     connection.execute("UPDATE vectors SET vector = ? WHERE id = 2", (bytes(flipped),))
     connection.commit()
     connection.close()
-    with pytest.raises(IndexCorruptError, match=r"catalog\.db is damaged \(vector 2 differs from its checksum\)"):
+    with pytest.raises(
+        IndexCorruptError, match=r"catalog\.db is damaged \(the vector of '1' differs from its checksum\)"
+    ):
         open_index(tmp_path)
 
 

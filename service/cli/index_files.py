@@ -1,0 +1,85 @@
+"""`fc7 index snapshot`, `restore` and `verify`: copies of the index, the way back, and whether all is as written.
+
+Does not: need the server; a running one does not mind snapshots and verification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from index.backup import restore_snapshot, take_snapshot
+from index.verify import verify
+from service.cli.index import Home
+from service.settings import load_settings
+
+_MOST_LISTED = 20
+
+
+def snapshot(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the snapshot.", show_default=False)],
+    home: Home = None,
+) -> None:
+    """Copy the whole index, as it is now, into the new folder DIR; a running server goes on writing."""
+    settings = load_settings(home=home)
+    with _bar("copying") as advance:
+        manifest = take_snapshot(settings.home, target, advance=advance)
+    _say(f"{target}: {manifest.images} images, {manifest.size / 1e6:,.1f} MB. To go back: fc7 index restore {target}")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="SNAPSHOT", help="Folder of a snapshot.", show_default=False)],
+    home: Home = None,
+) -> None:
+    """Make a snapshot the index of FC7_HOME, which must have none yet."""
+    settings = load_settings(home=home)
+    with _bar("copying") as advance:
+        manifest = restore_snapshot(source, settings.home, advance=advance)
+    model = f", made by {manifest.model}" if manifest.model else ""
+    _say(f"{settings.home / 'index'}: {manifest.images} images, {manifest.vectors} vectors{model}.")
+
+
+def verify_command(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[SNAPSHOT]", help="A snapshot; the index of FC7_HOME by default.")
+    ] = None,
+    home: Home = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop damaged pictures and vectors, make anew what can be made.")
+    ] = False,
+) -> None:
+    """Compare everything in the index with its checksums. Exit code 1 when something is not as it was written."""
+    place = folder or load_settings(home=home).home
+    with _bar("looking") as advance:
+        report = verify(place, repair=repair, advance=advance)
+    for finding in report.findings[:_MOST_LISTED]:
+        name = f"{finding.key}: " if finding.key is not None else ""
+        _say(f"{name}{finding.problem}.\n    {finding.mend}")
+    if len(report.findings) > _MOST_LISTED:
+        _say(f"... and {len(report.findings) - _MOST_LISTED} more")
+    counts = f"{report.images} images, {report.pictures} pictures, {report.vectors} vectors"
+    if not report.findings:
+        _say(f"{place}: {counts}: all as they were written.")
+        return
+    mended = f", {report.repaired} mended" if repair else ""
+    _say(f"{place}: {counts}: {len(report.findings)} damaged{mended}.")
+    raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; give what moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
