@@ -1,0 +1,203 @@
+"""Images a second of one training step: fc7's net and loop against a plain torch loop, same net and batch, in one run.
+
+    python -m benchmarks.training [--batch 64] [--steps 6] [--rounds 3] [--precision bfloat16] [--profile] [--json FILE]
+
+The plain loop is what the paper's net becomes when it is written down with torch's modules: nn.LocalResponseNorm,
+nn.Dropout, images in rows of channels (NCHW), SGD as it comes. Both start from the same weights, and their answers are
+compared before the clock runs. Each measurement is a process of its own (fc7's way of keeping memory is a process's),
+and the two take turns, so that a change in the machine's load meets both.
+Does not: read images (both get a batch in memory), measure accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_store.training import machine
+from model_store.training.network import AlexNet, Architecture, initialise
+from model_store.training.optim import build_optimiser, set_rate
+from model_store.training.recipe import Recipe
+
+CLASSES = 1000
+RATE = 1e-4  # so small that the loss stays finite on noise
+# Which of torch's operators belong to what, in the order of asking.
+KINDS = {
+    "optimiser": ("_fused_sgd", "_foreach", "aten::sgd"),
+    "convolution, backward": ("convolution_backward", "mkldnn_convolution_backward"),
+    "convolution": ("convolution", "mkldnn_conv"),
+    "pooling": ("pool",),
+    "fully connected": ("addmm", "aten::mm", "linear"),
+    "powers and roots": ("pow", "sqrt"),
+    "copies and conversions": ("copy_", "clone", "contiguous", "aten::cat", "constant_pad", "fill_", "zero_"),
+    "element by element": ("mul", "add", "div", "threshold", "relu", "clamp", "sub", "bernoulli", "dropout", "neg"),
+}
+
+
+def plain_net() -> nn.Sequential:
+    """Return the paper's net in torch's own modules; the 3 zeros at the edge make 224 the original's 227."""
+
+    def norm() -> nn.Module:
+        return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+
+    def relu() -> nn.Module:
+        return nn.ReLU(inplace=True)
+
+    return nn.Sequential(
+        nn.ZeroPad2d((0, 3, 0, 3)),
+        *(nn.Conv2d(3, 96, 11, stride=4), relu(), norm(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(96, 256, 5, padding=2, groups=2), relu(), norm(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(256, 384, 3, padding=1), relu()),
+        *(nn.Conv2d(384, 384, 3, padding=1, groups=2), relu()),
+        *(nn.Conv2d(384, 256, 3, padding=1, groups=2), relu(), nn.MaxPool2d(3, 2), nn.Flatten()),
+        *(nn.Linear(9216, 4096), relu(), nn.Dropout()),
+        *(nn.Linear(4096, 4096), relu(), nn.Dropout()),
+        nn.Linear(4096, CLASSES),
+    )
+
+
+def our_net() -> AlexNet:
+    """Return fc7's net with drawn weights."""
+    net = AlexNet(Architecture(CLASSES, dropout="inverted"))
+    initialise(net, "he", torch.Generator().manual_seed(0))
+    return net
+
+
+def same_answers() -> float:
+    """Return the largest difference of the two nets' logits for the same weights, as a share of the largest logit."""
+    ours, plain = our_net(), plain_net()
+    layers = [module for module in plain if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer, name in zip(layers, ours.parameter_counts(), strict=True):
+        layer.load_state_dict(ours.get_submodule(name).state_dict())
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 60
+    with torch.no_grad():
+        mine, theirs = ours.eval()(x), plain.eval()(x)
+    return float((mine - theirs).abs().max() / theirs.abs().max())
+
+
+def stepper(which: str, precision: str, batch: int) -> Callable[[], None]:
+    """Return a function that makes one training step of `batch` images: "ours" or "plain"."""
+    random = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8, generator=random)
+    labels = torch.randint(0, CLASSES, (batch,), generator=random)
+    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    x = ((pixels.float() - 127.5) / 64).permute(0, 3, 1, 2)
+    if which == "plain":
+        net: nn.Module = plain_net()
+        optimiser: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=0.0005)
+        x = x.contiguous()
+    else:
+        machine.keep_memory()
+        net = our_net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = build_optimiser(net, Recipe(update="torch"))
+        set_rate(optimiser, RATE)
+    net.train()
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            logits: Tensor = net(x)
+        loss = functional.cross_entropy(logits.float(), labels)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        loss.item()
+
+    return step
+
+
+def measure(which: str, precision: str, batch: int, steps: int) -> float:
+    """Return images a second: the batch by the median time of `steps` steps, after two that do not count."""
+    step = stepper(which, precision, batch)
+    times = []
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    return batch / statistics.median(times[2:])
+
+
+def profile(which: str, precision: str, batch: int) -> dict[str, float]:
+    """Return the share of a step's time that each kind of work takes, by torch's profiler, largest first."""
+    step = stepper(which, precision, batch)
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        step()
+    shares: dict[str, float] = {}
+    for event in recorded.key_averages():
+        kind = next((kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks)), "the rest")
+        shares[kind] = shares.get(kind, 0) + event.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: share / total for kind, share in sorted(shares.items(), key=lambda item: -item[1])}
+
+
+def in_a_process(*task: str) -> Any:
+    """Run this file's hidden task in a process of its own and return the JSON that it prints."""
+    command = [sys.executable, "-m", "benchmarks.training", "--task", *task]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Measure in turns and print a table."""
+    parser = argparse.ArgumentParser(description="Training speed against a plain torch loop.")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=6, help="timed steps of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), action="append")
+    parser.add_argument("--profile", action="store_true", help="also say where a step's time goes")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.task:
+        kind, which, precision, *numbers = given.task
+        size = int(numbers[0])
+        print(
+            json.dumps(
+                profile(which, precision, size)
+                if kind == "profile"
+                else measure(which, precision, size, int(numbers[1]))
+            )
+        )
+        return
+    difference = same_answers()
+    print(f"the same weights give the same logits to {difference:.1e} of the largest")
+    if difference > 1e-4:
+        raise SystemExit("the two nets are not the same: nothing was measured")
+    has = machine.versions()
+    print(f"{has['processor']}, {has['threads']} threads, torch {has['torch']}, batch {given.batch}, ", end="")
+    print(f"load {os.getloadavg()[0]:.1f} before")
+    results: dict[str, Any] = {"machine": has, "batch": given.batch, "load_before": os.getloadavg()[0]}
+    for precision in given.precision or ("bfloat16", "float32"):
+        speeds: dict[str, list[float]] = {"plain": [], "ours": []}
+        for _ in range(given.rounds):
+            for which, found in speeds.items():
+                found.append(in_a_process("measure", which, precision, str(given.batch), str(given.steps)))
+        ratios = [ours / plain for plain, ours in zip(speeds["plain"], speeds["ours"], strict=True)]
+        results[precision] = {**speeds, "ratios": ratios, "ratio": statistics.median(ratios)}
+        plain, ours = (statistics.median(speeds[which]) for which in ("plain", "ours"))
+        print(f"{precision}: plain {plain:.1f} images/s, fc7 {ours:.1f} images/s; ", end="")
+        print(f"ratio {statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+        if given.profile:
+            for which in speeds:
+                shares = in_a_process("profile", which, precision, str(given.batch))
+                results[precision][f"{which}_profile"] = shares
+                print(f"  {which}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()))
+    results["load_after"] = os.getloadavg()[0]
+    print(f"load {results['load_after']:.1f} after (this benchmark itself makes about {has['threads']})")
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
