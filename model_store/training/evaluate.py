@@ -156,9 +156,14 @@ class RunnerPredictor:
         """The classes of its manifest."""
         return self.runner.artifact.labels
 
+    def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
+        outputs = self.runner.run(pixels)
+        return outputs.probabilities, outputs.fc7
+
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, 224, 224, 3] -> float32 [n, classes]."""
-        return self.runner.run(pixels).probabilities
+        return self.both(pixels)[0]
 
 
 @dataclass(frozen=True, slots=True)

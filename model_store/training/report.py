@@ -80,11 +80,27 @@ def draw_confusion(folder: Path, labels: Sequence[str], confusion: NDArray[np.in
     figure.savefig(folder / CONFUSION_FILE)
 
 
-def draw_conv1(folder: Path, kernels: NDArray[np.float32], title: str, *, towers: int = 2) -> None:
-    """Draw conv1.png: the first layer's kernels as pictures, a tower's block beside the other's (the paper's figure 3).
+def chromatic_shares(kernels: NDArray[np.float32], towers: int = 2) -> list[float]:
+    """Return how colour-specific each tower is, from 0 to 1: the mean over its kernels of the chromatic energy's share.
+
+    kernels: float32 [kernels, 3, height, width]. A kernel's energy is the sum of its squared weights; its chromatic
+    part is what is left when each place's mean over R, G and B is taken away: 0 for kernels that see grey values alone,
+    2/3 on average for weights drawn independently. Kernels of zeros count as 0.
+    """
+    chroma = ((kernels - kernels.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2, 3))
+    energy = (kernels**2).sum(axis=(1, 2, 3))
+    shares = np.divide(chroma, energy, out=np.zeros_like(chroma), where=energy > 0)
+    return [float(block.mean()) for block in np.array_split(shares, towers)]
+
+
+def draw_conv1(
+    folder: Path, kernels: NDArray[np.float32], title: str, *, towers: int = 2, file: str = CONV1_FILE
+) -> None:
+    """Draw the first layer's kernels as pictures, a tower's block beside the other's (the paper's figure 3), in `file`.
 
     kernels: float32 [kernels, 3, height, width]. Each is scaled by its own largest absolute weight; grey is zero.
     """
+    shares = chromatic_shares(kernels, towers)
     blocks = np.array_split(kernels, towers)
     figure = Figure(figsize=(4.6 * towers, 4.3), dpi=_DPI, layout=ConstrainedLayoutEngine(wspace=0.06))
     FigureCanvasAgg(figure)
@@ -93,11 +109,12 @@ def draw_conv1(folder: Path, kernels: NDArray[np.float32], title: str, *, towers
         axes = figure.add_subplot(1, towers, index + 1)
         axes.imshow(kernel_tiles(block), interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(f"tower {index + 1}: kernels {first} to {first + len(block) - 1}", fontsize=9)
+        place = f"tower {index + 1}: kernels {first} to {first + len(block) - 1}"
+        axes.set_title(f"{place}; {shares[index]:.0%} of the energy is colour", fontsize=9)
         first += len(block)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel("each kernel is scaled by its own largest weight; grey is zero", fontsize=8)
-    figure.savefig(folder / CONV1_FILE)
+    figure.savefig(folder / file)
 
 
 def curves_of(metrics: Sequence[Mapping[str, Any]]) -> list[Curve]:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model_store.errors import MissingExtraError
+from service.cli.extras import training_extra
 
 if TYPE_CHECKING:
     from model_store.training.ablate import Ablation, Spread
@@ -36,13 +36,11 @@ def ablate(
     ] = 2048,
 ) -> None:
     """Train each variant with each seed; print the errors, and the differences with their spread. It can be resumed."""
-    try:
+    with training_extra():
         from model_store.training import command  # noqa: PLC0415 - torch
         from model_store.training.ablate import CSV_FILE, JSON_FILE, net_name, run_ablation  # noqa: PLC0415
         from model_store.training.recipe import load_recipe  # noqa: PLC0415
         from model_store.training.train import Resources  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train") from error
     arms = [
         load_recipe(recipe).with_settings([*(changes or ()), f"variant={variant}"])
         for recipe in _words(recipes, "--recipe")

@@ -25,7 +25,8 @@ from service.cli.extras import training_extra
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from model_store.training.evaluate import Evaluation, Predictor
+    from model_store.training.evaluate import Evaluation
+    from model_store.training.results import Net
 
 _MOST_LISTED = 20
 _WIDEST_CONFUSION = 12  # classes; a larger table does not fit a terminal
@@ -47,17 +48,17 @@ def evaluate(
     home: Home = None,
 ) -> None:
     """Print top-1 and top-5 error, errors per class, and which class is taken for which."""
-    _begin(views)
+    begin(views)
     with training_extra():
         from model_store.training.evaluate import SplitImages  # noqa: PLC0415 - torch
         from model_store.training.evaluate import evaluate as evaluate_images  # noqa: PLC0415
     settings = load_settings(home=home)
-    predictors, data_of_run = _predictors(models, settings)
+    predictors, data_of_run = predictors_of(models, settings)
     folder = data or data_of_run
     if folder is None:
         raise DatasetError(f"which images? A published version does not hold any: fc7 evaluate {models[0]} --data DIR")
     images = SplitImages(folder, split)
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("evaluating", total=len(images))
         result = evaluate_images(
             predictors, images, view_count=views, progress=lambda more: bar.update(task, advance=more)
@@ -84,7 +85,7 @@ def export(
     home: Home = None,
 ) -> None:
     """Publish a trained run: the served graph, compared with torch on photographs, its errors and its report."""
-    _begin(views)
+    begin(views)
     with training_extra():
         from model_store.training.export import export_run  # noqa: PLC0415 - torch
         from model_store.training.runs import find_run, load_run  # noqa: PLC0415
@@ -96,7 +97,7 @@ def export(
         console.print(
             f"[yellow]{escape(str(trained.path))} is not finished[/]: these are the weights of its last checkpoint."
         )
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("", total=None)
         exported = export_run(
             trained,
@@ -125,14 +126,14 @@ def export(
         console.print(f"It is not the active version. Next: fc7 models activate {artifact.id}")
 
 
-def _predictors(models: Sequence[str], settings: Settings) -> tuple[list[Predictor], Path | None]:
+def predictors_of(models: Sequence[str], settings: Settings) -> tuple[list[Net], Path | None]:
     """Return what to evaluate, and the data folder of the first run among it."""
     from model_store.training.evaluate import RunnerPredictor, TorchPredictor  # noqa: PLC0415 - torch
     from model_store.training.runs import find_run, load_run  # noqa: PLC0415
 
     store = ModelStore(settings.home)
     options = RunnerOptions(device=settings.device, intra_op_threads=settings.threads)
-    predictors: list[Predictor] = []
+    predictors: list[Net] = []
     data = None
     for model in models:
         run = None if ":" in model else _run_or_none(model, settings.home, store, find_run)
@@ -155,14 +156,16 @@ def _run_or_none(model: str, home: Path, store: ModelStore, find: Callable[[Path
         raise
 
 
-def _begin(views: int) -> None:
+def begin(views: int) -> None:
+    """Keep standard output for answers, and refuse a number of views that the paper does not know."""
     # Standard output is for answers: what the runner logs when it loads stays away from it.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     if views not in (1, 10):
         raise typer.BadParameter(f"views must be 1 or 10, but is {views}", param_hint="--views")
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
+    """Return a bar on standard error that goes away when it is done."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -13,7 +13,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import ablate, data, demo, evaluate, imports, index, index_files, models, paper, query, serve, train
+from service.cli import (
+    ablate,
+    data,
+    demo,
+    evaluate,
+    imports,
+    index,
+    index_files,
+    models,
+    paper,
+    query,
+    report,
+    serve,
+    train,
+)
 
 app = typer.Typer(
     name="fc7",
@@ -28,6 +42,7 @@ app.command()(train.train)
 app.command()(ablate.ablate)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.export)
+app.command()(report.report)
 app.add_typer(imports.app)
 app.add_typer(models.app)
 app.add_typer(index.app)
