@@ -112,7 +112,7 @@ def draw_figure4_right(
     grid = figure.add_gridspec(len(queries), columns)
     for row, (query, near) in enumerate(zip(queries, neighbours, strict=True)):
         axes = figure.add_subplot(grid[row, 0])
-        _show(axes, query, f"query: {query.label}")
+        _show(axes, query, query.label, "the query")
         for spine in axes.spines.values():
             spine.set_visible(True)
             spine.set_linewidth(2.5)

@@ -99,10 +99,8 @@ def markdown(tables: Mapping[str, Sequence[Row]]) -> str:
             cells = [_cell(row.model), WHOSE[row.whose], *map(_per_cent, errors), _cell(row.images)]
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
-    return (
-        "\n\n".join(parts)
-        + "\n\n[n]: the paper's own references. *: pre-trained on ImageNet 2011 Fall, six convolutions.\n"
-    )
+    notes = r"[n]: the paper's references. \*: pre-trained on all of ImageNet 2011 Fall, with the sixth convolution."
+    return "\n\n".join([*parts, notes]) + "\n"
 
 
 def _per_cent(error: float | None) -> str:
