@@ -226,7 +226,7 @@ class Artifact:
         self.verified = True
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, compared with the manifest as they are read. Raises as `verify` does, for this file."""
+        """Return a file's bytes, compared with the manifest as they are read. Raises as `verify` does for it."""
         path, entry = self.path / name, self.manifest.files[name]
         with _read_errors(path, entry):
             data = path.read_bytes()

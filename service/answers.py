@@ -21,6 +21,7 @@ from model_store.image import PreparedImage, encode_jpeg, inspect_and_prepare
 from service.batcher import Row, Ticket
 from service.bodies import Upload
 from service.errors import BadImageError, ClientGoneError, DeadlineError
+from service.loaded import Serving
 from service.middleware import Notes, notes_of
 from service.state import State
 
@@ -57,15 +58,21 @@ async def within_limits(request: Request, state: State, work: Coroutine[Any, Any
 
 
 async def embed(
-    request: Request, state: State, uploads: Sequence[Upload], *, views: int = 1, pictures: bool = False
+    request: Request,
+    state: State,
+    serving: Serving,
+    uploads: Sequence[Upload],
+    *,
+    views: int = 1,
+    pictures: bool = False,
 ) -> list[Embedded]:
-    """Return what the model says of each image, in order; with `pictures`, the prepared pictures as JPEG too.
+    """Return what the model `serving` says of each image, in order; with `pictures`, the prepared pictures as JPEG too.
 
     Raises BadImageError (of several images), ImageError (of one), QueueFullError, RunnerError and their like.
     """
     notes = notes_of(request.scope)
     notes.images = len(uploads)
-    with state.serving().batcher.admit(len(uploads)) as ticket:
+    with serving.batcher.admit(len(uploads)) as ticket:
         tasks = [
             asyncio.create_task(_embed_one(state, ticket, notes, upload.data, views=views, picture=pictures))
             for upload in uploads

@@ -19,7 +19,10 @@ Fc7Error
     │   ├── QueueFullError        as many images admitted as the queue takes
     │   ├── DrainingError         the server is shutting down
     │   ├── NotReadyError         no model to answer with
-    │   └── RunnerDeadError       the model's device failed for good
+    │   ├── RunnerDeadError       the model's device failed for good
+    │   └── ModelNotLoadedError   a version that just left memory
+    ├── ConflictError         what is asked for does not go with what is there
+    │   └── TooManyModelsError    as many versions in memory as are allowed
     └── DeadlineError         decoding, waiting and running took too long
 
 Promises: every `Fc7Error` finds its status in `STATUS`, by its class or the nearest ancestor (a test walks them all);
@@ -205,6 +208,35 @@ class RunnerDeadError(UnavailableError):
         )
 
 
+class ModelNotLoadedError(UnavailableError):
+    """A version is not in memory (any more)."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return f"the model {self.model} is not in memory: try again"
+
+
+class ConflictError(ServiceError):
+    """What is asked for does not go with what is there now."""
+
+
+class TooManyModelsError(ConflictError):
+    """As many versions are in memory as are allowed, and all of them are needed."""
+
+    def __init__(self, limit: int, loaded: Sequence[str]) -> None:
+        super().__init__(limit, tuple(loaded))
+        self.limit, self.loaded = limit, tuple(loaded)
+
+    def __str__(self) -> str:
+        return (
+            f"{', '.join(self.loaded)} must stay in memory, and at most {self.limit} versions may be there: "
+            "raise FC7_MAX_LOADED, or leave the model out of the request"
+        )
+
+
 class DeadlineError(ServiceError):
     """Decoding, waiting and running together took longer than the limit."""
 
@@ -239,6 +271,8 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No model to go back to"),
     model_errors.ModelInUseError: Kind(409, "model-in-use", "The model is in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "The index was made by another model"),
+    ConflictError: Kind(409, "conflict", "Not as things are"),
+    TooManyModelsError: Kind(409, "too-many-models", "No place for another model"),
     # 408, 413, 415, 422: the limits
     BodyTimeoutError: Kind(408, "body-timeout", "The body came too slowly"),
     BodyTooLargeError: Kind(413, "body-too-large", "Too many bytes"),
@@ -259,6 +293,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     QueueFullError: Kind(503, "queue-full", "The server is full"),
     DrainingError: Kind(503, "draining", "Shutting down"),
     NotReadyError: Kind(503, "not-ready", "Not ready"),
+    ModelNotLoadedError: Kind(503, "model-not-loaded", "The model is not in memory"),
     RunnerDeadError: Kind(503, "model-stopped", "The model stopped"),
     model_errors.NoActiveModelError: Kind(503, "no-model", "No model"),
     index_errors.IndexUnavailableError: Kind(503, "index-unavailable", "The index is not available now"),

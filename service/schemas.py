@@ -63,6 +63,10 @@ class ClassifyQuery(_Query):
         1, description="1 (the centre) or 10 (corners, centre, mirrored; slower, more exact)."
     )
 
+    model: str | None = Field(
+        None, description="NAME:VERSION, or NAME for its newest, instead of the active version.", max_length=80
+    )
+
 
 class SearchQuery(_Query):
     """Parameters of `POST /v1/search` and of `GET /v1/images/{key}/similar`."""

@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     keep_pictures: bool = Field(
         default=True, description="Keep a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
     )
+    max_loaded: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="Most versions in memory: the active one, the index's while it moves to another, and named ones.",
+    )
     threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of ONNX Runtime; unset: one a core.")
     decode_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads that decode images; unset: one a core."

@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from index.errors import IndexModelError
@@ -25,7 +24,8 @@ from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
 from service.batcher import Batcher, BatchLimits
 from service.bodies import BodyBudget, BodyLimits
-from service.errors import DrainingError, NotReadyError, RunnerDeadError
+from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, RunnerDeadError
+from service.loaded import LoadedModels, Serving
 from service.logs import make_logger
 from service.metrics import Metrics
 from service.security import Keyring
@@ -33,15 +33,6 @@ from service.settings import Settings
 
 _T = TypeVar("_T")
 _INDEX_THREADS = 16  # they mostly wait: for a commit they share, for FAISS
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """The model that answers: its version on disk, its session, and the queue before it."""
-
-    artifact: Artifact
-    runner: Runner
-    batcher: Batcher
 
 
 class State:
@@ -62,7 +53,7 @@ class State:
         self.budget = BodyBudget(settings.max_buffer_bytes)
         self.in_flight = 0
         self.draining_since: float | None = None
-        self._serving: Serving | None = None
+        self.models = LoadedModels(self._load, settings.max_loaded)
         self._no_model = NoActiveModelError()
         self._index: ImageIndex | None = None
         self._index_error: IndexModelError | None = None
@@ -72,6 +63,8 @@ class State:
         """Load the active model and the index. Raises Fc7Error for what must not be served."""
         started = time.perf_counter()
         with ExitStack() as stack:
+            stack.callback(self.models.close)
+            self.metrics.admitted.set_function(lambda: self.models.admitted)
             threads = self.settings.decode_threads or os.cpu_count() or 1
             self.decode_pool = stack.enter_context(ThreadPoolExecutor(threads, "fc7-decode"))
             self.index_pool = stack.enter_context(ThreadPoolExecutor(_INDEX_THREADS, "fc7-index"))
@@ -81,7 +74,8 @@ class State:
                 self._no_model = error
                 self.log.warning("no model", detail=str(error))
             else:
-                self._serving = self._load(artifact, stack)
+                self.models.load(artifact)
+                self._answer_with(artifact.id)
                 self._open_index(artifact, stack)
             self._open = stack.pop_all()
         self.log.info("opened", model=self.served, seconds=round(time.perf_counter() - started, 2))
@@ -99,7 +93,8 @@ class State:
     @property
     def dead(self) -> RunnerDeadError | None:
         """Why the model stopped working for good, or None."""
-        return self._serving.batcher.death if self._serving else None
+        active = self.models.active
+        return active.batcher.death if active else None
 
     def why_not_ready(self) -> list[str]:
         """Return what keeps the service from answering, in words; empty when it is ready."""
@@ -108,7 +103,7 @@ class State:
             reasons.append(str(DrainingError()))
         if self.dead is not None:
             reasons.append(str(self.dead))
-        if self._serving is None:
+        if self.models.active is None:
             reasons.append(self._how_to_get_a_model())
         return reasons
 
@@ -119,7 +114,8 @@ class State:
     @property
     def served(self) -> str | None:
         """Reference of the model that answers ("solar:1"), or None."""
-        return None if self._serving is None else self._serving.artifact.id
+        active = self.models.active
+        return None if active is None else active.artifact.id
 
     def measure_index(self) -> None:
         """Write the size of the index into the metrics."""
@@ -131,10 +127,40 @@ class State:
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
 
     def serving(self) -> Serving:
-        """Return the model that answers. Raises NotReadyError."""
-        if self._serving is None:
+        """Return the model that answers, to look at; to run it, `use` it. Raises NotReadyError."""
+        active = self.models.active
+        if active is None:
             raise NotReadyError(self._how_to_get_a_model())
-        return self._serving
+        return active
+
+    async def artifact(self, reference: str | None) -> Artifact:
+        """Return the version that "solar:1" or "solar" (its newest) names, the active one for None.
+
+        Raises NotReadyError, ModelNameError, ModelNotFoundError, ArtifactFormatError.
+        """
+        active = self.serving().artifact
+        if reference is None:
+            return active
+        loaded = self.models.get(reference)
+        if loaded is not None:
+            return loaded.artifact
+        return await asyncio.to_thread(self.store.resolve, reference, verify=False)
+
+    @asynccontextmanager
+    async def use(self, reference: str | None = None) -> AsyncIterator[Serving]:
+        """Hold the version that is named, loaded if it is not yet; the active one for None.
+
+        Raises as `artifact` does, TooManyModelsError, and what loading raises.
+        """
+        artifact = await self.artifact(reference)
+        with ExitStack() as stack:
+            while True:
+                try:
+                    serving = stack.enter_context(self.models.use(None if reference is None else artifact.id))
+                    break
+                except ModelNotLoadedError:
+                    await asyncio.to_thread(self.models.load, artifact)
+            yield serving
 
     def index(self) -> ImageIndex:
         """Return the index of the served model. Raises NotReadyError, IndexModelError."""
@@ -156,16 +182,24 @@ class State:
     def _how_to_get_a_model(self) -> str:
         return f"{self._no_model} Then start the service again."
 
-    def _load(self, artifact: Artifact, stack: ExitStack) -> Serving:
+    def _answer_with(self, model: str) -> None:
+        self.models.activate(model)
+        serving = self.serving()
+        self.metrics.model.clear()
+        self.metrics.model.labels(serving.artifact.name, str(serving.artifact.version), serving.runner.device).set(1)
+
+    def _load(self, artifact: Artifact) -> Serving:
         settings = self.settings
         runner = self._make_runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
-        stack.callback(runner.close)
-        runner.warm_up((1, settings.max_batch))
+        try:
+            runner.warm_up((1, settings.max_batch))
+        except BaseException:
+            runner.close()
+            raise
         limits = BatchLimits(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size)
-        batcher = Batcher(runner.run, limits, on_run=self.metrics.ran, on_death=self._on_death)
-        stack.callback(batcher.close)
-        self.metrics.model.labels(artifact.name, str(artifact.version), runner.device).set(1)
-        self.metrics.admitted.set_function(lambda: batcher.admitted)
+        batcher = Batcher(
+            runner.run, limits, on_run=self.metrics.ran, on_death=lambda error: self._on_death(artifact.id, error)
+        )
         return Serving(artifact, runner, batcher)
 
     def _open_index(self, artifact: Artifact, stack: ExitStack) -> None:
@@ -183,5 +217,6 @@ class State:
             self._index_error = error
             self.log.warning("index of another model", detail=str(error))
 
-    def _on_death(self, error: RunnerDeadError) -> None:
-        self.log.error("model dead", detail=error.reason, exc_info=error.__cause__)
+    def _on_death(self, model: str, error: RunnerDeadError) -> None:
+        self.log.error("model dead", model=model, detail=error.reason, exc_info=error.__cause__)
+        self.models.retire(model)  # a named one is loaded again when it is named again

@@ -49,7 +49,7 @@ _MEANINGS = {
     403: "The key does not allow this.",
     404: "No such thing.",
     408: "The body came too slowly.",
-    409: "The index was made by another model.",
+    409: "The index was made by another model, or there is no place for the named one.",
     413: "Too many bytes or images.",
     415: "A format or Content-Type that is not taken.",
     422: "A bad parameter, or too many pixels.",

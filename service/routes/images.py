@@ -205,7 +205,8 @@ async def _add(
     outcomes = [AddOutcome.UNCHANGED] * len(uploads)
     if new:
         pictures = state.settings.keep_pictures
-        embedded = await embed(request, state, [uploads[i] for i in new], pictures=pictures)
+        async with state.use() as serving:
+            embedded = await embed(request, state, serving, [uploads[i] for i in new], pictures=pictures)
         images = [
             NewImage(
                 key=names[i],

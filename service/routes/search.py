@@ -8,7 +8,6 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 
 from index.image_index import ImageIndex
-from index.records import Neighbour
 from service.answers import embed, within_limits
 from service.bodies import Upload, receive
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
@@ -29,10 +28,9 @@ router = APIRouter(tags=["search"], dependencies=[Depends(require(Scope.READ)), 
 )
 async def search(request: Request, query: Annotated[SearchQuery, Query()], state: StateDep) -> SearchAnswer:
     """Send one image as the body, or several as multipart parts named `file`."""
-    artifact, index = state.serving().artifact, state.index()
+    index = state.index()
     async with receive(request, state.body_limits, state.budget) as body:
-        found = await within_limits(request, state, _search(request, state, index, body.uploads, query.k))
-    return SearchAnswer(model=ModelName.of(artifact), results=[SearchResult.of(neighbours) for neighbours in found])
+        return await within_limits(request, state, _search(request, state, index, body.uploads, query.k))
 
 
 @router.get(
@@ -46,8 +44,10 @@ async def index_stats(state: StateDep) -> IndexInfo:
     return IndexInfo.of(await state.in_index(state.index().stats))
 
 
-async def _search(
-    request: Request, state: State, index: ImageIndex, uploads: list[Upload], k: int
-) -> list[list[Neighbour]]:
-    embedded = await embed(request, state, uploads)
-    return await state.in_index(index.search, np.stack([image.row.fc7 for image in embedded]), k)
+async def _search(request: Request, state: State, index: ImageIndex, uploads: list[Upload], k: int) -> SearchAnswer:
+    async with state.use() as serving:
+        embedded = await embed(request, state, serving, uploads)
+    found = await state.in_index(index.search, np.stack([image.row.fc7 for image in embedded]), k)
+    return SearchAnswer(
+        model=ModelName.of(serving.artifact), results=[SearchResult.of(neighbours) for neighbours in found]
+    )
