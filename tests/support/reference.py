@@ -6,10 +6,10 @@ python -m tests.support.reference
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import click
 import typer.main
 
 from service.cli.main import app
@@ -31,7 +31,7 @@ def commands() -> Iterator[tuple[str, str]]:
     yield from _commands("fc7", typer.main.get_command(app))
 
 
-def _commands(name: str, command: click.Command) -> Iterator[tuple[str, str]]:
+def _commands(name: str, command: Any) -> Iterator[tuple[str, str]]:
     children = getattr(command, "commands", None)
     if children is None:
         yield name, (command.help or "").split("\n\n")[0].replace("\n", " ")
@@ -60,7 +60,7 @@ def render() -> str:
     return _HEAD + "".join(_table(*table) for table in tables)
 
 
-def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(title: str, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [headings, ("---",) * len(headings), *rows]
     return f"\n## {title}\n\n" + "".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
