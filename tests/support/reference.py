@@ -50,14 +50,15 @@ def paths() -> Iterator[tuple[str, str]]:
 def render() -> str:
     """Return the page."""
     settings = [
-        (line.variable, f"`{line.value}`" if line.value else "", line.description) for line in describe(load_settings())
+        (f"`{line.variable}`", f"`{line.value}`" if line.value else "", line.description)
+        for line in describe(load_settings())
     ]
-    tables = [
-        ("Commands", ("command", "what it does"), [(f"`{name}`", text) for name, text in commands()]),
-        ("Settings", ("variable", "default", "meaning"), [(f"`{name}`", *rest) for name, *rest in settings]),
-        ("Paths", ("path", "what it does"), [(f"`{name}`", text) for name, text in paths()]),
-    ]
-    return _HEAD + "".join(_table(*table) for table in tables)
+    return (
+        _HEAD
+        + _table("Commands", ("command", "what it does"), [(f"`{name}`", text) for name, text in commands()])
+        + _table("Settings", ("variable", "default", "meaning"), settings)
+        + _table("Paths", ("path", "what it does"), [(f"`{name}`", text) for name, text in paths()])
+    )
 
 
 def _table(title: str, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
