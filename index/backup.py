@@ -27,8 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from index.database import MIGRATIONS, connect, translated
 from index.errors import SnapshotError, TargetExistsError
-from index.image_index import check_exists
-from index.lock import FolderLock, translate_os_error
+from index.lock import FolderLock, check_exists, translate_os_error
 from model_store.durable import sha256_of, sync, write_atomic
 
 FORMAT = 1

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from index.catalog import Catalog
 from index.errors import FolderError, InvalidKeyError
-from index.image_index import ImageIndex, check_exists
-from index.lock import FolderLock
+from index.interface import ImageIndex
+from index.lock import FolderLock, check_exists
 from index.records import AddOutcome, NewImage, Unembedded, check_key, encode_vectors
 from model_store.errors import ImageError
 from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare, views

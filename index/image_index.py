@@ -22,12 +22,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from index.backup import SnapshotManifest, take_snapshot
 from index.catalog import Catalog
 from index.changes import Change, Entry
-from index.errors import IndexModelError, IndexUnavailableError
+from index.errors import IndexModelError
 from index.frozen import Frozen
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Update
-from index.lock import FolderLock
+from index.lock import FolderLock, check_exists
 from index.records import (
     AddOutcome,
     ImageRecord,
@@ -234,6 +235,13 @@ class LocalImageIndex:
         vector_id, vector = known
         return self._neighbours(vector[np.newaxis], k, vector_id, where)[0]
 
+    def snapshot(self, target: Path) -> SnapshotManifest:
+        """Copy the index, as it is now, into the new folder `target`, while others write.
+
+        Raises TargetExistsError, IndexFullError, IndexReadOnlyError, IndexCorruptError.
+        """
+        return take_snapshot(self._folder.parent, target)
+
     def stats(self) -> IndexStats:
         """Return counts and sizes."""
         return IndexStats(
@@ -319,12 +327,6 @@ def read_stats(home: Path) -> IndexStats:
             model=active.model if active else "",
             fingerprint=active.fingerprint if active else "",
         )
-
-
-def check_exists(folder: Path) -> None:
-    """Raise IndexUnavailableError unless `folder` has a catalogue."""
-    if not (folder / "catalog.db").exists():
-        raise IndexUnavailableError(folder, "there is none yet, make one with fc7 index build DIR")
 
 
 def _enter(catalog: Catalog, folder: Path, fingerprint: str, model: str, *, switch: bool, read_only: bool) -> Space:

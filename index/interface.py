@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.backup import SnapshotManifest
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, NewImage, Page
 from index.where import Where
 
@@ -55,6 +57,9 @@ class ImageIndex(Protocol):
 
     def similar(self, key: str, k: int, *, where: Where | None = None) -> Neighbours:
         """Return the `k` images that fit and are nearest to an indexed one, itself left out."""
+
+    def snapshot(self, target: Path) -> SnapshotManifest:
+        """Copy the index, as it is now, into the new folder `target`, while others write."""
 
     def stats(self) -> IndexStats:
         """Return counts and sizes."""

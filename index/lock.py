@@ -11,7 +11,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from index.errors import ImageIndexError, IndexFullError, IndexLockedError, IndexReadOnlyError
+from index.errors import ImageIndexError, IndexFullError, IndexLockedError, IndexReadOnlyError, IndexUnavailableError
 
 
 class FolderLock:
@@ -38,6 +38,12 @@ class FolderLock:
     def close(self) -> None:
         """Give it back."""
         os.close(self._descriptor)
+
+
+def check_exists(folder: Path) -> None:
+    """Raise IndexUnavailableError unless `folder` has a catalogue."""
+    if not (folder / "catalog.db").exists():
+        raise IndexUnavailableError(folder, "there is none yet, make one with fc7 index build DIR")
 
 
 def translate_os_error(error: OSError, folder: Path) -> ImageIndexError:

@@ -21,8 +21,7 @@ from index.backup import CATALOGUE, MANIFEST, read_manifest
 from index.catalog import Catalog
 from index.database import MIGRATIONS, connect, record_checksum, transaction
 from index.errors import ImageIndexError, IndexFormatError, SnapshotError
-from index.image_index import check_exists
-from index.lock import FolderLock
+from index.lock import FolderLock, check_exists
 from index.records import DIMENSIONS, checksum
 from index.snapshot import damage
 from index.wal import first_damaged_frame

@@ -34,6 +34,11 @@ from service.errors import (
     TooManyImagesError,
 )
 
+_TAKEN = (
+    "send the image itself with image/* or application/octet-stream, "
+    "or multipart/form-data with one part named file for each image"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
@@ -92,7 +97,7 @@ async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> A
     elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
         parser = _RawReader()
     else:
-        raise BodyTypeError(kind.decode("latin-1"))
+        raise BodyTypeError(kind.decode("latin-1"), _TAKEN)
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limits.bytes:
         raise BodyTooLargeError(limits.bytes)

@@ -86,15 +86,12 @@ class BodyMalformedError(RequestError):
 class BodyTypeError(RequestError):
     """A Content-Type that is not taken."""
 
-    def __init__(self, found: str) -> None:
-        super().__init__(found)
-        self.found = found
+    def __init__(self, found: str, mend: str) -> None:
+        super().__init__(found, mend)
+        self.found, self.mend = found, mend
 
     def __str__(self) -> str:
-        return (
-            f"Content-Type {self.found} is not taken: send the image itself with image/* or application/octet-stream, "
-            "or multipart/form-data with one part named file for each image"
-        )
+        return f"Content-Type {self.found or '(none)'} is not taken: {self.mend}"
 
 
 class BodyTooLargeError(RequestError):
@@ -285,6 +282,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels"),
     model_errors.ModelNameError: Kind(422, "model-name", "Not a model's name"),
     index_errors.CursorError: Kind(422, "cursor", "Not a cursor of this index"),
+    index_errors.FilterError: Kind(422, "where", "Not a filter on this index"),
     index_errors.InvalidKeyError: Kind(422, "image-key", "Not a key"),
     index_errors.MetadataError: Kind(422, "metadata", "Bad metadata"),
     ClientGoneError: Kind(499, "client-gone", "The client left"),

@@ -7,12 +7,14 @@ Does not: compute.
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from index.backup import SnapshotManifest
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour
 from model_store.artifact import Artifact
 from model_store.runner import top_k
@@ -51,6 +53,12 @@ class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+_WHERE = (
+    "A filter on metadata, such as label:cat, label:cat,dog, year>=2020 or camera.model:D90; repeat it for several "
+    "that must all hold. A value with a comma is written as a JSON string."
+)
+
+
 class ClassifyQuery(_Query):
     """Parameters of `POST /v1/classify`."""
 
@@ -76,11 +84,20 @@ class SearchQuery(_Query):
     ] = Field(6, description=f"How many neighbours, 1 to {MAX_NEIGHBOURS}.")
     mode: Literal["exact"] = Field("exact", description="exact: Euclidean distance of fc7 over all images.")
 
+    where: list[str] = Field([], description=_WHERE)
+
+
+class WhereQuery(_Query):
+    """Parameters of `DELETE /v1/images`."""
+
+    where: list[str] = Field(min_length=1, description=_WHERE)
+
 
 class ListQuery(_Query):
     """Parameters of `GET /v1/images`."""
 
     cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+    where: list[str] = Field([], description=_WHERE)
     limit: Annotated[int, _whole(f"a whole number from 1 to {MAX_PAGE}", 1, MAX_PAGE), _span(1, MAX_PAGE)] = Field(
         100, description=f"How many images, 1 to {MAX_PAGE}."
     )
@@ -236,6 +253,43 @@ class IndexInfo(BaseModel):
             model=stats.model,
             fingerprint=stats.fingerprint,
         )
+
+
+class SnapshotInfo(BaseModel):
+    """A snapshot of the index: its folder on the server, its size in bytes, what is in it and when it was taken."""
+
+    name: str
+    path: str
+    created: datetime
+    images: int
+    vectors: int
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, manifest: SnapshotManifest) -> SnapshotInfo:
+        """Show a snapshot."""
+        return cls(
+            name=path.name,
+            path=str(path),
+            created=manifest.created,
+            images=manifest.images,
+            vectors=manifest.vectors,
+            size=manifest.size,
+            sha256=manifest.sha256,
+        )
+
+
+class MetadataPatch(BaseModel):
+    """A merge patch (RFC 7396) of an image. Only its metadata can be changed: names with null are removed."""
+
+    metadata: dict[str, Any] | None
+
+
+class DeletedAnswer(BaseModel):
+    """How many images were deleted."""
+
+    deleted: int
 
 
 class ModelInfo(BaseModel):

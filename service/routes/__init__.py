@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.routes import classify, health, images, models, page, search
+from service.routes import classify, health, images, index, models, page, search
 
-ROUTERS = (classify.router, search.router, images.router, models.router, health.router, page.router)
+ROUTERS = (classify.router, search.router, images.router, index.router, models.router, health.router, page.router)
 
 __all__ = ["ROUTERS"]

@@ -1,16 +1,17 @@
-"""`/v1/images`: add, show, list and delete indexed images; their thumbnails; what is similar to one of them.
+"""`/v1/images`: add, show, list, change and delete indexed images; their thumbnails; what is similar to one.
 
 A key may contain slashes, written raw or as %2F. Only a raw slash separates a key from `/thumbnail` and `/similar`, so
 that a key which itself ends so is reached with its own slashes encoded.
 
 Promises: a 2xx answer to an add or a delete means that it is on disk; bytes that are already there under their key are
 not embedded again.
-Does not: fetch URLs, change metadata alone.
+Does not: fetch URLs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -21,20 +22,25 @@ from starlette.types import Scope as AsgiScope
 
 from index.errors import MetadataError
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
+from index.where import parse_where
 from service.answers import embed, hashes, within_limits
 from service.bodies import Upload, receive
+from service.documents import JSON, MERGE_PATCH, merge_patch, receive_document
 from service.errors import BodyMalformedError
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
 from service.schemas import (
     AddAnswer,
     AddResult,
+    DeletedAnswer,
     ImageInfo,
     ImagePage,
     ListQuery,
+    MetadataPatch,
     ModelName,
     SearchAnswer,
     SearchQuery,
     SearchResult,
+    WhereQuery,
     thumbnail_path,
 )
 from service.security import require
@@ -62,6 +68,13 @@ _READ, _WRITE = Depends(require(Scope.READ)), Depends(require(Scope.WRITE))
 _METADATA_ONE = "A JSON object that is kept with the image."
 _METADATA_MANY = "A JSON object: for each key (file name) the JSON object that is kept with that image."
 
+_PATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": MetadataPatch.model_json_schema()} for kind in (MERGE_PATCH, JSON)},
+    }
+}
+
 Key = Annotated[str, Path(description="The image's key: 1 to 200 characters.")]
 
 
@@ -74,7 +87,8 @@ Key = Annotated[str, Path(description="The image's key: 1 to 200 characters.")]
 )
 async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> ImagePage:
     """Page through the images in the order they were added first."""
-    page = await state.in_index(state.index().list, query.limit, query.cursor)
+    index, where = state.index(), parse_where(query.where)
+    page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
     return ImagePage(images=[ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor)
 
 
@@ -125,7 +139,9 @@ async def similar_images(
     request: Request, key: Key, query: Annotated[SearchQuery, Query()], state: StateDep
 ) -> SearchAnswer:
     """Search with the stored vector of an image, itself left out."""
-    neighbours = await within_limits(request, state, state.in_index(state.index().similar, key, query.k))
+    index, where = state.index(), parse_where(query.where)
+    work = state.in_index(lambda: index.similar(key, query.k, where=where))
+    neighbours = await within_limits(request, state, work)
     return SearchAnswer(model=ModelName.of(state.serving().artifact), results=[SearchResult.of(neighbours)])
 
 
@@ -162,6 +178,40 @@ async def put_image(request: Request, response: Response, key: Key, state: State
         response.status_code = status.HTTP_201_CREATED
         response.headers["Location"] = thumbnail_path(key).removesuffix("/thumbnail")
     return result
+
+
+@router.patch(
+    "/v1/images/{key:path}",
+    operation_id="patch_image",
+    summary="Change an image's metadata",
+    dependencies=[_WRITE],
+    responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503, 507),
+    openapi_extra=_PATCH_BODY,
+)
+async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
+    """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}: null removes a name."""
+    index = state.index()
+    patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_s)
+    for name in patch.keys() - {"metadata"}:
+        raise MetadataError(f'is all that can be changed, not {name!r}: send {{"metadata": {{...}}}}')
+    changes = patch.get("metadata", {})
+    update = partial(merge_patch, patch={} if changes is None else changes)
+    empty = changes is None
+    record = await state.in_index(lambda: index.change_metadata(key, (lambda _: {}) if empty else update))
+    return ImageInfo.of(record)
+
+
+@router.delete(
+    "/v1/images",
+    operation_id="delete_images",
+    summary="Delete all images that fit a filter",
+    dependencies=[_WRITE],
+    responses=problems(401, 403, 409, 422, 503, 507),
+)
+async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> DeletedAnswer:
+    """Delete what fits now, some hundred in a commit. Cut off, it has deleted some of them whole: ask again."""
+    index, where = state.index(), parse_where(query.where)
+    return DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
 
 
 @router.delete(

@@ -1,0 +1,45 @@
+"""`/v1/index`: counts and sizes, a copy of it all, and what is in it twice."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, status
+
+from index.backup import snapshot_name
+from service.routes.common import WORK, StateDep, problems
+from service.schemas import IndexInfo, SnapshotInfo
+from service.security import require
+from service.settings import Scope
+
+router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])
+
+_READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
+
+
+@router.get(
+    "",
+    operation_id="index_stats",
+    summary="Counts and sizes of the index",
+    dependencies=[_READ],
+    responses=problems(401, 403, 409, 503),
+)
+async def index_stats(state: StateDep) -> IndexInfo:
+    """Count images and bytes, and name the model that made the vectors."""
+    return IndexInfo.of(await state.in_index(state.index().stats))
+
+
+@router.post(
+    "/snapshot",
+    operation_id="take_snapshot",
+    summary="Copy the whole index, as it is now",
+    dependencies=[_ADMIN],
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(401, 403, 409, 503, 507),
+)
+async def take_snapshot(state: StateDep) -> SnapshotInfo:
+    """Make a folder under FC7_HOME/snapshots while others go on writing; `fc7 index restore` reads it.
+
+    The answer comes when the copy is on disk, however long that takes.
+    """
+    target = state.settings.home / "snapshots" / snapshot_name()
+    manifest = await state.in_index(state.index().snapshot, target)
+    return SnapshotInfo.of(target, manifest)

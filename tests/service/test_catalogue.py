@@ -1,0 +1,260 @@
+"""Filters, changed metadata, bulk deletion and snapshots over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from tests.support import pictures
+from tests.support.server import ThreadServer, process_server, thread_server
+from tests.support.tiny_model import publish_tiny_model
+
+JPEG = {"Content-Type": "image/jpeg"}
+PATCH = {"Content-Type": "application/merge-patch+json"}
+COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
+    home = tmp_path_factory.mktemp("catalogue") / "home"
+    publish_tiny_model(home)
+    with thread_server(home) as server:
+        yield server
+
+
+@pytest.fixture
+def client(own_server: ThreadServer) -> httpx.Client:
+    """Return a client of an index without images."""
+    for image in own_server.client.get("/v1/images").json()["images"]:
+        own_server.client.delete(f"/v1/images/{quote(image['key'], safe='')}")
+    return own_server.client
+
+
+def fill(client: httpx.Client, count: int = 12) -> None:
+    files = [("file", (f"{i:02}", pictures.jpeg(i, 64, 64), "image/jpeg")) for i in range(count)]
+    metadata = {
+        f"{i:02}": {"rare": i % 2 == 0, "year": 2010 + i, "label": "cat" if i < 3 else "dog"} for i in range(count)
+    }
+    answer = client.post("/v1/images", files=files, data={"metadata": json.dumps(metadata)})
+    assert answer.status_code == 201, answer.text
+
+
+def keys(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    document = answer.json()
+    found = document["images"] if "images" in document else document["results"][0]["neighbours"]
+    return [entry["key"] for entry in found]
+
+
+def test_a_filter_holds_in_search_similar_and_listing(client: httpx.Client) -> None:
+    fill(client)
+    even = [f"{i:02}" for i in range(0, 12, 2)]
+    assert keys(client.get("/v1/images?where=rare:true")) == even
+    found = keys(client.post("/v1/search?k=6&where=rare:true", content=pictures.jpeg(3, 64, 64), headers=JPEG))
+    assert sorted(found) == even, "six, because six exist"
+    assert sorted(keys(client.get("/v1/images/00/similar?k=6&where=rare:true"))) == even[1:]
+    both = {"where": ["year>=2015", "year<2018"]}
+    assert keys(client.get("/v1/images", params=both)) == ["05", "06", "07"]
+    assert keys(client.get("/v1/images?where=label:cat,dog&where=year=2011")) == ["01"]
+    first = client.get("/v1/images?where=rare:true&limit=4").json()
+    rest = client.get("/v1/images", params={"where": "rare:true", "cursor": first["next_cursor"]})
+    assert keys(rest) == even[4:]
+    for other in ({}, {"where": "rare:false"}):
+        refused = client.get("/v1/images", params={**other, "cursor": first["next_cursor"]})
+        assert (refused.status_code, refused.json()["type"]) == (422, "urn:fc7:problem:cursor")
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), [("colour:red", "colour"), ("year:abc", "year, which holds numbers"), ("rare", "no operator")]
+)
+def test_a_bad_filter_is_422_and_named(client: httpx.Client, where: str, words: str) -> None:
+    fill(client, 2)
+    parameters = {"where": where}
+    for answer in (
+        client.get("/v1/images", params=parameters),
+        client.get("/v1/images/00/similar", params=parameters),
+        client.post("/v1/search", params=parameters, content=pictures.jpeg(), headers=JPEG),
+        client.delete("/v1/images", params=parameters),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:where")
+        assert words in answer.json()["detail"]
+    assert client.get("/v1/index").json()["images"] == 2
+
+
+def test_a_cursor_of_another_index_is_refused(client: httpx.Client, tmp_path: Path) -> None:
+    fill(client, 3)
+    cursor = client.get("/v1/images?limit=1").json()["next_cursor"]
+    publish_tiny_model(tmp_path / "other")
+    with thread_server(tmp_path / "other") as other:
+        fill(other.client, 3)
+        answer = other.client.get("/v1/images", params={"cursor": cursor})
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:cursor")
+        assert "not one of this index" in answer.json()["detail"]
+
+
+def test_bulk_delete_wants_a_filter(client: httpx.Client) -> None:
+    fill(client)
+    assert client.delete("/v1/images").status_code == 422
+    answer = client.delete("/v1/images?where=year<2014&where=label:dog")
+    assert (answer.status_code, answer.json()) == (200, {"deleted": 1})
+    assert client.delete("/v1/images?where=rare:true").json() == {"deleted": 6}
+    assert keys(client.get("/v1/images")) == ["01", "05", "07", "09", "11"]
+    assert len(keys(client.post("/v1/search?k=20", content=pictures.jpeg(3), headers=JPEG))) == 5
+    assert client.delete("/v1/images?where=rare:true").json() == {"deleted": 0}
+
+
+def patch(client: httpx.Client, body: Any, headers: dict[str, str] = PATCH) -> httpx.Response:
+    content = body if isinstance(body, str) else json.dumps(body)
+    return client.patch("/v1/images/a%2Fb", content=content, headers=headers)
+
+
+def test_patch_merges_metadata(client: httpx.Client) -> None:
+    metadata = {"label": "cat", "year": 2020, "camera": {"model": "D90", "lens": "50"}}
+    file = {"file": ("x.jpg", pictures.jpeg(1), "image/jpeg")}
+    before = client.put("/v1/images/a%2Fb", files=file, data={"metadata": json.dumps(metadata)}).json()["image"]
+    answer = patch(client, {"metadata": {"year": None, "camera": {"lens": None, "iso": 100}, "tags": ["x"]}})
+    assert answer.status_code == 200, answer.text
+    expected = {"label": "cat", "camera": {"model": "D90", "iso": 100}, "tags": ["x"]}
+    assert answer.json()["metadata"] == expected
+    assert answer.json() | {"metadata": 0, "updated": 0} == before | {"metadata": 0, "updated": 0}
+    assert client.get("/v1/images/a%2Fb").json() == answer.json()
+    assert keys(client.get("/v1/images?where=camera.iso:100")) == ["a/b"]
+    assert keys(client.get("/v1/images?where=year:2020")) == []
+    assert patch(client, {}).json() == answer.json()
+    assert patch(client, {"metadata": {"a": [1]}}, {"Content-Type": "application/json"}).status_code == 200
+    assert patch(client, {"metadata": None}).json()["metadata"] == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "words"),
+    [
+        ({"label": "cat"}, 422, "metadata", "'label'"),
+        ({"metadata": [1]}, 422, "metadata", "is a list, not an object"),
+        ({"metadata": {"a": "x" * 17_000}}, 422, "metadata", "bytes"),
+        ('{"metadata":' + '{"a":' * 12 + "null" + "}" * 13, 422, "metadata", "deeper than 8"),
+        ('{"metadata":' + '{"a":' * 900 + "null" + "}" * 901, 422, "metadata", "deeper than 8"),
+        ('{"metadata":{"a":' + "[" * 20 + "]" * 20 + "}}", 422, "metadata", "deeper than 8"),
+        ('{"metadata":{"a":NaN}}', 422, "metadata", "nan"),
+        ('{"metadata":' + "[" * 60_000, 400, "body-malformed", "not JSON"),
+        ("[1]", 400, "body-malformed", "JSON list"),
+        ("", 400, "body-malformed", "not JSON"),
+        ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), 400, "body-malformed", "not JSON"),
+        ('{"metadata":{"a":"' + "x" * 70_000 + '"}}', 413, "body-too-large", "65,536"),
+    ],
+)
+def test_a_patch_that_cannot_be_changes_nothing(
+    client: httpx.Client, body: Any, status: int, kind: str, words: str
+) -> None:
+    file = {"file": ("x.jpg", pictures.jpeg(1), "image/jpeg")}
+    before = client.put("/v1/images/a%2Fb", files=file, data={"metadata": '{"a": 1}'}).json()["image"]
+    answer = patch(client, body)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:fc7:problem:{kind}"), answer.text
+    assert words in answer.json()["detail"]
+    assert client.get("/v1/images/a%2Fb").json() == before
+
+
+def test_a_patch_wants_its_type_and_a_known_key(client: httpx.Client) -> None:
+    assert patch(client, {"metadata": {}}).json()["type"] == "urn:fc7:problem:no-such-image"
+    refused = patch(client, {"metadata": {}}, {"Content-Type": "text/plain"})
+    assert (refused.status_code, refused.json()["type"]) == (415, "urn:fc7:problem:content-type")
+    assert "application/merge-patch+json" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [("🦆 ente.jpg", 201), ("a/b/../c", 201), ("a" * 200, 201), ("a" * 201, 422), ("\0", 422), ("a\0b", 422)],
+)
+def test_keys_of_all_kinds(client: httpx.Client, key: str, status: int) -> None:
+    path = f"/v1/images/{quote(key, safe='')}"
+    answer = client.put(path, content=pictures.jpeg(1), headers=JPEG)
+    assert answer.status_code == status, answer.text
+    if status == 201:
+        assert client.patch(path, json={"metadata": {"seen": True}}).json()["metadata"] == {"seen": True}
+        assert keys(client.get("/v1/images?where=seen:true")) == [key]
+        assert client.delete(path).status_code == 204
+    else:
+        assert client.patch(path, json={"metadata": {}}).json()["type"] == "urn:fc7:problem:image-key"
+
+
+def test_an_empty_key_is_refused(client: httpx.Client) -> None:
+    answer = client.put("/v1/images/", content=pictures.jpeg(1), headers=JPEG)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:image-key")
+
+
+@pytest.mark.parametrize("metadata", ['{"a": "' + "x" * 17_000 + '"}', '{"a":' * 9 + "1" + "}" * 9, "[]", "3", "{"])
+def test_metadata_that_cannot_be_adds_nothing(client: httpx.Client, metadata: str) -> None:
+    file = {"file": ("x.jpg", pictures.jpeg(1), "image/jpeg")}
+    answer = client.put("/v1/images/a", files=file, data={"metadata": metadata})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:metadata")
+    assert client.get("/v1/images/a").status_code == 404
+
+
+def test_a_snapshot_restores_to_the_same_answers(
+    tmp_path: Path, own_server: ThreadServer, client: httpx.Client
+) -> None:
+    home = own_server.state.settings.home
+    fill(client)
+    answer = client.post("/v1/index/snapshot")
+    assert answer.status_code == 201, answer.text
+    snapshot = answer.json()
+    assert (snapshot["images"], snapshot["vectors"]) == (12, 12)
+    assert Path(snapshot["path"]).parent == home / "snapshots"
+    client.delete("/v1/images?where=rare:true")
+    done = run(tmp_path / "other", "index", "restore", snapshot["path"])
+    assert done.returncode == 0, done.stderr
+    assert "12 images, 12 vectors, made by tiny:1" in done.stderr
+    publish_tiny_model(tmp_path / "other")
+    with thread_server(tmp_path / "other") as other:
+        assert len(keys(other.client.get("/v1/images"))) == 12
+        assert keys(other.client.get("/v1/images/00/similar?k=1&where=rare:true"))
+        assert other.client.get("/v1/images/03/thumbnail").status_code == 200
+    again = run(tmp_path / "other", "index", "restore", snapshot["path"])
+    assert again.returncode == 1
+    assert "not replaced" in again.stderr
+
+
+def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words, "--home", str(home)], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_snapshot_and_verify_beside_a_running_server(
+    tmp_path: Path, own_server: ThreadServer, client: httpx.Client
+) -> None:
+    home = own_server.state.settings.home
+    fill(client, 3)
+    done = run(home, "index", "snapshot", str(tmp_path / "copy"))
+    assert done.returncode == 0, done.stderr
+    assert "3 images" in done.stderr
+    assert run(home, "index", "snapshot", str(tmp_path / "copy")).returncode == 1
+    assert "3 images, 3 pictures, 3 vectors: all as they were written" in run(home, "index", "verify").stderr
+    assert run(home, "index", "verify", str(tmp_path / "copy")).returncode == 0
+    data = bytearray((tmp_path / "copy/catalog.db").read_bytes())
+    data[-5000] ^= 4
+    (tmp_path / "copy/catalog.db").write_bytes(data)
+    damaged = run(home, "index", "verify", str(tmp_path / "copy"))
+    assert damaged.returncode == 1
+    assert "take another snapshot" in damaged.stderr
+    refused = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
+    assert refused.returncode == 1
+    assert "differs from its SHA-256" in refused.stderr
+    locked = run(home, "index", "verify", "--repair")
+    assert locked.returncode == 1
+    assert "is open in process" in locked.stderr
+
+
+def test_the_second_server_on_a_home_refuses_naming_the_first(home: Path) -> None:
+    with process_server(home) as first:
+        done = run(home, "serve", "--port", "0")
+        assert done.returncode == 1
+        assert f"process {first.process.pid}" in done.stderr
+        assert httpx.get(f"{first.url}/readyz").status_code == 200
