@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -229,3 +230,32 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
     no_data = cli.invoke(app, ["evaluate", "tiny:1", *home])
     assert isinstance(no_data.exception, DatasetError)
     assert "--data DIR" in str(no_data.exception)
+
+
+def test_the_average_of_several_versions_is_that_of_their_probabilities(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "data", images=12)
+    for name, seed in (("a", 1), ("b", 2), ("b", 3)):
+        publish_tiny_model(tmp_path, name, CLASSES, seed)
+    home, file = ["--home", str(tmp_path), "--data", str(tmp_path / "data")], tmp_path / "errors.json"
+    wrong = {}
+    for models in (("a:1",), ("b:1",), ("b:2",), ("a:1", "b:1", "b:2")):
+        shown = CliRunner().invoke(app, ["evaluate", *models, "--views", "10", "--json", str(file), *home])
+        assert shown.exit_code == 0, shown.output
+        result = json.loads(file.read_text())
+        assert result["models"] == list(models)
+        sessions = [
+            onnxruntime.InferenceSession(tmp_path / "models" / model.replace(":", "/") / "model.onnx")
+            for model in models
+        ]
+        confusion = np.zeros((3, 3), np.int64)
+        for label, name in enumerate(CLASSES):
+            for path in sorted((tmp_path / "data" / "val" / name).glob("*.png")):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                crops = [pixels[top : top + 224, left : left + 224] for top, left in FIVE]
+                rows = np.stack([*crops, *[crop[:, ::-1] for crop in crops]])
+                answers = [session.run(["probabilities"], {"pixels": rows})[0].mean(axis=0) for session in sessions]
+                confusion[label, np.mean(answers, axis=0).argmax()] += 1
+        assert np.array_equal(result["confusion"], confusion)
+        assert result["top1_error"] == pytest.approx(1 - np.trace(confusion) / 36)
+        wrong[models] = result["confusion"]
+    assert len({str(confusion) for confusion in wrong.values()}) == 4  # else the average could be any one of them
