@@ -168,7 +168,7 @@ def reembed(
     lock = FolderLock(folder)
     try:
         with Catalog(folder / "catalog.db") as catalog:
-            space = catalog.make_space(runner.artifact.fingerprint, runner.artifact.id)
+            space = catalog.follow_space(runner.artifact.fingerprint, runner.artifact.id)
             total = next(each.lacking for each in catalog.spaces() if each.id == space)
             report = ReembedReport(total=total)
             with _interruptible(report), _ahead(_decode, _lacking(catalog, space), workers, 2 * batch_size) as results:
@@ -180,6 +180,7 @@ def reembed(
                 if total and not report.embedded:
                     raise FolderError(folder, "keeps no pictures to embed again: fc7 index build DIR --rebuild")
                 catalog.activate_space(space)
+                catalog.drop_spares()
             return report
     finally:
         lock.close()

@@ -24,14 +24,15 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index import fields
-from index.changes import Change, Entry, add_image, change_metadata, delete_images
+from index import fields, spacetable
+from index.changes import Change, Entry, add_image, add_vector, change_metadata, delete_images
 from index.cursor import make_cursor, read_cursor
 from index.database import check_format, connect, migrate, record_checksum, translated
-from index.errors import IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
+from index.errors import IndexMovedError, IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
 from index.fields import Scalar
 from index.frozen import Frozen, describe
-from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded, checksum
+from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
+from index.spacetable import Finish
 from index.where import Where, to_sql
 from index.writer import Writer
 
@@ -95,21 +96,33 @@ class Catalog:
             raise IndexReadOnlyError(self.path, "it was opened for reading only")
         return self._writer
 
+    @property
+    def settled(self) -> contextlib.AbstractContextManager[object]:
+        """What is held from the start of a commit until memory has heard of it; nothing where nobody writes."""
+        return contextlib.nullcontext() if self._writer is None else self._writer.settled
+
     # --- images -----------------------------------------------------------------------------------------------------
 
-    def add(self, space: int, entries: Sequence[Entry], committed: Callable[[Change], None]) -> Change:
-        """Add or replace `entries`, in order, in one transaction; `committed` hears of it before anybody else."""
+    def add(self, entries: Sequence[Entry], committed: Callable[[Change], None]) -> Change:
+        """Add or replace `entries`, in order, in one transaction; `committed` hears of it before anybody else.
+
+        Vectors go where search is, and where it is to go next. Raises IndexMovedError when one for search is missing.
+        """
 
         def work(connection: sqlite3.Connection) -> Change:
             change = Change()
             now = _now()
+            spaces = spacetable.open_spaces(connection)
             for entry in entries:
-                change.outcomes.append(add_image(connection, space, entry, now, change))
+                vectors = {space: entry.vectors[name] for name, space in spaces.items() if name in entry.vectors}
+                if next(iter(spaces.values())) not in vectors:
+                    raise IndexMovedError(self.path.parent, f"{entry.key!r} was embedded for the one before")
+                change.outcomes.append(add_image(connection, vectors, entry, now, change))
             return change
 
         return self.writer.run(work, committed)
 
-    def delete(self, space: int, key: str, committed: Callable[[Change], None]) -> None:
+    def delete(self, key: str, committed: Callable[[Change], None]) -> None:
         """Delete an image with all that belongs to it. Raises KeyNotFoundError."""
 
         def work(connection: sqlite3.Connection) -> Change:
@@ -117,12 +130,12 @@ class Catalog:
             if row is None:
                 raise KeyNotFoundError(key)
             change = Change()
-            delete_images(connection, space, row, change)
+            delete_images(connection, row, change)
             return change
 
         self.writer.run(work, committed)
 
-    def delete_where(self, space: int, where: Where, committed: Callable[[Change], None]) -> int:
+    def delete_where(self, where: Where, committed: Callable[[Change], None]) -> int:
         """Delete the images that fit `where` now, some at a time so that others can write in between.
 
         Returns how many. Raises FilterError.
@@ -137,7 +150,7 @@ class Catalog:
                 (last, *values, _DELETED_AT_ONCE),
             ).fetchall()
             change = Change()
-            delete_images(connection, space, [row[0] for row in rows], change)
+            delete_images(connection, [row[0] for row in rows], change)
             return change, len(rows)
 
         while (count := self.writer.run(work, lambda done: committed(done[0]))[1]) == _DELETED_AT_ONCE:
@@ -148,12 +161,13 @@ class Catalog:
         """Replace an image's metadata by `update` of it, in one transaction. Raises KeyNotFoundError, MetadataError."""
         self.writer.run(lambda connection: change_metadata(connection, key, update, _now()))
 
-    def lookup(self, space: int, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those among `keys` that are here with a vector in `space`."""
+    def lookup(self, spaces: Sequence[int], keys: Sequence[str]) -> dict[str, str]:
+        """Return {key: sha256} of those among `keys` that are here with a vector in each of `spaces`."""
         rows = self._all(
             """SELECT i.key, i.sha256 FROM json_each(?) j JOIN images i ON i.key = j.value
-               WHERE EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?)""",
-            (json.dumps(list(keys)), space),
+               WHERE NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
+                   (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = s.value))""",
+            (json.dumps(list(keys)), json.dumps(list(spaces))),
         )
         return dict(rows)
 
@@ -223,7 +237,7 @@ class Catalog:
         `take` is what memory knows; everything committed before has been told to it. Writers wait for `take` only.
         """
         with self._reader() as connection:
-            with contextlib.nullcontext() if self._writer is None else self._writer.settled:
+            with self.settled:
                 connection.execute("BEGIN")
                 connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
                 taken = take()
@@ -252,11 +266,15 @@ class Catalog:
     def spaces(self) -> list[Space]:
         """Return every model's space, oldest first."""
         rows = self._all(
-            """SELECT s.id, s.fingerprint, s.model, s.id = CAST(m.value AS INTEGER),
-                      (SELECT count(*) FROM vectors v WHERE v.space_id = s.id), (SELECT count(*) FROM images)
-               FROM spaces s LEFT JOIN meta m ON m.name = 'active_space' ORDER BY s.id"""
+            """SELECT s.id, s.fingerprint, s.model, s.id = CAST(a.value AS INTEGER),
+                      (SELECT count(*) FROM vectors v WHERE v.space_id = s.id), (SELECT count(*) FROM images),
+                      s.id = CAST(k.value AS INTEGER)
+               FROM spaces s LEFT JOIN meta a ON a.name = 'active_space' LEFT JOIN meta k ON k.name = 'kept_space'
+               ORDER BY s.id"""
         )
-        return [Space(i, print_, model, bool(active), n, images - n) for i, print_, model, active, n, images in rows]
+        return [
+            Space(i, print_, model, bool(on), n, all_ - n, bool(kept)) for i, print_, model, on, n, all_, kept in rows
+        ]
 
     def make_space(self, fingerprint: str, model: str) -> int:
         """Return the id of a model's space, made when missing; `model` is the name to show."""
@@ -271,16 +289,26 @@ class Catalog:
 
         return self.writer.run(work)
 
-    def activate_space(self, space: int) -> None:
-        """Make search use `space`. The one it used before is kept, for a roll-back; older ones are dropped."""
+    def follow_space(self, fingerprint: str, model: str) -> int:
+        """Return the id of a model's space, made when missing: search is to go there, and adds go there from now on."""
+        space = self.make_space(fingerprint, model)
+        self.writer.run(lambda connection: spacetable.follow(connection, space))
+        return space
 
-        def work(connection: sqlite3.Connection) -> None:
-            before = connection.execute("SELECT value FROM meta WHERE name = 'active_space'").fetchone()
-            if before is not None and int(before[0]) != space:
-                connection.execute("DELETE FROM spaces WHERE id NOT IN (?, ?)", (space, int(before[0])))
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('active_space', ?)", (str(space),))
+    def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
+        """Make search use `space`. The one it used before is kept for a roll-back, or becomes spare."""
+        self.writer.run(lambda connection: spacetable.activate(connection, space, keep=keep), committed)
 
-        self.writer.run(work)
+    def finish_space(
+        self, space: int, skipped: frozenset[int], *, keep: bool, committed: Callable[[Finish], None]
+    ) -> Finish:
+        """Make search use `space` when all images but those with the ids `skipped` have a vector there."""
+        return self.writer.run(lambda connection: spacetable.finish(connection, space, skipped, keep=keep), committed)
+
+    def drop_spares(self) -> None:
+        """Delete the spaces that are neither searched, nor to be searched, nor kept; some rows at a time."""
+        while self.writer.run(spacetable.drop_some):
+            pass
 
     def unembedded(self, space: int, after: int, limit: int) -> Sequence[Unembedded]:
         """Return up to `limit` images without a vector in `space`, by id, those after the id `after`."""
@@ -292,20 +320,29 @@ class Catalog:
         )
         return [Unembedded(*row) for row in rows]
 
-    def add_vectors(self, space: int, images: Sequence[Unembedded], vectors: NDArray[np.float16]) -> int:
+    def add_vectors(
+        self,
+        space: int,
+        images: Sequence[Unembedded],
+        vectors: NDArray[np.float16],
+        committed: Callable[[Change], None] | None = None,
+    ) -> int:
         """Give `images` their vectors in `space`, except those replaced or deleted since. Returns how many got one."""
 
-        def work(connection: sqlite3.Connection) -> int:
-            given = 0
+        def work(connection: sqlite3.Connection) -> Change:
+            change = Change()
             for image, row in zip(images, vectors, strict=True):
-                given += connection.execute(
-                    """INSERT INTO vectors (image_id, space_id, crc, vector)
-                       SELECT id, ?, ?, ? FROM images WHERE id = ? AND sha256 = ? ON CONFLICT DO NOTHING""",
-                    (space, checksum(row), row.tobytes(), image.id, image.sha256),
-                ).rowcount
-            return given
+                if spacetable.lacks(connection, space, image):
+                    add_vector(connection, space, image.id, row, change)
+            return change
 
-        return self.writer.run(work)
+        return len(self.writer.run(work, committed).ids)
+
+    def begin(self) -> None:
+        """Read from now on what is there at this moment. Only for a catalogue opened to read, in one thread."""
+        with self._reader() as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

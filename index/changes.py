@@ -22,7 +22,10 @@ from index.records import AddOutcome, checksum, encode_metadata
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image ready to be stored: checked, its metadata encoded (None keeps what is there), its vector rounded."""
+    """An image ready to be stored: checked, its metadata encoded (None keeps what is there), its vectors rounded.
+
+    vectors: by the fingerprint of the model that made each.
+    """
 
     key: str
     sha256: str
@@ -31,40 +34,51 @@ class Entry:
     height: int
     metadata: str | None
     picture: bytes | None
-    vector: NDArray[np.float16]
+    vectors: Mapping[str, NDArray[np.float16]]
 
 
 @dataclass(slots=True)
 class Change:
-    """What a write did to the vectors: `ids` and `rows` came (ids ascending), `removed` went, perhaps the same ones."""
+    """What a write did to the vectors: `ids` and `rows` came (ids ascending), `removed` went, perhaps the same ones.
+
+    spaces: to which each that came belongs. removed: of all spaces.
+    """
 
     outcomes: list[AddOutcome] = field(default_factory=list)
+    spaces: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     rows: list[NDArray[np.float16]] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
 
 
-def add_image(connection: sqlite3.Connection, space: int, entry: Entry, now: int, change: Change) -> AddOutcome:
-    """Store one image, noting in `change` which vectors came and went; `now` in microseconds since 1970, UTC."""
+def add_image(
+    connection: sqlite3.Connection, vectors: Mapping[int, NDArray[np.float16]], entry: Entry, now: int, change: Change
+) -> AddOutcome:
+    """Store one image, noting in `change` which vectors came and went; `now` in microseconds since 1970, UTC.
+
+    vectors: those of the entry that are stored, by space.
+    """
     row = connection.execute(
-        """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM vectors WHERE image_id = images.id AND space_id = ?),
-                  EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
+        """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
            FROM images WHERE key = ?""",
-        (space, entry.key),
+        (entry.key,),
     ).fetchone()
+    have: set[int] = set()
     if row is None:
         same, metadata, added = False, entry.metadata or "{}", now
     else:
-        same, added = row[1] == entry.sha256, row[5]
+        same, added = row[1] == entry.sha256, row[4]
         metadata = row[2] if entry.metadata is None else entry.metadata
-        if same and metadata == row[2] and row[3] and (row[4] or entry.picture is None):
+        if same:
+            have = {r[0] for r in connection.execute("SELECT space_id FROM vectors WHERE image_id = ?", (row[0],))}
+        if same and metadata == row[2] and vectors.keys() <= have and (row[3] or entry.picture is None):
             return AddOutcome.UNCHANGED
     record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, now)
     image = _write(connection, None if row is None else row[0], record)
     if row is None or metadata != row[2]:
         fields.store(connection, image, metadata)
     if row is not None and not same:  # other models' vectors are of the old picture too
-        change.removed += vector_ids_of(connection, image, space)
+        change.removed += vector_ids_of(connection, image)
         connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
         connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
     if entry.picture is not None:
@@ -72,14 +86,23 @@ def add_image(connection: sqlite3.Connection, space: int, entry: Entry, now: int
             "INSERT OR IGNORE INTO pictures (image_id, jpeg, crc) VALUES (?, ?, ?)",
             (image, entry.picture, record_checksum(entry.picture)),
         )
-    if row is None or not same or not row[3]:
-        vector = connection.execute(
-            "INSERT INTO vectors (image_id, space_id, crc, vector) VALUES (?, ?, ?, ?)",
-            (image, space, checksum(entry.vector), entry.vector.tobytes()),
-        ).lastrowid
-        change.ids.append(int(vector or 0))
-        change.rows.append(entry.vector)
+    for space, vector in vectors.items():
+        if space not in have:
+            add_vector(connection, space, image, vector, change)
     return AddOutcome.ADDED if row is None else AddOutcome.REPLACED
+
+
+def add_vector(
+    connection: sqlite3.Connection, space: int, image: int, vector: NDArray[np.float16], change: Change
+) -> None:
+    """Give an image, which has none there, its vector in `space`."""
+    number = connection.execute(
+        "INSERT INTO vectors (image_id, space_id, crc, vector) VALUES (?, ?, ?, ?)",
+        (image, space, checksum(vector), vector.tobytes()),
+    ).lastrowid
+    change.spaces.append(space)
+    change.ids.append(int(number or 0))
+    change.rows.append(vector)
 
 
 def change_metadata(
@@ -98,10 +121,10 @@ def change_metadata(
         fields.store(connection, image, metadata)
 
 
-def delete_images(connection: sqlite3.Connection, space: int, images: Sequence[int], change: Change) -> None:
+def delete_images(connection: sqlite3.Connection, images: Sequence[int], change: Change) -> None:
     """Delete images by their ids, with all that belongs to them."""
     for image in images:
-        change.removed += vector_ids_of(connection, image, space)
+        change.removed += vector_ids_of(connection, image)
         connection.execute("DELETE FROM images WHERE id = ?", (image,))
 
 
@@ -125,7 +148,7 @@ def _write(connection: sqlite3.Connection, image: int | None, record: tuple[str 
     )
 
 
-def vector_ids_of(connection: sqlite3.Connection, image: int, space: int) -> list[int]:
-    """Return the ids of an image's vectors in `space`: none, or one."""
-    rows = connection.execute("SELECT id FROM vectors WHERE image_id = ? AND space_id = ?", (image, space))
+def vector_ids_of(connection: sqlite3.Connection, image: int) -> list[int]:
+    """Return the ids of an image's vectors, one at most in each space."""
+    rows = connection.execute("SELECT id FROM vectors WHERE image_id = ?", (image,))
     return [row[0] for row in rows]

@@ -14,6 +14,7 @@ Fc7Error
     ├── IndexCorruptError          the catalogue on disk is damaged
     ├── IndexFormatError           the catalogue was written by a newer fc7
     ├── IndexUnavailableError      the index cannot answer now
+    │   ├── IndexMovedError        it went over to another model meanwhile
     │   ├── IndexReadOnlyError     it can be read, and not written
     │   └── IndexFullError         no room on the disk
     ├── FolderError                a folder with nothing to index
@@ -175,6 +176,13 @@ class IndexUnavailableError(ImageIndexError):
 
     def __str__(self) -> str:
         return f"The index in {self.path} cannot answer: {self.reason}. Nothing was changed."
+
+
+class IndexMovedError(IndexUnavailableError):
+    """The index went over to the vectors of another model between the embedding of an image and its use."""
+
+    def __str__(self) -> str:
+        return f"The index in {self.path} went over to another model just now ({self.reason}): try again."
 
 
 class IndexReadOnlyError(IndexUnavailableError):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from index.backup import SnapshotManifest, take_snapshot
 from index.catalog import Catalog
-from index.changes import Change, Entry
+from index.changes import Entry
 from index.errors import IndexModelError
 from index.frozen import Frozen
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Update
@@ -36,13 +36,13 @@ from index.records import (
     Neighbour,
     NewImage,
     Page,
-    Space,
     check_key,
     encode_metadata,
     encode_vectors,
 )
 from index.searcher import ExactSearcher, Hits, View, restrict
-from index.snapshot import load, write_snapshot
+from index.snapshot import write_snapshot
+from index.spaces import SNAPSHOT_FILE, Room, Spaces
 from index.where import Where
 
 __all__ = ["AddOutcome", "ImageIndex", "ImageRecord", "IndexStats", "LocalImageIndex", "Neighbour", "NewImage", "Page"]
@@ -58,19 +58,18 @@ class LocalImageIndex:
         self,
         folder: Path,
         catalog: Catalog,
-        space: Space,
-        searcher: ExactSearcher,
+        spaces: Spaces,
         lock: FolderLock | None,
         *,
         keep_pictures: bool,
         snapshot_after: int,
-        unsaved: int,
     ) -> None:
         """For `open`, which knows how these parts are put together."""
-        self._folder, self._catalog, self._space, self._searcher, self._lock = folder, catalog, space, searcher, lock
-        self._keep_pictures, self._snapshot_after, self._unsaved = keep_pictures, snapshot_after, unsaved
+        self._folder, self._catalog, self._lock = folder, catalog, lock
+        self.spaces = spaces
+        self._keep_pictures, self._snapshot_after = keep_pictures, snapshot_after
         self._closed = False
-        self._filters: dict[Where, NDArray[np.int64]] = {}
+        self._filters: dict[tuple[int, Where], NDArray[np.int64]] = {}
         self._filters_of = -1
         self._filters_lock = threading.Lock()
 
@@ -83,6 +82,8 @@ class LocalImageIndex:
         model: str,
         keep_pictures: bool = True,
         switch: bool = False,
+        follow: bool = False,
+        keep_spaces: bool = True,
         read_only: bool = False,
         threads: int | None = None,
         snapshot_after: int = SNAPSHOT_AFTER,
@@ -91,9 +92,11 @@ class LocalImageIndex:
 
         model: its name to show, such as "solar:1". keep_pictures: store the prepared pictures of what is added.
         switch: make this model the index's own even though images lack vectors of it; search does not find those until
-        they are added again. read_only: take no lock, refuse writes, see what is there now and nothing that comes
-        later. threads: cores for one search, all of this process's by default. snapshot_after: how many vectors must
-        have come or gone before closing writes the searcher's snapshot anew.
+        they are added again. follow: where images lack vectors of this model, search with the one before, and go over
+        when they have them (`spaces`). keep_spaces: what was searched before is kept, to go back to. read_only: take no
+        lock, refuse writes, see what is there now and nothing that comes later. threads: cores for one search, all of
+        this process's by default. snapshot_after: how many vectors must have come or gone before closing writes the
+        searcher's snapshot anew.
         Raises IndexModelError when the vectors are of another model, IndexLockedError, IndexCorruptError,
         IndexFormatError, IndexReadOnlyError, IndexFullError, IndexUnavailableError.
         """
@@ -106,21 +109,12 @@ class LocalImageIndex:
             else:
                 check_exists(folder)
             catalog = stack.enter_context(Catalog(folder / "catalog.db", read_only=read_only))
-            space = _enter(catalog, folder, fingerprint, model, switch=switch, read_only=read_only)
-            searcher = ExactSearcher(threads=threads or len(os.sched_getaffinity(0)))
-            stack.callback(searcher.close)
-            unsaved = load(searcher, catalog, space.id, folder / "vectors.snapshot", fingerprint)
+            cores = threads or len(os.sched_getaffinity(0))
+            spaces = Spaces(folder, catalog, threads=cores, keep=keep_spaces)
+            stack.callback(spaces.close)
+            spaces.enter(fingerprint, model, switch=switch, follow=follow, read_only=read_only)
             stack.pop_all()
-        return cls(
-            folder,
-            catalog,
-            space,
-            searcher,
-            lock,
-            keep_pictures=keep_pictures,
-            snapshot_after=snapshot_after,
-            unsaved=unsaved,
-        )
+        return cls(folder, catalog, spaces, lock, keep_pictures=keep_pictures, snapshot_after=snapshot_after)
 
     def __enter__(self) -> Self:
         return self
@@ -136,22 +130,26 @@ class LocalImageIndex:
             return
         self._closed = True
         self._catalog.close()
-        self._searcher.close()
+        self.spaces.close()
         if self._lock is not None:
-            if self._unsaved >= max(1, self._snapshot_after):
+            room = self.spaces.active
+            if room.unsaved >= max(1, self._snapshot_after):
                 # The snapshot is a convenience: without room for it the next start reads the catalogue.
                 with contextlib.suppress(OSError):
-                    path = self._folder / "vectors.snapshot"
-                    write_snapshot(path, self._searcher, self._catalog.identity, self._space.fingerprint)
+                    path = self._folder / SNAPSHOT_FILE
+                    write_snapshot(path, room.searcher, self._catalog.identity, room.space.fingerprint)
             self._lock.close()
 
     def add_many(self, images: Sequence[NewImage]) -> Outcomes:
         """Add or replace all of `images` in one transaction, or none of them when one is refused.
 
         The same key, bytes and metadata again change nothing. Returns what was done, in order.
-        Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError.
+        Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError,
+        IndexMovedError when the index is one of another model by now.
         """
-        vectors = encode_vectors([image.vector for image in images])
+        own = self.spaces.active.space.fingerprint
+        names = list(images[0].vectors) if images and images[0].vectors else [own]
+        encoded = {name: encode_vectors([image.vectors.get(name, image.vector) for image in images]) for name in names}
         entries = [
             Entry(
                 key=check_key(image.sha256 if image.key is None else image.key),
@@ -161,15 +159,16 @@ class LocalImageIndex:
                 height=image.height,
                 metadata=None if image.metadata is None else encode_metadata(image.metadata),
                 picture=image.picture if self._keep_pictures else None,
-                vector=vector,
+                vectors={name: rows[number] for name, rows in encoded.items()},
             )
-            for image, vector in zip(images, vectors, strict=True)
+            for number, image in enumerate(images)
         ]
-        return self._catalog.add(self._space.id, entries, self._apply).outcomes
+        return self._catalog.add(entries, self.spaces.apply).outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those among `keys` that have a vector of this index's model."""
-        return self._catalog.lookup(self._space.id, [check_key(key) for key in keys])
+        """Return {key: sha256} of those among `keys` that have a vector wherever one is wanted."""
+        wanted = [room.space.id for room in self.spaces.wanted]
+        return self._catalog.lookup(wanted, [check_key(key) for key in keys])
 
     def get(self, key: str) -> ImageRecord:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
@@ -195,14 +194,14 @@ class LocalImageIndex:
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
-        self._catalog.delete(self._space.id, check_key(key), self._apply)
+        self._catalog.delete(check_key(key), self.spaces.apply)
 
     def delete_where(self, where: Where) -> int:
         """Delete the images that fit now, and return how many; no later search finds them.
 
         Each one goes whole or stays; one that is changed meanwhile may stay. Raises FilterError, IndexReadOnlyError.
         """
-        return self._catalog.delete_where(self._space.id, where, self._apply)
+        return self._catalog.delete_where(where, self.spaces.apply)
 
     def change_metadata(self, key: str, update: Update) -> ImageRecord:
         """Replace an image's metadata by `update` of it, with no other change in between.
@@ -213,15 +212,24 @@ class LocalImageIndex:
         return self._catalog.get(key)
 
     def search(
-        self, vectors: NDArray[np.float32], k: int, *, exclude: str | None = None, where: Where | None = None
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: str | None = None,
+        where: Where | None = None,
+        fingerprint: str | None = None,
     ) -> Answers:
         """Return the `k` nearest images of each vector, nearest first; fewer when there are not so many.
 
         vectors: float32 [n, 4096]. exclude: the key of an image to leave out. where: compare the images that fit only.
-        Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, ValueError unless k >= 1.
+        fingerprint: of the model that made `vectors`, the index's own by default.
+        Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, IndexModelError when images have
+        no vectors of that model, ValueError unless k >= 1.
         """
-        known = None if exclude is None else self._catalog.vector(self._space.id, check_key(exclude))
-        return self._neighbours(encode_vectors(vectors), k, None if known is None else known[0], where)
+        room = self.spaces.room(fingerprint)
+        known = None if exclude is None else self._catalog.vector(room.space.id, check_key(exclude))
+        return self._neighbours(room, encode_vectors(vectors), k, None if known is None else known[0], where)
 
     def similar(self, key: str, k: int, *, where: Where | None = None) -> Neighbours:
         """Return the `k` images that fit and are nearest to an indexed one, itself left out.
@@ -229,11 +237,12 @@ class LocalImageIndex:
         Raises InvalidKeyError, KeyNotFoundError, FilterError, IndexModelError when the image has no vector of this
         model.
         """
-        known = self._catalog.vector(self._space.id, check_key(key))
+        room = self.spaces.active
+        known = self._catalog.vector(room.space.id, check_key(key))
         if known is None:
-            raise IndexModelError(self._folder, "an earlier model", self._space.model, 1)
+            raise IndexModelError(self._folder, "an earlier model", room.space.model, 1)
         vector_id, vector = known
-        return self._neighbours(vector[np.newaxis], k, vector_id, where)[0]
+        return self._neighbours(room, vector[np.newaxis], k, vector_id, where)[0]
 
     def snapshot(self, target: Path) -> SnapshotManifest:
         """Copy the index, as it is now, into the new folder `target`, while others write.
@@ -244,39 +253,34 @@ class LocalImageIndex:
 
     def stats(self) -> IndexStats:
         """Return counts and sizes."""
+        room = self.spaces.active
         return IndexStats(
             images=self._catalog.images(),
-            vectors=len(self._searcher),
+            vectors=len(room.searcher),
             bytes_on_disk=_bytes_on_disk(self._folder),
-            bytes_in_memory=self._searcher.bytes_in_memory,
-            mode=self._searcher.mode,
-            model=self._space.model,
-            fingerprint=self._space.fingerprint,
+            bytes_in_memory=self.spaces.bytes_in_memory,
+            mode=room.searcher.mode,
+            model=room.space.model,
+            fingerprint=room.space.fingerprint,
         )
 
-    def _apply(self, change: Change) -> None:
-        """Bring the searcher up to what was committed; runs in the writer's thread."""
-        if change.ids or change.removed:
-            self._searcher.apply(change.ids, np.asarray(change.rows, np.float16), change.removed)
-            self._unsaved += len(change.ids) + len(change.removed)
-
     def _neighbours(
-        self, queries: NDArray[np.float16], k: int, left_out: int | None, where: Where | None = None
+        self, room: Room, queries: NDArray[np.float16], k: int, left_out: int | None, where: Where | None = None
     ) -> Answers:
         if k < 1:
             raise ValueError(f"k is {k}, not at least 1")
         wanted = k + (left_out is not None)
         if where is None:
-            hits = self._searcher.search(queries, wanted)
+            hits = room.searcher.search(queries, wanted)
             found = _ids(hits)
             known = self._catalog.describe(found)
         if where is not None or len(known) < len(found):
             # A filter, or some that went while we searched: with the catalogue and the vectors of one moment.
-            with self._catalog.frozen(self._searcher.view) as frozen:
+            with self._catalog.frozen(room.searcher.view) as frozen:
                 view = frozen.taken
                 if where is not None:
-                    view = restrict(view, self._fitting(frozen, where))
-                hits = self._searcher.search(queries, wanted, view)
+                    view = restrict(view, self._fitting(room.space.id, frozen, where))
+                hits = room.searcher.search(queries, wanted, view)
                 known = frozen.describe(_ids(hits))
         answers = []
         for hit in hits:
@@ -288,20 +292,20 @@ class LocalImageIndex:
             answers.append([Neighbour(key, distance, json.loads(text)) for distance, key, text in sorted(ranked)[:k]])
         return answers
 
-    def _fitting(self, frozen: Frozen[View], where: Where) -> NDArray[np.int64]:
-        """Return the ids of the vectors whose images fit; kept until something is written."""
+    def _fitting(self, space: int, frozen: Frozen[View], where: Where) -> NDArray[np.int64]:
+        """Return the ids of the vectors in `space` whose images fit; kept until something is written."""
         if frozen.commits is None:
-            return frozen.matching(self._space.id, where)
+            return frozen.matching(space, where)
         with self._filters_lock:
             if self._filters_of != frozen.commits:
                 self._filters.clear()
                 self._filters_of = frozen.commits
-            ids = self._filters.get(where)
+            ids = self._filters.get((space, where))
         if ids is None:
-            ids = frozen.matching(self._space.id, where)
+            ids = frozen.matching(space, where)
             with self._filters_lock:
                 if self._filters_of == frozen.commits and len(self._filters) < _FILTERS_KEPT:
-                    self._filters[where] = ids
+                    self._filters[space, where] = ids
         return ids
 
 
@@ -327,24 +331,6 @@ def read_stats(home: Path) -> IndexStats:
             model=active.model if active else "",
             fingerprint=active.fingerprint if active else "",
         )
-
-
-def _enter(catalog: Catalog, folder: Path, fingerprint: str, model: str, *, switch: bool, read_only: bool) -> Space:
-    """Return the space of this model, made the active one if it may be. Raises IndexModelError."""
-    spaces = catalog.spaces()
-    own = next((space for space in spaces if space.fingerprint == fingerprint), None)
-    active = next((space for space in spaces if space.active), None)
-    if own is not None and own.active:
-        return own
-    # Vectors of another model: fine to leave behind when every image has one of this model, too.
-    images = catalog.images()
-    lacking = own.lacking if own is not None else images
-    if active is not None and active.vectors and lacking and not switch:
-        raise IndexModelError(folder, active.model, model, lacking)
-    if read_only:
-        raise IndexModelError(folder, active.model if active else "none", model, lacking)
-    catalog.activate_space(catalog.make_space(fingerprint, model))
-    return next(space for space in catalog.spaces() if space.active)
 
 
 def _bytes_on_disk(folder: Path) -> int:

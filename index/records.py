@@ -10,7 +10,7 @@ import json
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -43,6 +43,8 @@ class NewImage:
     key: 1 to 200 characters; None takes `sha256`. sha256: of the file's bytes, hex. size: of the file, in bytes.
     width, height: of the upright original, in pixels. metadata: a JSON object; None keeps what the key has.
     picture: the prepared 256x256 JPEG, or None. vector: float32 [4096], the fc7 activations; kept as float16.
+    vectors: where it has vectors of several models, by the fingerprint of the model that made each (the same models
+    for all images of a call). Without them `vector` is of the index's model.
     """
 
     key: str | None
@@ -53,6 +55,7 @@ class NewImage:
     metadata: Mapping[str, Any] | None
     picture: bytes | None
     vector: NDArray[np.float32]
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ class IndexStats:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The vectors of one model. lacking: how many images have none among them."""
+    """The vectors of one model. lacking: how many images have none among them. kept: to go back to at once."""
 
     id: int
     fingerprint: str
@@ -110,6 +113,7 @@ class Space:
     active: bool
     vectors: int
     lacking: int
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,16 +308,17 @@ def test_searches_go_on_under_writes_and_never_see_half_of_one(tmp_path: Path) -
 def test_what_is_replaced_during_a_search_is_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("moving", 0), image("going", 1), image("still", 2)])
-        search = index._searcher.search
+        searcher = index.spaces.active.searcher
+        search = searcher.search
 
         def search_and_write(queries: NDArray[np.float16], k: int) -> list[Hits]:
             hits = search(queries, k)
-            monkeypatch.setattr(index._searcher, "search", search)
+            monkeypatch.setattr(searcher, "search", search)
             index.add_many([image("moving", 3)])
             index.delete("going")
             return hits
 
-        monkeypatch.setattr(index._searcher, "search", search_and_write)
+        monkeypatch.setattr(searcher, "search", search_and_write)
         found = index.search(vector(3)[np.newaxis], 2)[0]
         assert [(neighbour.key, neighbour.distance > 0) for neighbour in found] == [("moving", False), ("still", True)]
         index.add_many([image("after", 4)])
