@@ -4,7 +4,7 @@ Promises:
 - On SIGTERM or Ctrl-C new work is refused (503, readiness false) while what was admitted is answered; then the process
   ends with exit code 0, at the latest after `drain_s`. A second signal ends it at once.
 - When the model dies, the process ends with exit code 1 after its waiting requests were answered.
-- A connection that does not finish its headers in time is closed.
+- A connection that does not finish its headers in time, or within 32 KiB, is closed.
 
 Does not: fork, reload, speak TLS or HTTP/2 (a proxy does).
 """
@@ -17,10 +17,10 @@ import socket
 import time
 from types import FrameType
 
-import h11
 import uvicorn
+import uvloop
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import SettingError
 from service.security import check_binding
@@ -32,9 +32,11 @@ _HEADER_BYTES = 32 * 1024
 _LAST_ANSWERS_S = 1
 
 
-class Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a limit on the time that a request's headers may take."""
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with limits on the bytes and on the time that a request's headers may take."""
 
+    _head_complete = False
+    _head_bytes = 0
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -43,9 +45,31 @@ class Protocol(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; half of a header starts the clock, a whole one stops it."""
+        """Take bytes; those that do not complete a head keep the clock running, and count."""
         super().data_received(data)
+        if self._head_complete:
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The headers are longer than {_HEADER_BYTES} bytes.")
         self._watch()
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        super().on_message_begin()
+        self._head_complete = False
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock, and begin to answer."""
+        self._head_complete, self._head_bytes = True, 0
+        self._stop()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next head; what comes before it (empty lines are allowed) counts as part of it."""
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._head_complete = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
@@ -53,9 +77,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
-            self._stop()
-        elif self._late is None:
+        if self._late is None and not self.transport.is_closing():
             self._late = self.loop.call_later(_HEADER_S, self.transport.close)
 
     def _stop(self) -> None:
@@ -107,6 +129,16 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
+def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
+    """Do `serve_until_told` in an event loop of its own: uvloop's, which takes a third less time for a request.
+
+    It also switches Nagle's algorithm off, which asyncio's own does not for a socket that was bound before: an answer
+    is two writes, and the second would wait 40 ms for the client's acknowledgement.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve_until_told(app, settings, listener))
+
+
 async def serve_until_told(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
     """Open the application, answer on `listener` until told to stop, and return the exit code.
 
@@ -123,7 +155,6 @@ async def serve_until_told(app: FastAPI, settings: Settings, listener: socket.so
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
     )
     server = Server(config, state, settings.drain_s)
     with listener:

@@ -5,7 +5,6 @@ Does not: hold anything of its own; settings come from the environment, the opti
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ def serve(
     # Here, because the other commands need not wait for them.
     from service.app import create_app  # noqa: PLC0415
     from service.logs import configure_process, make_logger  # noqa: PLC0415
-    from service.server import bind, serve_until_told  # noqa: PLC0415
+    from service.server import bind, run  # noqa: PLC0415
 
     settings = load_settings(home=home, host=host, port=port, device=device)
     configure_process(settings.log_format, settings.log_level)
@@ -40,8 +39,7 @@ def serve(
     for sentence in unknown_variables(os.environ):
         log.warning("unknown setting", detail=sentence)
     listener = bind(settings)
-    code = asyncio.run(serve_until_told(create_app(settings), settings, listener))
-    sys.exit(code)
+    sys.exit(run(create_app(settings), settings, listener))
 
 
 def config() -> None:

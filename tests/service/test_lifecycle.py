@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -264,6 +265,60 @@ def test_headers_that_do_not_end_are_cut_off(shared_server: ThreadServer) -> Non
         connection.sendall(b"GET /livez HTTP/1.1\r\nX-Long: " + b"a" * 200_000)
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
     assert shared_server.client.get("/livez").status_code == 200
+
+
+_LIVEZ = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+_HALF = b"GET /livez HTTP/1.1\r\nX-Half: "
+
+
+@pytest.mark.parametrize(
+    ("before", "sent"),
+    [(b"", b""), (b"", _HALF), (b"", b"\r\n"), (_LIVEZ, _HALF), (_LIVEZ, b"\r\n")],
+    ids=["nothing", "half", "empty line", "half of the second", "empty line after the first"],
+)
+def test_headers_that_do_not_come_in_time_are_cut_off(
+    shared_server: ThreadServer, monkeypatch: pytest.MonkeyPatch, before: bytes, sent: bytes
+) -> None:
+    monkeypatch.setattr("service.server._HEADER_S", 0.2)
+    with socket.create_connection(("127.0.0.1", shared_server.port), timeout=10) as connection:
+        if before:
+            connection.sendall(before)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(sent)
+        assert connection.recv(65536) == b""
+
+
+def test_an_answer_on_a_kept_connection_does_not_wait_for_the_clients_acknowledgement(
+    shared_server: ThreadServer,
+) -> None:
+    with socket.create_connection(("127.0.0.1", shared_server.port), timeout=10) as connection:
+        times = []
+        for _ in range(8):
+            started = time.perf_counter()
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(65536)
+            times.append(time.perf_counter() - started)
+    assert min(times[1:]) < 0.03  # Nagle's algorithm and delayed acknowledgement together take 0.04 s, each time
+
+
+def test_ten_thousand_tiny_requests_at_once_are_answered_and_the_next_one_too(shared_server: ThreadServer) -> None:
+    request = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1\r\n\r\nx"
+    connections = [socket.create_connection(("127.0.0.1", shared_server.port), timeout=60) for _ in range(100)]
+    for connection in connections:
+        connection.sendall(request * 100)
+    statuses: Counter[bytes] = Counter()
+    for connection in connections:
+        with connection:
+            answers = b""
+            while answers.count(b"HTTP/1.1 ") < 100 or not answers.endswith(b"}"):
+                chunk = connection.recv(1 << 20)
+                assert chunk, "the connection was closed"
+                answers += chunk
+            statuses.update(part[:3] for part in answers.split(b"HTTP/1.1 ")[1:])
+    assert statuses == {b"400": 10_000}
+    assert classify(shared_server.url).status_code == 200
 
 
 def test_it_does_not_start_in_the_open_without_a_decision_or_with_a_bad_setting(home: Path) -> None:

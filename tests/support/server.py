@@ -5,7 +5,6 @@ Both take a free port of loopback and are ready to answer when they are handed o
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ import httpx
 from model_store.artifact import Artifact
 from model_store.runner import Runner, RunnerOptions
 from service.app import create_app
-from service.server import bind, serve_until_told
+from service.server import bind, run
 from service.settings import PREFIX, Settings
 from service.state import State
 
@@ -56,7 +55,7 @@ def thread_server(
 
     def serve() -> None:
         try:
-            exit_codes.append(asyncio.run(serve_until_told(app, chosen, listener)))
+            exit_codes.append(run(app, chosen, listener))
         except BaseException as error:
             failures.append(error)
 

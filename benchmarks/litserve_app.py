@@ -1,0 +1,82 @@
+"""The other server: a LitServe application with the same graph, preparation, batches and answers as fc7.
+
+`python -m benchmarks.litserve_app HOME PORT THREADS WORKERS`. What it has in common with fc7 is fc7's own code: the
+session (`Runner`), `prepare`, `views`, `top_k`. What is LitServe's is LitServe's: HTTP, queues, processes, batching (16
+images, 10 ms), with the options that its documentation advises for throughput (`fast_queue`). Images come as
+multipart uploads. Its documented form decodes image by image in `decode_request`; with THREADS above 1 they are decoded
+by a pool in `batch`, which is the better half of what fc7 does.
+"""
+
+import sys  # no `from __future__ import annotations`: LitServe compares the annotation of `request` with the class
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import litserve
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from model_store.image import prepare, views
+from model_store.runner import Outputs, Runner, RunnerOptions, top_k
+from model_store.store import ModelStore
+
+BATCH = 16
+WAIT_S = 0.01
+
+
+class Classify(litserve.LitAPI):
+    """One image in, the five most probable classes out."""
+
+    def __init__(self, home: Path, threads: int) -> None:
+        super().__init__(max_batch_size=BATCH, batch_timeout=WAIT_S)
+        self.home, self.threads = home, threads
+
+    def setup(self, device: str) -> None:
+        """Load the active version, in the worker process."""
+        del device
+        artifact = ModelStore(self.home).active_artifact()
+        self.labels = artifact.labels
+        self.runner = Runner(artifact, RunnerOptions(device="cpu"))
+        self.runner.warm_up((1, BATCH))
+        self.pool = ThreadPoolExecutor(self.threads)
+
+    def decode_request(self, request: Request) -> bytes | NDArray[np.uint8]:
+        """Read the upload, and prepare it here unless a pool does."""
+        data = request["file"].file.read()
+        return data if self.threads > 1 else prepare(data)
+
+    def batch(self, inputs: list[Any]) -> NDArray[np.uint8]:
+        """Put the images of a batch together."""
+        pixels = list(self.pool.map(prepare, inputs)) if self.threads > 1 else inputs
+        return views(np.stack(pixels))
+
+    def predict(self, x: NDArray[np.uint8]) -> Outputs:
+        """Run the graph."""
+        return self.runner.run(x)
+
+    def unbatch(self, output: Outputs) -> list[NDArray[np.float32]]:
+        """Take the batch apart."""
+        return list(output.probabilities)
+
+    def encode_response(self, output: NDArray[np.float32]) -> dict[str, Any]:
+        """Name the five most probable classes."""
+        indices, values = top_k(output[None], min(5, len(self.labels)))
+        return {
+            "predictions": [
+                {"label": self.labels[index], "probability": float(value)}
+                for index, value in zip(indices[0], values[0], strict=True)
+            ]
+        }
+
+
+def _main() -> None:
+    home, port, threads, workers = sys.argv[1:]
+    server = litserve.LitServer(
+        Classify(Path(home), int(threads)), accelerator="cpu", workers_per_device=int(workers), fast_queue=True
+    )
+    server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False, log_level="warning")
+
+
+if __name__ == "__main__":
+    _main()
