@@ -25,7 +25,7 @@ BATCH = 16
 WAIT_S = 0.01
 
 
-class Classify(litserve.LitAPI):
+class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
     """One image in, the five most probable classes out."""
 
     def __init__(self, home: Path, threads: int) -> None:

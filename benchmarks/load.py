@@ -84,8 +84,8 @@ class Seen:
 
 def request(path: str, body: bytes, content_type: str = "image/jpeg", *, method: str = "POST") -> bytes:
     """Return a whole HTTP/1.1 request."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    headers = f"Host: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
+    return f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body
 
 
 def run_load(plan: Plan) -> Seen:

@@ -52,7 +52,7 @@ def fc7_server(home: Path, log: Path, environment: Mapping[str, str]) -> Iterato
     """Serve the active version of `home` with `fc7 serve`; `environment` has settings that are not the defaults."""
     settings = {"FC7_HOME": str(home), "FC7_PORT": str(port := _free_port()), "FC7_LOG_LEVEL": "info", **environment}
     command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
-    with _running("fc7", command, log, settings, port, "/readyz", "/v1/classify") as server:
+    with _running("fc7", command, log, settings, port=port, ready="/readyz", path="/v1/classify") as server:
         yield server
 
 
@@ -61,19 +61,19 @@ def litserve_server(home: Path, log: Path, *, threads: int, workers: int = 1) ->
     """Serve the active version of `home` with LitServe; `threads` decode a batch's images."""
     port = _free_port()
     command = [sys.executable, "-m", "benchmarks.litserve_app", str(home), str(port), str(threads), str(workers)]
-    with _running("LitServe", command, log, {}, port, "/health", "/predict") as server:
+    with _running("LitServe", command, log, {}, port=port, ready="/health", path="/predict") as server:
         yield server
 
 
 @contextmanager
 def _running(
-    name: str, command: list[str], log: Path, settings: Mapping[str, str], port: int, ready: str, path: str
+    name: str, command: list[str], log: Path, settings: Mapping[str, str], *, port: int, ready: str, path: str
 ) -> Iterator[Server]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("FC7_")}
     with log.open("ab") as output:
         started = time.perf_counter()
         process = subprocess.Popen(
-            command, env=inherited | settings, cwd=_ROOT, stdout=output, stderr=output, start_new_session=True
+            command, env=inherited | dict(settings), cwd=_ROOT, stdout=output, stderr=output, start_new_session=True
         )
     try:
         while not _answers(port, ready):
