@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 
 from model_store.errors import Fc7Error
-from model_store.image import PreparedImage, encode_jpeg, inspect_and_prepare
+from model_store.image import CROP, SIZE, PreparedImage, encode_jpeg, inspect_and_prepare
 from service.batcher import Row, Ticket
 from service.bodies import Upload
 from service.errors import BadImageError, ClientGoneError, DeadlineError
@@ -70,24 +73,44 @@ async def embed(
 
     Raises BadImageError (of several images), ImageError (of one), QueueFullError, RunnerError and their like.
     """
+    return await _together(
+        request,
+        state,
+        serving,
+        [partial(_embed_one, state, upload.data, views=views, picture=pictures) for upload in uploads],
+    )
+
+
+async def embed_views(request: Request, state: State, serving: Serving, pixels: NDArray[np.uint8]) -> list[Row]:
+    """Return what the model `serving` says of each view, uint8 [n,224,224,3], in order: nothing is decoded or cut.
+
+    Raises QueueFullError, RunnerError and their like.
+    """
+    return await _together(request, state, serving, [partial(_run_one, state, _framed(view)) for view in pixels])
+
+
+async def _together(
+    request: Request,
+    state: State,
+    serving: Serving,
+    images: Sequence[Callable[[Ticket, Notes], Coroutine[Any, Any, _T]]],
+) -> list[_T]:
+    """Admit all images of a request, or none, and answer them; the first that fails ends the others."""
     notes = notes_of(request.scope)
-    notes.images = len(uploads)
-    with serving.batcher.admit(len(uploads)) as ticket:
-        tasks = [
-            asyncio.create_task(_embed_one(state, ticket, notes, upload.data, views=views, picture=pictures))
-            for upload in uploads
-        ]
+    notes.images = len(images)
+    with serving.batcher.admit(len(images)) as ticket:
+        tasks = [asyncio.create_task(image(ticket, notes)) for image in images]
         try:
             results = await asyncio.gather(*tasks)
         except Fc7Error as error:
             failed = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
-            if len(uploads) == 1:
+            if len(images) == 1:
                 raise
             raise BadImageError(failed, error) from error
         finally:
             for task in tasks:
                 task.cancel()
-    state.metrics.images.inc(len(uploads))
+    state.metrics.images.inc(len(images))
     return results
 
 
@@ -96,14 +119,26 @@ async def hashes(state: State, uploads: Sequence[Upload]) -> list[str]:
     return await state.decode(lambda: [hashlib.sha256(upload.data).hexdigest() for upload in uploads])
 
 
-async def _embed_one(state: State, ticket: Ticket, notes: Notes, data: bytes, *, views: int, picture: bool) -> Embedded:
+async def _embed_one(state: State, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
     prepared, jpeg, seconds = await state.decode(_decode, data, state.settings.max_pixels, picture)
     state.metrics.stage_seconds.labels("decode").observe(seconds)
-    row = await asyncio.wrap_future(ticket.submit(prepared.pixels, views))
+    notes.decode = max(notes.decode, seconds)
+    return Embedded(prepared, await _run_one(state, prepared.pixels, ticket, notes, views=views), jpeg)
+
+
+async def _run_one(state: State, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes, *, views: int = 1) -> Row:
+    row = await asyncio.wrap_future(ticket.submit(pixels, views))
     state.metrics.stage_seconds.labels("queue").observe(row.waited)
-    notes.decode, notes.queue = max(notes.decode, seconds), max(notes.queue, row.waited)
-    notes.run = max(notes.run, row.ran)
-    return Embedded(prepared, row, jpeg)
+    notes.queue, notes.run = max(notes.queue, row.waited), max(notes.run, row.ran)
+    return row
+
+
+def _framed(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a prepared picture whose centre view is `view`: uint8 [224,224,3] -> [256,256,3]."""
+    edge = (SIZE - CROP) // 2
+    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+    picture[edge : edge + CROP, edge : edge + CROP] = view
+    return picture
 
 
 def _decode(data: bytes, max_pixels: int, picture: bool) -> tuple[PreparedImage, bytes | None, float]:

@@ -20,7 +20,15 @@ from starlette.exceptions import HTTPException
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.runner import Runner, RunnerOptions
-from service.errors import PROBLEM_TYPE, BadImageError, kind_of, problem_of, problem_of_http, problem_of_validation
+from service.errors import (
+    INFERENCE_PATH,
+    PROBLEM_TYPE,
+    BadImageError,
+    kind_of,
+    problem_of,
+    problem_of_http,
+    problem_of_validation,
+)
 from service.middleware import LingeringClose, Observe, notes_of
 from service.routes import ROUTERS
 from service.settings import Settings
@@ -28,7 +36,8 @@ from service.state import State
 
 _DESCRIPTION = (
     "What is on an image, and which indexed images look like it: an AlexNet's classes, and the nearest by its fc7 "
-    "features. Images are sent as bytes, never as URLs. Everything that is no success is application/problem+json."
+    "features. Images are sent as bytes, never as URLs. Everything that is no success is application/problem+json; "
+    'under /v2, the Open Inference Protocol, it is {"error": ...}.'
 )
 
 
@@ -39,7 +48,9 @@ class _Application(FastAPI):
         """Return the OpenAPI document."""
         if self.openapi_schema is None:
             document = super().openapi()
-            for methods in document["paths"].values():
+            for path, methods in document["paths"].items():
+                if path.startswith(INFERENCE_PATH):
+                    continue
                 for operation in methods.values():
                     for status, answer in operation["responses"].items():
                         if status >= "400" and "content" in answer:
@@ -90,10 +101,12 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
         notes.reason = kind.slug
         if kind.status == 500:
             request.app.state.fc7.log.error("failed", request_id=notes.request_id, exc_info=error)
-        return problem_of(error)
-    if isinstance(error, RequestValidationError):
+        answer = problem_of(error)
+    elif isinstance(error, RequestValidationError):
         notes.reason = "parameter"
-        return problem_of_validation(error)
-    if isinstance(error, HTTPException):
-        return problem_of_http(error)
-    raise error
+        answer = problem_of_validation(error)
+    elif isinstance(error, HTTPException):
+        answer = problem_of_http(error)
+    else:
+        raise error
+    return answer.for_path(request.scope["path"])

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,15 @@ class BodyBudget:
         """Count `count` bytes less."""
         self.held -= count
 
+    @contextmanager
+    def holding(self, count: int) -> Iterator[None]:
+        """Count `count` more bytes as held inside the block. Raises QueueFullError over the limit."""
+        self.take(count)
+        try:
+            yield
+        finally:
+            self.give_back(count)
+
 
 @asynccontextmanager
 async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[Body]:
@@ -98,6 +107,26 @@ async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> A
         parser = _RawReader()
     else:
         raise BodyTypeError(kind.decode("latin-1"), _TAKEN)
+    async with _collected(request, limits, budget, parser.write):
+        yield parser.finish()
+
+
+@asynccontextmanager
+async def receive_raw(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[bytes]:
+    """Read a body as it is, whatever its Content-Type. Its bytes count until the end.
+
+    Raises BodyTooLargeError, BodyTimeoutError, QueueFullError, ClientGoneError.
+    """
+    chunks: list[bytes] = []
+    async with _collected(request, limits, budget, chunks.append):
+        yield b"".join(chunks)
+
+
+@asynccontextmanager
+async def _collected(
+    request: Request, limits: BodyLimits, budget: BodyBudget, write: Callable[[bytes], None]
+) -> AsyncIterator[None]:
+    """Hand the whole body to `write`, counting; what was counted is given back at the end."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limits.bytes:
         raise BodyTooLargeError(limits.bytes)
@@ -110,12 +139,12 @@ async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> A
                         raise BodyTooLargeError(limits.bytes)
                     budget.take(len(chunk))
                     count += len(chunk)
-                    parser.write(chunk)
+                    write(chunk)
         except TimeoutError:
             raise BodyTimeoutError(limits.seconds) from None
         except ClientDisconnect:
             raise ClientGoneError from None
-        yield parser.finish()
+        yield
     finally:
         budget.give_back(count)
 

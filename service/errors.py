@@ -7,6 +7,7 @@ Fc7Error
     │   ├── ParameterError        a parameter outside its range
     │   ├── BodyMalformedError    a multipart body that breaks its own rules
     │   ├── BodyTypeError         a Content-Type that is not taken
+    │   ├── BodyEncodingError     a Content-Encoding that is not taken
     │   ├── BodyTooLargeError     more bytes than the limit
     │   ├── BodyTimeoutError      the body did not arrive in time
     │   ├── TooManyImagesError    more images than the limit
@@ -26,8 +27,8 @@ Fc7Error
     └── DeadlineError         decoding, waiting and running took too long
 
 Promises: every `Fc7Error` finds its status in `STATUS`, by its class or the nearest ancestor (a test walks them all);
-every answer that is no success is an RFC 9457 problem, also those of the framework. Exceptions that nobody
-foresaw are 500 without details.
+every answer that is no success is an RFC 9457 problem, also those of the framework, and under `/v2` the Open
+Inference Protocol's `{"error": ...}`. Exceptions that nobody foresaw are 500 without details.
 Does not: describe a bug to the client; the log has the trace.
 """
 
@@ -47,6 +48,7 @@ from model_store import errors as model_errors
 from model_store.errors import Fc7Error
 
 PROBLEM_TYPE = "application/problem+json"
+INFERENCE_PATH = "/v2"
 
 
 class ServiceError(Fc7Error):
@@ -92,6 +94,17 @@ class BodyTypeError(RequestError):
 
     def __str__(self) -> str:
         return f"Content-Type {self.found or '(none)'} is not taken: {self.mend}"
+
+
+class BodyEncodingError(RequestError):
+    """A Content-Encoding that is not taken."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(found)
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"Content-Encoding {self.found} is not taken: send gzip, deflate, or the body as it is"
 
 
 class BodyTooLargeError(RequestError):
@@ -276,6 +289,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     TooManyImagesError: Kind(413, "too-many-images", "Too many images"),
     model_errors.ImageFormatError: Kind(415, "image-format", "Image format not taken"),
     BodyTypeError: Kind(415, "content-type", "Content type not taken"),
+    BodyEncodingError: Kind(415, "content-encoding", "Content encoding not taken"),
     ParameterError: Kind(422, "parameter", "Bad parameter"),
     BadImageError: Kind(422, "bad-image", "Bad image"),
     model_errors.ImageError: Kind(422, "image", "Bad image"),
@@ -319,13 +333,28 @@ def kind_of(error: Fc7Error) -> Kind:
     return Kind(500, "internal", "The server failed")
 
 
-def problem(kind: Kind, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> JSONResponse:
-    """Return an RFC 9457 answer: type, title, status, detail and whatever else helps."""
-    content = {"type": f"urn:fc7:problem:{kind.slug}", "title": kind.title, "status": kind.status, "detail": detail}
-    return JSONResponse(content | more, kind.status, dict(headers or {}), media_type=PROBLEM_TYPE)
+class ProblemAnswer(JSONResponse):
+    """An RFC 9457 answer: type, title, status, detail and whatever else helps."""
+
+    def __init__(self, kind: Kind, detail: str, headers: Mapping[str, str], more: Mapping[str, Any]) -> None:
+        self.detail, self.extra_headers = detail, headers
+        slug = f"urn:fc7:problem:{kind.slug}"
+        content = {"type": slug, "title": kind.title, "status": kind.status, "detail": detail}
+        super().__init__(content | dict(more), kind.status, dict(headers), media_type=PROBLEM_TYPE)
+
+    def for_path(self, path: str) -> JSONResponse:
+        """Return the answer as a client of this path reads it: under `/v2` in the Open Inference Protocol's form."""
+        if path != INFERENCE_PATH and not path.startswith(INFERENCE_PATH + "/"):
+            return self
+        return JSONResponse({"error": self.detail}, self.status_code, dict(self.extra_headers))
 
 
-def problem_of(error: Fc7Error) -> JSONResponse:
+def problem(kind: Kind, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> ProblemAnswer:
+    """Return the answer for `kind`, with its sentence."""
+    return ProblemAnswer(kind, detail, headers or {}, more)
+
+
+def problem_of(error: Fc7Error) -> ProblemAnswer:
     """Return the answer for one of our own errors, with `limit` and `index` where the error has them."""
     more: dict[str, Any] = {}
     if isinstance(error, BadImageError):
@@ -349,7 +378,7 @@ def problem_of(error: Fc7Error) -> JSONResponse:
     return problem(kind, detail, headers, **more)
 
 
-def problem_of_validation(error: RequestValidationError) -> JSONResponse:
+def problem_of_validation(error: RequestValidationError) -> ProblemAnswer:
     """Return 422 naming the first bad parameter, its value and its range."""
     errors: Sequence[Any] = error.errors()
     first = errors[0]
@@ -361,13 +390,13 @@ def problem_of_validation(error: RequestValidationError) -> JSONResponse:
     return problem(STATUS[ParameterError], detail, parameter=name)
 
 
-def problem_of_http(error: HTTPException) -> JSONResponse:
+def problem_of_http(error: HTTPException) -> ProblemAnswer:
     """Return the framework's own refusals (no such path, method not allowed) as problems."""
     phrase = HTTPStatus(error.status_code).phrase
     slug = phrase.lower().replace(" ", "-")
     return problem(Kind(error.status_code, slug, phrase), str(error.detail), error.headers)
 
 
-def problem_of_bug() -> JSONResponse:
+def problem_of_bug() -> ProblemAnswer:
     """Return 500 for an exception that nobody foresaw, without a word of it."""
     return problem(Kind(500, "internal", "The server failed"), "an error inside the server; its log has the cause")

@@ -94,7 +94,7 @@ class Observe:
         except Exception:
             self._state.log.exception("bug", request_id=notes.request_id, path=scope["path"])
             if not status:
-                await problem_of_bug()(scope, receive, send_marked)
+                await problem_of_bug().for_path(scope["path"])(scope, receive, send_marked)
         finally:
             self._state.in_flight -= 1
             self._record(scope, notes, status, time.perf_counter() - started)

@@ -340,6 +340,49 @@ class Problem(BaseModel):
     index: int | None = None
 
 
+class InferenceTensor(BaseModel):
+    """A tensor of the Open Inference Protocol; -1 is any number."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class InferenceServer(BaseModel):
+    """What the server is, in the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class InferenceModel(BaseModel):
+    """What the model takes and gives, in the Open Inference Protocol."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[InferenceTensor]
+    outputs: list[InferenceTensor]
+
+
+class InferenceAnswer(BaseModel):
+    """An inference: `data` or, after the JSON, raw bytes (`parameters.binary_data_size`) of each output."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[dict[str, Any]]
+
+
+class InferenceProblem(BaseModel):
+    """What went wrong, in the Open Inference Protocol."""
+
+    error: str
+
+
 def thumbnail_path(key: str) -> str:
     """Return the path of the picture of `key`: whole in one segment, so that no key is mistaken for a longer path."""
     return f"/v1/images/{quote(key, safe='')}/thumbnail"

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from service.routes import classify, health, images, index, models, page, search
+from service.routes import classify, health, images, index, models, oip, page, search
 
-ROUTERS = (classify.router, search.router, images.router, index.router, models.router, health.router, page.router)
+ROUTERS = (
+    classify.router,
+    search.router,
+    images.router,
+    index.router,
+    models.router,
+    oip.router,
+    health.router,
+    page.router,
+)
 
 __all__ = ["ROUTERS"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from service.errors import DrainingError
-from service.schemas import Problem
+from service.schemas import InferenceProblem, Problem
 from service.state import State
 
 
@@ -62,6 +62,11 @@ _MEANINGS = {
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI words for the problems that a path can answer with."""
     return {status: {"model": Problem, "description": _MEANINGS[status]} for status in sorted(statuses)}
+
+
+def inference_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI words for what a path of the Open Inference Protocol can answer with instead."""
+    return {status: {"model": InferenceProblem, "description": _MEANINGS[status]} for status in sorted(statuses)}
 
 
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)
