@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test lint bench lock clean
+.PHONY: help setup demo serve test crash lint bench lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ serve: $(READY) ## Serve what is in FC7_HOME (default ./var)
 
 test: $(READY) ## Run the tests
 	$(BIN)/pytest
+
+crash: $(READY) ## Kill a server 200 times under concurrent writes, and look for what it acknowledged
+	$(BIN)/python -m tests.crash.hammer --rounds 200
 
 lint: $(READY) ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -1,0 +1,13 @@
+"""The short form of `make crash`: a few kills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.crash.hammer import Hammer
+
+
+def test_a_killed_server_has_all_that_it_acknowledged_and_nothing_half(tmp_path: Path) -> None:
+    hammer = Hammer(tmp_path / "home", seed=7)
+    hammer.run(rounds=3)
+    assert hammer.acknowledged > 0
