@@ -24,6 +24,7 @@ Fc7Error
     │   └── ModelNotLoadedError   a version that just left memory
     ├── ConflictError         what is asked for does not go with what is there
     │   └── TooManyModelsError    as many versions in memory as are allowed
+    ├── JobNotFoundError      no job of this id
     └── DeadlineError         decoding, waiting and running took too long
 
 Promises: every `Fc7Error` finds its status in `STATUS`, by its class or the nearest ancestor (a test walks them all);
@@ -173,6 +174,17 @@ class ForbiddenError(AccessError):
     """The caller is known, but may not do this. The text says what is missing."""
 
 
+class JobNotFoundError(ServiceError):
+    """No job has this id."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(job)
+        self.job = job
+
+    def __str__(self) -> str:
+        return f"no job has the id {self.job[:80]!r}; GET /v1/jobs lists them"
+
+
 class UnavailableError(ServiceError):
     """The service cannot answer now. `retry_after` is a whole number of seconds."""
 
@@ -277,6 +289,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     AccessError: Kind(403, "forbidden", "Not allowed"),
     # 404, 409: the thing asked for
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "No such image"),
+    JobNotFoundError: Kind(404, "no-such-job", "No such job"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "No such model"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No model to go back to"),
     model_errors.ModelInUseError: Kind(409, "model-in-use", "The model is in use"),
@@ -296,6 +309,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels"),
     model_errors.ModelNameError: Kind(422, "model-name", "Not a model's name"),
     index_errors.CursorError: Kind(422, "cursor", "Not a cursor of this index"),
+    index_errors.ArchiveError: Kind(422, "archive", "Not an archive that is taken"),
     index_errors.FilterError: Kind(422, "where", "Not a filter on this index"),
     index_errors.InvalidKeyError: Kind(422, "image-key", "Not a key"),
     index_errors.MetadataError: Kind(422, "metadata", "Bad metadata"),

@@ -19,6 +19,7 @@ from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour
 from model_store.artifact import Artifact
 from model_store.runner import top_k
 from service.batcher import Row
+from service.jobs import JobInfo
 
 MAX_NEIGHBOURS = 1000
 MAX_PAGE = 1000
@@ -284,6 +285,12 @@ class MetadataPatch(BaseModel):
     """A merge patch (RFC 7396) of an image. Only its metadata can be changed: names with null are removed."""
 
     metadata: dict[str, Any] | None
+
+
+class JobsAnswer(BaseModel):
+    """All jobs, newest first."""
+
+    jobs: list[JobInfo]
 
 
 class DeletedAnswer(BaseModel):

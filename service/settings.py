@@ -103,6 +103,11 @@ class Settings(BaseSettings):
     )
     keep_alive_s: int = Field(default=75, ge=1, le=3600, description="How long an idle connection is kept open (s).")
     max_body_bytes: int = Field(default=20_000_000, ge=1_000, description="Largest request body (bytes); beyond: 413.")
+    max_archive_bytes: int = Field(
+        default=4_000_000_000,
+        ge=1_000,
+        description="Largest archive of images, as it is sent and when it is unpacked (bytes); beyond: 413 or 422.",
+    )
     max_buffer_bytes: int = Field(
         default=256_000_000,
         ge=1_000,

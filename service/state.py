@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from index.errors import IndexModelError
@@ -25,6 +26,8 @@ from model_store.store import ModelStore
 from service.batcher import Batcher, BatchLimits
 from service.bodies import BodyBudget, BodyLimits
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, RunnerDeadError
+from service.importing import import_archive
+from service.jobs import Jobs
 from service.loaded import LoadedModels, Serving
 from service.logs import make_logger
 from service.metrics import Metrics
@@ -58,6 +61,7 @@ class State:
         self._index: ImageIndex | None = None
         self._index_error: IndexModelError | None = None
         self._open = ExitStack()
+        self._jobs: Jobs | None = None
 
     def open(self) -> None:
         """Load the active model and the index. Raises Fc7Error for what must not be served."""
@@ -77,6 +81,9 @@ class State:
                 self.models.load(artifact)
                 self._answer_with(artifact.id)
                 self._open_index(artifact, stack)
+                if self._index is not None:
+                    self._jobs = self._open_jobs()
+                    stack.callback(self._jobs.close)
             self._open = stack.pop_all()
         self.log.info("opened", model=self.served, seconds=round(time.perf_counter() - started, 2))
 
@@ -171,6 +178,14 @@ class State:
             raise NotReadyError("the index is not open")
         return self._index
 
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs of this home. Raises NotReadyError, IndexModelError."""
+        self.index()
+        if self._jobs is None:
+            raise NotReadyError("the index is not open")
+        return self._jobs
+
     async def decode(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Run `work` in a thread for decoding; cancelled while it waits, it never starts."""
         return await asyncio.get_running_loop().run_in_executor(self.decode_pool, work, *arguments)
@@ -216,6 +231,13 @@ class State:
         except IndexModelError as error:
             self._index_error = error
             self.log.warning("index of another model", detail=str(error))
+
+    def _open_jobs(self) -> Jobs:
+        return Jobs(
+            self.settings.home / "jobs",
+            partial(import_archive, self),
+            lambda job, error: self.log.error("job failed", job=job, exc_info=error),
+        )
 
     def _on_death(self, model: str, error: RunnerDeadError) -> None:
         self.log.error("model dead", model=model, detail=error.reason, exc_info=error.__cause__)

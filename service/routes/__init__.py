@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from service.routes import classify, health, images, index, models, oip, page, search
+from service.routes import classify, health, images, index, jobs, models, oip, page, search
 
 ROUTERS = (
     classify.router,
     search.router,
     images.router,
     index.router,
+    jobs.router,
     models.router,
     oip.router,
     health.router,
