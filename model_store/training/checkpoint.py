@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from model_store.durable import sync
 from model_store.errors import CheckpointError, NonFiniteLossError
+from model_store.training import machine
 from model_store.training.runs import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, read_tensors
 
 _VELOCITY_PREFIX: Final = "velocity."
-_RANDOM: Final = "random.torch"
+_RANDOM_PREFIX: Final = "random."
 _PLACE: Final = "place"
 
 
@@ -51,7 +52,8 @@ def write_checkpoint(run: Path, net: nn.Module, optimiser: torch.optim.Optimizer
     for name, weight in net.named_parameters():
         if "momentum_buffer" in optimiser.state.get(weight, {}):
             tensors[_VELOCITY_PREFIX + name] = optimiser.state[weight]["momentum_buffer"].contiguous()
-    tensors[_RANDOM] = torch.get_rng_state()
+    states = machine.random_states(next(net.parameters()).device)
+    tensors |= {_RANDOM_PREFIX + kind: state for kind, state in states.items()}
     _write(run / CHECKPOINT_FILE, tensors, {_PLACE: json.dumps(asdict(place))})
 
 
@@ -70,7 +72,7 @@ def restore_checkpoint(run: Path, net: nn.Module, optimiser: torch.optim.Optimiz
             if name in velocities:
                 # Of the weight's own memory layout, which the fused update relies on.
                 optimiser.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(velocities[name]).detach()
-        torch.set_rng_state(read_tensors(file, _RANDOM)[""])
+        machine.set_random_states(read_tensors(file, _RANDOM_PREFIX), next(net.parameters()).device)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{file} is missing or no checkpoint of this run: {error}") from error
     return place

@@ -11,8 +11,8 @@ import argparse
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from rich.markup import escape
 from model_store.artifact import check_name
 from model_store.errors import CheckpointError, DatasetError, Fc7Error
 from model_store.training import machine
+from model_store.training.distributed import Group, joined
 from model_store.training.parents import find_parent
 from model_store.training.progress import Reporter, TerminalReporter
 from model_store.training.recipe import load_recipe
@@ -51,12 +52,18 @@ class Request:
     force: bool = False
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     workers: int | None = None
+    device: str = "auto"
+    towers: bool = False
 
 
-def run_command(request: Request) -> int:
-    """Train or resume with bars on the terminal; return the exit code. Raises the errors of `train` and `resume`."""
-    result = with_terminal(lambda reporter, stop: _run(request, reporter, stop))
-    reporter = TerminalReporter()
+def run_command(request: Request, environment: Mapping[str, str] | None = None) -> int:
+    """Train or resume with bars on the terminal; return the exit code. Raises the errors of `train` and `resume`.
+
+    environment: the process's, where torchrun tells who the others are; the first of them shows the bars. None: alone.
+    """
+    with joined(environment or {}, request.device) as group:
+        result = with_terminal(lambda reporter, stop: _run(request, group, reporter, stop), quiet=not group.first)
+        reporter = TerminalReporter() if group.first else Reporter()
     if not result.finished:
         reporter.note(f"stopped; the checkpoint is in {result.run}. Go on: fc7 train --resume --name {request.name}")
         return STOPPED
@@ -67,15 +74,15 @@ def run_command(request: Request) -> int:
     return 0
 
 
-def _run(request: Request, reporter: Reporter, stop: threading.Event) -> Result:
-    resources = Resources(request.memory_budget, request.workers)
+def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Event) -> Result:
+    resources = Resources(request.memory_budget, request.workers, group, request.towers)
     recipe = None
     if request.recipe is not None or request.settings or not request.resume:
         recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
     if request.resume:
         if request.parent is not None:
             raise CheckpointError("a resumed run goes on from its own checkpoint: give --resume or --from, not both")
-        run = find_run(request.home, request.name)
+        run: Path = group.from_first(find_run(request.home, request.name) if group.first else None)
         return resume(
             run,
             data=request.data,
@@ -100,11 +107,16 @@ def _run(request: Request, reporter: Reporter, stop: threading.Event) -> Result:
     )
 
 
-def with_terminal(work: Callable[[Reporter, threading.Event], T]) -> T:
-    """Do `work` with bars on the terminal, and a stop that the first Ctrl-C or SIGTERM sets; return its result."""
+def with_terminal(work: Callable[[Reporter, threading.Event], T], *, quiet: bool = False) -> T:
+    """Do `work` with bars on the terminal, and a stop that the first Ctrl-C or SIGTERM sets; return its result.
+
+    quiet: nothing is shown, as another process shows it.
+    """
     machine.keep_memory()
     stop = threading.Event()
-    with TerminalReporter() as reporter, _stop_on_signals(stop, reporter):
+    with ExitStack() as stack:
+        reporter = Reporter() if quiet else stack.enter_context(TerminalReporter())
+        stack.enter_context(_stop_on_signals(stop, reporter))
         return work(reporter, stop)
 
 
@@ -140,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("FC7_HOME", "var")), help="FC7_HOME")
     parser.add_argument("--memory-budget", type=int, default=DEFAULT_MEMORY_BUDGET >> 20, metavar="MIB")
     parser.add_argument("--workers", type=int, help="threads that decode")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--towers", action="store_true", help="two processes with a tower each, as in the paper")
     given = parser.parse_args(arguments)
     request = Request(
         home=given.home,
@@ -153,9 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         force=given.force,
         memory_budget=given.memory_budget << 20,
         workers=given.workers,
+        device=given.device,
+        towers=given.towers,
     )
     try:
-        return run_command(request)
+        return run_command(request, os.environ)
     except Fc7Error as error:
         Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)), highlight=False)
         return 1

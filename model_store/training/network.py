@@ -256,6 +256,8 @@ class AlexNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        # (first row, rows in all) of the batch at hand, when other processes have the rest of it.
+        self.rows: tuple[int, int] | None = None
         below, size = 3, INPUT_SIZE
         for layer, out in zip(architecture.layers, architecture.maps(), strict=False):
             self.add_module(layer.name, _module(layer, below if not isinstance(layer, Hidden) else below * size * size))
@@ -277,6 +279,7 @@ class AlexNet(nn.Module):
             module = self.get_submodule(layer.name)
             match layer:
                 case Conv():
+                    x = self._seen_by(layer.name, x)
                     if layer.edge:
                         x = functional.pad(x, (0, layer.edge, 0, layer.edge))
                     weight = cast(Tensor, module.weight)
@@ -294,20 +297,31 @@ class AlexNet(nn.Module):
                 case Norm():
                     x = module(x)
                 case Hidden():
-                    features = functional.relu(module(x.flatten(1)))
+                    features = functional.relu(module(self._seen_by(layer.name, x.flatten(1))))
                     x = self._dropout(features)
-        logits: Tensor = self.fc8(x.flatten(1))
-        return logits, features
+        return self._classify(x.flatten(1)), features
+
+    def _seen_by(self, layer: str, x: Tensor) -> Tensor:  # noqa: ARG002 (a tower's net looks up what it must fetch)
+        """Return what the layer sees: all that the one below put out."""
+        return x
+
+    def _classify(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.fc8(x))
 
     def _dropout(self, x: Tensor) -> Tensor:
         match self.architecture.dropout:
             case "paper" if self.training:
-                return x * torch.empty_like(x).bernoulli_(1 - DROPOUT_RATE)
+                return x * self._mask(x)
             case "paper":
                 return x * (1 - DROPOUT_RATE)
             case "inverted":
-                return functional.dropout(x, DROPOUT_RATE, self.training)
+                return x * self._mask(x).div_(1 - DROPOUT_RATE) if self.training else x
         return x
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """Return ones and zeros for `x`: drawn for the whole batch, however many processes share it."""
+        first, count = self.rows or (0, len(x))
+        return x.new_empty((count, x.shape[1])).bernoulli_(1 - DROPOUT_RATE)[first : first + len(x)]
 
     @torch.no_grad()
     def folded(self) -> AlexNet:

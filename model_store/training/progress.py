@@ -5,7 +5,8 @@ Does not: decide what is worth a warning (the trainer does).
 
 Lines of `metrics.jsonl`: {"kind": "step", "step", "epoch", "loss", "error", "rate"} and {"kind": "epoch", "epoch",
 "step", "train_loss", "train_error", "val_loss", "val_error", "val_top5_error", "rate", "seconds", "images_per_second",
-"wait_share"}. Errors are shares from 0 to 1; epochs count from 1; the val_ keys are missing where it was not validated.
+"wait_share"}, with "images" and "sent_<layer>" (bytes) where two towers train. Errors are shares from 0 to 1; epochs
+count from 1; the val_ keys are missing where it was not validated.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from model_store.durable import write_atomic
 from model_store.training.runs import METRICS_FILE, read_metrics
 
 LOG_EVERY = 10  # steps
+SENT = "sent_"  # and a layer: bytes that this process sent for it in the epoch
 
 
 class Reporter:
@@ -92,6 +94,10 @@ class TerminalReporter(Reporter):
         if "val_error" in record:
             text += f"; val loss {record['val_loss']:.3f}, error {record['val_error']:.1%}"
         self.note(f"{text}; {record['images_per_second']:.0f} images/s, {record['wait_share']:.0%} waiting for data")
+        sent = {key.removeprefix(SENT): value for key, value in record.items() if key.startswith(SENT)}
+        if sent:
+            each = ", ".join(f"{layer} {value / record['images']:,.0f}" for layer, value in sent.items())
+            self.note(f"bytes that a tower sent for an image: {each}; {sum(sent.values()):,} in this epoch")
 
     def _move(self, name: str, done: int, total: int, state: str) -> None:
         if name not in self._tasks:

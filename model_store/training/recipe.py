@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from model_store.errors import RecipeError
-from model_store.training.network import Architecture, Dropout, Initialisation
+from model_store.training.network import Architecture, Dropout, Initialisation, Norm
 from model_store.training.variants import Variant, variant_layers
 
 Schedule = Literal["one-cycle", "cosine", "plateau", "constant"]
 UpdateRule = Literal["torch", "paper"]
 Precision = Literal["auto", "bfloat16", "float32"]
+# "paper": the formula over all maps of a layer; "towers": the same within a tower; "original": within a tower, and
+# alpha divided by the number of maps in the sum, as the original code has it.
+Normalisation = Literal["paper", "towers", "original"]
+_ORIGINAL_ALPHA: Final = 1e-4 / 5  # layers-145.cfg: alpha over the five maps of the sum
 
 
 def _within(default: float, low: float, high: float) -> Any:
@@ -39,6 +43,7 @@ class Recipe:
     input_scale: float = _within(1.0, 1e-4, 1)  # factor on the mean-subtracted pixels; 1 is the paper's
     dropout: Dropout = "paper"
     initialisation: Initialisation = "paper"
+    normalisation: Normalisation = "paper"
     # The optimiser (section 5).
     epochs: int = _within(90, 1, 10_000)
     batch_size: int = _within(128, 1, 65_536)
@@ -58,6 +63,8 @@ class Recipe:
     flip_vertical: bool = False
     quarter_turns: bool = False  # for pictures without an upright side
     colour_noise: float = _within(0.1, 0, 10)  # deviation of the alphas; 0 is off
+    noise_shrinks: bool = False  # the original code divides a noisy image by 1 + colour_noise
+    noise_off_below: float = _within(0, 0, 1)  # no noise once the rate is below this share of the highest
     # What it is asked for (the Bag of Tricks; the paper has neither).
     label_smoothing: float = _within(0.0, 0, 0.99)  # the share of a label that is spread evenly over all classes
     mixup: float = _within(0.0, 0, 10)  # alpha of the Beta that blends two pictures and labels; 0 is off
@@ -78,6 +85,10 @@ class Recipe:
         """Return the net of this recipe for `classes` classes."""
         name = "alexnet" if self.variant == "full" else f"alexnet-{self.variant}"
         whole = Architecture(classes, variant_layers(self.variant), self.dropout, self.input_scale, name)
+        if self.normalisation != "paper":
+            changes = {"towers": 2} if self.normalisation == "towers" else {"towers": 2, "alpha": _ORIGINAL_ALPHA}
+            layers = (replace(layer, **changes) if isinstance(layer, Norm) else layer for layer in whole.layers)
+            whole = replace(whole, layers=tuple(layers))
         return whole.scaled(self.width)
 
     @property

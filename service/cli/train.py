@@ -5,6 +5,7 @@ Does not: import torch unless the command runs; the serving installation has no 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,10 @@ def train(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode [default: one a core]", show_default=False)
     ] = None,
+    device: Annotated[str, typer.Option(help="auto (CUDA where it works), cpu, cuda or cuda:1.")] = "auto",
+    towers: Annotated[
+        bool, typer.Option("--towers", help="Two processes of torchrun have a tower each, as in the paper.")
+    ] = False,
     home: Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)] = None,
 ) -> None:
     """Train a net. Ctrl-C stops it with a checkpoint, and --resume goes on exactly there."""
@@ -61,5 +66,7 @@ def train(
         force=force,
         memory_budget=memory_budget << 20,
         workers=workers,
+        device=device,
+        towers=towers,
     )
-    raise typer.Exit(run_command(request))
+    raise typer.Exit(run_command(request, os.environ))

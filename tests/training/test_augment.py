@@ -79,6 +79,24 @@ def test_colour_noise_has_the_square_root_of_the_eigenvalues() -> None:
     assert np.abs(np.corrcoef(along.T) - np.eye(3)).max() < 0.06
 
 
+def test_the_original_code_divides_noisy_images_by_one_and_a_tenth_and_ends_the_noise() -> None:
+    pixels = np.stack([PLACES] * 6)
+    plain, original = (Augmenter(Recipe(noise_shrinks=shrinks), statistics(20)) for shrinks in (False, True))
+    noisy = plain.training_batch(pixels, 0, 0, 0)
+    torch.testing.assert_close(original.training_batch(pixels, 0, 0, 0), noisy / 1.1)
+    assert float((noisy - plain.training_batch(pixels, 0, 0, 0, noisy=False)).abs().max()) > 1
+    without = Augmenter(Recipe(colour_noise=0), statistics(20)).training_batch(pixels, 0, 0, 0)
+    assert torch.equal(original.training_batch(pixels, 0, 0, 0, noisy=False), without)
+
+
+def test_parts_of_a_batch_are_what_the_whole_would_be() -> None:
+    augmenter = Augmenter(Recipe(flip_vertical=True, quarter_turns=True), statistics())
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
+    whole = augmenter.training_batch(pixels, 1, 2, 3)
+    parts = [augmenter.training_batch(pixels[at], 1, 2, 3, rows=(at.start, 7)) for at in (slice(0, 3), slice(3, 7))]
+    assert torch.equal(torch.cat(parts), whole)
+
+
 def test_draws_follow_from_seed_epoch_and_step() -> None:
     augmenter = Augmenter(Recipe(), statistics())
     pixels = np.stack([PLACES] * 8)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn import functional
 
 from model_store.errors import RecipeError
-from model_store.training.recipe import Recipe, load_recipe, recipe_names
+from model_store.training.network import LocalResponseNorm, Norm
+from model_store.training.recipe import Normalisation, Recipe, load_recipe, recipe_names
 
 
 def test_the_recipes_that_come_with_fc7_are_valid() -> None:
@@ -26,6 +29,33 @@ def test_the_paper_recipe_is_the_papers() -> None:
         "paper",
     )
     assert recipe.architecture(1000).layers[0].name == "conv1"
+
+
+def test_the_original_recipe_differs_from_the_papers_where_the_released_code_does() -> None:
+    paper, original = load_recipe("paper").to_dict(), load_recipe("original").to_dict()
+    assert {key: value for key, value in original.items() if paper[key] != value} == {
+        "name": "original",
+        "initialisation": "original",
+        "normalisation": "original",
+        "decay_biases": False,
+        "bias_rate_factor": 2.0,
+        "noise_shrinks": True,
+        "noise_off_below": 0.005,
+    }
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "towers", "alpha"), [("paper", 1, 1e-4), ("towers", 2, 1e-4), ("original", 2, 2e-5)]
+)
+def test_each_normalisation_sums_over_its_own_maps(normalisation: Normalisation, towers: int, alpha: float) -> None:
+    norms = [layer for layer in Recipe(normalisation=normalisation).architecture(3).layers if isinstance(layer, Norm)]
+    assert [(norm.towers, norm.size, norm.k) for norm in norms] == [(towers, 5, 2.0)] * 2
+    assert [norm.alpha for norm in norms] == pytest.approx([alpha] * 2)
+    x = torch.rand(2, 96, 3, 3, generator=torch.Generator().manual_seed(0)) * 200
+    # torch divides alpha by the size.
+    expected = [functional.local_response_norm(half, 5, 5 * alpha, 0.75, 2.0) for half in x.chunk(towers, 1)]
+    module = LocalResponseNorm(96, alpha=norms[0].alpha, towers=norms[0].towers)
+    torch.testing.assert_close(module(x), torch.cat(expected, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_settings_change_a_recipe_in_the_keys_own_type() -> None:

@@ -17,10 +17,11 @@ from model_store.errors import CheckpointError, NonFiniteLossError
 from model_store.image import prepare
 from model_store.training import runs
 from model_store.training.checkpoint import Place, finish, write_checkpoint
+from model_store.training.flat_loss import FlatLossWatch
 from model_store.training.progress import Reporter
 from model_store.training.recipe import Recipe
 from model_store.training.runs import find_run, load_run, read_tensors
-from model_store.training.train import FlatLossWatch, Resources, Result, resume, train
+from model_store.training.train import Resources, Result, resume, train
 from tests.support.class_folders import write_class_folders
 
 RECIPE = Recipe(
@@ -220,6 +221,14 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) 
     with pytest.raises(NonFiniteLossError):
         finish(tmp_path, net, 5)
     assert not (tmp_path / runs.MODEL_FILE).exists()
+
+
+def test_colour_noise_is_off_while_the_rate_is_below_its_share(data: Path, tmp_path: Path) -> None:
+    # The cycle's highest rate falls between two steps here, so that all of them are below it.
+    noisy = replace(RECIPE, colour_noise=5, epochs=1, warm_up=0.3)
+    none = start(data, tmp_path / "none", replace(noisy, colour_noise=0)).run
+    assert same(start(data, tmp_path / "off", replace(noisy, noise_off_below=1)).run, none)
+    assert not same(start(data, tmp_path / "on", replace(noisy, noise_off_below=0.01)).run, none)
 
 
 def test_a_loss_that_stays_flat_draws_one_warning_with_a_cause(data: Path, tmp_path: Path) -> None:
