@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from model_store.training.runs import Statistics
 Split = Literal["train", "val"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val")
 IMAGE_BYTES: Final = SIZE * SIZE * 3
+T = TypeVar("T")
+R = TypeVar("R")
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
@@ -37,6 +39,32 @@ class Sample:
 
     path: Path
     label: int
+
+    def read(self) -> bytes:
+        """Return the file's bytes. Raises OSError."""
+        return self.path.read_bytes()
+
+
+def read_part(path: Path, offset: int, size: int | None) -> bytes:
+    """Return `size` bytes of a file from `offset` on; None: all that follow. Raises OSError."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(-1 if size is None else size)
+
+
+class Readable(Protocol):
+    """One image of a split: where it lies, its class, and its bytes."""
+
+    @property
+    def path(self) -> Path:
+        """The file that it is, or lies in."""
+
+    @property
+    def label(self) -> int:
+        """The index of its class."""
+
+    def read(self) -> bytes:
+        """Return the image file's bytes. Raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +97,15 @@ class ImageSet:
     """The readable images of one split, by position: labels, and prepared pixels from memory or decoded again."""
 
     def __init__(
-        self, samples: Sequence[Sample], pixels: NDArray[np.uint8] | None, workers: ThreadPoolExecutor
+        self, samples: Sequence[Readable], pixels: NDArray[np.uint8] | None, workers: ThreadPoolExecutor
     ) -> None:
-        self.paths = tuple(sample.path for sample in samples)
+        self.samples = tuple(samples)
         self.labels = np.array([sample.label for sample in samples], dtype=np.int64)
         self._pixels = pixels
         self._workers = workers
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.samples)
 
     @property
     def in_memory(self) -> bool:
@@ -89,7 +117,7 @@ class ImageSet:
         if self._pixels is not None:
             return self._pixels[positions]
         try:
-            return np.stack(list(self._workers.map(lambda at: prepare(self.paths[at].read_bytes()), positions)))
+            return np.stack(list(self._workers.map(lambda at: prepare(self.samples[at].read()), positions)))
         except (OSError, ImageError) as error:
             raise DatasetError(f"an image changed while it was in use: {error}. Start again with --resume") from error
 
@@ -166,14 +194,14 @@ def open_dataset(
     skipped = list(folders.ignored)
     contents: dict[Split, dict[str, Path]] = {"train": {}, "val": {}}
     digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
-    sums = _Sums()
+    sums = Sums()
     sets: dict[Split, ImageSet] = {}
     done = 0
     for split in SPLITS:
         samples = folders.samples[split]
         pixels = np.empty((len(samples), SIZE, SIZE, 3), np.uint8) if keep else None
         readable: list[Sample] = []
-        for sample, read in zip(samples, _in_order(workers, _read, samples), strict=True):
+        for sample, read in zip(samples, in_order(workers, _read, samples), strict=True):
             done += 1
             if isinstance(read, Skipped):
                 skipped.append(read)
@@ -184,7 +212,7 @@ def open_dataset(
                 contents[split].setdefault(read.sha256, sample.path)
                 digest.update(f"{sample.path.relative_to(root).as_posix()}\0{read.sha256}\n".encode())
                 if split == "train":
-                    sums.add(read)
+                    sums.add(read.pixels, read.products, read.totals)
             if progress is not None:
                 progress(done, total)
         _require_every_class(folders, split, readable)
@@ -226,14 +254,16 @@ def _read(sample: Sample) -> _Read | Skipped:
         pixels = prepare(content)
     except (ImageError, OSError) as error:
         return Skipped(sample.path, str(error))
+    return _Read(pixels, hashlib.sha256(content).hexdigest(), *channel_sums(pixels))
+
+
+def channel_sums(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sums of products of the channels, int64 [3, 3], and of the channels, int64 [3], over all pixels."""
     channels = pixels.reshape(-1, 3).astype(np.float64)  # whole numbers, so these sums are exact
-    products = (channels.T @ channels).astype(np.int64)
-    return _Read(pixels, hashlib.sha256(content).hexdigest(), products, channels.sum(0).astype(np.int64))
+    return (channels.T @ channels).astype(np.int64), channels.sum(0).astype(np.int64)
 
 
-def _in_order(
-    workers: ThreadPoolExecutor, read: Callable[[Sample], _Read | Skipped], samples: Sequence[Sample]
-) -> Iterator[_Read | Skipped]:
+def in_order(workers: ThreadPoolExecutor, read: Callable[[T], R], samples: Sequence[T]) -> Iterator[R]:
     """Yield `read` of each sample in order, with few in flight: all of the results at once might not fit in memory."""
     rest = iter(samples)
     waiting = [workers.submit(read, sample) for sample in islice(rest, 32)]
@@ -243,22 +273,24 @@ def _in_order(
         yield result
 
 
-class _Sums:
-    """Exact running sums for the mean image and the covariance of RGB."""
+@dataclass(slots=True)
+class Sums:
+    """Exact running sums for the mean image and the covariance of RGB. `products` and `totals`: of `channel_sums`."""
 
-    def __init__(self) -> None:
-        self.images = 0
-        self.image = np.zeros((SIZE, SIZE, 3), np.int64)
-        self.products = np.zeros((3, 3), np.int64)
-        self.totals = np.zeros(3, np.int64)
+    images: int = 0
+    image: NDArray[np.int64] = field(default_factory=lambda: np.zeros((SIZE, SIZE, 3), np.int64))
+    products: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 3), np.int64))
+    totals: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
 
-    def add(self, read: _Read) -> None:
+    def add(self, pixels: NDArray[np.uint8], products: NDArray[np.int64], totals: NDArray[np.int64]) -> None:
+        """Add an image, uint8 [256, 256, 3], with its `channel_sums`."""
         self.images += 1
-        self.image += read.pixels
-        self.products += read.products
-        self.totals += read.totals
+        self.image += pixels
+        self.products += products
+        self.totals += totals
 
     def statistics(self) -> Statistics:
+        """Return the mean image and the components of all images added."""
         pixels = self.images * SIZE * SIZE
         mean = self.totals / pixels
         covariance = self.products / pixels - np.outer(mean, mean)

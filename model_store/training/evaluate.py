@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from model_store.errors import DatasetError, ImageError
 from model_store.image import CROP, PREPARATION, SIZE, find_images, prepare, views
 from model_store.runner import Runner, average_views, top_k
-from model_store.training.dataset import Skipped
+from model_store.training.dataset import Skipped, read_part
 from model_store.training.network import AlexNet
+from model_store.training.shards import is_sharded, read_entries, read_folder
 
 TOP: Final = 5
 BATCH_ROWS: Final = 40  # views run at once: enough for full speed on two cores, and four images of ten views
@@ -39,10 +40,16 @@ class LabelledFile:
 
     path: Path
     label: str
+    offset: int = 0  # where it begins in the file, which is a shard then
+    size: int | None = None  # bytes; None: the whole file
+
+    def read(self) -> bytes:
+        """Return the image's bytes. Raises OSError."""
+        return read_part(self.path, self.offset, self.size)
 
 
 class SplitImages:
-    """The images of `<root>/<split>/<class>/*`, decoded by threads while they are iterated over.
+    """The images of `<root>/<split>/<class>/*`, or of a split of prepared shards, decoded while they are iterated over.
 
     Unlike `open_dataset` it needs no second split and keeps no pixels, so a test set of any size will do. After a whole
     iteration `skipped` lists what could not be read, and `sha256` identifies the images that were.
@@ -50,6 +57,13 @@ class SplitImages:
 
     def __init__(self, root: Path, split: str = "val") -> None:
         """List the files. Raises DatasetError for a folder that is missing or has no class folders or no images."""
+        self.skipped: list[Skipped] = []
+        self.sha256 = ""
+        if is_sharded(root):
+            self.folder, folder = root, read_folder(root)
+            entries = read_entries(folder, split)
+            self.files = [LabelledFile(e.path, folder.classes[e.label], e.offset, e.size) for e in entries]
+            return
         self.folder = root / split
         if not self.folder.is_dir():
             raise DatasetError(f"{self.folder} is no folder: images are expected as {self.folder}/<class>/*")
@@ -57,8 +71,6 @@ class SplitImages:
         self.files = [LabelledFile(path, folder.name) for folder in classes for path in find_images(folder)]
         if not self.files:
             raise DatasetError(f"{self.folder} has no images in class folders: they are expected as <class>/*")
-        self.skipped: list[Skipped] = []
-        self.sha256 = ""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -69,10 +81,10 @@ class SplitImages:
         digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode") as workers:
             rest = iter(self.files)
-            waiting = deque((file, workers.submit(_read, file.path)) for file in islice(rest, _AHEAD))
+            waiting = deque((file, workers.submit(_read, file)) for file in islice(rest, _AHEAD))
             while waiting:
                 file, future = waiting.popleft()
-                waiting.extend((file, workers.submit(_read, file.path)) for file in islice(rest, 1))
+                waiting.extend((file, workers.submit(_read, file)) for file in islice(rest, 1))
                 read = future.result()
                 if isinstance(read, Skipped):
                     self.skipped.append(read)
@@ -88,19 +100,19 @@ class SplitImages:
         Raises DatasetError when none of those can be read.
         """
         step = max(1, len(self.files) // count)
-        read = [_read(file.path) for file in self.files[::step][:count]]
+        read = [_read(file) for file in self.files[::step][:count]]
         pixels = [entry[0] for entry in read if not isinstance(entry, Skipped)]
         if not pixels:
             raise DatasetError(f"of {len(read)} images tried in {self.folder} none can be read: {read[0]}")
         return np.stack(pixels)
 
 
-def _read(path: Path) -> tuple[NDArray[np.uint8], str] | Skipped:
+def _read(file: LabelledFile) -> tuple[NDArray[np.uint8], str] | Skipped:
     try:
-        content = path.read_bytes()
+        content = file.read()
         return prepare(content), hashlib.sha256(content).hexdigest()
     except (ImageError, OSError) as error:
-        return Skipped(path, str(error))
+        return Skipped(file.path, str(error))
 
 
 class Predictor(Protocol):

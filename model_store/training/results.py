@@ -169,7 +169,7 @@ def _read(files: Sequence[LabelledFile], count: int) -> list[Picture]:
         if len(pictures) == count:
             break
         try:
-            pictures.append(Picture(prepare(file.path.read_bytes()), file.label))
+            pictures.append(Picture(prepare(file.read()), file.label))
         except (ImageError, OSError):
             continue
     if not pictures:
@@ -187,7 +187,7 @@ def _embed(
         batch = []
         for file in files[start : start + BATCH_ROWS]:
             try:
-                batch.append((file, prepare(file.path.read_bytes())))
+                batch.append((file, prepare(file.read())))
             except (ImageError, OSError):
                 continue
         if batch:

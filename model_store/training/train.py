@@ -47,6 +47,7 @@ from model_store.training.optim import build_schedule, set_rate
 from model_store.training.parents import Parent, child_architecture
 from model_store.training.progress import LOG_EVERY, SENT, MetricsLog, Reporter
 from model_store.training.recipe import Recipe
+from model_store.training.shards import is_sharded, open_shards
 from model_store.training.towers import Towers, require_towers
 
 DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels: about 10,900 images
@@ -195,7 +196,11 @@ def _begin_folder(home: Path, info: runs.RunInfo, dataset: Dataset) -> Path:
 
 def _open(stack: ExitStack, data: Path, resources: Resources, reporter: Reporter) -> Dataset:
     workers = stack.enter_context(ThreadPoolExecutor(resources.workers or os.cpu_count() or 1, "decode"))
-    dataset = open_dataset(data, memory_budget=resources.memory_budget, workers=workers, progress=reporter.reading)
+    budget = resources.memory_budget
+    if is_sharded(data):
+        dataset = open_shards(data, memory_budget=budget, workers=workers)
+    else:
+        dataset = open_dataset(data, memory_budget=budget, workers=workers, progress=reporter.reading)
     resources.group.require_same_data(dataset.hash)
     where = "in memory" if dataset.train.in_memory else "decoded as they are needed: over the memory budget"
     reporter.note(

@@ -5,13 +5,27 @@ Does not: import torch, or download anything.
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from service.cli.extras import training_extra
+
+if TYPE_CHECKING:
+    from model_store.training.sources import Source
+
+_NOTES: Final = 5  # listed one by one
 app = typer.Typer(help="Data sets to train on.", no_args_is_help=True)
 
 
@@ -43,3 +57,114 @@ def demo(
         markup=False,
     )
     console.print(f"Next: fc7 train --data {arranged.folder} --recipe small --name solar", markup=False)
+
+
+@app.command()
+def ilsvrc(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="ILSVRC's tars and kit, or what they unpack to.")],
+) -> None:
+    """Check ILSVRC-2010 or 2012 as distributed: kit, ground truth, and images of every class. Nothing is written."""
+    with training_extra():
+        from model_store.training.ilsvrc import ilsvrc_source  # noqa: PLC0415
+    source = ilsvrc_source(folder)
+    _print_source(source)
+    Console(soft_wrap=True, highlight=False).print(f"Next: fc7 data prepare {folder} SHARDS", markup=False)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="ILSVRC as distributed, or class folders.")],
+    out: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder for the shards; made if missing.")],
+    *,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 95,
+    lossless: Annotated[bool, typer.Option("--lossless", help="PNGs instead: exact, much larger.")] = False,
+    shard_images: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 1_000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads [default: one a core]", show_default=False)
+    ] = None,
+) -> None:
+    """Prepare images once, as 256x256 in tars (WebDataset); the same command goes on after an interruption."""
+    with training_extra():
+        from model_store.training.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
+        from model_store.training.preparing import Encoding, prepare_shards  # noqa: PLC0415
+        from model_store.training.shards import read_folder  # noqa: PLC0415
+        from model_store.training.sources import class_folder_source  # noqa: PLC0415
+    found = ilsvrc_source(source) if is_ilsvrc(source) else class_folder_source(source)
+    _print_source(found)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with _bars(console) as bars, _stop_on_interrupt() as stopped:
+        task = bars.add_task("preparing", total=None)
+        whole = prepare_shards(
+            found,
+            out,
+            encoding=Encoding(None if lossless else quality),
+            shard_images=shard_images,
+            workers=workers or os.cpu_count() or 1,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+            stop=stopped,
+        )
+    if not whole:
+        console.print("stopped after a whole shard; the same command goes on there", markup=False)
+        raise typer.Exit(130)
+    folder = read_folder(out)
+    shards = [shard for split in folder.splits.values() for shard in split]
+    console.print(
+        f"{sum(shard.images for shard in shards):,} images in {len(shards):,} shards, "
+        f"{sum(shard.size for shard in shards) / 1e6:,.1f} MB, {folder.encoding}",
+        markup=False,
+    )
+    skipped = len(json.loads((out / "skipped.json").read_text(encoding="utf-8")))
+    if skipped:
+        console.print(f"{skipped:,} files were skipped: {out / 'skipped.json'} lists them", markup=False)
+    if folder.duplicates:
+        pairs = len(folder.duplicates)
+        console.print(f"{pairs:,} images of train are, byte for byte, in val: the error will be too good", markup=False)
+    console.print(f"Next: fc7 data verify {out}, then fc7 train --data {out} --recipe paper --name NAME", markup=False)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="A folder that fc7 data prepare made.")],
+) -> None:
+    """Compare every byte of prepared shards with their hashes."""
+    with training_extra():
+        from model_store.training.shards import verify_shards  # noqa: PLC0415
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with _bars(console) as bars:
+        task = bars.add_task("verifying", total=None)
+        found = verify_shards(folder, lambda done, total: bars.update(task, completed=done, total=total))
+    images = ", ".join(f"{sum(s.images for s in shards):,} of {split}" for split, shards in found.splits.items())
+    console.print(f"every byte is as it was written: {images}; data hash {found.hash[:12]}", markup=False)
+
+
+def _bars(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
+def _print_source(source: Source) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    counts = ", ".join(f"{len(items):,} of {split}" for split, items in source.splits.items())
+    console.print(f"{source.kind} in {source.root}: {len(source.classes):,} classes; images: {counts}", markup=False)
+    for note in source.notes[:_NOTES]:
+        console.print(f"note: {note}", markup=False)
+    if len(source.notes) > _NOTES:
+        console.print(f"note: and {len(source.notes) - _NOTES} more classes like these", markup=False)
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield a question that is true after the first Ctrl-C or SIGTERM; the second one interrupts at once."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop.is_set
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

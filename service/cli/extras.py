@@ -8,7 +8,7 @@ from typing import Final
 
 from model_store.errors import MissingExtraError
 
-_TRAINING: Final = frozenset({"torch", "onnx", "matplotlib", "safetensors", "tensorboard"})
+_TRAINING: Final = frozenset({"torch", "onnx", "matplotlib", "safetensors", "scipy", "tensorboard"})
 
 
 @contextmanager

@@ -39,7 +39,8 @@ def test_classes_are_folder_names_in_alphabetical_order(root: Path, workers: Thr
     assert dataset.classes == ("a, red one", "blue", "green")
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert dataset.class_counts().tolist() == [3, 3, 3]
-    assert [path.parent.name for path in dataset.val.paths] == ["a, red one"] * 2 + ["blue"] * 2 + ["green"] * 2
+    folders = [sample.path.parent.name for sample in dataset.val.samples]
+    assert folders == ["a, red one"] * 2 + ["blue"] * 2 + ["green"] * 2
 
 
 @pytest.mark.parametrize("images_in_budget", [15, 14])
@@ -49,7 +50,7 @@ def test_pixels_are_those_of_prepare_in_memory_or_not(
     dataset = opened(root, workers, images_in_budget * IMAGE_BYTES)
     assert dataset.train.in_memory is (images_in_budget == 15)
     positions = np.array([7, 0, 7])
-    expected = [prepare(dataset.train.paths[position].read_bytes()) for position in positions]
+    expected = [prepare(dataset.train.samples[position].read()) for position in positions]
     np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
 
 
@@ -100,9 +101,9 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(root: Path, worker
     }
     assert all(item.reason for item in dataset.skipped)
     assert (len(dataset.train), len(dataset.val)) == (8, 6)
-    assert broken not in dataset.train.paths
+    assert broken not in [sample.path for sample in dataset.train.samples]
     positions = np.arange(8)
-    expected = [prepare(path.read_bytes()) for path in dataset.train.paths]
+    expected = [prepare(sample.read()) for sample in dataset.train.samples]
     np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
 
 
