@@ -141,7 +141,7 @@ def _stop_on_signals(stop: threading.Event, reporter: Reporter) -> Iterator[None
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments of `python -m model_store.training.train` and run; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m model_store.training.train", description="Train a net.")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="class folders: DIR/{train,val}/<class>/*")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="class folders DIR/{train,val}/<class>/*, or shards")
     parser.add_argument("--recipe", help="a recipe's name or .toml file")
     parser.add_argument("--name", required=True, help="the run's name")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")

@@ -19,7 +19,7 @@ def train(
     *,
     name: Annotated[str, typer.Option(help="The run's name, and the model's when it is exported.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Class folders: DIR/train/<class>/*, DIR/val/<class>/*.")
+        Path | None, typer.Option(metavar="DIR", help="Class folders DIR/{train,val}/<class>/*, or shards.")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="small, paper, or a .toml file [default: small]", show_default=False)

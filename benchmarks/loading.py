@@ -1,0 +1,113 @@
+"""How fast images reach the device, and which share of its time training waits for them.
+
+    python -m benchmarks.loading --data DIR [--images 400] [--batch 64]
+
+DIR: class folders of photographs (<root>/{train,val}/<class>/*). It prepares shards in a temporary folder and measures
+in one run: originals and shards decoded by threads and by processes; crops, flips and colour noise; then training
+itself, with the paper's net, from class folders and from shards, and the share of the time that it waited for data.
+Does not: use a GPU. Waiting depends on the device's speed: the images a second below are what decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model_store.image import prepare
+from model_store.training import machine
+from model_store.training.augment import Augmenter
+from model_store.training.dataset import Readable, open_dataset
+from model_store.training.preparing import prepare_shards
+from model_store.training.recipe import load_recipe
+from model_store.training.runs import read_metrics
+from model_store.training.shards import open_shards
+from model_store.training.sources import class_folder_source
+from model_store.training.train import Resources, train
+
+
+def decode(sample: Readable) -> int:
+    """Decode one image in a worker that keeps its pixels."""
+    return int(prepare(sample.read())[0, 0, 0])
+
+
+def decode_and_return(sample: Readable) -> np.ndarray:
+    """Decode one image and hand its pixels back, as training needs them."""
+    return prepare(sample.read())
+
+
+def rate(pool: Executor, work: Callable[[Readable], object], samples: Sequence[Readable], chunk: int) -> float:
+    """Return images a second, after a warm-up."""
+    list(pool.map(work, samples[:32], chunksize=chunk))
+    began = time.perf_counter()
+    for _ in pool.map(work, samples, chunksize=chunk):
+        pass
+    return len(samples) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--images", type=int, default=400, help="decoded in each measurement")
+    parser.add_argument("--batch", type=int, default=64)
+    given = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    machine.keep_memory()
+    print(
+        f"{cores} cores, load {os.getloadavg()[0]:.1f} before; torch {torch.__version__}, {machine.versions()['processor']}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder) / "shards"
+        source = class_folder_source(given.data)
+        began = time.perf_counter()
+        prepare_shards(source, shards, workers=cores)
+        total = sum(len(items) for items in source.splits.values())
+        size = sum(path.stat().st_size for path in shards.glob("*.tar"))
+        print(f"prepare: {total / (time.perf_counter() - began):,.0f} images/s, {size / total / 1e3:.1f} kB an image")
+        with ThreadPoolExecutor(cores) as workers:
+            opened = {
+                "originals": open_dataset(given.data, memory_budget=0, workers=workers),
+                "shards": open_shards(shards, memory_budget=0, workers=workers),
+            }
+            for name, data in opened.items():
+                samples = data.train.samples[: given.images]
+                for count in sorted({1, cores}):
+                    with ThreadPoolExecutor(count) as pool:
+                        found = rate(pool, decode_and_return, samples, 1)
+                    print(f"decode {name}, {count} threads: {found:,.0f} images/s")
+                context = get_context("spawn")
+                with ProcessPoolExecutor(cores, context) as processes:
+                    alone = rate(processes, decode, samples, 8)
+                    moved = rate(processes, decode_and_return, samples, 8)
+                print(
+                    f"decode {name}, {cores} processes: {alone:,.0f} images/s; {moved:,.0f} with the pixels handed over"
+                )
+            recipe = load_recipe("paper").with_settings([f"batch_size={given.batch}", "epochs=1"])
+            augmenter = Augmenter(recipe, opened["shards"].statistics)
+            pixels = opened["shards"].train.pixels(np.arange(given.batch))
+            augmenter.training_batch(pixels, 0, 0, 0)
+            began = time.perf_counter()
+            for step in range(10):
+                augmenter.training_batch(pixels, 0, 0, step)
+            print(f"crops, flips, colour noise: {10 * given.batch / (time.perf_counter() - began):,.0f} images/s")
+        for name, data_folder in (("class folders", given.data), ("shards", shards)):
+            run = train(data_folder, recipe, home=Path(folder), name="bench", resources=Resources(memory_budget=0)).run
+            epoch = next(line for line in read_metrics(run) if line["kind"] == "epoch")
+            print(
+                f"training from {name}: {epoch['images_per_second']:.1f} images/s, "
+                f"{epoch['wait_share']:.2%} of the time waiting for data"
+            )
+    print(f"load {os.getloadavg()[0]:.1f} after")
+
+
+if __name__ == "__main__":
+    main()
