@@ -62,9 +62,8 @@ def main() -> None:
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     machine.keep_memory()
-    print(
-        f"{cores} cores, load {os.getloadavg()[0]:.1f} before; torch {torch.__version__}, {machine.versions()['processor']}"
-    )
+    print(f"{cores} cores of {machine.versions()['processor']}, torch {torch.__version__}")
+    print(f"load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
         source = class_folder_source(given.data)
@@ -88,9 +87,7 @@ def main() -> None:
                 with ProcessPoolExecutor(cores, context) as processes:
                     alone = rate(processes, decode, samples, 8)
                     moved = rate(processes, decode_and_return, samples, 8)
-                print(
-                    f"decode {name}, {cores} processes: {alone:,.0f} images/s; {moved:,.0f} with the pixels handed over"
-                )
+                print(f"decode {name}, {cores} processes: {alone:,.0f} images/s; {moved:,.0f} with pixels handed over")
             recipe = load_recipe("paper").with_settings([f"batch_size={given.batch}", "epochs=1"])
             augmenter = Augmenter(recipe, opened["shards"].statistics)
             pixels = opened["shards"].train.pixels(np.arange(given.batch))

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final, TypeVar
 
 from rich.console import Console
@@ -29,6 +27,7 @@ from model_store.training.parents import find_parent
 from model_store.training.progress import Reporter, TerminalReporter
 from model_store.training.recipe import load_recipe
 from model_store.training.runs import find_run
+from model_store.training.stopping import stop_on_signals
 from model_store.training.train import DEFAULT_MEMORY_BUDGET, Resources, Result, resume, train
 
 STOPPED: Final = 130
@@ -113,29 +112,14 @@ def with_terminal(work: Callable[[Reporter, threading.Event], T], *, quiet: bool
     quiet: nothing is shown, as another process shows it.
     """
     machine.keep_memory()
-    stop = threading.Event()
     with ExitStack() as stack:
         reporter = Reporter() if quiet else stack.enter_context(TerminalReporter())
-        stack.enter_context(_stop_on_signals(stop, reporter))
+        stop = stack.enter_context(
+            stop_on_signals(
+                lambda: reporter.note("stopping after this step; once more to stop at once, without a checkpoint")
+            )
+        )
         return work(reporter, stop)
-
-
-@contextmanager
-def _stop_on_signals(stop: threading.Event, reporter: Reporter) -> Iterator[None]:
-    """Set `stop` at the first SIGINT or SIGTERM, and raise KeyboardInterrupt at the second."""
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        reporter.note("stopping after this step; once more to stop at once, without a checkpoint")
-
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ from model_store.training.sources import Item, Source
 _META: Final = "data/meta.mat"
 _WORDNET_ID: Final = re.compile(r"n\d{8}")
 _NUMBER: Final = re.compile(r"_(\d{8})\.JPEG$", re.IGNORECASE)
+_OTHER: Final = frozenset({"bbox", "sbow"})  # in the names of what comes beside the images
 _TRUTHS: Final = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
@@ -161,7 +162,8 @@ def _place(root: Path, split: str, kit: DevKit) -> Path:
     """Return the tar or folder of a split's images."""
     for path in sorted(root.iterdir(), key=lambda path: (not path.is_dir(), path.name)):
         known = path.is_dir() or path.suffix == ".tar"
-        if known and path != kit.path and split in re.split(r"[^a-z]+", path.name.lower()):
+        words = set(re.split(r"[^a-z]+", path.name.lower()))
+        if known and path != kit.path and split in words and not words & _OTHER:
             return path
     raise DatasetError(
         f"{root} has no images of {split}: a tar or folder with {split!r} in its name is expected, such as "

@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -89,10 +84,11 @@ def prepare(
         from model_store.training.preparing import Encoding, prepare_shards  # noqa: PLC0415
         from model_store.training.shards import read_folder  # noqa: PLC0415
         from model_store.training.sources import class_folder_source  # noqa: PLC0415
+        from model_store.training.stopping import stop_on_signals  # noqa: PLC0415
     found = ilsvrc_source(source) if is_ilsvrc(source) else class_folder_source(source)
     _print_source(found)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with _bars(console) as bars, _stop_on_interrupt() as stopped:
+    with _bars(console) as bars, stop_on_signals(lambda: console.print("stopping after this shard")) as stop:
         task = bars.add_task("preparing", total=None)
         whole = prepare_shards(
             found,
@@ -101,10 +97,10 @@ def prepare(
             shard_images=shard_images,
             workers=workers or os.cpu_count() or 1,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
-            stop=stopped,
+            stop=stop.is_set,
         )
     if not whole:
-        console.print("stopped after a whole shard; the same command goes on there", markup=False)
+        console.print("stopped; the same command goes on after the last whole shard", markup=False)
         raise typer.Exit(130)
     folder = read_folder(out)
     shards = [shard for split in folder.splits.values() for shard in split]
@@ -150,21 +146,3 @@ def _print_source(source: Source) -> None:
         console.print(f"note: {note}", markup=False)
     if len(source.notes) > _NOTES:
         console.print(f"note: and {len(source.notes) - _NOTES} more classes like these", markup=False)
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield a question that is true after the first Ctrl-C or SIGTERM; the second one interrupts at once."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop.is_set
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

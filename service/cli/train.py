@@ -22,7 +22,8 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="Class folders DIR/{train,val}/<class>/*, or shards.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="small, paper, or a .toml file [default: small]", show_default=False)
+        str | None,
+        typer.Option(help="small, modern, paper, original, or a .toml file [default: small]", show_default=False),
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")

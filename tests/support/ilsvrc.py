@@ -74,6 +74,7 @@ def write_ilsvrc(root: Path, year: int = 2012, *, unpacked: bool = False, truth:
     if year == 2010:
         (root / "ILSVRC2010_test_ground_truth.txt").write_text(lines["test"])
     if unpacked:
+        (root / f"ILSVRC{year}_bbox_val_v3").mkdir()
         for name, content in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(content)

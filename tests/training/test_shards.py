@@ -163,7 +163,8 @@ def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(folders: Path,
         assert not (parts / SHARDS_FILE).exists()
         with pytest.raises(DatasetError, match="train"):
             SplitImages(parts, "train")
-        (parts / "train-000004.tar").write_bytes(b"left by a kill before its index and the progress were written")
+        if rounds < 5:  # the last shard of the training images comes in the fifth
+            (parts / "train-000004.tar").write_bytes(b"left by a kill before its index and the progress were written")
     assert rounds > 5  # a shard each
     assert files(parts) == files(whole)
     assert not (parts / PROGRESS_FILE).exists()
