@@ -176,7 +176,7 @@ class Replicas:
         self.optimiser = build_optimiser(self._net, recipe)
         self.module: nn.Module = self._net
         if group.world > 1:
-            self.module = DistributedDataParallel(self._net, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.module = DistributedDataParallel(self._net, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def rows(self, count: int) -> tuple[int, int]:
         """Return this process's rows; those of an epoch's last batch may be one fewer than another's."""
