@@ -207,7 +207,7 @@ def report(run: Run) -> str:
         f"one image {limit.one_ms:.1f} ms",
         *(f"{name}: ready {median(times):.2f} s after its start" for name, times in run.start_s.items()),
         "",
-        "| server, clients | requests/s | of the limit | p50 ms | p99 ms | p99/p50 | ms CPU each | MB | errors | load |",
+        "| server, clients | requests/s | of limit | p50 ms | p99 ms | p99/p50 | CPU ms each | MB | errors | load |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [

@@ -29,7 +29,7 @@ from service.errors import (
     problem_of_http,
     problem_of_validation,
 )
-from service.middleware import LingeringClose, Observe, notes_of
+from service.middleware import LingeringClose, Observe, Shed, notes_of
 from service.routes import ROUTERS
 from service.settings import Settings
 from service.state import State
@@ -88,6 +88,7 @@ def create_app(settings: Settings, *, make_runner: Callable[[Artifact, RunnerOpt
     app.add_exception_handler(Fc7Error, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
+    app.add_middleware(Shed, state=state)
     app.add_middleware(LingeringClose)
     app.add_middleware(Observe, state=state)  # the last added is the outermost
     return app

@@ -2,7 +2,8 @@
 
 Promises:
 - Admission is counted in images and atomic: a request gets all its places or none. Places are held from before decoding
-  until the answer, so the queue's limit bounds all work in the server.
+  until the answer, so the queue's limit bounds all work in the server. There are never more places than the model, at
+  the rate that is measured, answers well within the deadline: what is admitted keeps it.
 - One thread owns the model. An idle one starts a lone image at once; while it is busy images gather, and the next run
   takes up to `max_batch` rows, waiting for more at most until the oldest has waited `max_delay_s`.
 - Requests take turns, image by image: one of 32 images does not hold up one of a single image.
@@ -34,6 +35,7 @@ from model_store.runner import Outputs, average_views
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
 
 _LONGEST_RETRY_S = 60
+_SAFE_SHARE = 0.8  # of the deadline, for waiting: the rate varies, and decoding and answering take time too
 
 
 class Run(Protocol):
@@ -46,11 +48,12 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """`max_batch` in rows, `max_delay_s` in seconds, `queue_size` in images."""
+    """`max_batch` in rows, `max_delay_s` and `deadline_s` in seconds, `queue_size` in images."""
 
     max_batch: int
     max_delay_s: float
     queue_size: int
+    deadline_s: float = float("inf")
 
 
 class Row(NamedTuple):
@@ -141,10 +144,23 @@ class Batcher:
         """Take `images` places, all or none. Raises QueueFullError, DrainingError or RunnerDeadError."""
         with self._changed:
             self._refuse_if_over()
-            if self._admitted + images > self._limits.queue_size:
-                raise QueueFullError("images", self._limits.queue_size, self._retry_after())
+            if (full := self._full(images)) is not None:
+                raise full
             self._admitted += images
         return Ticket(self, images)
+
+    def full(self) -> QueueFullError | None:
+        """Return why not even one image would be admitted now, or None."""
+        with self._changed:
+            return self._full(1)
+
+    def _full(self, images: int) -> QueueFullError | None:
+        places = self._limits.queue_size
+        if self._rate and self._admitted:  # alone, a request is always tried
+            places = int(min(places, self._rate * self._limits.deadline_s * _SAFE_SHARE))
+        if self._admitted + images <= places:
+            return None
+        return QueueFullError("images", places, self._retry_after())
 
     def close(self) -> None:
         """Admit nothing more, answer what is queued, end the thread. Safe to call twice."""

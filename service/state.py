@@ -25,7 +25,7 @@ from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
 from service.batcher import Batcher, BatchLimits
 from service.bodies import BodyBudget, BodyLimits
-from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, RunnerDeadError
+from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.importing import import_archive
 from service.jobs import Jobs
 from service.loaded import LoadedModels, Serving
@@ -102,6 +102,11 @@ class State:
         """Why the model stopped working for good, or None."""
         active = self.models.active
         return active.batcher.death if active else None
+
+    def full(self) -> QueueFullError | None:
+        """Return why the active model would admit no image now, or None."""
+        active = self.models.active
+        return None if active is None else active.batcher.full()
 
     def why_not_ready(self) -> list[str]:
         """Return what keeps the service from answering, in words; empty when it is ready."""
@@ -211,7 +216,7 @@ class State:
         except BaseException:
             runner.close()
             raise
-        limits = BatchLimits(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size)
+        limits = BatchLimits(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size, settings.deadline_s)
         batcher = Batcher(
             runner.run, limits, on_run=self.metrics.ran, on_death=lambda error: self._on_death(artifact.id, error)
         )

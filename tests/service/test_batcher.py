@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 
@@ -58,8 +59,10 @@ def gate(runner: Runner) -> Gate:
 def make(gate: Gate) -> Iterator[Callable[..., Batcher]]:
     made: list[Batcher] = []
 
-    def batcher(max_batch: int = 8, max_delay_s: float = 0.0, queue_size: int = 64) -> Batcher:
-        made.append(Batcher(gate, BatchLimits(max_batch, max_delay_s, queue_size)))
+    def batcher(
+        max_batch: int = 8, max_delay_s: float = 0.0, queue_size: int = 64, deadline_s: float = 10.0
+    ) -> Batcher:
+        made.append(Batcher(gate, BatchLimits(max_batch, max_delay_s, queue_size, deadline_s)))
         return made[-1]
 
     yield batcher
@@ -256,3 +259,24 @@ def test_retry_after_follows_the_measured_rate(make: Callable[..., Batcher]) -> 
     with batcher.admit(600), pytest.raises(QueueFullError) as refused:
         batcher.admit(4000)
     assert refused.value.retry_after == 30
+
+
+def test_no_more_is_admitted_than_the_measured_rate_answers_within_the_deadline(
+    make: Callable[..., Batcher], gate: Gate
+) -> None:
+    batcher = make(max_batch=1, deadline_s=2.0)
+    with batcher.admit(1) as ticket:
+        gate.open.clear()
+        slow = ticket.submit(picture(1))
+        time.sleep(0.4)
+        gate.open.set()
+        slow.result(10)
+    # 1 image in 0.4 s and a little: of 2 s, 0.8 x 2 / 0.4 = 4 images, or 3.
+    assert batcher.full() is None
+    with batcher.admit(1), batcher.admit(2):
+        with pytest.raises(QueueFullError) as refused:
+            batcher.admit(2)
+        assert refused.value.limit in (3, 4)
+    with batcher.admit(30):  # alone, a request is always tried
+        assert batcher.full() is not None
+    assert batcher.full() is None

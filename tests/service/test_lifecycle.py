@@ -136,11 +136,16 @@ def test_a_full_queue_is_503_with_retry_after_and_empties_again(home: Path) -> N
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:fc7:problem:queue-full")
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["limit"] == 3
+        with httpx.Client(base_url=server.url) as kept:  # the connection of a refused request is used again
+            for path in ("classify", "search", "classify"):
+                again = kept.post(f"/v1/{path}", content=pictures.jpeg(), headers=JPEG)
+                assert (again.status_code, again.headers.get("connection")) == (503, None)
+                assert again.headers["x-request-id"]
         assert server.client.get("/readyz").status_code == 200
         runner.gate.set()
         assert [future.result().status_code for future in waiting] == [200, 200, 200]
         assert classify(server.url).status_code == 200
-        assert 'fc7_refusals_total{reason="queue-full"} 1.0' in server.client.get("/metrics").text
+        assert 'fc7_refusals_total{reason="queue-full"} 4.0' in server.client.get("/metrics").text
 
 
 def test_past_the_deadline_it_is_504_and_the_place_is_given_back(home: Path) -> None:
