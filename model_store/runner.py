@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ import structlog
 from numpy.typing import NDArray
 
 from model_store.artifact import FEATURES, MODEL_FILE, WEIGHTS_FILE, Artifact
+from model_store.binding import BoundSession
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError, ShapeError
 from model_store.image import CROP
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 CUDA: Final = "CUDAExecutionProvider"
+TENSORRT: Final = "TensorrtExecutionProvider"
 CPU: Final = "CPUExecutionProvider"
 _SPIN_US: Final = "200"
 
@@ -39,11 +43,17 @@ class RunnerOptions:
     device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda" (the first device) or "cuda:N".
     intra_op_threads: threads of one run on the CPU; None takes the cores that this process may use.
     cuda_memory_limit: bytes that the arena on the device may take; None sets no limit.
+    bind: keep inputs and outputs at fixed places on the device; None does so on CUDA.
+    cuda_graphs: replay each batch size as one CUDA graph, captured at its first run. tensorrt: run with TensorRT, whose
+    engines are kept in this folder; None runs without. Both are refused where they cannot be had.
     """
 
     device: str = "auto"
     intra_op_threads: int | None = None
     cuda_memory_limit: int | None = None
+    bind: bool | None = None
+    cuda_graphs: bool = False
+    tensorrt: Path | None = None
 
     def __post_init__(self) -> None:
         kind, colon, number = self.device.partition(":")
@@ -51,6 +61,13 @@ class RunnerOptions:
             raise DeviceUnavailableError(self.device, (), 'a device is "auto", "cpu", "cuda" or "cuda:N"')
         if self.intra_op_threads is not None and self.intra_op_threads < 1:
             raise ValueError(f"intra_op_threads must be at least 1, but is {self.intra_op_threads}")
+        if self.cuda_only and self.device == "cpu":
+            raise DeviceUnavailableError(self.cuda_only, (), "the device is cpu, and this is of CUDA alone")
+
+    @property
+    def cuda_only(self) -> str:
+        """What was asked for that only CUDA has, in words; empty for nothing."""
+        return " and ".join(["CUDA graphs"] * self.cuda_graphs + ["TensorRT"] * (self.tensorrt is not None))
 
     @property
     def cuda_device(self) -> int | None:
@@ -81,8 +98,10 @@ class Runner:
         self.classes = len(artifact.manifest.classes)
         self._session: onnxruntime.InferenceSession | None
         self._session, self.provider = _load(artifact, self.options)
-        self.device = f"cuda:{self.options.cuda_device}" if self.provider == CUDA else "cpu"
+        self.device = "cpu" if self.provider == CPU else f"cuda:{self.options.cuda_device}"
         self._check_contract(self._session)
+        self._bound = _bind(self._session, self.provider, self.options)
+        self._running = threading.Lock()  # the bound buffers are shared
         structlog.get_logger(__name__).info(
             "model loaded", model=artifact.id, device=self.device, asked=self.options.device, provider=self.provider
         )
@@ -111,8 +130,12 @@ class Runner:
         session = self._session
         if session is None:
             raise RunnerError(self.artifact.id, "it is closed")
+        pixels, bound = np.ascontiguousarray(pixels), self._bound
         try:
-            return Outputs(*session.run(["probabilities", "fc7"], {"pixels": np.ascontiguousarray(pixels)}))
+            if bound is None:
+                return Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))
+            with self._running:
+                return Outputs(*bound.run(pixels))
         except Exception as exc:  # the seam: each of ONNX Runtime's status codes is an exception class of its own
             raise RunnerError(self.artifact.id, str(exc)) from exc
 
@@ -123,7 +146,16 @@ class Runner:
 
     def close(self) -> None:
         """Free the session; a later `run` raises RunnerError. A run that is under way ends first."""
-        self._session = None
+        self._session = self._bound = None
+
+
+def _bind(session: Any, provider: str, options: RunnerOptions) -> BoundSession | None:
+    import onnxruntime  # noqa: PLC0415 - as in _load, which came first
+
+    if not (provider != CPU if options.bind is None else options.bind):
+        return None
+    device = "cpu" if provider == CPU else "cuda"
+    return BoundSession(onnxruntime, session, device, options.cuda_device or 0, graphs=options.cuda_graphs)
 
 
 def _load(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.InferenceSession, str]:
@@ -137,17 +169,23 @@ def _load(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.Infer
     if options.cuda_device is not None and CUDA in available:
         with redirect_stdout(io.StringIO()) as said:  # it prints what it did not find
             onnxruntime.preload_dlls()
+        wanted = CUDA if options.tensorrt is None else TENSORRT
+        providers: list[Any] = [(CUDA, _cuda_options(options)), CPU]
+        if options.tensorrt is not None:
+            providers.insert(0, (TENSORRT, _tensorrt_options(options, options.tensorrt)))
         try:
-            session = _session(onnxruntime, artifact, options, [(CUDA, _cuda_options(options)), CPU])
+            if wanted not in available:
+                raise RunnerError(artifact.id, f"ONNX Runtime has no {wanted}")
+            session = _session(onnxruntime, artifact, options, providers)
         except RunnerError as exc:
             reason = exc.reason
         else:
-            if CUDA in session.get_providers():
-                return session, CUDA
+            if wanted in session.get_providers():
+                return session, wanted
             missing = said.getvalue().partition("\n")[0]
             reason = missing or "its CUDA libraries are loaded, but the device was not found"
-    if options.device not in ("auto", "cpu"):
-        raise DeviceUnavailableError(options.device, available, reason)
+    if options.device not in ("auto", "cpu") or options.cuda_only:
+        raise DeviceUnavailableError(options.cuda_only or options.device, available, reason)
     if options.device == "auto" and CUDA in available:
         structlog.get_logger(__name__).warning("CUDA cannot be used, running on the CPU", reason=reason)
     return _session(onnxruntime, artifact, options, [CPU]), CPU
@@ -184,6 +222,23 @@ def _cuda_options(options: RunnerOptions) -> dict[str, str]:
     }
     if options.cuda_memory_limit is not None:
         settings["gpu_mem_limit"] = str(options.cuda_memory_limit)
+    if options.cuda_graphs:
+        settings["enable_cuda_graph"] = "1"
+    return settings
+
+
+def _tensorrt_options(options: RunnerOptions, cache: Path) -> dict[str, str]:
+    cache.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "device_id": str(options.cuda_device),
+        # An engine takes minutes to build: once a machine, not once a start.
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(cache),
+    }
+    if options.cuda_graphs:
+        settings["trt_cuda_graph_enable"] = "True"
     return settings
 
 

@@ -71,6 +71,16 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the model runs: auto (CUDA where it works), cpu, cuda or cuda:N (refused where it is not).",
     )
+    cuda_memory_mb: int | None = Field(
+        default=None, ge=64, description="Most memory (MB) of ONNX Runtime on the CUDA device; unset: no limit."
+    )
+    cuda_graphs: bool = Field(
+        default=False, description="Replay each batch size as one CUDA graph; refused where there is no CUDA."
+    )
+    tensorrt: bool = Field(
+        default=False,
+        description="Run with TensorRT, engines kept under FC7_HOME/tensorrt; refused where it is not.",
+    )
     host: str = Field(
         default="127.0.0.1",
         min_length=1,

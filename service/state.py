@@ -31,6 +31,7 @@ from service.jobs import Jobs
 from service.loaded import LoadedModels, Serving
 from service.logs import make_logger
 from service.metrics import Metrics
+from service.options import runner_options
 from service.security import Keyring
 from service.settings import Settings
 
@@ -210,7 +211,7 @@ class State:
 
     def _load(self, artifact: Artifact) -> Serving:
         settings = self.settings
-        runner = self._make_runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
+        runner = self._make_runner(artifact, runner_options(settings))
         try:
             runner.warm_up((1, settings.max_batch))
         except BaseException:

@@ -19,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model_store.errors import CheckpointError, DatasetError
-from model_store.runner import Runner, RunnerOptions
+from model_store.runner import Runner
 from model_store.store import ModelStore
 from service.cli.extras import training_extra
+from service.options import runner_options
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def predictors_of(models: Sequence[str], settings: Settings) -> tuple[list[Net],
     from model_store.training.runs import find_run, load_run  # noqa: PLC0415
 
     store = ModelStore(settings.home)
-    options = RunnerOptions(device=settings.device, intra_op_threads=settings.threads)
+    options = runner_options(settings)
     predictors: list[Net] = []
     data = None
     for model in models:

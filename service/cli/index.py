@@ -16,8 +16,9 @@ from rich.table import Table
 from index.bulk import BuildReport, ReembedReport, build_index, reembed
 from index.errors import FolderError
 from index.image_index import LocalImageIndex, read_stats
-from model_store.runner import Runner, RunnerOptions
+from model_store.runner import Runner
 from model_store.store import ModelStore
+from service.options import runner_options
 from service.settings import Settings, load_settings
 
 app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
@@ -134,7 +135,7 @@ def stats(home: Home = None) -> None:
 def _runner(settings: Settings, model: str | None) -> Runner:
     store = ModelStore(settings.home)
     artifact = store.active_artifact() if model is None else store.resolve(model)
-    return Runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
+    return Runner(artifact, runner_options(settings))
 
 
 def _progress(console: Console) -> Progress:

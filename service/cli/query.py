@@ -113,14 +113,15 @@ def _loaded(home: Path | None, model: str | None) -> Iterator[tuple[Artifact, Ru
     """Load the model named, or the active one."""
     import structlog  # noqa: PLC0415
 
-    from model_store.runner import Runner, RunnerOptions  # noqa: PLC0415
+    from model_store.runner import Runner  # noqa: PLC0415
+    from service.options import runner_options  # noqa: PLC0415
 
     # Standard output is for answers.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
     artifact = store.active_artifact() if model is None else store.resolve(model)
-    runner = Runner(artifact, RunnerOptions(device=settings.device, intra_op_threads=settings.threads))
+    runner = Runner(artifact, runner_options(settings))
     try:
         yield artifact, runner
     finally:

@@ -20,7 +20,14 @@ from onnx import numpy_helper
 from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, DeviceUnavailableError, RunnerError, ShapeError
 from model_store.image import CROP
-from model_store.runner import Runner, RunnerOptions, average_views, top_k
+from model_store.runner import (
+    Runner,
+    RunnerOptions,
+    _cuda_options,
+    _tensorrt_options,
+    average_views,
+    top_k,
+)
 from model_store.store import ModelStore
 from tests.support.tiny_model import publish_tiny_model, tiny_draft, write_tiny_graph
 
@@ -285,3 +292,57 @@ def test_a_file_edited_between_verifying_and_loading_is_named(tmp_path: Path) ->
         file.write(b"edited")
     with pytest.raises(ArtifactCorruptError, match=r"weights\.bin"):
         Runner(artifact, CPU)
+
+
+def test_a_bound_session_gives_the_same_answers_and_the_arrays_are_the_callers(artifact: Artifact) -> None:
+    plain, bound = Runner(artifact, CPU), Runner(artifact, RunnerOptions(device="cpu", bind=True))
+    kept = [(pictures(n, seed), bound.run(pictures(n, seed))) for seed, n in enumerate((3, 1, 3, 16, 1))]
+    for pixels, outputs in kept:  # after later runs of the same size wrote to the same buffers
+        for found, wanted in zip(outputs, plain.run(pixels), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_bound_runner_answers_several_threads(artifact: Artifact) -> None:
+    plain, bound = Runner(artifact, CPU), Runner(artifact, RunnerOptions(device="cpu", bind=True))
+    batches = [pictures(2, seed) for seed in range(24)]
+    with ThreadPoolExecutor(6) as pool:
+        for pixels, outputs in zip(batches, pool.map(bound.run, batches), strict=True):
+            np.testing.assert_array_equal(outputs.fc7, plain.run(pixels).fc7)
+    bound.close()
+    with pytest.raises(RunnerError, match="closed"):
+        bound.run(pictures(1))
+
+
+def test_a_failed_bound_run_is_a_runner_error(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = Runner(artifact, RunnerOptions(device="cpu", bind=True))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
+
+    assert bound._bound is not None
+    monkeypatch.setattr(bound._bound._session, "run_with_iobinding", fail)
+    with pytest.raises(RunnerError, match="CUDA error 700"):
+        bound.run(pictures(1))
+
+
+def test_what_only_cuda_has_is_refused_without_it(artifact: Artifact, tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime has CUDA here")
+    for options in (RunnerOptions(cuda_graphs=True), RunnerOptions(tensorrt=tmp_path)):
+        with pytest.raises(DeviceUnavailableError, match=r"CUDA graphs|TensorRT"):
+            Runner(artifact, options)
+    with pytest.raises(DeviceUnavailableError, match="CUDA graphs and TensorRT"):
+        RunnerOptions(device="cpu", cuda_graphs=True, tensorrt=tmp_path)
+
+
+def test_the_options_of_the_providers_are_those_of_their_documentation(tmp_path: Path) -> None:
+    options = RunnerOptions(device="cuda:1", cuda_memory_limit=10**9, cuda_graphs=True, tensorrt=tmp_path / "engines")
+    assert _cuda_options(options) == {
+        "device_id": "1",
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "gpu_mem_limit": "1000000000",
+        "enable_cuda_graph": "1",
+    }
+    assert _tensorrt_options(options, tmp_path / "engines")["trt_engine_cache_path"] == str(tmp_path / "engines")
+    assert (tmp_path / "engines").is_dir()
