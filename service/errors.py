@@ -21,8 +21,10 @@ Fc7Error
     │   ├── DrainingError         the server is shutting down
     │   ├── NotReadyError         no model to answer with
     │   ├── RunnerDeadError       the model's device failed for good
+    │   ├── MemoryShortError      no memory to load another version
     │   └── ModelNotLoadedError   a version that just left memory
     ├── ConflictError         what is asked for does not go with what is there
+    │   ├── ActivationRunningError  another version is being activated
     │   └── TooManyModelsError    as many versions in memory as are allowed
     ├── JobNotFoundError      no job of this id
     └── DeadlineError         decoding, waiting and running took too long
@@ -230,6 +232,23 @@ class RunnerDeadError(UnavailableError):
         )
 
 
+class MemoryShortError(UnavailableError):
+    """Loading a version would take more memory than there is. `needed` and `available` in bytes."""
+
+    retry_after = 30
+
+    def __init__(self, model: str, needed: int, available: int) -> None:
+        super().__init__(model, needed, available)
+        self.model, self.needed, self.available = model, needed, available
+
+    def __str__(self) -> str:
+        return (
+            f"loading {self.model} takes {self.needed / 1e6:,.0f} MB for a moment, and {self.available / 1e6:,.0f} MB "
+            "are available: give the service more memory, lower FC7_MAX_LOADED, or activate it with "
+            "fc7 models activate and start the service again"
+        )
+
+
 class ModelNotLoadedError(UnavailableError):
     """A version is not in memory (any more)."""
 
@@ -243,6 +262,17 @@ class ModelNotLoadedError(UnavailableError):
 
 class ConflictError(ServiceError):
     """What is asked for does not go with what is there now."""
+
+
+class ActivationRunningError(ConflictError):
+    """Another version is being activated."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return f"{self.model} is being activated just now: ask again when that is done"
 
 
 class TooManyModelsError(ConflictError):
@@ -295,6 +325,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ModelInUseError: Kind(409, "model-in-use", "The model is in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "The index was made by another model"),
     ConflictError: Kind(409, "conflict", "Not as things are"),
+    ActivationRunningError: Kind(409, "activation-running", "Another activation is running"),
     TooManyModelsError: Kind(409, "too-many-models", "No place for another model"),
     # 408, 413, 415, 422: the limits
     BodyTimeoutError: Kind(408, "body-timeout", "The body came too slowly"),
@@ -319,6 +350,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     QueueFullError: Kind(503, "queue-full", "The server is full"),
     DrainingError: Kind(503, "draining", "Shutting down"),
     NotReadyError: Kind(503, "not-ready", "Not ready"),
+    MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
     ModelNotLoadedError: Kind(503, "model-not-loaded", "The model is not in memory"),
     RunnerDeadError: Kind(503, "model-stopped", "The model stopped"),
     model_errors.NoActiveModelError: Kind(503, "no-model", "No model"),

@@ -13,13 +13,16 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
 from index.archive import ArchiveLimits, Packed, count_images, read_images
-from index.errors import InvalidKeyError
+from index.errors import IndexMovedError, InvalidKeyError
 from index.lock import translate_os_error
 from index.records import AddOutcome, NewImage, check_key
 from model_store.durable import sync
@@ -30,6 +33,7 @@ from service.errors import (
     BodyTooLargeError,
     BodyTypeError,
     ClientGoneError,
+    ModelNotLoadedError,
     QueueFullError,
 )
 from service.jobs import ARCHIVE, JobInfo, Jobs
@@ -156,14 +160,12 @@ def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Ca
     while decoded and not outcomes:
         if stopped():
             return
-        with state.models.use(background=True) as serving:
-            try:
-                with serving.batcher.admit(len(decoded)) as ticket:
-                    rows = [ticket.submit(image.pixels) for image in decoded.values()]
-                    vectors = [row.result().fc7 for row in rows]
-            except QueueFullError:
-                time.sleep(_WAIT_S)
-                continue
+        try:
+            wanted = [room.space.fingerprint for room in state.local_index.spaces.wanted]
+            vectors = [_embed(state, fingerprint, list(decoded.values())) for fingerprint in wanted]
+        except (QueueFullError, ModelNotLoadedError):
+            time.sleep(_WAIT_S)
+            continue
         images = [
             NewImage(
                 key=key,
@@ -173,13 +175,24 @@ def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Ca
                 height=image.height,
                 metadata=None,
                 picture=encode_jpeg(image.pixels) if state.settings.keep_pictures else None,
-                vector=vector,
-                vectors={serving.artifact.fingerprint: vector},
+                vector=own[0],
+                vectors=dict(zip(wanted, own, strict=True)),
             )
-            for (key, image), vector in zip(decoded.items(), vectors, strict=True)
+            for (key, image), *own in zip(decoded.items(), *vectors, strict=True)
         ]
-        outcomes = index.add_many(images)
+        with suppress(IndexMovedError):  # embed them again, with the model that the index went over to meanwhile
+            outcomes = index.add_many(images)
     job.added += outcomes.count(AddOutcome.ADDED)
     job.replaced += outcomes.count(AddOutcome.REPLACED)
     job.unchanged += unchanged + outcomes.count(AddOutcome.UNCHANGED)
     job.seen += unchanged + len(outcomes)
+
+
+def _embed(state: State, fingerprint: str, images: list[PreparedImage]) -> list[NDArray[np.float32]]:
+    """Return each image's fc7 by the loaded model with this fingerprint."""
+    with (
+        state.models.use(state.models.find(fingerprint) or fingerprint, background=True) as serving,
+        serving.batcher.admit(len(images)) as ticket,
+    ):
+        rows = [ticket.submit(image.pixels) for image in images]
+        return [row.result().fc7 for row in rows]

@@ -81,6 +81,12 @@ class LoadedModels:
             place = self._places.get(model)
             return None if place is None else place.serving
 
+    def find(self, fingerprint: str) -> str | None:
+        """Return the reference of a loaded version with this fingerprint, the active one if it has it."""
+        with self._changed:
+            names = sorted(self._places, key=lambda name: name != self._active)
+            return next((n for n in names if self._places[n].serving.artifact.fingerprint == fingerprint), None)
+
     def ids(self) -> list[str]:
         """Return the references of all that are loaded."""
         with self._changed:

@@ -6,6 +6,8 @@ Does not: compute.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,10 +17,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from index.backup import SnapshotManifest
-from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour
+from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
 from model_store.artifact import Artifact
 from model_store.runner import top_k
 from service.batcher import Row
+from service.following import FollowState, Progress
 from service.jobs import JobInfo
 
 MAX_NEIGHBOURS = 1000
@@ -78,7 +81,7 @@ class ClassifyQuery(_Query):
 
 
 class SearchQuery(_Query):
-    """Parameters of `POST /v1/search` and of `GET /v1/images/{key}/similar`."""
+    """Parameters of searches: those of `GET /v1/images/{key}/similar`."""
 
     k: Annotated[
         int, _whole(f"a whole number from 1 to {MAX_NEIGHBOURS}", 1, MAX_NEIGHBOURS), _span(1, MAX_NEIGHBOURS)
@@ -86,6 +89,16 @@ class SearchQuery(_Query):
     mode: Literal["exact"] = Field("exact", description="exact: Euclidean distance of fc7 over all images.")
 
     where: list[str] = Field([], description=_WHERE)
+
+
+class ModelSearchQuery(SearchQuery):
+    """Parameters of `POST /v1/search`."""
+
+    model: str | None = Field(
+        None,
+        description="NAME:VERSION whose vectors of all images are kept, instead of the index's model.",
+        max_length=80,
+    )
 
 
 class WhereQuery(_Query):
@@ -114,6 +127,12 @@ class ModelName(BaseModel):
     def of(cls, artifact: Artifact) -> ModelName:
         """Name the model of a version."""
         return cls(name=artifact.name, version=artifact.version)
+
+    @classmethod
+    def of_reference(cls, reference: str) -> ModelName:
+        """Name the model of a reference with its version, such as "solar:1"."""
+        name, _, version = reference.rpartition(":")
+        return cls(name=name, version=int(version))
 
 
 class Prediction(BaseModel):
@@ -231,8 +250,31 @@ class AddAnswer(BaseModel):
     results: list[AddResult]
 
 
+class SpaceInfo(BaseModel):
+    """The vectors of one model. searched: search uses them; kept: it did before, and may at once again."""
+
+    model: str
+    fingerprint: str
+    vectors: int
+    lacking: int = Field(description="Images without a vector among them.")
+    searched: bool
+    kept: bool
+
+
+class FollowInfo(BaseModel):
+    """How far the index is on its way to a model: images that lacked a vector, that got one, that cannot have one."""
+
+    model: str
+    state: FollowState
+    total: int
+    done: int
+    skipped: int
+    skipped_keys: dict[str, str] = Field(description="The first of those that cannot have one, and why.")
+    detail: str
+
+
 class IndexInfo(BaseModel):
-    """Counts and sizes (bytes) of the index, and the model that made its vectors."""
+    """Counts and sizes (bytes) of the index, and the model that made the vectors that search uses."""
 
     images: int
     vectors: int
@@ -241,9 +283,12 @@ class IndexInfo(BaseModel):
     mode: str
     model: str
     fingerprint: str
+    lacking: int = Field(description="Images that search does not find, because they have no vector of this model.")
+    spaces: list[SpaceInfo]
+    following: FollowInfo | None = Field(description="The last going over to another model; null when none was needed.")
 
     @classmethod
-    def of(cls, stats: IndexStats) -> IndexInfo:
+    def of(cls, stats: IndexStats, spaces: Sequence[Space], progress: Progress | None) -> IndexInfo:
         """Show the statistics of an index."""
         return cls(
             images=stats.images,
@@ -253,6 +298,19 @@ class IndexInfo(BaseModel):
             mode=stats.mode,
             model=stats.model,
             fingerprint=stats.fingerprint,
+            lacking=next((space.lacking for space in spaces if space.active), 0),
+            spaces=[
+                SpaceInfo(
+                    model=space.model,
+                    fingerprint=space.fingerprint,
+                    vectors=space.vectors,
+                    lacking=space.lacking,
+                    searched=space.active,
+                    kept=space.kept,
+                )
+                for space in spaces
+            ],
+            following=None if progress is None else FollowInfo.model_validate(asdict(progress)),
         )
 
 
@@ -300,7 +358,10 @@ class DeletedAnswer(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A published version. `active`: it is the one to serve; `serving`: it is the one that answers now."""
+    """A published version. `active`: it is the one to serve; `serving`: it is the one that answers now.
+
+    loaded: it is in memory, so that a request which names it need not wait for it.
+    """
 
     name: str
     version: int
@@ -311,6 +372,20 @@ class ModelInfo(BaseModel):
     fingerprint: str
     active: bool
     serving: bool
+    loaded: bool
+
+
+class ActivationAnswer(BaseModel):
+    """The version that answers from now on, the one before it, and how long the switch took.
+
+    `index`: followed (search uses this model already), following (it uses the one before until every image is
+    embedded: see GET /v1/index).
+    """
+
+    model: ModelName
+    before: ModelName | None
+    seconds: float
+    index: Literal["followed", "following"]
 
 
 class ModelsAnswer(BaseModel):

@@ -145,6 +145,16 @@ class Settings(BaseSettings):
         le=100,
         description="Most versions in memory: the active one, the index's while it moves to another, and named ones.",
     )
+    old_space: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="The index's vectors of the model before: keep them, to go back at once, or drop them.",
+    )
+    reembed_share: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="Share of the time that re-embedding may take while requests come; without any it takes all.",
+    )
     threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of ONNX Runtime; unset: one a core.")
     decode_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads that decode images; unset: one a core."

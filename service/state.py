@@ -17,19 +17,28 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from index.errors import IndexModelError
 from index.image_index import ImageIndex, LocalImageIndex
 from model_store.artifact import Artifact
 from model_store.errors import NoActiveModelError
 from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
+from service.activation import Activator, IndexKeeper, changed_files, file_stamps
 from service.batcher import Batcher, BatchLimits
 from service.bodies import BodyBudget, BodyLimits
-from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
+from service.errors import (
+    DrainingError,
+    MemoryShortError,
+    ModelNotLoadedError,
+    NotReadyError,
+    QueueFullError,
+    RunnerDeadError,
+)
+from service.following import FollowState
 from service.importing import import_archive
 from service.jobs import Jobs
 from service.loaded import LoadedModels, Serving
 from service.logs import make_logger
+from service.memory import available, needed_to_load
 from service.metrics import Metrics
 from service.options import runner_options
 from service.security import Keyring
@@ -59,8 +68,10 @@ class State:
         self.draining_since: float | None = None
         self.models = LoadedModels(self._load, settings.max_loaded)
         self._no_model = NoActiveModelError()
-        self._index: ImageIndex | None = None
-        self._index_error: IndexModelError | None = None
+        self._index: LocalImageIndex | None = None
+        self._stamps: dict[str, dict[str, tuple[int, int]]] = {}
+        self.keeper = IndexKeeper(self)
+        self.activator = Activator(self)
         self._open = ExitStack()
         self._jobs: Jobs | None = None
 
@@ -73,6 +84,8 @@ class State:
             threads = self.settings.decode_threads or os.cpu_count() or 1
             self.decode_pool = stack.enter_context(ThreadPoolExecutor(threads, "fc7-decode"))
             self.index_pool = stack.enter_context(ThreadPoolExecutor(_INDEX_THREADS, "fc7-index"))
+            stack.callback(self._close_index)
+            stack.callback(self.activator.close)
             try:
                 artifact = self.store.active_artifact()
             except NoActiveModelError as error:
@@ -80,11 +93,7 @@ class State:
                 self.log.warning("no model", detail=str(error))
             else:
                 self.models.load(artifact)
-                self._answer_with(artifact.id)
-                self._open_index(artifact, stack)
-                if self._index is not None:
-                    self._jobs = self._open_jobs()
-                    stack.callback(self._jobs.close)
+                self.answer_with(artifact)
             self._open = stack.pop_all()
         self.log.info("opened", model=self.served, seconds=round(time.perf_counter() - started, 2))
 
@@ -122,7 +131,26 @@ class State:
 
     def notes(self) -> list[str]:
         """Return what a ready service cannot do, in words."""
-        return [str(self._index_error)] if self._index_error else []
+        notes = [self.keeper.note] if self.keeper.note else []
+        serving = self.models.active
+        if serving is not None:
+            model = serving.artifact.id
+            changed = changed_files(serving.artifact, self._stamps.get(model, {}))
+            if changed:
+                notes.append(
+                    f"{', '.join(changed)} of {model} changed on disk since it was loaded; what answers is what was "
+                    f"loaded: fc7 models verify {model}"
+                )
+        follower = self.keeper.follower
+        progress = follower.progress if follower else None
+        if progress is not None and progress.skipped:
+            stays = progress.state is FollowState.STUCK
+            notes.append(
+                f"{progress.skipped} images keep no picture that {progress.model} could embed: "
+                + ("search stays with the model before." if stays else "search does not find them.")
+                + " Add them again, or: fc7 index build DIR --rebuild"
+            )
+        return notes
 
     @property
     def served(self) -> str | None:
@@ -175,11 +203,23 @@ class State:
                     await asyncio.to_thread(self.models.load, artifact)
             yield serving
 
+    @asynccontextmanager
+    async def use_for(self, fingerprint: str) -> AsyncIterator[Serving]:
+        """Hold a loaded version that makes vectors with this fingerprint. Raises NotReadyError."""
+        model = self.models.find(fingerprint)
+        if model is None:
+            raise NotReadyError(f"the model that made the vectors {fingerprint[:12]} is not loaded")
+        with self.models.use(model) as serving:
+            yield serving
+
     def index(self) -> ImageIndex:
-        """Return the index of the served model. Raises NotReadyError, IndexModelError."""
+        """Return the index. Raises NotReadyError."""
         self.serving()
-        if self._index_error is not None:
-            raise self._index_error
+        return self.local_index
+
+    @property
+    def local_index(self) -> LocalImageIndex:
+        """The index with its spaces. Raises NotReadyError."""
         if self._index is None:
             raise NotReadyError("the index is not open")
         return self._index
@@ -201,16 +241,45 @@ class State:
         return await asyncio.get_running_loop().run_in_executor(self.index_pool, work, *arguments)
 
     def _how_to_get_a_model(self) -> str:
-        return f"{self._no_model} Then start the service again."
+        return f"{self._no_model} Then start the service again, or POST /v1/models/NAME/VERSION/activate."
 
-    def _answer_with(self, model: str) -> None:
-        self.models.activate(model)
-        serving = self.serving()
+    def answer_with(self, artifact: Artifact) -> None:
+        """Answer with a loaded version from the next request on, and let the index follow it."""
+        self.keeper.close()  # before anything moves: it must not go over to a model that is leaving
+        needed = None
+        if self._index is not None:
+            needed = self.models.find(self._index.spaces.active.space.fingerprint)
+        self.models.activate(artifact.id, needed=needed)
+        device = self.serving().runner.device
         self.metrics.model.clear()
-        self.metrics.model.labels(serving.artifact.name, str(serving.artifact.version), serving.runner.device).set(1)
+        self.metrics.model.labels(artifact.name, str(artifact.version), device).set(1)
+        if self._index is None:
+            self._index = LocalImageIndex.open(
+                self.settings.home,
+                fingerprint=artifact.fingerprint,
+                model=artifact.id,
+                keep_pictures=self.settings.keep_pictures,
+                follow=True,
+                keep_spaces=self.settings.old_space == "keep",
+            )
+            self.keeper.begin(artifact)
+            self._jobs = self._open_jobs()
+        else:
+            self.keeper.follow(artifact)
+
+    def _close_index(self) -> None:
+        if self._jobs is not None:
+            self._jobs.close()
+        self.keeper.close()
+        if self._index is not None:
+            self._index.close()
 
     def _load(self, artifact: Artifact) -> Serving:
         settings = self.settings
+        free, needed = available(), needed_to_load(artifact)
+        if self.models.ids() and free is not None and free < needed:  # the first one has no choice
+            raise MemoryShortError(artifact.id, needed, free)
+        self._stamps[artifact.id] = file_stamps(artifact)
         runner = self._make_runner(artifact, runner_options(settings))
         try:
             runner.warm_up((1, settings.max_batch))
@@ -222,21 +291,6 @@ class State:
             runner.run, limits, on_run=self.metrics.ran, on_death=lambda error: self._on_death(artifact.id, error)
         )
         return Serving(artifact, runner, batcher)
-
-    def _open_index(self, artifact: Artifact, stack: ExitStack) -> None:
-        settings = self.settings
-        try:
-            self._index = stack.enter_context(
-                LocalImageIndex.open(
-                    settings.home,
-                    fingerprint=artifact.fingerprint,
-                    model=artifact.id,
-                    keep_pictures=settings.keep_pictures,
-                )
-            )
-        except IndexModelError as error:
-            self._index_error = error
-            self.log.warning("index of another model", detail=str(error))
 
     def _open_jobs(self) -> Jobs:
         return Jobs(

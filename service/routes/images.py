@@ -11,19 +11,22 @@ Does not: fetch URLs.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import unquote
 
+import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
 from fastapi.routing import APIRoute
+from numpy.typing import NDArray
 from starlette.routing import Match
 from starlette.types import Scope as AsgiScope
 
-from index.errors import MetadataError
+from index.errors import IndexMovedError, MetadataError
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from index.where import parse_where
-from service.answers import embed, hashes, within_limits
+from service.answers import Embedded, embed, hashes, within_limits
 from service.bodies import Upload, receive
 from service.documents import JSON, MERGE_PATCH, merge_patch, receive_document
 from service.errors import BodyMalformedError
@@ -111,7 +114,7 @@ async def add_images(request: Request, response: Response, state: StateDep) -> A
         results = await within_limits(request, state, work)
     if any(result.outcome is AddOutcome.ADDED for result in results):
         response.status_code = status.HTTP_201_CREATED
-    return AddAnswer(model=ModelName.of(state.serving().artifact), results=results)
+    return AddAnswer(model=_model_of_index(state), results=results)
 
 
 @router.get(
@@ -141,8 +144,9 @@ async def similar_images(
     """Search with the stored vector of an image, itself left out."""
     index, where = state.index(), parse_where(query.where)
     work = state.in_index(lambda: index.similar(key, query.k, where=where))
+    model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return SearchAnswer(model=ModelName.of(state.serving().artifact), results=[SearchResult.of(neighbours)])
+    return SearchAnswer(model=model, results=[SearchResult.of(neighbours)])
 
 
 @router.get(
@@ -227,6 +231,10 @@ async def delete_image(key: Key, state: StateDep) -> None:
     await state.in_index(state.index().delete, key)
 
 
+def _model_of_index(state: State) -> ModelName:
+    return ModelName.of_reference(state.local_index.spaces.active.space.model)
+
+
 def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
     for name, count in Counter(names).items():
         check_key(name)
@@ -234,6 +242,22 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
             raise BodyMalformedError(f"{count} images have the file name {name!r}: each is a key, and must differ")
     for name in metadata.keys() - set(names):
         raise MetadataError(f"names {name!r}, but no image of this request has that file name")
+
+
+async def _embed_for_index(
+    request: Request, state: State, uploads: list[Upload]
+) -> tuple[list[Embedded], list[dict[str, NDArray[np.float32]]]]:
+    """Return the images, and for each its vectors by fingerprint: one of every model that the index wants."""
+    prints = [room.space.fingerprint for room in state.local_index.spaces.wanted]
+    answers = []
+    for number, name in enumerate(prints):
+        async with state.use_for(name) as serving:
+            pictures = state.settings.keep_pictures and not number
+            answers.append(await embed(request, state, serving, uploads, pictures=pictures))
+    vectors = [
+        {name: image.row.fc7 for name, image in zip(prints, row, strict=True)} for row in zip(*answers, strict=True)
+    ]
+    return answers[0], vectors
 
 
 async def _add(
@@ -254,24 +278,29 @@ async def _add(
     new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
     outcomes = [AddOutcome.UNCHANGED] * len(uploads)
     if new:
-        pictures = state.settings.keep_pictures
-        async with state.use() as serving:
-            embedded = await embed(request, state, serving, [uploads[i] for i in new], pictures=pictures)
-        images = [
-            NewImage(
-                key=names[i],
-                sha256=digests[i],
-                size=len(uploads[i].data),
-                width=image.prepared.width,
-                height=image.prepared.height,
-                metadata=metadata[i],
-                picture=image.picture,
-                vector=image.row.fc7,
-            )
-            for i, image in zip(new, embedded, strict=True)
-        ]
-        for i, outcome in zip(new, await state.in_index(index.add_many, images), strict=True):
+        while True:
+            embedded, vectors = await _embed_for_index(request, state, [uploads[i] for i in new])
+            images = [
+                NewImage(
+                    key=names[i],
+                    sha256=digests[i],
+                    size=len(uploads[i].data),
+                    width=image.prepared.width,
+                    height=image.prepared.height,
+                    metadata=metadata[i],
+                    picture=image.picture,
+                    vector=image.row.fc7,
+                    vectors=own,
+                )
+                for i, image, own in zip(new, embedded, vectors, strict=True)
+            ]
+            with suppress(IndexMovedError):  # embed them again, with the model that the index went over to meanwhile
+                done = await state.in_index(index.add_many, images)
+                break
+        for i, outcome in zip(new, done, strict=True):
             outcomes[i] = outcome
+        if state.keeper.follower is not None:
+            state.keeper.follower.nudge()
     records = await state.in_index(lambda: [index.get(name) for name in names])
     return [
         AddResult(outcome=outcome, image=ImageInfo.of(record))

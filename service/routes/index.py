@@ -23,8 +23,11 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
     responses=problems(401, 403, 409, 503),
 )
 async def index_stats(state: StateDep) -> IndexInfo:
-    """Count images and bytes, and name the model that made the vectors."""
-    return IndexInfo.of(await state.in_index(state.index().stats))
+    """Count images and bytes, name the model that made the vectors, and tell how far the index follows another."""
+    index, follower = state.local_index, state.keeper.follower
+    return await state.in_index(
+        lambda: IndexInfo.of(index.stats(), index.spaces.describe(), follower.progress if follower else None)
+    )
 
 
 @router.post(

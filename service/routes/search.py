@@ -8,14 +8,14 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
-from numpy.typing import NDArray
 
+from index.errors import IndexModelError
 from index.interface import Answers
 from index.where import parse_where
 from service.answers import embed, within_limits
 from service.bodies import Upload, receive
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
-from service.schemas import ModelName, SearchAnswer, SearchQuery, SearchResult
+from service.schemas import ModelName, ModelSearchQuery, SearchAnswer, SearchResult
 from service.security import require
 from service.settings import Scope
 from service.state import State
@@ -30,19 +30,30 @@ router = APIRouter(tags=["search"], dependencies=[Depends(require(Scope.READ)), 
     responses=problems(*WITH_BODY, 409),
     openapi_extra=image_body(),
 )
-async def search(request: Request, query: Annotated[SearchQuery, Query()], state: StateDep) -> SearchAnswer:
+async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], state: StateDep) -> SearchAnswer:
     """Send one image as the body, or several as multipart parts named `file`."""
-    find = partial(state.index().search, k=query.k, where=parse_where(query.where))
+    state.index()
+    find = partial(state.local_index.search, k=query.k, where=parse_where(query.where))
+    await state.artifact(query.model)
     async with receive(request, state.body_limits, state.budget) as body:
-        return await within_limits(request, state, _search(request, state, find, body.uploads))
+        return await within_limits(request, state, _search(request, state, find, body.uploads, query.model))
 
 
 async def _search(
-    request: Request, state: State, find: Callable[[NDArray[np.float32]], Answers], uploads: list[Upload]
+    request: Request, state: State, find: Callable[..., Answers], uploads: list[Upload], model: str | None
 ) -> SearchAnswer:
-    async with state.use() as serving:
-        embedded = await embed(request, state, serving, uploads)
-    found = await state.in_index(find, np.stack([image.row.fc7 for image in embedded]))
+    spaces = state.local_index.spaces
+    while True:
+        own = spaces.active.space.fingerprint
+        async with state.use_for(own) if model is None else state.use(model) as serving:
+            embedded = await embed(request, state, serving, uploads)
+        vectors, fingerprint = np.stack([image.row.fc7 for image in embedded]), serving.artifact.fingerprint
+        try:
+            found = await state.in_index(partial(find, vectors, fingerprint=fingerprint))
+            break
+        except IndexModelError:
+            if model is not None or spaces.active.space.fingerprint == own:
+                raise  # else the index went over to another model, and dropped this one's vectors
     return SearchAnswer(
         model=ModelName.of(serving.artifact), results=[SearchResult.of(neighbours) for neighbours in found]
     )

@@ -81,23 +81,17 @@ def test_a_published_but_inactive_model_is_named(tmp_path: Path) -> None:
         assert "fc7 models activate tiny:1" in server.client.get("/readyz").json()["detail"]
 
 
-def test_an_index_of_another_model_is_409_and_classify_serves(home: Path) -> None:
+def test_an_index_of_another_model_is_followed_from_the_start_on(home: Path) -> None:
     with thread_server(home) as server:
         assert server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG).status_code == 201
     publish_tiny_model(home, seed=1)
     with thread_server(home) as server:
         assert classify(server.url).json()["model"] == {"name": "tiny", "version": 2}
-        for answer in (
-            server.client.post("/v1/search", content=pictures.jpeg(), headers=JPEG),
-            server.client.get("/v1/images/a"),
-            server.client.get("/v1/index"),
-        ):
-            assert (answer.status_code, answer.json()["type"]) == (409, "urn:fc7:problem:index-of-another-model")
-            assert "tiny:1" in answer.json()["detail"]
-            assert "fc7 index" in answer.json()["detail"]
-        ready = server.client.get("/readyz")
-        assert ready.status_code == 200
-        assert "tiny:1" in ready.json()["notes"][0]
+        wait_until(lambda: server.client.get("/v1/index").json()["model"] == "tiny:2")
+        found = server.client.post("/v1/search", content=pictures.jpeg(), headers=JPEG).json()
+        assert found["model"] == {"name": "tiny", "version": 2}
+        assert [neighbour["key"] for neighbour in found["results"][0]["neighbours"]] == ["a"]
+        assert server.client.get("/readyz").json()["notes"] == []
         models = server.client.get("/v1/models").json()["models"]
         assert [(model["version"], model["active"], model["serving"]) for model in models] == [
             (1, False, False),
