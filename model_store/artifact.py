@@ -210,7 +210,7 @@ class Artifact:
         Raises ArtifactFormatError for a manifest that is missing, broken or of a newer format, ArtifactCorruptError
         for the first file that differs or is missing.
         """
-        artifact = cls(path, _read_manifest(path / MANIFEST_FILE), verified=False)
+        artifact = cls(path, _open_manifest(path / MANIFEST_FILE), verified=False)
         if verify:
             artifact.verify()
         return artifact
@@ -224,6 +224,20 @@ class Artifact:
             if found != entry.sha256:
                 raise ArtifactCorruptError(path, entry.sha256, found)
         self.verified = True
+
+    def differing(self) -> list[str]:
+        """Return the names of all files that differ from the manifest or are missing. Raises ArtifactFormatError."""
+        names = []
+        for name, entry in self.manifest.files.items():
+            path = self.path / name
+            try:
+                with _read_errors(path, entry):
+                    found = sha256_of(path)
+            except ArtifactCorruptError:
+                found = "missing"
+            if found != entry.sha256:
+                names.append(name)
+        return names
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, compared with the manifest as they are read. Raises as `verify` does for it."""
@@ -284,21 +298,29 @@ def _read_errors(path: Path, entry: FileEntry) -> Iterator[None]:
         raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _open_manifest(path: Path) -> Manifest:
     try:
-        values = json.loads(path.read_bytes())
+        return read_manifest(path, path.read_bytes())
     except FileNotFoundError:
         raise ArtifactFormatError(path, "there is no such file, so this is no version of a model") from None
     except OSError as exc:
         raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
+
+
+def read_manifest(path: Path, data: bytes) -> Manifest:
+    """Return the manifest with these bytes, found at `path`. Raises ArtifactFormatError: broken, or a newer format."""
+    try:
+        values = json.loads(data)
     except (ValueError, RecursionError) as exc:
         raise ArtifactFormatError(path, f"it is not JSON ({exc})") from exc
     number = values.get("format") if isinstance(values, dict) else None
     if not isinstance(number, int) or number < 1:
         raise ArtifactFormatError(path, "it is not a manifest: the format number is missing")
     if number > FORMAT:
+        maker = values.get("producer")
+        newer = f"the one that wrote it ({maker})" if isinstance(maker, str) else "a newer one"
         raise ArtifactFormatError(
-            path, f"it is of format {number}, and this fc7 reads formats up to {FORMAT}: install a newer fc7"
+            path, f"it is of format {number}, and this fc7 reads formats up to {FORMAT}: install {newer}"
         )
     try:
         return Manifest.model_validate(values)

@@ -10,6 +10,7 @@ Fc7Error
 ├── ArtifactError              a version on disk that cannot be used
 │   ├── ArtifactCorruptError   a file differs from its manifest, or is missing
 │   └── ArtifactFormatError    a manifest that cannot be read: broken, or of a newer format
+├── ArchiveError               a file that is no whole archive of a version, or that cannot be written
 ├── ModelNameError             a name that cannot be a folder's name
 ├── ModelNotFoundError         no such name or version in the store
 ├── NoActiveModelError         nothing was activated yet
@@ -134,6 +135,17 @@ class ArtifactFormatError(ArtifactError):
 
     def __str__(self) -> str:
         return f"{self.path} cannot be read: {self.reason}"
+
+
+class ArchiveError(Fc7Error):
+    """A version's archive cannot be read or written; nothing of it is published or left."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} is not taken: {self.reason}"
 
 
 class ModelNameError(Fc7Error):

@@ -365,6 +365,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ShapeError: Kind(500, "shape", "A wrong shape inside the server"),
     model_errors.MissingExtraError: Kind(500, "missing-extra", "A package is missing"),
     model_errors.ArtifactError: Kind(500, "model-files", "The model's files are not right"),
+    model_errors.ArchiveError: Kind(500, "model-archive", "The model's archive is not right"),
     model_errors.PublishError: Kind(500, "publish", "Publishing failed"),
     model_errors.RunnerError: Kind(500, "run-failed", "The model failed on this image"),
     model_errors.TrainingError: Kind(500, "training", "Training failed"),

@@ -27,6 +27,7 @@ from service.cli import (
     report,
     serve,
     train,
+    versions,
 )
 
 app = typer.Typer(
@@ -45,6 +46,11 @@ app.command()(evaluate.export)
 app.command()(report.report)
 app.add_typer(imports.app)
 app.add_typer(models.app)
+models.app.command("compare")(versions.compare_versions)
+models.app.command()(versions.export)
+models.app.command("import")(versions.import_archive)
+models.app.command()(versions.remove)
+models.app.command()(versions.verify)
 app.add_typer(index.app)
 index.app.command()(index_files.snapshot)
 index.app.command()(index_files.restore)

@@ -1,0 +1,128 @@
+"""Two versions on the same images: how often they agree, how often each is wrong, how fast each is.
+
+Promises: both see the same pixels; every image is counted as compared or as skipped with the reason; classes are
+matched by label, and ties are broken as in serving (`top_k`). Speed is of the graph alone, the two in turns.
+Does not: need torch, change anything, or say which one is better.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.errors import DatasetError, ImageError
+from model_store.image import find_images, prepare, views
+from model_store.runner import Outputs, Runner, top_k
+
+_TOP = 5
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two. Errors are counts of `labelled` images; seconds for all images, in runs of `batch`."""
+
+    model: str
+    wrong_top1: int = 0
+    wrong_top5: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of it. same_top1: images with the same most probable label; same_top5: with the same set of five.
+
+    labelled: images whose folder is named as a class of both. cosines: of the two fc7 vectors of each image, where the
+    architectures are the same. skipped: (path, reason).
+    """
+
+    sides: tuple[Side, Side]
+    batch: int
+    images: int = 0
+    same_top1: int = 0
+    same_top5: int = 0
+    labelled: int = 0
+    cosines: list[float] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def compare(
+    first: Runner,
+    second: Runner,
+    folder: Path,
+    *,
+    batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Run both on every image in `folder`, at any depth; progress(done, in all) after each run.
+
+    Raises DatasetError when there is no image that can be read, RunnerError.
+    """
+    paths = list(find_images(folder))
+    runners = (first, second)
+    for runner in runners:
+        runner.warm_up((1, batch))
+    result = Comparison((Side(first.artifact.id), Side(second.artifact.id)), batch)
+    comparable = first.artifact.manifest.architecture == second.artifact.manifest.architecture
+    known = set(first.artifact.labels) & set(second.artifact.labels)
+    for start in range(0, len(paths), batch):
+        pixels, labels = _read(paths[start : start + batch], known, result)
+        if pixels:
+            batch_views = views(np.stack(pixels))
+            # In turns, so that what else the machine does meets both alike.
+            order = (0, 1) if (start // batch) % 2 == 0 else (1, 0)
+            outputs: dict[int, Outputs] = {}
+            for number in order:
+                began = time.perf_counter()
+                outputs[number] = runners[number].run(batch_views)
+                result.sides[number].seconds += time.perf_counter() - began
+            _count(result, runners, (outputs[0], outputs[1]), labels)
+            if comparable:
+                result.cosines += _cosines(outputs[0].fc7, outputs[1].fc7)
+        if progress is not None:
+            progress(min(start + batch, len(paths)), len(paths))
+    if not result.images:
+        raise DatasetError(f"{folder} has no image that can be read: there is nothing to compare on")
+    return result
+
+
+def _read(
+    paths: Sequence[Path], known: set[str], result: Comparison
+) -> tuple[list[NDArray[np.uint8]], list[str | None]]:
+    pixels, labels = [], []
+    for path in paths:
+        try:
+            pixels.append(prepare(path.read_bytes()))
+        except (ImageError, OSError) as error:
+            result.skipped.append((path, str(error)))
+            continue
+        labels.append(path.parent.name if path.parent.name in known else None)
+    return pixels, labels
+
+
+def _count(
+    result: Comparison, runners: tuple[Runner, Runner], outputs: tuple[Outputs, Outputs], labels: list[str | None]
+) -> None:
+    named = []
+    for runner, output in zip(runners, outputs, strict=True):
+        indices, _ = top_k(output.probabilities, min(_TOP, runner.classes))
+        named.append([[runner.artifact.labels[index] for index in row] for row in indices.tolist()])
+    for first, second, label in zip(*named, labels, strict=True):
+        result.images += 1
+        result.same_top1 += first[0] == second[0]
+        result.same_top5 += set(first) == set(second)
+        if label is not None:
+            result.labelled += 1
+            for side, found in zip(result.sides, (first, second), strict=True):
+                side.wrong_top1 += found[0] != label
+                side.wrong_top5 += label not in found
+
+
+def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = np.einsum("ij,ij->i", first, second)
+    return [float(product / length) if length else 0.0 for product, length in zip(products, lengths, strict=True)]
