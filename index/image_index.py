@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,14 +25,16 @@ from numpy.typing import NDArray
 from index.backup import SnapshotManifest, take_snapshot
 from index.catalog import Catalog
 from index.changes import Entry
+from index.duplicates import near_pairs
 from index.errors import IndexModelError
 from index.frozen import Frozen
-from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Update
+from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
 from index.lock import FolderLock, check_exists
 from index.records import (
     AddOutcome,
     ImageRecord,
     IndexStats,
+    NearPair,
     Neighbour,
     NewImage,
     Page,
@@ -243,6 +245,31 @@ class LocalImageIndex:
             raise IndexModelError(self._folder, "an earlier model", room.space.model, 1)
         vector_id, vector = known
         return self._neighbours(room, vector[np.newaxis], k, vector_id, where)[0]
+
+    def duplicates(
+        self,
+        threshold: float,
+        limit: int,
+        *,
+        where: Where | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Pairs:
+        """Return the nearest `limit` pairs of images that fit and are at most `threshold` apart, nearest first.
+
+        stopped: asked again and again; when true, the pairs found so far are returned. Raises FilterError.
+        """
+        room = self.spaces.active
+        with self._catalog.frozen(room.searcher.view) as frozen:
+            view = frozen.taken
+            if where is not None:
+                view = restrict(view, self._fitting(room.space.id, frozen, where))
+        pairs = near_pairs(view, threshold, limit, stopped)
+        known = self._catalog.describe(sorted({number for _, *pair in pairs for number in pair}))
+        return [
+            NearPair(known[first][0], known[second][0], distance)
+            for distance, first, second in pairs
+            if first in known and second in known  # others were deleted meanwhile
+        ]
 
     def snapshot(self, target: Path) -> SnapshotManifest:
         """Copy the index, as it is now, into the new folder `target`, while others write.

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.backup import SnapshotManifest
-from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, NewImage, Page
+from index.records import AddOutcome, ImageRecord, IndexStats, NearPair, Neighbour, NewImage, Page
 from index.where import Where
 
 # Named, because inside the classes `list` is their method.
 Outcomes = list[AddOutcome]
 Neighbours = list[Neighbour]
 Answers = list[Neighbours]
+Pairs = list[NearPair]
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
@@ -57,6 +58,9 @@ class ImageIndex(Protocol):
 
     def similar(self, key: str, k: int, *, where: Where | None = None) -> Neighbours:
         """Return the `k` images that fit and are nearest to an indexed one, itself left out."""
+
+    def duplicates(self, threshold: float, limit: int, *, where: Where | None, stopped: Callable[[], bool]) -> Pairs:
+        """Return the nearest `limit` pairs of images that fit and are at most `threshold` apart, nearest first."""
 
     def snapshot(self, target: Path) -> SnapshotManifest:
         """Copy the index, as it is now, into the new folder `target`, while others write."""

@@ -83,6 +83,15 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class NearPair:
+    """Two images that are nearly the same. distance: as of a Neighbour."""
+
+    first: str
+    second: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Some images of a listing; `next_cursor` is None on the last page."""
 

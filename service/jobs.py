@@ -110,7 +110,7 @@ class Jobs:
 
     def new_folder(self) -> Path:
         """Return a folder for a job that is yet to be accepted. Raises IndexFullError, IndexReadOnlyError."""
-        folder = self._folder / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(4))
+        folder = self._folder / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f-") + secrets.token_hex(4))
         try:
             folder.mkdir(parents=True)
         except OSError as error:

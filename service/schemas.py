@@ -314,6 +314,30 @@ class IndexInfo(BaseModel):
         )
 
 
+class DuplicatesQuery(_Query):
+    """Parameters of `GET /v1/index/duplicates`."""
+
+    threshold: float = Field(ge=0, le=1e6, description="The largest Euclidean distance of a pair.")
+    limit: Annotated[int, _whole(f"a whole number from 1 to {MAX_PAGE}", 1, MAX_PAGE), _span(1, MAX_PAGE)] = Field(
+        100, description=f"How many pairs, 1 to {MAX_PAGE}: the nearest ones."
+    )
+    where: list[str] = Field([], description=_WHERE)
+
+
+class PairInfo(BaseModel):
+    """Two images that are nearly the same, and their Euclidean distance."""
+
+    first: str
+    second: str
+    distance: float
+
+
+class DuplicatesAnswer(BaseModel):
+    """Pairs of images, nearest first."""
+
+    pairs: list[PairInfo]
+
+
 class SnapshotInfo(BaseModel):
     """A snapshot of the index: its folder on the server, its size in bytes, what is in it and when it was taken."""
 

@@ -1,10 +1,11 @@
-"""`fc7 index snapshot`, `restore` and `verify`: copies of the index, the way back, and whether all is as written.
+"""`fc7 index snapshot`, `restore`, `verify`, `export`, `duplicates`: copies of the index, the way back, what is in it.
 
-Does not: need the server; a running one does not mind snapshots and verification.
+Does not: need the server; a running one does not mind any of them but `restore` and `--repair`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from index.backup import restore_snapshot, take_snapshot
+from index.image_index import LocalImageIndex, read_stats
 from index.verify import verify
+from index.where import parse_where
 from service.cli.index import Home
 from service.settings import load_settings
 
 _MOST_LISTED = 20
+Where = Annotated[
+    list[str] | None, typer.Option(help="Those that fit only, such as label:cat or year>=2020; repeatable.")
+]
 
 
 def snapshot(
@@ -70,6 +76,38 @@ def verify_command(
     mended = f", {report.repaired} mended" if repair else ""
     _say(f"{place}: {counts}: {len(report.findings)} damaged{mended}.")
     raise typer.Exit(1)
+
+
+def export(
+    target: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="New file.", show_default=False)],
+    where: Where = None,
+    home: Home = None,
+) -> None:
+    """Write keys, metadata and vectors to a Parquet file; a running server goes on writing."""
+    from index.export import export_parquet  # noqa: PLC0415
+
+    settings = load_settings(home=home)
+    with _bar("writing") as advance:
+        count = export_parquet(settings.home, target, where=parse_where(where or []), advance=advance)
+    _say(f"{target}: {count} images, {target.stat().st_size / 1e6:,.1f} MB.")
+
+
+def duplicates(
+    threshold: Annotated[float, typer.Option(min=0, help="The largest Euclidean distance of a pair.")],
+    limit: Annotated[int, typer.Option(min=1, help="How many pairs: the nearest ones.")] = 1000,
+    where: Where = None,
+    home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a pair.")] = False,
+) -> None:
+    """List the pairs of images that are nearly the same, nearest first."""
+    home_folder = load_settings(home=home).home
+    stats = read_stats(home_folder)
+    with LocalImageIndex.open(home_folder, fingerprint=stats.fingerprint, model=stats.model, read_only=True) as index:
+        pairs = index.duplicates(threshold, limit, where=parse_where(where or []))
+    for pair in pairs:
+        line = {"first": pair.first, "second": pair.second, "distance": pair.distance}
+        typer.echo(json.dumps(line) if as_json else f"{pair.distance:9.3f}  {pair.first}  {pair.second}")
+    _say(f"{len(pairs)} pairs at most {threshold:g} apart, of {stats.vectors} images.")
 
 
 def _say(text: str) -> None:

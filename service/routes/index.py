@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, status
+import threading
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, status
 
 from index.backup import snapshot_name
+from index.where import parse_where
+from service.answers import within_limits
 from service.routes.common import WORK, StateDep, problems
-from service.schemas import IndexInfo, SnapshotInfo
+from service.schemas import DuplicatesAnswer, DuplicatesQuery, IndexInfo, PairInfo, SnapshotInfo
 from service.security import require
 from service.settings import Scope
 
@@ -46,3 +51,27 @@ async def take_snapshot(state: StateDep) -> SnapshotInfo:
     target = state.settings.home / "snapshots" / snapshot_name()
     manifest = await state.in_index(state.index().snapshot, target)
     return SnapshotInfo.of(target, manifest)
+
+
+@router.get(
+    "/duplicates",
+    operation_id="list_duplicates",
+    summary="Pairs of images that are nearly the same",
+    dependencies=[_READ],
+    responses=problems(401, 403, 409, 422, 503, 504),
+)
+async def list_duplicates(
+    request: Request, query: Annotated[DuplicatesQuery, Query()], state: StateDep
+) -> DuplicatesAnswer:
+    """List the nearest pairs under a distance. Every image is compared with every other: past some ten thousand use
+    a filter, or `fc7 index duplicates`, which has no deadline.
+    """
+    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    try:
+        work = state.in_index(lambda: index.duplicates(query.threshold, query.limit, where=where, stopped=stop.is_set))
+        pairs = await within_limits(request, state, work)
+    finally:
+        stop.set()
+    return DuplicatesAnswer(
+        pairs=[PairInfo(first=pair.first, second=pair.second, distance=pair.distance) for pair in pairs]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from index.image_index import LocalImageIndex
 from tests.support import pictures
 from tests.support.server import ThreadServer, process_server, thread_server
 from tests.support.tiny_model import publish_tiny_model
@@ -258,3 +260,66 @@ def test_the_second_server_on_a_home_refuses_naming_the_first(home: Path) -> Non
         assert done.returncode == 1
         assert f"process {first.process.pid}" in done.stderr
         assert httpx.get(f"{first.url}/readyz").status_code == 200
+
+
+def test_duplicates_and_export(tmp_path: Path, own_server: ThreadServer, client: httpx.Client) -> None:
+    fill(client, 6)
+    client.put("/v1/images/twin", content=pictures.jpeg(3, 64, 64), headers=JPEG)
+    answer = client.get("/v1/index/duplicates?threshold=0.001")
+    assert [(pair["first"], pair["second"]) for pair in answer.json()["pairs"]] == [("03", "twin")], answer.text
+    assert client.get("/v1/index/duplicates?threshold=0.001&where=year>2000").json() == {"pairs": []}
+    assert len(client.get("/v1/index/duplicates?threshold=100000&limit=5").json()["pairs"]) == 5
+    for bad in ("", "?threshold=-1", "?threshold=nan", "?threshold=1&limit=0"):
+        assert client.get(f"/v1/index/duplicates{bad}").status_code == 422, bad
+    home = own_server.state.settings.home
+    done = run(home, "index", "export", str(tmp_path / "all.parquet"), "--where", "label:cat")
+    assert done.returncode == 0, done.stderr
+    assert "3 images" in done.stderr
+    printed = run(home, "index", "duplicates", "--threshold", "0.001", "--json")
+    assert json.loads(printed.stdout)["second"] == "twin"
+
+
+def test_a_full_disk_is_507_and_loses_nothing(home: Path) -> None:
+    with process_server(home) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        assert client.put("/v1/images/first", content=pictures.jpeg(1), headers=JPEG).status_code == 201
+        pid = server.process.pid
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+        added = ["first"]
+        for n in range(100):
+            answer = client.put(f"/v1/images/{n}", content=pictures.jpeg(n), headers=JPEG)
+            if answer.status_code != 201:
+                break
+            added.append(str(n))
+        assert (answer.status_code, answer.json()["type"]) == (507, "urn:fc7:problem:index-full")
+        zipped = {"Content-Type": "application/zip"}
+        assert client.post("/v1/jobs", content=bytes(500_000), headers=zipped).status_code == 507
+        assert keys(client.get("/v1/images")) == added
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        assert client.post("/v1/index/snapshot").status_code == 507
+        assert not list((home / "snapshots").glob("*")), "nothing half is left"
+        assert keys(client.get("/v1/images")) == added
+        assert keys(client.post("/v1/search?k=1", content=pictures.jpeg(1), headers=JPEG))
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert client.put("/v1/images/later", content=pictures.jpeg(7), headers=JPEG).status_code == 201
+    with thread_server(home) as again:
+        assert keys(again.client.get("/v1/images")) == [*added, "later"]
+
+
+def test_a_catalogue_that_cannot_be_written_is_503_and_loses_nothing(
+    own_server: ThreadServer, client: httpx.Client
+) -> None:
+    fill(client, 2)
+    index = own_server.state.index()
+    assert isinstance(index, LocalImageIndex)
+    # What SQLite answers on a file system that was remounted to read only.
+    index._catalog.writer._connection.execute("PRAGMA query_only = ON")
+    for answer in (
+        client.put("/v1/images/new", content=pictures.jpeg(9), headers=JPEG),
+        client.delete("/v1/images/00"),
+        client.patch("/v1/images/00", json={"metadata": {"a": 1}}),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:fc7:problem:index-read-only"), answer.text
+        assert "Retry-After" in answer.headers
+    assert keys(client.get("/v1/images")) == ["00", "01"]
+    index._catalog.writer._connection.execute("PRAGMA query_only = OFF")
+    assert client.put("/v1/images/new", content=pictures.jpeg(9), headers=JPEG).status_code == 201

@@ -1,0 +1,103 @@
+"""The index as a Parquet file: keys, metadata and vectors, for whatever else reads them.
+
+Promises: the file is one moment of the index, whole under its name or not there; memory stays small, whatever the index
+has; a running server goes on writing.
+Does not: write pictures, read Parquet.
+
+Columns: key, sha256, size, width, height, metadata (JSON), added, updated (UTC), vector (4,096 float32, null where the
+image has none of the index's model). The model and its fingerprint are in the file's own metadata.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from index import fields
+from index.database import connect, translated
+from index.errors import TargetExistsError
+from index.lock import check_exists, translate_os_error
+from index.records import DIMENSIONS
+from index.where import Where, to_sql
+from model_store.durable import sync
+from model_store.errors import MissingExtraError
+
+_GROUP = 1024
+
+
+def export_parquet(
+    home: Path, target: Path, *, where: Where | None = None, advance: Callable[[int, int], None] | None = None
+) -> int:
+    """Write the images that fit, in the order of their adding, to the new file `target`, and return how many.
+
+    advance: called with the images written and all images.
+    Raises MissingExtraError, TargetExistsError, FilterError, IndexUnavailableError, IndexFullError, IndexReadOnlyError.
+    """
+    try:
+        import pyarrow  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError:
+        raise MissingExtraError("pyarrow", "export") from None
+    check_exists(home / "index")
+    if target.exists():
+        raise TargetExistsError(target, "name a new file")
+    catalogue = home / "index" / "catalog.db"
+    staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with translated(catalogue), closing(connect(catalogue, read_only=True)) as connection:
+            connection.execute("BEGIN")
+            space, model, fingerprint = connection.execute(
+                """SELECT s.id, s.model, s.fingerprint FROM spaces s JOIN meta m ON m.value = s.id
+                   WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
+            ).fetchone()
+            condition, values = ("1", []) if where is None else to_sql(where, fields.known(connection), "i.id")
+            [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
+            rows = connection.execute(
+                f"""SELECT i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated, v.vector
+                    FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
+                    WHERE {condition} ORDER BY i.id""",  # noqa: S608
+                (space, *values),
+            )
+            schema = _schema(pyarrow, {"fc7.model": model, "fc7.fingerprint": fingerprint})
+            done = 0
+            with pyarrow.parquet.ParquetWriter(staged, schema, compression="zstd") as writer:
+                while group := rows.fetchmany(_GROUP):
+                    writer.write_table(_table(pyarrow, schema, group))
+                    done += len(group)
+                    if advance is not None:
+                        advance(done, total)
+        sync(staged)
+        staged.rename(target)
+        sync(target.parent)
+    except OSError as error:
+        raise translate_os_error(error, target.parent) from error
+    finally:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+    return done
+
+
+def _schema(pyarrow: Any, metadata: dict[str, str]) -> Any:
+    moment = pyarrow.timestamp("us", tz="UTC")
+    columns = [("key", pyarrow.string()), ("sha256", pyarrow.string())]
+    columns += [(name, pyarrow.int64()) for name in ("size", "width", "height")]
+    columns += [("metadata", pyarrow.string()), ("added", moment), ("updated", moment)]
+    columns.append(("vector", pyarrow.list_(pyarrow.float32(), DIMENSIONS)))
+    return pyarrow.schema(columns, metadata=metadata)
+
+
+def _table(pyarrow: Any, schema: Any, rows: list[tuple[Any, ...]]) -> Any:
+    *columns, vectors = zip(*rows, strict=True)
+    arrays = [pyarrow.array(column, schema.field(n).type) for n, column in enumerate(columns)]
+    empty = bytes(2 * DIMENSIONS)
+    values = np.frombuffer(b"".join(vector or empty for vector in vectors), np.float16).astype(np.float32)
+    missing = np.array([vector is None for vector in vectors])
+    arrays.append(
+        pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values), DIMENSIONS, mask=pyarrow.array(missing))
+    )
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
