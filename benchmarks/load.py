@@ -170,7 +170,10 @@ class _Load:
         if self.idle:
             self.send(self.idle.popleft(), due)
         elif len(self.connections) < self.plan.clients:
-            self.send(self.connect(), due)
+            try:
+                self.send(self.connect(), due)
+            except OSError:
+                self.broken += due >= self.counted_from
         elif due >= self.counted_from:
             self.unsent += 1
 

@@ -21,7 +21,7 @@ def read_photographs(source: Path, count: int) -> list[bytes]:
     found: list[bytes] = []
     if source.is_dir():
         found = [path.read_bytes() for path, _ in zip(find_images(source), range(count), strict=False)]
-    elif source.is_file():
+    elif source.is_file() and tarfile.is_tarfile(source):
         with tarfile.open(source) as archive:
             members = sorted(
                 (entry for entry in archive if entry.isfile() and entry.name.lower().endswith(SUFFIXES)),

@@ -1,0 +1,46 @@
+"""What the decoder's scaling of large JPEGs changes: little in the pixels, and nearly nothing in the answers."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model_store import image
+from model_store.image import prepare, views
+from tests.support.run_folder import small_architecture, small_net
+
+
+def photograph(seed: int, size: tuple[int, int]) -> bytes:
+    """Return a JPEG with edges at every scale: sums of noises, each twice as fine and weaker."""
+    random = np.random.default_rng(seed)
+    total = np.zeros((size[1], size[0], 3))
+    for octave in range(3, 11):
+        side = 2**octave
+        noise = Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        total += (np.asarray(noise) - 127.5) * 0.7**octave
+    file = io.BytesIO()
+    Image.fromarray(np.clip(total * (60 / total.std()) + 127.5, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def test_fc7_and_the_order_of_classes_survive_the_decoders_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [photograph(0, (2048, 1536)), photograph(1, (1200, 1800))]
+    scaled = np.stack([prepare(data) for data in files])
+    monkeypatch.setattr(image, "_DRAFT_SIZE", 10**6)
+    full = np.stack([prepare(data) for data in files])
+    assert (scaled != full).any(), "the decoder did not scale"
+    assert np.abs(scaled.astype(int) - full).mean() < 1.5
+    net = small_net(small_architecture())
+    with torch.inference_mode():
+        first, second = (
+            net.forward_both(torch.from_numpy(views(pixels).transpose(0, 3, 1, 2).astype(np.float32) - 120.0))
+            for pixels in (scaled, full)
+        )
+    assert torch.nn.functional.cosine_similarity(first[1], second[1]).min() > 0.999
+    assert (first[0].argsort(descending=True) == second[0].argsort(descending=True)).all()
