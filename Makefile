@@ -34,6 +34,10 @@ lint: $(READY) ## Lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(READY) ## Measure serving: make bench PHOTOGRAPHS=folder-or-tar (needs a quiet machine)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.serving $(PHOTOGRAPHS)
+
 lock: $(READY) ## Write the exact versions that are installed to constraints/cpu.txt
 	@{ echo "# Exact versions for serving and training on a processor (extras: cpu, train, import, export, demo, dev). Made by \`make lock\`."; \
 	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' | tr A-Z a-z; } > constraints/cpu.txt.new
