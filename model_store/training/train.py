@@ -37,22 +37,20 @@ from model_store.errors import CheckpointError, DatasetError
 from model_store.training import machine, runs
 from model_store.training.augment import Augmenter, epoch_order
 from model_store.training.checkpoint import Place, not_finite
-from model_store.training.dataset import Dataset, ImageSet, open_dataset
+from model_store.training.dataset import Dataset, ImageSet
 from model_store.training.distributed import Group, Replicas, Scheme, require_even
 from model_store.training.flat_loss import FlatLossWatch
-from model_store.training.loading import batches
+from model_store.training.loading import batches, open_data
 from model_store.training.mixing import mix
 from model_store.training.network import Architecture
 from model_store.training.optim import build_schedule, set_rate
 from model_store.training.parents import Parent, child_architecture
 from model_store.training.progress import LOG_EVERY, SENT, MetricsLog, Reporter
 from model_store.training.recipe import Recipe
-from model_store.training.shards import is_sharded, open_shards
 from model_store.training.towers import Towers, require_towers
 
 DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels: about 10,900 images
 VALIDATION_BATCH: Final = 64
-_LISTED: Final = 5  # examples in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,26 +194,8 @@ def _begin_folder(home: Path, info: runs.RunInfo, dataset: Dataset) -> Path:
 
 def _open(stack: ExitStack, data: Path, resources: Resources, reporter: Reporter) -> Dataset:
     workers = stack.enter_context(ThreadPoolExecutor(resources.workers or os.cpu_count() or 1, "decode"))
-    budget = resources.memory_budget
-    if is_sharded(data):
-        dataset = open_shards(data, memory_budget=budget, workers=workers)
-    else:
-        dataset = open_dataset(data, memory_budget=budget, workers=workers, progress=reporter.reading)
+    dataset = open_data(data, resources.memory_budget, workers, reporter)
     resources.group.require_same_data(dataset.hash)
-    where = "in memory" if dataset.train.in_memory else "decoded as they are needed: over the memory budget"
-    reporter.note(
-        f"{len(dataset.train)} training, {len(dataset.val)} validation images, {len(dataset.classes)} classes, {where}"
-    )
-    if dataset.skipped:
-        listed = "; ".join(f"{item.path}: {item.reason}" for item in dataset.skipped[:_LISTED])
-        more = f"; and {len(dataset.skipped) - _LISTED} more" if len(dataset.skipped) > _LISTED else ""
-        reporter.warn(f"{len(dataset.skipped)} files were skipped ({runs.SKIPPED_FILE} lists all): {listed}{more}")
-    if dataset.duplicates:
-        listed = "; ".join(f"{pair.val} is {pair.train}" for pair in dataset.duplicates[:_LISTED])
-        reporter.warn(
-            f"{len(dataset.duplicates)} images are in val and, byte for byte, in train: the validation error will be "
-            f"too good. {listed}"
-        )
     return dataset
 
 
