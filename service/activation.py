@@ -120,7 +120,7 @@ class IndexKeeper:
             except (StopIteration, Fc7Error) as error:
                 self.note = (
                     f"{spaces.active.space.model}, which made the index's vectors, cannot be loaded "
-                    f"({error or 'it is not published any more'}): search finds an image once {artifact.id} has "
+                    f"({str(error) or 'it is not published any more'}): search finds an image once {artifact.id} has "
                     "embedded it."
                 )
                 state.log.warning("index without its model", detail=self.note)
