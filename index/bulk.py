@@ -168,7 +168,7 @@ def reembed(
     lock = FolderLock(folder)
     try:
         with Catalog(folder / "catalog.db") as catalog:
-            space = catalog.follow_space(runner.artifact.fingerprint, runner.artifact.id)
+            space = catalog.follow_space(runner.artifact.fingerprint, runner.artifact.embedder)
             total = next(each.lacking for each in catalog.spaces() if each.id == space)
             report = ReembedReport(total=total)
             with _interruptible(report), _ahead(_decode, _lacking(catalog, space), workers, 2 * batch_size) as results:

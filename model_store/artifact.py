@@ -1,6 +1,7 @@
 """One version of a model on disk: its manifest, its files, its fingerprint, and the proof that they belong together.
 
-A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the graph's external data) and `report/`.
+A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the graph's external data) and `report/`; it
+may have the same net in other precisions, in folders named `int8` and `fp16` with a graph and weights each.
 Promises: a manifest that was read is complete and of a known format; a verified artifact's files are, byte for byte,
 those that the manifest describes, and the file that differs is named.
 Does not: write versions (the store does), load the graph (the runner does), prove who made a version (hashes, no
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -30,7 +31,7 @@ from pydantic import (
 )
 
 from model_store.durable import sha256_of
-from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelNameError
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelNameError, PrecisionNotFoundError
 from model_store.image import CROP, PREPARATION, SIZE
 
 FORMAT: Final = 1
@@ -39,6 +40,8 @@ MODEL_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 REPORT_FOLDER: Final = "report"
 FEATURES: Final = 4096
+PRECISIONS: Final = ("fp32", "int8", "fp16")
+_FULL: Final = "fp32"  # of `model.onnx` and `weights.bin`; the others' are in folders of their names
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -99,11 +102,19 @@ class FileEntry(_Frozen):
     size: int = Field(ge=0)
 
 
+class PrecisionEntry(_Frozen):
+    """The net in another precision: what identifies its answers, and what was measured of it against fp32."""
+
+    fingerprint: str = Field(pattern=_SHA256)
+    metrics: dict[str, Any]
+
+
 class ManifestDraft(_Frozen):
     """What the maker of a version knows of it; the store adds version, time, hashes and fingerprint.
 
     `metrics` holds what was measured (top-1/top-5 error, views, data set and its hash), `recipe` how it was trained,
-    `parent_run` the run's folder name. Values must be JSON.
+    `parent_run` the run's folder name, `parent_version` the version whose fp32 files these are, `precisions` what was
+    measured of the net in each other precision. Values must be JSON.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -116,6 +127,8 @@ class ManifestDraft(_Frozen):
     producer: str
     metrics: dict[str, Any] = Field(default_factory=dict)
     parent_run: str | None = None
+    parent_version: str | None = None
+    precisions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     input: InputContract = InputContract()
 
 
@@ -135,6 +148,8 @@ class Manifest(_Frozen):
     producer: str
     metrics: dict[str, Any]
     parent_run: str | None
+    parent_version: str | None = None
+    precisions: dict[str, PrecisionEntry] = Field(default_factory=dict)
     files: dict[str, FileEntry]
     fingerprint: str = Field(pattern=_SHA256)
 
@@ -150,9 +165,12 @@ class Manifest(_Frozen):
         return files
 
     @model_validator(mode="after")
-    def _fingerprint_is_of_these_files(self) -> Manifest:
-        if self.fingerprint != _fingerprint(self.files[MODEL_FILE].sha256, self.files[WEIGHTS_FILE].sha256):
+    def _fingerprints_are_of_these_files(self) -> Manifest:
+        if self.fingerprint != _fingerprint_of(self.files, _FULL):
             raise ValueError("the fingerprint is not that of the listed graph and weights")
+        for precision, entry in self.precisions.items():
+            if entry.fingerprint != _fingerprint_of(self.files, precision):
+                raise ValueError(f"the fingerprint of {precision} is not that of its listed graph and weights")
         return self
 
     @classmethod
@@ -161,7 +179,11 @@ class Manifest(_Frozen):
     ) -> Manifest:
         """Return the manifest of a version made from `draft` and the hashes of its files."""
         return cls(
-            **draft.model_dump(),
+            **draft.model_dump(exclude={"precisions"}),
+            precisions={
+                precision: PrecisionEntry(fingerprint=_fingerprint_of(files, precision), metrics=metrics)
+                for precision, metrics in draft.precisions.items()
+            },
             format=FORMAT,
             version=version,
             created=created,
@@ -170,7 +192,7 @@ class Manifest(_Frozen):
                 OutputContract(name="fc7", shape=("N", FEATURES)),
             ),
             files=files,
-            fingerprint=_fingerprint(files[MODEL_FILE].sha256, files[WEIGHTS_FILE].sha256),
+            fingerprint=_fingerprint_of(files, _FULL),
         )
 
     def to_bytes(self) -> bytes:
@@ -191,15 +213,32 @@ def fingerprint(model_path: Path, weights_path: Path) -> str:
     return _fingerprint(sha256_of(model_path), sha256_of(weights_path))
 
 
+def graph_files(precision: str) -> tuple[str, str]:
+    """Return where a version has graph and weights in this precision, relative to its folder."""
+    return (
+        (MODEL_FILE, WEIGHTS_FILE)
+        if precision == _FULL
+        else (f"{precision}/{MODEL_FILE}", f"{precision}/{WEIGHTS_FILE}")
+    )
+
+
+def _fingerprint_of(files: Mapping[str, FileEntry], precision: str) -> str:
+    model, weights = graph_files(precision)
+    if model not in files or weights not in files:
+        raise ValueError(f"{model} and {weights} are not both listed")
+    return _fingerprint(files[model].sha256, files[weights].sha256)
+
+
 def _fingerprint(model_sha256: str, weights_sha256: str) -> str:
     return hashlib.sha256(bytes.fromhex(model_sha256) + bytes.fromhex(weights_sha256)).hexdigest()
 
 
 class Artifact:
-    """A version on disk whose manifest was read. `verified` says whether its files were compared with it."""
+    """A version on disk, in one precision, whose manifest was read. `verified`: were its files compared with it?"""
 
-    def __init__(self, path: Path, manifest: Manifest, *, verified: bool) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, verified: bool, precision: str = _FULL) -> None:
         self.path = path
+        self.precision = precision
         self.manifest = manifest
         self.verified = verified
 
@@ -249,6 +288,17 @@ class Artifact:
             raise ArtifactCorruptError(path, entry.sha256, found)
         return data
 
+    def at(self, precision: str) -> Artifact:
+        """Return the same version in another precision. Raises PrecisionNotFoundError."""
+        if precision not in self.precisions:
+            raise PrecisionNotFoundError(self.id, precision, self.precisions)
+        return Artifact(self.path, self.manifest, verified=self.verified, precision=precision)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that the version has files of; fp32 always."""
+        return (_FULL, *self.manifest.precisions)
+
     @property
     def name(self) -> str:
         """The model's name: "solar"."""
@@ -265,9 +315,16 @@ class Artifact:
         return f"{self.name}:{self.version}"
 
     @property
+    def embedder(self) -> str:
+        """What an index calls the maker of its vectors: "solar:1", "solar:1 (int8)"."""
+        return self.id if self.precision == _FULL else f"{self.id} ({self.precision})"
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over graph and weights: equal fingerprints give comparable fc7 vectors."""
-        return self.manifest.fingerprint
+        """SHA-256 over graph and weights of the precision: equal fingerprints give comparable fc7 vectors."""
+        if self.precision == _FULL:
+            return self.manifest.fingerprint
+        return self.manifest.precisions[self.precision].fingerprint
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -277,15 +334,15 @@ class Artifact:
     @property
     def model_path(self) -> Path:
         """The ONNX graph."""
-        return self.path / MODEL_FILE
+        return self.path / graph_files(self.precision)[0]
 
     @property
     def weights_path(self) -> Path:
         """The graph's external data."""
-        return self.path / WEIGHTS_FILE
+        return self.path / graph_files(self.precision)[1]
 
     def __repr__(self) -> str:
-        return f"Artifact({self.id!r}, {str(self.path)!r})"
+        return f"Artifact({self.embedder!r}, {str(self.path)!r})"
 
 
 @contextmanager

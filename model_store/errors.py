@@ -9,7 +9,8 @@ Fc7Error
 │   └── ImageTooLargeError     more pixels than the limit
 ├── ArtifactError              a version on disk that cannot be used
 │   ├── ArtifactCorruptError   a file differs from its manifest, or is missing
-│   └── ArtifactFormatError    a manifest that cannot be read: broken, or of a newer format
+│   ├── ArtifactFormatError    a manifest that cannot be read: broken, or of a newer format
+│   └── PrecisionNotFoundError the version has no files of this precision
 ├── ArchiveError               a file that is no whole archive of a version, or that cannot be written
 ├── ModelNameError             a name that cannot be a folder's name
 ├── ModelNotFoundError         no such name or version in the store
@@ -26,7 +27,8 @@ Fc7Error
     ├── ImportFormatError      a weight file that is not what its importer reads
     ├── DownloadError          a public weight file could not be fetched, or is another one
     ├── NonFiniteLossError     the loss became NaN or infinite
-    └── ParityError            the exported graph does not answer as the trained net does
+    ├── ParityError            the exported graph does not answer as the trained net does
+    └── AgreementError         a net in another precision does not answer as in fp32
 
 Values are kept as attributes and in `args`, so that an error survives a worker process.
 """
@@ -146,6 +148,21 @@ class ArchiveError(Fc7Error):
 
     def __str__(self) -> str:
         return f"{self.path} is not taken: {self.reason}"
+
+
+class PrecisionNotFoundError(ArtifactError):
+    """A version has no files of this precision. `known` are those that it has."""
+
+    def __init__(self, model: str, precision: str, known: Sequence[str]) -> None:
+        super().__init__(model, precision, tuple(known))
+        self.model, self.precision, self.known = model, precision, tuple(known)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model} has no {self.precision} files, only {', '.join(self.known)}. Publish a version with them: "
+            f"fc7 models quantize {self.model} --precision {self.precision} --data DIR; or serve it with "
+            f"FC7_PRECISION={self.known[0]}"
+        )
 
 
 class ModelNameError(Fc7Error):
@@ -311,4 +328,18 @@ class ParityError(TrainingError):
         return (
             f"the exported graph differs from the trained net by {self.difference:.2e} in {self.output}, and "
             f"{self.limit:.0e} is allowed: nothing was published"
+        )
+
+
+class AgreementError(TrainingError):
+    """The net in another precision answers too differently from fp32 to be published."""
+
+    def __init__(self, precision: str, agreement: float, limit: float) -> None:
+        super().__init__(precision, agreement, limit)
+        self.precision, self.agreement, self.limit = precision, agreement, limit
+
+    def __str__(self) -> str:
+        return (
+            f"in {self.precision} only {self.agreement:.2%} of the photographs keep fp32's best class among their "
+            f"best, and {self.limit:.0%} is needed: nothing was published. Calibrate on more photographs (--calibrate)"
         )

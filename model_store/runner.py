@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, MODEL_FILE, WEIGHTS_FILE, Artifact
+from model_store.artifact import FEATURES, WEIGHTS_FILE, Artifact, graph_files
 from model_store.binding import BoundSession
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError, ShapeError
 from model_store.image import CROP
@@ -46,6 +46,7 @@ class RunnerOptions:
     bind: keep inputs and outputs at fixed places on the device; None does so on CUDA.
     cuda_graphs: replay each batch size as one CUDA graph, captured at its first run. tensorrt: run with TensorRT, whose
     engines are kept in this folder; None runs without. Both are refused where they cannot be had.
+    precision: which of the version's graphs; None takes the one that the artifact was opened in.
     """
 
     device: str = "auto"
@@ -54,6 +55,7 @@ class RunnerOptions:
     bind: bool | None = None
     cuda_graphs: bool = False
     tensorrt: Path | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         kind, colon, number = self.device.partition(":")
@@ -88,13 +90,16 @@ class Runner:
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
         """Load `artifact`, after comparing its files with the manifest if nobody did yet.
 
-        Raises ArtifactCorruptError, DeviceUnavailableError when CUDA was asked for and cannot be used,
-        RunnerError for a graph that cannot be loaded or has another contract, MissingExtraError without ONNX Runtime.
+        Raises ArtifactCorruptError, PrecisionNotFoundError, DeviceUnavailableError when CUDA was asked for and cannot
+        be used, RunnerError for a graph that cannot be loaded or has another contract, MissingExtraError without ONNX
+        Runtime.
         """
+        self.options = options or RunnerOptions()
+        if self.options.precision is not None:
+            artifact = artifact.at(self.options.precision)
         if not artifact.verified:
             artifact.verify()
         self.artifact = artifact
-        self.options = options or RunnerOptions()
         self.classes = len(artifact.manifest.classes)
         self._session: onnxruntime.InferenceSession | None
         self._session, self.provider = _load(artifact, self.options)
@@ -103,7 +108,11 @@ class Runner:
         self._bound = _bind(self._session, self.provider, self.options)
         self._running = threading.Lock()  # the bound buffers are shared
         structlog.get_logger(__name__).info(
-            "model loaded", model=artifact.id, device=self.device, asked=self.options.device, provider=self.provider
+            "model loaded",
+            model=artifact.embedder,
+            device=self.device,
+            asked=self.options.device,
+            provider=self.provider,
         )
 
     def _check_contract(self, session: onnxruntime.InferenceSession) -> None:
@@ -201,7 +210,7 @@ def _session(
     settings.intra_op_num_threads = options.intra_op_threads or len(os.sched_getaffinity(0))
     # Given a path, ONNX Runtime maps the weights: who edits the file then changes the answers, who cuts it ends the
     # process with SIGBUS.
-    graph, weights = artifact.read(MODEL_FILE), artifact.read(WEIGHTS_FILE)
+    graph, weights = (artifact.read(name) for name in graph_files(artifact.precision))
     settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
     # Threads that wait for one another spin first. As long as by default, that takes the cores from decoding and HTTP;
     # not at all, and each of the graph's 30 steps pays for waking up. A fifth of a millisecond is the best of both.

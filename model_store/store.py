@@ -80,8 +80,10 @@ def parse_reference(reference: str) -> tuple[str, int | None]:
 class ModelStore:
     """The versions under `home`/models. Holds no state but the folder: any number of them may work on one `home`."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, precision: str = "fp32") -> None:
+        """precision: the one in which versions are handed out that have it; others come in fp32."""
         self.home = home
+        self._precision = precision
         self._models = home / "models"
         self._active_file = home / "active.json"
 
@@ -256,7 +258,7 @@ class ModelStore:
             raise ArtifactFormatError(
                 artifact.path / MANIFEST_FILE, f"it is the manifest of {artifact.id}, in the folder of {name}:{version}"
             )
-        return artifact
+        return artifact.at(self._precision) if self._precision in artifact.precisions else artifact
 
     def _names(self) -> Sequence[str]:
         if not self._models.is_dir():

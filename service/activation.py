@@ -138,7 +138,7 @@ class IndexKeeper:
         follower.stop()
         self.note = ""
         try:
-            gone_over = spaces.follow(artifact.fingerprint, artifact.id)
+            gone_over = spaces.follow(artifact.fingerprint, artifact.embedder)
         except ImageIndexError as error:
             self.note = f"the index does not follow {artifact.id} yet: {error} Activate it again to try again."
             state.log.error("index does not follow", detail=self.note, exc_info=error)

@@ -321,6 +321,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "No such image"),
     JobNotFoundError: Kind(404, "no-such-job", "No such job"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "No such model"),
+    model_errors.PrecisionNotFoundError: Kind(409, "no-such-precision", "Not in this precision"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No model to go back to"),
     model_errors.ModelInUseError: Kind(409, "model-in-use", "The model is in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "The index was made by another model"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact
+from model_store.artifact import Artifact, graph_files
 
 # Measured with the paper's net (228 MB of weights): 605 MB at the most while it is loaded, 260 MB at rest.
 LOADING_FACTOR: Final = 2.75
@@ -18,7 +18,7 @@ _MARGIN: Final = 32 * 1024 * 1024
 def needed_to_load(artifact: Artifact) -> int:
     """Return how many bytes loading this version takes at the most, beside what is loaded."""
     files = artifact.manifest.files
-    return int(LOADING_FACTOR * (files[MODEL_FILE].size + files[WEIGHTS_FILE].size)) + _MARGIN
+    return int(LOADING_FACTOR * sum(files[name].size for name in graph_files(artifact.precision))) + _MARGIN
 
 
 def available(root: Path = Path("/")) -> int | None:

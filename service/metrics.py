@@ -44,7 +44,10 @@ class Metrics:
         self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
         self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
         self.model = Gauge(
-            "fc7_model_info", "1 for the model that is served.", ("name", "version", "device"), registry=registry
+            "fc7_model_info",
+            "1 for the model that is served.",
+            ("name", "version", "precision", "device"),
+            registry=registry,
         )
         self.ready = Gauge("fc7_ready", "1 while the service is ready.", registry=registry)
 

@@ -16,5 +16,6 @@ def runner_options(settings: Settings) -> RunnerOptions:
         intra_op_threads=settings.threads,
         cuda_memory_limit=None if settings.cuda_memory_mb is None else settings.cuda_memory_mb * 1_000_000,
         cuda_graphs=settings.cuda_graphs,
+        precision=settings.precision,
         tensorrt=settings.home / "tensorrt" if settings.tensorrt else None,
     )

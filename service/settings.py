@@ -71,6 +71,10 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the model runs: auto (CUDA where it works), cpu, cuda or cuda:N (refused where it is not).",
     )
+    precision: Literal["fp32", "int8", "fp16"] = Field(
+        default="fp32",
+        description="Which of a version's graphs answers; refused where the version has no such files.",
+    )
     cuda_memory_mb: int | None = Field(
         default=None, ge=64, description="Most memory (MB) of ONNX Runtime on the CUDA device; unset: no limit."
     )

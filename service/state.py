@@ -61,7 +61,7 @@ class State:
         self.log = make_logger(settings.log_format, settings.log_level)
         self.metrics = Metrics()
         self.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
-        self.store = ModelStore(settings.home)
+        self.store = ModelStore(settings.home, precision=settings.precision)
         self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images, settings.upload_s)
         self.budget = BodyBudget(settings.max_buffer_bytes)
         self.in_flight = 0
@@ -252,12 +252,12 @@ class State:
         self.models.activate(artifact.id, needed=needed)
         device = self.serving().runner.device
         self.metrics.model.clear()
-        self.metrics.model.labels(artifact.name, str(artifact.version), device).set(1)
+        self.metrics.model.labels(artifact.name, str(artifact.version), artifact.precision, device).set(1)
         if self._index is None:
             self._index = LocalImageIndex.open(
                 self.settings.home,
                 fingerprint=artifact.fingerprint,
-                model=artifact.id,
+                model=artifact.embedder,
                 keep_pictures=self.settings.keep_pictures,
                 follow=True,
                 keep_spaces=self.settings.old_space == "keep",
@@ -290,7 +290,7 @@ class State:
         batcher = Batcher(
             runner.run, limits, on_run=self.metrics.ran, on_death=lambda error: self._on_death(artifact.id, error)
         )
-        return Serving(artifact, runner, batcher)
+        return Serving(runner.artifact, runner, batcher)
 
     def _open_jobs(self) -> Jobs:
         return Jobs(

@@ -49,7 +49,7 @@ def build(
         LocalImageIndex.open(
             settings.home,
             fingerprint=artifact.fingerprint,
-            model=artifact.id,
+            model=artifact.embedder,
             keep_pictures=settings.keep_pictures,
             switch=rebuild,
         ) as index,
@@ -109,13 +109,13 @@ def reembed_command(home: Home = None, model: Model = None, batch_size: BatchSiz
         )
     _list_skipped(console, report.skipped)
     console.print(
-        f"{report.embedded} of {report.total} images embedded with {runner.artifact.id}, "
+        f"{report.embedded} of {report.total} images embedded with {runner.artifact.embedder}, "
         f"{len(report.skipped)} skipped.",
         highlight=False,
         soft_wrap=True,
     )
     _stop_if_interrupted(console, interrupted=report.interrupted)
-    console.print(f"The index is one of {runner.artifact.id} now.", highlight=False)
+    console.print(f"The index is one of {runner.artifact.embedder} now.", highlight=False)
 
 
 @app.command()

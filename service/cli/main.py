@@ -23,6 +23,7 @@ from service.cli import (
     index_files,
     models,
     paper,
+    precision,
     query,
     report,
     serve,
@@ -45,6 +46,7 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.export)
 app.command()(report.report)
 app.add_typer(imports.app)
+models.app.command()(precision.quantize)
 app.add_typer(models.app)
 models.app.command("compare")(versions.compare_versions)
 models.app.command()(versions.export)

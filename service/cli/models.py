@@ -98,6 +98,11 @@ def show(
         ),
         *(("output", f"{output.name} {output.dtype} {_shape(output.shape)}") for output in manifest.outputs),
         *((f"metrics.{name}", value) for name, value in _flat(manifest.metrics)),
+        *(
+            (f"{precision}.{name}", value)
+            for precision, entry in manifest.precisions.items()
+            for name, value in _flat({"fingerprint": entry.fingerprint, **entry.metrics})
+        ),
         *((f"recipe.{name}", value) for name, value in _flat(manifest.recipe)),
         *((f"file {name}", f"{entry.size:,} bytes, {entry.sha256[:12]}") for name, entry in manifest.files.items()),
     ]:

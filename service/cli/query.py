@@ -88,7 +88,7 @@ def search(
     with (
         _loaded(home, None) as (artifact, runner),
         LocalImageIndex.open(
-            settings.home, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True
+            settings.home, fingerprint=artifact.fingerprint, model=artifact.embedder, read_only=True
         ) as index,
     ):
 
@@ -123,7 +123,7 @@ def _loaded(home: Path | None, model: str | None) -> Iterator[tuple[Artifact, Ru
     artifact = store.active_artifact() if model is None else store.resolve(model)
     runner = Runner(artifact, runner_options(settings))
     try:
-        yield artifact, runner
+        yield runner.artifact, runner
     finally:
         runner.close()
 

@@ -102,7 +102,10 @@ def test_activation_and_rollback_are_kept_on_disk_and_need_the_admin_scope(home:
         assert done["index"] == "followed"  # it is empty
         assert activate(server.client, 2).json()["before"] == {"name": "tiny", "version": 2}
         assert server.client.post("/v1/models/rollback").json()["model"]["version"] == 1
-        assert 'fc7_model_info{device="cpu",name="tiny",version="1"} 1.0' in server.client.get("/metrics").text
+        assert (
+            'fc7_model_info{device="cpu",name="tiny",precision="fp32",version="1"} 1.0'
+            in server.client.get("/metrics").text
+        )
         assert server.state.models.ids() == ["tiny:1"]
         assert server.client.post("/v1/models/rollback").json()["model"]["version"] == 2
     with thread_server(home) as server:

@@ -1,0 +1,180 @@
+"""A version gets its net in int8 and fp16 too: close to fp32 by measure, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from PIL import Image
+from typer.testing import CliRunner
+
+from model_store.artifact import Artifact, ManifestDraft, class_labels
+from model_store.errors import AgreementError, ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
+from model_store.image import prepare, views
+from model_store.runner import Runner, RunnerOptions
+from model_store.store import ModelStore
+from model_store.training.precision import add_precisions
+from model_store.training.served import OPSET, write_served_graph
+from service.cli.main import app
+from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
+
+MEAN_BYTES = 224 * 224 * 3 * 4  # float32 in every precision
+
+
+def publish(home: Path, input_scale: float = 1 / 64) -> Artifact:
+    store = ModelStore(home)
+    with store.staging("small") as staged:
+        mean = np.full((256, 256, 3), 120, np.float32)
+        write_served_graph(small_net(small_architecture(input_scale=input_scale)), mean, staged)
+        draft = ManifestDraft(
+            name="small", architecture="small", classes=class_labels(CLASSES), opset=OPSET, producer="test"
+        )
+        return store.publish(staged, draft)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photographs")
+    for split in ("train", "val"):
+        write_pictures(root, split)
+    return root
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("precisions") / "home"
+    add_precisions(publish(folder), ModelStore(folder), ["int8", "fp16"], data)
+    return folder
+
+
+def photographs(data: Path) -> np.ndarray:
+    return np.concatenate([views(prepare(path.read_bytes())) for path in sorted((data / "val").rglob("*.png"))])
+
+
+def run(artifact: Artifact, pixels: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    runner = Runner(artifact, RunnerOptions(device="cpu", precision=precision))
+    try:
+        assert runner.artifact.precision == precision
+        return runner.run(pixels)
+    finally:
+        runner.close()
+
+
+def test_the_new_version_has_the_old_ones_files_and_says_what_it_came_from(home: Path) -> None:
+    old, new = (ModelStore(home).get("small", version) for version in (1, 2))
+    for name, entry in old.manifest.files.items():
+        assert new.manifest.files[name] == entry
+    assert (old.precisions, new.precisions) == (("fp32",), ("fp32", "int8", "fp16"))
+    assert new.manifest.parent_version == "small:1"
+    assert new.fingerprint == old.fingerprint
+    fingerprints = {new.at(precision).fingerprint for precision in new.precisions}
+    assert len(fingerprints) == 3
+    assert new.at("int8").embedder == "small:2 (int8)"
+    assert new.at("fp32").embedder == "small:2"
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("int8", (0.99, 0.2, 0.35)), ("fp16", (0.99999, 0.005, 0.55))])
+def test_its_answers_are_near_those_of_fp32_and_measured(
+    home: Path, data: Path, precision: str, allowed: tuple[float, float, float]
+) -> None:
+    cosine, difference, share = allowed
+    artifact, pixels = ModelStore(home).get("small", 2), photographs(data)
+    wanted, found = run(artifact, pixels, "fp32"), run(artifact, pixels, precision)
+    assert 0 < np.abs(wanted[0] - found[0]).max() < difference
+    each = (wanted[1] * found[1]).sum(1) / (np.linalg.norm(wanted[1], axis=1) * np.linalg.norm(found[1], axis=1))
+    assert each.min() > cosine
+    metrics = artifact.manifest.precisions[precision].metrics
+    assert metrics["images"] == len(pixels) == 12
+    assert metrics["k"] == 2
+    assert metrics["fc7_cosine"] == pytest.approx(each.mean(), abs=1e-5)
+    assert metrics["fc7_cosine_least"] == pytest.approx(each.min(), abs=1e-5)
+    assert metrics["top1_agreement"] == np.mean(wanted[0].argmax(1) == found[0].argmax(1))
+    assert metrics["top5_agreement"] == 1
+    truth = np.repeat([0, 1, 2], 4)
+    error = np.mean(found[0].argmax(1) != truth)
+    assert metrics["top1_error"] == pytest.approx(error)
+    assert metrics["top1_error_change"] == pytest.approx(error - np.mean(wanted[0].argmax(1) != truth))
+    sizes = [each.weights_path.stat().st_size - MEAN_BYTES for each in (artifact.at(precision), artifact)]
+    assert sizes[0] < share * sizes[1]
+
+
+def test_weights_are_small_by_channel_and_norms_stay_in_float(home: Path) -> None:
+    artifact = ModelStore(home).get("small", 2)
+    int8 = onnx.load_model(artifact.at("int8").model_path).graph
+    tensors = {tensor.name: tensor for tensor in int8.initializer}
+    assert tensors["conv2.weight_quantized"].data_type == TensorProto.INT8
+    assert len(numpy_helper.to_array(tensors["conv2.weight_scale"])) == 12
+    assert {tensors[name].data_type for name in ("norm1.band", "norm2.band")} == {TensorProto.FLOAT}
+    fp16 = onnx.load_model(artifact.at("fp16").model_path).graph
+    types = {tensor.name: tensor.data_type for tensor in fp16.initializer}
+    assert types["fc6.weight"] == types["conv1.weight"] == TensorProto.FLOAT16
+    assert types["norm1.band"] == types["norm2.k"] == types["mean"] == TensorProto.FLOAT
+
+
+def test_values_whose_squares_fp16_cannot_hold_are_answered_as_in_fp32(tmp_path: Path, data: Path) -> None:
+    # Without the input's factor, conv1 answers with hundreds to thousands: their squares are infinite in fp16.
+    artifact = publish(tmp_path, input_scale=1)
+    pixels = photographs(data)
+    with_half = add_precisions(artifact, ModelStore(tmp_path), ["fp16"], data)
+    assert np.isfinite(run(with_half, pixels, "fp16")[1]).all()
+
+
+def test_every_precision_is_verified(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    artifact = ModelStore(tmp_path / "copy").get("small", 2)
+    path = artifact.at("int8").weights_path
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactCorruptError, match="int8"):
+        ModelStore(tmp_path / "copy").get("small", 2)
+
+
+def test_a_manifest_from_before_precisions_is_read_and_one_that_lies_is_not(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    path = tmp_path / "copy" / "models" / "small" / "1" / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["precisions"], values["parent_version"]
+    path.write_text(json.dumps(values))
+    old = ModelStore(tmp_path / "copy").get("small", 1)
+    assert old.at("fp32").fingerprint == old.fingerprint
+    with pytest.raises(
+        PrecisionNotFoundError, match=r"small:1 has no int8 files, only fp32.*fc7 models quantize small:1"
+    ):
+        Runner(old, RunnerOptions(precision="int8"))
+    path = tmp_path / "copy" / "models" / "small" / "2" / "manifest.json"
+    values = json.loads(path.read_text())
+    values["precisions"]["int8"]["fingerprint"] = values["fingerprint"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ArtifactFormatError, match="fingerprint of int8"):
+        ModelStore(tmp_path / "copy").get("small", 2)
+
+
+def test_ranges_from_pictures_unlike_the_real_ones_are_refused_and_leave_nothing(tmp_path: Path, data: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (256, 256), (120, 120, 120)).save(tmp_path / "data" / "train" / name / "grey.png")
+    shutil.copytree(data / "val", tmp_path / "data" / "val")
+    artifact = publish(tmp_path / "home")
+    with pytest.raises(AgreementError, match=r"in int8 only .* nothing was published"):
+        add_precisions(artifact, ModelStore(tmp_path / "home"), ["int8"], tmp_path / "data")
+    assert [each.id for each in ModelStore(tmp_path / "home").list()] == ["small:1"]
+    assert not list((tmp_path / "home" / "models").glob(".staging-*/"))
+
+
+def test_the_command_adds_a_precision_to_those_that_are_there(home: Path, tmp_path: Path, data: Path) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    environment = {"FC7_HOME": str(tmp_path / "copy"), "COLUMNS": "160"}
+    command = ["models", "quantize", "small:1", "--precision", "fp16", "--data", str(data)]
+    result = CliRunner().invoke(app, command, env=environment)
+    assert result.exit_code == 0, result.output
+    assert "Published small:3" in result.stdout
+    assert "100.00% of 2" in result.stdout
+    assert ModelStore(tmp_path / "copy").get("small").precisions == ("fp32", "fp16")
+    shown = CliRunner().invoke(app, ["models", "show", "small:3"], env=environment).stdout
+    assert "fp16.fc7_cosine" in shown
