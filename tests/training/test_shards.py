@@ -150,8 +150,11 @@ def test_shards_are_webdatasets_tars(folders: Path, tmp_path: Path) -> None:
         assert tar.getnames()[:2] == ["00000000.jpg", "00000000.cls"]
 
 
-def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(folders: Path, tmp_path: Path) -> None:
-    source, whole, parts = class_folder_source(folders), tmp_path / "whole", tmp_path / "parts"
+def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "data")
+    for name in ("blue", "green", "red"):
+        (data / "train" / name / "0.png").write_bytes(b"no image")
+    source, whole, parts = class_folder_source(data), tmp_path / "whole", tmp_path / "parts"
     prepare_shards(source, whole, shard_images=4, workers=2)
     rounds = 0
     while True:
@@ -167,6 +170,7 @@ def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(folders: Path,
             (parts / "train-000004.tar").write_bytes(b"left by a kill before its index and the progress were written")
     assert rounds > 5  # a shard each
     assert files(parts) == files(whole)
+    assert len(json.loads((parts / "skipped.json").read_text())) == 3
     assert not (parts / PROGRESS_FILE).exists()
     before = (whole / SHARDS_FILE).stat().st_mtime_ns
     assert prepare_shards(source, whole, shard_images=4, workers=2)
