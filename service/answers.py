@@ -122,14 +122,15 @@ async def hashes(state: State, uploads: Sequence[Upload]) -> list[str]:
 async def _embed_one(state: State, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
     prepared, jpeg, seconds = await state.decode(_decode, data, state.settings.max_pixels, picture)
     state.metrics.stage_seconds.labels("decode").observe(seconds)
-    notes.decode = max(notes.decode, seconds)
+    notes.stage("decode", seconds)
     return Embedded(prepared, await _run_one(state, prepared.pixels, ticket, notes, views=views), jpeg)
 
 
 async def _run_one(state: State, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes, *, views: int = 1) -> Row:
     row = await asyncio.wrap_future(ticket.submit(pixels, views))
     state.metrics.stage_seconds.labels("queue").observe(row.waited)
-    notes.queue, notes.run = max(notes.queue, row.waited), max(notes.run, row.ran)
+    notes.stage("queue", row.waited, ago=row.ran)
+    notes.stage("run", row.ran)
     return row
 
 

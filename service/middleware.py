@@ -18,7 +18,7 @@ import re
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import kind_of, problem_of, problem_of_bug
+from service.tracing import Answered, Stage
 
 if TYPE_CHECKING:
     from service.state import State
@@ -50,6 +51,13 @@ class Notes:
     decode: float = 0.0
     queue: float = 0.0
     run: float = 0.0
+    stages: list[Stage] = field(default_factory=list)
+
+    def stage(self, name: str, seconds: float, ago: float = 0.0) -> None:
+        """Note that an image was in a stage for `seconds`, until `ago` seconds before now."""
+        setattr(self, name, max(getattr(self, name), seconds))
+        end = time.time_ns() - int(ago * 1e9)
+        self.stages.append(Stage(name, end - int(seconds * 1e9), end))
 
 
 def notes_of(scope: Scope) -> Notes:
@@ -111,7 +119,13 @@ class Observe:
         if notes.reason:
             metrics.refusals.labels(notes.reason).inc()
         log = self._state.log.error if status == HTTPStatus.INTERNAL_SERVER_ERROR else self._state.log.info
-        more = {"images": notes.images} if notes.images else {}
+        more: dict[str, object] = {"images": notes.images} if notes.images else {}
+        if self._state.tracing is not None:
+            now = time.time_ns()
+            answered = Answered(
+                scope["method"], route, status, notes.request_id, notes.images, now - int(seconds * 1e9), now
+            )
+            more["trace_id"] = self._state.tracing.record(Headers(scope=scope), answered, notes.stages)
         log(
             "request",
             request_id=notes.request_id,

@@ -163,6 +163,11 @@ class Settings(BaseSettings):
     decode_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads that decode images; unset: one a core."
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Where spans go: an OTLP collector (http://localhost:4318); unset: OTEL_EXPORTER_OTLP_ENDPOINT's.",
+    )
     log_format: Literal["json", "text"] = Field(
         default="json", description="One JSON object a line, or text for a reader."
     )

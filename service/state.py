@@ -43,6 +43,7 @@ from service.metrics import Metrics
 from service.options import runner_options
 from service.security import Keyring
 from service.settings import Settings
+from service.tracing import Tracing
 
 _T = TypeVar("_T")
 _INDEX_THREADS = 16  # they mostly wait: for a commit they share, for FAISS
@@ -73,12 +74,16 @@ class State:
         self.keeper = IndexKeeper(self)
         self.activator = Activator(self)
         self._open = ExitStack()
+        self.tracing: Tracing | None = None
         self._jobs: Jobs | None = None
 
     def open(self) -> None:
         """Load the active model and the index. Raises Fc7Error for what must not be served."""
         started = time.perf_counter()
         with ExitStack() as stack:
+            if self.settings.otlp_endpoint:
+                self.tracing = Tracing(self.settings.otlp_endpoint)
+                stack.callback(self.tracing.close)
             stack.callback(self.models.close)
             self.metrics.admitted.set_function(lambda: self.models.admitted)
             threads = self.settings.decode_threads or os.cpu_count() or 1

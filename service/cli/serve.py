@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.settings import describe, load_settings, unknown_variables
+from service.settings import describe, load_settings, unknown_variables, variable
 
 Home = Annotated[Path | None, typer.Option(help="Folder of models and index [FC7_HOME].", show_default=False)]
 
@@ -33,7 +33,8 @@ def serve(
     from service.logs import configure_process, make_logger  # noqa: PLC0415
     from service.server import bind, run  # noqa: PLC0415
 
-    settings = load_settings(home=home, host=host, port=port, device=device)
+    endpoint = None if os.environ.get(variable("otlp_endpoint")) else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    settings = load_settings(home=home, host=host, port=port, device=device, otlp_endpoint=endpoint or None)
     configure_process(settings.log_format, settings.log_level)
     log = make_logger(settings.log_format, settings.log_level)
     for sentence in unknown_variables(os.environ):
