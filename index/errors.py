@@ -10,6 +10,7 @@ Fc7Error
     ├── KeyNotFoundError           no image under this key
     │   └── PictureNotFoundError   the image is there, its stored picture is not
     ├── IndexModelError            the vectors were made by another model
+    ├── ModeUnavailableError       a search in a mode that has no code yet
     ├── IndexLockedError           another process has the index open
     ├── IndexCorruptError          the catalogue on disk is damaged
     ├── IndexFormatError           the catalogue was written by a newer fc7
@@ -125,6 +126,17 @@ class IndexModelError(ImageIndexError):
             f"by {self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
             "fc7 index reembed. Or index their folder again: fc7 index build DIR --rebuild"
         )
+
+
+class ModeUnavailableError(ImageIndexError):
+    """A search in a mode whose code was not trained for this model."""
+
+    def __init__(self, mode: str, model: str) -> None:
+        super().__init__(mode, model)
+        self.mode, self.model = mode, model
+
+    def __str__(self) -> str:
+        return f"There are no binary codes for {self.model}, so no mode={self.mode}: fc7 codes train makes them."
 
 
 class IndexLockedError(ImageIndexError):

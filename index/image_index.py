@@ -30,6 +30,7 @@ from index.errors import IndexModelError
 from index.frozen import Frozen
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
 from index.lock import FolderLock, check_exists
+from index.modes import Modes, saved_mode
 from index.records import (
     AddOutcome,
     ImageRecord,
@@ -42,7 +43,7 @@ from index.records import (
     encode_metadata,
     encode_vectors,
 )
-from index.searcher import ExactSearcher, Hits, View, restrict
+from index.searcher import Hits, Mode, View, restrict
 from index.snapshot import write_snapshot
 from index.spaces import SNAPSHOT_FILE, Room, Spaces
 from index.where import Where
@@ -61,6 +62,7 @@ class LocalImageIndex:
         folder: Path,
         catalog: Catalog,
         spaces: Spaces,
+        modes: Modes,
         lock: FolderLock | None,
         *,
         keep_pictures: bool,
@@ -68,7 +70,7 @@ class LocalImageIndex:
     ) -> None:
         """For `open`, which knows how these parts are put together."""
         self._folder, self._catalog, self._lock = folder, catalog, lock
-        self.spaces = spaces
+        self.spaces, self._modes = spaces, modes
         self._keep_pictures, self._snapshot_after = keep_pictures, snapshot_after
         self._closed = False
         self._filters: dict[tuple[int, Where], NDArray[np.int64]] = {}
@@ -89,6 +91,7 @@ class LocalImageIndex:
         read_only: bool = False,
         threads: int | None = None,
         snapshot_after: int = SNAPSHOT_AFTER,
+        fast_from: int | None = None,
     ) -> LocalImageIndex:
         """Open the index of `home` for the model with this `fingerprint`; made when missing.
 
@@ -98,7 +101,8 @@ class LocalImageIndex:
         when they have them (`spaces`). keep_spaces: what was searched before is kept, to go back to. read_only: take no
         lock, refuse writes, see what is there now and nothing that comes later. threads: cores for one search, all of
         this process's by default. snapshot_after: how many vectors must have come or gone before closing writes the
-        searcher's snapshot anew.
+        searcher's snapshot anew. fast_from: from how many vectors on a short code is learned for the mode `fast`, in
+        the background; None never learns one.
         Raises IndexModelError when the vectors are of another model, IndexLockedError, IndexCorruptError,
         IndexFormatError, IndexReadOnlyError, IndexFullError, IndexUnavailableError.
         """
@@ -112,11 +116,13 @@ class LocalImageIndex:
                 check_exists(folder)
             catalog = stack.enter_context(Catalog(folder / "catalog.db", read_only=read_only))
             cores = threads or len(os.sched_getaffinity(0))
-            spaces = Spaces(folder, catalog, threads=cores, keep=keep_spaces)
+            modes = Modes(folder, fast_from=fast_from, read_only=read_only)
+            stack.callback(modes.close)
+            spaces = Spaces(folder, catalog, modes, threads=cores, keep=keep_spaces)
             stack.callback(spaces.close)
             spaces.enter(fingerprint, model, switch=switch, follow=follow, read_only=read_only)
             stack.pop_all()
-        return cls(folder, catalog, spaces, lock, keep_pictures=keep_pictures, snapshot_after=snapshot_after)
+        return cls(folder, catalog, spaces, modes, lock, keep_pictures=keep_pictures, snapshot_after=snapshot_after)
 
     def __enter__(self) -> Self:
         return self
@@ -132,6 +138,7 @@ class LocalImageIndex:
             return
         self._closed = True
         self._catalog.close()
+        self._modes.close()
         self.spaces.close()
         if self._lock is not None:
             room = self.spaces.active
@@ -221,30 +228,44 @@ class LocalImageIndex:
         exclude: str | None = None,
         where: Where | None = None,
         fingerprint: str | None = None,
+        mode: Mode | None = None,
     ) -> Answers:
         """Return the `k` nearest images of each vector, nearest first; fewer when there are not so many.
 
         vectors: float32 [n, 4096]. exclude: the key of an image to leave out. where: compare the images that fit only.
-        fingerprint: of the model that made `vectors`, the index's own by default.
+        fingerprint: of the model that made `vectors`, the index's own by default. mode: as in `mode`.
         Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, IndexModelError when images have
-        no vectors of that model, ValueError unless k >= 1.
+        no vectors of that model, ModeUnavailableError, ValueError unless k >= 1.
         """
         room = self.spaces.room(fingerprint)
         known = None if exclude is None else self._catalog.vector(room.space.id, check_key(exclude))
-        return self._neighbours(room, encode_vectors(vectors), k, None if known is None else known[0], where)
+        left_out = None if known is None else known[0]
+        return self._neighbours(
+            room, encode_vectors(vectors), k, left_out=left_out, where=where, mode=self._modes.resolve(room, mode)
+        )
 
-    def similar(self, key: str, k: int, *, where: Where | None = None) -> Neighbours:
+    def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
         """Return the `k` images that fit and are nearest to an indexed one, itself left out.
 
-        Raises InvalidKeyError, KeyNotFoundError, FilterError, IndexModelError when the image has no vector of this
-        model.
+        Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError, IndexModelError when the image has
+        no vector of this model.
         """
         room = self.spaces.active
         known = self._catalog.vector(room.space.id, check_key(key))
         if known is None:
             raise IndexModelError(self._folder, "an earlier model", room.space.model, 1)
         vector_id, vector = known
-        return self._neighbours(room, vector[np.newaxis], k, vector_id, where)[0]
+        return self._neighbours(
+            room, vector[np.newaxis], k, left_out=vector_id, where=where, mode=self._modes.resolve(room, mode)
+        )[0]
+
+    def mode(self, asked: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
+        """Return how a search that asks for this mode is done now, among the vectors of a model.
+
+        None takes `fast` once there is a code for it; `fast` is answered by `exact` while there is none. Raises
+        ModeUnavailableError for `codes` without a code, IndexModelError.
+        """
+        return self._modes.resolve(self.spaces.room(fingerprint), asked)
 
     def duplicates(
         self,
@@ -286,19 +307,26 @@ class LocalImageIndex:
             vectors=len(room.searcher),
             bytes_on_disk=_bytes_on_disk(self._folder),
             bytes_in_memory=self.spaces.bytes_in_memory,
-            mode=room.searcher.mode,
+            mode=self._modes.resolve(room, None),
             model=room.space.model,
             fingerprint=room.space.fingerprint,
         )
 
     def _neighbours(
-        self, room: Room, queries: NDArray[np.float16], k: int, left_out: int | None, where: Where | None = None
+        self,
+        room: Room,
+        queries: NDArray[np.float16],
+        k: int,
+        *,
+        left_out: int | None,
+        where: Where | None,
+        mode: Mode,
     ) -> Answers:
         if k < 1:
             raise ValueError(f"k is {k}, not at least 1")
         wanted = k + (left_out is not None)
         if where is None:
-            hits = room.searcher.search(queries, wanted)
+            hits = room.searcher.search(queries, wanted, mode=mode)
             found = _ids(hits)
             known = self._catalog.describe(found)
         if where is not None or len(known) < len(found):
@@ -307,7 +335,7 @@ class LocalImageIndex:
                 view = frozen.taken
                 if where is not None:
                     view = restrict(view, self._fitting(room.space.id, frozen, where))
-                hits = room.searcher.search(queries, wanted, view)
+                hits = room.searcher.search(queries, wanted, view, mode)
                 known = frozen.describe(_ids(hits))
         answers = []
         for hit in hits:
@@ -354,7 +382,7 @@ def read_stats(home: Path) -> IndexStats:
             vectors=active.vectors if active else 0,
             bytes_on_disk=_bytes_on_disk(folder),
             bytes_in_memory=0,
-            mode=ExactSearcher.mode,
+            mode=saved_mode(folder, active.fingerprint) if active else "exact",
             model=active.model if active else "",
             fingerprint=active.fingerprint if active else "",
         )

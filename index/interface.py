@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from index.backup import SnapshotManifest
 from index.records import AddOutcome, ImageRecord, IndexStats, NearPair, Neighbour, NewImage, Page
+from index.searcher import Mode
 from index.where import Where
 
 # Named, because inside the classes `list` is their method.
@@ -52,15 +53,24 @@ class ImageIndex(Protocol):
         """Replace an image's metadata by `update` of it, or raise KeyNotFoundError or MetadataError."""
 
     def search(
-        self, vectors: NDArray[np.float32], k: int, *, exclude: str | None = None, where: Where | None = None
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: str | None = None,
+        where: Where | None = None,
+        mode: Mode | None = None,
     ) -> Answers:
         """Return the `k` nearest of those images that fit to each vector, float32 [n, 4096], nearest first."""
 
-    def similar(self, key: str, k: int, *, where: Where | None = None) -> Neighbours:
+    def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
         """Return the `k` images that fit and are nearest to an indexed one, itself left out."""
 
     def duplicates(self, threshold: float, limit: int, *, where: Where | None, stopped: Callable[[], bool]) -> Pairs:
         """Return the nearest `limit` pairs of images that fit and are at most `threshold` apart, nearest first."""
+
+    def mode(self, asked: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
+        """Return how a search that asks for this mode is done now in a model's space, or raise ModeUnavailableError."""
 
     def snapshot(self, target: Path) -> SnapshotManifest:
         """Copy the index, as it is now, into the new folder `target`, while others write."""

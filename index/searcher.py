@@ -1,72 +1,42 @@
-"""Which vectors are nearest: exact Euclidean distance over all of them, in memory, with FAISS.
+"""Which vectors are nearest, with FAISS: by exact Euclidean distance, by short codes and then exactly, by codes alone.
 
-Promises: every live vector is compared, in float32 on the stored float16 values; the distances handed out are computed
-again in float64; a vector equal to the query is at distance 0; adds and removals are seen by every search that starts
-after them, without a rebuild, and no search waits for them or sees half of one.
-Does not: know images or the disk; order equal distances (the caller does, by key).
-Source: the paper, section 6.1 (Euclidean distance between the 4096-d activations).
+Promises: `exact` compares every live vector, in float32 on the stored float16 values; `fast` compares the codes of all
+live vectors, and exactly those that seem nearest; the distances that both hand out are computed again in float64; a
+vector equal to the query is at distance 0; adds and removals are seen by every search that starts after them, in every
+mode, without a rebuild, and no search waits for them or sees half of one.
+Does not: know images; train a code; order equal distances (the caller does, by key; `codes` by id).
+Source: the paper, section 6.1 (Euclidean distance between the 4096-d activations; Hamming distance of binary codes).
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from index.records import DIMENSIONS
+from index.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment
 
-SEGMENT_ROWS = 8192
-# The type stubs are of the C++ signatures, not of what the Python package makes of them.
-_faiss: Any = faiss
+Mode = Literal["exact", "fast", "codes"]
 _FIRST_ROWS = 256
-_ROW_BYTES = 2 * DIMENSIONS
 # A search first takes some rows more than asked for. float32 sums may swap neighbours that differ by a few parts in ten
 # million: while the last row taken is so near to the k-th, it takes more; the margin mostly saves that second pass.
 _MARGIN = 16
 _TIE = 1e-5
 _MOST_TIES = 1024
-
-
-class Segment:
-    """A block of rows that FAISS scans; rows are only ever appended, in ascending order of their ids.
-
-    FAISS's own `add` may move the memory under a running search, so the memory is taken at once, and rows are written
-    into it behind those that searches can see. One thread may append; any number may search.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.count = 0
-        self.dead = 0
-        self.ids = np.zeros(capacity, dtype=np.int64)
-        self.alive = np.zeros(capacity, dtype=np.bool_)
-        self._index = faiss.IndexScalarQuantizer(DIMENSIONS, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
-        self._index.codes.resize(capacity * _ROW_BYTES)
-        memory = faiss.rev_swig_ptr(self._index.codes.data(), capacity * _ROW_BYTES)
-        self.rows: NDArray[np.float16] = memory.view(np.float16).reshape(capacity, DIMENSIONS)
-
-    def append(self, ids: NDArray[np.int64], rows: NDArray[np.float16]) -> None:
-        """Write rows behind the last one. They are not alive yet: no search finds them."""
-        end = self.count + len(ids)
-        self.rows[self.count : end] = rows
-        self.ids[self.count : end] = ids
-        self.count = end
-        self._index.ntotal = end
-
-    def search(
-        self, queries: NDArray[np.float32], k: int, alive: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return squared distances and row numbers, both [n, k]; -1 where fewer than `k` rows are alive."""
-        bits = np.packbits(alive, bitorder="little")
-        selector = _faiss.IDSelectorBitmap(bits)
-        distances, rows = self._index.search(queries, k, params=_faiss.SearchParameters(sel=selector))
-        return distances, rows
+# How many candidates of the short codes are compared exactly, at least and for each neighbour asked for.
+_CANDIDATES = 200
+_CANDIDATES_EACH = 4
+_BATCH = 1024
+_AT_ONCE = 32  # rows of 4,096 that fit the processor's cache as float64
 
 
 # The blocks with a copy of their flags: one moment of a searcher.
@@ -75,20 +45,24 @@ View = list[tuple[Segment, NDArray[np.bool_]]]
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """The nearest of one query: vector ids and distances (Euclidean, float64), nearest first; equal ones by id."""
+    """The nearest of one query: vector ids and distances (float64), nearest first; equal ones by id.
+
+    Distances are Euclidean; under `codes`, numbers of differing bits.
+    """
 
     ids: NDArray[np.int64]
     distances: NDArray[np.float64]
 
 
-class ExactSearcher:
-    """All vectors of one space. One thread may change it, any number may search at the same time."""
-
-    mode = "exact"
+class Searcher:
+    """All vectors of one space. Any number of threads may search while others change it."""
 
     def __init__(self, *, threads: int) -> None:
         """threads: how many cores one search uses."""
         self._lock = threading.Lock()  # held for the flip of a few flags, never for a scan
+        self._change = threading.Lock()  # held by whoever writes rows or replaces segments
+        self._codes: dict[str, Code] = {}
+        self._folder: Path | None = None
         self._segments: tuple[Segment, ...] = ()
         self._live = 0
         self._pool = ThreadPoolExecutor(
@@ -109,7 +83,11 @@ class ExactSearcher:
     @property
     def bytes_in_memory(self) -> int:
         """The memory that is taken for rows, ids and flags."""
-        return sum(segment.capacity * (_ROW_BYTES + 9) for segment in self._segments)
+        return sum(segment.bytes_in_memory for segment in self._segments)
+
+    def has(self, mode: Mode) -> bool:
+        """Tell whether a search can be in this mode now."""
+        return mode == "exact" or mode in self._codes
 
     def apply(
         self, ids: NDArray[np.int64] | Sequence[int], rows: NDArray[np.float16], removed: Sequence[int] = ()
@@ -118,14 +96,17 @@ class ExactSearcher:
 
         ids: ascending, and greater than any before. Ids in `removed` that are not here are ignored.
         """
-        ids = np.asarray(ids, dtype=np.int64)
+        with self._change:
+            self._apply(np.asarray(ids, dtype=np.int64), rows, removed)
+
+    def _apply(self, ids: NDArray[np.int64], rows: NDArray[np.float16], removed: Sequence[int]) -> None:
         fresh: list[tuple[Segment, slice]] = []
         segments = list(self._segments)
         start = 0
         while start < len(ids):
             if not segments or segments[-1].count == segments[-1].capacity:
                 wanted = max(_FIRST_ROWS, self._live, len(ids) - start)
-                segments.append(Segment(min(SEGMENT_ROWS, 1 << (wanted - 1).bit_length())))
+                segments.append(self._make(min(SEGMENT_ROWS, 1 << (wanted - 1).bit_length())))
             tail = segments[-1]
             end = min(len(ids), start + tail.capacity - tail.count)
             fresh.append((tail, slice(tail.count, tail.count + end - start)))
@@ -150,6 +131,16 @@ class ExactSearcher:
             parts = [segment.ids[: segment.count][segment.alive[: segment.count]] for segment in self._segments]
         return np.concatenate([*parts, np.empty(0, np.int64)])
 
+    def sample(self, limit: int, *, seed: int = 0) -> NDArray[np.float16]:
+        """Return up to `limit` of the live rows, drawn without repeats: float16 [n, 4096]."""
+        places = [(segment, slot) for segment, alive in self.view() for slot in np.flatnonzero(alive)]
+        chosen = np.random.default_rng(seed).permutation(len(places))[:limit]
+        rows = np.empty((len(chosen), DIMENSIONS), np.float16)
+        for number, place in enumerate(np.sort(chosen)):
+            segment, slot = places[place]
+            rows[number] = segment.rows[slot]
+        return rows
+
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         """Yield all vectors that are live now, block by block, ascending: (ids [n], rows float16 [n, 4096])."""
         for segment, alive in self.view():
@@ -158,21 +149,88 @@ class ExactSearcher:
                 chosen = slots[start : start + 1024]
                 yield segment.ids[chosen], segment.rows[chosen]
 
-    def search(self, queries: NDArray[np.float16], k: int, view: View | None = None) -> list[Hits]:
+    def install(self, mode: Mode, code: Code, *, stop: threading.Event | None = None) -> None:
+        """Make the codes of all rows, while searches and writes go on, and search in this mode from then on.
+
+        Replaces a code that was installed for `mode`. stop: set by another thread to leave it, with nothing changed.
+        """
+        made: dict[int, tuple[Segment, CodeBlock]] = {}
+        while True:
+            lacking = 0
+            for segment in self._segments:
+                block = made.setdefault(id(segment), (segment, CodeBlock(code, segment.capacity)))[1]
+                lacking += segment.count - block.count
+                while lacking > _BATCH and block.count < segment.count:
+                    if stop is not None and stop.is_set():
+                        return
+                    block.append(segment.rows[block.count : min(segment.count, block.count + _BATCH)])
+            if lacking <= _BATCH:
+                break
+        with self._change:
+            for segment in self._segments:
+                entry = made.get(id(segment))
+                block = CodeBlock(code, segment.capacity) if entry is None else entry[1]
+                block.append(segment.rows[block.count : segment.count])
+                segment.blocks = {**segment.blocks, mode: block}
+            self._codes = {**self._codes, mode: code}
+
+    def map_rows(self, folder: Path, *, stop: threading.Event | None = None) -> None:
+        """Keep the rows in files of `folder` from now on, mapped: `exact` and `fast` read them, the system caches them.
+
+        Raises OSError when there is no room; what was moved stays so, the other rows stay in memory.
+        """
+        while stop is None or not stop.is_set():
+            with self._change:
+                segment = next((each for each in self._segments if not each.mapped), None)
+                if segment is None:
+                    self._folder = folder
+                    return
+                moved = segment.moved(folder)
+                with self._lock:
+                    moved.alive[:], moved.dead = segment.alive, segment.dead
+                    self._segments = tuple(moved if each is segment else each for each in self._segments)
+
+    def search(
+        self, queries: NDArray[np.float16], k: int, view: View | None = None, mode: Mode = "exact"
+    ) -> list[Hits]:
         """Return the `k` nearest of each query, and what ties with the last of them (so perhaps more than `k`).
 
-        queries: float16 [n, 4096]. view: what to search, all as it is now by default.
-        Fewer than `k` when there are not so many. When over 1,024 vectors tie with the
-        last one, which of them are returned is not defined.
+        queries: float16 [n, 4096]. view: what to search, all as it is now by default. mode: `fast` is `exact` while it
+        has no code; `codes` without one is a KeyError. Fewer than `k` when there are not so many. When over 1,024
+        vectors tie with the last one, which of them are returned is not defined; under `codes` it is those of the
+        lowest ids.
         """
+        code = self._codes[mode] if mode == "codes" else self._codes.get(mode)
         view = self.view() if view is None else view
         total = sum(int(alive.sum()) for _, alive in view)
         if total == 0 or k < 1:
             return [Hits(np.empty(0, np.int64), np.empty(0)) for _ in queries]
         floats = np.ascontiguousarray(queries, dtype=np.float32)
-        hits: list[Hits | None] = [None] * len(queries)
+        # A view from before the code was installed has segments without it.
+        if code is not None and all(_coded(segment, mode, code) for segment, _ in view):
+            return self._search_codes(view, floats, k, mode, code)
+        return self._search_exactly(view, floats, k, total)
+
+    def _search_codes(self, view: View, floats: NDArray[np.float32], k: int, mode: Mode, code: Code) -> list[Hits]:
+        total = sum(int(alive.sum()) for _, alive in view)
+        k = min(k, total)
+        wide = k if mode == "codes" else min(total, max(_CANDIDATES, _CANDIDATES_EACH * k))
+        distances, places = self._scan(view, code.query(floats), wide, mode)
+        hits = []
+        for row, query in enumerate(floats):
+            order = np.lexsort((places[row], distances[row]))[:wide]
+            chosen = places[row][order]
+            if mode == "codes":
+                ids = np.array([view[place // SEGMENT_ROWS][0].ids[place % SEGMENT_ROWS] for place in chosen], np.int64)
+                hits.append(Hits(ids, distances[row][order].astype(np.float64)))
+            else:
+                hits.append(_rank(view, query, chosen, k))
+        return hits
+
+    def _search_exactly(self, view: View, floats: NDArray[np.float32], k: int, total: int) -> list[Hits]:
+        hits: list[Hits | None] = [None] * len(floats)
         wide = min(total, k + _MARGIN)
-        open_ = list(range(len(queries)))
+        open_ = list(range(len(floats)))
         while open_:
             distances, places = self._scan(view, floats[open_], wide)
             unsettled = []
@@ -193,15 +251,16 @@ class ExactSearcher:
         with self._lock:
             return [(segment, segment.alive[: segment.count].copy()) for segment in self._segments]
 
-    def _scan(self, view: View, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return each segment's best `k` side by side: squared distances, and places (segment number x rows + row)."""
+    def _scan(self, view: View, queries: NDArray[np.float32], k: int, mode: Mode = "exact") -> Found:
+        """Return each segment's best `k` side by side: distances, and places (segment number x rows + row)."""
 
-        def scan(number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        def scan(number: int) -> Found:
             segment, alive = view[number]
             wanted = min(k, int(alive.sum()))
             if wanted == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-            distances, rows = segment.search(queries, wanted, alive)
+            what = segment if mode == "exact" else segment.blocks[mode]
+            distances, rows = what.search(queries, wanted, alive)
             return distances, rows + number * SEGMENT_ROWS
 
         parts = list(self._pool.map(scan, range(len(view))))
@@ -216,6 +275,17 @@ class ExactSearcher:
                     return segment, slot
         return None
 
+    def _make(self, capacity: int) -> Segment:
+        """Return an empty segment, in a file where rows are kept so and there is room, with a block for each code."""
+        segment = None
+        if self._folder is not None:
+            # Without room for it the rows take memory, and everything goes on.
+            with contextlib.suppress(OSError):
+                segment = Segment(capacity, self._folder)
+        segment = segment or Segment(capacity)
+        segment.blocks = {mode: CodeBlock(code, capacity) for mode, code in self._codes.items()}
+        return segment
+
     def _compact(self) -> None:
         """Give back the memory of full segments that are mostly dead; running searches keep the old ones."""
         segments = []
@@ -223,7 +293,7 @@ class ExactSearcher:
             if not _mostly_dead(segment):
                 segments.append(segment)
             elif len(slots := np.flatnonzero(segment.alive[: segment.count])):
-                smaller = Segment(len(slots))
+                smaller = self._make(len(slots))
                 smaller.append(segment.ids[slots], segment.rows[slots])
                 smaller.alive[:] = True
                 segments.append(smaller)
@@ -250,17 +320,25 @@ def _mostly_dead(segment: Segment) -> bool:
     return segment.count == segment.capacity and 2 * segment.dead >= segment.capacity
 
 
+def _coded(segment: Segment, mode: Mode, code: Code) -> bool:
+    block = segment.blocks.get(mode)
+    return block is not None and block.code is code
+
+
 def _rank(view: View, query: NDArray[np.float32], places: NDArray[np.int64], k: int) -> Hits:
     """Order candidates by their distance, computed in float64, and keep the first `k` and what ties with the last."""
     ids = np.empty(len(places), np.int64)
-    distances = np.empty(len(places))
-    for position, place in enumerate(places):
-        segment = view[place // SEGMENT_ROWS][0]
-        slot = place % SEGMENT_ROWS
-        ids[position] = segment.ids[slot]
-        # float32 differences of float16 values are exact enough; their squares are what must not be rounded away.
-        difference = (segment.rows[slot].astype(np.float32) - query).astype(np.float64)
-        distances[position] = np.sqrt(difference @ difference)
+    squared = np.empty(len(places))
+    numbers, slots = places // SEGMENT_ROWS, places % SEGMENT_ROWS
+    for number in np.unique(numbers):
+        segment, here = view[number][0], np.flatnonzero(numbers == number)
+        ids[here] = segment.ids[slots[here]]
+        for start in range(0, len(here), _AT_ONCE):
+            some = here[start : start + _AT_ONCE]
+            # float32 differences of float16 values are exact enough; their squares are what must not be rounded away.
+            differences = (segment.rows[slots[some]].astype(np.float32) - query).astype(np.float64)
+            squared[some] = np.einsum("ij,ij->i", differences, differences)
+    distances = np.sqrt(squared)
     order = np.lexsort((ids, distances))
     ids, distances = ids[order], distances[order]
     keep = int(np.searchsorted(distances, distances[min(k, len(distances)) - 1], side="right"))

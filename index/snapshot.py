@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from index.catalog import Catalog
 from index.errors import IndexCorruptError
 from index.records import DIMENSIONS, checksum
-from index.searcher import ExactSearcher
+from index.searcher import Searcher
 
 FORMAT = 2
 _HEADER_BYTES = 4096
@@ -32,7 +32,7 @@ _ROW_BYTES = 2 * DIMENSIONS
 _BLOCK = 1024
 
 
-def write_snapshot(path: Path, searcher: ExactSearcher, identity: str, fingerprint: str) -> None:
+def write_snapshot(path: Path, searcher: Searcher, identity: str, fingerprint: str) -> None:
     """Write the searcher's rows to `path`, replacing what was there. Nobody may change the searcher meanwhile.
 
     Raises OSError, with the old file as it was.
@@ -63,7 +63,7 @@ def write_snapshot(path: Path, searcher: ExactSearcher, identity: str, fingerpri
         raise
 
 
-def load(searcher: ExactSearcher, catalog: Catalog, space: int, path: Path, fingerprint: str) -> int:
+def load(searcher: Searcher, catalog: Catalog, space: int, path: Path, fingerprint: str) -> int:
     """Fill an empty searcher with all vectors of `space`. Returns how many of them the snapshot did not have.
 
     Raises IndexCorruptError when a vector in the catalogue differs from its checksum.

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from index.catalog import Catalog
 from index.changes import Change
 from index.errors import IndexModelError, IndexUnavailableError
+from index.modes import Modes
 from index.records import Space, Unembedded, encode_vectors
-from index.searcher import ExactSearcher
+from index.searcher import Searcher
 from index.snapshot import load
 from index.spacetable import Finish
 
@@ -32,7 +33,7 @@ class Room:
     """A space in memory. unsaved: how many of its vectors the snapshot does not have."""
 
     space: Space
-    searcher: ExactSearcher
+    searcher: Searcher
     unsaved: int = 0
     pending: list[Change] | None = None  # what was committed while the searcher was being filled
 
@@ -51,9 +52,10 @@ class Room:
 class Spaces:
     """The spaces of one index. All methods may be called from any thread."""
 
-    def __init__(self, folder: Path, catalog: Catalog, *, threads: int, keep: bool) -> None:
+    def __init__(self, folder: Path, catalog: Catalog, modes: Modes, *, threads: int, keep: bool) -> None:
         """keep: a space that was left is kept, on disk and in memory, to go back to at once; else it is dropped."""
         self._folder, self._catalog, self._threads, self._keep = folder, catalog, threads, keep
+        self._modes = modes
         self._moving = threading.Lock()
         self._rooms: dict[str, Room] = {}  # by fingerprint; replaced, never changed, when one comes or goes
         self._active: Room | None = None
@@ -124,6 +126,7 @@ class Spaces:
         """Tell all that is in memory of a commit; runs in the writer's thread."""
         for room in self._rooms.values():
             room.apply(change)
+            self._modes.consider(room)
 
     def follow(self, fingerprint: str, model: str) -> bool:
         """Go over to this model's space: at once when it can be (True), else when it is filled (False)."""
@@ -203,7 +206,8 @@ class Spaces:
         if known is not None:
             known.space = space
             return known
-        room = Room(space, ExactSearcher(threads=self._threads), pending=[])
+        room = Room(space, Searcher(threads=self._threads), pending=[])
+        self._modes.prepare(room)
         with Catalog(self._catalog.path, read_only=True) as reader:
             with self._catalog.settled:
                 reader.begin()
@@ -218,4 +222,5 @@ class Spaces:
             pending, room.pending = room.pending or [], None
             for change in pending:
                 room.apply(change)
+        self._modes.consider(room)
         return room

@@ -340,6 +340,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ImageError: Kind(422, "image", "Bad image"),
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels"),
     model_errors.ModelNameError: Kind(422, "model-name", "Not a model's name"),
+    index_errors.ModeUnavailableError: Kind(409, "mode-unavailable", "No codes for this mode"),
     index_errors.CursorError: Kind(422, "cursor", "Not a cursor of this index"),
     index_errors.ArchiveError: Kind(422, "archive", "Not an archive that is taken"),
     index_errors.FilterError: Kind(422, "where", "Not a filter on this index"),

@@ -86,7 +86,11 @@ class SearchQuery(_Query):
     k: Annotated[
         int, _whole(f"a whole number from 1 to {MAX_NEIGHBOURS}", 1, MAX_NEIGHBOURS), _span(1, MAX_NEIGHBOURS)
     ] = Field(6, description=f"How many neighbours, 1 to {MAX_NEIGHBOURS}.")
-    mode: Literal["exact"] = Field("exact", description="exact: Euclidean distance of fc7 over all images.")
+    mode: Literal["exact", "fast", "codes"] | None = Field(
+        None,
+        description="exact: Euclidean distance of fc7 over all images. fast: short codes first, then the best of them "
+        "exactly. codes: Hamming distance of binary codes alone. Unset: fast once the index is large, else exact.",
+    )
 
     where: list[str] = Field([], description=_WHERE)
 
@@ -194,9 +198,10 @@ class SearchResult(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """One result an image, in the order they were sent."""
+    """One result an image, in the order they were sent. `mode`: how it was searched."""
 
     model: ModelName
+    mode: Literal["exact", "fast", "codes"]
     results: list[SearchResult]
 
 

@@ -143,6 +143,11 @@ class Settings(BaseSettings):
     keep_pictures: bool = Field(
         default=True, description="Keep a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
     )
+    fast_from: int = Field(
+        default=20_000,
+        ge=0,
+        description="Vectors from which on search learns short codes (mode fast) in the background; 0: never.",
+    )
     max_loaded: int = Field(
         default=3,
         ge=1,

@@ -265,6 +265,7 @@ class State:
                 model=artifact.embedder,
                 keep_pictures=self.settings.keep_pictures,
                 follow=True,
+                fast_from=self.settings.fast_from or None,
                 keep_spaces=self.settings.old_space == "keep",
             )
             self.keeper.begin(artifact)

@@ -52,6 +52,7 @@ def build(
             model=artifact.embedder,
             keep_pictures=settings.keep_pictures,
             switch=rebuild,
+            fast_from=settings.fast_from or None,
         ) as index,
         _progress(console) as bar,
     ):

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from model_store.store import ModelStore
 from service.settings import load_settings
 
 if TYPE_CHECKING:
+    from index.searcher import Mode
     from model_store.runner import Outputs, Runner
 
 _BAR = 24
@@ -35,6 +37,14 @@ Images = Annotated[list[Path], typer.Argument(help="Image files.", show_default=
 Home = Annotated[Path | None, typer.Option(help="Folder of models and index [FC7_HOME].", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="NAME or NAME:VERSION; unset: the active one.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object an image instead of tables.")]
+
+
+class SearchMode(StrEnum):
+    """How to search: by exact distance, by short codes first, or by binary codes alone."""
+
+    EXACT = "exact"
+    FAST = "fast"
+    CODES = "codes"
 
 
 def classify(
@@ -77,6 +87,9 @@ def search(
     images: Images,
     *,
     k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")] = 6,
+    mode: Annotated[
+        SearchMode | None, typer.Option(help="Unset: fast where its code was learned, else exact.", show_default=False)
+    ] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,18 +98,20 @@ def search(
 
     settings = load_settings(home=home)
     console = Console()
+    asked: Mode | None = None if mode is None else mode.value
     with (
         _loaded(home, None) as (artifact, runner),
         LocalImageIndex.open(
-            settings.home, fingerprint=artifact.fingerprint, model=artifact.embedder, read_only=True
+            settings.home, fingerprint=artifact.fingerprint, model=artifact.embedder, read_only=True, fast_from=1
         ) as index,
     ):
+        found_by = index.mode(asked)
 
         def show(path: Path, outputs: Outputs) -> None:
-            [neighbours] = index.search(outputs.fc7, k)
+            [neighbours] = index.search(outputs.fc7, k, mode=found_by)
             if as_json:
                 found = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
-                _print_json({"image": str(path), "model": artifact.id, "neighbours": found})
+                _print_json({"image": str(path), "model": artifact.id, "mode": found_by, "neighbours": found})
                 return
             table = _table(console, path, artifact.id, "nearest", "distance", "metadata")
             for near in neighbours:

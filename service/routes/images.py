@@ -143,10 +143,11 @@ async def similar_images(
 ) -> SearchAnswer:
     """Search with the stored vector of an image, itself left out."""
     index, where = state.index(), parse_where(query.where)
-    work = state.in_index(lambda: index.similar(key, query.k, where=where))
+    mode = index.mode(query.mode)
+    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return SearchAnswer(model=model, results=[SearchResult.of(neighbours)])
+    return SearchAnswer(model=model, mode=mode, results=[SearchResult.of(neighbours)])
 
 
 @router.get(

@@ -36,24 +36,27 @@ async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], 
     find = partial(state.local_index.search, k=query.k, where=parse_where(query.where))
     await state.artifact(query.model)
     async with receive(request, state.body_limits, state.budget) as body:
-        return await within_limits(request, state, _search(request, state, find, body.uploads, query.model))
+        return await within_limits(request, state, _search(request, state, find, body.uploads, query))
 
 
 async def _search(
-    request: Request, state: State, find: Callable[..., Answers], uploads: list[Upload], model: str | None
+    request: Request, state: State, find: Callable[..., Answers], uploads: list[Upload], query: ModelSearchQuery
 ) -> SearchAnswer:
-    spaces = state.local_index.spaces
+    spaces, model = state.local_index.spaces, query.model
+    if model is None:
+        state.local_index.mode(query.mode)  # refused before the model runs
     while True:
         own = spaces.active.space.fingerprint
         async with state.use_for(own) if model is None else state.use(model) as serving:
             embedded = await embed(request, state, serving, uploads)
         vectors, fingerprint = np.stack([image.row.fc7 for image in embedded]), serving.artifact.fingerprint
         try:
-            found = await state.in_index(partial(find, vectors, fingerprint=fingerprint))
+            mode = await state.in_index(partial(state.local_index.mode, query.mode, fingerprint=fingerprint))
+            found = await state.in_index(partial(find, vectors, fingerprint=fingerprint, mode=mode))
             break
         except IndexModelError:
             if model is not None or spaces.active.space.fingerprint == own:
                 raise  # else the index went over to another model, and dropped this one's vectors
     return SearchAnswer(
-        model=ModelName.of(serving.artifact), results=[SearchResult.of(neighbours) for neighbours in found]
+        model=ModelName.of(serving.artifact), mode=mode, results=[SearchResult.of(neighbours) for neighbours in found]
     )

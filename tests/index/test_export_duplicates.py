@@ -14,7 +14,7 @@ from index.duplicates import near_pairs
 from index.errors import FilterError, TargetExistsError
 from index.export import export_parquet
 from index.image_index import NewImage
-from index.searcher import ExactSearcher
+from index.searcher import Searcher
 from index.where import parse_where
 from tests.index.helpers import image, open_index, sha256, vector
 
@@ -73,7 +73,7 @@ def test_near_pairs_are_those_that_numpy_finds(monkeypatch: pytest.MonkeyPatch) 
         [rows, rows[:120] + chance.standard_normal((120, 4096)) * np.geomspace(0.01, 1, 120)[:, None]]
     )
     rows = np.concatenate([rows, rows[:3], rows[:2]]).astype(np.float16)
-    searcher = ExactSearcher(threads=1)
+    searcher = Searcher(threads=1)
     searcher.apply(np.arange(1, len(rows) + 1), rows.astype(np.float16), [7, 300])
     exact = rows.astype(np.float16).astype(np.float64)
     alive = np.ones(len(rows), np.bool_)

@@ -26,7 +26,7 @@ from index.errors import (
     VectorError,
 )
 from index.image_index import AddOutcome, LocalImageIndex, read_stats
-from index.searcher import Hits
+from index.searcher import Hits, Mode
 from model_store.errors import ShapeError
 from tests.index.helpers import exact, image, open_index, picture, sha256, vector
 
@@ -311,8 +311,8 @@ def test_what_is_replaced_during_a_search_is_searched_again(tmp_path: Path, monk
         searcher = index.spaces.active.searcher
         search = searcher.search
 
-        def search_and_write(queries: NDArray[np.float16], k: int) -> list[Hits]:
-            hits = search(queries, k)
+        def search_and_write(queries: NDArray[np.float16], k: int, *, mode: Mode) -> list[Hits]:
+            hits = search(queries, k, mode=mode)
             monkeypatch.setattr(searcher, "search", search)
             index.add_many([image("moving", 3)])
             index.delete("going")

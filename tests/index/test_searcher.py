@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from index import searcher as module
-from index.searcher import ExactSearcher, Segment
+from index.searcher import Searcher
+from index.segment import Segment
 from tests.index.helpers import exact
 
 
@@ -18,7 +19,7 @@ def rows(n: int, seed: int = 0) -> NDArray[np.float16]:
 
 def test_it_finds_what_numpy_finds_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEGMENT_ROWS", 512)
-    searcher = ExactSearcher(threads=2)
+    searcher = Searcher(threads=2)
     vectors, queries = rows(2000), rows(4, seed=1)
     searcher.apply(np.arange(10, 1210), vectors[:1200])
     searcher.apply(np.arange(1210, 2010), vectors[1200:])
@@ -39,7 +40,7 @@ def test_it_finds_what_numpy_finds_over_several_blocks(monkeypatch: pytest.Monke
 
 def test_memory_of_removed_vectors_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEGMENT_ROWS", 256)
-    searcher = ExactSearcher(threads=1)
+    searcher = Searcher(threads=1)
     vectors = rows(1024)
     searcher.apply(np.arange(1024), vectors)
     before = searcher.bytes_in_memory
@@ -54,7 +55,7 @@ def test_memory_of_removed_vectors_is_given_back(monkeypatch: pytest.MonkeyPatch
 
 
 def test_near_identical_vectors_are_told_apart_and_all_that_tie_are_returned() -> None:
-    searcher = ExactSearcher(threads=1)
+    searcher = Searcher(threads=1)
     base = rows(1)[0]
     base[:] = np.maximum(base, np.float16(1))
     copies = np.tile(base, (300, 1))

@@ -54,11 +54,15 @@ def test_search_answers_beside_a_running_server(home: Path, picture: Path) -> No
             assert server.client.put(f"/v1/images/[{seed}]", content=pictures.jpeg(seed)).status_code == 201
         found = fc7("search", str(picture), "-k", "2", "--json", FC7_HOME=str(home))
         table = fc7("search", str(picture), FC7_HOME=str(home))
+        refused = fc7("search", str(picture), "--mode", "codes", FC7_HOME=str(home))
     assert found.returncode == 0, found.stderr
     neighbours = json.loads(found.stdout)["neighbours"]
+    assert json.loads(found.stdout)["mode"] == "exact"
     assert len(neighbours) == 2
     assert neighbours[0]["key"] == "[1]"
     assert "[1]" in table.stdout
+    assert refused.returncode == 1
+    assert "fc7 codes train" in refused.stderr
 
 
 def test_an_unreadable_image_is_reported_and_the_others_are_answered(home: Path, picture: Path) -> None:

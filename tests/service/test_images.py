@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -150,6 +151,7 @@ def test_search_finds_the_picture_itself_first_and_similar_leaves_it_out(client:
     answer = client.post("/v1/search?k=3", content=pictures.jpeg(4), headers=JPEG).json()
     neighbours = answer["results"][0]["neighbours"]
     assert answer["model"] == {"name": "tiny", "version": 1}
+    assert answer["mode"] == "exact"
     assert neighbours[0]["key"] == "scene/4"
     assert neighbours[0]["distance"] == pytest.approx(0, abs=1e-3)
     assert neighbours[0]["thumbnail"] == "/v1/images/scene%2F4/thumbnail"
@@ -191,3 +193,27 @@ def test_pictures_can_be_left_out(home: Path) -> None:
     with thread_server(home, keep_pictures=False) as server:
         assert put(server.client, "a", pictures.jpeg()).json()["image"]["thumbnail"] is None
         assert server.client.get("/v1/images/a/thumbnail").status_code == 404
+
+
+def test_a_large_index_is_searched_fast_unless_another_mode_is_asked_for(home: Path) -> None:
+    with thread_server(home, fast_from=5) as server:
+        client = server.client
+        for seed in range(8):
+            assert put(client, f"{seed}", pictures.jpeg(seed)).status_code == 201
+        end = time.monotonic() + 60
+        while client.get("/v1/index").json()["mode"] != "fast":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        answers = {}
+        for mode in ("", "&mode=fast", "&mode=exact"):
+            found = client.post(f"/v1/search?k=3{mode}", content=pictures.jpeg(4), headers=JPEG).json()
+            answers[mode] = found["mode"], [near["key"] for near in found["results"][0]["neighbours"]]
+        assert [mode for mode, _ in answers.values()] == ["fast", "fast", "exact"]
+        assert answers[""][1] == answers["&mode=exact"][1]
+        assert answers[""][1][0] == "4"
+        assert client.get("/v1/images/4/similar?mode=exact").json()["mode"] == "exact"
+        assert client.get("/v1/images/4/similar").json()["mode"] == "fast"
+        for path in ("/v1/images/4/similar?mode=codes", "/v1/images/4/similar?mode=near"):
+            refused = client.get(path)
+            assert refused.status_code == (409 if "codes" in path else 422)
+        assert "mode" in refused.json()["detail"]

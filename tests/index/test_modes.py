@@ -1,0 +1,254 @@
+"""The modes of search: short codes against exact distances, under adds, deletes, filters, restarts and full disks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index.errors import ModeUnavailableError
+from index.image_index import NewImage
+from index.projection import Projection
+from index.searcher import Searcher, restrict
+from index.segment import Segment
+from index.where import parse_where
+from tests.index.helpers import open_index, sha256
+
+RANK = 40
+
+
+def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
+    """Return rows as fc7 has them: none negative, in some groups, most of their variance in few directions."""
+    random = np.random.default_rng(seed)
+    shape = np.random.default_rng(99).standard_normal((RANK, 4096), dtype=np.float32)
+    shape *= (1 / np.sqrt(1 + np.arange(RANK, dtype=np.float32)))[:, None]
+    noise = 0.3 * random.standard_normal((n, 4096), dtype=np.float32)
+    return np.maximum(random.standard_normal((n, RANK), dtype=np.float32) @ shape + noise, 0).astype(np.float16)
+
+
+def nearest(rows: NDArray[np.float16], query: NDArray[np.float16], k: int) -> list[int]:
+    distances = np.linalg.norm(rows.astype(np.float32) - query.astype(np.float32), axis=1)
+    return [int(place) for place in np.argsort(distances, kind="stable")[:k]]
+
+
+def projection(rows: NDArray[np.float16]) -> Projection:
+    learned = Projection.train(rows)
+    assert learned is not None
+    return learned
+
+
+def images(rows: NDArray[np.float16], start: int = 0) -> list[NewImage]:
+    return [
+        NewImage(f"i{n:05}", sha256(n), 10, 640, 480, {"odd": n % 2}, None, row.astype(np.float32))
+        for n, row in enumerate(rows, start)
+    ]
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def rows() -> NDArray[np.float16]:
+    return activations(3000)
+
+
+@pytest.fixture(scope="module")
+def learned(rows: NDArray[np.float16]) -> Projection:
+    return projection(rows[:1000])
+
+
+def test_fast_finds_the_exact_neighbours_at_their_exact_distances(
+    rows: NDArray[np.float16], learned: Projection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.searcher._CANDIDATES", 60)
+    searcher = Searcher(threads=2)
+    searcher.apply(np.arange(2000), rows[:2000])
+    searcher.install("fast", learned)
+    searcher.apply(np.arange(2000, 3000), rows[2000:])
+    queries = activations(20, seed=1)
+    exact, fast = searcher.search(queries, 10), searcher.search(queries, 10, mode="fast")
+    shared = 0
+    for wanted, found in zip(exact, fast, strict=True):
+        both = np.intersect1d(wanted.ids, found.ids)
+        shared += len(both)
+        assert dict(zip(found.ids, found.distances, strict=True)).items() >= {
+            (number, distance) for number, distance in zip(wanted.ids, wanted.distances, strict=True) if number in both
+        }
+    assert shared >= 0.97 * 200
+    assert searcher.search(rows[2500:2501], 1, mode="fast")[0].distances.tolist() == [0]
+    searcher.close()
+
+
+def test_the_estimate_counts_what_the_components_leave(rows: NDArray[np.float16], learned: Projection) -> None:
+    codes, query = learned.encode(rows[:500]), rows[600:601].astype(np.float32)
+    memory = codes.copy()
+    index = learned.scanner(memory)
+    index.ntotal = 500
+    estimated, places = index.search(learned.query(query), 500)
+    true = np.linalg.norm(rows[places[0]].astype(np.float32) - query, axis=1) ** 2
+    assert np.corrcoef(estimated[0], true)[0, 1] > 0.95
+    loud = rows[:500] * np.float16(3)  # their length is what tells them from the others
+    assert np.median(index.search(learned.query(loud[:1].astype(np.float32)), 1)[0]) > np.median(estimated)
+
+
+def test_deletes_adds_and_filters_hold_in_every_mode(rows: NDArray[np.float16], learned: Projection) -> None:
+    searcher = Searcher(threads=1)
+    searcher.apply(np.arange(1000), rows[:1000])
+    searcher.install("fast", learned)
+    removed = np.arange(0, 1000, 3)
+    searcher.apply([], rows[:0], removed.tolist())
+    searcher.apply(np.arange(1000, 1300), rows[1000:1300])
+    left = np.setdiff1d(np.arange(1300), removed)
+    for query in activations(5, seed=3):
+        wanted = left[nearest(rows[left], query, 6)].tolist()
+        assert searcher.search(query[None], 6, mode="fast")[0].ids.tolist() == wanted
+        even = left[left % 2 == 0]
+        view = restrict(searcher.view(), even)
+        assert (
+            searcher.search(query[None], 6, view, "fast")[0].ids.tolist()
+            == even[nearest(rows[even], query, 6)].tolist()
+        )
+    everything = searcher.search(rows[:1], 5000, mode="fast")[0]
+    assert sorted(everything.ids.tolist()) == left.tolist()
+    searcher.close()
+
+
+def test_a_code_installed_while_others_write_misses_no_row(
+    rows: NDArray[np.float16], learned: Projection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("index.searcher.SEGMENT_ROWS", 256)
+    monkeypatch.setattr("index.searcher._BATCH", 64)
+    monkeypatch.setattr("index.searcher._CANDIDATES", 4000)
+    searcher = Searcher(threads=1)
+    searcher.apply(np.arange(600), rows[:600])
+
+    def write() -> None:
+        for start in range(600, 2400, 30):
+            searcher.apply(
+                np.arange(start, start + 30), rows[start : start + 30], list(range(start - 600, start - 580))
+            )
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    searcher.install("fast", learned)
+    searcher.map_rows(tmp_path)
+    writer.join()
+    alive = searcher.ids()
+    assert len(alive) == 600 + 1800 - 60 * 20
+    assert sorted(searcher.search(rows[:1], 3000, mode="fast")[0].ids.tolist()) == alive.tolist()
+    searcher.apply([9000], activations(1, seed=5))
+    assert searcher.search(activations(1, seed=5), 1, mode="fast")[0].ids.tolist() == [9000]
+    searcher.close()
+
+
+def test_rows_in_files_take_no_memory_and_leave_nothing(
+    rows: NDArray[np.float16], learned: Projection, tmp_path: Path
+) -> None:
+    searcher = Searcher(threads=1)
+    searcher.apply(np.arange(2048), rows[:2048])
+    before = searcher.search(rows[7:8], 5)[0]
+    searcher.install("fast", learned)
+    assert searcher.bytes_in_memory > 2048 * 8192
+    searcher.map_rows(tmp_path)
+    assert searcher.bytes_in_memory <= 160 * 2048
+    assert list(tmp_path.iterdir()) == []
+    after = searcher.search(rows[7:8], 5)[0]
+    assert (after.ids.tolist(), after.distances.tolist()) == (before.ids.tolist(), before.distances.tolist())
+    searcher.apply([], rows[:0], [7])
+    searcher.apply([3000], rows[2999:])
+    assert searcher.search(rows[7:8], 5)[0].ids.tolist()[:4] == before.ids.tolist()[1:]
+    assert searcher.bytes_in_memory <= 2 * 160 * 2048
+    searcher.close()
+
+
+def test_without_room_for_files_rows_stay_in_memory(
+    rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    searcher = Searcher(threads=1)
+    searcher.apply(np.arange(100), rows[:100])
+    searcher.map_rows(tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        Segment(10, tmp_path)
+    searcher.apply(np.arange(100, 700), rows[100:700])
+    assert searcher.search(rows[650:651], 1)[0].ids.tolist() == [650]
+    searcher.close()
+
+
+def test_an_index_learns_fast_search_when_it_is_large_enough_and_keeps_it(
+    rows: NDArray[np.float16], tmp_path: Path
+) -> None:
+    with open_index(tmp_path, fast_from=300) as index:
+        index.add_many(images(rows[:299]))
+        assert index.mode() == index.mode("fast") == "exact"
+        index.add_many(images(rows[299:500], start=299))
+        until(lambda: index.mode() == "fast")
+        assert index.mode("exact") == "exact"
+        assert index.stats().mode == "fast"
+        found = index.search(rows[40:41].astype(np.float32), 3)[0]
+        assert (found[0].key, found[0].distance) == ("i00040", 0)
+        index.delete("i00040")
+        assert "i00040" not in [near.key for near in index.search(rows[40:41].astype(np.float32), 3)[0]]
+        odd = index.similar("i00041", 400, where=parse_where(["odd:1"]), mode="fast")
+        assert len(odd) == 249
+    with open_index(tmp_path, fast_from=300) as index:
+        assert index.mode() == "fast", "what was learned is there at the next start"
+        assert index.search(rows[41:42].astype(np.float32), 1)[0][0].key == "i00041"
+        assert len(index.search(rows[41:42].astype(np.float32), 1000)[0]) == 499
+    with open_index(tmp_path) as index:
+        assert index.mode() == "exact", "nobody asked for it"
+
+
+def test_a_learned_file_that_is_damaged_or_of_another_model_is_not_used(learned: Projection, tmp_path: Path) -> None:
+    path = tmp_path / "fast.code"
+    assert Projection.load(path, "f") is None
+    learned.save(path, "f")
+    loaded = Projection.load(path, "f")
+    assert loaded is not None
+    row = activations(3, seed=8)
+    assert np.array_equal(loaded.encode(row), learned.encode(row))
+    assert Projection.load(path, "g") is None
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert Projection.load(path, "f") is None
+    path.write_bytes(data[:1000])
+    assert Projection.load(path, "f") is None
+
+
+def test_closing_does_not_wait_for_the_end_of_learning(
+    rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.projection._ROUNDS", 10_000)
+    with open_index(tmp_path, fast_from=100) as index:
+        index.add_many(images(rows[:100]))
+        assert len(index.search(rows[:1].astype(np.float32), 6)[0]) == 6, "searched exactly meanwhile"
+    assert list((tmp_path / "index").glob("*.code")) == []
+
+
+def test_codes_without_a_code_are_refused_with_the_command(tmp_path: Path) -> None:
+    with open_index(tmp_path) as index, pytest.raises(ModeUnavailableError, match="fc7 codes train"):
+        index.search(np.zeros((1, 4096), np.float32), 1, mode="codes")
+
+
+def test_equal_rows_are_all_there_with_few_components() -> None:
+    same = np.tile(activations(1), (50, 1))
+    searcher = Searcher(threads=1)
+    searcher.apply(np.arange(50), same)
+    searcher.install("fast", projection(same))
+    assert searcher.search(same[:1], 3, mode="fast")[0].ids.tolist() == list(range(50))
+    searcher.close()
