@@ -19,6 +19,7 @@ from model_store.artifact import Artifact
 from model_store.runner import Runner
 from service.batcher import Batcher
 from service.errors import ModelNotLoadedError, TooManyModelsError
+from service.memory import give_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Serving:
         """Answer what is queued, and free the session."""
         self.batcher.close()
         self.runner.close()
+        give_back()
 
 
 @dataclass(slots=True)

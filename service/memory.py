@@ -1,10 +1,11 @@
-"""How much memory there is for one more model, by what the kernel and the container's limit say.
+"""How much memory there is for one more model, by what the kernel and the container's limit say; giving it back.
 
 Does not: reserve it. Source: Linux, Documentation/admin-guide/cgroup-v2.rst and filesystems/proc.rst (MemAvailable).
 """
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,13 @@ def available(root: Path = Path("/")) -> int | None:
     """
     amounts = [amount for amount in (_machine(root / "proc/meminfo"), _group(root / "sys/fs/cgroup")) if amount]
     return min(amounts) if amounts else None
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library is glibc: it keeps what it thinks it may need again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _machine(path: Path) -> int | None:

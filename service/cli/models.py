@@ -1,6 +1,7 @@
 """`fc7 models list|show|activate|rollback`: which versions there are, what they are, and which one is served.
 
-Does not: load a graph, publish (`fc7 export` does), tell a running server: it serves its version until it starts again.
+Does not: load a graph, publish (`fc7 export` does), tell a running server: it serves its version until it starts again,
+or is told over HTTP.
 """
 
 from __future__ import annotations
