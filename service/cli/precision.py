@@ -17,7 +17,7 @@ from rich.table import Table
 
 from model_store.artifact import graph_files
 from model_store.store import ModelStore
-from service.cli.evaluate import progress_bar
+from service.cli.evaluate import begin, progress_bar
 from service.cli.extras import training_extra
 from service.settings import load_settings
 
@@ -41,6 +41,7 @@ def quantize(
     home: Home = None,
 ) -> None:
     """Publish the next version: this one, with its net in other precisions too, compared with fp32 on photographs."""
+    begin(views=1)
     with training_extra():
         from model_store.training.precision import add_precisions  # noqa: PLC0415 - torch
     logging.disable(logging.WARNING)  # ONNX Runtime advises a preparation that this graph does not need
