@@ -210,11 +210,8 @@ class State:
 
     @asynccontextmanager
     async def use_for(self, fingerprint: str) -> AsyncIterator[Serving]:
-        """Hold a loaded version that makes vectors with this fingerprint. Raises NotReadyError."""
-        model = self.models.find(fingerprint)
-        if model is None:
-            raise NotReadyError(f"the model that made the vectors {fingerprint[:12]} is not loaded")
-        with self.models.use(model) as serving:
+        """Hold a loaded version that makes vectors with this fingerprint. Raises ModelNotLoadedError."""
+        with self.models.use(self.models.find(fingerprint) or f"of the vectors {fingerprint[:12]}") as serving:
             yield serving
 
     def index(self) -> ImageIndex:

@@ -11,7 +11,6 @@ Does not: fetch URLs.
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -29,7 +28,7 @@ from index.where import parse_where
 from service.answers import Embedded, embed, hashes, within_limits
 from service.bodies import Upload, receive
 from service.documents import JSON, MERGE_PATCH, merge_patch, receive_document
-from service.errors import BodyMalformedError
+from service.errors import BodyMalformedError, ModelNotLoadedError
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
 from service.schemas import (
     AddAnswer,
@@ -245,11 +244,14 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
         raise MetadataError(f"names {name!r}, but no image of this request has that file name")
 
 
+def _wanted(state: State) -> list[str]:
+    return [room.space.fingerprint for room in state.local_index.spaces.wanted]
+
+
 async def _embed_for_index(
-    request: Request, state: State, uploads: list[Upload]
+    request: Request, state: State, uploads: list[Upload], prints: list[str]
 ) -> tuple[list[Embedded], list[dict[str, NDArray[np.float32]]]]:
-    """Return the images, and for each its vectors by fingerprint: one of every model that the index wants."""
-    prints = [room.space.fingerprint for room in state.local_index.spaces.wanted]
+    """Return the images, and for each its vectors by fingerprint, one of every model in `prints`."""
     answers = []
     for number, name in enumerate(prints):
         async with state.use_for(name) as serving:
@@ -280,24 +282,28 @@ async def _add(
     outcomes = [AddOutcome.UNCHANGED] * len(uploads)
     if new:
         while True:
-            embedded, vectors = await _embed_for_index(request, state, [uploads[i] for i in new])
-            images = [
-                NewImage(
-                    key=names[i],
-                    sha256=digests[i],
-                    size=len(uploads[i].data),
-                    width=image.prepared.width,
-                    height=image.prepared.height,
-                    metadata=metadata[i],
-                    picture=image.picture,
-                    vector=image.row.fc7,
-                    vectors=own,
-                )
-                for i, image, own in zip(new, embedded, vectors, strict=True)
-            ]
-            with suppress(IndexMovedError):  # embed them again, with the model that the index went over to meanwhile
+            prints = _wanted(state)
+            try:
+                embedded, vectors = await _embed_for_index(request, state, [uploads[i] for i in new], prints)
+                images = [
+                    NewImage(
+                        key=names[i],
+                        sha256=digests[i],
+                        size=len(uploads[i].data),
+                        width=image.prepared.width,
+                        height=image.prepared.height,
+                        metadata=metadata[i],
+                        picture=image.picture,
+                        vector=image.row.fc7,
+                        vectors=own,
+                    )
+                    for i, image, own in zip(new, embedded, vectors, strict=True)
+                ]
                 done = await state.in_index(index.add_many, images)
                 break
+            except (IndexMovedError, ModelNotLoadedError):
+                if _wanted(state) == prints:
+                    raise  # else the index went over to another model meanwhile
         for i, outcome in zip(new, done, strict=True):
             outcomes[i] = outcome
         if state.keeper.follower is not None:

@@ -14,6 +14,7 @@ from index.interface import Answers
 from index.where import parse_where
 from service.answers import embed, within_limits
 from service.bodies import Upload, receive
+from service.errors import ModelNotLoadedError
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
 from service.schemas import ModelName, ModelSearchQuery, SearchAnswer, SearchResult
 from service.security import require
@@ -47,16 +48,16 @@ async def _search(
         state.local_index.mode(query.mode)  # refused before the model runs
     while True:
         own = spaces.active.space.fingerprint
-        async with state.use_for(own) if model is None else state.use(model) as serving:
-            embedded = await embed(request, state, serving, uploads)
-        vectors, fingerprint = np.stack([image.row.fc7 for image in embedded]), serving.artifact.fingerprint
         try:
+            async with state.use_for(own) if model is None else state.use(model) as serving:
+                embedded = await embed(request, state, serving, uploads)
+            vectors, fingerprint = np.stack([image.row.fc7 for image in embedded]), serving.artifact.fingerprint
             mode = await state.in_index(partial(state.local_index.mode, query.mode, fingerprint=fingerprint))
             found = await state.in_index(partial(find, vectors, fingerprint=fingerprint, mode=mode))
             break
-        except IndexModelError:
+        except (IndexModelError, ModelNotLoadedError):
             if model is not None or spaces.active.space.fingerprint == own:
-                raise  # else the index went over to another model, and dropped this one's vectors
+                raise  # else the index went over to another model meanwhile
     return SearchAnswer(
         model=ModelName.of(serving.artifact), mode=mode, results=[SearchResult.of(neighbours) for neighbours in found]
     )

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,45 @@ def test_when_the_old_model_is_gone_search_finds_what_is_embedded(home: Path) ->
         wait_until(lambda: followed(server, 2))
         assert nearest(server, 1)[0] == 2
         assert "not published any more" in server.client.get("/readyz").json()["notes"][0]
+
+
+def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with thread_server(home, old_space="drop", deadline_s=60) as server:
+        for number in range(4):
+            add(server, f"{number}", number)
+        done = threading.Event()
+        answers: list[tuple[int, str]] = []
+
+        def ask(thread: int) -> None:
+            with httpx.Client(base_url=server.url, timeout=60) as client:
+                for number in range(10_000):
+                    if done.is_set():
+                        return
+                    if thread == 0:
+                        answer = client.put(f"/v1/images/new{number}", content=pictures.jpeg(20 + number), headers=JPEG)
+                    else:
+                        answer = client.post("/v1/search?k=1", content=pictures.jpeg(thread), headers=JPEG)
+                        found = answer.json().get("results", [{"neighbours": []}])[0]["neighbours"]
+                        if answer.status_code == 200 and (found[0]["key"], found[0]["distance"] < 0.5) != (
+                            f"{thread}",
+                            True,
+                        ):
+                            answers.append((0, f"models mixed: {answer.text}"))
+                    answers.append((answer.status_code, answer.text))
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for turn in range(6):
+            version = 2 - turn % 2
+            activate(server, version)
+            wait_until(partial(followed, server, version))
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert {status for status, _ in answers} <= {200, 201}, [
+            text for status, text in answers if status not in (200, 201)
+        ][:3]
+        assert len(answers) > 20
+        assert index_info(server)["lacking"] == 0
