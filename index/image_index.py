@@ -26,7 +26,7 @@ from index.backup import SnapshotManifest, take_snapshot
 from index.catalog import Catalog
 from index.changes import Entry
 from index.duplicates import near_pairs
-from index.errors import IndexModelError
+from index.errors import IndexModelError, IndexMovedError
 from index.frozen import Frozen
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
 from index.lock import FolderLock, check_exists
@@ -250,14 +250,16 @@ class LocalImageIndex:
         Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError, IndexModelError when the image has
         no vector of this model.
         """
-        room = self.spaces.active
-        known = self._catalog.vector(room.space.id, check_key(key))
-        if known is None:
-            raise IndexModelError(self._folder, "an earlier model", room.space.model, 1)
-        vector_id, vector = known
-        return self._neighbours(
-            room, vector[np.newaxis], k, left_out=vector_id, where=where, mode=self._modes.resolve(room, mode)
-        )[0]
+        while True:
+            room = self.spaces.active
+            known = self._catalog.vector(room.space.id, check_key(key))
+            if known is None and self.spaces.holds(room):
+                raise IndexModelError(self._folder, "an earlier model", room.space.model, 1)
+            if known is not None:
+                vector_id, vector = known
+                mode = self._modes.resolve(room, mode)
+                with contextlib.suppress(IndexMovedError):  # then again, with the vectors that it went over to
+                    return self._neighbours(room, vector[np.newaxis], k, left_out=vector_id, where=where, mode=mode)[0]
 
     def mode(self, asked: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return how a search that asks for this mode is done now, among the vectors of a model.
@@ -337,6 +339,8 @@ class LocalImageIndex:
                     view = restrict(view, self._fitting(room.space.id, frozen, where))
                 hits = room.searcher.search(queries, wanted, view, mode)
                 known = frozen.describe(_ids(hits))
+        if not self.spaces.holds(room):  # its vectors were being deleted, perhaps
+            raise IndexMovedError(self._folder, f"to {self.spaces.active.space.model}")
         answers = []
         for hit in hits:
             ranked = [

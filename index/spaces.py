@@ -111,16 +111,19 @@ class Spaces:
 
         Raises IndexModelError when images have no vector of this model, or there is no such space.
         """
-        if fingerprint is None or fingerprint == self.active.space.fingerprint:
-            return self.active
-        spaces = {space.fingerprint: space for space in self._catalog.spaces()}
-        space = spaces.get(fingerprint)
-        if space is None or (space.lacking and not space.kept):
-            found = self.active.space.model
-            lacking = self._catalog.images() if space is None else space.lacking
-            raise IndexModelError(self._folder, found, "the model that was asked for", lacking)
-        with self._moving:
+        active = self.active  # read once: it may be another one the next time
+        if fingerprint is None or fingerprint == active.space.fingerprint:
+            return active
+        with self._moving:  # a space that is left meanwhile must not be opened again: it may be about to be deleted
+            space = next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
+            if space is None or not (space.kept or space.active):
+                lacking = self._catalog.images() if space is None else space.lacking
+                raise IndexModelError(self._folder, self.active.space.model, "the model that was asked for", lacking)
             return self._open(space)
+
+    def holds(self, room: Room) -> bool:
+        """Tell whether this space is still here; one that was left may be deleted under a search."""
+        return self._rooms.get(room.space.fingerprint) is room
 
     def apply(self, change: Change) -> None:
         """Tell all that is in memory of a commit; runs in the writer's thread."""
@@ -165,7 +168,8 @@ class Spaces:
             if result is Finish.DONE and room is self._target:
                 self._moved(room)
 
-        return self._catalog.finish_space(room.space.id, skipped, keep=self._keep, committed=committed)
+        with self._moving:
+            return self._catalog.finish_space(room.space.id, skipped, keep=self._keep, committed=committed)
 
     def tidy(self) -> None:
         """Delete what is neither searched, nor followed, nor kept; others can write in between."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 
-from index.errors import IndexModelError
+from index.errors import IndexModelError, IndexMovedError
 from index.interface import Answers
 from index.where import parse_where
 from service.answers import embed, within_limits
@@ -55,7 +55,7 @@ async def _search(
             mode = await state.in_index(partial(state.local_index.mode, query.mode, fingerprint=fingerprint))
             found = await state.in_index(partial(find, vectors, fingerprint=fingerprint, mode=mode))
             break
-        except (IndexModelError, ModelNotLoadedError):
+        except (IndexModelError, IndexMovedError, ModelNotLoadedError):
             if model is not None or spaces.active.space.fingerprint == own:
                 raise  # else the index went over to another model meanwhile
     return SearchAnswer(
