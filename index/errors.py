@@ -131,11 +131,13 @@ class IndexModelError(ImageIndexError):
 class ModeUnavailableError(ImageIndexError):
     """A search in a mode whose code was not trained for this model."""
 
-    def __init__(self, mode: str, model: str) -> None:
-        super().__init__(mode, model)
-        self.mode, self.model = mode, model
+    def __init__(self, mode: str, model: str, *, trained: bool = False) -> None:
+        super().__init__(mode, model, trained)
+        self.mode, self.model, self.trained = mode, model, trained
 
     def __str__(self) -> str:
+        if self.trained:
+            return f"The binary codes of {self.model} for mode={self.mode} are being made now: ask again in a moment."
         return f"There are no binary codes for {self.model}, so no mode={self.mode}: fc7 codes train makes them."
 
 

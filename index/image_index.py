@@ -183,6 +183,11 @@ class LocalImageIndex:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
         return self._catalog.get(check_key(key))
 
+    def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
+        """Return {key: float16 [4096]} of those among `keys` that have a vector of this model. Raises as `get` does."""
+        found = {key: self._catalog.vector(self.spaces.active.space.id, check_key(key)) for key in keys}
+        return {key: known[1] for key, known in found.items() if known is not None}
+
     def contains(self, key: str) -> bool:
         """Tell whether an image has this key. Raises InvalidKeyError."""
         return self._catalog.contains(check_key(key))

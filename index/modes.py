@@ -1,7 +1,9 @@
-"""Which modes a space can be searched in: learns the code of `fast` when a space has grown large, beside the service.
+"""Which modes a space can be searched in: gets the codes of `fast` and `codes` ready beside the service.
 
-Promises: searches and writes go on while a code is learned, and are exact until it is there; what was learned is kept
-on disk, and loaded before the vectors at the next start; without room for it the index goes on as it was.
+`fast` is learned when a space has grown large; `codes` takes the encoder that was trained for the model, if one was.
+
+Promises: searches and writes go on meanwhile, and are exact until `fast` is ready; what was learned is kept on disk,
+and loaded before the vectors at the next start; without room for it the index goes on as it was.
 Does not: search, or learn again when vectors come and go: no mode needs that.
 """
 
@@ -9,14 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from index.binary import BinaryCode
 from index.errors import ModeUnavailableError
 from index.projection import SAMPLE, Projection
 from index.searcher import Mode
+from model_store.codes import CodeStore
 
 if TYPE_CHECKING:
     from index.spaces import Room
@@ -29,7 +34,8 @@ class Modes:
         """folder: the index's. fast_from: vectors from which on `fast` is learned; None: never, nor is it used."""
         self._folder, self._fast_from, self._read_only = folder, fast_from, read_only
         self._lock = threading.Lock()
-        self._learning: dict[str, threading.Thread] = {}  # by fingerprint; one that failed is not tried again
+        self._encoders = CodeStore(folder.parent)
+        self._threads: dict[tuple[str, Mode], threading.Thread] = {}  # by fingerprint; what failed is not tried again
         self._stop = threading.Event()
 
     def prepare(self, room: Room) -> None:
@@ -44,18 +50,16 @@ class Modes:
         """Begin to learn a code when the space is large enough and has none."""
         if self._fast_from is None or self._read_only or len(room.searcher) < self._fast_from:
             return
-        if room.pending is not None or room.searcher.has("fast"):
-            return
-        with self._lock:
-            name = room.space.fingerprint
-            if name not in self._learning and not self._stop.is_set():
-                self._learning[name] = threading.Thread(target=self._learn, args=(room,), name="fc7-learn")
-                self._learning[name].start()
+        if room.pending is None and not room.searcher.has("fast"):
+            self._begin(room, "fast", self._learn)
 
     def resolve(self, room: Room, asked: Mode | None) -> Mode:
         """Return how a search that asks for a mode is done now. Raises ModeUnavailableError for `codes` without one."""
         if asked == "codes" and not room.searcher.has("codes"):
-            raise ModeUnavailableError("codes", room.space.model)
+            trained = self._encoders.has(room.space.fingerprint)
+            if trained:
+                self._begin(room, "codes", self._encode)
+            raise ModeUnavailableError("codes", room.space.model, trained=trained)
         if asked in (None, "fast"):
             return "fast" if room.searcher.has("fast") else "exact"
         return asked
@@ -64,8 +68,25 @@ class Modes:
         """Stop learning, and wait for its threads."""
         with self._lock:
             self._stop.set()
-        for thread in self._learning.values():
+        for thread in self._threads.values():
             thread.join()
+
+    def _begin(self, room: Room, mode: Mode, work: Callable[[Room], None]) -> None:
+        name = room.space.fingerprint, mode
+        with self._lock:
+            if name not in self._threads and not self._stop.is_set():
+                self._threads[name] = threading.Thread(target=work, args=(room,), name=f"fc7-{mode}")
+                self._threads[name].start()
+
+    def _encode(self, room: Room) -> None:
+        log = structlog.get_logger(__name__)
+        try:
+            encoder = self._encoders.best(room.space.fingerprint)
+            if encoder is not None:
+                room.searcher.install("codes", BinaryCode(encoder), stop=self._stop)
+                log.info("binary codes are ready", model=room.space.model, bits=encoder.bits)
+        except Exception:
+            log.exception("binary codes could not be made ready", model=room.space.model)
 
     def _learn(self, room: Room) -> None:
         log = structlog.get_logger(__name__)

@@ -24,7 +24,6 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from index.records import DIMENSIONS
 from index.segment import lend
 
 BYTES: Final = 128
@@ -35,6 +34,10 @@ _SPARE: Final = 24  # directions beside those wanted, which make the wanted ones
 _ROUNDS: Final = 4
 _AT_ONCE: Final = 1024
 _faiss: Any = faiss
+
+
+class _StoppedError(Exception):
+    """Another thread asked to leave it."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,10 @@ class Projection:
         rows = sample.astype(np.float32)
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows -= mean
-        start = np.random.default_rng(seed).standard_normal((DIMENSIONS, _COMPONENTS + _SPARE), dtype=np.float32)
-        axes, _ = np.linalg.qr(start)
-        for _ in range(_ROUNDS):
-            if stop is not None and stop.is_set():
-                return None
-            axes, _ = np.linalg.qr(rows.T @ (rows @ axes))
-        # Within the subspace that was found, the directions of greatest variance, in order.
-        _, _, turned = np.linalg.svd(rows @ axes, full_matrices=False)
-        axes = np.ascontiguousarray((axes @ turned.T)[:, :_COMPONENTS])
+        try:
+            axes = principal_axes(rows, _COMPONENTS, seed=seed, stop=stop)
+        except _StoppedError:
+            return None
         if axes.shape[1] < _COMPONENTS:
             axes = np.pad(axes, ((0, 0), (0, _COMPONENTS - axes.shape[1])))
         coordinates = _coordinates(rows, axes)
@@ -128,6 +126,24 @@ class Projection:
         _faiss.copy_array_to_vector(self.ranges.reshape(-1), index.sq.trained)
         index.is_trained = True
         return index
+
+
+def principal_axes(
+    centred: NDArray[np.float32], count: int, *, seed: int = 0, stop: threading.Event | None = None
+) -> NDArray[np.float32]:
+    """Return the directions of greatest variance of centred rows, float32 [n, d] -> [d, count], greatest first.
+
+    Fewer than `count` when there are fewer rows. Ends with an exception when `stop` is set.
+    """
+    start = np.random.default_rng(seed).standard_normal((centred.shape[1], count + _SPARE), dtype=np.float32)
+    axes, _ = np.linalg.qr(start)
+    for _ in range(_ROUNDS):
+        if stop is not None and stop.is_set():
+            raise _StoppedError
+        axes, _ = np.linalg.qr(centred.T @ (centred @ axes))
+    # Within the subspace that was found, the directions of greatest variance, in order.
+    _, _, turned = np.linalg.svd(centred @ axes, full_matrices=False)
+    return np.ascontiguousarray((axes @ turned.T)[:, :count])
 
 
 def _coordinates(centred: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:

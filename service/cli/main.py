@@ -15,6 +15,7 @@ from rich.markup import escape
 from model_store.errors import Fc7Error
 from service.cli import (
     ablate,
+    codes,
     data,
     demo,
     evaluate,
@@ -59,6 +60,7 @@ index.app.command()(index_files.restore)
 index.app.command()(index_files.export)
 index.app.command()(index_files.duplicates)
 index.app.command("verify")(index_files.verify_command)
+app.add_typer(codes.app)
 app.add_typer(paper.app)
 app.command()(serve.serve)
 app.command()(serve.config)

@@ -1,0 +1,147 @@
+"""How good short codes are: each one's neighbours against the exact ones, at the same number of bytes.
+
+Promises: queries are vectors of the collection, each left out of its own answer; all codes are trained on the same
+vectors and rank all of them for the same queries; the exact neighbours are FAISS's flat index over float32.
+Does not: train auto-encoders (the caller hands their bits in), choose a code.
+Source: FAISS's index factory; Gong and Lazebnik 2011 (ITQ); Ge et al. 2013 (OPQ); Gao and Long 2024 (RaBitQ).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from index.projection import principal_axes
+
+EXACT: Final = 10  # neighbours whose recall is counted
+NEAREST: Final = 6  # neighbours whose class is counted, as in the paper's figure 4
+WIDE: Final = 100
+_TIMED: Final = 100
+_RABITQ_EXTRA: Final = 8  # bytes of factors beside a bit for each dimension
+_faiss: Any = faiss
+
+# A code with its rows in it: (queries float32 [m, d], k) -> rows' numbers, int64 [m, k], nearest first.
+Search = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a code found. Recalls, precision and mAP from 0 to 1; class figures are None without classes.
+
+    recall: of the 10 exact neighbours among its first 10; recall_wide: among its first 100. precision: share of the
+    query's class among its first 6. queries_per_second: one query at a time, its coding included.
+    """
+
+    name: str
+    bytes: int
+    recall: float
+    recall_wide: float
+    precision: float | None
+    mean_average_precision: float | None
+    queries_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What codes are judged on. vectors: float32 [n, d]; classes: int64 [n] or None; queries: rows' numbers, int64."""
+
+    vectors: NDArray[np.float32]
+    classes: NDArray[np.int64] | None
+    queries: NDArray[np.int64]
+
+    def exact(self) -> NDArray[np.int64]:
+        """Return the numbers of each query's 10 nearest, itself left out: int64 [q, 10]."""
+        return _without(exhaustive(self.vectors)(self.vectors[self.queries], EXACT + 1), self.queries)[:, :EXACT]
+
+
+def judge(
+    name: str,
+    size: int,
+    search: Search,
+    collection: Collection,
+    exact: NDArray[np.int64],
+    *,
+    rows: NDArray[np.float32] | None = None,
+) -> Judged:
+    """Judge one code. size: its bytes a row. rows: what it takes as queries, the collection's vectors by default."""
+    rows = collection.vectors if rows is None else rows
+    queries = rows[collection.queries]
+    timed = queries[:_TIMED]
+    started = time.perf_counter()
+    for query in timed:
+        search(query[np.newaxis], EXACT)
+    rate = len(timed) / (time.perf_counter() - started)
+    order = _without(search(queries, len(rows)), collection.queries)
+    precision = average = None
+    if collection.classes is not None:
+        right = collection.classes[order] == collection.classes[collection.queries][:, np.newaxis]
+        precision = float(right[:, :NEAREST].mean())
+        hits = np.cumsum(right, axis=1)
+        ranks = np.arange(1, order.shape[1] + 1)
+        some = hits[:, -1] > 0
+        average = float(((hits / ranks * right).sum(axis=1)[some] / hits[some, -1]).mean()) if some.any() else 0.0
+    return Judged(
+        name, size, _recall(order[:, :EXACT], exact), _recall(order[:, :WIDE], exact), precision, average, rate
+    )
+
+
+def exhaustive(rows: NDArray[np.float32]) -> Search:
+    """Return the search by exact Euclidean distance."""
+    index = _faiss.IndexFlatL2(rows.shape[1])
+    index.add(rows)
+    return lambda queries, k: index.search(queries, k)[1]
+
+
+def hamming(bits: NDArray[np.bool_], encode: Callable[[NDArray[np.float32]], NDArray[np.bool_]]) -> Search:
+    """Return the search among rows' bits, bool [n, bits]; `encode` makes those of queries."""
+    index = _faiss.IndexBinaryFlat(bits.shape[1])
+    index.add(np.packbits(bits, axis=1, bitorder="little"))
+    return lambda queries, k: index.search(np.packbits(encode(queries), axis=1, bitorder="little"), k)[1]
+
+
+def standard_codes(rows: NDArray[np.float32], bits: int) -> Sequence[tuple[str, Search]]:
+    """Return the codes that FAISS has, at this many bits, with `rows` (float32 [n, d]) in them: (name, search)."""
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    axes = principal_axes(centred, min(256, len(rows) - 1))
+    components = np.ascontiguousarray(centred @ axes)
+    found: list[tuple[str, Search]] = []
+
+    def over(parts: NDArray[np.float32], factory: str, name: str) -> None:
+        width = parts.shape[1]
+        index = _faiss.index_factory(width, factory)
+        index.train(parts)
+        index.add(parts)
+        found.append(
+            (name, lambda queries, k: index.search(np.ascontiguousarray(((queries - mean) @ axes)[:, :width]), k)[1])
+        )
+
+    signs = _faiss.IndexLSH(rows.shape[1], bits)
+    signs.add(centred)
+    found.append(("sign-LSH", lambda queries, k: signs.search(queries - mean, k)[1]))
+    over(np.ascontiguousarray(components[:, :bits]), f"ITQ{bits},LSH", "PCA+ITQ")
+    parts = bits // 8
+    over(components, f"OPQ{parts}_{max(1, components.shape[1] // parts) * parts},PQ{parts}x8", "OPQ+PQ")
+    dimensions = bits - 8 * _RABITQ_EXTRA
+    if dimensions > 0:
+        over(np.ascontiguousarray(components[:, :dimensions]), "RaBitQ", "RaBitQ")
+    return found
+
+
+def _recall(found: NDArray[np.int64], true: NDArray[np.int64]) -> float:
+    shares = [len(np.intersect1d(some, each)) / len(each) for some, each in zip(found, true, strict=True)]
+    return float(np.mean(shares))
+
+
+def _without(order: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each row without its query's own number; without its last, where that is not in it."""
+    keep = order != own[:, np.newaxis]
+    keep[keep.all(axis=1), -1] = False
+    left: NDArray[np.int64] = order[keep].reshape(len(order), -1)
+    return left

@@ -1,0 +1,183 @@
+"""`fc7 codes`: train the auto-encoder that makes binary codes of the index's vectors, and hold it against other codes.
+
+Promises: both commands read the index beside a running server, and change nothing in it; a server takes the codes at
+the next search with mode=codes.
+Does not: import torch unless a command runs; the serving installation has no torch, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from index.image_index import LocalImageIndex
+from model_store.codes import BITS, CodesManifest, CodeStore
+from model_store.store import ModelStore
+from service.cli.extras import training_extra
+from service.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from index.retrieval import Judged
+
+app = typer.Typer(name="codes", help="Binary codes of the index's vectors, for mode=codes.", no_args_is_help=True)
+
+
+Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
+BitsOption = Annotated[str, typer.Option("--bits", help="64, 128 or 256.", metavar="BITS")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the vectors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")]
+
+
+def _bits(text: str) -> int:
+    if text not in map(str, BITS):
+        raise typer.BadParameter(f"{text!r} is not 64, 128 or 256", param_hint="--bits")
+    return int(text)
+
+
+@app.command()
+def train(
+    *,
+    bits: BitsOption = "256",
+    epochs: Epochs = 20,
+    limit: Annotated[int, typer.Option(min=256, help="Most vectors to train on, drawn from the index.")] = 100_000,
+    seed: Seed = 0,
+    home: Home = None,
+) -> None:
+    """Train the auto-encoder on the vectors of the index, and put it beside the model."""
+    count = _bits(bits)
+    with training_extra():
+        from model_store.training.codes import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
+    options = CodeOptions(count, epochs=epochs, seed=seed)
+    settings = load_settings(home=home)
+    with _index(home) as (index, fingerprint):
+        vectors = index.spaces.active.searcher.sample(limit, seed=seed)
+    if len(vectors) < 2:
+        raise typer.BadParameter(f"the index has {len(vectors)} vectors: add images first", param_hint="--home")
+    with _bar(f"training {count} bits") as advance:
+        trained = train_codes(vectors, options, advance)
+    content = export_codes(trained.net, vectors)
+    manifest = CodesManifest(
+        bits=count,
+        fingerprint=fingerprint,
+        sha256=sha256(content).hexdigest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        vectors=len(vectors),
+        loss=trained.loss,
+        training=asdict(options),
+    )
+    folder = CodeStore(settings.home).publish(content, manifest)
+    Console(soft_wrap=True, highlight=False).print(
+        f"{len(vectors):,} vectors, {trained.loss:.1%} of their variance left by {count} bits. Written: {folder}"
+    )
+
+
+@app.command()
+def evaluate(
+    *,
+    bits: BitsOption = "256",
+    classes: Annotated[
+        str, typer.Option("--class", metavar="FIELD", help="Metadata field of the class; unset: the key's folder.")
+    ] = "",
+    queries: Annotated[int, typer.Option(min=1, help="How many of the images are queries.")] = 500,
+    limit: Annotated[int, typer.Option(min=256, help="Most images to search in, drawn from the index.")] = 20_000,
+    pixels: Annotated[
+        bool, typer.Option("--pixels/--no-pixels", help="Also raw pixels (32x32) and an auto-encoder of them.")
+    ] = True,
+    epochs: Epochs = 20,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    home: Home = None,
+) -> None:
+    """Hold the trained codes against others of the same size: recall, classes, bytes, speed."""
+    count = _bits(bits)
+    with training_extra():
+        from model_store.training.codes import CodeOptions, train_codes  # noqa: PLC0415 - torch
+    from index.retrieval import Collection, exhaustive, hamming, judge, standard_codes  # noqa: PLC0415
+    from service.cli.codes_data import collect, raw_pixels  # noqa: PLC0415
+
+    settings = load_settings(home=home)
+    console = Console(soft_wrap=True, highlight=False)
+    with _index(home) as (index, fingerprint):
+        sample = collect(index, classes or None, limit, seed)
+        small = raw_pixels(index, sample.keys) if pixels else None
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(sample.keys))[:queries])
+    collection = Collection(sample.vectors, sample.classes, chosen)
+    exact = collection.exact()
+    judged = [judge("exact fc7", 2 * sample.vectors.shape[1], exhaustive(sample.vectors), collection, exact)]
+    encoder = CodeStore(settings.home).find(fingerprint, count)
+    if encoder is not None:
+        found = hamming(encoder.encode_bits(sample.vectors), encoder.encode_bits)
+        judged.append(judge("auto-encoder", count // 8, found, collection, exact))
+    else:
+        console.print(f"There is no auto-encoder of {count} bits for this model: fc7 codes train --bits {count}")
+    for name, search in standard_codes(sample.vectors, count):
+        judged.append(judge(name, count // 8, search, collection, exact))
+    if small is not None:
+        judged.append(judge("raw pixels", small.shape[1], exhaustive(small), collection, exact, rows=small))
+        with _bar(f"training {count} bits on pixels") as advance:
+            net = train_codes(small, CodeOptions(count, epochs=epochs, seed=seed), advance).net
+        found = hamming(net.bits(small), net.bits)
+        judged.append(judge("auto-encoder of pixels", count // 8, found, collection, exact, rows=small))
+    console.print(_table(judged))
+    console.print(
+        f"{len(sample.keys):,} images, {len(chosen):,} of them queries, "
+        + ("no classes" if sample.classes is None else f"{len(set(sample.classes.tolist()))} classes")
+    )
+    if out is not None:
+        out.write_text(json.dumps([asdict(each) for each in judged], indent=2) + "\n")
+
+
+@contextmanager
+def _index(home: Path | None) -> Iterator[tuple[LocalImageIndex, str]]:
+    """Open the index of the active model to read."""
+    settings = load_settings(home=home)
+    artifact = ModelStore(settings.home).active_artifact(verify=False)
+    with LocalImageIndex.open(
+        settings.home, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True
+    ) as index:
+        yield index, artifact.fingerprint
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None, loss=1.0)
+        yield lambda step, steps, loss: bar.update(task, completed=step, total=steps, loss=loss)
+
+
+def _table(judged: list[Judged]) -> Table:
+    table = Table(
+        "code", "bytes", "recall@10", "10 in 100", "class precision@6", "mAP", "queries/s", box=None, header_style="dim"
+    )
+    for each in judged:
+        table.add_row(
+            each.name,
+            str(each.bytes),
+            f"{each.recall:.3f}",
+            f"{each.recall_wide:.3f}",
+            "" if each.precision is None else f"{each.precision:.3f}",
+            "" if each.mean_average_precision is None else f"{each.mean_average_precision:.3f}",
+            f"{each.queries_per_second:,.0f}",
+        )
+    return table

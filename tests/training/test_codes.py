@@ -1,0 +1,185 @@
+"""Binary codes from training to search: the auto-encoder, its file, the mode, the commands and the judging."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index.errors import ModeUnavailableError
+from index.retrieval import Collection, exhaustive, hamming, judge, standard_codes
+from index.where import parse_where
+from model_store.codes import BinaryEncoder, CodesManifest, CodeStore
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
+from model_store.training.codes import CodeOptions, TrainedCodes, export_codes, train_codes
+from tests.index.helpers import MODEL, image, open_index, vector
+from tests.index.test_modes import activations, images, until
+
+FINGERPRINT = MODEL["fingerprint"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> NDArray[np.float16]:
+    return activations(600)
+
+
+@pytest.fixture(scope="module")
+def trained(rows: NDArray[np.float16]) -> TrainedCodes:
+    return train_codes(rows, CodeOptions(64, epochs=12, batch_size=64))
+
+
+def publish(home: Path, trained: TrainedCodes, rows: NDArray[np.float16]) -> Path:
+    content = export_codes(trained.net, rows)
+    manifest = CodesManifest(64, FINGERPRINT, sha256(content).hexdigest(), "2026-01-01", len(rows), trained.loss, {})
+    return CodeStore(home).publish(content, manifest)
+
+
+def test_training_leaves_less_of_the_variance_than_the_mean_does(
+    rows: NDArray[np.float16], trained: TrainedCodes
+) -> None:
+    steps: list[tuple[int, int, float]] = []
+    short = train_codes(rows, CodeOptions(64, epochs=1, batch_size=64), lambda *step: steps.append(step))
+    assert [step for step, _, _ in steps] == list(range(1, 10))
+    assert trained.loss < short.loss
+    assert trained.loss < 0.9
+    bits = trained.net.bits(rows.astype(np.float32))
+    assert bits.shape == (600, 64)
+    assert len(np.unique(bits, axis=0)) > 100, "codes tell rows apart"
+
+
+def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
+    one, other = (train_codes(rows[:128], CodeOptions(64, epochs=1, batch_size=64, seed=3)).net for _ in range(2))
+    assert np.array_equal(one.bits(rows[:50].astype(np.float32)), other.bits(rows[:50].astype(np.float32)))
+
+
+def test_vectors_that_are_not_finite_are_refused(rows: NDArray[np.float16]) -> None:
+    bad = rows[:64].astype(np.float32)
+    bad[3, 5] = np.nan
+    with pytest.raises(NonFiniteLossError):
+        train_codes(bad, CodeOptions(64, epochs=1, batch_size=64))
+
+
+def test_an_encoder_is_published_whole_and_answers_as_it_was_trained(
+    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
+) -> None:
+    store = CodeStore(tmp_path)
+    assert store.best(FINGERPRINT) is None
+    folder = publish(tmp_path, trained, rows)
+    assert sorted(path.name for path in folder.iterdir()) == ["codes.onnx", "manifest.json"]
+    publish(tmp_path, trained, rows)  # again, in place of the first
+    assert [path.name for path in folder.parent.iterdir()] == ["64"]
+    encoder = store.best(FINGERPRINT)
+    assert encoder is not None
+    assert (encoder.bits, encoder.width) == (64, 8)
+    wanted = trained.net.bits(rows.astype(np.float32))
+    assert np.mean(encoder.encode_bits(rows) == wanted) > 0.9999
+    assert np.array_equal(
+        np.unpackbits(encoder.encode(rows), axis=1, bitorder="little").astype(bool), encoder.encode_bits(rows)
+    )
+    with pytest.raises(ShapeError):
+        encoder.encode(rows[:, :100])
+
+
+def test_a_damaged_encoder_is_refused(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
+    folder = publish(tmp_path, trained, rows)
+    content = bytearray((folder / "codes.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "codes.onnx").write_bytes(content)
+    with pytest.raises(ArtifactCorruptError):
+        BinaryEncoder.open(folder)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(ArtifactFormatError, match="fc7 codes train"):
+        BinaryEncoder.open(folder)
+
+
+def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
+    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
+) -> None:
+    publish(tmp_path, trained, rows)
+    bits = trained.net.bits(rows.astype(np.float32))
+    with open_index(tmp_path) as index:
+        index.add_many(images(rows[:300]))
+        with pytest.raises(ModeUnavailableError, match="being made"):
+            index.mode("codes")
+
+        def ready() -> bool:
+            try:
+                return index.mode("codes") == "codes"
+            except ModeUnavailableError:
+                return False
+
+        until(ready)
+        assert index.mode() == "exact", "codes are used only where they are asked for"
+        index.add_many(images(rows[300:500], start=300))
+        index.delete("i00007")
+        query = rows[7:8].astype(np.float32)
+        distances = (bits[:500] != bits[7]).sum(axis=1)
+        found = index.search(query, 20, mode="codes")[0]
+        assert "i00007" not in [near.key for near in found]
+        assert [near.distance for near in found] == sorted(np.delete(distances, 7))[:20]
+        for near in found:
+            assert near.distance == distances[int(near.key[1:])]
+        odd = index.similar("i00301", 300, where=parse_where(["odd:1"]), mode="codes")
+        assert len(odd) == 248
+        assert index.search(query, 1, mode="exact")[0][0].distance > 0
+
+
+def test_codes_are_judged_by_neighbours_and_classes() -> None:
+    random = np.random.default_rng(0)
+    classes = np.repeat(np.arange(4), 100)
+    rows = (4 * random.standard_normal((4, 64))[classes] + random.standard_normal((400, 64))).astype(np.float32)
+    collection = Collection(rows, classes, np.arange(0, 400, 9))
+    exact = collection.exact()
+    truth = [np.argsort(((rows - rows[q]) ** 2).sum(axis=1))[1:11].tolist() for q in collection.queries]
+    assert [set(found) for found in exact.tolist()] == [set(found) for found in truth]
+    best = judge("exact", 256, exhaustive(rows), collection, exact)
+    assert (best.recall, best.recall_wide, best.bytes) == (1, 1, 256)
+    assert best.precision is not None
+    assert best.precision > 0.95
+    assert best.mean_average_precision is not None
+    blind = judge(
+        "blind",
+        8,
+        hamming(random.random((400, 64)) > 0.5, lambda x: random.random((len(x), 64)) > 0.5),
+        collection,
+        exact,
+    )
+    assert blind.recall < 0.2
+    assert blind.precision is not None
+    assert 0.1 < blind.precision < 0.4
+    assert blind.mean_average_precision is not None
+    assert 0.2 < blind.mean_average_precision < 0.35
+    unknown = judge("exact", 256, exhaustive(rows), replace(collection, classes=None), exact)
+    assert unknown.precision is None
+
+
+def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16]) -> None:
+    floats = rows.astype(np.float32)
+    collection = Collection(floats, None, np.arange(0, 600, 20))
+    exact = collection.exact()
+    judged = {name: judge(name, 16, search, collection, exact).recall for name, search in standard_codes(floats, 128)}
+    assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "RaBitQ"]
+    assert min(judged.values()) > 3 * 10 / 600
+    assert judged["PCA+ITQ"] > judged["sign-LSH"]
+
+
+def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
+    with open_index(tmp_path) as index:
+        index.add_many([image("a", 1), image("b", 2)])
+        found = index.vectors(["b", "a"])
+        assert np.array_equal(found["a"], vector(1).astype(np.float16))
+        assert list(found) == ["b", "a"]
+
+
+def test_a_manifest_is_json_that_says_what_was_trained(
+    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
+) -> None:
+    values = json.loads((publish(tmp_path, trained, rows) / "manifest.json").read_text())
+    assert values["bits"] == 64
+    assert values["vectors"] == 600
+    assert values["fingerprint"] == FINGERPRINT
