@@ -3,7 +3,7 @@
 Promises: queries are vectors of the collection, each left out of its own answer; all codes are trained on the same
 vectors and rank all of them for the same queries; the exact neighbours are FAISS's flat index over float32.
 Does not: train auto-encoders (the caller hands their bits in), choose a code.
-Source: FAISS's index factory; Gong and Lazebnik 2011 (ITQ); Ge et al. 2013 (OPQ); Gao and Long 2024 (RaBitQ).
+Source: FAISS's index factory; Gong and Lazebnik 2011 (ITQ); Gao and Long 2024 (RaBitQ).
 """
 
 from __future__ import annotations
@@ -126,8 +126,6 @@ def standard_codes(rows: NDArray[np.float32], bits: int) -> Sequence[tuple[str, 
     signs.add(centred)
     found.append(("sign-LSH", lambda queries, k: signs.search(queries - mean, k)[1]))
     over(np.ascontiguousarray(components[:, :bits]), f"ITQ{bits},LSH", "PCA+ITQ")
-    parts = bits // 8
-    over(components, f"OPQ{parts}_{max(1, components.shape[1] // parts) * parts},PQ{parts}x8", "OPQ+PQ")
     dimensions = bits - 8 * _RABITQ_EXTRA
     if dimensions > 0:
         over(np.ascontiguousarray(components[:, :dimensions]), "RaBitQ", "RaBitQ")

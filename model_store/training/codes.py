@@ -1,8 +1,8 @@
 """The deep auto-encoder that makes short binary codes of vectors: fc7 for search, raw pixels to compare with.
 
 Promises: n-1024-256-bits and back, squared reconstruction error, all layers at once; bits are rounded on the way
-forward and the gradient passes straight through; the same seed and vectors give the same net on one machine; an exported
-encoder's bits were compared with the trained one's.
+forward and the gradient passes straight through; the same seed and vectors give the same net on one machine; the bits
+of an exported encoder were compared with the trained one's.
 Does not: read an index, search, choose the number of bits.
 Source: Krizhevsky and Hinton, Using very deep autoencoders for content-based image retrieval, ESANN 2011; the paper's
 section 6.1 proposes it for the activations.
