@@ -79,7 +79,7 @@ def test_swapped_files_are_noticed(artifact: Artifact) -> None:
 
 def test_a_manifest_of_a_newer_format_is_refused_with_the_way_out(artifact: Artifact) -> None:
     rewrite(artifact, format=FORMAT + 1, classes="unknown to us")
-    with pytest.raises(ArtifactFormatError, match=rf"manifest.json.*format {FORMAT + 1}.*up to {FORMAT}.*install the one that wrote it"):
+    with pytest.raises(ArtifactFormatError, match=rf"format {FORMAT + 1}.*up to {FORMAT}: install the one that"):
         Artifact.open(artifact.path)
 
 
