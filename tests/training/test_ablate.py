@@ -17,23 +17,10 @@ from model_store.errors import CheckpointError, RecipeError
 from model_store.training import runs
 from model_store.training.ablate import CSV_FILE, JSON_FILE, Ablation, Measured, paper_difference, run_ablation
 from model_store.training.progress import Reporter
-from model_store.training.recipe import Recipe
 from service.cli.main import app
-from tests.support.class_folders import write_class_folders
+from tests.support.class_folders import TRIAL_RECIPE, write_class_folders
 
-RECIPE = Recipe(
-    name="trial",
-    width=1 / 64,
-    input_scale=1 / 64,
-    dropout="inverted",
-    initialisation="he",
-    epochs=2,
-    batch_size=9,
-    learning_rate=0.02,
-    update="torch",
-    schedule="one-cycle",
-    precision="float32",
-)
+RECIPE = TRIAL_RECIPE
 ARMS = [RECIPE, replace(RECIPE, variant="no-lrn")]
 
 

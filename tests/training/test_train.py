@@ -22,21 +22,9 @@ from model_store.training.progress import Reporter
 from model_store.training.recipe import Recipe
 from model_store.training.runs import find_run, load_run, read_tensors
 from model_store.training.train import Resources, Result, resume, train
-from tests.support.class_folders import write_class_folders
+from tests.support.class_folders import TRIAL_RECIPE, write_class_folders
 
-RECIPE = Recipe(
-    name="trial",
-    width=1 / 64,
-    input_scale=1 / 64,
-    dropout="inverted",
-    initialisation="he",
-    epochs=3,
-    batch_size=5,
-    learning_rate=0.02,
-    update="torch",
-    schedule="one-cycle",
-    precision="float32",
-)  # 18 images: 4 steps an epoch, the last with 3 images
+RECIPE = replace(TRIAL_RECIPE, epochs=3, batch_size=5)  # 18 images: 4 steps an epoch, the last with 3 images
 
 
 class Told(Reporter):
