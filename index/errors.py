@@ -18,6 +18,7 @@ Fc7Error
     │   ├── IndexMovedError        it went over to another model meanwhile
     │   ├── IndexReadOnlyError     it can be read, and not written
     │   └── IndexFullError         no room on the disk
+    ├── IndexUriError              a place for the index that cannot be one
     ├── FolderError                a folder with nothing to index
     ├── ArchiveError               an archive that cannot be read, or must not be
     ├── SnapshotError              a snapshot that is not whole, or of another format
@@ -213,6 +214,20 @@ class IndexFullError(IndexUnavailableError):
         return (
             f"No room on the disk for the index in {self.path} ({self.reason}). Nothing was changed, what was in it "
             "is still there: make room and try again."
+        )
+
+
+class IndexUriError(ImageIndexError):
+    """FC7_INDEX_URI names no place where an index can be."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(uri, reason)
+        self.uri, self.reason = uri, reason
+
+    def __str__(self) -> str:
+        return (
+            f"FC7_INDEX_URI={self.uri}: {self.reason}. It is like http://milvus:19530, https://HOST, or a file ending "
+            "in .db for Milvus Lite; unset, the index is in FC7_HOME."
         )
 
 

@@ -30,7 +30,7 @@ from index.errors import IndexModelError, IndexMovedError
 from index.frozen import Frozen
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
 from index.lock import FolderLock, check_exists
-from index.modes import Modes, saved_mode
+from index.modes import Modes
 from index.records import (
     AddOutcome,
     ImageRecord,
@@ -39,6 +39,8 @@ from index.records import (
     Neighbour,
     NewImage,
     Page,
+    Space,
+    VectorModel,
     check_key,
     encode_metadata,
     encode_vectors,
@@ -76,6 +78,20 @@ class LocalImageIndex:
         self._filters: dict[tuple[int, Where], NDArray[np.int64]] = {}
         self._filters_of = -1
         self._filters_lock = threading.Lock()
+
+    @property
+    def searched(self) -> VectorModel:
+        """The model whose vectors search compares."""
+        return _model_of(self.spaces.active)
+
+    @property
+    def wanted(self) -> Sequence[VectorModel]:
+        """The models of which an image that is added is to have a vector, the searched one first."""
+        return [_model_of(room) for room in self.spaces.wanted]
+
+    def describe(self) -> Sequence[Space]:
+        """Return the vectors on disk, by model, oldest first."""
+        return self.spaces.describe()
 
     @classmethod
     def open(
@@ -312,7 +328,7 @@ class LocalImageIndex:
         return IndexStats(
             images=self._catalog.images(),
             vectors=len(room.searcher),
-            bytes_on_disk=_bytes_on_disk(self._folder),
+            bytes_on_disk=bytes_on_disk(self._folder),
             bytes_in_memory=self.spaces.bytes_in_memory,
             mode=self._modes.resolve(room, None),
             model=room.space.model,
@@ -377,27 +393,12 @@ def _ids(hits: list[Hits]) -> list[int]:
     return sorted({int(number) for hit in hits for number in hit.ids})
 
 
-def read_stats(home: Path) -> IndexStats:
-    """Return the counts of the index in `home` without opening it for search; another process may have it open.
-
-    Raises IndexUnavailableError when there is none, IndexCorruptError, IndexFormatError.
-    """
-    folder = home / "index"
-    check_exists(folder)
-    with Catalog(folder / "catalog.db", read_only=True) as catalog:
-        active = next((space for space in catalog.spaces() if space.active), None)
-        return IndexStats(
-            images=catalog.images(),
-            vectors=active.vectors if active else 0,
-            bytes_on_disk=_bytes_on_disk(folder),
-            bytes_in_memory=0,
-            mode=saved_mode(folder, active.fingerprint) if active else "exact",
-            model=active.model if active else "",
-            fingerprint=active.fingerprint if active else "",
-        )
+def _model_of(room: Room) -> VectorModel:
+    return VectorModel(room.space.fingerprint, room.space.model)
 
 
-def _bytes_on_disk(folder: Path) -> int:
+def bytes_on_disk(folder: Path) -> int:
+    """Return the size of all files of an index."""
     total = 0
     for file in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # a file that was just replaced

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.backup import SnapshotManifest
-from index.records import AddOutcome, ImageRecord, IndexStats, NearPair, Neighbour, NewImage, Page
+from index.records import (
+    AddOutcome,
+    ImageRecord,
+    IndexStats,
+    NearPair,
+    Neighbour,
+    NewImage,
+    Page,
+    Space,
+    VectorModel,
+)
 from index.searcher import Mode
 from index.where import Where
 
@@ -23,7 +34,18 @@ Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class ImageIndex(Protocol):
-    """What an index can do, wherever it keeps its images. All methods are thread-safe."""
+    """What an index can do, wherever it keeps its images. All methods are thread-safe; a context manager."""
+
+    @property
+    def searched(self) -> VectorModel:
+        """The model whose vectors search compares."""
+
+    @property
+    def wanted(self) -> Sequence[VectorModel]:
+        """The models of which an image that is added is to have a vector, the searched one first."""
+
+    def describe(self) -> Sequence[Space]:
+        """Return the vectors that there are, by model."""
 
     def add_many(self, images: Sequence[NewImage]) -> Outcomes:
         """Add or replace all of `images`, or none of them when one is refused."""
@@ -59,14 +81,20 @@ class ImageIndex(Protocol):
         *,
         exclude: str | None = None,
         where: Where | None = None,
+        fingerprint: str | None = None,
         mode: Mode | None = None,
     ) -> Answers:
-        """Return the `k` nearest of those images that fit to each vector, float32 [n, 4096], nearest first."""
+        """Return the `k` nearest of those images that fit to each vector, float32 [n, 4096], nearest first.
+
+        fingerprint: of the model that made the vectors; the searched one by default.
+        """
 
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
         """Return the `k` images that fit and are nearest to an indexed one, itself left out."""
 
-    def duplicates(self, threshold: float, limit: int, *, where: Where | None, stopped: Callable[[], bool]) -> Pairs:
+    def duplicates(
+        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
+    ) -> Pairs:
         """Return the nearest `limit` pairs of images that fit and are at most `threshold` apart, nearest first."""
 
     def mode(self, asked: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
@@ -80,3 +108,9 @@ class ImageIndex(Protocol):
 
     def close(self) -> None:
         """Finish what is running and let the index go."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...

@@ -113,6 +113,14 @@ class IndexStats:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorModel:
+    """The model that vectors are made by: its fingerprint, and its name to show, such as "solar:1"."""
+
+    fingerprint: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """The vectors of one model. lacking: how many images have none among them. kept: to go back to at once."""
 

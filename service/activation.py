@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from index.errors import ImageIndexError
+from index.image_index import LocalImageIndex
+from index.interface import ImageIndex
+from index.spaces import Spaces
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error, NoActiveModelError, NoPreviousModelError
 from service.errors import ActivationRunningError
@@ -104,11 +107,15 @@ class IndexKeeper:
     def __init__(self, state: State) -> None:
         self._state = state
         self.follower: Follower | None = None
+        self._spaces: Spaces | None = None
         self.note = ""
 
-    def begin(self, artifact: Artifact) -> None:
+    def begin(self, index: ImageIndex, artifact: Artifact) -> None:
         """Follow the active version from the start of the service on; load the one of the vectors beside it."""
-        state, spaces = self._state, self._state.local_index.spaces
+        if not isinstance(index, LocalImageIndex):
+            return
+        state, spaces = self._state, index.spaces
+        self._spaces = spaces
         self.follower = Follower(
             spaces, state.models, state.settings.reembed_share, state.log, on_done=self._search_with_active
         )
@@ -131,10 +138,10 @@ class IndexKeeper:
 
     def follow(self, artifact: Artifact) -> None:
         """Follow another active version, which is loaded."""
-        follower = self.follower
-        if follower is None:
+        follower, spaces = self.follower, self._spaces
+        if follower is None or spaces is None:
             return
-        state, spaces = self._state, self._state.local_index.spaces
+        state = self._state
         follower.stop()
         self.note = ""
         try:

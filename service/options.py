@@ -1,10 +1,12 @@
-"""From the settings to the options of a runner: the one place that joins the two.
+"""From the settings to the options of a runner, and to the index: the one place that joins them.
 
 Does not: read the environment.
 """
 
 from __future__ import annotations
 
+from index.interface import ImageIndex
+from index.opening import open_index
 from model_store.runner import RunnerOptions
 from service.settings import Settings
 
@@ -18,4 +20,33 @@ def runner_options(settings: Settings) -> RunnerOptions:
         cuda_graphs=settings.cuda_graphs,
         precision=settings.precision,
         tensorrt=settings.home / "tensorrt" if settings.tensorrt else None,
+    )
+
+
+def open_index_of(
+    settings: Settings,
+    *,
+    fingerprint: str,
+    model: str,
+    switch: bool = False,
+    follow: bool = False,
+    read_only: bool = False,
+    fast_from: int | None = None,
+) -> ImageIndex:
+    """Open the index that these settings name, for the model with this fingerprint. Raises as `open_index` does."""
+    token = settings.index_token
+    return open_index(
+        settings.home,
+        settings.index_uri,
+        None if token is None else token.get_secret_value(),
+        fingerprint=fingerprint,
+        model=model,
+        keep_pictures=settings.keep_pictures,
+        name=settings.index_name,
+        timeout_s=settings.index_timeout_s,
+        switch=switch,
+        follow=follow,
+        keep_spaces=settings.old_space == "keep",
+        read_only=read_only,
+        fast_from=(settings.fast_from or None) if fast_from is None else fast_from,
     )

@@ -143,6 +143,20 @@ class Settings(BaseSettings):
     keep_pictures: bool = Field(
         default=True, description="Keep a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
     )
+    index_uri: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Where the index is: Milvus (http://milvus:19530), a .db file of Milvus Lite; unset: FC7_HOME.",
+    )
+    index_token: SecretStr | None = Field(default=None, description="For Milvus: user:password, or an API key.")
+    index_name: str = Field(
+        default="fc7",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        description="What the names of the collections on Milvus begin with: one index each.",
+    )
+    index_timeout_s: float = Field(
+        default=4.0, gt=0, le=3600, description="Longest time of one call to Milvus (s); beyond: 503."
+    )
     fast_from: int = Field(
         default=20_000,
         ge=0,
@@ -243,6 +257,8 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
         value = getattr(settings, field)
         if field == "api_keys":
             text = ", ".join(f"{key.scope.name.lower()}:********" for key in value)
+        elif isinstance(value, SecretStr):
+            text = "********"
         else:
             text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         source: Literal["default", "environment", "command line"] = "default"
@@ -259,6 +275,8 @@ def _expected(field: str) -> str:
         return "one of " + ", ".join(schema["enum"])
     if field == "device":
         return "auto, cpu, cuda or cuda:N"
+    if field == "index_name":
+        return "up to 64 letters, digits and underscores, no digit first"
     words = {
         "integer": "a whole number",
         "number": "a number",

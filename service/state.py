@@ -17,7 +17,7 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from index.image_index import ImageIndex, LocalImageIndex
+from index.interface import ImageIndex
 from model_store.artifact import Artifact
 from model_store.errors import NoActiveModelError
 from model_store.runner import Runner, RunnerOptions
@@ -40,7 +40,7 @@ from service.loaded import LoadedModels, Serving
 from service.logs import make_logger
 from service.memory import available, needed_to_load
 from service.metrics import Metrics
-from service.options import runner_options
+from service.options import open_index_of, runner_options
 from service.security import Keyring
 from service.settings import Settings
 from service.tracing import Tracing
@@ -69,7 +69,7 @@ class State:
         self.draining_since: float | None = None
         self.models = LoadedModels(self._load, settings.max_loaded)
         self._no_model = NoActiveModelError()
-        self._index: LocalImageIndex | None = None
+        self._index: ImageIndex | None = None
         self._stamps: dict[str, dict[str, tuple[int, int]]] = {}
         self.keeper = IndexKeeper(self)
         self.activator = Activator(self)
@@ -217,11 +217,6 @@ class State:
     def index(self) -> ImageIndex:
         """Return the index. Raises NotReadyError."""
         self.serving()
-        return self.local_index
-
-    @property
-    def local_index(self) -> LocalImageIndex:
-        """The index with its spaces. Raises NotReadyError."""
         if self._index is None:
             raise NotReadyError("the index is not open")
         return self._index
@@ -250,22 +245,16 @@ class State:
         self.keeper.close()  # before anything moves: it must not go over to a model that is leaving
         needed = None
         if self._index is not None:
-            needed = self.models.find(self._index.spaces.active.space.fingerprint)
+            needed = self.models.find(self._index.searched.fingerprint)
         self.models.activate(artifact.id, needed=needed)
         device = self.serving().runner.device
         self.metrics.model.clear()
         self.metrics.model.labels(artifact.name, str(artifact.version), artifact.precision, device).set(1)
         if self._index is None:
-            self._index = LocalImageIndex.open(
-                self.settings.home,
-                fingerprint=artifact.fingerprint,
-                model=artifact.embedder,
-                keep_pictures=self.settings.keep_pictures,
-                follow=True,
-                fast_from=self.settings.fast_from or None,
-                keep_spaces=self.settings.old_space == "keep",
+            self._index = open_index_of(
+                self.settings, fingerprint=artifact.fingerprint, model=artifact.embedder, follow=True
             )
-            self.keeper.begin(artifact)
+            self.keeper.begin(self._index, artifact)
             self._jobs = self._open_jobs()
         else:
             self.keeper.follow(artifact)

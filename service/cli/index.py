@@ -15,10 +15,10 @@ from rich.table import Table
 
 from index.bulk import BuildReport, ReembedReport, build_index, reembed
 from index.errors import FolderError
-from index.image_index import LocalImageIndex, read_stats
+from index.opening import read_stats
 from model_store.runner import Runner
 from model_store.store import ModelStore
-from service.options import runner_options
+from service.options import open_index_of, runner_options
 from service.settings import Settings, load_settings
 
 app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
@@ -46,14 +46,7 @@ def build(
     runner = _runner(settings, model)
     artifact = runner.artifact
     with (
-        LocalImageIndex.open(
-            settings.home,
-            fingerprint=artifact.fingerprint,
-            model=artifact.embedder,
-            keep_pictures=settings.keep_pictures,
-            switch=rebuild,
-            fast_from=settings.fast_from or None,
-        ) as index,
+        open_index_of(settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=rebuild) as index,
         _progress(console) as bar,
     ):
         task = bar.add_task("indexing", total=None, rate="")

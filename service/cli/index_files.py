@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from index.backup import restore_snapshot, take_snapshot
-from index.image_index import LocalImageIndex, read_stats
+from index.opening import read_stats
 from index.verify import verify
 from index.where import parse_where
 from service.cli.index import Home
+from service.options import open_index_of
 from service.settings import load_settings
 
 _MOST_LISTED = 20
@@ -100,9 +101,9 @@ def duplicates(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a pair.")] = False,
 ) -> None:
     """List the pairs of images that are nearly the same, nearest first."""
-    home_folder = load_settings(home=home).home
-    stats = read_stats(home_folder)
-    with LocalImageIndex.open(home_folder, fingerprint=stats.fingerprint, model=stats.model, read_only=True) as index:
+    settings = load_settings(home=home)
+    stats = read_stats(settings.home)
+    with open_index_of(settings, fingerprint=stats.fingerprint, model=stats.model, read_only=True) as index:
         pairs = index.duplicates(threshold, limit, where=parse_where(where or []))
     for pair in pairs:
         line = {"first": pair.first, "second": pair.second, "distance": pair.distance}

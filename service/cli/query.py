@@ -94,15 +94,15 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the indexed images nearest to each image, by the active model."""
-    from index.image_index import LocalImageIndex  # noqa: PLC0415
+    from service.options import open_index_of  # noqa: PLC0415
 
     settings = load_settings(home=home)
     console = Console()
     asked: Mode | None = None if mode is None else mode.value
     with (
         _loaded(home, None) as (artifact, runner),
-        LocalImageIndex.open(
-            settings.home, fingerprint=artifact.fingerprint, model=artifact.embedder, read_only=True, fast_from=1
+        open_index_of(
+            settings, fingerprint=artifact.fingerprint, model=artifact.embedder, read_only=True, fast_from=1
         ) as index,
     ):
         found_by = index.mode(asked)

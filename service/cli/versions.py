@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from index.errors import IndexUnavailableError
-from index.image_index import read_stats
+from index.opening import read_stats
 from model_store.archive import export_version, import_version
 from model_store.compare import Comparison, Side, compare
 from model_store.errors import ModelInUseError

@@ -232,7 +232,7 @@ async def delete_image(key: Key, state: StateDep) -> None:
 
 
 def _model_of_index(state: State) -> ModelName:
-    return ModelName.of_reference(state.local_index.spaces.active.space.model)
+    return ModelName.of_reference(state.index().searched.model)
 
 
 def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
 
 
 def _wanted(state: State) -> list[str]:
-    return [room.space.fingerprint for room in state.local_index.spaces.wanted]
+    return [model.fingerprint for model in state.index().wanted]
 
 
 async def _embed_for_index(

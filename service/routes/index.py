@@ -29,9 +29,9 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 )
 async def index_stats(state: StateDep) -> IndexInfo:
     """Count images and bytes, name the model that made the vectors, and tell how far the index follows another."""
-    index, follower = state.local_index, state.keeper.follower
+    index, follower = state.index(), state.keeper.follower
     return await state.in_index(
-        lambda: IndexInfo.of(index.stats(), index.spaces.describe(), follower.progress if follower else None)
+        lambda: IndexInfo.of(index.stats(), index.describe(), follower.progress if follower else None)
     )
 
 

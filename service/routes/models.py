@@ -59,7 +59,7 @@ async def activate(name: str, version: Annotated[int, Path(ge=1)], state: StateD
 
 
 def _answer(state: State, done: Activated) -> ActivationAnswer:
-    searched = state.local_index.spaces.active.space.fingerprint == done.model.fingerprint
+    searched = state.index().searched.fingerprint == done.model.fingerprint
     return ActivationAnswer(
         model=ModelName.of(done.model),
         before=None if done.before is None else ModelName.of_reference(done.before),

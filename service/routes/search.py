@@ -33,8 +33,7 @@ router = APIRouter(tags=["search"], dependencies=[Depends(require(Scope.READ)), 
 )
 async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], state: StateDep) -> SearchAnswer:
     """Send one image as the body, or several as multipart parts named `file`."""
-    state.index()
-    find = partial(state.local_index.search, k=query.k, where=parse_where(query.where))
+    find = partial(state.index().search, k=query.k, where=parse_where(query.where))
     await state.artifact(query.model)
     async with receive(request, state.body_limits, state.budget) as body:
         return await within_limits(request, state, _search(request, state, find, body.uploads, query))
@@ -43,20 +42,20 @@ async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], 
 async def _search(
     request: Request, state: State, find: Callable[..., Answers], uploads: list[Upload], query: ModelSearchQuery
 ) -> SearchAnswer:
-    spaces, model = state.local_index.spaces, query.model
+    index, model = state.index(), query.model
     if model is None:
-        state.local_index.mode(query.mode)  # refused before the model runs
+        index.mode(query.mode)  # refused before the model runs
     while True:
-        own = spaces.active.space.fingerprint
+        own = index.searched.fingerprint
         try:
             async with state.use_for(own) if model is None else state.use(model) as serving:
                 embedded = await embed(request, state, serving, uploads)
             vectors, fingerprint = np.stack([image.row.fc7 for image in embedded]), serving.artifact.fingerprint
-            mode = await state.in_index(partial(state.local_index.mode, query.mode, fingerprint=fingerprint))
+            mode = await state.in_index(partial(index.mode, query.mode, fingerprint=fingerprint))
             found = await state.in_index(partial(find, vectors, fingerprint=fingerprint, mode=mode))
             break
         except (IndexModelError, IndexMovedError, ModelNotLoadedError):
-            if model is not None or spaces.active.space.fingerprint == own:
+            if model is not None or index.searched.fingerprint == own:
                 raise  # else the index went over to another model meanwhile
     return SearchAnswer(
         model=ModelName.of(serving.artifact), mode=mode, results=[SearchResult.of(neighbours) for neighbours in found]

@@ -11,7 +11,8 @@ from PIL import Image
 
 from index.bulk import BuildReport, ReembedReport, build_index, reembed
 from index.errors import FolderError, IndexModelError, IndexUnavailableError
-from index.image_index import LocalImageIndex, read_stats
+from index.image_index import LocalImageIndex
+from index.opening import read_stats
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
 from model_store.runner import Runner

@@ -25,7 +25,8 @@ from index.errors import (
     PictureNotFoundError,
     VectorError,
 )
-from index.image_index import AddOutcome, LocalImageIndex, read_stats
+from index.image_index import AddOutcome, LocalImageIndex
+from index.opening import read_stats
 from index.searcher import Hits, Mode
 from model_store.errors import ShapeError
 from tests.index.helpers import exact, image, open_index, picture, sha256, vector
