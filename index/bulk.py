@@ -8,13 +8,12 @@ Does not: delete images whose files are gone, or follow a folder that changes wh
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +22,12 @@ from index.catalog import Catalog
 from index.errors import FolderError, InvalidKeyError
 from index.interface import ImageIndex
 from index.lock import FolderLock, check_exists
+from index.pipeline import ahead, batches, embed
 from index.records import AddOutcome, NewImage, Unembedded, check_key, encode_vectors
+from index.sources import read_file
 from model_store.errors import ImageError
-from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare, views
+from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare
 from model_store.runner import Runner
-
-MAX_FILE_BYTES = 200_000_000
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 @dataclass(slots=True)
@@ -45,7 +42,7 @@ class BuildReport:
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[tuple[Path | str, str]] = field(default_factory=list)
     interrupted: bool = False
 
 
@@ -107,9 +104,7 @@ def build_index(
     report = BuildReport(total=len(paths))
 
     def read(path: Path) -> _Read:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise OSError(f"it has {path.stat().st_size:,} bytes, and {MAX_FILE_BYTES:,} is the most")
-        data = path.read_bytes()
+        data = read_file(path)
         name = check_key(key(path, folder))
         sha256 = hashlib.sha256(data).hexdigest()
         if index.lookup([name]).get(name) == sha256:
@@ -118,8 +113,8 @@ def build_index(
         picture = encode_jpeg(prepared.pixels) if keep_pictures else None
         return _Read(name, sha256, len(data), prepared, picture)
 
-    with _interruptible(report), _ahead(read, paths, workers, 2 * batch_size) as results:
-        for batch in _batches(results, batch_size):
+    with interruptible(report), ahead(read, paths, workers, 2 * batch_size) as results:
+        for batch in batches(results, batch_size):
             fresh: list[tuple[_Read, PreparedImage]] = []
             for path, result in batch:
                 try:
@@ -132,7 +127,7 @@ def build_index(
                 else:
                     fresh.append((image, image.prepared))
             if fresh:
-                vectors = _embed(runner, [prepared.pixels for _, prepared in fresh])
+                vectors = embed(runner, [prepared.pixels for _, prepared in fresh])
                 outcomes = index.add_many(
                     [
                         NewImage(i.key, i.sha256, i.size, prepared.width, prepared.height, None, i.picture, vector)
@@ -171,8 +166,8 @@ def reembed(
             space = catalog.follow_space(runner.artifact.fingerprint, runner.artifact.embedder)
             total = next(each.lacking for each in catalog.spaces() if each.id == space)
             report = ReembedReport(total=total)
-            with _interruptible(report), _ahead(_decode, _lacking(catalog, space), workers, 2 * batch_size) as results:
-                for batch in _batches(results, batch_size):
+            with interruptible(report), ahead(_decode, _lacking(catalog, space), workers, 2 * batch_size) as results:
+                for batch in batches(results, batch_size):
                     _embed_batch(catalog, space, runner, batch, report)
                     if progress is not None:
                         progress(report)
@@ -206,7 +201,7 @@ def _embed_batch(
             images.append(image)
             pixels.append(decoded)
     if images:
-        report.embedded += catalog.add_vectors(space, images, encode_vectors(_embed(runner, pixels)))
+        report.embedded += catalog.add_vectors(space, images, encode_vectors(embed(runner, pixels)))
 
 
 def _decode(image: Unembedded) -> NDArray[np.uint8] | None:
@@ -221,46 +216,10 @@ def _lacking(catalog: Catalog, space: int) -> Iterator[Unembedded]:
         after = page[-1].id
 
 
-def _embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Return fc7, float32 [n, 4096], of the central views of prepared pictures."""
-    return runner.run(views(np.stack(pixels))).fc7
-
-
 @contextmanager
-def _interruptible(report: BuildReport | ReembedReport) -> Iterator[None]:
+def interruptible(report: BuildReport | ReembedReport) -> Iterator[None]:
+    """End the block at Ctrl-C, and note it in the report."""
     try:
         yield
     except KeyboardInterrupt:
         report.interrupted = True
-
-
-@contextmanager
-def _ahead(
-    work: Callable[[In], Out], items: Iterable[In], workers: int, window: int
-) -> Iterator[Iterator[tuple[In, Future[Out]]]]:
-    """Run `work` in threads, at most `window` items ahead of the reader; what is left at the end is dropped."""
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="fc7-decode")
-
-    def results() -> Iterator[tuple[In, Future[Out]]]:
-        waiting: deque[tuple[In, Future[Out]]] = deque()
-        for item in items:
-            waiting.append((item, executor.submit(work, item)))
-            if len(waiting) >= window:
-                yield waiting.popleft()
-        yield from waiting
-
-    try:
-        yield results()
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _batches(items: Iterator[In], size: int) -> Iterator[list[In]]:
-    batch: list[In] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -20,6 +20,8 @@ Fc7Error
     │   └── IndexFullError         no room on the disk
     ├── IndexUriError              a place for the index that cannot be one
     ├── FolderError                a folder with nothing to index
+    ├── SourceError                a folder or a URI that cannot be opened or listed
+    ├── ClusterError               a cluster that cannot be joined, or cannot work
     ├── ArchiveError               an archive that cannot be read, or must not be
     ├── SnapshotError              a snapshot that is not whole, or of another format
     └── TargetExistsError          something is already where this was to be written
@@ -234,12 +236,37 @@ class IndexUriError(ImageIndexError):
 class FolderError(ImageIndexError):
     """A folder has nothing that can be indexed."""
 
-    def __init__(self, folder: Path, reason: str) -> None:
+    def __init__(self, folder: Path | str, reason: str) -> None:
         super().__init__(folder, reason)
         self.folder, self.reason = folder, reason
 
     def __str__(self) -> str:
         return f"{self.folder} {self.reason}"
+
+
+class SourceError(ImageIndexError):
+    """A place with images that cannot be opened or listed."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place, self.reason = place, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place} cannot be read: {self.reason}. Give a folder, or a URI of a file system that pyarrow knows: "
+            "s3://BUCKET/PATH, gs://BUCKET/PATH, hdfs://HOST:PORT/PATH, file:///PATH"
+        )
+
+
+class ClusterError(ImageIndexError):
+    """The Ray cluster cannot be joined, or cannot do its part. What was written to the index stays."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+    def __str__(self) -> str:
+        return f"The Ray cluster {self.address}: {self.reason}"
 
 
 class ArchiveError(ImageIndexError):

@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_listed_with_its_reason_and_the_rest_is_added(
     with open_for(home, runner) as index:
         report = build_index(folder, index, runner, batch_size=2, max_pixels=100_000)
         assert (report.total, report.seen, report.added) == (13, 13, 9)
-        reasons = {path.name[:9]: reason for path, reason in report.skipped}
+        reasons = {Path(path).name[:9]: reason for path, reason in report.skipped}
         assert set(reasons) == {"text.jpg", "empty.png", "cut.png", "y" * 9}
         assert "225 characters" in reasons["y" * 9]
         assert index.stats().images == 9

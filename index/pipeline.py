@@ -1,0 +1,60 @@
+"""Images to vectors in batches: decoding in threads ahead of the runner, whoever asks and wherever the images lie.
+
+Promises: results come in the order of the items, each once; no more than a window of them is held at a time.
+Does not: know an index, catch what the work raises (its future does).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.image import views
+from model_store.runner import Runner
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Return fc7, float32 [n,4096], of the central views of prepared pictures, each uint8 [256,256,3]."""
+    return runner.run(views(np.stack(pixels))).fc7
+
+
+@contextmanager
+def ahead(
+    work: Callable[[In], Out], items: Iterable[In], workers: int, window: int
+) -> Iterator[Iterator[tuple[In, Future[Out]]]]:
+    """Run `work` in threads, at most `window` items ahead of the reader; what is left at the end is dropped."""
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="fc7-decode")
+
+    def results() -> Iterator[tuple[In, Future[Out]]]:
+        waiting: deque[tuple[In, Future[Out]]] = deque()
+        for item in items:
+            waiting.append((item, executor.submit(work, item)))
+            if len(waiting) >= window:
+                yield waiting.popleft()
+        yield from waiting
+
+    try:
+        yield results()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def batches(items: Iterable[In], size: int) -> Iterator[list[In]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    batch: list[In] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
