@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test crash lint bench lock clean
+.PHONY: help setup demo serve test test-slow crash lint bench lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,demo,otel,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,demo,otel,dev]'
 	@touch $@
 
 setup: $(READY) ## Install everything into .venv
@@ -26,6 +26,9 @@ serve: $(READY) ## Serve what is in FC7_HOME (default ./var)
 test: $(READY) ## Run the tests
 	$(BIN)/pytest
 
+test-slow: $(READY) ## Run the tests that `make test` leaves out: workers of a cluster that die
+	$(BIN)/pytest -m slow
+
 crash: $(READY) ## Kill a server 200 times under concurrent writes, and look for what it acknowledged
 	$(BIN)/python -m tests.crash.hammer --rounds 200
 
@@ -39,7 +42,7 @@ bench: $(READY) ## Measure serving: make bench PHOTOGRAPHS=folder-or-tar (needs 
 	$(BIN)/python -m benchmarks.serving $(PHOTOGRAPHS)
 
 lock: $(READY) ## Write the exact versions that are installed to constraints/cpu.txt
-	@{ echo "# Exact versions for serving and training on a processor (extras: cpu, train, import, export, demo, otel, dev). Made by \`make lock\`."; \
+	@{ echo "# Exact versions for serving and training on a processor (extras: cpu, train, import, export, ray, demo, otel, dev). Made by \`make lock\`."; \
 	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' | tr A-Z a-z; } > constraints/cpu.txt.new
 	mv constraints/cpu.txt.new constraints/cpu.txt
 

@@ -49,7 +49,7 @@ def demo(
     if store.active() is None:
         store.activate(NAME)
     _step(console, f"fc7 index build {folder / 'train'}")
-    index.build(folder / "train", home=home)
+    index.build(str(folder / "train"), home=home)
     write_atomic(folder / COMPLETE, b"")
     console.print(f"Ready after {time.monotonic() - began:.0f} s. Next: fc7 serve")
 

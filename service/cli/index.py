@@ -1,23 +1,38 @@
 """`fc7 index`: put a folder of images into the index, look at it, and take it to another model.
 
+`build` works on this machine, or with `--ray` on a cluster (`service.cli.index_ray`).
 Does not: need the server; while one has the index open, only `stats` works.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from index.bulk import BuildReport, ReembedReport, build_index, reembed
-from index.errors import FolderError
+from index.bulk import BuildReport, ReembedReport, build_index, reembed, relative_path
+from index.errors import FolderError, SourceError
 from index.opening import read_stats
+from index.records import IndexStats
+from index.sources import is_uri
 from model_store.runner import Runner
 from model_store.store import ModelStore
+from service.cli.index_ray import BuildOptions, build_on_ray, print_json
 from service.options import open_index_of, runner_options
 from service.settings import Settings, load_settings
 
@@ -32,39 +47,43 @@ BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images in one run
 
 @app.command()
 def build(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, at any depth.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder of images, at any depth; with --ray also a URI (s3://...).")
+    ],
+    *,
     home: Home = None,
     model: Model = None,
     batch_size: BatchSize = 32,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Take the index to this model; images not in DIR leave the search.")
+        bool, typer.Option("--rebuild", help="Take the index to this model; images not in SOURCE leave the search.")
     ] = False,
+    key_prefix: Annotated[str, typer.Option(help="Put before each key, which is the path within SOURCE.")] = "",
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Embed on a Ray cluster: local (started here), auto, or HOST:PORT."),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: how many embed; as many as there is room for by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
 ) -> None:
-    """Add every image in DIR. Run it again to go on after an interruption, or to add what is new."""
+    """Add every image in SOURCE. Run it again to go on after an interruption, or to add what is new."""
     console = Console(stderr=True)
     settings = load_settings(home=home)
-    runner = _runner(settings, model)
-    artifact = runner.artifact
-    with (
-        open_index_of(settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=rebuild) as index,
-        _progress(console) as bar,
-    ):
-        task = bar.add_task("indexing", total=None, rate="")
-
-        def show(so_far: BuildReport) -> None:
-            bar.update(task, total=so_far.total, completed=so_far.seen, rate=_rate(bar, so_far.seen))
-
-        report = build_index(
-            folder,
-            index,
-            runner,
-            batch_size=batch_size,
-            workers=settings.decode_threads or 2,
-            progress=show,
-            max_pixels=settings.max_pixels,
-            keep_pictures=settings.keep_pictures,
-        )
-        stats = index.stats()
+    if actors is not None and ray is None:
+        raise typer.BadParameter("it is about a Ray cluster: give --ray too", param_hint="--actors")
+    if ray is None and is_uri(source):
+        raise SourceError(source, "without --ray only folders are; `--ray local` reads this on one machine")
+    began = time.perf_counter()
+    options = BuildOptions(model, batch_size, key_prefix, rebuild)
+    with _progress(console) as bar:
+        show = partial(_show, bar, bar.add_task("indexing", total=None, rate=""))
+        if ray is None:
+            report, stats = _build_here(settings, Path(source), options, show)
+        else:
+            report, stats = build_on_ray(settings, source, options, show, address=ray, actors=actors)
+    if as_json:
+        print_json(report, time.perf_counter() - began)
     _list_skipped(console, [(str(path), reason) for path, reason in report.skipped])
     console.print(
         f"{report.seen} of {report.total} images seen: {report.added} added, {report.replaced} replaced, "
@@ -82,7 +101,34 @@ def build(
         )
     _stop_if_interrupted(console, interrupted=report.interrupted)
     if len(report.skipped) == report.total:
-        raise FolderError(folder, f"has no image that can be read: all {report.total} were skipped.")
+        raise FolderError(source, f"has no image that can be read: all {report.total} were skipped.")
+    console.print("Next: fc7 search PHOTO, or fc7 serve.", highlight=False)
+
+
+def _build_here(
+    settings: Settings, folder: Path, options: BuildOptions, progress: Callable[[BuildReport], None]
+) -> tuple[BuildReport, IndexStats]:
+    runner = _runner(settings, options.model)
+    artifact = runner.artifact
+    with open_index_of(
+        settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
+    ) as index:
+        report = build_index(
+            folder,
+            index,
+            runner,
+            batch_size=options.batch_size,
+            workers=settings.decode_threads or 2,
+            progress=progress,
+            key=lambda path, below: options.key_prefix + relative_path(path, below),
+            max_pixels=settings.max_pixels,
+            keep_pictures=settings.keep_pictures,
+        )
+        return report, index.stats()
+
+
+def _show(bar: Progress, task: TaskID, so_far: BuildReport) -> None:
+    bar.update(task, total=so_far.total or None, completed=so_far.seen, rate=_rate(bar, so_far.seen))
 
 
 @app.command("reembed")
