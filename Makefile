@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test test-slow crash lint bench lock clean
+.PHONY: help setup demo serve test test-slow crash lint bench bench-search lock clean
 
 help: ## List the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,10 @@ lint: $(READY) ## Lint, formatting and types
 bench: $(READY) ## Measure serving: make bench PHOTOGRAPHS=folder-or-tar (needs a quiet machine)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.serving $(PHOTOGRAPHS)
+
+bench-search: $(READY) ## Measure search: make bench-search VECTORS=folder (of .npz or .npy; needs a quiet machine)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.search $(VECTORS)
 
 lock: $(READY) ## Write the exact versions that are installed to constraints/cpu.txt
 	@{ echo "# Exact versions for serving and training on a processor (extras: cpu, train, import, export, ray, demo, otel, dev). Made by \`make lock\`."; \

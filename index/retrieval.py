@@ -9,7 +9,8 @@ Source: FAISS's index factory; Gong and Lazebnik 2011 (ITQ); Gao and Long 2024 (
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +25,11 @@ NEAREST: Final = 6  # neighbours whose class is counted, as in the paper's figur
 WIDE: Final = 100
 _TIMED: Final = 100
 _RABITQ_EXTRA: Final = 8  # bytes of factors beside a bit for each dimension
+_LEARNED: Final = 16_384  # rows that the codes of FAISS learn from
+_COMPONENTS: Final = 256
+_CENTROIDS: Final = 256
+_OPQ_ROUNDS: Final = 10
+_PQ_ROUNDS: Final = 10
 _faiss: Any = faiss
 
 # A code with its rows in it: (queries float32 [m, d], k) -> rows' numbers, int64 [m, k], nearest first.
@@ -35,7 +41,7 @@ class Judged:
     """What a code found. Recalls, precision and mAP from 0 to 1; class figures are None without classes.
 
     recall: of the 10 exact neighbours among its first 10; recall_wide: among its first 100. precision: share of the
-    query's class among its first 6. queries_per_second: one query at a time, its coding included.
+    query's class among its first 6. queries_per_second: one query at a time on one core, its coding included.
     """
 
     name: str
@@ -73,10 +79,12 @@ def judge(
     rows = collection.vectors if rows is None else rows
     queries = rows[collection.queries]
     timed = queries[:_TIMED]
-    started = time.perf_counter()
-    for query in timed:
-        search(query[np.newaxis], EXACT)
-    rate = len(timed) / (time.perf_counter() - started)
+    with _one_thread():
+        search(timed[:1], EXACT)
+        started = time.perf_counter()
+        for query in timed:
+            search(query[np.newaxis], EXACT)
+        rate = len(timed) / (time.perf_counter() - started)
     order = _without(search(queries, len(rows)), collection.queries)
     precision = average = None
     if collection.classes is not None:
@@ -106,30 +114,69 @@ def hamming(bits: NDArray[np.bool_], encode: Callable[[NDArray[np.float32]], NDA
 
 
 def standard_codes(rows: NDArray[np.float32], bits: int) -> Sequence[tuple[str, Search]]:
-    """Return the codes that FAISS has, at this many bits, with `rows` (float32 [n, d]) in them: (name, search)."""
-    mean = rows.mean(axis=0)
-    centred = rows - mean
-    axes = principal_axes(centred, min(256, len(rows) - 1))
-    components = np.ascontiguousarray(centred @ axes)
+    """Return the codes that FAISS has, at this many bits, with `rows` (float32 [n, d]) in them: (name, search).
+
+    They learn from 16,384 of the rows. Those that need more rows or more bits than there are, are left out.
+    """
+    chosen = np.random.default_rng(0).permutation(len(rows))[:_LEARNED]
+    mean = rows[chosen].mean(axis=0)
+    # As many components as any of them takes: a bit each for ITQ, and half of that for products.
+    axes = principal_axes(rows[chosen] - mean, min(max(_COMPONENTS, bits), len(chosen) - 1))
+    components = np.concatenate([(part - mean) @ axes for part in np.array_split(rows, -(-len(rows) // _LEARNED))])
     found: list[tuple[str, Search]] = []
 
-    def over(parts: NDArray[np.float32], factory: str, name: str) -> None:
-        width = parts.shape[1]
-        index = _faiss.index_factory(width, factory)
-        index.train(parts)
-        index.add(parts)
+    def over(make: Callable[[NDArray[np.float32]], Any], width: int, name: str) -> None:
+        with _one_thread():  # the parts are small: threads would wait for each other more than they learn
+            sample = np.ascontiguousarray(components[chosen, :width])
+            index = make(sample)
+            index.train(sample)
+        index.add(np.ascontiguousarray(components[:, :width]))
         found.append(
             (name, lambda queries, k: index.search(np.ascontiguousarray(((queries - mean) @ axes)[:, :width]), k)[1])
         )
 
     signs = _faiss.IndexLSH(rows.shape[1], bits)
-    signs.add(centred)
+    signs.add(rows - mean)
     found.append(("sign-LSH", lambda queries, k: signs.search(queries - mean, k)[1]))
-    over(np.ascontiguousarray(components[:, :bits]), f"ITQ{bits},LSH", "PCA+ITQ")
-    dimensions = bits - 8 * _RABITQ_EXTRA
+    if components.shape[1] >= bits:
+        over(lambda _: _faiss.index_factory(bits, f"ITQ{bits},LSH"), bits, "PCA+ITQ")
+    width = max(_COMPONENTS, bits // 2)
+    if len(chosen) >= _CENTROIDS and components.shape[1] >= width:
+        over(lambda sample: _products(sample, bits // 8, 8), width, "OPQ+PQ")
+        over(lambda sample: _products(sample, bits // 4, 4), width, "OPQ+PQ fast-scan")
+    dimensions = min(bits - 8 * _RABITQ_EXTRA, components.shape[1])
     if dimensions > 0:
-        over(np.ascontiguousarray(components[:, :dimensions]), "RaBitQ", "RaBitQ")
+        # Its bits are of equal worth only once the components are mixed.
+        over(lambda _: _faiss.index_factory(dimensions, f"RR{dimensions},RaBitQ"), dimensions, "RaBitQ")
     return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let FAISS use one thread of this process meanwhile."""
+    threads = _faiss.omp_get_max_threads()
+    _faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        _faiss.omp_set_num_threads(threads)
+
+
+def _products(sample: NDArray[np.float32], parts: int, bits: int) -> Any:
+    """Return a product quantiser of `parts` codes of 4 or 8 bits behind its rotation, which was learned in seconds."""
+    width = sample.shape[1]
+    # The rotation learns with a quantiser like the index's: one for 256 centroids would not suit 16.
+    learner = _faiss.ProductQuantizer(width, parts, bits)
+    index = _faiss.IndexPQ(width, parts, 8) if bits == 8 else _faiss.IndexPQFastScan(width, parts, bits)
+    for quantiser in (learner, index.pq):
+        quantiser.cp.niter = _PQ_ROUNDS
+        quantiser.cp.min_points_per_centroid = 1  # it writes a line for each part otherwise
+    rotation = _faiss.OPQMatrix(width, parts)
+    rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = _OPQ_ROUNDS, 4, _PQ_ROUNDS
+    rotation.pq = learner
+    rotation.train(sample)
+    rotation.pq = None  # it was only lent, and goes with this call
+    return _faiss.IndexPreTransform(rotation, index)
 
 
 def _recall(found: NDArray[np.int64], true: NDArray[np.int64]) -> float:

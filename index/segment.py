@@ -82,8 +82,7 @@ class Segment:
         self.mapped = folder is not None
         memory = np.zeros(capacity * ROW_BYTES, np.uint8) if folder is None else _map(capacity * ROW_BYTES, folder)
         self.rows: NDArray[np.float16] = memory.view(np.float16).reshape(capacity, DIMENSIONS)
-        self._index = faiss.IndexScalarQuantizer(DIMENSIONS, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
-        lend(self._index.codes, memory)
+        self._index = _over(memory)
 
     @property
     def bytes_in_memory(self) -> int:
@@ -114,6 +113,17 @@ class Segment:
         return copy
 
 
+def rows_nearest(
+    rows: NDArray[np.float16], query: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return squared distances from a query, float32 [4096], ascending, and numbers of `rows`, float16 [n, 4096]."""
+    rows = np.ascontiguousarray(rows)
+    index = _over(rows.view(np.uint8).reshape(-1))
+    index.ntotal = len(rows)
+    squared, numbers = index.search(query[np.newaxis], len(rows))
+    return squared[0], numbers[0]
+
+
 def lend(vector: Any, memory: NDArray[np.uint8]) -> None:
     """Make a FAISS vector read `memory`, which must live as long; FAISS neither copies nor frees it."""
     pointer = _faiss.swig_ptr(memory)
@@ -124,6 +134,13 @@ def lend(vector: Any, memory: NDArray[np.uint8]) -> None:
 
 def _only(alive: NDArray[np.bool_]) -> Any:
     return _faiss.SearchParameters(sel=_faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little")))
+
+
+def _over(memory: NDArray[np.uint8]) -> Any:
+    """Return a FAISS index, still of no rows, over float16 rows in `memory`, uint8 [rows x 8192]."""
+    index = _faiss.IndexScalarQuantizer(DIMENSIONS, _faiss.ScalarQuantizer.QT_fp16, _faiss.METRIC_L2)
+    lend(index.codes, memory)
+    return index
 
 
 def _map(size: int, folder: Path) -> NDArray[np.uint8]:

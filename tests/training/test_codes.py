@@ -163,9 +163,12 @@ def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16])
     collection = Collection(floats, None, np.arange(0, 600, 20))
     exact = collection.exact()
     judged = {name: judge(name, 16, search, collection, exact).recall for name, search in standard_codes(floats, 128)}
-    assert list(judged) == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
+    assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
     assert min(judged.values()) > 3 * 10 / 600
     assert judged["PCA+ITQ"] > judged["sign-LSH"]
+    # Centroids know distances, and bits of signs only sides.
+    assert min(judged["OPQ+PQ"], judged["OPQ+PQ fast-scan"]) > judged["PCA+ITQ"]
+    assert [name for name, _ in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
 
 
 def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
