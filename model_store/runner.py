@@ -277,4 +277,4 @@ def top_k(probabilities: NDArray[np.float32], k: int = 5) -> tuple[NDArray[np.in
         raise ValueError(f"k must be from 1 to {probabilities.shape[1]} classes, but is {k}")
     # Stable: classes far from the top underflow to exactly 0 and tie, and every replica must order them alike.
     indices = np.argsort(-probabilities, axis=1, kind="stable")[:, :k].astype(np.int64, copy=False)
-    return indices, np.take_along_axis(probabilities, indices, axis=1)
+    return indices, probabilities[np.arange(len(indices))[:, np.newaxis], indices]

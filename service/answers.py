@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -99,13 +100,15 @@ async def _together(
     notes = notes_of(request.scope)
     notes.images = len(images)
     with serving.batcher.admit(len(images)) as ticket:
+        if len(images) == 1:  # the usual case: a task of its own costs more than it gives
+            result = await images[0](ticket, notes)
+            state.metrics.images.inc()
+            return [result]
         tasks = [asyncio.create_task(image(ticket, notes)) for image in images]
         try:
             results = await asyncio.gather(*tasks)
         except Fc7Error as error:
             failed = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
-            if len(images) == 1:
-                raise
             raise BadImageError(failed, error) from error
         finally:
             for task in tasks:
@@ -120,14 +123,25 @@ async def hashes(state: State, uploads: Sequence[Upload]) -> list[str]:
 
 
 async def _embed_one(state: State, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
-    prepared, jpeg, seconds = await state.decode(_decode, data, state.settings.max_pixels, picture)
+    def decode() -> tuple[PreparedImage, bytes | None, float, Future[Row]]:
+        started = time.perf_counter()
+        prepared = inspect_and_prepare(data, max_pixels=state.settings.max_pixels)
+        jpeg = encode_jpeg(prepared.pixels) if picture else None
+        # From here, so that the model need not wait for the event loop.
+        return prepared, jpeg, time.perf_counter() - started, ticket.submit(prepared.pixels, views)
+
+    prepared, jpeg, seconds, row = await state.decode(decode)
     state.metrics.stage_seconds.labels("decode").observe(seconds)
     notes.stage("decode", seconds)
-    return Embedded(prepared, await _run_one(state, prepared.pixels, ticket, notes, views=views), jpeg)
+    return Embedded(prepared, await _answered(state, row, notes), jpeg)
 
 
-async def _run_one(state: State, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes, *, views: int = 1) -> Row:
-    row = await asyncio.wrap_future(ticket.submit(pixels, views))
+async def _run_one(state: State, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes) -> Row:
+    return await _answered(state, ticket.submit(pixels), notes)
+
+
+async def _answered(state: State, future: Future[Row], notes: Notes) -> Row:
+    row = await asyncio.wrap_future(future)
     state.metrics.stage_seconds.labels("queue").observe(row.waited)
     notes.stage("queue", row.waited, ago=row.ran)
     notes.stage("run", row.ran)
@@ -140,13 +154,6 @@ def _framed(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
     picture = np.zeros((SIZE, SIZE, 3), np.uint8)
     picture[edge : edge + CROP, edge : edge + CROP] = view
     return picture
-
-
-def _decode(data: bytes, max_pixels: int, picture: bool) -> tuple[PreparedImage, bytes | None, float]:
-    started = time.perf_counter()
-    prepared = inspect_and_prepare(data, max_pixels=max_pixels)
-    jpeg = encode_jpeg(prepared.pixels) if picture else None
-    return prepared, jpeg, time.perf_counter() - started
 
 
 async def _client_leaves(request: Request) -> None:

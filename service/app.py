@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.runner import Runner, RunnerOptions
+from service.direct import Direct
 from service.errors import (
     INFERENCE_PATH,
     PROBLEM_TYPE,
@@ -29,8 +30,8 @@ from service.errors import (
     problem_of_http,
     problem_of_validation,
 )
-from service.middleware import LingeringClose, Observe, Shed, notes_of
-from service.routes import ROUTERS
+from service.middleware import LingeringClose, Observe, notes_of
+from service.routes import DIRECT, ROUTERS
 from service.settings import Settings
 from service.state import State
 
@@ -88,7 +89,7 @@ def create_app(settings: Settings, *, make_runner: Callable[[Artifact, RunnerOpt
     app.add_exception_handler(Fc7Error, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
-    app.add_middleware(Shed, state=state)
+    app.add_middleware(Direct, state=state, paths=DIRECT, on_error=_answer_error)
     app.add_middleware(LingeringClose)
     app.add_middleware(Observe, state=state)  # the last added is the outermost
     return app

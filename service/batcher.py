@@ -80,11 +80,13 @@ class Ticket:
         self._batcher = batcher
         self.images = images
         self.waiting: deque[_Item] = deque()
+        self.left = False
 
     def submit(self, pixels: NDArray[np.uint8], count: int = 1) -> Future[Row]:
         """Queue one prepared image, uint8 [256,256,3], with `count` views (1 or 10); the future gives its Row.
 
-        Raises RunnerDeadError or DrainingError when no run will come any more.
+        It is cancelled where the places were given back before. Raises RunnerDeadError or DrainingError when no run
+        will come any more.
         """
         return self._batcher._put(self, _Item(pixels, count))
 
@@ -184,6 +186,9 @@ class Batcher:
     def _put(self, ticket: Ticket, item: _Item) -> Future[Row]:
         with self._changed:
             self._refuse_if_over()
+            if ticket.left:
+                item.future.cancel()
+                return item.future
             if not ticket.waiting:
                 self._turns.append(ticket)
             ticket.waiting.append(item)
@@ -193,6 +198,7 @@ class Batcher:
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
             self._admitted -= ticket.images
+            ticket.left = True
             if ticket.waiting:
                 self._turns.remove(ticket)
                 abandoned, ticket.waiting = ticket.waiting, deque()

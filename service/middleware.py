@@ -6,7 +6,6 @@ Promises:
 - An exception that nobody foresaw is logged with its trace and answered with a 500 problem.
 - Where an answer comes before the body was read whole, the connection is closed after a moment of reading on: closed at
   once, the client's unread bytes would reset it and the answer would be lost.
-- Where the queue is full, a request for the model costs no more than reading it: it is refused before it is routed.
 
 Does not: look into bodies.
 """
@@ -17,16 +16,14 @@ import asyncio
 import re
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import kind_of, problem_of, problem_of_bug
+from service.errors import problem_of_bug
 from service.tracing import Answered, Stage
 
 if TYPE_CHECKING:
@@ -34,10 +31,14 @@ if TYPE_CHECKING:
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LINGER_S = 2.0
-_SHED = ("/v1/classify", "/v1/search")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_SAFETY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", _POLICY.encode()),
 )
 
 
@@ -88,16 +89,14 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=message.setdefault("headers", []))
-                headers["X-Request-ID"] = notes.request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["Content-Security-Policy"] = _POLICY
+                headers = [*message.get("headers", ()), (b"x-request-id", notes.request_id.encode()), *_SAFETY]
                 if notes.run:
-                    headers["Server-Timing"] = ", ".join(
+                    timing = ", ".join(
                         f"{stage};dur={seconds * 1000:.1f}"
                         for stage, seconds in (("decode", notes.decode), ("queue", notes.queue), ("run", notes.run))
                     )
+                    headers.append((b"server-timing", timing.encode()))
+                message["headers"] = headers
             await send(message)
 
         self._state.in_flight += 1
@@ -137,35 +136,6 @@ class Observe:
             **more,
             **({"reason": notes.reason} if notes.reason else {}),
         )
-
-
-class Shed:
-    """Refuse what would find the queue full before it is routed, checked and parsed; the connection stays usable.
-
-    Under three times the load that can be carried, two of three requests are refused: what each costs, the third lacks.
-    """
-
-    def __init__(self, app: ASGIApp, state: State) -> None:
-        self._app = app
-        self._state = state
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass it on."""
-        if scope["type"] != "http" or scope["path"] not in _SHED or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        length = Headers(scope=scope).get("content-length", "")
-        full = self._state.full() if length.isdigit() and int(length) <= self._state.settings.max_body_bytes else None
-        if full is None:
-            await self._app(scope, receive, send)
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._state.settings.upload_s):
-                while (await receive()).get("more_body", False):
-                    pass
-        notes_of(scope).reason = kind_of(full).slug
-        scope["route"] = SimpleNamespace(path=scope["path"])  # what the metrics are labelled with
-        await problem_of(full)(scope, receive, send)
 
 
 class LingeringClose:

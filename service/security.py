@@ -64,11 +64,21 @@ def require(needed: Scope) -> Callable[..., Awaitable[None]]:
         bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
         header: Annotated[str | None, Security(_header)],
     ) -> None:
-        keyring: Keyring = request.app.state.fc7.keyring
-        secret = bearer.credentials if bearer is not None else header
-        keyring.check(secret, needed, request.headers.get("sec-fetch-site"))
+        _check(request, needed, bearer.credentials if bearer is not None else header)
 
     return allowed
+
+
+def check_key(request: Request, needed: Scope) -> None:
+    """Do what the dependency of `require` does. Raises UnauthorizedError, ForbiddenError."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    bearer = credentials.strip() if scheme.lower() == "bearer" else ""
+    _check(request, needed, bearer or request.headers.get("x-api-key") or None)
+
+
+def _check(request: Request, needed: Scope, secret: str | None) -> None:
+    keyring: Keyring = request.app.state.fc7.keyring
+    keyring.check(secret, needed, request.headers.get("sec-fetch-site"))
 
 
 def check_binding(settings: Settings) -> None:

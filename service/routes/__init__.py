@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from service.direct import Path
 from service.routes import classify, health, images, index, jobs, models, oip, page, search
+from service.schemas import ClassifyQuery, ModelSearchQuery
 
 ROUTERS = (
     classify.router,
@@ -16,4 +18,10 @@ ROUTERS = (
     page.router,
 )
 
-__all__ = ["ROUTERS"]
+DIRECT = {
+    "/v1/classify": Path(ClassifyQuery, classify.classify),
+    "/v1/search": Path(ModelSearchQuery, search.search),
+}
+"""The paths that are answered past the framework; their routes describe them."""
+
+__all__ = ["DIRECT", "ROUTERS"]

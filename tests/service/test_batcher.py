@@ -194,6 +194,17 @@ def test_what_nobody_waits_for_is_not_run(make: Callable[..., Batcher], gate: Ga
             future.result(10)
 
 
+def test_an_image_that_comes_after_its_request_left_is_not_run(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make()
+    with batcher.admit(1) as left:
+        pass
+    assert left.submit(picture(1)).cancelled()
+    gate.open.set()
+    with batcher.admit(1) as ticket:
+        ticket.submit(picture(2)).result(10)
+    assert gate.marks == [[2]]
+
+
 def test_a_failed_run_is_repeated_one_by_one(make: Callable[..., Batcher], gate: Gate) -> None:
     batcher = make()
     hold(batcher, gate)

@@ -1,0 +1,101 @@
+"""What is answered past the framework is what the framework answers: each request goes to both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+import service.app
+from service.settings import ApiKey, Scope
+from tests.support.pictures import jpeg
+from tests.support.server import ThreadServer, thread_server
+from tests.support.tiny_model import publish_tiny_model
+
+KEY = "a-key-of-enough-letters"
+ADMITTED = {"X-API-Key": KEY}
+PATHS = ("/v1/classify", "/v1/search")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ThreadServer, ThreadServer]]:
+    """One server as it is, and one whose framework answers every path."""
+    homes: list[Path] = [tmp_path_factory.mktemp(name) for name in ("direct", "framework")]
+    for home in homes:
+        publish_tiny_model(home)
+    keys = (ApiKey(Scope.READ, SecretStr(KEY)),)
+    with thread_server(homes[0], api_keys=keys) as direct, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.app, "DIRECT", {})
+        with thread_server(homes[1], api_keys=keys) as framework:
+            yield direct, framework
+
+
+def same(both: tuple[ThreadServer, ThreadServer], path: str, headers: dict[str, str], body: bytes) -> httpx.Response:
+    answers = [server.client.post(path, headers=headers, content=body) for server in both]
+    varying = ("x-request-id", "date", "server-timing", "content-length")
+    seen = [
+        (
+            answer.status_code,
+            answer.json(),
+            {name: value for name, value in answer.headers.items() if name not in varying},
+            sorted(answer.headers),
+        )
+        for answer in answers
+    ]
+    assert seen[0] == seen[1]
+    return answers[0]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("", 200),
+        ("k=2", 200),
+        ("k=9&k=2", 200),
+        ("k=", 422),
+        ("k=0", 422),
+        ("k=1.5", 422),
+        ("k=%F0%9F%A6%A4", 422),
+        ("K=1", 422),
+        ("views=3&k=x", 422),
+        ("model=tiny:1", 200),
+        ("model=" + "x" * 81, 422),
+        ("where=label:cat&where=year>2000", 422),
+        ("mode=slow", 422),
+    ],
+)
+def test_parameters(both: tuple[ThreadServer, ThreadServer], path: str, query: str, status: int) -> None:
+    answer = same(both, f"{path}?{query}", ADMITTED | {"Content-Type": "image/jpeg"}, jpeg())
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"X-API-Key": ""}, 401),
+        ({"X-API-Key": "another-key-of-letters"}, 401),
+        ({"Authorization": f"bearer {KEY}"}, 200),
+        ({"Authorization": f"Bearer  {KEY}"}, 200),
+        ({"Authorization": "Bearer"}, 401),
+        ({"Authorization": f"Basic {KEY}", "X-API-Key": KEY}, 200),
+        ({"Authorization": "Bearer wrong", "X-API-Key": KEY}, 401),
+        (ADMITTED | {"Content-Type": "text/plain"}, 415),
+        (ADMITTED | {"Content-Type": "multipart/form-data"}, 400),
+    ],
+)
+def test_headers(both: tuple[ThreadServer, ThreadServer], path: str, headers: dict[str, str], status: int) -> None:
+    assert same(both, path, {"Content-Type": "image/jpeg"} | headers, jpeg()).status_code == status
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_bad_picture_and_another_method(both: tuple[ThreadServer, ThreadServer], path: str) -> None:
+    assert same(both, path, ADMITTED, b"no picture").status_code == 400
+    answers = [server.client.get(path, headers=ADMITTED) for server in both]
+    assert [answer.status_code for answer in answers] == [405, 405]
+    assert answers[0].json() == answers[1].json()
