@@ -15,7 +15,7 @@ COPY pyproject.toml LICENSE ./
 COPY LICENSE wheel[s]/* /wheels/
 
 FROM build AS build-cpu
-RUN pip install --constraint constraints/cpu.txt '.[cpu]'
+RUN pip install --constraint constraints/cpu.txt '.[cpu,scale]'
 COPY service service
 COPY model_store model_store
 COPY index index
@@ -23,7 +23,7 @@ RUN pip install --no-deps --force-reinstall . \
     && pip uninstall --yes pip setuptools
 
 FROM build AS build-gpu
-RUN pip install --constraint constraints/gpu.txt '.[gpu]'
+RUN pip install --constraint constraints/gpu.txt '.[gpu,scale]'
 COPY service service
 COPY model_store model_store
 COPY index index

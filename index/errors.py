@@ -16,9 +16,12 @@ Fc7Error
     ├── IndexFormatError           the catalogue was written by a newer fc7
     ├── IndexUnavailableError      the index cannot answer now
     │   ├── IndexMovedError        it went over to another model meanwhile
+    │   ├── IndexUnreachableError  Milvus does not answer, or cannot do it
     │   ├── IndexReadOnlyError     it can be read, and not written
     │   └── IndexFullError         no room on the disk
     ├── IndexUriError              a place for the index that cannot be one
+    ├── IndexPlaceError            what an index in this place cannot do
+    ├── IndexLimitError            more than Milvus takes or gives at a time
     ├── FolderError                a folder with nothing to index
     ├── SourceError                a folder or a URI that cannot be opened or listed
     ├── ClusterError               a cluster that cannot be joined, or cannot work
@@ -119,7 +122,7 @@ class PictureNotFoundError(KeyNotFoundError):
 class IndexModelError(ImageIndexError):
     """The index's vectors were made by another model than the one at hand; the two cannot be compared."""
 
-    def __init__(self, path: Path, found: str, expected: str, lacking: int) -> None:
+    def __init__(self, path: Path | str, found: str, expected: str, lacking: int) -> None:
         super().__init__(path, found, expected, lacking)
         self.path, self.found, self.expected, self.lacking = path, found, expected, lacking
 
@@ -132,13 +135,15 @@ class IndexModelError(ImageIndexError):
 
 
 class ModeUnavailableError(ImageIndexError):
-    """A search in a mode whose code was not trained for this model."""
+    """A search in a mode whose code was not trained for this model, or that an index on Milvus does not have."""
 
-    def __init__(self, mode: str, model: str, *, trained: bool = False) -> None:
-        super().__init__(mode, model, trained)
-        self.mode, self.model, self.trained = mode, model, trained
+    def __init__(self, mode: str, model: str, *, trained: bool = False, reason: str = "") -> None:
+        super().__init__(mode, model, trained, reason)
+        self.mode, self.model, self.trained, self.reason = mode, model, trained, reason
 
     def __str__(self) -> str:
+        if self.reason:
+            return f"{self.reason}, so no mode={self.mode}: leave the mode out."
         if self.trained:
             return f"The binary codes of {self.model} for mode={self.mode} are being made now: ask again in a moment."
         return f"There are no binary codes for {self.model}, so no mode={self.mode}: fc7 codes train makes them."
@@ -187,7 +192,7 @@ class IndexFormatError(ImageIndexError):
 class IndexUnavailableError(ImageIndexError):
     """The index cannot do this now; the same request may work later."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
@@ -200,6 +205,16 @@ class IndexMovedError(IndexUnavailableError):
 
     def __str__(self) -> str:
         return f"The index in {self.path} went over to another model just now ({self.reason}): try again."
+
+
+class IndexUnreachableError(IndexUnavailableError):
+    """Milvus does not answer in time, or refuses a call."""
+
+    def __str__(self) -> str:
+        return (
+            f"Milvus at {self.path} (FC7_INDEX_URI) cannot answer: {self.reason}. What was acknowledged stays; a "
+            "change that was under way may have been made, and sending it again is safe."
+        )
 
 
 class IndexReadOnlyError(IndexUnavailableError):
@@ -231,6 +246,28 @@ class IndexUriError(ImageIndexError):
             f"FC7_INDEX_URI={self.uri}: {self.reason}. It is like http://milvus:19530, https://HOST, or a file ending "
             "in .db for Milvus Lite; unset, the index is in FC7_HOME."
         )
+
+
+class IndexPlaceError(ImageIndexError):
+    """A thing that an index of this machine can do, and one on Milvus cannot."""
+
+    def __init__(self, place: str, what: str, mend: str) -> None:
+        super().__init__(place, what, mend)
+        self.place, self.what, self.mend = place, what, mend
+
+    def __str__(self) -> str:
+        return f"The index is on Milvus at {self.place} (FC7_INDEX_URI): {self.what}. {self.mend}"
+
+
+class IndexLimitError(ImageIndexError):
+    """More than Milvus takes or gives in one call."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(what, limit)
+        self.what, self.limit = what, limit
+
+    def __str__(self) -> str:
+        return f"{self.what}, and an index on Milvus takes {self.limit:,} at most."
 
 
 class FolderError(ImageIndexError):

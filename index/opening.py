@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from index.catalog import Catalog
-from index.errors import IndexUriError
 from index.image_index import LocalImageIndex, bytes_on_disk
 from index.interface import ImageIndex
 from index.lock import check_exists
+from index.milvus import MilvusImageIndex
 from index.modes import saved_mode
 from index.records import IndexStats
 
@@ -37,8 +37,8 @@ def open_index(
 
     home: folder of the local index, used where `uri` is None. uri: of Milvus, http://host:19530, or a file ending in
     .db for Milvus Lite. token: for Milvus, "user:password" or an API key. name: what the names of its collections begin
-    with. timeout_s: of one call to it. The others, and what is raised: as of LocalImageIndex.open; Milvus takes no
-    `switch`.
+    with. timeout_s: of one call to it. The others, and what is raised: as of LocalImageIndex.open and
+    MilvusImageIndex.open; `keep_spaces` and `fast_from` are nothing to Milvus.
     """
     if uri is None:
         return LocalImageIndex.open(
@@ -52,8 +52,18 @@ def open_index(
             read_only=read_only,
             fast_from=fast_from,
         )
-    del token, name, timeout_s
-    raise IndexUriError(uri, "no kind of index is known for it")
+    return MilvusImageIndex.open(
+        uri,
+        token,
+        fingerprint=fingerprint,
+        model=model,
+        name=name,
+        timeout_s=timeout_s,
+        keep_pictures=keep_pictures,
+        switch=switch,
+        follow=follow,
+        read_only=read_only,
+    )
 
 
 def read_stats(home: Path) -> IndexStats:

@@ -96,7 +96,7 @@ def to_sql(where: Where, fields: Fields, column: str) -> tuple[str, list[Scalar 
     values: list[Scalar | int] = []
     for condition in where.conditions:
         selects = []
-        for kind, number in _chosen(condition, fields).items():
+        for kind, number in chosen(condition, fields).items():
             typed = [scalar for value in condition.values if (scalar := value.as_type(kind)) is not None]
             if condition.operator == "=":
                 selects.append(f"field_id = ? AND value IN ({','.join('?' * len(typed))})")
@@ -108,8 +108,8 @@ def to_sql(where: Where, fields: Fields, column: str) -> tuple[str, list[Scalar 
     return " AND ".join(parts), values
 
 
-def _chosen(condition: Condition, fields: Fields) -> dict[FieldType, int]:
-    """Return under which of its types the field is compared, each with its number."""
+def chosen(condition: Condition, fields: Fields) -> dict[FieldType, int]:
+    """Return under which of its types the field is compared, each with its number. Raises FilterError as `to_sql`."""
     held = fields.get(condition.field)
     if held is None:
         near = difflib.get_close_matches(condition.field, fields, n=1)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.image_index import LocalImageIndex, NewImage
+from index.interface import ImageIndex
+from index.milvus import MilvusImageIndex
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
+
+
+class Opener(Protocol):
+    """Opens the index of the tests' first model, wherever it is."""
+
+    def __call__(self, home: Path, **options: Any) -> ImageIndex:
+        """Open the index of `home`; options as of LocalImageIndex.open."""
 
 
 def vector(number: int) -> NDArray[np.float32]:
@@ -39,6 +49,24 @@ def image(key: str | None, number: int, metadata: dict[str, Any] | None = None) 
 def open_index(home: Path, **options: Any) -> LocalImageIndex:
     """Open the index of the tests' first model."""
     return LocalImageIndex.open(home, **{**MODEL, **options})
+
+
+def open_on_milvus() -> Iterator[Opener]:
+    """Give what opens an index on Milvus Lite, in a file of `home`; the Milvus Lites end with it."""
+    from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415
+
+    opened: set[str] = set()
+
+    def open_index(home: Path, **options: Any) -> MilvusImageIndex:
+        home.mkdir(exist_ok=True)
+        uri = str(home / "milvus.db")
+        opened.add(uri)
+        options.pop("snapshot_after", None)
+        return MilvusImageIndex.open(uri, None, **{**MODEL, **options})
+
+    yield open_index
+    for uri in opened:
+        server_manager_instance.release_server(uri)
 
 
 def exact(vectors: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -25,18 +25,21 @@ from index.errors import (
     PictureNotFoundError,
     VectorError,
 )
-from index.image_index import AddOutcome, LocalImageIndex
+from index.image_index import LocalImageIndex
+from index.interface import ImageIndex
 from index.opening import read_stats
+from index.records import AddOutcome
 from index.searcher import Hits, Mode
 from model_store.errors import ShapeError
-from tests.index.helpers import exact, image, open_index, picture, sha256, vector
+from tests.index.helpers import Opener, exact, image, picture, sha256, vector
+from tests.index.helpers import open_index as open_local
 
 
-def keys_near(index: LocalImageIndex, number: int, k: int = 3) -> list[str]:
+def keys_near(index: ImageIndex, number: int, k: int = 3) -> list[str]:
     return [neighbour.key for neighbour in index.search(vector(number)[np.newaxis], k)[0]]
 
 
-def test_an_added_image_comes_back_whole_after_reopening(tmp_path: Path) -> None:
+def test_an_added_image_comes_back_whole_after_reopening(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         assert index.add_many([image("birds/héron 🐦", 1, {"place": "Camargue", "year": 2024})]) == [AddOutcome.ADDED]
     with open_index(tmp_path) as index:
@@ -52,7 +55,7 @@ def test_an_added_image_comes_back_whole_after_reopening(tmp_path: Path) -> None
         assert (neighbour.key, neighbour.distance, neighbour.metadata) == (record.key, 0.0, record.metadata)
 
 
-def test_the_same_again_changes_nothing_and_other_bytes_replace(tmp_path: Path) -> None:
+def test_the_same_again_changes_nothing_and_other_bytes_replace(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1, {"n": 1}), image("b", 2)])
         before = index.get("a")
@@ -73,7 +76,9 @@ def test_the_same_again_changes_nothing_and_other_bytes_replace(tmp_path: Path) 
         assert index.stats().vectors == index.stats().images == 2
 
 
-def test_an_image_without_a_key_gets_its_hash_and_one_key_twice_in_a_call_keeps_the_last(tmp_path: Path) -> None:
+def test_an_image_without_a_key_gets_its_hash_and_one_key_twice_in_a_call_keeps_the_last(
+    open_index: Opener, tmp_path: Path
+) -> None:
     with open_index(tmp_path) as index:
         outcomes = index.add_many([image(None, 1), image("a", 2), image("a", 3)])
         assert outcomes == [AddOutcome.ADDED, AddOutcome.ADDED, AddOutcome.REPLACED]
@@ -83,7 +88,7 @@ def test_an_image_without_a_key_gets_its_hash_and_one_key_twice_in_a_call_keeps_
         assert index.search(vector(3)[np.newaxis], 1)[0][0].distance == 0
 
 
-def test_a_deleted_image_is_gone_from_everything_at_once(tmp_path: Path) -> None:
+def test_a_deleted_image_is_gone_from_everything_at_once(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(5)])
         index.delete("2")
@@ -97,7 +102,7 @@ def test_a_deleted_image_is_gone_from_everything_at_once(tmp_path: Path) -> None
         assert sorted(keys_near(index, 2, 5)) == ["0", "1", "3", "4"]
 
 
-def test_random_changes_leave_what_a_dictionary_and_numpy_say(tmp_path: Path) -> None:
+def test_random_changes_leave_what_a_dictionary_and_numpy_say(open_index: Opener, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     expected: dict[str, int] = {}
     index = open_index(tmp_path, snapshot_after=1)
@@ -125,7 +130,7 @@ def test_random_changes_leave_what_a_dictionary_and_numpy_say(tmp_path: Path) ->
     index.close()
 
 
-def test_similar_leaves_itself_out_and_equal_distances_follow_the_keys(tmp_path: Path) -> None:
+def test_similar_leaves_itself_out_and_equal_distances_follow_the_keys(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(key, 1) for key in ("d", "b", "c", "a", "e")] + [image("far", 2)])
         assert [neighbour.key for neighbour in index.similar("b", 3)] == ["a", "c", "d"]
@@ -135,7 +140,7 @@ def test_similar_leaves_itself_out_and_equal_distances_follow_the_keys(tmp_path:
             index.similar("b", 0)
 
 
-def test_a_listing_sees_each_image_once_while_others_come_and_go(tmp_path: Path) -> None:
+def test_a_listing_sees_each_image_once_while_others_come_and_go(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(f"{n:03}", n) for n in range(20)])
         page = index.list(7)
@@ -156,7 +161,7 @@ def test_a_listing_sees_each_image_once_while_others_come_and_go(tmp_path: Path)
 
 
 @pytest.mark.parametrize("key", ["", "k" * 201, "nul\0", "line\n", "del\x7f", "half\ud83d"])
-def test_a_key_that_cannot_be_stored_is_refused(tmp_path: Path, key: str) -> None:
+def test_a_key_that_cannot_be_stored_is_refused(open_index: Opener, tmp_path: Path, key: str) -> None:
     with open_index(tmp_path) as index:
         for ask in (index.get, index.delete, lambda bad: index.add_many([image("fine", 1), image(bad, 2)])):
             with pytest.raises(InvalidKeyError, match="1 to 200 characters"):
@@ -177,14 +182,16 @@ def test_a_key_that_cannot_be_stored_is_refused(tmp_path: Path, key: str) -> Non
         ({1: "x"}, "the name 1"),
     ],
 )
-def test_metadata_that_is_no_small_json_object_is_refused(tmp_path: Path, metadata: object, words: str) -> None:
+def test_metadata_that_is_no_small_json_object_is_refused(
+    open_index: Opener, tmp_path: Path, metadata: object, words: str
+) -> None:
     with open_index(tmp_path) as index:
         with pytest.raises(MetadataError, match=words):
             index.add_many([image("a", 1, metadata)])  # type: ignore[arg-type]
         assert not index.contains("a")
 
 
-def test_one_bad_vector_adds_none_of_its_call(tmp_path: Path) -> None:
+def test_one_bad_vector_adds_none_of_its_call(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         for value in (np.nan, np.inf, 70000.0):
             bad = image("bad", 2)
@@ -201,7 +208,7 @@ def test_one_bad_vector_adds_none_of_its_call(tmp_path: Path) -> None:
         assert index.search(vector(1)[np.newaxis], 3) == [[]]
 
 
-def test_pictures_are_kept_only_when_asked(tmp_path: Path) -> None:
+def test_pictures_are_kept_only_when_asked(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path, keep_pictures=False) as index:
         index.add_many([image("a", 1)])
         assert not index.get("a").has_picture
@@ -215,25 +222,25 @@ def test_pictures_are_kept_only_when_asked(tmp_path: Path) -> None:
 
 def test_another_models_index_is_refused_with_the_mend(tmp_path: Path) -> None:
     other = {"fingerprint": "e" * 64, "model": "solar:2"}
-    with open_index(tmp_path) as index:
+    with open_local(tmp_path) as index:
         index.add_many([image("a", 1), image("b", 2)])
     with pytest.raises(IndexModelError, match=r"solar:1; 2 of its images.*solar:2.*fc7 index reembed"):
-        open_index(tmp_path, **other)
-    with open_index(tmp_path, **other, switch=True) as index:
+        open_local(tmp_path, **other)
+    with open_local(tmp_path, **other, switch=True) as index:
         assert index.search(vector(1)[np.newaxis], 5) == [[]]
         assert index.lookup(["a"]) == {}
         with pytest.raises(IndexModelError):
             index.similar("a", 1)
         assert index.add_many([image("a", 1)]) == [AddOutcome.REPLACED]
         assert keys_near(index, 1) == ["a"]
-    with open_index(tmp_path) as index:  # every image still has its vector of the first model: nothing to mend
+    with open_local(tmp_path) as index:  # every image still has its vector of the first model: nothing to mend
         assert keys_near(index, 1) == ["a", "b"]
         index.add_many([image("a", 3)])
-    with open_index(tmp_path, **other, switch=True) as index:
+    with open_local(tmp_path, **other, switch=True) as index:
         assert index.search(vector(1)[np.newaxis], 5) == [[]], "a vector of the replaced picture"
 
 
-def test_an_empty_index_takes_any_model(tmp_path: Path) -> None:
+def test_an_empty_index_takes_any_model(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         assert index.stats().images == 0
     with open_index(tmp_path, fingerprint="e" * 64, model="solar:2") as index:
@@ -251,23 +258,23 @@ def test_a_second_process_is_refused_and_told_who_has_the_index(tmp_path: Path) 
         assert other.stdout is not None
         assert other.stdout.readline() == b"open\n"
         with pytest.raises(IndexLockedError, match=f"{tmp_path}.*process {other.pid}"):
-            open_index(tmp_path)
+            open_local(tmp_path)
         assert read_stats(tmp_path).images == 0
-        with open_index(tmp_path, read_only=True) as index:
+        with open_local(tmp_path, read_only=True) as index:
             assert index.search(vector(1)[np.newaxis], 3) == [[]]
             with pytest.raises(IndexReadOnlyError, match="reading only"):
                 index.add_many([image("a", 1)])
         other.kill()
-    with open_index(tmp_path) as index:  # the lock went with its process
+    with open_local(tmp_path) as index:  # the lock went with its process
         index.add_many([image("a", 1)])
 
 
 def test_an_index_that_is_not_there_or_closed_says_so(tmp_path: Path) -> None:
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
-        open_index(tmp_path, read_only=True)
+        open_local(tmp_path, read_only=True)
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
         read_stats(tmp_path)
-    index = open_index(tmp_path)
+    index = open_local(tmp_path)
     index.close()
     index.close()
     with pytest.raises(IndexUnavailableError, match="closed"):
@@ -275,13 +282,13 @@ def test_an_index_that_is_not_there_or_closed_says_so(tmp_path: Path) -> None:
 
 
 def test_a_newer_catalogue_is_refused(tmp_path: Path) -> None:
-    with open_index(tmp_path) as index:
+    with open_local(tmp_path) as index:
         index._catalog.writer.run(lambda connection: connection.execute("PRAGMA user_version = 99"))
     with pytest.raises(IndexFormatError, match=r"format 99.*newer fc7"):
-        open_index(tmp_path)
+        open_local(tmp_path)
 
 
-def test_searches_go_on_under_writes_and_never_see_half_of_one(tmp_path: Path) -> None:
+def test_searches_go_on_under_writes_and_never_see_half_of_one(open_index: Opener, tmp_path: Path) -> None:
     """While one image is replaced over and over, every search finds it exactly once."""
     with open_index(tmp_path) as index:
         index.add_many([image("moving", 0)] + [image(f"still{n}", 100 + n) for n in range(20)])
@@ -297,7 +304,7 @@ def test_searches_go_on_under_writes_and_never_see_half_of_one(tmp_path: Path) -
         readers = [threading.Thread(target=look) for _ in range(3)]
         for reader in readers:
             reader.start()
-        for number in range(1, 150):
+        for number in range(1, 150 if isinstance(index, LocalImageIndex) else 20):
             index.add_many([image("moving", number)])
         stop.set()
         for reader in readers:
@@ -307,7 +314,7 @@ def test_searches_go_on_under_writes_and_never_see_half_of_one(tmp_path: Path) -
 
 
 def test_what_is_replaced_during_a_search_is_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_index(tmp_path) as index:
+    with open_local(tmp_path) as index:
         index.add_many([image("moving", 0), image("going", 1), image("still", 2)])
         searcher = index.spaces.active.searcher
         search = searcher.search
@@ -325,7 +332,7 @@ def test_what_is_replaced_during_a_search_is_searched_again(tmp_path: Path, monk
         index.add_many([image("after", 4)])
 
 
-def test_threads_add_and_delete_at_the_same_time(tmp_path: Path) -> None:
+def test_threads_add_and_delete_at_the_same_time(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
 
         def work(thread: int) -> None:
@@ -347,5 +354,5 @@ def test_threads_add_and_delete_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_the_lock_file_names_this_process(tmp_path: Path) -> None:
-    with open_index(tmp_path):
+    with open_local(tmp_path):
         assert (tmp_path / "index" / "lock").read_text() == str(os.getpid())
