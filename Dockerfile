@@ -34,7 +34,7 @@ RUN pip install --no-deps --force-reinstall . \
 FROM build AS build-train
 ARG TORCH_INDEX=
 RUN pip install --constraint constraints/cpu.txt --find-links /wheels ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
-RUN pip install --constraint constraints/cpu.txt --find-links /wheels '.[cpu,train,import,demo]'
+RUN pip install --constraint constraints/cpu.txt --find-links /wheels '.[cpu,train,import,scale,demo]'
 COPY service service
 COPY model_store model_store
 COPY index index

@@ -28,11 +28,9 @@ from index.backup import SnapshotManifest
 from index.cursor import make_cursor, read_text_cursor
 from index.errors import (
     IndexLimitError,
-    IndexModelError,
     IndexMovedError,
     IndexPlaceError,
     IndexReadOnlyError,
-    IndexUnavailableError,
     KeyNotFoundError,
     ModeUnavailableError,
     PictureNotFoundError,
@@ -41,16 +39,14 @@ from index.interface import Answers, Neighbours, Outcomes, Pairs, Update
 from index.milvus_change import Change, now
 from index.milvus_client import Milvus
 from index.milvus_filter import fields_of
-from index.milvus_meta import Meta
+from index.milvus_rooms import Rooms, stats_of
 from index.milvus_schema import (
     MOST_ROWS,
     RECORD,
     STATE,
     WHOLE,
     Row,
-    collection_of,
     id_of,
-    image_schema,
     is_id,
     key_of,
     picture_fields,
@@ -59,7 +55,7 @@ from index.milvus_schema import (
     searchable,
     vector_of,
 )
-from index.milvus_search import near_pairs_of, nearest
+from index.milvus_search import MOST_NEAREST, near_pairs_of, nearest
 from index.records import (
     ImageRecord,
     IndexStats,
@@ -81,13 +77,10 @@ _DELETED_AT_ONCE = 500
 class MilvusImageIndex:
     """The collections on Milvus whose names begin with `name`. Open it with `open`."""
 
-    def __init__(
-        self, milvus: Milvus, meta: Meta, name: str, searched: VectorModel, *, keep_pictures: bool, read_only: bool
-    ) -> None:
+    def __init__(self, milvus: Milvus, rooms: Rooms, *, keep_pictures: bool, read_only: bool) -> None:
         """For `open`, which knows how these parts are put together."""
-        self._milvus, self._meta, self._name, self._searched = milvus, meta, name, searched
+        self._milvus, self._rooms, self._meta = milvus, rooms, rooms.meta
         self._keep_pictures, self._read_only = keep_pictures, read_only
-        self._target: VectorModel | None = None
         self._writing = threading.Lock()  # to read a row and write it again, with no other thread in between
 
     @classmethod
@@ -113,41 +106,14 @@ class MilvusImageIndex:
         Raises IndexUriError, MissingExtraError, IndexUnreachableError, IndexModelError when the vectors are of another
         model, IndexUnavailableError when there is none to read.
         """
-        wanted = VectorModel(fingerprint, model)
         milvus = Milvus(uri, token, timeout_s)
         try:
-            meta = Meta(milvus, name)
-            if read_only and not meta.exists():
-                raise IndexUnavailableError(milvus.place, f"there is none of the name {name}: fc7 index build DIR")
-            meta.open()
-            searched = meta.active
-            if searched is not None:
-                milvus.open(collection_of(name, searched.fingerprint), image_schema)
-            index = cls(milvus, meta, name, searched or wanted, keep_pictures=keep_pictures, read_only=read_only)
-            if searched is None or searched.fingerprint != fingerprint:
-                index._enter(wanted, switch=switch, follow=follow)
-            elif searched.model != model and not read_only:
-                meta.note_model(wanted)  # the newest name of it is shown
-                index._searched = wanted
+            rooms = Rooms(milvus, name, read_only=read_only)
+            rooms.enter(VectorModel(fingerprint, model), switch=switch, follow=follow)
         except BaseException:
             milvus.close()
             raise
-        return index
-
-    def _enter(self, wanted: VectorModel, *, switch: bool, follow: bool) -> None:
-        """Search the vectors of a model that is not the one searched so far, or with `follow` wait for them."""
-        active = self._meta.active
-        lacking = 0 if active is None else self._milvus.count(self._collection(active))
-        if active is not None and lacking and not switch:
-            if not follow or self._read_only:
-                raise IndexModelError(self._milvus.place, active.model, wanted.model, lacking)
-            self.follow(wanted)
-            return
-        if self._read_only:
-            raise IndexModelError(self._milvus.place, active.model if active else "none", wanted.model, lacking)
-        self._milvus.open(self._collection(wanted), image_schema)
-        self._meta.activate(wanted)
-        self._searched = wanted
+        return cls(milvus, rooms, keep_pictures=keep_pictures, read_only=read_only)
 
     def __enter__(self) -> Self:
         return self
@@ -172,37 +138,26 @@ class MilvusImageIndex:
     @property
     def searched(self) -> VectorModel:
         """The model whose vectors search compares."""
-        return self._searched
+        return self._rooms.searched
 
     @property
     def target(self) -> VectorModel | None:
         """The model that the index is to go over to, or None."""
-        return self._target
+        return self._rooms.target
 
     @property
     def wanted(self) -> Sequence[VectorModel]:
         """The models of which an image that is added is to have a vector, the searched one first."""
-        target = self._target
-        return [self._searched] if target is None else [self._searched, target]
+        return self._rooms.wanted
 
     def follow(self, model: VectorModel) -> bool:
-        """Go over to this model: at once (True) when its vectors are searched already, else at an `advance`."""
-        if model.fingerprint == self._searched.fingerprint:
-            self._target = None
-            return True
-        self._milvus.open(self._collection(model), image_schema)
-        self._meta.note_model(model)
-        self._target = model
-        return self.advance()
+        """Go over to this model: at once (True) when all its vectors are made, else at an `advance`."""
+        return self._rooms.follow(model)
 
     def advance(self) -> bool:
         """Go over to the model that is followed, if `fc7 index reembed` has made all its vectors; tell whether."""
-        target, active = self._target, self._meta.active
-        if target is None or active is None or active.fingerprint != target.fingerprint:
-            return False
         with self._writing:
-            self._searched, self._target = target, None
-        return True
+            return self._rooms.advance()
 
     def describe(self) -> Sequence[Space]:
         """Return the vectors that there are, by model, the searched ones first."""
@@ -217,7 +172,7 @@ class MilvusImageIndex:
         before it stay. Raises IndexLimitError for a picture that is too large, IndexUnreachableError.
         """
         self._check_writable()
-        own = self._searched.fingerprint
+        own = self._rooms.searched.fingerprint
         names = list(images[0].vectors) if images and images[0].vectors else [own]
         encoded = {name: encode_vectors([image.vectors.get(name, image.vector) for image in images]) for name in names}
         keys = [check_key(image.sha256 if image.key is None else image.key) for image in images]
@@ -229,11 +184,11 @@ class MilvusImageIndex:
             wanted = self.wanted
             if images and wanted[0].fingerprint not in encoded:
                 raise IndexMovedError(self._milvus.place, f"{keys[0]!r} was embedded for the one before")
-            collection = self._collection(wanted[0])
+            collection = self._rooms.collection(wanted[0])
             ids = sorted({id_of(key) for key in keys})
             change = Change(self._milvus.rows(collection, ids, STATE))
             for model in wanted[1:]:
-                there = self._milvus.rows(self._collection(model), ids, ["id", "sha256"])
+                there = self._milvus.rows(self._rooms.collection(model), ids, ["id", "sha256"])
                 change.lacking |= {
                     i for i, row in change.before.items() if there.get(i, {}).get("sha256") != row["sha256"]
                 }
@@ -249,7 +204,7 @@ class MilvusImageIndex:
                 if model.fingerprint in encoded:
                     rows = change.rows_with(encoded[model.fingerprint])
                     for start in range(0, len(rows), _WRITTEN_AT_ONCE):
-                        self._milvus.write(self._collection(model), rows[start : start + _WRITTEN_AT_ONCE])
+                        self._milvus.write(self._rooms.collection(model), rows[start : start + _WRITTEN_AT_ONCE])
         return change.outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
@@ -257,7 +212,7 @@ class MilvusImageIndex:
         ids = [id_of(check_key(key)) for key in keys]
         found: dict[str, str] | None = None
         for model in self.wanted:
-            rows = self._milvus.rows(self._collection(model), ids, ["id", "sha256"])
+            rows = self._milvus.rows(self._rooms.collection(model), ids, ["id", "sha256"])
             here = {key_of(row["id"]): str(row["sha256"]) for row in rows.values()}
             found = here if found is None else {key: sha for key, sha in found.items() if here.get(key) == sha}
         return found or {}
@@ -268,7 +223,7 @@ class MilvusImageIndex:
 
     def contains(self, key: str) -> bool:
         """Tell whether an image has this key. Raises InvalidKeyError."""
-        return bool(self._milvus.rows(self._collection(), [id_of(check_key(key))], ["id"]))
+        return bool(self._milvus.rows(self._rooms.collection(), [id_of(check_key(key))], ["id"]))
 
     def picture(self, key: str) -> bytes:
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
@@ -288,7 +243,7 @@ class MilvusImageIndex:
         limit = min(limit, MOST_ROWS - 1)
         after = "" if cursor is None else read_text_cursor(cursor, self._meta.identity, where, is_id)
         condition = self._meta.expression(where)
-        rows = self._milvus.page(self._collection(), RECORD, after=after, limit=limit + 1, where=condition)
+        rows = self._milvus.page(self._rooms.collection(), RECORD, after=after, limit=limit + 1, where=condition)
         following = make_cursor(self._meta.identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
         return Page([record_of(row) for row in rows[:limit]], following)
 
@@ -301,11 +256,11 @@ class MilvusImageIndex:
     def delete_where(self, where: Where) -> int:
         """Delete the images that fit now, and return how many; no later search finds them.
 
-        Each one goes whole or stays; one that is changed meanwhile may stay. Raises FilterError, IndexReadOnlyError.
+        Each one goes whole or stays; one that is changed meanwhile, either. Raises FilterError, IndexReadOnlyError.
         """
         self._check_writable()
         condition, deleted = self._meta.expression(where), 0
-        for rows in self._milvus.pages(self._collection(), ["id"], size=_DELETED_AT_ONCE, where=condition):
+        for rows in self._milvus.pages(self._rooms.collection(), ["id"], size=_DELETED_AT_ONCE, where=condition):
             with self._writing:
                 self._delete([row["id"] for row in rows])
             deleted += len(rows)
@@ -324,8 +279,8 @@ class MilvusImageIndex:
                 change = searchable(metadata) | {"updated": now()}
                 self._meta.note_fields(fields_of(json.loads(metadata)))
                 for model in reversed(self.wanted):
-                    whole = self._milvus.rows(self._collection(model), [row["id"]], WHOLE)
-                    self._milvus.write(self._collection(model), [dict(each) | change for each in whole.values()])
+                    whole = self._milvus.rows(self._rooms.collection(model), [row["id"]], WHOLE)
+                    self._milvus.write(self._rooms.collection(model), [dict(each) | change for each in whole.values()])
                 row |= change
         return record_of(row)
 
@@ -343,9 +298,9 @@ class MilvusImageIndex:
     ) -> Answers:
         """Return the `k` nearest images of each vector, nearest first; fewer when there are not so many.
 
-        As of LocalImageIndex.search. Raises IndexLimitError for a `k` above 16,383.
+        As of LocalImageIndex.search. Raises IndexLimitError for a `k` above 2,000.
         """
-        model = self._model(fingerprint)
+        model = self._rooms.model(fingerprint)
         queries = encode_vectors(vectors)
         if exclude is not None:
             self._row(exclude, ["id"])
@@ -356,7 +311,7 @@ class MilvusImageIndex:
 
         Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError.
         """
-        model = self._searched
+        model = self._rooms.searched
         query = vector_of(self._row(key, ["id", "vector"], model))
         return self._nearest(model, query[np.newaxis], k, exclude=key, where=where, mode=mode)[0]
 
@@ -372,12 +327,12 @@ class MilvusImageIndex:
     ) -> Answers:
         if k < 1:
             raise ValueError(f"k is {k}, not at least 1")
-        if k >= MOST_ROWS:
-            raise IndexLimitError(f"k is {k:,}", MOST_ROWS - 1)
+        if k > MOST_NEAREST:
+            raise IndexLimitError(f"k is {k:,}", MOST_NEAREST)
         self.mode(mode, fingerprint=model.fingerprint)
         parts = [self._meta.expression(where)] + ([] if exclude is None else [f'id != "{id_of(check_key(exclude))}"'])
         condition = " and ".join(part for part in parts if part)
-        collection = self._collection(model)
+        collection = self._rooms.collection(model)
         kind = self._milvus.index_type(collection)
         return nearest(self._milvus, collection, queries, k, where=condition, index_type=kind)
 
@@ -387,8 +342,8 @@ class MilvusImageIndex:
         `exact` while the collection's index is FLAT, whatever is asked; else `fast`, and `exact` is not to be had.
         Raises ModeUnavailableError, IndexModelError.
         """
-        model = self._model(fingerprint)
-        kind = self._milvus.index_type(self._collection(model))
+        model = self._rooms.model(fingerprint)
+        kind = self._milvus.index_type(self._rooms.collection(model))
         if asked == "codes":
             raise ModeUnavailableError("codes", model.model, reason="An index on Milvus has no binary codes")
         if asked == "exact" and kind != "FLAT":
@@ -411,7 +366,7 @@ class MilvusImageIndex:
         so far are returned. Raises FilterError, IndexLimitError for more than 100,000 images.
         """
         condition = self._meta.expression(where)
-        return near_pairs_of(self._milvus, self._collection(), condition, threshold, limit, stopped=stopped)
+        return near_pairs_of(self._milvus, self._rooms.collection(), condition, threshold, limit, stopped=stopped)
 
     # --- the whole ----------------------------------------------------------------------------------------------------
 
@@ -421,47 +376,25 @@ class MilvusImageIndex:
         raise IndexPlaceError(
             self._milvus.place,
             "no snapshot of it can be taken here",
-            f"Use Milvus's own: milvus-backup create -n NAME, of the collections {self._name}_*",
+            "Use Milvus's own: milvus-backup create -n NAME, of the index's collections",
         )
 
     def stats(self) -> IndexStats:
         """Return counts; the sizes are Milvus's own to know, and 0 here."""
-        model = self._searched
-        count = self._milvus.count(self._collection(model))
-        return IndexStats(
-            images=count,
-            vectors=count,
-            bytes_on_disk=0,
-            bytes_in_memory=0,
-            mode=self.mode(),
-            model=model.model,
-            fingerprint=model.fingerprint,
-        )
-
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _collection(self, model: VectorModel | None = None) -> str:
-        return collection_of(self._name, (model or self._searched).fingerprint)
-
-    def _model(self, fingerprint: str | None) -> VectorModel:
-        """Return the model that is searched if it is this one. Raises IndexModelError."""
-        searched = self._searched
-        if fingerprint is not None and fingerprint != searched.fingerprint:
-            found = self._milvus.count(self._collection(searched))
-            raise IndexModelError(self._milvus.place, searched.model, "the model that was asked for", found)
-        return searched
+        model = self._rooms.searched
+        return stats_of(model, self._milvus.count(self._rooms.collection(model)), self.mode())
 
     def _row(self, key: str, fields: Sequence[str], model: VectorModel | None = None) -> Row:
         """Return an image's row. Raises InvalidKeyError, KeyNotFoundError."""
         row_id = id_of(check_key(key))
-        row = self._milvus.rows(self._collection(model), [row_id], fields).get(row_id)
+        row = self._milvus.rows(self._rooms.collection(model), [row_id], fields).get(row_id)
         if row is None:
             raise KeyNotFoundError(key)
         return row
 
     def _delete(self, ids: Sequence[str]) -> None:
         for model in reversed(self.wanted):
-            self._milvus.delete(self._collection(model), ids)
+            self._milvus.delete(self._rooms.collection(model), ids)
 
     def _check_writable(self) -> None:
         if self._read_only:

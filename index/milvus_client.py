@@ -8,6 +8,7 @@ Does not: know what lies in the collections.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ T = TypeVar("T")
 _LOAD_S = 600.0  # a cluster takes its time to load a collection that nobody had loaded
 _IDS_AT_ONCE = 500
 _KIND_S = 10.0
+_NOT_LOADED = 101  # Milvus's code
 
 
 class Milvus:
@@ -41,6 +43,8 @@ class Milvus:
             import pymilvus  # noqa: PLC0415 - slow, and only wanted here
         except ImportError:
             raise MissingExtraError("pymilvus", "scale") from None
+        # It logs every error with its trace, in a form of its own; ours go where the program's own errors go.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         self.place, self.module, self.trouble = uri, pymilvus, ""
         self._token, self._timeout = token, timeout_s
         self._kinds: dict[str, tuple[float, str]] = {}
@@ -79,7 +83,7 @@ class Milvus:
             index.add_index("vector", index_type="FLAT", metric_type="L2")
             self._call("create_index", collection, index_params=index, sync=False)
         if str(self._call("get_load_state", collection)["state"]) != "Loaded":
-            self._call("load_collection", collection, timeout=_LOAD_S)
+            self._load(collection)
 
     def index_type(self, collection: str) -> str:
         """Return how Milvus searches the vectors of a collection, as of some seconds ago: FLAT compares all of them."""
@@ -169,7 +173,21 @@ class Milvus:
         if client is None:
             raise IndexUnavailableError(self.place, "it is closed")
         options.setdefault("timeout", self._timeout)
-        return self._guarded(lambda: getattr(client, name)(*arguments, **options))
+
+        def work() -> Any:
+            return getattr(client, name)(*arguments, **options)
+
+        try:
+            return self._guarded(work)
+        except IndexUnreachableError as error:
+            if getattr(error.__cause__, "code", 0) != _NOT_LOADED:
+                raise
+        self._load(arguments[0])  # Milvus was started again, or somebody released it
+        return self._guarded(work)
+
+    def _load(self, collection: str) -> None:
+        client = self._client
+        self._guarded(lambda: client.load_collection(collection, timeout=_LOAD_S))
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """Run `work`; the seam where Milvus's errors, which have many roots, become ours."""

@@ -1,7 +1,7 @@
 """The nearest images, out of the candidates that Milvus finds; and pairs that are nearly the same.
 
 Promises: distances are computed here from the stored vectors, so they are exact and an image's own vector is at 0;
-equal distances are ordered by key, also at the end of an answer.
+equal distances are ordered by key, also at the end of an answer (unless more than 4,096 images are as near).
 Does not: check what is asked (milvus.py does).
 """
 
@@ -17,11 +17,13 @@ from index.duplicates import near_pairs
 from index.errors import IndexLimitError
 from index.interface import Answers, Neighbours, Pairs
 from index.milvus_client import Milvus
-from index.milvus_schema import MOST_ROWS, Row, key_of, vector_of
+from index.milvus_schema import Row, key_of, vector_of
 from index.records import NearPair, Neighbour
 from index.segment import Segment
 
+MOST_NEAREST = 2000
 MOST_COMPARED = 100_000
+_MOST_CANDIDATES = 4096  # with their vectors 67 MB; Milvus answers 100 MB at most
 _PAGE = 1000
 _ROWS_AT_ONCE = 2048  # 16 KB each
 _BEYOND = 8
@@ -33,7 +35,7 @@ def nearest(
 ) -> Answers:
     """Return the `k` nearest images, of those for which `where` is true, to each query, float16 [n, 4096]."""
     exact = index_type == "FLAT"
-    want = min(k + _BEYOND if exact else 2 * k + 64, MOST_ROWS)
+    want = k + _BEYOND if exact else 2 * k + 64
     at_once = max(1, _ROWS_AT_ONCE // want)
     answers: Answers = []
     for start in range(0, len(queries), at_once):
@@ -43,8 +45,8 @@ def nearest(
         )
         for query, first in zip(some, found, strict=True):
             rows, asked = first, want
-            while exact and len(rows) == asked < MOST_ROWS and _tied(query, rows, k):
-                asked = min(4 * asked, MOST_ROWS)
+            while exact and len(rows) == asked < _MOST_CANDIDATES and _tied(query, rows, k):
+                asked = min(4 * asked, _MOST_CANDIDATES)
                 [rows] = milvus.search(collection, [query], _FIELDS, limit=asked, where=where, params={})
             answers.append(_ranked(query, rows, k))
     return answers

@@ -13,6 +13,7 @@ from index.image_index import LocalImageIndex, bytes_on_disk
 from index.interface import ImageIndex
 from index.lock import check_exists
 from index.milvus import MilvusImageIndex
+from index.milvus_rooms import read_stats_on_milvus
 from index.modes import saved_mode
 from index.records import IndexStats
 
@@ -66,11 +67,16 @@ def open_index(
     )
 
 
-def read_stats(home: Path) -> IndexStats:
-    """Return the counts of the index in `home` without opening it for search; another process may have it open.
+def read_stats(
+    home: Path, uri: str | None = None, token: str | None = None, *, name: str = "fc7", timeout_s: float = 5.0
+) -> IndexStats:
+    """Return the counts of the index without opening it for search; another process may have it open.
 
-    Raises IndexUnavailableError when there is none, IndexCorruptError, IndexFormatError.
+    The arguments are as in `open_index`. Raises IndexUnavailableError when there is none, IndexCorruptError,
+    IndexFormatError, and for Milvus IndexUriError, MissingExtraError, IndexUnreachableError.
     """
+    if uri is not None:
+        return read_stats_on_milvus(uri, token, name=name, timeout_s=timeout_s)
     folder = home / "index"
     check_exists(folder)
     with Catalog(folder / "catalog.db", read_only=True) as catalog:

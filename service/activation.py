@@ -14,14 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from index.errors import ImageIndexError
+from index.errors import ImageIndexError, IndexModelError
 from index.image_index import LocalImageIndex
 from index.interface import ImageIndex
+from index.milvus import MilvusImageIndex
+from index.records import VectorModel
 from index.spaces import Spaces
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error, NoActiveModelError, NoPreviousModelError
 from service.errors import ActivationRunningError
 from service.following import Follower
+from service.shared import Mover
 
 if TYPE_CHECKING:
     from service.state import State
@@ -108,10 +111,17 @@ class IndexKeeper:
         self._state = state
         self.follower: Follower | None = None
         self._spaces: Spaces | None = None
+        self._shared: MilvusImageIndex | None = None
+        self._mover: Mover | None = None
         self.note = ""
 
     def begin(self, index: ImageIndex, artifact: Artifact) -> None:
-        """Follow the active version from the start of the service on; load the one of the vectors beside it."""
+        """Follow the active version from the start of the service on; load the one of the vectors beside it.
+
+        Raises IndexModelError when a shared index has vectors of a model that is not published here.
+        """
+        if isinstance(index, MilvusImageIndex):
+            self._begin_shared(index, artifact)
         if not isinstance(index, LocalImageIndex):
             return
         state, spaces = self._state, index.spaces
@@ -138,6 +148,8 @@ class IndexKeeper:
 
     def follow(self, artifact: Artifact) -> None:
         """Follow another active version, which is loaded."""
+        if self._shared is not None:
+            self._follow_shared(self._shared, artifact)
         follower, spaces = self.follower, self._spaces
         if follower is None or spaces is None:
             return
@@ -158,6 +170,48 @@ class IndexKeeper:
         """Stop following; what is made is kept, and the next start goes on."""
         if self.follower is not None:
             self.follower.stop()
+        if self._mover is not None:
+            self._mover.stop()
+
+    def _begin_shared(self, index: MilvusImageIndex, artifact: Artifact) -> None:
+        state, searched = self._state, index.searched
+        self._shared = index
+        self._mover = Mover(index, state.log, on_done=self._moved)
+        if index.target is not None:
+            old = next((each for each in state.store.list() if each.fingerprint == searched.fingerprint), None)
+            if old is None:
+                raise IndexModelError(state.settings.index_uri or "", searched.model, artifact.id, index.stats().images)
+            state.models.load(old, beyond_limit=True)
+            state.models.activate(artifact.id, needed=old.id)
+            self._wait_for(index, artifact, self._mover)
+
+    def _follow_shared(self, index: MilvusImageIndex, artifact: Artifact) -> None:
+        mover = self._mover
+        if mover is None:
+            return
+        mover.stop()
+        self.note = ""
+        try:
+            gone_over = index.follow(VectorModel(artifact.fingerprint, artifact.embedder))
+        except ImageIndexError as error:
+            self.note = f"the index does not follow {artifact.id}: {error} Start the service again to try again."
+            self._state.log.error("index does not follow", detail=self.note, exc_info=error)
+            return
+        if gone_over:
+            self._search_with_active()
+        else:
+            self._wait_for(index, artifact, mover)
+
+    def _wait_for(self, index: MilvusImageIndex, artifact: Artifact, mover: Mover) -> None:
+        self.note = (
+            f"the index on Milvus has vectors of {index.searched.model}, and search stays with it. To make those of "
+            f"{artifact.id}, once for all replicas: fc7 index reembed --model {artifact.id}"
+        )
+        mover.start()
+
+    def _moved(self) -> None:
+        self.note = ""
+        self._search_with_active()
 
     def _search_with_active(self) -> None:
         active = self._state.models.active

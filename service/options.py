@@ -5,8 +5,10 @@ Does not: read the environment.
 
 from __future__ import annotations
 
+from index.errors import IndexPlaceError
 from index.interface import ImageIndex
-from index.opening import open_index
+from index.opening import open_index, read_stats
+from index.records import IndexStats
 from model_store.runner import RunnerOptions
 from service.settings import Settings
 
@@ -50,3 +52,21 @@ def open_index_of(
         read_only=read_only,
         fast_from=(settings.fast_from or None) if fast_from is None else fast_from,
     )
+
+
+def read_stats_of(settings: Settings) -> IndexStats:
+    """Return the counts of the index that these settings name. Raises as `read_stats` does."""
+    token = settings.index_token
+    return read_stats(
+        settings.home,
+        settings.index_uri,
+        None if token is None else token.get_secret_value(),
+        name=settings.index_name,
+        timeout_s=settings.index_timeout_s,
+    )
+
+
+def check_local(settings: Settings, what: str, mend: str) -> None:
+    """Raise IndexPlaceError when the index is on Milvus: `what` it cannot do, and what to do instead."""
+    if settings.index_uri is not None:
+        raise IndexPlaceError(settings.index_uri, what, mend)

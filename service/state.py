@@ -17,7 +17,9 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
+from index.milvus import MilvusImageIndex
 from model_store.artifact import Artifact
 from model_store.errors import NoActiveModelError
 from model_store.runner import Runner, RunnerOptions
@@ -137,6 +139,8 @@ class State:
     def notes(self) -> list[str]:
         """Return what a ready service cannot do, in words."""
         notes = [self.keeper.note] if self.keeper.note else []
+        if isinstance(self._index, MilvusImageIndex) and self._index.trouble:
+            notes.append(f"Milvus did not answer the last time, so search may not: {self._index.trouble}")
         serving = self.models.active
         if serving is not None:
             model = serving.artifact.id
@@ -167,7 +171,10 @@ class State:
         """Write the size of the index into the metrics."""
         if self._index is None:
             return
-        stats = self._index.stats()
+        try:
+            stats = self._index.stats()
+        except IndexUnavailableError:
+            return  # the other metrics are wanted all the more
         self.metrics.index_images.set(stats.images)
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)

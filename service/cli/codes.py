@@ -26,6 +26,7 @@ from index.image_index import LocalImageIndex
 from model_store.codes import BITS, CodesManifest, CodeStore
 from model_store.store import ModelStore
 from service.cli.extras import training_extra
+from service.options import check_local
 from service.settings import load_settings
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def evaluate(
 def _index(home: Path | None) -> Iterator[tuple[LocalImageIndex, str]]:
     """Open the index of the active model to read."""
     settings = load_settings(home=home)
+    check_local(settings, "binary codes are learned from an index in FC7_HOME", "Unset FC7_INDEX_URI for that.")
     artifact = ModelStore(settings.home).active_artifact(verify=False)
     with LocalImageIndex.open(
         settings.home, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True

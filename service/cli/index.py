@@ -27,13 +27,14 @@ from rich.table import Table
 
 from index.bulk import BuildReport, ReembedReport, build_index, reembed, relative_path
 from index.errors import FolderError, SourceError
-from index.opening import read_stats
+from index.milvus_client import Milvus
+from index.milvus_reembed import reembed_on_milvus
 from index.records import IndexStats
 from index.sources import is_uri
 from model_store.runner import Runner
 from model_store.store import ModelStore
 from service.cli.index_ray import BuildOptions, build_on_ray, print_json
-from service.options import open_index_of, runner_options
+from service.options import open_index_of, read_stats_of, runner_options
 from service.settings import Settings, load_settings
 
 app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
@@ -144,9 +145,7 @@ def reembed_command(home: Home = None, model: Model = None, batch_size: BatchSiz
             done = so_far.embedded + len(so_far.skipped)
             bar.update(task, total=so_far.total, completed=done, rate=_rate(bar, done))
 
-        report = reembed(
-            settings.home, runner, batch_size=batch_size, workers=settings.decode_threads or 2, progress=show
-        )
+        report = _reembed(settings, runner, batch_size, show)
     _list_skipped(console, report.skipped)
     console.print(
         f"{report.embedded} of {report.total} images embedded with {runner.artifact.embedder}, "
@@ -161,15 +160,32 @@ def reembed_command(home: Home = None, model: Model = None, batch_size: BatchSiz
 @app.command()
 def stats(home: Home = None) -> None:
     """Print how many images the index has, and how large it is; a running server does not mind."""
-    found = read_stats(load_settings(home=home).home)
+    settings = load_settings(home=home)
+    found = read_stats_of(settings)
     table = Table(show_header=False, box=None)
     table.add_row("images", f"{found.images:,}")
     table.add_row("with a vector", f"{found.vectors:,}")
     table.add_row("model", found.model or "none yet")
     table.add_row("fingerprint", found.fingerprint[:16])
     table.add_row("mode", found.mode)
-    table.add_row("on disk", f"{found.bytes_on_disk / 1e6:,.1f} MB")
+    if settings.index_uri is None:
+        table.add_row("on disk", f"{found.bytes_on_disk / 1e6:,.1f} MB")
+    else:
+        table.add_row("on Milvus", settings.index_uri)
     Console().print(table, highlight=False)
+
+
+def _reembed(
+    settings: Settings, runner: Runner, batch_size: int, progress: Callable[[ReembedReport], None]
+) -> ReembedReport:
+    workers = settings.decode_threads or 2
+    if settings.index_uri is None:
+        return reembed(settings.home, runner, batch_size=batch_size, workers=workers, progress=progress)
+    token = None if settings.index_token is None else settings.index_token.get_secret_value()
+    milvus = Milvus(settings.index_uri, token, settings.index_timeout_s)
+    return reembed_on_milvus(
+        milvus, settings.index_name, runner, batch_size=batch_size, workers=workers, progress=progress
+    )
 
 
 def _runner(settings: Settings, model: str | None) -> Runner:

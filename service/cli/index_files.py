@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from index.backup import restore_snapshot, take_snapshot
-from index.opening import read_stats
 from index.verify import verify
 from index.where import parse_where
 from service.cli.index import Home
-from service.options import open_index_of
+from service.options import check_local, open_index_of, read_stats_of
 from service.settings import load_settings
 
 _MOST_LISTED = 20
@@ -35,6 +34,7 @@ def snapshot(
 ) -> None:
     """Copy the whole index, as it is now, into the new folder DIR; a running server goes on writing."""
     settings = load_settings(home=home)
+    check_local(settings, "no snapshot of it can be taken here", "Use Milvus's own: milvus-backup create -n NAME")
     with _bar("copying") as advance:
         manifest = take_snapshot(settings.home, target, advance=advance)
     _say(f"{target}: {manifest.images} images, {manifest.size / 1e6:,.1f} MB. To go back: fc7 index restore {target}")
@@ -46,6 +46,7 @@ def restore(
 ) -> None:
     """Make a snapshot the index of FC7_HOME, which must have none yet."""
     settings = load_settings(home=home)
+    check_local(settings, "a snapshot is of an index in FC7_HOME", "Unset FC7_INDEX_URI to restore it there.")
     with _bar("copying") as advance:
         manifest = restore_snapshot(source, settings.home, advance=advance)
     model = f", made by {manifest.model}" if manifest.model else ""
@@ -62,7 +63,12 @@ def verify_command(
     ] = False,
 ) -> None:
     """Compare everything in the index with its checksums. Exit code 1 when something is not as it was written."""
-    place = folder or load_settings(home=home).home
+    settings = load_settings(home=home)
+    if folder is None:
+        check_local(
+            settings, "Milvus keeps checksums of its own", "A snapshot can be verified: fc7 index verify SNAPSHOT"
+        )
+    place = folder or settings.home
     with _bar("looking") as advance:
         report = verify(place, repair=repair, advance=advance)
     for finding in report.findings[:_MOST_LISTED]:
@@ -88,6 +94,9 @@ def export(
     from index.export import export_parquet  # noqa: PLC0415
 
     settings = load_settings(home=home)
+    check_local(
+        settings, "it cannot be exported here", "Use Milvus's own: pymilvus's query_iterator, or milvus-backup."
+    )
     with _bar("writing") as advance:
         count = export_parquet(settings.home, target, where=parse_where(where or []), advance=advance)
     _say(f"{target}: {count} images, {target.stat().st_size / 1e6:,.1f} MB.")
@@ -102,7 +111,7 @@ def duplicates(
 ) -> None:
     """List the pairs of images that are nearly the same, nearest first."""
     settings = load_settings(home=home)
-    stats = read_stats(settings.home)
+    stats = read_stats_of(settings)
     with open_index_of(settings, fingerprint=stats.fingerprint, model=stats.model, read_only=True) as index:
         pairs = index.duplicates(threshold, limit, where=parse_where(where or []))
     for pair in pairs:

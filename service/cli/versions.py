@@ -19,14 +19,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from index.errors import IndexUnavailableError
-from index.opening import read_stats
+from index.errors import IndexUnavailableError, IndexUnreachableError
 from model_store.archive import export_version, import_version
 from model_store.compare import Comparison, Side, compare
 from model_store.errors import ModelInUseError
 from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
 from service.cli.models import AsJson, Home
+from service.options import read_stats_of
 from service.settings import load_settings
 
 _MOST_LISTED = 20
@@ -95,12 +95,15 @@ def import_archive(
 
 def remove(model: Version, *, home: Home = None) -> None:
     """Delete a version for good. The active one stays, and the one that made the index's vectors."""
-    store = ModelStore(load_settings(home=home).home)
+    settings = load_settings(home=home)
+    store = ModelStore(settings.home)
     artifact = store.resolve(model, verify=False)
     if ":" not in model:
         raise typer.BadParameter(f"which version of {model}? Such as {artifact.id}")
     try:
-        needed = read_stats(store.home).fingerprint
+        needed = read_stats_of(settings).fingerprint
+    except IndexUnreachableError:
+        raise  # nobody knows whether it is needed
     except IndexUnavailableError:
         needed = ""
     others = [each for each in store.list() if each.fingerprint == artifact.fingerprint and each.id != artifact.id]

@@ -142,7 +142,7 @@ async def similar_images(
 ) -> SearchAnswer:
     """Search with the stored vector of an image, itself left out."""
     index, where = state.index(), parse_where(query.where)
-    mode = index.mode(query.mode)
+    mode = await state.in_index(index.mode, query.mode)
     work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)

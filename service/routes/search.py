@@ -44,7 +44,7 @@ async def _search(
 ) -> SearchAnswer:
     index, model = state.index(), query.model
     if model is None:
-        index.mode(query.mode)  # refused before the model runs
+        await state.in_index(index.mode, query.mode)  # refused before the model runs
     while True:
         own = index.searched.fingerprint
         try:

@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 
 from index.bulk import build_index
+from index.errors import IndexUnavailableError
+from index.milvus import MilvusImageIndex
+from index.opening import read_stats
 from model_store.runner import Runner
 from tests.index.test_bulk import open_for, save
+from tests.support.milvus import milvus_server
 from tests.support.tiny_model import publish_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +153,53 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, home: Path,
     assert code == 0, errors
     again = json.loads(out)
     assert (again["seen"], again["added"], again["replaced"], again["unchanged"]) == (242, 0, 1, 239)
+
+
+def test_on_milvus_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, home: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for n in range(160):
+        save(photos / f"{n}.png", n)
+    with milvus_server(tmp_path / "milvus") as milvus:
+        process = start(ray, home, photos.as_uri(), "--batch-size", "1", FC7_INDEX_URI=milvus.uri)
+        until = time.monotonic() + 60
+        while process.poll() is None and images_on(milvus.uri) < 10 and time.monotonic() < until:
+            time.sleep(0.02)
+        os.kill(ray.workers()[0], signal.SIGKILL)
+        assert process.poll() is None
+        code, out, errors = finish(process)
+        assert code == 0, errors
+        report = json.loads(out)
+        assert (report["seen"], report["added"], report["replaced"], report["unchanged"]) == (160, 160, 0, 0)
+        assert not (home / "index").exists()
+        runner = Runner(publish_tiny_model(tmp_path / "alone"))
+        artifact = runner.artifact
+        with (
+            open_for(tmp_path / "alone", runner) as alone,
+            MilvusImageIndex.open(
+                milvus.uri, None, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True
+            ) as shared,
+        ):
+            build_index(photos, alone, runner)
+            listed = shared.list(1000).images
+            assert sorted((r.key, r.sha256) for r in listed) == sorted(
+                (r.key, r.sha256) for r in alone.list(1000).images
+            )
+            for number in (0, 77, 159):
+                assert shared.picture(f"{number}.png") == alone.picture(f"{number}.png")
+                near, expected = (index.similar(f"{number}.png", 5) for index in (shared, alone))
+                assert [each.key for each in near] == [each.key for each in expected]
+                assert [each.distance for each in near] == pytest.approx([each.distance for each in expected])
+        runner.close()
+        code, out, errors = finish(start(ray, home, photos, FC7_INDEX_URI=milvus.uri))
+        assert code == 0, errors
+        assert json.loads(out)["unchanged"] == 160
+
+
+def images_on(uri: str) -> int:
+    try:
+        return read_stats(Path(), uri).images
+    except IndexUnavailableError:  # not made yet
+        return 0
 
 
 def test_workers_without_this_fc7_or_a_wrong_token_are_named_with_the_mend(

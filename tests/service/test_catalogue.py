@@ -32,12 +32,32 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServe
         yield server
 
 
+@pytest.fixture(scope="module", params=["local", "milvus"])
+def any_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
+    folder = tmp_path_factory.mktemp("catalogue")
+    publish_tiny_model(folder / "home")
+    with thread_server(
+        folder / "home", index_uri=str(folder / "index.db") if request.param == "milvus" else None
+    ) as server:
+        yield server
+
+
 @pytest.fixture
-def client(own_server: ThreadServer) -> httpx.Client:
-    """Return a client of an index without images."""
-    for image in own_server.client.get("/v1/images").json()["images"]:
-        own_server.client.delete(f"/v1/images/{quote(image['key'], safe='')}")
-    return own_server.client
+def client(any_server: ThreadServer) -> httpx.Client:
+    """Return a client of an index without images, in FC7_HOME and on Milvus Lite."""
+    return emptied(any_server)
+
+
+@pytest.fixture
+def own_client(own_server: ThreadServer) -> httpx.Client:
+    """Return a client of an index without images in FC7_HOME."""
+    return emptied(own_server)
+
+
+def emptied(server: ThreadServer) -> httpx.Client:
+    for image in server.client.get("/v1/images").json()["images"]:
+        server.client.delete(f"/v1/images/{quote(image['key'], safe='')}")
+    return server.client
 
 
 def fill(client: httpx.Client, count: int = 12) -> None:
@@ -200,16 +220,16 @@ def test_metadata_that_cannot_be_adds_nothing(client: httpx.Client, metadata: st
 
 
 def test_a_snapshot_restores_to_the_same_answers(
-    tmp_path: Path, own_server: ThreadServer, client: httpx.Client
+    tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
     home = own_server.state.settings.home
-    fill(client)
-    answer = client.post("/v1/index/snapshot")
+    fill(own_client)
+    answer = own_client.post("/v1/index/snapshot")
     assert answer.status_code == 201, answer.text
     snapshot = answer.json()
     assert (snapshot["images"], snapshot["vectors"]) == (12, 12)
     assert Path(snapshot["path"]).parent == home / "snapshots"
-    client.delete("/v1/images?where=rare:true")
+    own_client.delete("/v1/images?where=rare:true")
     done = run(tmp_path / "other", "index", "restore", snapshot["path"])
     assert done.returncode == 0, done.stderr
     assert "12 images, 12 vectors, made by tiny:1" in done.stderr
@@ -230,10 +250,10 @@ def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_snapshot_and_verify_beside_a_running_server(
-    tmp_path: Path, own_server: ThreadServer, client: httpx.Client
+    tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
     home = own_server.state.settings.home
-    fill(client, 3)
+    fill(own_client, 3)
     done = run(home, "index", "snapshot", str(tmp_path / "copy"))
     assert done.returncode == 0, done.stderr
     assert "3 images" in done.stderr
@@ -262,15 +282,15 @@ def test_the_second_server_on_a_home_refuses_naming_the_first(home: Path) -> Non
         assert httpx.get(f"{first.url}/readyz").status_code == 200
 
 
-def test_duplicates_and_export(tmp_path: Path, own_server: ThreadServer, client: httpx.Client) -> None:
-    fill(client, 6)
-    client.put("/v1/images/twin", content=pictures.jpeg(3, 64, 64), headers=JPEG)
-    answer = client.get("/v1/index/duplicates?threshold=0.001")
+def test_duplicates_and_export(tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client) -> None:
+    fill(own_client, 6)
+    own_client.put("/v1/images/twin", content=pictures.jpeg(3, 64, 64), headers=JPEG)
+    answer = own_client.get("/v1/index/duplicates?threshold=0.001")
     assert [(pair["first"], pair["second"]) for pair in answer.json()["pairs"]] == [("03", "twin")], answer.text
-    assert client.get("/v1/index/duplicates?threshold=0.001&where=year>2000").json() == {"pairs": []}
-    assert len(client.get("/v1/index/duplicates?threshold=100000&limit=5").json()["pairs"]) == 5
+    assert own_client.get("/v1/index/duplicates?threshold=0.001&where=year>2000").json() == {"pairs": []}
+    assert len(own_client.get("/v1/index/duplicates?threshold=100000&limit=5").json()["pairs"]) == 5
     for bad in ("", "?threshold=-1", "?threshold=nan", "?threshold=1&limit=0"):
-        assert client.get(f"/v1/index/duplicates{bad}").status_code == 422, bad
+        assert own_client.get(f"/v1/index/duplicates{bad}").status_code == 422, bad
     home = own_server.state.settings.home
     done = run(home, "index", "export", str(tmp_path / "all.parquet"), "--where", "label:cat")
     assert done.returncode == 0, done.stderr
@@ -306,20 +326,20 @@ def test_a_full_disk_is_507_and_loses_nothing(home: Path) -> None:
 
 
 def test_a_catalogue_that_cannot_be_written_is_503_and_loses_nothing(
-    own_server: ThreadServer, client: httpx.Client
+    own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
-    fill(client, 2)
+    fill(own_client, 2)
     index = own_server.state.index()
     assert isinstance(index, LocalImageIndex)
     # What SQLite answers on a file system that was remounted to read only.
     index._catalog.writer._connection.execute("PRAGMA query_only = ON")
     for answer in (
-        client.put("/v1/images/new", content=pictures.jpeg(9), headers=JPEG),
-        client.delete("/v1/images/00"),
-        client.patch("/v1/images/00", json={"metadata": {"a": 1}}),
+        own_client.put("/v1/images/new", content=pictures.jpeg(9), headers=JPEG),
+        own_client.delete("/v1/images/00"),
+        own_client.patch("/v1/images/00", json={"metadata": {"a": 1}}),
     ):
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:fc7:problem:index-read-only"), answer.text
         assert "Retry-After" in answer.headers
-    assert keys(client.get("/v1/images")) == ["00", "01"]
+    assert keys(own_client.get("/v1/images")) == ["00", "01"]
     index._catalog.writer._connection.execute("PRAGMA query_only = OFF")
-    assert client.put("/v1/images/new", content=pictures.jpeg(9), headers=JPEG).status_code == 201
+    assert own_client.put("/v1/images/new", content=pictures.jpeg(9), headers=JPEG).status_code == 201

@@ -1,0 +1,347 @@
+"""What is special of an index on Milvus: it is shared, it can be away, its expressions, its limits, its models."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.errors import (
+    FilterError,
+    IndexLimitError,
+    IndexModelError,
+    IndexPlaceError,
+    IndexReadOnlyError,
+    IndexUnavailableError,
+    IndexUnreachableError,
+    IndexUriError,
+    ModeUnavailableError,
+)
+from index.milvus import MilvusImageIndex
+from index.milvus_client import Milvus
+from index.milvus_reembed import reembed_on_milvus
+from index.opening import open_index as open_anywhere
+from index.opening import read_stats
+from index.records import AddOutcome, NewImage, VectorModel
+from index.where import parse_where
+from model_store.errors import MissingExtraError
+from model_store.image import encode_jpeg
+from model_store.runner import Runner
+from tests.index.helpers import MODEL, Opener, exact, image, open_on_milvus, picture, sha256, vector
+from tests.support.milvus import free_port, milvus_server
+from tests.support.tiny_model import publish_tiny_model
+
+TOKEN = "root:s3cret"
+
+
+@pytest.fixture
+def open_index() -> Iterator[Opener]:
+    yield from open_on_milvus()
+
+
+def opened(uri: str, **options: object) -> MilvusImageIndex:
+    return MilvusImageIndex.open(uri, TOKEN, **{**MODEL, **options})  # type: ignore[arg-type]
+
+
+def test_what_one_replica_changes_the_other_finds_at_once(open_index: Opener, tmp_path: Path) -> None:
+    with open_index(tmp_path) as one, open_index(tmp_path) as two:
+        one.add_many([image("a", 1, {"label": "cat"}), image("b", 2)])
+        assert [near.key for near in two.search(vector(1)[np.newaxis], 5)[0]] == ["a", "b"]
+        assert [near.key for near in two.search(vector(2)[np.newaxis], 5, where=parse_where(["label:cat"]))[0]] == ["a"]
+        two.change_metadata("b", lambda _: {"sharp": True})
+        assert [record.key for record in one.list(where=parse_where(["sharp:true"])).images] == ["b"]
+        two.add_many([image("a", 3)])
+        assert one.similar("b", 1)[0].distance == two.similar("b", 1)[0].distance
+        assert one.picture("a") == picture(3)
+        one.delete("a")
+        assert not two.contains("a")
+        assert [near.key for near in two.search(vector(3)[np.newaxis], 5)[0]] == ["b"]
+        one.add_many([image("c", 4)])
+        cursor = one.list(1).next_cursor
+        assert [record.key for record in two.list(1, cursor).images] == ["c"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"] or id > "',
+        "x') or 1 == 1 or ('",
+        'a", "b"] or array_contains_any(tokens, ["',
+        '{x}" or true',
+        "\\",
+        "%",
+        "\n\t'\"`;--",
+        "名前 🐦",
+    ],
+)
+def test_what_a_user_writes_is_never_an_expression(open_index: Opener, tmp_path: Path, text: str) -> None:
+    key = text.replace("\n", "").replace("\t", "")
+    with open_index(tmp_path) as index:
+        index.add_many([image("other", 1, {"label": "cat", text: 1}), image(key, 2, {"label": text})])
+        assert index.get(key).metadata == {"label": text}
+        assert list(index.lookup([key, text + "?" if text.isprintable() else key])) == [key]
+        label, field = json.dumps(text), json.dumps(text)
+        for where, expected in [
+            (f"label:{label}", [key]),
+            (f"label:{json.dumps(text + 'x')}", []),
+            (f"{field}:1", ["other"]),
+            (f"{field}>=1", ["other"]),
+            (f"label>={label}", [key] if text >= "cat" else sorted([key, "other"])),
+        ]:
+            assert sorted(r.key for r in index.list(where=parse_where([where])).images) == expected, where
+        with pytest.raises(FilterError):
+            index.list(where=parse_where([f"{json.dumps(text + 'x')}:1"]))
+        assert [near.key for near in index.search(vector(2)[np.newaxis], 5, exclude=key)[0]] == ["other"]
+        index.delete(key)
+        assert index.contains("other")
+
+
+def test_numbers_past_64_bits_and_the_most_values_that_metadata_can_have(open_index: Opener, tmp_path: Path) -> None:
+    numbers = {"n": [*range(-99, 3300)], "huge": 10**400, "wide": 2**53 + 1}
+    assert len(json.dumps(numbers, separators=(",", ":"))) > 16_000
+    names = {f"{n:x}": n for n in range(1500)}
+    with open_index(tmp_path) as index:
+        index.add_many([image("numbers", 1, numbers), image("names", 2, names)])
+        assert index.get("numbers").metadata == numbers
+        for where in ("n>3298", "n<-98", "n:1234", "huge>1e308", "wide:9007199254740993", "huge:1" + "0" * 400):
+            assert [r.key for r in index.list(where=parse_where([where])).images] == ["numbers"], where
+        assert index.list(where=parse_where(["wide:9007199254740992"])).images == []
+        assert [r.key for r in index.list(where=parse_where(["5db>=1499", "0:0"])).images] == ["names"]
+
+
+def test_a_picture_of_any_size_comes_back_and_what_is_too_large_is_refused(open_index: Opener, tmp_path: Path) -> None:
+    def of_size(size: int) -> NewImage:
+        data = np.random.default_rng(size).bytes(size)
+        return NewImage(f"p{size}", sha256(size), size, 1, 1, None, data, vector(1))
+
+    with open_index(tmp_path) as index:
+        for size in (0, 1, 49_149, 49_150, 130_000, 393_192):
+            index.add_many([of_size(size)])
+            assert index.picture(f"p{size}") == of_size(size).picture
+        with pytest.raises(IndexLimitError, match=r"'p393193' has 393,193 bytes.*393,192 at most"):
+            index.add_many([image("fine", 1), of_size(393_193)])
+        assert not index.contains("fine")
+
+
+def test_the_picture_stays_when_an_add_without_one_changes_the_metadata(open_index: Opener, tmp_path: Path) -> None:
+    with open_index(tmp_path) as index:
+        index.add_many([image("a", 1), image("b", 2)])
+    with open_index(tmp_path, keep_pictures=False) as index:
+        assert index.add_many([image("a", 1, {"n": 1}), image("a", 1, {"n": 2})]) == [AddOutcome.REPLACED] * 2
+        assert index.add_many([image("b", 3)]) == [AddOutcome.REPLACED]
+        assert index.picture("a") == picture(1)
+        assert not index.get("b").has_picture
+
+
+def test_equal_distances_past_the_end_of_an_answer_follow_the_keys(open_index: Opener, tmp_path: Path) -> None:
+    with open_index(tmp_path) as index:
+        index.add_many([image(f"{n:02}", 1) for n in range(39, -1, -1)] + [image("near", 2)])
+        assert [near.key for near in index.search(vector(1)[np.newaxis], 3)[0]] == ["00", "01", "02"]
+        assert [near.key for near in index.search(vector(2)[np.newaxis], 3)[0]] == ["near", "00", "01"]
+        with pytest.raises(IndexLimitError, match="2,000 at most"):
+            index.search(vector(1)[np.newaxis], 2001)
+
+
+def test_the_collections_index_decides_the_mode(open_index: Opener, tmp_path: Path) -> None:
+    with open_index(tmp_path) as index:
+        index.add_many([image(str(n), n) for n in range(50)])
+        assert [index.mode(asked) for asked in (None, "exact", "fast")] == ["exact"] * 3
+        with pytest.raises(ModeUnavailableError, match="on Milvus has no binary codes"):
+            index.mode("codes")
+        milvus = Milvus(str(tmp_path / "milvus.db"), None, 5.0)
+        collection = next(each for each in milvus.collections() if "_images_" in each)
+        client = milvus._client
+        client.release_collection(collection)
+        client.drop_index(collection, "vector")
+        parameters = client.prepare_index_params()
+        parameters.add_index("vector", index_type="HNSW", metric_type="L2", params={"M": 16, "efConstruction": 100})
+        client.create_index(collection, parameters)
+        client.load_collection(collection)
+        milvus.close()
+    with open_index(tmp_path) as index:
+        assert [index.mode(asked) for asked in (None, "fast")] == ["fast"] * 2
+        with pytest.raises(ModeUnavailableError, match="HNSW, not FLAT"):
+            index.search(vector(1)[np.newaxis], 3, mode="exact")
+        distances = exact(np.stack([vector(n) for n in range(50)]), vector(99))
+        found = index.search(vector(99)[np.newaxis], 5)[0]
+        assert [near.key for near in found] == [str(n) for n in np.argsort(distances)[:5]]
+        assert [near.distance for near in found] == pytest.approx(np.sort(distances)[:5])
+
+
+def test_nearly_the_same_images_are_found(open_index: Opener, tmp_path: Path) -> None:
+    with open_index(tmp_path) as index:
+        index.add_many([image("a", 1, {"n": 1}), image("b", 1, {"n": 1}), image("c", 2, {"n": 1}), image("d", 1)])
+        pairs = index.duplicates(1.0, 10)
+        assert [(pair.first, pair.second, pair.distance) for pair in pairs] == [
+            ("a", "b", 0),
+            ("a", "d", 0),
+            ("b", "d", 0),
+        ]
+        assert [(pair.first, pair.second) for pair in index.duplicates(1.0, 10, where=parse_where(["n:1"]))] == [
+            ("a", "b")
+        ]
+        with pytest.raises(IndexPlaceError, match="milvus-backup"):
+            index.snapshot(tmp_path / "copy")
+
+
+# --- where it is not ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("ftp://milvus", "no kind of index"),
+        ("milvus:19530", "no kind of index"),
+        ("http://", "no host"),
+        ("http://milvus:port", "cannot be read"),
+        ("nowhere/at/all/x.db", "there is no folder"),
+        ("index.sqlite", "no kind of index"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused(uri: str, words: str) -> None:
+    with pytest.raises(IndexUriError, match=words):
+        open_anywhere(Path(), uri, None, fingerprint="f" * 64, model="solar:1")
+
+
+def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(IndexUriError, match="FC7_INDEX_TOKEN") as caught:
+        open_anywhere(Path(), "http://root:s3cret@milvus:19530", None, fingerprint="f" * 64, model="solar:1")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_without_pymilvus_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fc7\[scale\]'"):
+        open_anywhere(Path(), "http://milvus:19530", None, fingerprint="f" * 64, model="solar:1")
+
+
+def test_pymilvus_is_imported_where_it_is_asked_for_only() -> None:
+    program = (
+        "import sys, service.app, service.cli, index.opening\n"
+        "assert not {'pymilvus', 'milvus_lite', 'torch'} & set(sys.modules)\n"
+        "import pymilvus\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_milvus_that_is_down_or_silent_is_named_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (free_port(), silent.getsockname()[1]):
+            began = time.monotonic()
+            with pytest.raises(IndexUnreachableError, match=rf"127.0.0.1:{port} \(FC7_INDEX_URI\)") as caught:
+                opened(f"http://127.0.0.1:{port}", timeout_s=1.0)
+            assert time.monotonic() - began < 5
+            assert "s3cret" not in str(caught.value)
+            assert TOKEN not in repr(caught.value)
+
+
+def test_a_milvus_that_is_killed_refuses_in_time_and_has_everything_when_it_is_back(tmp_path: Path) -> None:
+    with milvus_server(tmp_path / "data") as server, opened(server.uri, timeout_s=1.0) as index:
+        index.add_many([image(str(n), n, {"n": n}) for n in range(20)])
+        server.kill()
+        where = parse_where(["n>3"])
+        for ask in (
+            lambda: index.search(vector(1)[np.newaxis], 3),
+            lambda: index.add_many([image("new", 99)]),
+            lambda: index.list(where=where),
+            lambda: index.delete("1"),
+            lambda: index.change_metadata("1", lambda _: {}),
+            index.stats,
+        ):
+            began = time.monotonic()
+            with pytest.raises(IndexUnreachableError, match="sending it again is safe"):
+                ask()
+            assert time.monotonic() - began < 4
+        assert "FC7_INDEX_TIMEOUT_S=1" in index.trouble
+        server.start()
+        deadline = time.monotonic() + 20
+        while index.trouble and time.monotonic() < deadline:
+            try:
+                index.stats()
+            except IndexUnreachableError:
+                time.sleep(0.1)
+        assert {record.key for record in index.list().images} >= {str(n) for n in range(20)}
+        assert index.add_many([image("new", 99)]) in ([AddOutcome.ADDED], [AddOutcome.UNCHANGED])
+        assert index.search(vector(99)[np.newaxis], 1)[0][0].key == "new"
+
+
+def test_an_index_that_is_not_there_or_closed_or_to_read_says_so(open_index: Opener, tmp_path: Path) -> None:
+    with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
+        open_index(tmp_path, read_only=True)
+    with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
+        read_stats(tmp_path, str(tmp_path / "milvus.db"))
+    with open_index(tmp_path) as index:
+        index.add_many([image("a", 1)])
+    with pytest.raises(IndexUnavailableError, match="closed"):
+        index.get("a")
+    assert read_stats(tmp_path, str(tmp_path / "milvus.db")).images == 1
+    with open_index(tmp_path, read_only=True) as index:
+        for change in (
+            lambda: index.add_many([image("b", 1)]),
+            lambda: index.delete("a"),
+            lambda: index.change_metadata("a", lambda _: {"n": 1}),
+        ):
+            with pytest.raises(IndexReadOnlyError):
+                change()
+
+
+# --- another model --------------------------------------------------------------------------------------------------
+
+
+def test_another_models_index_is_refused_until_its_vectors_are_made(open_index: Opener, tmp_path: Path) -> None:
+    publish_tiny_model(tmp_path)
+    runner = Runner(publish_tiny_model(tmp_path, seed=7))
+    other = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
+    options = {"fingerprint": other.fingerprint, "model": other.model}
+    jpeg = encode_jpeg(np.random.default_rng(5).integers(0, 255, (256, 256, 3), np.uint8))
+
+    def kept(key: str, number: int) -> NewImage:
+        return NewImage(key, sha256(number), 3000, 640, 480, {"n": number}, jpeg, vector(number))
+
+    def reembed() -> tuple[int, list[tuple[str, str]]]:
+        report = reembed_on_milvus(Milvus(str(tmp_path / "milvus.db"), None, 5.0), "fc7", runner, batch_size=4)
+        return report.embedded, report.skipped
+
+    with open_index(tmp_path) as index:
+        assert isinstance(index, MilvusImageIndex)
+        index.add_many([kept(str(n), n) for n in range(9)] + [image("broken", 20)])
+        with pytest.raises(IndexModelError, match=r"solar:1; 10 of its images.*fc7 index reembed"):
+            open_index(tmp_path, **options)
+        with open_index(tmp_path, **options, follow=True) as follower:
+            assert isinstance(follower, MilvusImageIndex)
+            assert (follower.searched.model, follower.target) == ("solar:1", other)
+            both = {MODEL["fingerprint"]: vector(30), other.fingerprint: vector(31)}
+            new = NewImage("new", sha256(30), 1, 1, 1, {"n": 30}, jpeg, vector(30), both)
+            assert follower.lookup(["0"]) == {}, "its vector of the other model is still to be made"
+            assert follower.add_many([new]) == [AddOutcome.ADDED]
+            assert not follower.advance()
+            assert follower.search(vector(30)[np.newaxis], 1)[0][0].distance == 0
+            embedded, skipped = reembed()
+            assert (embedded, [key for key, _ in skipped]) == (9, ["broken"])
+            assert follower.advance()
+            assert follower.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
+            assert follower.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
+            assert [(s.model, s.active, s.vectors) for s in follower.describe()] == [
+                (other.model, True, 10),
+                ("solar:1", False, 11),
+            ]
+            assert index.searched.model == "solar:1", "who did not follow stays"
+            with pytest.raises(IndexModelError):
+                index.search(vector(1)[np.newaxis], 1, fingerprint=other.fingerprint)
+    with open_index(tmp_path, **options) as index:
+        assert index.get("3").metadata == {"n": 3}
+        assert index.picture("3") == jpeg
+        assert [record.key for record in index.list(where=parse_where(["n>7"])).images] == ["8", "new"]
+        index.delete("3")
+        index.change_metadata("4", lambda _: {"n": -4})
+    runner.close()
+    with pytest.raises(IndexModelError):
+        open_index(tmp_path)
