@@ -1,8 +1,8 @@
-"""The index that the service and the command line use: images in, neighbours out.
+"""The index of one machine, in a folder: images in, neighbours out.
 
 Promises: an add or delete that returned is on disk, and every later search sees it; any method may be called from any
 thread at any time; vectors of two models are never compared; one process writes, the second is refused by name.
-Does not: make vectors or pictures (model_store does), go beyond one machine.
+Does not: make vectors or pictures (model_store does), go beyond one machine (milvus.py does).
 
 Vectors are rounded to float16 when they come in, and so is a query: an indexed image's own vector is at distance 0.
 Equal distances are ordered by key.

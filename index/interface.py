@@ -63,7 +63,7 @@ class ImageIndex(Protocol):
         """Return the stored 256x256 JPEG, or raise KeyNotFoundError or PictureNotFoundError."""
 
     def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
-        """Return a page of those images that fit, in the order of their adding."""
+        """Return a page of those images that fit, in an order that no change disturbs: of their adding, or of keys."""
 
     def delete(self, key: str) -> None:
         """Delete one image, or raise KeyNotFoundError."""

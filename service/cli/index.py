@@ -1,7 +1,7 @@
 """`fc7 index`: put a folder of images into the index, look at it, and take it to another model.
 
 `build` works on this machine, or with `--ray` on a cluster (`service.cli.index_ray`).
-Does not: need the server; while one has the index open, only `stats` works.
+Does not: need the server; while one has the index open, only `stats` works (all do where it is on Milvus).
 """
 
 from __future__ import annotations
