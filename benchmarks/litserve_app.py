@@ -1,10 +1,10 @@
 """The other server: a LitServe application with the same graph, preparation, batches and answers as fc7.
 
-`python -m benchmarks.litserve_app HOME PORT THREADS WORKERS`. What it has in common with fc7 is fc7's own code: the
-session (`Runner`), `prepare`, `views`, `top_k`. What is LitServe's is LitServe's: HTTP, queues, processes, batching (16
-images, 10 ms), with the options that its documentation advises for throughput (`fast_queue`). Images come as
-multipart uploads. Its documented form decodes image by image in `decode_request`; with THREADS above 1 they are decoded
-by a pool in `batch`, which is the better half of what fc7 does.
+`python -m benchmarks.litserve_app HOME PORT THREADS [GRAPH]`: with GRAPH it runs that one, in a session as it comes.
+What it has in common with fc7 is fc7's own code: the session (`Runner`), `prepare`, `views`, `top_k`. What is
+LitServe's is LitServe's: HTTP, queues, processes, batching (16 images, 10 ms), with the options that its documentation
+advises for throughput (`fast_queue`). Images come as multipart uploads. Its documented form decodes image by image in
+`decode_request`; with THREADS above 1 they are decoded by a pool in `batch`, which is the better half of what fc7 does.
 """
 
 import sys  # no `from __future__ import annotations`: LitServe compares the annotation of `request` with the class
@@ -14,10 +14,11 @@ from typing import Any
 
 import litserve
 import numpy as np
+import onnxruntime
 from fastapi import Request
 from numpy.typing import NDArray
 
-from model_store.image import prepare, views
+from model_store.image import CROP, prepare, views
 from model_store.runner import Outputs, Runner, RunnerOptions, top_k
 from model_store.store import ModelStore
 
@@ -28,17 +29,22 @@ WAIT_S = 0.01
 class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
     """One image in, the five most probable classes out."""
 
-    def __init__(self, home: Path, threads: int) -> None:
+    def __init__(self, home: Path, threads: int, graph: Path | None) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=WAIT_S)
-        self.home, self.threads = home, threads
+        self.home, self.threads, self.graph = home, threads, graph
 
     def setup(self, device: str) -> None:
         """Load the active version, in the worker process."""
         del device
         artifact = ModelStore(self.home).active_artifact()
         self.labels = artifact.labels
-        self.runner = Runner(artifact, RunnerOptions(device="cpu"))
-        self.runner.warm_up((1, BATCH))
+        if self.graph is None:
+            self.run = Runner(artifact, RunnerOptions(device="cpu")).run
+        else:
+            session = onnxruntime.InferenceSession(self.graph, providers=["CPUExecutionProvider"])
+            self.run = lambda pixels: Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))
+        for size in (1, BATCH):
+            self.run(np.zeros((size, CROP, CROP, 3), np.uint8))
         self.pool = ThreadPoolExecutor(self.threads)
 
     def decode_request(self, request: Request) -> bytes | NDArray[np.uint8]:
@@ -53,7 +59,7 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
 
     def predict(self, x: NDArray[np.uint8]) -> Outputs:
         """Run the graph."""
-        return self.runner.run(x)
+        return self.run(x)
 
     def unbatch(self, output: Outputs) -> list[NDArray[np.float32]]:
         """Take the batch apart."""
@@ -71,9 +77,9 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
 
 
 def _main() -> None:
-    home, port, threads, workers = sys.argv[1:]
+    home, port, threads, *graph = sys.argv[1:]
     server = litserve.LitServer(
-        Classify(Path(home), int(threads)), accelerator="cpu", workers_per_device=int(workers), fast_queue=True
+        Classify(Path(home), int(threads), Path(graph[0]) if graph else None), accelerator="cpu", fast_queue=True
     )
     server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False, log_level="warning")
 
