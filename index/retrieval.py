@@ -9,7 +9,7 @@ Source: FAISS's index factory; Gong and Lazebnik 2011 (ITQ); Gao and Long 2024 (
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +23,7 @@ from index.projection import principal_axes
 EXACT: Final = 10  # neighbours whose recall is counted
 NEAREST: Final = 6  # neighbours whose class is counted, as in the paper's figure 4
 WIDE: Final = 100
+STANDARD: Final = ("sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ")
 _TIMED: Final = 100
 _RABITQ_EXTRA: Final = 8  # bytes of factors beside a bit for each dimension
 _LEARNED: Final = 16_384  # rows that the codes of FAISS learn from
@@ -51,6 +52,15 @@ class Judged:
     precision: float | None
     mean_average_precision: float | None
     queries_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class StandardCode:
+    """A code that FAISS has, with rows in it. learned_s: seconds to learn it, the principal components included."""
+
+    name: str
+    search: Search
+    learned_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,42 +123,56 @@ def hamming(bits: NDArray[np.bool_], encode: Callable[[NDArray[np.float32]], NDA
     return lambda queries, k: index.search(np.packbits(encode(queries), axis=1, bitorder="little"), k)[1]
 
 
-def standard_codes(rows: NDArray[np.float32], bits: int) -> Sequence[tuple[str, Search]]:
-    """Return the codes that FAISS has, at this many bits, with `rows` (float32 [n, d]) in them: (name, search).
+def standard_codes(
+    rows: NDArray[np.float32],
+    bits: int,
+    *,
+    learn_from: NDArray[np.int64] | None = None,
+    names: Container[str] = STANDARD,
+) -> Iterator[StandardCode]:
+    """Yield the codes that FAISS has, those in `names`, at this many bits, with `rows` (float32 [n, d]) in them.
 
-    They learn from 16,384 of the rows. Those that need more rows or more bits than there are, are left out.
+    They learn from 16,384 of the rows, or of those with the numbers `learn_from`. Those that need more rows or more
+    bits than there are, are left out.
     """
-    chosen = np.random.default_rng(0).permutation(len(rows))[:_LEARNED]
+    learn_from = np.arange(len(rows)) if learn_from is None else learn_from
+    chosen = np.random.default_rng(0).permutation(learn_from)[:_LEARNED]
+    began = time.perf_counter()
     mean = rows[chosen].mean(axis=0)
     # As many components as any of them takes: a bit each for ITQ, and half of that for products.
     axes = principal_axes(rows[chosen] - mean, min(max(_COMPONENTS, bits), len(chosen) - 1))
+    projected = time.perf_counter() - began
     components = np.concatenate([(part - mean) @ axes for part in np.array_split(rows, -(-len(rows) // _LEARNED))])
-    found: list[tuple[str, Search]] = []
 
-    def over(make: Callable[[NDArray[np.float32]], Any], width: int, name: str) -> None:
+    def over(make: Callable[[NDArray[np.float32]], Any], width: int, name: str) -> StandardCode:
+        began = time.perf_counter()
         with _one_thread():  # the parts are small: threads would wait for each other more than they learn
             sample = np.ascontiguousarray(components[chosen, :width])
             index = make(sample)
             index.train(sample)
+        learned = projected + time.perf_counter() - began
         index.add(np.ascontiguousarray(components[:, :width]))
-        found.append(
-            (name, lambda queries, k: index.search(np.ascontiguousarray(((queries - mean) @ axes)[:, :width]), k)[1])
-        )
+        few = np.ascontiguousarray(axes[:, :width])
+        return StandardCode(name, lambda queries, k: index.search((queries - mean) @ few, k)[1], learned)
 
-    signs = _faiss.IndexLSH(rows.shape[1], bits)
-    signs.add(rows - mean)
-    found.append(("sign-LSH", lambda queries, k: signs.search(queries - mean, k)[1]))
+    if "sign-LSH" in names:
+        signs = _faiss.IndexLSH(rows.shape[1], bits)
+        signs.add(rows - mean)
+        yield StandardCode("sign-LSH", lambda queries, k: signs.search(queries - mean, k)[1], 0.0)
+    wanted: list[tuple[str, int, Callable[[NDArray[np.float32]], Any]]] = []
     if components.shape[1] >= bits:
-        over(lambda _: _faiss.index_factory(bits, f"ITQ{bits},LSH"), bits, "PCA+ITQ")
+        wanted.append(("PCA+ITQ", bits, lambda _: _faiss.index_factory(bits, f"ITQ{bits},LSH")))
     width = max(_COMPONENTS, bits // 2)
     if len(chosen) >= _CENTROIDS and components.shape[1] >= width:
-        over(lambda sample: _products(sample, bits // 8, 8), width, "OPQ+PQ")
-        over(lambda sample: _products(sample, bits // 4, 4), width, "OPQ+PQ fast-scan")
+        wanted.append(("OPQ+PQ", width, lambda sample: _products(sample, bits // 8, 8)))
+        wanted.append(("OPQ+PQ fast-scan", width, lambda sample: _products(sample, bits // 4, 4)))
     dimensions = min(bits - 8 * _RABITQ_EXTRA, components.shape[1])
     if dimensions > 0:
         # Its bits are of equal worth only once the components are mixed.
-        over(lambda _: _faiss.index_factory(dimensions, f"RR{dimensions},RaBitQ"), dimensions, "RaBitQ")
-    return found
+        wanted.append(("RaBitQ", dimensions, lambda _: _faiss.index_factory(dimensions, f"RR{dimensions},RaBitQ")))
+    for name, few, make in wanted:
+        if name in names:
+            yield over(make, few, name)
 
 
 @contextmanager

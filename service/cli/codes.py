@@ -32,13 +32,19 @@ from service.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from index.retrieval import Judged
 
 app = typer.Typer(name="codes", help="Binary codes of the index's vectors, for mode=codes.", no_args_is_help=True)
 
 
 Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
-BitsOption = Annotated[str, typer.Option("--bits", help="64, 128 or 256.", metavar="BITS")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--bits", help="64, 128 or 256, the default; may be repeated.", metavar="BITS", show_default=False),
+]
+Plain = Annotated[bool, typer.Option("--plain", help="Reconstruction alone, without the term for neighbours.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the vectors.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")]
 
@@ -52,9 +58,10 @@ def _bits(text: str) -> int:
 @app.command()
 def train(
     *,
-    bits: BitsOption = "256",
+    bits: Annotated[str, typer.Option("--bits", help="64, 128 or 256.", metavar="BITS")] = "256",
     epochs: Epochs = 20,
     limit: Annotated[int, typer.Option(min=256, help="Most vectors to train on, drawn from the index.")] = 100_000,
+    plain: Plain = False,
     seed: Seed = 0,
     home: Home = None,
 ) -> None:
@@ -62,7 +69,7 @@ def train(
     count = _bits(bits)
     with training_extra():
         from model_store.training.codes import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
-    options = CodeOptions(count, epochs=epochs, seed=seed)
+    options = (CodeOptions.of_plain_form if plain else CodeOptions)(count, epochs=epochs, seed=seed)
     settings = load_settings(home=home)
     with _index(home) as (index, fingerprint):
         vectors = index.spaces.active.searcher.sample(limit, seed=seed)
@@ -89,7 +96,7 @@ def train(
 @app.command()
 def evaluate(
     *,
-    bits: BitsOption = "256",
+    bits: Sizes = None,
     classes: Annotated[
         str, typer.Option("--class", metavar="FIELD", help="Metadata field of the class; unset: the key's folder.")
     ] = "",
@@ -98,16 +105,25 @@ def evaluate(
     pixels: Annotated[
         bool, typer.Option("--pixels/--no-pixels", help="Also raw pixels (32x32) and an auto-encoder of them.")
     ] = True,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Also auto-encoders by reconstruction alone, trained here.")
+    ] = False,
     epochs: Epochs = 20,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the figures into this PNG file.")] = None,
     home: Home = None,
 ) -> None:
     """Hold the trained codes against others of the same size: recall, classes, bytes, speed."""
-    count = _bits(bits)
+    counts = sorted({_bits(each) for each in bits or ["256"]})
+    for path, option in ((out, "--out"), (plot, "--plot")):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}", param_hint=option)
     with training_extra():
+        import matplotlib as _  # noqa: F401, PLC0415 - before the work
+
         from model_store.training.codes import CodeOptions, train_codes  # noqa: PLC0415 - torch
-    from index.retrieval import Collection, exhaustive, hamming, judge, standard_codes  # noqa: PLC0415
+    from index.retrieval import Collection, Search, exhaustive, hamming, judge, standard_codes  # noqa: PLC0415
     from service.cli.codes_data import collect, raw_pixels  # noqa: PLC0415
 
     settings = load_settings(home=home)
@@ -118,21 +134,34 @@ def evaluate(
     chosen = np.sort(np.random.default_rng(seed).permutation(len(sample.keys))[:queries])
     collection = Collection(sample.vectors, sample.classes, chosen)
     exact = collection.exact()
-    judged = [judge("exact fc7", 2 * sample.vectors.shape[1], exhaustive(sample.vectors), collection, exact)]
-    encoder = CodeStore(settings.home).find(fingerprint, count)
-    if encoder is not None:
-        found = hamming(encoder.encode_bits(sample.vectors), encoder.encode_bits)
-        judged.append(judge("auto-encoder", count // 8, found, collection, exact))
-    else:
-        console.print(f"There is no auto-encoder of {count} bits for this model: fc7 codes train --bits {count}")
-    for name, search in standard_codes(sample.vectors, count):
-        judged.append(judge(name, count // 8, search, collection, exact))
+    judged: list[Judged] = []
+
+    def add(name: str, size: int, search: Search, rows: NDArray[np.float32] | None = None) -> None:
+        judged.append(judge(name, size, search, collection, exact, rows=rows))
+
+    def train_and_add(name: str, count: int, rows: NDArray[np.float32], options: CodeOptions) -> None:
+        with _bar(f"training {count} bits, {name}") as advance:
+            net = train_codes(rows, options, advance).net
+        add(name, count // 8, hamming(net.bits(rows), net.bits), rows)
+
+    add("exact fc7", 2 * sample.vectors.shape[1], exhaustive(sample.vectors))
     if small is not None:
-        judged.append(judge("raw pixels", small.shape[1], exhaustive(small), collection, exact, rows=small))
-        with _bar(f"training {count} bits on pixels") as advance:
-            net = train_codes(small, CodeOptions(count, epochs=epochs, seed=seed), advance).net
-        found = hamming(net.bits(small), net.bits)
-        judged.append(judge("auto-encoder of pixels", count // 8, found, collection, exact, rows=small))
+        add("raw pixels", small.shape[1], exhaustive(small), small)
+    for count in counts:
+        usual, without = (make(count, epochs=epochs, seed=seed) for make in (CodeOptions, CodeOptions.of_plain_form))
+        encoder = CodeStore(settings.home).find(fingerprint, count)
+        if encoder is not None:
+            add("auto-encoder", count // 8, hamming(encoder.encode_bits(sample.vectors), encoder.encode_bits))
+        else:
+            console.print(f"There is no auto-encoder of {count} bits for this model: fc7 codes train --bits {count}")
+        if plain:
+            train_and_add("auto-encoder, plain", count, sample.vectors, without)
+        for code in standard_codes(sample.vectors, count):
+            add(code.name, count // 8, code.search)
+        if small is not None:
+            train_and_add("auto-encoder of pixels", count, small, usual)
+            if plain:
+                train_and_add("auto-encoder of pixels, plain", count, small, without)
     console.print(_table(judged))
     console.print(
         f"{len(sample.keys):,} images, {len(chosen):,} of them queries, "
@@ -140,6 +169,10 @@ def evaluate(
     )
     if out is not None:
         out.write_text(json.dumps([asdict(each) for each in judged], indent=2) + "\n")
+    if plot is not None:
+        from service.cli.codes_plot import draw_codes  # noqa: PLC0415 - matplotlib
+
+        draw_codes(judged, plot)
 
 
 @contextmanager

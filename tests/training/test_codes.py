@@ -9,16 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
 
 from index.errors import ModeUnavailableError
+from index.image_index import LocalImageIndex
 from index.retrieval import Collection, exhaustive, hamming, judge, standard_codes
 from index.where import parse_where
 from model_store.codes import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
 from model_store.training.codes import CodeOptions, TrainedCodes, export_codes, train_codes
+from service.cli.main import app
 from tests.index.helpers import MODEL, image, open_index, vector
 from tests.index.test_modes import activations, images, until
+from tests.support import pictures
+from tests.support.tiny_model import publish_tiny_model
 
 FINGERPRINT = MODEL["fingerprint"]
 
@@ -55,6 +62,19 @@ def test_training_leaves_less_of_the_variance_than_the_mean_does(
 def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
     one, other = (train_codes(rows[:128], CodeOptions(64, epochs=1, batch_size=64, seed=3)).net for _ in range(2))
     assert np.array_equal(one.bits(rows[:50].astype(np.float32)), other.bits(rows[:50].astype(np.float32)))
+
+
+def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
+    floats = rows.astype(np.float32)
+    collection = Collection(floats, None, np.arange(0, 600, 5))
+    exact = collection.exact()
+    found = []
+    for options in (CodeOptions.of_plain_form(64, epochs=5), CodeOptions(64, epochs=5)):
+        net = train_codes(rows, replace(options, batch_size=100, learning_rate=2e-3)).net
+        found.append(judge("", 8, hamming(net.bits(floats), net.bits), collection, exact).recall_wide)
+        used = net.bits(floats).mean(axis=0)
+    assert found[1] > found[0] + 0.02
+    assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly the same for all rows"
 
 
 def test_vectors_that_are_not_finite_are_refused(rows: NDArray[np.float16]) -> None:
@@ -162,13 +182,54 @@ def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16])
     floats = rows.astype(np.float32)
     collection = Collection(floats, None, np.arange(0, 600, 20))
     exact = collection.exact()
-    judged = {name: judge(name, 16, search, collection, exact).recall for name, search in standard_codes(floats, 128)}
+    codes = list(standard_codes(floats, 128))
+    judged = {code.name: judge(code.name, 16, code.search, collection, exact).recall for code in codes}
     assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
     assert min(judged.values()) > 3 * 10 / 600
     assert judged["PCA+ITQ"] > judged["sign-LSH"]
     # Centroids know distances, and bits of signs only sides.
     assert min(judged["OPQ+PQ"], judged["OPQ+PQ fast-scan"]) > judged["PCA+ITQ"]
-    assert [name for name, _ in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
+    assert [code.name for code in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
+
+
+def test_the_commands_train_judge_and_draw(
+    rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    home, out, plot = tmp_path / "home", tmp_path / "codes.json", tmp_path / "codes.png"
+    model = publish_tiny_model(home)
+    new = [
+        replace(each, key=f"{n % 3}/{n}", picture=pictures.jpeg(n, 64, 64)) for n, each in enumerate(images(rows[:300]))
+    ]
+    with LocalImageIndex.open(home, fingerprint=model.fingerprint, model=model.id) as index:
+        index.add_many(new)
+
+    def fc7(*words: str) -> Result:
+        return CliRunner().invoke(app, ["codes", *words, "--home", str(home)])
+
+    assert fc7("train", "--bits", "64", "--epochs", "1", "--plain").exit_code == 0
+    options = ("--queries", "20", "--epochs", "1", "--plain", "--out", str(out), "--plot", str(plot))
+    done = fc7("evaluate", "--bits", "128", "--bits", "64", *options)
+    assert done.exit_code == 0, done.output
+    assert "fc7 codes train --bits 128" in done.output
+    assert "300 images, 20 of them queries, 3 classes" in done.output
+    sizes: dict[str, list[int]] = {}
+    for each in json.loads(out.read_text()):
+        assert 0 <= each["recall"] <= each["recall_wide"] <= 1
+        sizes.setdefault(each["name"], []).append(each["bytes"])
+    several = {name for name, found in sizes.items() if found == [8, 16]}
+    trained = {"auto-encoder, plain", "auto-encoder of pixels", "auto-encoder of pixels, plain"}
+    assert several == trained | {"sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan"}
+    once = {name: size for name, (size, *_) in sizes.items() if name not in several}
+    assert once == {"exact fc7": 8192, "raw pixels": 3072, "auto-encoder": 8, "RaBitQ": 16}
+    with Image.open(plot) as drawn:
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 400
+    assert plot.stat().st_size < 150_000
+    assert fc7("evaluate", "--bits", "32").exit_code == 2
+    refused = fc7("evaluate", "--plot", str(tmp_path / "none" / "codes.png"))
+    assert refused.exit_code == 2
+    assert "there is no folder" in refused.output
 
 
 def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
