@@ -1,0 +1,36 @@
+"""The benchmark that chose the code of `fast`: it measures each code, and queries of classes that were added later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import fast_codes
+from tests.index.test_modes import activations
+
+
+def test_each_code_is_measured_before_and_after_additions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fast_codes, "BITS", 128)
+    rows = activations(1500)
+    # Two groups far apart: one is not learned from at first.
+    group = np.arange(1500) % 2
+    rows[group == 1] += activations(1, seed=9)[0] * np.float16(2)
+    np.savez(tmp_path / "rows.npz", v=rows, y=group)
+    np.savez(tmp_path / "query.npz", v=rows[:40] + np.float16(0.01), y=group[:40])
+    out = tmp_path / "out.json"
+    fast_codes.main([str(tmp_path), "--queries", "40", "--epochs", "1", "--json", str(out)])
+    assert "1,500 vectors, 40 queries, 20 of them of classes added later" in capsys.readouterr().out
+    found = {each["name"]: each for each in json.loads(out.read_text())}
+    assert list(found) == [fast_codes.PRESENT, "PCA+ITQ", "OPQ+PQ fast-scan", "RaBitQ", "auto-encoder, 256 bits"]
+    for each in found.values():
+        few, some, many = each["recalls"]
+        assert 0.1 < few <= some <= many <= 1
+        assert len(each["unseen"]) == 3
+        assert each["p50"] > 0
+        assert each["bytes"] <= 160
+    assert found[fast_codes.PRESENT]["recalls"][2] > 0.99
