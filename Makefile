@@ -26,7 +26,7 @@ serve: $(READY) ## Serve what is in FC7_HOME (default ./var)
 test: $(READY) ## Run the tests
 	$(BIN)/pytest
 
-test-slow: $(READY) ## Run the tests that `make test` leaves out: workers of a cluster that die
+test-slow: $(READY) ## Run the tests that `make test` leaves out: workers of a cluster that die, codes held against each other
 	$(BIN)/pytest -m slow
 
 crash: $(READY) ## Kill a server 200 times under concurrent writes, and look for what it acknowledged

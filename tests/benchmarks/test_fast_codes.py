@@ -12,6 +12,7 @@ from benchmarks import fast_codes
 from tests.index.test_modes import activations
 
 
+@pytest.mark.slow
 def test_each_code_is_measured_before_and_after_additions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
