@@ -22,7 +22,7 @@ from index.catalog import Catalog
 from index.errors import FolderError, InvalidKeyError
 from index.interface import ImageIndex
 from index.lock import FolderLock, check_exists
-from index.pipeline import ahead, batches, embed
+from index.pipeline import ahead, batches, behind, embed
 from index.records import AddOutcome, NewImage, Unembedded, check_key, encode_vectors
 from index.sources import read_file
 from model_store.errors import ImageError
@@ -74,6 +74,15 @@ class _Read:
     picture: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Files that were read: the images with their vectors, how many the index has already, and (path, reason)."""
+
+    images: list[NewImage]
+    unchanged: int
+    skipped: list[tuple[Path | str, str]]
+
+
 def relative_path(path: Path, folder: Path) -> str:
     """Return the path within the folder, with forward slashes: the usual key."""
     return path.relative_to(folder).as_posix()
@@ -113,34 +122,43 @@ def build_index(
         picture = encode_jpeg(prepared.pixels) if keep_pictures else None
         return _Read(name, sha256, len(data), prepared, picture)
 
+    def commit(batch: _Batch) -> list[AddOutcome]:
+        return list(index.add_many(batch.images)) if batch.images else []
+
     with interruptible(report), ahead(read, paths, workers, 2 * batch_size) as results:
-        for batch in batches(results, batch_size):
-            fresh: list[tuple[_Read, PreparedImage]] = []
-            for path, result in batch:
-                try:
-                    image = result.result()
-                except (OSError, ImageError, InvalidKeyError) as error:
-                    report.skipped.append((path, str(error)))
-                    continue
-                if image.prepared is None:
-                    report.unchanged += 1
-                else:
-                    fresh.append((image, image.prepared))
-            if fresh:
-                vectors = embed(runner, [prepared.pixels for _, prepared in fresh])
-                outcomes = index.add_many(
-                    [
-                        NewImage(i.key, i.sha256, i.size, prepared.width, prepared.height, None, i.picture, vector)
-                        for (i, prepared), vector in zip(fresh, vectors, strict=True)
-                    ]
-                )
-                report.added += outcomes.count(AddOutcome.ADDED)
-                report.replaced += outcomes.count(AddOutcome.REPLACED)
-                report.unchanged += outcomes.count(AddOutcome.UNCHANGED)
-            report.seen += len(batch)
+        made = (_make(runner, batch) for batch in batches(results, batch_size))
+        # A commit waits for the disk: the next batch is embedded meanwhile.
+        for batch, outcomes in behind(lambda batch: (batch, commit(batch)), made):
+            report.skipped += batch.skipped
+            report.added += outcomes.count(AddOutcome.ADDED)
+            report.replaced += outcomes.count(AddOutcome.REPLACED)
+            report.unchanged += batch.unchanged + outcomes.count(AddOutcome.UNCHANGED)
+            report.seen += len(batch.images) + batch.unchanged + len(batch.skipped)
             if progress is not None:
                 progress(report)
     return report
+
+
+def _make(runner: Runner, batch: list[tuple[Path, Future[_Read]]]) -> _Batch:
+    unchanged = 0
+    skipped: list[tuple[Path | str, str]] = []
+    fresh: list[tuple[_Read, PreparedImage]] = []
+    for path, result in batch:
+        try:
+            image = result.result()
+        except (OSError, ImageError, InvalidKeyError) as error:
+            skipped.append((path, str(error)))
+            continue
+        if image.prepared is None:
+            unchanged += 1
+        else:
+            fresh.append((image, image.prepared))
+    vectors = embed(runner, [prepared.pixels for _, prepared in fresh]) if fresh else ()
+    images = [
+        NewImage(i.key, i.sha256, i.size, prepared.width, prepared.height, None, i.picture, vector)
+        for (i, prepared), vector in zip(fresh, vectors, strict=True)
+    ]
+    return _Batch(images, unchanged, skipped)
 
 
 def reembed(

@@ -1,6 +1,7 @@
 """Images to vectors in batches: decoding in threads ahead of the runner, whoever asks and wherever the images lie.
 
-Promises: results come in the order of the items, each once; no more than a window of them is held at a time.
+Promises: results come in the order of the items, each once; no more than a window of them is held at a time; what
+was handed over to be written is written, and told, also when the making of the next is interrupted.
 Does not: know an index, catch what the work raises (its future does).
 """
 
@@ -46,6 +47,28 @@ def ahead(
         yield results()
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def behind(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """Yield `work` of each item, done in a thread while the next item is made; none runs while the reader has a result.
+
+    What `items` raises, Ctrl-C too, comes after the work under way was done and yielded; what `work` raises, at once.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="fc7-commit") as executor:
+        running: Future[Out] | None = None
+        try:
+            for item in items:
+                if running is not None:
+                    done = running.result()
+                    running = None
+                    yield done
+                running = executor.submit(work, item)
+        except BaseException:
+            if running is not None:
+                yield running.result()
+            raise
+        if running is not None:
+            yield running.result()
 
 
 def batches(items: Iterable[In], size: int) -> Iterator[list[In]]:

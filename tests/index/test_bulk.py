@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from index.bulk import BuildReport, ReembedReport, build_index, reembed
@@ -15,7 +16,7 @@ from index.image_index import LocalImageIndex
 from index.opening import read_stats
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
-from model_store.runner import Runner
+from model_store.runner import Outputs, Runner
 from tests.support.tiny_model import publish_tiny_model
 
 
@@ -111,6 +112,25 @@ def test_ctrl_c_keeps_what_was_committed_and_the_next_call_goes_on(home: Path, f
         assert report.added == index.stats().images == 4
         rest = build_index(folder, index, runner, batch_size=2)
         assert (rest.unchanged, rest.added, rest.interrupted) == (4, 5, False)
+
+
+def test_ctrl_c_while_embedding_counts_what_was_being_written(
+    home: Path, folder: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = Runner.run, 0
+
+    def interrupted(self: Runner, pixels: NDArray[np.uint8]) -> Outputs:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return run(self, pixels)
+
+    monkeypatch.setattr(Runner, "run", interrupted)
+    with open_for(home, runner) as index:
+        report = build_index(folder, index, runner, batch_size=2)
+        assert report.interrupted
+        assert report.seen == report.added == index.stats().images == 4
 
 
 def test_reembedding_switches_the_index_when_it_is_complete(home: Path, folder: Path, runner: Runner) -> None:
