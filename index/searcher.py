@@ -21,6 +21,7 @@ from typing import Literal
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from index.records import DIMENSIONS
 from index.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment, rows_nearest
@@ -58,7 +59,10 @@ class Searcher:
     """All vectors of one space. Any number of threads may search while others change it."""
 
     def __init__(self, *, threads: int) -> None:
-        """threads: how many cores one search uses."""
+        """threads: how many cores one search uses. From then on numpy multiplies matrices in one thread."""
+        # OpenBLAS splits even the product of one query, and its threads then spin for 20 ms on cores the net needs.
+        openblas = ThreadpoolController().select(internal_api="openblas").select(threading_layer="pthreads")
+        openblas.limit(limits=1)
         self._threads = threads
         self._lock = threading.Lock()  # held for the flip of a few flags, never for a scan
         self._change = threading.Lock()  # held by whoever writes rows or replaces segments

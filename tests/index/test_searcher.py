@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -77,3 +80,25 @@ def test_a_block_shows_only_rows_that_are_alive() -> None:
     alive = np.array([False, True, False])
     _, found = segment.search(vectors[:1].astype(np.float32), 1, alive)
     assert found.tolist() == [[1]]
+
+
+def test_short_products_leave_the_other_cores_alone() -> None:
+    program = """
+import time
+import numpy as np
+from index.projection import Projection
+from index.searcher import Searcher
+
+searcher = Searcher(threads=1)
+rows = np.random.default_rng(0).random((256, 4096)).astype(np.float16)
+code = Projection.train(rows)
+code.encode(rows[:32])
+process, thread = time.process_time(), time.thread_time()
+for _ in range(100):
+    code.query(rows[:1].astype(np.float32))
+    time.sleep(0.005)
+process, thread = time.process_time() - process, time.thread_time() - thread
+print(process / thread)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert float(ran.stdout) < 1.5
