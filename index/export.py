@@ -1,7 +1,7 @@
 """The index as a Parquet file: keys, metadata and vectors, for whatever else reads them.
 
-Promises: the file is one moment of the index, whole under its name or not there; memory stays small, whatever the index
-has; a running server goes on writing.
+Promises: the file is one moment of the index of a home (of one on Milvus, index/milvus_export.py, each line is), whole
+under its name or not there; memory stays small, whatever the index has; a running server goes on writing.
 Does not: write pictures, read Parquet.
 
 Columns: key, sha256, size, width, height, metadata (JSON), added, updated (UTC), vector (4,096 float32, null where the
@@ -11,7 +11,7 @@ image has none of the index's model). The model and its fingerprint are in the f
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from index import fields
 from index.database import connect, translated
 from index.errors import TargetExistsError
 from index.lock import check_exists, translate_os_error
-from index.records import DIMENSIONS
+from index.records import DIMENSIONS, VectorModel
 from index.where import Where, to_sql
 from model_store.durable import sync
 from model_store.errors import MissingExtraError
 
+# An image, in the order of the columns; times in microseconds since 1970, the vector as float16 bytes or None.
+Line = tuple[str, str, int, int, int, str, int, int, bytes | None]
 _GROUP = 1024
 
 
@@ -38,39 +40,52 @@ def export_parquet(
     advance: called with the images written and all images.
     Raises MissingExtraError, TargetExistsError, FilterError, IndexUnavailableError, IndexFullError, IndexReadOnlyError.
     """
+    check_exists(home / "index")
+    catalogue = home / "index" / "catalog.db"
+    with translated(catalogue), closing(connect(catalogue, read_only=True)) as connection:
+        connection.execute("BEGIN")
+        space, model, fingerprint = connection.execute(
+            """SELECT s.id, s.model, s.fingerprint FROM spaces s JOIN meta m ON m.value = s.id
+               WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
+        ).fetchone()
+        condition, values = ("1", []) if where is None else to_sql(where, fields.known(connection), "i.id")
+        [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
+        rows = connection.execute(
+            f"""SELECT i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated, v.vector
+                FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
+                WHERE {condition} ORDER BY i.id""",  # noqa: S608
+            (space, *values),
+        )
+        groups = iter(lambda: rows.fetchmany(_GROUP), [])
+        report = None if advance is None else lambda done: advance(done, total)
+        return write_parquet(target, VectorModel(fingerprint, model), groups, advance=report)
+
+
+def write_parquet(
+    target: Path, model: VectorModel, groups: Iterable[list[Line]], *, advance: Callable[[int], None] | None = None
+) -> int:
+    """Write lines, a row group for each list of them, to the new file `target`, and return how many.
+
+    advance: called with the lines written. Raises MissingExtraError, TargetExistsError, IndexFullError,
+    IndexReadOnlyError, and what `groups` raises; then there is no file.
+    """
     try:
         import pyarrow  # noqa: PLC0415
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError:
         raise MissingExtraError("pyarrow", "export") from None
-    check_exists(home / "index")
     if target.exists():
         raise TargetExistsError(target, "name a new file")
-    catalogue = home / "index" / "catalog.db"
     staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    schema = _schema(pyarrow, {"fc7.model": model.model, "fc7.fingerprint": model.fingerprint})
+    done = 0
     try:
-        with translated(catalogue), closing(connect(catalogue, read_only=True)) as connection:
-            connection.execute("BEGIN")
-            space, model, fingerprint = connection.execute(
-                """SELECT s.id, s.model, s.fingerprint FROM spaces s JOIN meta m ON m.value = s.id
-                   WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
-            ).fetchone()
-            condition, values = ("1", []) if where is None else to_sql(where, fields.known(connection), "i.id")
-            [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
-            rows = connection.execute(
-                f"""SELECT i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated, v.vector
-                    FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
-                    WHERE {condition} ORDER BY i.id""",  # noqa: S608
-                (space, *values),
-            )
-            schema = _schema(pyarrow, {"fc7.model": model, "fc7.fingerprint": fingerprint})
-            done = 0
-            with pyarrow.parquet.ParquetWriter(staged, schema, compression="zstd") as writer:
-                while group := rows.fetchmany(_GROUP):
-                    writer.write_table(_table(pyarrow, schema, group))
-                    done += len(group)
-                    if advance is not None:
-                        advance(done, total)
+        with pyarrow.parquet.ParquetWriter(staged, schema, compression="zstd") as writer:
+            for group in groups:
+                writer.write_table(_table(pyarrow, schema, group))
+                done += len(group)
+                if advance is not None:
+                    advance(done)
         sync(staged)
         staged.rename(target)
         sync(target.parent)
@@ -91,7 +106,7 @@ def _schema(pyarrow: Any, metadata: dict[str, str]) -> Any:
     return pyarrow.schema(columns, metadata=metadata)
 
 
-def _table(pyarrow: Any, schema: Any, rows: list[tuple[Any, ...]]) -> Any:
+def _table(pyarrow: Any, schema: Any, rows: list[Line]) -> Any:
     *columns, vectors = zip(*rows, strict=True)
     arrays = [pyarrow.array(column, schema.field(n).type) for n, column in enumerate(columns)]
     empty = bytes(2 * DIMENSIONS)

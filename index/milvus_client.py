@@ -134,9 +134,9 @@ class Milvus:
             yield rows
             after = rows[-1]["id"]
 
-    def count(self, collection: str) -> int:
-        """Return how many rows there are."""
-        [row] = self._call("query", collection, output_fields=["count(*)"], consistency_level="Strong")
+    def count(self, collection: str, where: str = "") -> int:
+        """Return how many rows there are for which `where` is true."""
+        [row] = self._call("query", collection, filter=where, output_fields=["count(*)"], consistency_level="Strong")
         return int(row["count(*)"])
 
     def write(self, collection: str, rows: Sequence[Row]) -> None:

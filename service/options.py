@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from index.errors import IndexPlaceError
 from index.interface import ImageIndex
+from index.milvus_client import Milvus
 from index.opening import open_index, read_stats
 from index.records import IndexStats
 from model_store.runner import RunnerOptions
@@ -36,11 +37,10 @@ def open_index_of(
     fast_from: int | None = None,
 ) -> ImageIndex:
     """Open the index that these settings name, for the model with this fingerprint. Raises as `open_index` does."""
-    token = settings.index_token
     return open_index(
         settings.home,
         settings.index_uri,
-        None if token is None else token.get_secret_value(),
+        _token(settings),
         fingerprint=fingerprint,
         model=model,
         keep_pictures=settings.keep_pictures,
@@ -54,13 +54,17 @@ def open_index_of(
     )
 
 
+def milvus_of(settings: Settings, uri: str) -> Milvus:
+    """Connect to Milvus at `uri` as these settings say. Raises as Milvus does."""
+    return Milvus(uri, _token(settings), settings.index_timeout_s)
+
+
 def read_stats_of(settings: Settings) -> IndexStats:
     """Return the counts of the index that these settings name. Raises as `read_stats` does."""
-    token = settings.index_token
     return read_stats(
         settings.home,
         settings.index_uri,
-        None if token is None else token.get_secret_value(),
+        _token(settings),
         name=settings.index_name,
         timeout_s=settings.index_timeout_s,
     )
@@ -70,3 +74,7 @@ def check_local(settings: Settings, what: str, mend: str) -> None:
     """Raise IndexPlaceError when the index is on Milvus: `what` it cannot do, and what to do instead."""
     if settings.index_uri is not None:
         raise IndexPlaceError(settings.index_uri, what, mend)
+
+
+def _token(settings: Settings) -> str | None:
+    return None if settings.index_token is None else settings.index_token.get_secret_value()

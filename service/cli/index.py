@@ -27,14 +27,13 @@ from rich.table import Table
 
 from index.bulk import BuildReport, ReembedReport, build_index, reembed, relative_path
 from index.errors import FolderError, SourceError
-from index.milvus_client import Milvus
 from index.milvus_reembed import reembed_on_milvus
 from index.records import IndexStats
 from index.sources import is_uri
 from model_store.runner import Runner
 from model_store.store import ModelStore
 from service.cli.index_ray import BuildOptions, build_on_ray, print_json
-from service.options import open_index_of, read_stats_of, runner_options
+from service.options import milvus_of, open_index_of, read_stats_of, runner_options
 from service.settings import Settings, load_settings
 
 app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
@@ -181,8 +180,7 @@ def _reembed(
     workers = settings.decode_threads or 2
     if settings.index_uri is None:
         return reembed(settings.home, runner, batch_size=batch_size, workers=workers, progress=progress)
-    token = None if settings.index_token is None else settings.index_token.get_secret_value()
-    milvus = Milvus(settings.index_uri, token, settings.index_timeout_s)
+    milvus = milvus_of(settings, settings.index_uri)
     return reembed_on_milvus(
         milvus, settings.index_name, runner, batch_size=batch_size, workers=workers, progress=progress
     )

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from index.backup import restore_snapshot, take_snapshot
+from index.milvus_export import export_from_milvus
 from index.verify import verify
 from index.where import parse_where
 from service.cli.index import Home
-from service.options import check_local, open_index_of, read_stats_of
+from service.options import check_local, milvus_of, open_index_of, read_stats_of
 from service.settings import load_settings
 
 _MOST_LISTED = 20
@@ -94,11 +95,13 @@ def export(
     from index.export import export_parquet  # noqa: PLC0415
 
     settings = load_settings(home=home)
-    check_local(
-        settings, "it cannot be exported here", "Use Milvus's own: pymilvus's query_iterator, or milvus-backup."
-    )
+    condition = parse_where(where or [])
     with _bar("writing") as advance:
-        count = export_parquet(settings.home, target, where=parse_where(where or []), advance=advance)
+        if settings.index_uri is None:
+            count = export_parquet(settings.home, target, where=condition, advance=advance)
+        else:
+            milvus, name = milvus_of(settings, settings.index_uri), settings.index_name
+            count = export_from_milvus(milvus, name, target, where=condition, advance=advance)
     _say(f"{target}: {count} images, {target.stat().st_size / 1e6:,.1f} MB.")
 
 

@@ -9,10 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
+from index import milvus_export
 from index.errors import (
     FilterError,
     IndexLimitError,
@@ -23,9 +26,12 @@ from index.errors import (
     IndexUnreachableError,
     IndexUriError,
     ModeUnavailableError,
+    TargetExistsError,
 )
+from index.export import export_parquet
 from index.milvus import MilvusImageIndex
 from index.milvus_client import Milvus
+from index.milvus_export import export_from_milvus
 from index.milvus_reembed import reembed_on_milvus
 from index.opening import open_index as open_anywhere
 from index.opening import read_stats
@@ -35,6 +41,7 @@ from model_store.errors import MissingExtraError
 from model_store.image import encode_jpeg
 from model_store.runner import Runner
 from tests.index.helpers import MODEL, Opener, exact, image, open_on_milvus, picture, sha256, vector
+from tests.index.helpers import open_index as open_locally
 from tests.support.milvus import free_port, milvus_server
 from tests.support.tiny_model import publish_tiny_model
 
@@ -345,3 +352,38 @@ def test_another_models_index_is_refused_until_its_vectors_are_made(open_index: 
     runner.close()
     with pytest.raises(IndexModelError):
         open_index(tmp_path)
+
+
+def test_the_parquet_file_is_that_of_a_local_index_by_key(
+    open_index: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(milvus_export, "_GROUP", 3)
+    images = [image(f"{n}", n, {"n": n, "grüße": ["a"]}) for n in range(8)]
+    with open_locally(tmp_path / "local") as local:
+        local.add_many(images)
+        export_parquet(tmp_path / "local", tmp_path / "local.parquet")
+    with open_index(tmp_path) as index:
+        index.add_many(images)
+        record = index.get("5")
+        calls: list[tuple[int, int]] = []
+        uri = str(tmp_path / "milvus.db")
+
+        def export(name: str, **options: Any) -> int:
+            return export_from_milvus(Milvus(uri, None, 5.0), "fc7", tmp_path / name, **options)
+
+        assert export("all.parquet", advance=lambda *call: calls.append(call)) == 8
+        assert export("some.parquet", where=parse_where(["n>=6"])) == 2
+        with pytest.raises(TargetExistsError):
+            export("all.parquet")
+        with pytest.raises(FilterError):
+            export("none.parquet", where=parse_where(["m:1"]))
+        with pytest.raises(IndexUnavailableError, match="none of the name other"):
+            export_from_milvus(Milvus(uri, None, 5.0), "other", tmp_path / "none.parquet")
+    assert calls == [(3, 8), (6, 8), (8, 8)]
+    ours, theirs = (pyarrow.parquet.read_table(tmp_path / f"{name}.parquet") for name in ("all", "local"))
+    assert ours.schema.equals(theirs.schema, check_metadata=True)
+    moments = ["added", "updated"]
+    assert ours.drop_columns(moments).equals(theirs.drop_columns(moments))
+    assert [ours[name][5].as_py() for name in moments] == [record.added, record.updated]
+    assert pyarrow.parquet.read_table(tmp_path / "some.parquet")["key"].to_pylist() == ["6", "7"]
+    assert not list(tmp_path.glob("*none.parquet*"))
