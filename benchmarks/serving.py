@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -211,7 +211,7 @@ def report(run: Run) -> str:
     points, limit = run.middle(), run.limit()
     lines = [
         f"limit: {limit.rate:.1f} images/s (in turn {limit.in_turn:.1f}, overlapping {limit.overlapping:.1f}); "
-        f"one image {limit.one_ms:.1f} ms",
+        f"with two sessions, side by side, {limit.side_by_side:.1f}; one image {limit.one_ms:.1f} ms",
         *(f"{name}: ready {median(times):.2f} s after its start" for name, times in run.start_s.items()),
         "",
         "| server, clients | requests/s | of limit | p50 ms | p99 ms | p99/p50 | CPU ms each | MB | errors | load |",
@@ -235,6 +235,7 @@ def goals(run: Run) -> list[tuple[str, float, str, float]]:
     busy, lone = points[f"fc7, {BUSY}"], points["fc7, 1"]
     found = [
         ("fc7 at 32 clients, of the limit", busy.rate / limit.rate, ">=", 0.95),
+        ("fc7 at 32 clients, of the limit of two sessions", busy.rate / limit.side_by_side, ">=", 0.95),
         ("fc7 p50 at one client, of decoding and running alone", lone.p50 / limit.one_ms, "<=", 1.1),
         ("fc7 p99 at 32 clients, of its p50", busy.p99 / busy.p50, "<=", 1.3),
         ("fc7 goodput at 3 times the peak, of the peak", run.overload["of_peak"], ">=", 0.9),
@@ -243,12 +244,12 @@ def goals(run: Run) -> list[tuple[str, float, str, float]]:
         ("fc7 from process start to ready, s", median(run.start_s["fc7"]), "<=", 3.0),
     ]
     if other := points.get(f"LitServe, {BUSY}"):
-        found.insert(1, ("fc7 at 32 clients, of LitServe on the same graph", busy.rate / other.rate, ">=", 1.35))
+        found.insert(2, ("fc7 at 32 clients, of LitServe on the same graph", busy.rate / other.rate, ">=", 1.35))
         plain = points[f"LitServe, plain export, {BUSY}"]
         found.insert(
-            2, ("fc7 at 32 clients, of LitServe on a plain export of the net", busy.rate / plain.rate, ">=", 1.35)
+            3, ("fc7 at 32 clients, of LitServe on a plain export of the net", busy.rate / plain.rate, ">=", 1.35)
         )
-        found.insert(3, ("the limit, of LitServe on the same graph", limit.rate / other.rate, ">=", 1.35))
+        found.insert(4, ("the limit, of LitServe on the same graph", limit.rate / other.rate, ">=", 1.35))
     return found
 
 
@@ -325,7 +326,7 @@ def main(arguments: list[str] | None = None, out: Callable[[str], None] = print)
         }
         limit = run.limit()
         found = {
-            "limit": {"in_turn": limit.in_turn, "overlapping": limit.overlapping, "one_ms": limit.one_ms},
+            "limit": asdict(limit),
             "start_s": run.start_s,
             "points": figures,
             "overload": run.overload,

@@ -13,6 +13,7 @@ import io
 import os
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ class RunnerOptions:
 
     device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda" (the first device) or "cuda:N".
     intra_op_threads: threads of one run on the CPU; None takes the cores that this process may use.
+    streams: how many runs share those threads side by side on the CPU (`Runner.run_beside`), with a second copy of the
+    weights; on CUDA there is always one.
     cuda_memory_limit: bytes that the arena on the device may take; None sets no limit.
     bind: keep inputs and outputs at fixed places on the device; None does so on CUDA.
     cuda_graphs: replay each batch size as one CUDA graph, captured at its first run. tensorrt: run with TensorRT, whose
@@ -51,6 +54,7 @@ class RunnerOptions:
 
     device: str = "auto"
     intra_op_threads: int | None = None
+    streams: int = 1
     cuda_memory_limit: int | None = None
     bind: bool | None = None
     cuda_graphs: bool = False
@@ -63,6 +67,8 @@ class RunnerOptions:
             raise DeviceUnavailableError(self.device, (), 'a device is "auto", "cpu", "cuda" or "cuda:N"')
         if self.intra_op_threads is not None and self.intra_op_threads < 1:
             raise ValueError(f"intra_op_threads must be at least 1, but is {self.intra_op_threads}")
+        if self.streams < 1:
+            raise ValueError(f"streams must be at least 1, but is {self.streams}")
         if self.cuda_only and self.device == "cpu":
             raise DeviceUnavailableError(self.cuda_only, (), "the device is cpu, and this is of CUDA alone")
 
@@ -70,6 +76,11 @@ class RunnerOptions:
     def cuda_only(self) -> str:
         """What was asked for that only CUDA has, in words; empty for nothing."""
         return " and ".join(["CUDA graphs"] * self.cuda_graphs + ["TensorRT"] * (self.tensorrt is not None))
+
+    @property
+    def threads(self) -> int:
+        """Threads of one run that has the CPU to itself."""
+        return self.intra_op_threads or len(os.sched_getaffinity(0))
 
     @property
     def cuda_device(self) -> int | None:
@@ -85,7 +96,10 @@ class Outputs(NamedTuple):
 
 
 class Runner:
-    """A loaded version on one device. `device` is "cpu" or "cuda:N", `provider` ONNX Runtime's name for it."""
+    """A loaded version on one device. `device` is "cpu" or "cuda:N", `provider` ONNX Runtime's name for it.
+
+    `streams`: how many calls of `run_beside` make best use of the device at a time.
+    """
 
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
         """Load `artifact`, after comparing its files with the manifest if nobody did yet.
@@ -102,7 +116,9 @@ class Runner:
         self.artifact = artifact
         self.classes = len(artifact.manifest.classes)
         self._session: onnxruntime.InferenceSession | None
-        self._session, self.provider = _load(artifact, self.options)
+        (self._session, *shared), self.provider = _load(artifact, self.options)
+        self._shared: onnxruntime.InferenceSession | None = shared[0] if shared else None
+        self.streams = self.options.streams if shared else 1
         self.device = "cpu" if self.provider == CPU else f"cuda:{self.options.cuda_device}"
         self._check_contract(self._session)
         self._bound = _bind(self._session, self.provider, self.options)
@@ -134,12 +150,23 @@ class Runner:
 
         Raises ShapeError for other arrays, RunnerError when ONNX Runtime fails or the runner is closed.
         """
+        return self._run(pixels, self._session, self._bound)
+
+    def run_beside(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """As `run`, but on one stream's share of the threads: `streams` such runs at a time take less time together.
+
+        Threads of one run wait for each other at each of the graph's steps; those of two do not.
+        """
+        return self._run(pixels, self._shared or self._session, self._bound)
+
+    def _run(
+        self, pixels: NDArray[np.uint8], session: onnxruntime.InferenceSession | None, bound: BoundSession | None
+    ) -> Outputs:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (CROP, CROP, 3) or not len(pixels):
             raise ShapeError("pixels", f"uint8 [n,{CROP},{CROP},3], n >= 1", f"{pixels.dtype} {list(pixels.shape)}")
-        session = self._session
         if session is None:
             raise RunnerError(self.artifact.id, "it is closed")
-        pixels, bound = np.ascontiguousarray(pixels), self._bound
+        pixels = np.ascontiguousarray(pixels)
         try:
             if bound is None:
                 return Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))
@@ -149,13 +176,21 @@ class Runner:
             raise RunnerError(self.artifact.id, str(exc)) from exc
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
-        """Run once for each batch size, so that memory and algorithms are chosen before the first request."""
+        """Run once for each batch size, so that memory and algorithms are chosen before the first request.
+
+        Of several images, where there are streams, on all of them at once.
+        """
         for size in batch_sizes:
-            self.run(np.zeros((size, CROP, CROP, 3), np.uint8))
+            pixels = np.zeros((size, CROP, CROP, 3), np.uint8)
+            if size == 1 or self._shared is None:
+                self.run(pixels)
+            else:
+                with ThreadPoolExecutor(self.streams) as pool:
+                    list(pool.map(self.run_beside, [pixels] * self.streams))
 
     def close(self) -> None:
-        """Free the session; a later `run` raises RunnerError. A run that is under way ends first."""
-        self._session = self._bound = None
+        """Free the sessions; a later `run` raises RunnerError. A run that is under way ends first."""
+        self._session = self._shared = self._bound = None
 
 
 def _bind(session: Any, provider: str, options: RunnerOptions) -> BoundSession | None:
@@ -167,12 +202,13 @@ def _bind(session: Any, provider: str, options: RunnerOptions) -> BoundSession |
     return BoundSession(onnxruntime, session, device, options.cuda_device or 0, graphs=options.cuda_graphs)
 
 
-def _load(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.InferenceSession, str]:
-    """Return a session and the provider that it really uses."""
+def _load(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnxruntime.InferenceSession], str]:
+    """Return a session, one more for runs side by side where there are to be any, and the provider that is used."""
     try:
         import onnxruntime  # noqa: PLC0415 - an extra: only who runs a model needs it
     except ImportError as exc:
         raise MissingExtraError("onnxruntime", "cpu|gpu") from exc
+    files = [artifact.read(name) for name in graph_files(artifact.precision)]
     available = tuple(onnxruntime.get_available_providers())
     reason = "ONNX Runtime has no CUDA provider: it is the package for the CPU"
     if options.cuda_device is not None and CUDA in available:
@@ -185,32 +221,34 @@ def _load(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.Infer
         try:
             if wanted not in available:
                 raise RunnerError(artifact.id, f"ONNX Runtime has no {wanted}")
-            session = _session(onnxruntime, artifact, options, providers)
+            session = _session(onnxruntime, artifact, files, options.threads, providers)
         except RunnerError as exc:
             reason = exc.reason
         else:
             if wanted in session.get_providers():
-                return session, wanted
+                return [session], wanted
             missing = said.getvalue().partition("\n")[0]
             reason = missing or "its CUDA libraries are loaded, but the device was not found"
     if options.device not in ("auto", "cpu") or options.cuda_only:
         raise DeviceUnavailableError(options.cuda_only or options.device, available, reason)
     if options.device == "auto" and CUDA in available:
         structlog.get_logger(__name__).warning("CUDA cannot be used, running on the CPU", reason=reason)
-    return _session(onnxruntime, artifact, options, [CPU]), CPU
+    threads = [options.threads] + [max(1, options.threads // options.streams)] * (options.streams > 1)
+    with ThreadPoolExecutor(len(threads)) as pool:  # each takes most of a second to arrange its weights
+        return list(pool.map(lambda n: _session(onnxruntime, artifact, files, n, [CPU]), threads)), CPU
 
 
 def _session(
-    ort: Any, artifact: Artifact, options: RunnerOptions, providers: list[Any]
+    ort: Any, artifact: Artifact, files: list[bytes], threads: int, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3  # errors: they come back as exceptions, and warnings are for who made the graph
     # Batches vary in size, and a pattern is kept for each size.
     settings.enable_mem_pattern = False
-    settings.intra_op_num_threads = options.intra_op_threads or len(os.sched_getaffinity(0))
+    settings.intra_op_num_threads = threads
     # Given a path, ONNX Runtime maps the weights: who edits the file then changes the answers, who cuts it ends the
     # process with SIGBUS.
-    graph, weights = (artifact.read(name) for name in graph_files(artifact.precision))
+    graph, weights = files
     settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
     # Threads that wait for one another spin first. As long as by default, that takes the cores from decoding and HTTP;
     # not at all, and each of the graph's 30 steps pays for waking up. A fifth of a millisecond is the best of both.

@@ -22,11 +22,12 @@ from starlette.requests import Request
 
 from model_store.errors import Fc7Error
 from model_store.image import CROP, SIZE, PreparedImage, encode_jpeg, inspect_and_prepare
-from service.batcher import Row, Ticket
+from service.batcher import Ticket
 from service.bodies import Upload
 from service.errors import BadImageError, ClientGoneError, DeadlineError
 from service.loaded import Serving
 from service.middleware import Notes, notes_of
+from service.rows import Row
 from service.state import State
 
 _T = TypeVar("_T")
@@ -124,11 +125,12 @@ async def hashes(state: State, uploads: Sequence[Upload]) -> list[str]:
 
 async def _embed_one(state: State, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
     def decode() -> tuple[PreparedImage, bytes | None, float, Future[Row]]:
-        started = time.perf_counter()
-        prepared = inspect_and_prepare(data, max_pixels=state.settings.max_pixels)
-        jpeg = encode_jpeg(prepared.pixels) if picture else None
-        # From here, so that the model need not wait for the event loop.
-        return prepared, jpeg, time.perf_counter() - started, ticket.submit(prepared.pixels, views)
+        with ticket.decoding():
+            started = time.perf_counter()
+            prepared = inspect_and_prepare(data, max_pixels=state.settings.max_pixels)
+            jpeg = encode_jpeg(prepared.pixels) if picture else None
+            # From here, so that the model need not wait for the event loop.
+            return prepared, jpeg, time.perf_counter() - started, ticket.submit(prepared.pixels, views)
 
     prepared, jpeg, seconds, row = await state.decode(decode)
     state.metrics.stage_seconds.labels("decode").observe(seconds)

@@ -4,8 +4,11 @@ Promises:
 - Admission is counted in images and atomic: a request gets all its places or none. Places are held from before decoding
   until the answer, so the queue's limit bounds all work in the server. There are never more places than the model, at
   the rate that is measured, answers well within the deadline: what is admitted keeps it.
-- One thread owns the model. An idle one starts a lone image at once; while it is busy images gather, and the next run
-  takes up to `max_batch` rows, waiting for more at most until the oldest has waited `max_delay_s`.
+- A run takes what waits, up to `max_batch` rows; it waits for images that are being decoded, never for what may come,
+  at most until the oldest has waited `max_delay_s` (while every core decodes: as long as a run takes).
+- A lone image has all cores. Of more, up to `streams` runs go side by side, each on its share of the cores.
+- Where runs and decoding share `cores`, neither takes one from the other: images are decoded on cores that no run has,
+  in the order of their coming, and give way to a run that can begin.
 - Requests take turns, image by image: one of 32 images does not hold up one of a single image.
 - What nobody waits for any more (a cancelled future, a closed ticket) is left out of the run.
 - A run that fails is repeated image by image, so that one image cannot harm another's. If all fail and a blank image
@@ -13,7 +16,8 @@ Promises:
 - Each image's answer is what it would have been alone: views are averaged image by image, and rows do not
   influence each other.
 
-Does not: decode, know HTTP, keep deadlines (the caller's timeout cancels the futures).
+Does not: decode (who does asks for a core: `Ticket.decoding`), know HTTP, keep deadlines (the caller's timeout cancels
+the futures).
 """
 
 from __future__ import annotations
@@ -21,29 +25,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.image import CROP, views
-from model_store.runner import Outputs, average_views
+from model_store.image import CROP
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
+from service.rows import Item, Row, Run, run_items
 
 _LONGEST_RETRY_S = 60
 _SAFE_SHARE = 0.8  # of the deadline, for waiting: the rate varies, and decoding and answering take time too
-
-
-class Run(Protocol):
-    """The model: `Runner.run`."""
-
-    def __call__(self, pixels: NDArray[np.uint8], /) -> Outputs:
-        """Answer uint8 [n,224,224,3], one row for each."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +53,19 @@ class BatchLimits:
     deadline_s: float = float("inf")
 
 
-class Row(NamedTuple):
-    """The model's answer for one image: float32 [K] and [4096]; seconds it waited, and seconds of its run."""
-
-    probabilities: NDArray[np.float32]
-    fc7: NDArray[np.float32]
-    waited: float
-    ran: float
-
-
-@dataclass(slots=True)
-class _Item:
-    pixels: NDArray[np.uint8]  # [256, 256, 3]
-    views: int
-    since: float = field(default_factory=time.monotonic)
-    future: Future[Row] = field(default_factory=Future)
-
-
 class Ticket:
     """The places of one request in the queue. Use it as a context manager: leaving gives the places back."""
 
     def __init__(self, batcher: Batcher, images: int) -> None:
         self._batcher = batcher
         self.images = images
-        self.waiting: deque[_Item] = deque()
+        self.coming = images  # not submitted yet
+        self.waiting: deque[Item] = deque()
         self.left = False
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Wait for a core, and hold it to decode one image. Raises CancelledError where the places were given back."""
+        return self._batcher._core_for(self)
 
     def submit(self, pixels: NDArray[np.uint8], count: int = 1) -> Future[Row]:
         """Queue one prepared image, uint8 [256,256,3], with `count` views (1 or 10); the future gives its Row.
@@ -88,7 +73,7 @@ class Ticket:
         It is cancelled where the places were given back before. Raises RunnerDeadError or DrainingError when no run
         will come any more.
         """
-        return self._batcher._put(self, _Item(pixels, count))
+        return self._batcher._put(self, Item(pixels, count))
 
     def __enter__(self) -> Self:
         return self
@@ -108,29 +93,47 @@ def _ignore_death(_error: RunnerDeadError) -> None:
 
 
 class Batcher:
-    """The queue and the thread that owns the model. `close()` answers what is queued, then ends the thread."""
+    """The queue, and a thread for each stream of runs. `close()` answers what is queued, then ends the threads."""
 
     def __init__(
         self,
         run: Run,
         limits: BatchLimits,
         *,
+        run_beside: Run | None = None,
+        streams: int = 1,
+        cores: int | None = None,
         on_run: Callable[[int, float], None] = _ignore_run,
         on_death: Callable[[RunnerDeadError], None] = _ignore_death,
     ) -> None:
-        """`on_run(rows, seconds)` after each run and `on_death(error)` are called in the model's thread."""
+        """`run` has all cores; `run_beside` (`run` by default) is called by up to `streams` threads at a time.
+
+        cores: what runs and decoding share; None where they do not, as on CUDA: then a run begins as soon as it can.
+        `on_run(rows, seconds)` after each run and `on_death(error)` are called in the run's thread.
+        """
         self._run = run
+        self._run_beside = run_beside or run
+        self._streams, self._cores = streams, cores
+        self._shared = cores if streams > 1 else None  # with one stream, runs and decoding overlap as they come
         self._limits = limits
         self._on_run = on_run
         self._on_death = on_death
         self._changed = threading.Condition()
         self._turns: deque[Ticket] = deque()  # those with images waiting, the next to be served first
         self._admitted = 0
-        self._rate = 0.0  # images a second, smoothed; 0 until the first run
+        self._coming = 0  # of these, those that are not queued yet: they are being decoded
+        self._decoders: deque[Ticket] = deque()  # who waits for a core, the next to have one first
+        self._decoding = 0  # images that have a core now
+        self._held = 0  # cores that runs have
+        self._running = 0  # runs under way
+        self._pace = 0.0  # seconds an image, smoothed; 0 until the first run
+        self._ran = 0.0  # seconds of the last run
+        self._ended = 0.0  # when it ended (monotonic)
         self._closing = False
         self._dead: RunnerDeadError | None = None
-        self._thread = threading.Thread(target=self._serve, name="fc7-model", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._serve, name="fc7-model", daemon=True) for _ in range(streams)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def admitted(self) -> int:
@@ -149,6 +152,7 @@ class Batcher:
             if (full := self._full(images)) is not None:
                 raise full
             self._admitted += images
+            self._coming += images
         return Ticket(self, images)
 
     def full(self) -> QueueFullError | None:
@@ -158,8 +162,8 @@ class Batcher:
 
     def _full(self, images: int) -> QueueFullError | None:
         places = self._limits.queue_size
-        if self._rate and self._admitted:  # alone, a request is always tried
-            places = int(min(places, self._rate * self._limits.deadline_s * _SAFE_SHARE))
+        if self._pace and self._admitted:  # alone, a request is always tried
+            places = int(min(places, self._limits.deadline_s * _SAFE_SHARE / self._pace))
         if self._admitted + images <= places:
             return None
         return QueueFullError("images", places, self._retry_after())
@@ -169,7 +173,8 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _refuse_if_over(self) -> None:
         if self._dead is not None:
@@ -178,12 +183,10 @@ class Batcher:
             raise DrainingError
 
     def _retry_after(self) -> int:
-        """Seconds until about half of what is admitted is answered, by the measured rate."""
-        if not self._rate:
-            return 1
-        return int(min(max(np.ceil(self._admitted / 2 / self._rate), 1), _LONGEST_RETRY_S))
+        """Seconds until about half of what is admitted is answered, at the measured pace; at least 1."""
+        return int(min(max(np.ceil(self._admitted / 2 * self._pace), 1), _LONGEST_RETRY_S))
 
-    def _put(self, ticket: Ticket, item: _Item) -> Future[Row]:
+    def _put(self, ticket: Ticket, item: Item) -> Future[Row]:
         with self._changed:
             self._refuse_if_over()
             if ticket.left:
@@ -192,57 +195,102 @@ class Batcher:
             if not ticket.waiting:
                 self._turns.append(ticket)
             ticket.waiting.append(item)
+            self._coming -= min(ticket.coming, 1)
+            ticket.coming = max(ticket.coming - 1, 0)
             self._changed.notify_all()
         return item.future
 
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
             self._admitted -= ticket.images
-            ticket.left = True
+            self._coming -= ticket.coming
+            ticket.coming, ticket.left = 0, True
             if ticket.waiting:
                 self._turns.remove(ticket)
                 abandoned, ticket.waiting = ticket.waiting, deque()
             else:
                 abandoned = deque()
+            self._changed.notify_all()  # a run may have waited for its images, and they for a core
         for item in abandoned:
             item.future.cancel()
 
+    @contextmanager
+    def _core_for(self, ticket: Ticket) -> Iterator[None]:
+        with self._changed:
+            self._decoders.append(ticket)
+            while not (ticket.left or self._may_decode(ticket)):
+                self._changed.wait()
+            self._decoders.remove(ticket)
+            self._changed.notify_all()
+            if ticket.left:
+                raise CancelledError
+            self._decoding += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._decoding -= 1
+                self._changed.notify_all()
+
+    def _may_decode(self, ticket: Ticket) -> bool:
+        if self._shared is None:
+            return True
+        return self._decoders[0] is ticket and self._has_core() and not self._run_is_due()
+
     def _serve(self) -> None:
-        while True:
-            batch = self._next_batch()
-            if batch is None:
-                return
-            if batch and not self._answer(batch):
+        while (taken := self._next_batch()) is not None:
+            batch, run, cores = taken
+            try:
+                alive = not batch or self._answer(batch, run)
+            finally:
+                with self._changed:
+                    self._held -= cores
+                    self._running -= 1
+                    self._ended = time.monotonic()
+                    self._changed.notify_all()
+            if not alive:
                 return
 
-    def _next_batch(self) -> list[_Item] | None:
-        """Return the next run's images, once there are any; None when closing and all is answered."""
+    def _next_batch(self) -> tuple[list[Item], Run, int] | None:
+        """Return the next run's images, what runs them and on how many cores; None when there will be no more."""
         with self._changed:
-            idle = not self._turns
-            while not self._turns:
-                if self._closing:
+            while not (self._run_is_due() and self._has_core()):
+                if self._dead is not None or (self._closing and not self._turns):
                     return None
-                self._changed.wait()
-            if not idle:
-                self._gather()
+                self._changed.wait(self._patience() if self._has_core() else None)
             return self._take()
 
-    def _gather(self) -> None:
-        """Wait until a run is full, or its oldest image has waited long enough. Holds the lock, the wait lets it go."""
-        while self._turns and not self._closing:
-            items = [item for ticket in self._turns for item in ticket.waiting]
-            left = min(item.since for item in items) + self._limits.max_delay_s - time.monotonic()
-            if left <= 0 or sum(item.views for item in items) >= self._limits.max_batch:
-                return
-            self._changed.wait(left)
+    def _has_core(self) -> bool:
+        return self._shared is None or self._decoding + self._held < self._shared
 
-    def _take(self) -> list[_Item]:
-        """Take images in turn, one of each request, while they fit; at least one."""
-        batch: list[_Item] = []
+    def _run_is_due(self) -> bool:
+        return bool(self._turns) and self._running < self._streams and self._patience() == 0
+
+    def _patience(self) -> float | None:
+        """Return for how many seconds a run should wait for more images; None where none waits for it."""
+        items = [item for ticket in self._turns for item in ticket.waiting]
+        if not items:
+            return None
+        oldest = min(item.since for item in items)
+        came_to_idle = self._cores is None and oldest > self._ended and not self._running
+        full = sum(item.views for item in items) >= self._limits.max_batch
+        if full or came_to_idle or self._closing or not self._coming:
+            return 0
+        most = self._limits.max_delay_s
+        if not self._has_core() or self._coming > self._decoding:  # no core stands idle meanwhile
+            most = max(most, self._ran)
+        return max(0.0, oldest + most - time.monotonic())
+
+    def _take(self) -> tuple[list[Item], Run, int]:
+        """Take images in turn, one of each request, while they fit; at least one. Free streams share what waits."""
+        waiting = [item.views for ticket in self._turns for item in ticket.waiting]
+        alone = not self._running and (self._streams == 1 or (len(waiting) == 1 and not self._coming))
+        most = min(self._limits.max_batch, -(-sum(waiting) // (self._streams - self._running)))
+        batch: list[Item] = []
         rows = 0
         while self._turns:
             ticket = self._turns[0]
-            if batch and rows + ticket.waiting[0].views > self._limits.max_batch:
+            if batch and rows + ticket.waiting[0].views > most:
                 break
             self._turns.popleft()
             item = ticket.waiting.popleft()
@@ -251,27 +299,34 @@ class Batcher:
             if item.future.set_running_or_notify_cancel():
                 batch.append(item)
                 rows += item.views
-        return batch
+        cores = (self._cores or 0) // (1 if alone else self._streams)
+        self._running += 1
+        self._held += cores
+        self._changed.notify_all()  # who decodes waited for this
+        return batch, self._run if alone else self._run_beside, cores
 
-    def _answer(self, batch: list[_Item]) -> bool:
+    def _answer(self, batch: list[Item], run: Run) -> bool:
         """Run a batch and answer its futures; return False when the model is dead."""
-        started = time.monotonic()
         try:
-            rows = self._run_items(batch, started)
+            rows = self._rows(batch, run)
         except Exception:
-            return self._answer_one_by_one(batch)
-        rate = len(batch) / (time.monotonic() - started)
-        self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+            return self._answer_one_by_one(batch, run)
+        with self._changed:
+            now = time.monotonic()
+            self._ran = rows[0].ran
+            # Where runs overlap or follow one another, what counts is from the end of one to the end of the next.
+            pace = (now - max(self._ended, min(item.since for item in batch))) / len(batch)
+            self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
         for item, row in zip(batch, rows, strict=True):
             item.future.set_result(row)
         return True
 
-    def _answer_one_by_one(self, batch: list[_Item]) -> bool:
+    def _answer_one_by_one(self, batch: list[Item], run: Run) -> bool:
         alive = False
-        failed: list[tuple[_Item, Exception]] = []
+        failed: list[tuple[Item, Exception]] = []
         for item in batch:
             try:
-                row = self._run_items([item], time.monotonic())[0]
+                [row] = self._rows([item], run)
             except Exception as error:
                 failed.append((item, error))
             else:
@@ -279,7 +334,7 @@ class Batcher:
                 alive = True
         if not alive:
             try:
-                self._run(np.zeros((1, CROP, CROP, 3), np.uint8))
+                run(np.zeros((1, CROP, CROP, 3), np.uint8))
             except Exception as error:
                 self._die(error, [item for item, _ in failed])
                 return False
@@ -287,34 +342,26 @@ class Batcher:
             item.future.set_exception(failure)
         return True
 
-    def _run_items(self, items: list[_Item], started: float) -> list[Row]:
-        pixels = np.concatenate([views(item.pixels, item.views) for item in items])
-        outputs = self._run(pixels)
-        ran = time.monotonic() - started
-        self._on_run(len(pixels), ran)
-        rows = []
-        first = 0
-        for item in items:
-            own = slice(first, first + item.views)
-            first += item.views
-            probabilities, fc7 = outputs.probabilities[own], outputs.fc7[own]
-            if item.views > 1:
-                probabilities, fc7 = average_views(probabilities, item.views), average_views(fc7, item.views)
-            rows.append(Row(probabilities[0], fc7[0], started - item.since, ran))
+    def _rows(self, items: list[Item], run: Run) -> list[Row]:
+        rows = run_items(run, items)
+        self._on_run(sum(item.views for item in items), rows[0].ran)
         return rows
 
-    def _die(self, cause: Exception, batch: list[_Item]) -> None:
+    def _die(self, cause: Exception, batch: list[Item]) -> None:
         death = RunnerDeadError(str(cause) or type(cause).__name__)
         death.__cause__ = cause
         with self._changed:
-            self._dead = death
+            first = self._dead is None  # else another stream found it out
+            self._dead = self._dead or death
             waiting = [item for ticket in self._turns for item in ticket.waiting]
             for ticket in self._turns:
                 ticket.waiting.clear()
             self._turns.clear()
+            self._changed.notify_all()
         for item in waiting:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(death)
         for item in batch:
             item.future.set_exception(death)
-        self._on_death(death)
+        if first:
+            self._on_death(death)

@@ -5,6 +5,8 @@ Does not: read the environment.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from index.errors import IndexPlaceError
 from index.interface import ImageIndex
 from index.milvus_client import Milvus
@@ -24,6 +26,13 @@ def runner_options(settings: Settings) -> RunnerOptions:
         precision=settings.precision,
         tensorrt=settings.home / "tensorrt" if settings.tensorrt else None,
     )
+
+
+def serving_options(settings: Settings) -> RunnerOptions:
+    """As `runner_options`, for a service: with runs side by side. Raises DeviceUnavailableError for a contradiction."""
+    options = runner_options(settings)
+    default = 1 if options.device.startswith("cuda") else min(2, options.threads)
+    return replace(options, streams=settings.streams or default)
 
 
 def open_index_of(

@@ -20,9 +20,9 @@ from index.backup import SnapshotManifest
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
 from model_store.artifact import Artifact
 from model_store.runner import top_k
-from service.batcher import Row
 from service.following import FollowState, Progress
 from service.jobs import JobInfo
+from service.rows import Row
 
 MAX_NEIGHBOURS = 1000
 MAX_PAGE = 1000

@@ -179,6 +179,12 @@ class Settings(BaseSettings):
         description="Share of the time that re-embedding may take while requests come; without any it takes all.",
     )
     threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of ONNX Runtime; unset: one a core.")
+    streams: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Runs side by side on the CPU, each on its share of FC7_THREADS; unset: two, or one on one core.",
+    )
     decode_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads that decode images; unset: one a core."
     )

@@ -40,9 +40,9 @@ from service.importing import import_archive
 from service.jobs import Jobs
 from service.loaded import LoadedModels, Serving
 from service.logs import make_logger
-from service.memory import available, needed_to_load
+from service.memory import available, give_back, needed_to_load
 from service.metrics import Metrics
-from service.options import open_index_of, runner_options
+from service.options import open_index_of, serving_options
 from service.security import Keyring
 from service.settings import Settings
 from service.tracing import Tracing
@@ -275,19 +275,27 @@ class State:
 
     def _load(self, artifact: Artifact) -> Serving:
         settings = self.settings
-        free, needed = available(), needed_to_load(artifact)
+        options = serving_options(settings)
+        free, needed = available(), needed_to_load(artifact, options.streams)
         if self.models.ids() and free is not None and free < needed:  # the first one has no choice
             raise MemoryShortError(artifact.id, needed, free)
         self._stamps[artifact.id] = file_stamps(artifact)
-        runner = self._make_runner(artifact, runner_options(settings))
+        runner = self._make_runner(artifact, options)
         try:
             runner.warm_up((1, settings.max_batch))
         except BaseException:
             runner.close()
             raise
+        give_back()  # what arranging the weights took
         limits = BatchLimits(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size, settings.deadline_s)
         batcher = Batcher(
-            runner.run, limits, on_run=self.metrics.ran, on_death=lambda error: self._on_death(artifact.id, error)
+            runner.run,
+            limits,
+            run_beside=runner.run_beside,
+            streams=runner.streams,
+            cores=runner.options.threads if runner.device == "cpu" else None,
+            on_run=self.metrics.ran,
+            on_death=lambda error: self._on_death(artifact.id, error),
         )
         return Serving(runner.artifact, runner, batcher)
 

@@ -195,6 +195,32 @@ def test_threads_of_a_run_are_limited(artifact: Artifact) -> None:
     np.testing.assert_allclose(one.run(pictures(2)).fc7, three.run(pictures(2)).fc7, atol=1e-5)
 
 
+def test_runs_side_by_side_give_the_same_on_their_share_of_the_threads(artifact: Artifact) -> None:
+    with pytest.raises(ValueError, match="streams must be at least 1"):
+        RunnerOptions(streams=0)
+    before = len(os.listdir(f"/proc/{os.getpid()}/task"))  # noqa: PTH208
+    runner = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=4, streams=2))
+    assert len(os.listdir(f"/proc/{os.getpid()}/task")) == before + 3 + 1  # noqa: PTH208
+    assert runner.streams == 2
+    runner.warm_up((1, 4))
+    batches = [pictures(3), pictures(5)]
+    with ThreadPoolExecutor(2) as pool:
+        for pixels, outputs in zip(batches, pool.map(runner.run_beside, batches), strict=True):
+            np.testing.assert_allclose(outputs.probabilities, runner.run(pixels).probabilities, atol=1e-6)
+            np.testing.assert_allclose(outputs.fc7, runner.run(pixels).fc7, atol=1e-5)
+    with pytest.raises(ShapeError):
+        runner.run_beside(pictures(1)[0])
+    runner.close()
+    with pytest.raises(RunnerError, match="closed"):
+        runner.run_beside(pictures(1))
+
+
+def test_one_stream_has_no_second_copy(artifact: Artifact) -> None:
+    runner = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=2))
+    assert runner.streams == 1
+    np.testing.assert_allclose(runner.run_beside(pictures(2)).fc7, runner.run(pictures(2)).fc7, atol=1e-5)
+
+
 def test_without_onnx_runtime_the_extra_is_named(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('not installed')")

@@ -221,4 +221,6 @@ def test_memory_is_read_from_the_machine_and_the_container(tmp_path: Path, home:
     assert available(tmp_path) == 2_048_000
     (group / "memory.max").write_text("1000000\n")
     assert available(tmp_path) == 200_000
-    assert needed_to_load(publish_tiny_model(home, "sized")) > 2.75 * 2_500_000
+    artifact = publish_tiny_model(home, "sized")
+    assert needed_to_load(artifact) > 2.75 * 2_500_000
+    assert needed_to_load(artifact, streams=2) > 4.4 * 2_500_000

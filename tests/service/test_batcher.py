@@ -9,16 +9,15 @@ from concurrent.futures import CancelledError, Future
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from model_store.errors import RunnerError
 from model_store.image import views
-from model_store.runner import Outputs, Runner, RunnerOptions, average_views
-from service.batcher import Batcher, BatchLimits, Row
+from model_store.runner import Runner, RunnerOptions, average_views
+from service.batcher import Batcher, BatchLimits
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
+from service.rows import Row
+from tests.support.gate import Gate, picture
 from tests.support.tiny_model import publish_tiny_model
-
-Pixels = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
@@ -26,28 +25,6 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     loaded = Runner(publish_tiny_model(tmp_path_factory.mktemp("home")), RunnerOptions(device="cpu"))
     yield loaded
     loaded.close()
-
-
-class Gate:
-    """The model behind a gate: notes the rows of each run, waits while closed, fails where `fails` says so."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.sizes: list[int] = []
-        self.marks: list[list[int]] = []  # each row's first value: which pictures ran together
-        self.open = threading.Event()
-        self.open.set()
-        self.entered = threading.Semaphore(0)
-        self.fails: Callable[[Pixels], bool] = lambda _: False
-
-    def __call__(self, pixels: Pixels) -> Outputs:
-        self.entered.release()
-        assert self.open.wait(10)
-        if self.fails(pixels):
-            raise RunnerError("tiny:1", "injected")
-        self.sizes.append(len(pixels))
-        self.marks.append([int(row[0, 0, 0]) for row in pixels])
-        return self._runner.run(pixels)
 
 
 @pytest.fixture
@@ -69,12 +46,6 @@ def make(gate: Gate) -> Iterator[Callable[..., Batcher]]:
     gate.open.set()
     for each in made:
         each.close()
-
-
-def picture(value: int) -> Pixels:
-    pixels = np.random.default_rng(value).integers(0, 256, (256, 256, 3), np.uint8)
-    pixels[:40, :40] = value
-    return pixels
 
 
 def hold(batcher: Batcher, gate: Gate) -> Future[Row]:
@@ -266,7 +237,7 @@ def test_retry_after_follows_the_measured_rate(make: Callable[..., Batcher]) -> 
     batcher = make(queue_size=4000)
     with batcher.admit(1) as ticket:
         ticket.submit(picture(1)).result(10)
-    batcher._rate = 10.0
+    batcher._pace = 0.1
     with batcher.admit(600), pytest.raises(QueueFullError) as refused:
         batcher.admit(4000)
     assert refused.value.retry_after == 30

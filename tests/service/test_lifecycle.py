@@ -38,10 +38,17 @@ class GatedRunner(Runner):
         super().__init__(artifact, options)
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        self._wait()
+        return super().run(pixels)
+
+    def run_beside(self, pixels: NDArray[np.uint8]) -> Outputs:
+        self._wait()
+        return super().run_beside(pixels)
+
+    def _wait(self) -> None:
         assert self.gate.wait(20)
         if self.broken:
             raise RunnerError(self.artifact.id, "injected")
-        return super().run(pixels)
 
 
 @contextmanager
