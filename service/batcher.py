@@ -118,7 +118,10 @@ class Batcher:
         self._limits = limits
         self._on_run = on_run
         self._on_death = on_death
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # A thread that is woken for nothing takes Python's lock from one that has an answer to give.
+        self._run_may_begin = threading.Condition(self._lock)  # any one of the runs' threads will do
+        self._core_may_be_free = threading.Condition(self._lock)  # who decodes next sees for himself
         self._turns: deque[Ticket] = deque()  # those with images waiting, the next to be served first
         self._admitted = 0
         self._coming = 0  # of these, those that are not queued yet: they are being decoded
@@ -147,7 +150,7 @@ class Batcher:
 
     def admit(self, images: int) -> Ticket:
         """Take `images` places, all or none. Raises QueueFullError, DrainingError or RunnerDeadError."""
-        with self._changed:
+        with self._lock:
             self._refuse_if_over()
             if (full := self._full(images)) is not None:
                 raise full
@@ -157,7 +160,7 @@ class Batcher:
 
     def full(self) -> QueueFullError | None:
         """Return why not even one image would be admitted now, or None."""
-        with self._changed:
+        with self._lock:
             return self._full(1)
 
     def _full(self, images: int) -> QueueFullError | None:
@@ -170,9 +173,9 @@ class Batcher:
 
     def close(self) -> None:
         """Admit nothing more, answer what is queued, end the thread. Safe to call twice."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._run_may_begin.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -187,7 +190,7 @@ class Batcher:
         return int(min(max(np.ceil(self._admitted / 2 * self._pace), 1), _LONGEST_RETRY_S))
 
     def _put(self, ticket: Ticket, item: Item) -> Future[Row]:
-        with self._changed:
+        with self._lock:
             self._refuse_if_over()
             if ticket.left:
                 item.future.cancel()
@@ -197,11 +200,11 @@ class Batcher:
             ticket.waiting.append(item)
             self._coming -= min(ticket.coming, 1)
             ticket.coming = max(ticket.coming - 1, 0)
-            self._changed.notify_all()
+            self._run_may_begin.notify()
         return item.future
 
     def _leave(self, ticket: Ticket) -> None:
-        with self._changed:
+        with self._lock:
             self._admitted -= ticket.images
             self._coming -= ticket.coming
             ticket.coming, ticket.left = 0, True
@@ -210,27 +213,30 @@ class Batcher:
                 abandoned, ticket.waiting = ticket.waiting, deque()
             else:
                 abandoned = deque()
-            self._changed.notify_all()  # a run may have waited for its images, and they for a core
+            self._run_may_begin.notify()
+            self._core_may_be_free.notify_all()
         for item in abandoned:
             item.future.cancel()
 
     @contextmanager
     def _core_for(self, ticket: Ticket) -> Iterator[None]:
-        with self._changed:
+        with self._lock:
             self._decoders.append(ticket)
             while not (ticket.left or self._may_decode(ticket)):
-                self._changed.wait()
+                self._core_may_be_free.wait()
             self._decoders.remove(ticket)
-            self._changed.notify_all()
+            self._core_may_be_free.notify_all()
             if ticket.left:
                 raise CancelledError
             self._decoding += 1
+            self._run_may_begin.notify()  # it waits less long for what has a core
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._decoding -= 1
-                self._changed.notify_all()
+                self._run_may_begin.notify()
+                self._core_may_be_free.notify_all()
 
     def _may_decode(self, ticket: Ticket) -> bool:
         if self._shared is None:
@@ -243,21 +249,21 @@ class Batcher:
             try:
                 alive = not batch or self._answer(batch, run)
             finally:
-                with self._changed:
+                with self._lock:
                     self._held -= cores
                     self._running -= 1
                     self._ended = time.monotonic()
-                    self._changed.notify_all()
+                    self._core_may_be_free.notify_all()
             if not alive:
                 return
 
     def _next_batch(self) -> tuple[list[Item], Run, int] | None:
         """Return the next run's images, what runs them and on how many cores; None when there will be no more."""
-        with self._changed:
+        with self._lock:
             while not (self._run_is_due() and self._has_core()):
                 if self._dead is not None or (self._closing and not self._turns):
                     return None
-                self._changed.wait(self._patience() if self._has_core() else None)
+                self._run_may_begin.wait(self._patience() if self._has_core() else None)
             return self._take()
 
     def _has_core(self) -> bool:
@@ -282,15 +288,19 @@ class Batcher:
         return max(0.0, oldest + most - time.monotonic())
 
     def _take(self) -> tuple[list[Item], Run, int]:
-        """Take images in turn, one of each request, while they fit; at least one. Free streams share what waits."""
-        waiting = [item.views for ticket in self._turns for item in ticket.waiting]
-        alone = not self._running and (self._streams == 1 or (len(waiting) == 1 and not self._coming))
-        most = min(self._limits.max_batch, -(-sum(waiting) // (self._streams - self._running)))
+        """Take images in turn, one of each request, while they fit; at least one.
+
+        At most a stream's share of all that is admitted: runs of unequal size would stay so, since who was answered
+        together comes again together, and one request would wait for a short run, another for a long one.
+        """
+        waiting = sum(len(ticket.waiting) for ticket in self._turns)
+        alone = not self._running and (self._streams == 1 or (waiting == 1 and not self._coming))
+        share = -(-self._admitted // self._streams)
         batch: list[Item] = []
         rows = 0
         while self._turns:
             ticket = self._turns[0]
-            if batch and rows + ticket.waiting[0].views > most:
+            if batch and (len(batch) >= share or rows + ticket.waiting[0].views > self._limits.max_batch):
                 break
             self._turns.popleft()
             item = ticket.waiting.popleft()
@@ -302,7 +312,9 @@ class Batcher:
         cores = (self._cores or 0) // (1 if alone else self._streams)
         self._running += 1
         self._held += cores
-        self._changed.notify_all()  # who decodes waited for this
+        if self._turns:
+            self._run_may_begin.notify()
+        self._core_may_be_free.notify_all()  # who decodes waited for this
         return batch, self._run if alone else self._run_beside, cores
 
     def _answer(self, batch: list[Item], run: Run) -> bool:
@@ -311,7 +323,7 @@ class Batcher:
             rows = self._rows(batch, run)
         except Exception:
             return self._answer_one_by_one(batch, run)
-        with self._changed:
+        with self._lock:
             now = time.monotonic()
             self._ran = rows[0].ran
             # Where runs overlap or follow one another, what counts is from the end of one to the end of the next.
@@ -350,14 +362,14 @@ class Batcher:
     def _die(self, cause: Exception, batch: list[Item]) -> None:
         death = RunnerDeadError(str(cause) or type(cause).__name__)
         death.__cause__ = cause
-        with self._changed:
+        with self._lock:
             first = self._dead is None  # else another stream found it out
             self._dead = self._dead or death
             waiting = [item for ticket in self._turns for item in ticket.waiting]
             for ticket in self._turns:
                 ticket.waiting.clear()
             self._turns.clear()
-            self._changed.notify_all()
+            self._run_may_begin.notify_all()
         for item in waiting:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(death)

@@ -93,14 +93,21 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._drain_s = drain_s
+        self._told = False
+        self._loop = asyncio.get_running_loop()
         self.exit_code = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain at the first signal, stop at once at the second. Not passed on: the exit code is ours."""
+        """Begin to drain at the first signal, stop at once at the second. Not passed on: the exit code is ours.
+
+        This runs between any two steps of the main thread: what it needs may be held by what it interrupts (the log's
+        lock, say), so the loop does it, as its next thing.
+        """
         del sig, frame
-        if self._state.draining_since is not None:
+        if self._told:
             self.should_exit = self.force_exit = True
-        self._state.drain()
+        self._told = True
+        self._loop.call_soon_threadsafe(self._state.drain)
 
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, whether it is time to stop."""

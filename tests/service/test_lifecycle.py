@@ -235,6 +235,24 @@ def test_sigterm_does_not_wait_longer_than_it_was_told(home: Path) -> None:
         assert server.process.wait(15) == 0
 
 
+def test_sigterm_in_the_middle_of_a_log_line_ends_the_process_all_the_same(home: Path) -> None:
+    before = """
+import io, signal, sys
+class Told(io.TextIOBase):
+    def __init__(self, under): self.under = under
+    def write(self, text):
+        if '"path": "/v1/classify"' in text:
+            signal.raise_signal(signal.SIGTERM)
+        return self.under.write(text)
+    def flush(self): self.under.flush()
+sys.stdout = Told(sys.stdout)
+"""
+    with process_server(home, before=before) as server:
+        assert classify(server.url).status_code == 200
+        assert server.process.wait(15) == 0
+        assert '"event": "draining"' in server.log.read_text()
+
+
 def test_kill_9_and_restart_keep_the_acknowledged_adds(home: Path) -> None:
     acknowledged: list[str] = []
 

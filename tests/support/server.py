@@ -98,14 +98,14 @@ class ProcessServer:
 
 
 @contextmanager
-def process_server(home: Path, **variables: str) -> Iterator[ProcessServer]:
-    """Run `fc7 serve` on `home` with these FC7_ variables; leaving kills it if it still runs."""
+def process_server(home: Path, *, before: str = "", **variables: str) -> Iterator[ProcessServer]:
+    """Run `fc7 serve` on `home` with these FC7_ variables, after the Python code `before`; leaving kills it."""
     log = home.parent / f"{home.name}-serve-{time.monotonic_ns()}.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment |= {"FC7_HOME": str(home), "FC7_PORT": "0", "PYTHONUNBUFFERED": "1"} | variables
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from service.cli import main; main()", "serve"],
+            [sys.executable, "-c", f"{before}\nfrom service.cli import main; main()", "serve"],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
