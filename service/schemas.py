@@ -134,8 +134,8 @@ class ModelName(BaseModel):
 
     @classmethod
     def of_reference(cls, reference: str) -> ModelName:
-        """Name the model of a reference with its version, such as "solar:1"."""
-        name, _, version = reference.rpartition(":")
+        """Name the model of a reference with its version, such as "solar:1" or, of an index, "solar:1 (int8)"."""
+        name, _, version = reference.partition(" ")[0].rpartition(":")
         return cls(name=name, version=int(version))
 
 

@@ -58,6 +58,17 @@ def test_another_version_without_the_precision_is_a_conflict(home: Path) -> None
         assert server.client.post("/v1/classify", content=pictures.jpeg(), headers=JPEG).status_code == 200
 
 
+def test_images_are_added_and_activation_answers_in_another_precision(home: Path) -> None:
+    publish_with_int8(home)
+    model = {"name": "tiny", "version": 2}
+    with thread_server(home, precision="int8") as server:
+        assert server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG).status_code == 201
+        many = server.client.post("/v1/images", files=[("file", ("b.jpg", pictures.jpeg(1), "image/jpeg"))])
+        assert (many.status_code, many.json()["model"]) == (201, model)
+        assert server.client.get("/v1/index").json()["model"] == "tiny:2 (int8)"
+        assert server.client.post("/v1/models/tiny/2/activate").status_code == 200
+
+
 def test_an_index_follows_the_precision_and_never_compares_two(home: Path) -> None:
     publish_with_int8(home)
 
