@@ -128,12 +128,14 @@ def test_fc7_ablate_prints_means_and_spread_and_refuses_what_makes_no_sense(data
     recipe.write_text("\n".join(lines))
     cli, options = CliRunner(env={"COLUMNS": "160"}), ["ablate", "--data", str(data), "--recipe", str(recipe)]
     out = ["--out", str(tmp_path / "out")]
-    done = cli.invoke(app, [*options, *out, "--variants", "full,pool-2x2", "--seeds", "0,1", "--set", "epochs=1"])
+    wanted = [*options, *out, "--variants", "full,pool-2x2", "--seeds", "0,1", "--set", "epochs=1"]
+    done = cli.invoke(app, wanted)
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "out" / JSON_FILE).read_text())
     spread = document["nets"][1]["top1_difference"]
     assert f"{100 * spread['mean']:+.1f} ± {100 * spread['sd']:.1f} (2)" in done.output
     assert "+0.4 / +0.3 (section 3.4)" in done.output
+    assert "trial-pool-2x2 " in cli.invoke(app, wanted, env={"COLUMNS": "80"}).output  # no name is cut off
     for wrong, message in ((["--seeds", "one"], "whole numbers"), (["--variants", ","], "names nothing")):
         refused = cli.invoke(app, [*options, *out, *wrong])
         assert refused.exit_code == 2
