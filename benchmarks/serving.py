@@ -4,7 +4,7 @@
 
 PHOTOGRAPHS is a folder or a tar of pictures, HOME has a published, active version (what is served is its graph and
 weights; the index that the run fills is a temporary one). LitServe needs the extra `bench`. On two cores a run takes
-about six minutes, with `--quick` about one and a half.
+about ten minutes, with `--quick` about two.
 
 In turn and several times over: the limit (decoding and ONNX Runtime in one process, no HTTP), fc7 and LitServe at 1, 8,
 32 and 128 clients. Then LitServe with the net as torch exports it, and fc7 alone: classify and search mixed, ten
