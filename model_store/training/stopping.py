@@ -14,14 +14,18 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signals(told: Callable[[], None]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets, calling `told`; the second raises KeyboardInterrupt."""
+    """Yield an event that the first SIGINT or SIGTERM sets, calling `told`; the second raises KeyboardInterrupt.
+
+    `told` is called in a thread of its own: a handler runs between any two steps of the main thread, and what `told`
+    needs (the terminal, say) may be held by what it interrupts.
+    """
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        told()
+        threading.Thread(target=told).start()
 
     former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
