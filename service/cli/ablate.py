@@ -85,6 +85,7 @@ def _print(result: Ablation) -> None:
     )
     table = Table("net", "top-1 error", "top-5 error", f"top-1 minus {result.nets[0]}'s", "top-5", "the paper's")
     table.columns[0].no_wrap = True  # else a log of 80 columns cuts the names off
+    table.columns[3].overflow = "fold"
     for net in result.nets:
         errors = [_text(spread, "") for spread in result.errors(net)]
         against = ["", ""] if net == result.nets[0] else [_text(spread, "+") for spread in result.differences(net)]
