@@ -129,6 +129,7 @@ class Runner:
             device=self.device,
             asked=self.options.device,
             provider=self.provider,
+            streams=self.streams,
         )
 
     def _check_contract(self, session: onnxruntime.InferenceSession) -> None:

@@ -12,7 +12,9 @@ from index.interface import ImageIndex
 from index.milvus_client import Milvus
 from index.opening import open_index, read_stats
 from index.records import IndexStats
+from model_store.artifact import Artifact
 from model_store.runner import RunnerOptions
+from service.memory import needed_to_load
 from service.settings import Settings
 
 
@@ -28,11 +30,18 @@ def runner_options(settings: Settings) -> RunnerOptions:
     )
 
 
-def serving_options(settings: Settings) -> RunnerOptions:
-    """As `runner_options`, for a service: with runs side by side. Raises DeviceUnavailableError for a contradiction."""
+def serving_options(settings: Settings, artifact: Artifact, free: int | None) -> RunnerOptions:
+    """As `runner_options`, for a service: with runs side by side, where their second copy of the weights has room.
+
+    free: bytes that the process may still take; None for not known. Raises DeviceUnavailableError for a contradiction.
+    """
     options = runner_options(settings)
-    default = 1 if options.device.startswith("cuda") else min(2, options.threads)
-    return replace(options, streams=settings.streams or default)
+    if settings.streams is not None:
+        return replace(options, streams=settings.streams)
+    if options.threads == 1 or options.device.startswith("cuda"):
+        return options
+    room = free is None or free >= needed_to_load(artifact, streams=2)
+    return replace(options, streams=2 if room else 1)
 
 
 def open_index_of(

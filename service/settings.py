@@ -183,7 +183,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=64,
-        description="Runs side by side on the CPU, each on its share of FC7_THREADS; unset: two, or one on one core.",
+        description="Runs side by side on the CPU, each on its share of FC7_THREADS; unset: two, where there are two "
+        "cores and room for a second copy of the weights.",
     )
     decode_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads that decode images; unset: one a core."

@@ -275,8 +275,9 @@ class State:
 
     def _load(self, artifact: Artifact) -> Serving:
         settings = self.settings
-        options = serving_options(settings)
-        free, needed = available(), needed_to_load(artifact, options.streams)
+        free = available()
+        options = serving_options(settings, artifact, free)
+        needed = needed_to_load(artifact, options.streams)
         if self.models.ids() and free is not None and free < needed:  # the first one has no choice
             raise MemoryShortError(artifact.id, needed, free)
         self._stamps[artifact.id] = file_stamps(artifact)
