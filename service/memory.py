@@ -1,6 +1,7 @@
 """How much memory there is for one more model, by what the kernel and the container's limit say; giving it back.
 
-Does not: reserve it. Source: Linux, Documentation/admin-guide/cgroup-v2.rst and filesystems/proc.rst (MemAvailable).
+Does not: reserve it. Source: Linux, Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and
+filesystems/proc.rst (MemAvailable).
 """
 
 from __future__ import annotations
@@ -57,11 +58,18 @@ def _machine(path: Path) -> int | None:
 
 
 def _group(folder: Path) -> int | None:
-    """Return what is left of a version-2 control group's limit; pages of files can be taken back, so they count."""
-    limit, used = _lines(folder / "memory.max"), _lines(folder / "memory.current")
+    """Return what is left of a control group's limit; pages of files can be taken back, so they count."""
+    return _left(folder, "memory.max", "memory.current", "inactive_file") or _left(
+        folder / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    )
+
+
+def _left(folder: Path, limit_file: str, used_file: str, files_line: str) -> int | None:
+    limit, used = _lines(folder / limit_file), _lines(folder / used_file)
     if not limit or not used or limit[0] == "max":
         return None
-    files = next((line.split()[1] for line in _lines(folder / "memory.stat") if line.startswith("inactive_file ")), "0")
+    stat = _lines(folder / "memory.stat")
+    files = next((line.split()[1] for line in stat if line.startswith(f"{files_line} ")), "0")
     return max(1, int(limit[0]) - int(used[0]) + int(files))
 
 

@@ -221,6 +221,16 @@ def test_memory_is_read_from_the_machine_and_the_container(tmp_path: Path, home:
     assert available(tmp_path) == 2_048_000
     (group / "memory.max").write_text("1000000\n")
     assert available(tmp_path) == 200_000
+    for name in ("max", "current", "stat"):
+        (group / f"memory.{name}").unlink()
+    first = group / "memory"
+    first.mkdir()
+    for name, text in (("usage_in_bytes", "900000"), ("stat", "inactive_file 5\ntotal_inactive_file 150000\n")):
+        (first / f"memory.{name}").write_text(text)
+    (first / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # what version 1 has for no limit
+    assert available(tmp_path) == 2_048_000
+    (first / "memory.limit_in_bytes").write_text("1000000\n")
+    assert available(tmp_path) == 250_000
     artifact = publish_tiny_model(home, "sized")
     assert needed_to_load(artifact) > 2.75 * 2_500_000
     assert needed_to_load(artifact, streams=2) > 4.4 * 2_500_000
