@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model_store.cores import usable_cores
 from model_store.image import CROP, prepare, views
 from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
@@ -58,7 +58,7 @@ def measure_limit(home: Path, images: list[bytes], seconds: float) -> Limit:
 
 
 def _measure(home: Path, images: list[bytes], seconds: float) -> Limit:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     runner = Runner(ModelStore(home).active_artifact(), RunnerOptions(device="cpu", streams=cores))
     runner.warm_up((1, BATCH))
     runner.run(np.zeros((BATCH, CROP, CROP, 3), np.uint8))

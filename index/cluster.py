@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from index.errors import ClusterError
 from index.worker import another_code, code_identity
+from model_store.cores import usable_cores
 from model_store.errors import MissingExtraError
 
 LOCAL = "local"
@@ -144,7 +145,7 @@ def join(address: str, *, object_store_bytes: int) -> Iterator[Cluster]:
             if folder is not None:
                 options: dict[str, Any] = {
                     "address": "local",
-                    "num_cpus": len(os.sched_getaffinity(0)),
+                    "num_cpus": usable_cores(),
                     "object_store_memory": object_store_bytes,
                     "include_dashboard": False,
                     "_temp_dir": folder,

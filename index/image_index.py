@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +48,7 @@ from index.searcher import Hits, Mode, View, restrict
 from index.snapshot import write_snapshot
 from index.spaces import SNAPSHOT_FILE, Room, Spaces
 from index.where import Where
+from model_store.cores import usable_cores
 
 __all__ = ["AddOutcome", "ImageIndex", "ImageRecord", "IndexStats", "LocalImageIndex", "Neighbour", "NewImage", "Page"]
 
@@ -131,7 +131,7 @@ class LocalImageIndex:
             else:
                 check_exists(folder)
             catalog = stack.enter_context(Catalog(folder / "catalog.db", read_only=read_only))
-            cores = threads or len(os.sched_getaffinity(0))
+            cores = threads or usable_cores()
             modes = Modes(folder, fast_from=fast_from, read_only=read_only)
             stack.callback(modes.close)
             spaces = Spaces(folder, catalog, modes, threads=cores, keep=keep_spaces)

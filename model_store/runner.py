@@ -10,7 +10,6 @@ Source: ONNX Runtime's documentation of the CUDA execution provider and of sessi
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from model_store.artifact import FEATURES, WEIGHTS_FILE, Artifact, graph_files
 from model_store.binding import BoundSession
+from model_store.cores import usable_cores
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError, ShapeError
 from model_store.image import CROP
 
@@ -80,7 +80,7 @@ class RunnerOptions:
     @property
     def threads(self) -> int:
         """Threads of one run that has the CPU to itself."""
-        return self.intra_op_threads or len(os.sched_getaffinity(0))
+        return self.intra_op_threads or usable_cores()
 
     @property
     def cuda_device(self) -> int | None:

@@ -9,7 +9,6 @@ Does not: know HTTP.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
 from index.milvus import MilvusImageIndex
 from model_store.artifact import Artifact
+from model_store.cores import usable_cores
 from model_store.errors import NoActiveModelError
 from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
@@ -88,7 +88,7 @@ class State:
                 stack.callback(self.tracing.close)
             stack.callback(self.models.close)
             self.metrics.admitted.set_function(lambda: self.models.admitted)
-            threads = self.settings.decode_threads or os.cpu_count() or 1
+            threads = self.settings.decode_threads or usable_cores()
             self.decode_pool = stack.enter_context(ThreadPoolExecutor(threads, "fc7-decode"))
             self.index_pool = stack.enter_context(ThreadPoolExecutor(_INDEX_THREADS, "fc7-index"))
             stack.callback(self._close_index)

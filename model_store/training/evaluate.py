@@ -9,7 +9,6 @@ Source: the paper, sections 1 (top-5), 4.1 and 6.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_store.cores import usable_cores
 from model_store.errors import DatasetError, ImageError
 from model_store.image import CROP, PREPARATION, SIZE, find_images, prepare, views
 from model_store.runner import Runner, average_views, top_k
@@ -79,7 +79,7 @@ class SplitImages:
         """Yield prepared pixels, uint8 [256, 256, 3], and label, in the order of `files`."""
         self.skipped.clear()
         digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode") as workers:
+        with ThreadPoolExecutor(usable_cores(), "decode") as workers:
             rest = iter(self.files)
             waiting = deque((file, workers.submit(_read, file)) for file in islice(rest, _AHEAD))
             while waiting:

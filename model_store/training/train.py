@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from model_store.cores import usable_cores
 from model_store.durable import write_atomic
 from model_store.errors import CheckpointError, DatasetError
 from model_store.training import machine, runs
@@ -193,7 +193,7 @@ def _begin_folder(home: Path, info: runs.RunInfo, dataset: Dataset) -> Path:
 
 
 def _open(stack: ExitStack, data: Path, resources: Resources, reporter: Reporter) -> Dataset:
-    workers = stack.enter_context(ThreadPoolExecutor(resources.workers or os.cpu_count() or 1, "decode"))
+    workers = stack.enter_context(ThreadPoolExecutor(resources.workers or usable_cores(), "decode"))
     dataset = open_data(data, resources.memory_budget, workers, reporter)
     resources.group.require_same_data(dataset.hash)
     return dataset

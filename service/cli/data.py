@@ -6,7 +6,6 @@ Does not: import torch, or download anything.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from model_store.cores import usable_cores
 from service.cli.extras import training_extra
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def prepare(
             out,
             encoding=Encoding(None if lossless else quality),
             shard_images=shard_images,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or usable_cores(),
             progress=lambda done, total: bars.update(task, completed=done, total=total),
             stop=stop.is_set,
         )
