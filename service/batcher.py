@@ -172,7 +172,7 @@ class Batcher:
         return QueueFullError("images", places, self._retry_after())
 
     def close(self) -> None:
-        """Admit nothing more, answer what is queued, end the thread. Safe to call twice."""
+        """Admit nothing more, answer what is queued, end the threads. Safe to call twice."""
         with self._lock:
             self._closing = True
             self._run_may_begin.notify_all()
@@ -262,6 +262,7 @@ class Batcher:
         with self._lock:
             while not (self._run_is_due() and self._has_core()):
                 if self._dead is not None or (self._closing and not self._turns):
+                    self._run_may_begin.notify()  # the next thread ends too: it may wait for a core, and no time
                     return None
                 self._run_may_begin.wait(self._patience() if self._has_core() else None)
             return self._take()

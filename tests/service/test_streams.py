@@ -266,7 +266,6 @@ def test_two_streams_that_fail_are_one_death_and_let_all_go(
 
 def test_close_answers_what_each_stream_has(make: Callable[..., Batcher], beside: Gate) -> None:
     batcher = make(max_delay_s=60.0)
-    futures = []
     beside.open.clear()
     with batcher.admit(12) as ticket:  # one is still being decoded
         futures = [ticket.submit(picture(value)) for value in range(11)]
@@ -277,3 +276,22 @@ def test_close_answers_what_each_stream_has(make: Callable[..., Batcher], beside
         assert not closing.is_alive()
         assert [future.result(0).fc7.shape for future in futures] == [(4096,)] * 11
     assert sum(beside.sizes) == 11
+
+
+def test_close_ends_a_stream_that_waits_while_another_takes_the_last_images(
+    make: Callable[..., Batcher], wide: Gate
+) -> None:
+    batcher = make(max_delay_s=60.0)
+    wide.open.clear()
+    with batcher.admit(1) as lone:
+        futures = [lone.submit(picture(0))]  # has all cores, so that the other stream waits for one
+        assert wide.entered.acquire(timeout=10)
+        with batcher.admit(1) as last:
+            futures.append(last.submit(picture(1)))
+            closing = threading.Thread(target=batcher.close)
+            closing.start()
+            time.sleep(BLOCKED_S)
+            wide.open.set()
+            closing.join(10)
+            assert not closing.is_alive()
+            assert [future.result(0).fc7.shape for future in futures] == [(4096,)] * 2
