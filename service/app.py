@@ -21,16 +21,9 @@ from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.runner import Runner, RunnerOptions
 from service.direct import Direct
-from service.errors import (
-    INFERENCE_PATH,
-    PROBLEM_TYPE,
-    BadImageError,
-    kind_of,
-    problem_of,
-    problem_of_http,
-    problem_of_validation,
-)
+from service.errors import BadImageError
 from service.middleware import LingeringClose, Observe, notes_of
+from service.problems import INFERENCE_PATH, PROBLEM_TYPE, kind_of, problem_of, problem_of_http, problem_of_validation
 from service.routes import DIRECT, ROUTERS
 from service.settings import Settings
 from service.state import State

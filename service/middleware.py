@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import problem_of_bug
+from service.problems import problem_of_bug
 from service.tracing import Answered, Stage
 
 if TYPE_CHECKING:

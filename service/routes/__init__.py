@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from service.direct import Path
+from service.queries import ClassifyQuery, ModelSearchQuery
 from service.routes import classify, health, images, index, jobs, models, oip, page, search
-from service.schemas import ClassifyQuery, ModelSearchQuery
 
 ROUTERS = (
     classify.router,

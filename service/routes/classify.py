@@ -10,8 +10,9 @@ from model_store.artifact import Artifact
 from service.answers import embed, within_limits
 from service.bodies import Upload, receive
 from service.errors import ParameterError
+from service.queries import ClassifyQuery
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
-from service.schemas import ClassifyAnswer, ClassifyQuery, ClassifyResult, ModelName
+from service.schemas import ClassifyAnswer, ClassifyResult, ModelName
 from service.security import require
 from service.settings import Scope
 from service.state import State

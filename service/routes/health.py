@@ -6,7 +6,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.errors import STATUS, NotReadyError, problem
+from service.errors import NotReadyError
+from service.problems import STATUS, problem
 from service.routes.common import StateDep, problems
 from service.schemas import Alive, ModelName, Ready
 

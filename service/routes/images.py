@@ -29,6 +29,7 @@ from service.answers import Embedded, embed, hashes, within_limits
 from service.bodies import Upload, receive
 from service.documents import JSON, MERGE_PATCH, merge_patch, receive_document
 from service.errors import BodyMalformedError, ModelNotLoadedError
+from service.queries import ListQuery, SearchQuery, WhereQuery
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
 from service.schemas import (
     AddAnswer,
@@ -36,13 +37,10 @@ from service.schemas import (
     DeletedAnswer,
     ImageInfo,
     ImagePage,
-    ListQuery,
     MetadataPatch,
     ModelName,
     SearchAnswer,
-    SearchQuery,
     SearchResult,
-    WhereQuery,
     thumbnail_path,
 )
 from service.security import require

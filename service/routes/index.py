@@ -10,8 +10,9 @@ from fastapi import APIRouter, Depends, Query, Request, status
 from index.backup import snapshot_name
 from index.where import parse_where
 from service.answers import within_limits
+from service.queries import DuplicatesQuery
 from service.routes.common import WORK, StateDep, problems
-from service.schemas import DuplicatesAnswer, DuplicatesQuery, IndexInfo, PairInfo, SnapshotInfo
+from service.schemas import DuplicatesAnswer, IndexInfo, PairInfo, SnapshotInfo
 from service.security import require
 from service.settings import Scope
 

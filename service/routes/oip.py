@@ -17,7 +17,7 @@ from model_store.image import CROP
 from model_store.runner import Outputs
 from service.answers import embed, embed_views, within_limits
 from service.bodies import Upload, receive_raw
-from service.errors import INFERENCE_PATH, STATUS, NotReadyError, problem
+from service.errors import NotReadyError
 from service.oip import (
     EXTENSIONS,
     FC7,
@@ -30,6 +30,7 @@ from service.oip import (
     parse,
     write,
 )
+from service.problems import INFERENCE_PATH, STATUS, problem
 from service.routes.common import WITH_BODY, WORK, StateDep, inference_problems
 from service.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
 from service.security import require

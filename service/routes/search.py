@@ -15,8 +15,9 @@ from index.where import parse_where
 from service.answers import embed, within_limits
 from service.bodies import Upload, receive
 from service.errors import ModelNotLoadedError
+from service.queries import ModelSearchQuery
 from service.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
-from service.schemas import ModelName, ModelSearchQuery, SearchAnswer, SearchResult
+from service.schemas import ModelName, SearchAnswer, SearchResult
 from service.security import require
 from service.settings import Scope
 from service.state import State

@@ -17,8 +17,9 @@ import model_store.errors
 from model_store.errors import Fc7Error, ImageFormatError
 from service import errors
 from service.app import create_app
-from service.errors import STATUS, BadImageError, kind_of, problem_of
+from service.errors import BadImageError
 from service.logs import make_logger
+from service.problems import STATUS, kind_of, problem_of
 from service.settings import Settings
 
 
@@ -32,7 +33,7 @@ def subclasses(kind: type[Fc7Error]) -> Iterator[type[Fc7Error]]:
 @pytest.mark.parametrize("kind", sorted(set(subclasses(Fc7Error)), key=str))
 def test_every_error_finds_a_status(kind: type[Fc7Error]) -> None:
     found = next((ancestor for ancestor in kind.__mro__ if ancestor in STATUS), None)
-    assert found is not None, f"{kind.__qualname__} has no entry in service.errors.STATUS, and no ancestor of it has"
+    assert found is not None, f"{kind.__qualname__} has no entry in service.problems.STATUS, and no ancestor of it has"
 
 
 def test_the_nearest_ancestor_decides() -> None:
