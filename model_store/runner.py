@@ -3,7 +3,7 @@
 Promises: what is loaded is what the manifest describes, and lives in memory alone: editing or removing the files later
 changes nothing; the graph has the served contract before the first request; a CUDA device that
 was asked for is used or refused, never silently replaced; every failure of ONNX Runtime is a `RunnerError`.
-Does not: decode images, batch, average views, retry. One thread should own a runner; calls from several are safe.
+Does not: decode images, batch, average views, retry. Calls from several threads are safe.
 Source: ONNX Runtime's documentation of the CUDA execution provider and of session options.
 """
 
@@ -151,23 +151,22 @@ class Runner:
 
         Raises ShapeError for other arrays, RunnerError when ONNX Runtime fails or the runner is closed.
         """
-        return self._run(pixels, self._session, self._bound)
+        return self._run(pixels, self._session)
 
     def run_beside(self, pixels: NDArray[np.uint8]) -> Outputs:
         """As `run`, but on one stream's share of the threads: `streams` such runs at a time take less time together.
 
         Threads of one run wait for each other at each of the graph's steps; those of two do not.
         """
-        return self._run(pixels, self._shared or self._session, self._bound)
+        return self._run(pixels, self._shared or self._session)
 
-    def _run(
-        self, pixels: NDArray[np.uint8], session: onnxruntime.InferenceSession | None, bound: BoundSession | None
-    ) -> Outputs:
+    def _run(self, pixels: NDArray[np.uint8], session: onnxruntime.InferenceSession | None) -> Outputs:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (CROP, CROP, 3) or not len(pixels):
             raise ShapeError("pixels", f"uint8 [n,{CROP},{CROP},3], n >= 1", f"{pixels.dtype} {list(pixels.shape)}")
         if session is None:
             raise RunnerError(self.artifact.id, "it is closed")
         pixels = np.ascontiguousarray(pixels)
+        bound = self._bound if session is self._session else None
         try:
             if bound is None:
                 return Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))

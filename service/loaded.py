@@ -24,14 +24,14 @@ from service.memory import give_back
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A version that answers: on disk, its session, and the queue before it."""
+    """A version that answers: on disk, its sessions, and the queue before it."""
 
     artifact: Artifact
     runner: Runner
     batcher: Batcher
 
     def close(self) -> None:
-        """Answer what is queued, and free the session."""
+        """Answer what is queued, and free the sessions."""
         self.batcher.close()
         self.runner.close()
         give_back()

@@ -84,7 +84,8 @@ def _print(result: Ablation) -> None:
         "validation images, mean ± standard deviation over the seeds, n in brackets"
     )
     table = Table("net", "top-1 error", "top-5 error", f"top-1 minus {result.nets[0]}'s", "top-5", "the paper's")
-    table.columns[0].no_wrap = True  # else a log of 80 columns cuts the names off
+    # Nets' names stand in both: else a log of 80 columns cuts them off.
+    table.columns[0].no_wrap = True
     table.columns[3].overflow = "fold"
     for net in result.nets:
         errors = [_text(spread, "") for spread in result.errors(net)]

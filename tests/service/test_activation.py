@@ -15,7 +15,6 @@ import numpy as np
 from model_store.artifact import Artifact
 from model_store.image import prepare, views
 from model_store.runner import Runner, RunnerOptions
-from service.memory import available, needed_to_load
 from tests.support import pictures
 from tests.support.server import thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
@@ -207,30 +206,3 @@ def test_without_a_model_one_is_activated_while_it_runs(tmp_path: Path) -> None:
         assert activate(server.client, 1).json()["before"] is None
         assert server.client.get("/readyz").status_code == 200
         assert server.client.put("/v1/images/a", content=pictures.jpeg()).status_code == 201
-
-
-def test_memory_is_read_from_the_machine_and_the_container(tmp_path: Path, home: Path) -> None:
-    assert available(tmp_path) is None
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    2000 kB\n")
-    assert available(tmp_path) == 2_048_000
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    for name, text in (("max", "max"), ("current", "900000"), ("stat", "anon 5\ninactive_file 100000\n")):
-        (group / f"memory.{name}").write_text(text)
-    assert available(tmp_path) == 2_048_000
-    (group / "memory.max").write_text("1000000\n")
-    assert available(tmp_path) == 200_000
-    for name in ("max", "current", "stat"):
-        (group / f"memory.{name}").unlink()
-    first = group / "memory"
-    first.mkdir()
-    for name, text in (("usage_in_bytes", "900000"), ("stat", "inactive_file 5\ntotal_inactive_file 150000\n")):
-        (first / f"memory.{name}").write_text(text)
-    (first / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # what version 1 has for no limit
-    assert available(tmp_path) == 2_048_000
-    (first / "memory.limit_in_bytes").write_text("1000000\n")
-    assert available(tmp_path) == 250_000
-    artifact = publish_tiny_model(home, "sized")
-    assert needed_to_load(artifact) > 2.75 * 2_500_000
-    assert needed_to_load(artifact, streams=2) > 4.4 * 2_500_000

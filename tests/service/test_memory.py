@@ -1,4 +1,4 @@
-"""What the process tells the C library about its heaps, seen by the library's own report."""
+"""How much memory there is, by miniature system folders; and heaps, seen by the C library's own report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from service.memory import available, needed_to_load
+from tests.support.tiny_model import publish_tiny_model
 
 _PROGRAM = """
 import ctypes, sys, threading
@@ -42,3 +45,30 @@ def heaps(folder: Path, word: str) -> int:
 def test_threads_share_two_heaps(tmp_path: Path) -> None:
     assert heaps(tmp_path, "each") > 2
     assert heaps(tmp_path, "few") <= 2
+
+
+def test_memory_is_read_from_the_machine_and_the_container(tmp_path: Path, home: Path) -> None:
+    assert available(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    2000 kB\n")
+    assert available(tmp_path) == 2_048_000
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, text in (("max", "max"), ("current", "900000"), ("stat", "anon 5\ninactive_file 100000\n")):
+        (group / f"memory.{name}").write_text(text)
+    assert available(tmp_path) == 2_048_000
+    (group / "memory.max").write_text("1000000\n")
+    assert available(tmp_path) == 200_000
+    for name in ("max", "current", "stat"):
+        (group / f"memory.{name}").unlink()
+    first = group / "memory"
+    first.mkdir()
+    for name, text in (("usage_in_bytes", "900000"), ("stat", "inactive_file 5\ntotal_inactive_file 150000\n")):
+        (first / f"memory.{name}").write_text(text)
+    (first / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # what version 1 has for no limit
+    assert available(tmp_path) == 2_048_000
+    (first / "memory.limit_in_bytes").write_text("1000000\n")
+    assert available(tmp_path) == 250_000
+    artifact = publish_tiny_model(home, "sized")
+    assert needed_to_load(artifact) > 2.75 * 2_500_000
+    assert needed_to_load(artifact, streams=2) > 4.4 * 2_500_000
