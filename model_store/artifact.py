@@ -1,7 +1,8 @@
 """One version of a model on disk: its manifest, its files, its fingerprint, and the proof that they belong together.
 
 A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the graph's external data) and `report/`; it
-may have the same net in other precisions, in folders named `int8` and `fp16` with a graph and weights each.
+may have the same net as a CPU computes batches fastest (`batches.onnx`, with `batches.bin` beside `weights.bin`), and
+in other precisions, in folders named `int8` and `fp16` with a graph and weights each.
 Promises: a manifest that was read is complete and of a known format; a verified artifact's files are, byte for byte,
 those that the manifest describes, and the file that differs is named.
 Does not: write versions (the store does), load the graph (the runner does), prove who made a version (hashes, no
@@ -38,6 +39,8 @@ FORMAT: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 MODEL_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
+BATCHES_FILE: Final = "batches.onnx"
+BATCHES_WEIGHTS_FILE: Final = "batches.bin"
 REPORT_FOLDER: Final = "report"
 FEATURES: Final = 4096
 PRECISIONS: Final = ("fp32", "int8", "fp16")
@@ -330,6 +333,13 @@ class Artifact:
     def labels(self) -> tuple[str, ...]:
         """The classes' names, in the order of the columns of `probabilities`."""
         return tuple(entry.label for entry in self.manifest.classes)
+
+    @property
+    def batches(self) -> tuple[str, str, str] | None:
+        """Graph and weights for batches on a CPU, relative to the version's folder; None where it has none."""
+        if self.precision != _FULL or not {BATCHES_FILE, BATCHES_WEIGHTS_FILE} <= self.manifest.files.keys():
+            return None
+        return BATCHES_FILE, WEIGHTS_FILE, BATCHES_WEIGHTS_FILE
 
     @property
     def model_path(self) -> Path:

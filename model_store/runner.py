@@ -15,14 +15,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, WEIGHTS_FILE, Artifact, graph_files
+from model_store.artifact import FEATURES, Artifact, graph_files
 from model_store.binding import BoundSession
 from model_store.cores import usable_cores
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError, ShapeError
@@ -45,6 +45,8 @@ class RunnerOptions:
     intra_op_threads: threads of one run on the CPU; None takes the cores that this process may use.
     streams: how many runs share those threads side by side on the CPU (`Runner.run_beside`), with a second copy of the
     weights; on CUDA there is always one.
+    batches: `Runner.run` is for batches, as indexing and evaluation have them: on the CPU it has the graph for them,
+    which takes longer for a single image. `Runner.run_beside` always has it.
     cuda_memory_limit: bytes that the arena on the device may take; None sets no limit.
     bind: keep inputs and outputs at fixed places on the device; None does so on CUDA.
     cuda_graphs: replay each batch size as one CUDA graph, captured at its first run. tensorrt: run with TensorRT, whose
@@ -55,6 +57,7 @@ class RunnerOptions:
     device: str = "auto"
     intra_op_threads: int | None = None
     streams: int = 1
+    batches: bool = False
     cuda_memory_limit: int | None = None
     bind: bool | None = None
     cuda_graphs: bool = False
@@ -156,7 +159,8 @@ class Runner:
     def run_beside(self, pixels: NDArray[np.uint8]) -> Outputs:
         """As `run`, but on one stream's share of the threads: `streams` such runs at a time take less time together.
 
-        Threads of one run wait for each other at each of the graph's steps; those of two do not.
+        Threads of one run wait for each other at each of the graph's steps; those of two do not. And it runs the graph
+        for batches, where the version has one: its answers are those of `run` but for rounding.
         """
         return self._run(pixels, self._shared or self._session)
 
@@ -208,7 +212,8 @@ def _load(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnxruntime.
         import onnxruntime  # noqa: PLC0415 - an extra: only who runs a model needs it
     except ImportError as exc:
         raise MissingExtraError("onnxruntime", "cpu|gpu") from exc
-    files = [artifact.read(name) for name in graph_files(artifact.precision)]
+    own = graph_files(artifact.precision)
+    files = {name: artifact.read(name) for name in own}
     available = tuple(onnxruntime.get_available_providers())
     reason = "ONNX Runtime has no CUDA provider: it is the package for the CPU"
     if options.cuda_device is not None and CUDA in available:
@@ -221,7 +226,7 @@ def _load(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnxruntime.
         try:
             if wanted not in available:
                 raise RunnerError(artifact.id, f"ONNX Runtime has no {wanted}")
-            session = _session(onnxruntime, artifact, files, options.threads, providers)
+            session = _session(onnxruntime, artifact, _Graph.of(own, files), options.threads, providers)
         except RunnerError as exc:
             reason = exc.reason
         else:
@@ -233,13 +238,34 @@ def _load(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnxruntime.
         raise DeviceUnavailableError(options.cuda_only or options.device, available, reason)
     if options.device == "auto" and CUDA in available:
         structlog.get_logger(__name__).warning("CUDA cannot be used, running on the CPU", reason=reason)
-    threads = [options.threads] + [max(1, options.threads // options.streams)] * (options.streams > 1)
-    with ThreadPoolExecutor(len(threads)) as pool:  # each takes most of a second to arrange its weights
-        return list(pool.map(lambda n: _session(onnxruntime, artifact, files, n, [CPU]), threads)), CPU
+    batches = artifact.batches or own
+    graphs: list[tuple[tuple[str, ...], int]] = [(batches if options.batches else own, options.threads)]
+    if options.streams > 1:
+        graphs += [(batches, max(1, options.threads // options.streams))]
+    files |= {name: artifact.read(name) for names, _ in graphs for name in names if name not in files}
+    with ThreadPoolExecutor(len(graphs)) as pool:  # each takes most of a second to arrange its weights
+        made = [
+            pool.submit(_session, onnxruntime, artifact, _Graph.of(names, files), threads, [CPU])
+            for names, threads in graphs
+        ]
+        return [session.result() for session in made], CPU
+
+
+class _Graph(NamedTuple):
+    """A graph's name and bytes, and those of its weights by their places beside it, which is how it knows them."""
+
+    name: str
+    content: bytes
+    weights: dict[str, bytes]
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], files: dict[str, bytes]) -> _Graph:
+        """Take the graph, the first of `names`, and its weights, the others, from `files`."""
+        return cls(names[0], files[names[0]], {PurePosixPath(name).name: files[name] for name in names[1:]})
 
 
 def _session(
-    ort: Any, artifact: Artifact, files: list[bytes], threads: int, providers: list[Any]
+    ort: Any, artifact: Artifact, graph: _Graph, threads: int, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3  # errors: they come back as exceptions, and warnings are for who made the graph
@@ -248,16 +274,16 @@ def _session(
     settings.intra_op_num_threads = threads
     # Given a path, ONNX Runtime maps the weights: who edits the file then changes the answers, who cuts it ends the
     # process with SIGBUS.
-    graph, weights = files
-    settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
+    places, weights = list(graph.weights), list(graph.weights.values())
+    settings.add_external_initializers_from_files_in_memory(places, weights, [len(each) for each in weights])
     # Threads that wait for one another spin first. As long as by default, that takes the cores from decoding and HTTP;
     # not at all, and each of the graph's 30 steps pays for waking up. A fifth of a millisecond is the best of both.
     settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         # Without the fallback: it would go to the CPU with a print.
-        return ort.InferenceSession(graph, settings, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(graph.content, settings, providers=providers, enable_fallback=0)
     except Exception as exc:
-        raise RunnerError(artifact.id, f"{artifact.model_path} cannot be loaded: {exc}") from exc
+        raise RunnerError(artifact.id, f"{artifact.path / graph.name} cannot be loaded: {exc}") from exc
 
 
 def _cuda_options(options: RunnerOptions) -> dict[str, str]:

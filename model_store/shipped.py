@@ -29,10 +29,11 @@ class ShippedVersion:
 
 def ship(artifact: Artifact) -> ShippedVersion:
     """Read what running this version in its precision takes. Raises ArtifactCorruptError, ArtifactFormatError."""
+    names = {*graph_files(artifact.precision), *(artifact.batches or ())}
     return ShippedVersion(
         artifact.manifest.to_bytes(),
         artifact.precision,
-        {name: np.frombuffer(artifact.read(name), np.uint8) for name in graph_files(artifact.precision)},
+        {name: np.frombuffer(artifact.read(name), np.uint8) for name in sorted(names)},
     )
 
 

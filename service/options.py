@@ -18,11 +18,15 @@ from service.memory import needed_to_load
 from service.settings import Settings
 
 
-def runner_options(settings: Settings) -> RunnerOptions:
-    """Return how these settings want a version to be run. Raises DeviceUnavailableError for a contradiction."""
+def runner_options(settings: Settings, *, batches: bool = False) -> RunnerOptions:
+    """Return how these settings want a version to be run; `batches`: for many images, not for one at a time.
+
+    Raises DeviceUnavailableError for a contradiction.
+    """
     return RunnerOptions(
         device=settings.device,
         intra_op_threads=settings.threads,
+        batches=batches,
         cuda_memory_limit=None if settings.cuda_memory_mb is None else settings.cuda_memory_mb * 1_000_000,
         cuda_graphs=settings.cuda_graphs,
         precision=settings.precision,

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from model_store.codes import INPUT, OUTPUT
 from model_store.errors import NonFiniteLossError, ParityError
+from model_store.training.graph import OPSET, PRODUCER
 from model_store.training.machine import autocast_dtype
-from model_store.training.served import OPSET, PRODUCER
 
 HIDDEN: Final = (1024, 256)
 DIFFERENT_BITS: Final = 1e-4  # the share of bits in which an exported encoder may differ: those on the very edge

@@ -8,6 +8,7 @@ Source: the paper, section 4.1 (one and ten views).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import (
+    BATCHES_FILE,
+    BATCHES_WEIGHTS_FILE,
     FEATURES,
     MODEL_FILE,
     REPORT_FOLDER,
@@ -36,9 +39,10 @@ from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
 from model_store.training import report
 from model_store.training.evaluate import Evaluation, RunnerPredictor, SplitImages, TorchPredictor, evaluate
+from model_store.training.graph import OPSET, PRODUCER
 from model_store.training.network import Conv
 from model_store.training.runs import TrainedRun
-from model_store.training.served import OPSET, PRODUCER, write_served_graph
+from model_store.training.served import write_served_graph
 
 PROBABILITIES_LIMIT: Final = 1e-5  # the largest absolute difference that is allowed
 FC7_LIMIT: Final = 1e-4  # the same for fc7, as a share of its largest value: fc7 has no fixed scale
@@ -103,7 +107,7 @@ def export_run(
     with store.staging(draft.name) as staged:
         progress("writing the graph", 0, 1)
         write_served_graph(run.network, run.mean, staged)
-        runner = Runner(provisional_version(staged, draft), RunnerOptions(device="cpu"))
+        runner = Runner(provisional_version(staged, draft), RunnerOptions(device="cpu", streams=2))
         try:
             progress("comparing with torch", 0, 1)
             parity = check_parity(runner, _torch(run), images.sample(sum(PARITY_BATCHES)))
@@ -119,6 +123,7 @@ def export_run(
 def check_parity(runner: Runner, trained: TorchPredictor, photographs: NDArray[np.uint8]) -> Parity:
     """Compare the graph with the trained net on `photographs`, uint8 [n, 256, 256, 3], in batches of several sizes.
 
+    With the graph for batches too, where the runner has streams to run it on: returned is the larger difference.
     Raises ParityError when probabilities or fc7 differ by more than the limits, or are not finite, twice.
     """
     try:
@@ -129,15 +134,16 @@ def check_parity(runner: Runner, trained: TorchPredictor, photographs: NDArray[n
 
 
 def _compare(runner: Runner, trained: TorchPredictor, photographs: NDArray[np.uint8]) -> Parity:
-    rows, start = views(photographs), 0
+    rows, start, batches = views(photographs), 0, itertools.cycle(PARITY_BATCHES)
     differences: list[tuple[float, float]] = []
     while start < len(rows):
-        batch = rows[start : start + PARITY_BATCHES[len(differences) % len(PARITY_BATCHES)]]
-        found, (probabilities, fc7) = runner.run(batch), trained.both(batch)
+        batch = rows[start : start + next(batches)]
+        probabilities, fc7 = trained.both(batch)
         largest = max(float(np.abs(fc7).max()), float(np.finfo(np.float32).tiny))
-        differences.append(
-            (float(np.abs(found.probabilities - probabilities).max()), float(np.abs(found.fc7 - fc7).max()) / largest)
-        )
+        for run in (runner.run, runner.run_beside) if runner.streams > 1 else (runner.run,):
+            found = run(batch)
+            apart = float(np.abs(found.probabilities - probabilities).max())
+            differences.append((apart, float(np.abs(found.fc7 - fc7).max()) / largest))
         start += len(batch)
     # numpy's maximum, unlike Python's, keeps NaN; and NaN is not "within the limit".
     by_probabilities, by_fc7 = (float(value) for value in np.max(differences, axis=0))
@@ -175,7 +181,8 @@ def provisional_version(staged: Path, draft: ManifestDraft) -> Artifact:
     """Return the staged folder as a version, so that it is run by the very Runner that will serve it."""
     files = {
         name: FileEntry(sha256=sha256_of(staged / name), size=(staged / name).stat().st_size)
-        for name in (MODEL_FILE, WEIGHTS_FILE)
+        for name in (MODEL_FILE, WEIGHTS_FILE, BATCHES_FILE, BATCHES_WEIGHTS_FILE)
+        if (staged / name).exists()
     }
     return Artifact(staged, Manifest.complete(draft, version=1, created=datetime.now(UTC), files=files), verified=True)
 

@@ -133,7 +133,7 @@ def predictors_of(models: Sequence[str], settings: Settings) -> tuple[list[Net],
     from model_store.training.runs import find_run, load_run  # noqa: PLC0415
 
     store = ModelStore(settings.home)
-    options = runner_options(settings)
+    options = runner_options(settings, batches=True)
     predictors: list[Net] = []
     data = None
     for model in models:

@@ -189,7 +189,7 @@ def _reembed(
 def _runner(settings: Settings, model: str | None) -> Runner:
     store = ModelStore(settings.home)
     artifact = store.active_artifact() if model is None else store.resolve(model)
-    return Runner(artifact, runner_options(settings))
+    return Runner(artifact, runner_options(settings, batches=True))
 
 
 def _progress(console: Console) -> Progress:

@@ -66,7 +66,7 @@ def build_on_ray(
             files,
             index,
             artifact,
-            options=runner_options(settings),
+            options=runner_options(settings, batches=True),
             seats=seats,
             batch_size=options.batch_size,
             key_prefix=options.key_prefix,

@@ -49,7 +49,7 @@ def compare_versions(
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
-    options = RunnerOptions(device=settings.device, intra_op_threads=settings.threads)
+    options = RunnerOptions(device=settings.device, intra_op_threads=settings.threads, batches=batch > 1)
     one, other = (Runner(store.resolve(reference), options) for reference in (first, second))
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Progress(TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), console=console, transient=True) as bar:

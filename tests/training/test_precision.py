@@ -18,8 +18,9 @@ from model_store.errors import AgreementError, ArtifactCorruptError, ArtifactFor
 from model_store.image import prepare, views
 from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
+from model_store.training.graph import OPSET
 from model_store.training.precision import add_precisions
-from model_store.training.served import OPSET, write_served_graph
+from model_store.training.served import write_served_graph
 from service.cli.main import app
 from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures
 

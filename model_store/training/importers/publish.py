@@ -23,10 +23,11 @@ from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
 from model_store.training.evaluate import TorchPredictor
 from model_store.training.export import Parity, check_parity, provisional_version
+from model_store.training.graph import OPSET, PRODUCER
 from model_store.training.importers.labels import Labels
 from model_store.training.importers.nets import ImportedNet, build, manifest_recipe
 from model_store.training.network import Hidden
-from model_store.training.served import OPSET, PRODUCER, write_served_graph
+from model_store.training.served import write_served_graph
 
 _PICTURES: Final = 4  # enough for a batch of one and one of several
 
@@ -77,7 +78,7 @@ def publish_import(
         model = build(net)
         write_served_graph(model, net.mean, staged)
         progress("comparing with torch")
-        runner = Runner(provisional_version(staged, draft), RunnerOptions(device="cpu"))
+        runner = Runner(provisional_version(staged, draft), RunnerOptions(device="cpu", streams=2))
         try:
             parity = check_parity(runner, TorchPredictor(draft.name, labels.names, model, net.mean), _pictures())
         finally:
