@@ -3,7 +3,7 @@
 Decoding runs in a pool, the graph in batches, in both of the ways that share the cores: one after the other (all cores
 decode a batch, then all run it), or overlapping (the next batch is decoded while one runs). The faster is the limit.
 Beside it: each core decodes and runs batches of its own, with a second session of one thread a run. That is the limit
-of whoever pays the memory of a second copy of the weights for it.
+of whoever pays the memory of a second copy of the weights for it. Batches have the version's graph for batches.
 Does not: HTTP, queues, answers beyond the arrays.
 """
 
@@ -59,8 +59,11 @@ def measure_limit(home: Path, images: list[bytes], seconds: float) -> Limit:
 
 def _measure(home: Path, images: list[bytes], seconds: float) -> Limit:
     cores = usable_cores()
-    runner = Runner(ModelStore(home).active_artifact(), RunnerOptions(device="cpu", streams=cores))
-    runner.warm_up((1, BATCH))
+    artifact = ModelStore(home).active_artifact()
+    single = Runner(artifact, RunnerOptions(device="cpu"))
+    runner = Runner(artifact, RunnerOptions(device="cpu", streams=cores, batches=True))
+    single.warm_up()
+    runner.warm_up((BATCH,))
     runner.run(np.zeros((BATCH, CROP, CROP, 3), np.uint8))
     source = itertools.cycle(images)
 
@@ -69,7 +72,7 @@ def _measure(home: Path, images: list[bytes], seconds: float) -> Limit:
 
     def one() -> float:
         data, started = next(source), time.perf_counter()
-        runner.run(views(prepare(data)))
+        single.run(views(prepare(data)))
         return time.perf_counter() - started
 
     def own_batches(until: float) -> int:

@@ -1,13 +1,14 @@
 """The other server: a LitServe application with the same graph, preparation, batches and answers as fc7.
 
-`python -m benchmarks.litserve_app HOME PORT THREADS [GRAPH]`: with GRAPH it runs that one, in a session as it comes.
+`python -m benchmarks.litserve_app HOME PORT THREADS [--batches] [--graph FILE]`: with `--batches` it runs the version's
+graph for batches, with FILE that one, in a session as it comes.
 What it has in common with fc7 is fc7's own code: the session (`Runner`), `prepare`, `views`, `top_k`. What is
 LitServe's is LitServe's: HTTP, queues, processes, batching (16 images, 10 ms), with the options that its documentation
 advises for throughput (`fast_queue`). Images come as multipart uploads. Its documented form decodes image by image in
 `decode_request`; with THREADS above 1 they are decoded by a pool in `batch`, which is the better half of what fc7 does.
 """
 
-import sys  # no `from __future__ import annotations`: LitServe compares the annotation of `request` with the class
+import argparse  # no `from __future__ import annotations`: LitServe compares the annotation of `request` with the class
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ WAIT_S = 0.01
 class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
     """One image in, the five most probable classes out."""
 
-    def __init__(self, home: Path, threads: int, graph: Path | None) -> None:
+    def __init__(self, home: Path, threads: int, *, batches: bool, graph: Path | None) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=WAIT_S)
-        self.home, self.threads, self.graph = home, threads, graph
+        self.home, self.threads, self.batches, self.graph = home, threads, batches, graph
 
     def setup(self, device: str) -> None:
         """Load the active version, in the worker process."""
@@ -39,7 +40,7 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
         artifact = ModelStore(self.home).active_artifact()
         self.labels = artifact.labels
         if self.graph is None:
-            self.run = Runner(artifact, RunnerOptions(device="cpu")).run
+            self.run = Runner(artifact, RunnerOptions(device="cpu", batches=self.batches)).run
         else:
             session = onnxruntime.InferenceSession(self.graph, providers=["CPUExecutionProvider"])
             self.run = lambda pixels: Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))
@@ -77,11 +78,16 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
 
 
 def _main() -> None:
-    home, port, threads, *graph = sys.argv[1:]
-    server = litserve.LitServer(
-        Classify(Path(home), int(threads), Path(graph[0]) if graph else None), accelerator="cpu", fast_queue=True
-    )
-    server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False, log_level="warning")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("home", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("--batches", action="store_true")
+    parser.add_argument("--graph", type=Path)
+    given = parser.parse_args()
+    served = Classify(given.home, given.threads, batches=given.batches, graph=given.graph)
+    server = litserve.LitServer(served, accelerator="cpu", fast_queue=True)
+    server.run(host="127.0.0.1", port=given.port, num_api_servers=1, generate_client_file=False, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -57,11 +57,13 @@ def fc7_server(home: Path, log: Path, environment: Mapping[str, str]) -> Iterato
 
 
 @contextmanager
-def litserve_server(home: Path, log: Path, *, threads: int, graph: Path | None = None) -> Iterator[Server]:
-    """Serve the active version of `home` with LitServe, or this graph; `threads` decode a batch's images."""
+def litserve_server(
+    home: Path, log: Path, *, threads: int, batches: bool = False, graph: Path | None = None
+) -> Iterator[Server]:
+    """Serve the active version of `home` with LitServe, its graph for batches or `graph`; `threads` decode a batch."""
     port = _free_port()
     command = [sys.executable, "-m", "benchmarks.litserve_app", str(home), str(port), str(threads)]
-    command += [] if graph is None else [str(graph)]
+    command += ["--batches"] * batches + ([] if graph is None else ["--graph", str(graph)])
     with _running("LitServe", command, log, {}, port=port, ready="/health", path="/predict") as server:
         yield server
 

@@ -112,6 +112,9 @@ class Run:
             with litserve_server(self.home, scratch / "litserve.log", threads=os.cpu_count() or 1) as server:
                 plan = [_upload(server.path, [data]) for data in self.photographs]
                 self.measure("LitServe, decoding in a pool, 32", server, plan, BUSY)
+            with litserve_server(self.home, scratch / "litserve.log", threads=1, batches=True) as server:
+                plan = [_upload(server.path, [data]) for data in self.photographs]
+                self.measure(f"LitServe, graph for batches, {BUSY}", server, plan, BUSY)
             self.say("exporting the net plainly")
             graph = write_plain_graph(self.home, scratch)
             with litserve_server(self.home, scratch / "litserve.log", threads=1, graph=graph) as server:
@@ -244,11 +247,13 @@ def goals(run: Run) -> list[tuple[str, float, str, float]]:
         ("fc7 from process start to ready, s", median(run.start_s["fc7"]), "<=", 3.0),
     ]
     if other := points.get(f"LitServe, {BUSY}"):
+        batches = points[f"LitServe, graph for batches, {BUSY}"]
         plain = points[f"LitServe, plain export, {BUSY}"]
         found[2:2] = [
             ("fc7 at 32 clients, of LitServe on the same graph", busy.rate / other.rate, ">=", 1.35),
+            ("fc7 at 32 clients, of LitServe on the graph for batches", busy.rate / batches.rate, ">=", 1.35),
             ("fc7 at 32 clients, of LitServe on a plain export of the net", busy.rate / plain.rate, ">=", 1.35),
-            ("the limit, of LitServe on the same graph", limit.rate / other.rate, ">=", 1.35),
+            ("the limit, of LitServe on the graph for batches", limit.rate / batches.rate, ">=", 1.35),
         ]
     return found
 

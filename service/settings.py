@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
     max_batch: int = Field(
-        default=16, ge=1, le=1024, description="Most rows (an image, or one of its ten views) in one run."
+        default=12, ge=1, le=1024, description="Most rows (an image, or one of its ten views) in one run."
     )
     max_delay_ms: float = Field(
         default=5.0,

@@ -13,7 +13,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from model_store.artifact import Artifact
+from model_store.artifact import Artifact, FileEntry
+from model_store.durable import sha256_of
 from model_store.errors import CheckpointError, DatasetError, ParityError, ShapeError
 from model_store.image import prepare, views
 from model_store.runner import Runner, RunnerOptions
@@ -25,8 +26,11 @@ from model_store.training.runs import load_run
 from model_store.training.served import write_served_graph
 from tests.support.run_folder import CLASSES, SMALL_LAYERS, small_architecture, small_net, write_pictures, write_run
 
-# None of what a plain export makes of the normalisation: Pow, AveragePool, Pad.
+# None of what a plain export makes of the normalisation: Pow, Pad, pooling of three dimensions.
 FAST_OPERATORS = {
+    "Add",
+    "AveragePool",
+    "Reshape",
     "Transpose",
     "Cast",
     "Sub",
@@ -48,10 +52,10 @@ def random_pixels(count: int) -> Array:
     return np.random.default_rng(count).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
 
 
-def answers_of_graph(folder: Path, pixels: Array) -> tuple[Array, Array]:
+def answers_of_graph(folder: Path, pixels: Array, graph: str = "model.onnx") -> tuple[Array, Array]:
     import onnxruntime  # noqa: PLC0415
 
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / graph, providers=["CPUExecutionProvider"])
     probabilities, fc7 = session.run(["probabilities", "fc7"], {"pixels": pixels})
     return probabilities, fc7
 
@@ -68,9 +72,9 @@ def answers_of_torch(net: AlexNet, pixels: Array) -> tuple[Array, Array]:
 def test_the_graph_answers_as_the_trained_net_does(tmp_path: Path, dropout: Dropout, input_scale: float) -> None:
     net = small_net(small_architecture(dropout, input_scale))
     write_served_graph(net, MEAN, tmp_path)
-    for count in (1, 2, 5):
+    for count, graph in ((1, "model.onnx"), (2, "batches.onnx"), (5, "model.onnx"), (5, "batches.onnx")):
         pixels = random_pixels(count)
-        probabilities, fc7 = answers_of_graph(tmp_path, pixels)
+        probabilities, fc7 = answers_of_graph(tmp_path, pixels, graph)
         wanted_probabilities, wanted_fc7 = answers_of_torch(net, pixels)
         assert probabilities.dtype == fc7.dtype == np.float32
         assert wanted_probabilities.max() > 0.4  # not uniform, so a difference would show
@@ -96,9 +100,11 @@ def test_the_graph_has_the_served_contract_and_only_fast_operators(tmp_path: Pat
         "probabilities": (TensorProto.FLOAT, ["N", 3]),
         "fc7": (TensorProto.FLOAT, ["N", 4096]),
     }
-    assert all(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer)
+    inside = {tensor.name for tensor in model.graph.initializer if tensor.data_location != TensorProto.EXTERNAL}
+    assert inside == {"norm2.rows.shape", "norm2.shape"}
     assert (tmp_path / "model.onnx").stat().st_size < 10_000
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "weights.bin"]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["batches.bin", "batches.onnx", "model.onnx", "weights.bin"]
 
 
 @pytest.mark.parametrize(("dropout", "factor"), [("paper", 0.5), ("inverted", 1.0)])
@@ -109,14 +115,14 @@ def test_exported_weights_are_the_trained_ones_bit_for_bit(
     net = small_net(small_architecture(dropout, input_scale))
     write_served_graph(net, MEAN, tmp_path)
     model = onnx.load_model(tmp_path / "model.onnx")
-    exported = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    exported = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if not t.name.endswith(".shape")}
     exact = {"conv1.weight": 1 / 64 if input_scale == 1 / 64 else 1, "fc7.weight": factor, "fc8.weight": factor}
     for name, value in net.state_dict().items():
         assert np.array_equal(exported.pop(name), value.numpy() * np.float32(exact.get(name, 1))), name
     if input_scale == 0.01:  # no power of two: multiplying weights by it would round them
         assert exported.pop("input_scale") == np.float32(0.01)
     assert np.array_equal(exported.pop("mean"), MEAN[16:240, 16:240].transpose(2, 0, 1)[None])
-    assert set(exported) == {"norm1.band", "norm1.k", "norm2.band", "norm2.k"}
+    assert set(exported) == {"norm1.band", "norm1.k", "norm2.alpha", "norm2.k"}
 
 
 def test_the_paper_net_at_full_size_answers_as_torch_with_its_own_normalisation(tmp_path: Path) -> None:
@@ -131,11 +137,12 @@ def test_the_paper_net_at_full_size_answers_as_torch_with_its_own_normalisation(
     for name in ("norm1", "norm2"):
         setattr(net, name, nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
     pixels = random_pixels(3)
-    probabilities, fc7 = answers_of_graph(tmp_path, pixels)
     wanted_probabilities, wanted_fc7 = answers_of_torch(net, pixels)
     assert wanted_probabilities.max() > 0.005
-    assert np.abs(probabilities - wanted_probabilities).max() <= 1e-5
-    np.testing.assert_allclose(fc7, wanted_fc7, atol=1e-4 * wanted_fc7.max())
+    for graph in ("model.onnx", "batches.onnx"):
+        probabilities, fc7 = answers_of_graph(tmp_path, pixels, graph)
+        assert np.abs(probabilities - wanted_probabilities).max() <= 1e-5
+        np.testing.assert_allclose(fc7, wanted_fc7, atol=1e-5 * wanted_fc7.max())
 
 
 @pytest.fixture
@@ -204,11 +211,22 @@ def test_parity_fails_for_another_net_and_for_another_fc7_with_the_same_probabil
 ) -> None:
     home = tmp_path / "home"
     run = load_run(write_run(home, data))
-    runner = Runner(export_run(run, ModelStore(home)).artifact, RunnerOptions(device="cpu"))
+    artifact = export_run(run, ModelStore(home)).artifact
+    runner = Runner(artifact, RunnerOptions(device="cpu"))
     photographs = np.stack([prepare(path.read_bytes()) for path in sorted(data.glob("val/*/*.png"))])
     same = TorchPredictor("same", run.classes, run.network, run.mean)
     parity = check_parity(runner, same, photographs)
     assert (parity.images, parity.probabilities < 1e-5, parity.fc7 < 1e-4) == (12, True, True)
+
+    kernels = artifact.path / "batches.bin"
+    kernels.write_bytes(kernels.read_bytes()[:-4] + np.float32(50).tobytes())
+    files = dict(artifact.manifest.files) | {
+        "batches.bin": FileEntry(sha256=sha256_of(kernels), size=kernels.stat().st_size)
+    }
+    changed = Artifact(artifact.path, artifact.manifest.model_copy(update={"files": files}), verified=True)
+    check_parity(Runner(changed, RunnerOptions(device="cpu")), same, photographs)
+    with pytest.raises(ParityError):
+        check_parity(Runner(changed, RunnerOptions(device="cpu", streams=2)), same, photographs)
 
     with torch.no_grad():
         run.network.get_parameter("fc7.weight").mul_(2)

@@ -112,7 +112,7 @@ def test_weights_are_small_by_channel_and_norms_stay_in_float(home: Path) -> Non
     tensors = {tensor.name: tensor for tensor in int8.initializer}
     assert tensors["conv2.weight_quantized"].data_type == TensorProto.INT8
     assert len(numpy_helper.to_array(tensors["conv2.weight_scale"])) == 12
-    assert {tensors[name].data_type for name in ("norm1.band", "norm2.band")} == {TensorProto.FLOAT}
+    assert {tensors[name].data_type for name in ("norm1.band", "norm2.alpha")} == {TensorProto.FLOAT}
     fp16 = onnx.load_model(artifact.at("fp16").model_path).graph
     types = {tensor.name: tensor.data_type for tensor in fp16.initializer}
     assert types["fc6.weight"] == types["conv1.weight"] == TensorProto.FLOAT16
