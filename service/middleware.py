@@ -108,7 +108,8 @@ class Observe:
                 await problem_of_bug().for_path(scope["path"])(scope, receive, send_marked)
         finally:
             self._state.in_flight -= 1
-            self._record(scope, notes, status, time.perf_counter() - started)
+            # As the loop's next thing: it sends what was written only when this one is over.
+            asyncio.get_running_loop().call_soon(self._record, scope, notes, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, notes: Notes, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
