@@ -4,8 +4,9 @@ Promises:
 - Admission is counted in images and atomic: a request gets all its places or none. Places are held from before decoding
   until the answer, so the queue's limit bounds all work in the server. There are never more places than the model, at
   the rate that is measured, answers well within the deadline: what is admitted keeps it.
-- A run takes what waits, up to `max_batch` rows; it waits for images that are being decoded, never for what may come,
-  at most until the oldest has waited `max_delay_s` (while every core decodes: as long as a run takes).
+- A run takes what waits, up to `max_batch` rows, and no more than an equal part of all that is admitted; it waits for
+  images that are being decoded, never for what may come, at most until the oldest has waited `max_delay_s` (while every
+  core decodes: as long as a run takes).
 - A lone image has all cores. Of more, up to `streams` runs go side by side, each on its share of the cores.
 - Where runs and decoding share `cores`, neither takes one from the other: images are decoded on cores that no run has,
   in the order of their coming, and give way to a run that can begin.
@@ -280,7 +281,7 @@ class Batcher:
             return None
         oldest = min(item.since for item in items)
         came_to_idle = self._cores is None and oldest > self._ended and not self._running
-        full = sum(item.views for item in items) >= self._limits.max_batch
+        full = sum(item.views for item in items) >= self._limits.max_batch or len(items) >= self._share()
         if full or came_to_idle or self._closing or not self._coming:
             return 0
         most = self._limits.max_delay_s
@@ -289,14 +290,10 @@ class Batcher:
         return max(0.0, oldest + most - time.monotonic())
 
     def _take(self) -> tuple[list[Item], Run, int]:
-        """Take images in turn, one of each request, while they fit; at least one.
-
-        At most a stream's share of all that is admitted: runs of unequal size would stay so, since who was answered
-        together comes again together, and one request would wait for a short run, another for a long one.
-        """
+        """Take images in turn, one of each request, while they fit; at least one."""
         waiting = sum(len(ticket.waiting) for ticket in self._turns)
         alone = not self._running and (self._streams == 1 or (waiting == 1 and not self._coming))
-        share = -(-self._admitted // self._streams)
+        share = self._share()
         batch: list[Item] = []
         rows = 0
         while self._turns:
@@ -317,6 +314,15 @@ class Batcher:
             self._run_may_begin.notify()
         self._core_may_be_free.notify_all()  # who decodes waited for this
         return batch, self._run if alone else self._run_beside, cores
+
+    def _share(self) -> int:
+        """Return how many images a run takes at most: an equal part, in as few rounds as `max_batch` allows, of all.
+
+        Runs of unequal size would stay so, since who was answered together comes again together, and one request would
+        wait for a short run, another for a long one.
+        """
+        rounds = -(-self._admitted // (self._streams * self._limits.max_batch)) or 1
+        return -(-self._admitted // (self._streams * rounds))
 
     def _answer(self, batch: list[Item], run: Run) -> bool:
         """Run a batch and answer its futures; return False when the model is dead."""

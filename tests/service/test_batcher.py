@@ -82,18 +82,29 @@ def test_what_gathers_while_the_model_is_busy_runs_together_up_to_the_limit(
 ) -> None:
     batcher = make(max_batch=8)
     hold(batcher, gate)
+    with batcher.admit(15) as ticket:
+        futures = [ticket.submit(picture(value)) for value in range(15)]
+        gate.open.set()
+        for future in futures:
+            future.result(10)
+    assert gate.sizes == [1, 8, 7]
+
+
+def test_runs_are_of_equal_size_where_not_all_fit_into_one(make: Callable[..., Batcher], gate: Gate) -> None:
+    batcher = make(max_batch=8)
+    hold(batcher, gate)
     with batcher.admit(10) as ticket:
         futures = [ticket.submit(picture(value)) for value in range(10)]
         gate.open.set()
         for future in futures:
             future.result(10)
-    assert gate.sizes == [1, 8, 2]
+    assert gate.sizes == [1, 6, 4]
 
 
 def test_a_busy_model_waits_for_a_full_run_at_most_the_delay(make: Callable[..., Batcher], gate: Gate) -> None:
     batcher = make(max_batch=3, max_delay_s=60.0)
     hold(batcher, gate)
-    with batcher.admit(3) as ticket:
+    with batcher.admit(5) as ticket:
         futures = [ticket.submit(picture(1))]
         gate.open.set()
         assert not gate.entered.acquire(timeout=0.1)

@@ -126,21 +126,32 @@ def test_free_streams_share_what_waits(make: Callable[..., Batcher], wide: Gate,
 def test_a_run_waits_for_what_is_being_decoded(make: Callable[..., Batcher], beside: Gate) -> None:
     batcher = make(max_delay_s=60.0)
     beside.open.clear()
-    with batcher.admit(2) as ticket:
+    with batcher.admit(3) as ticket:
         futures = [ticket.submit(picture(1))]
         assert not beside.entered.acquire(timeout=BLOCKED_S)
         futures.append(ticket.submit(picture(2)))
         assert beside.entered.acquire(timeout=10)
+        futures.append(ticket.submit(picture(3)))
         assert beside.entered.acquire(timeout=10)
         beside.open.set()
         for future in futures:
             future.result(10)
+    assert sorted(beside.sizes) == [1, 2]
+
+
+def test_a_run_that_has_its_share_does_not_wait_for_what_another_will_take(
+    make: Callable[..., Batcher], beside: Gate
+) -> None:
+    batcher = make(max_delay_s=60.0)
+    with batcher.admit(2) as ticket:
+        ticket.submit(picture(1)).result(10)
+        assert beside.sizes == [1]
 
 
 def test_a_run_waits_no_longer_for_a_request_that_left(make: Callable[..., Batcher]) -> None:
     batcher = make(max_delay_s=60.0)
     with batcher.admit(1) as ticket:
-        with batcher.admit(1):
+        with batcher.admit(2):
             future = ticket.submit(picture(1))
             time.sleep(BLOCKED_S)
             assert not future.done()
@@ -148,7 +159,7 @@ def test_a_run_waits_no_longer_for_a_request_that_left(make: Callable[..., Batch
 
 
 def test_a_run_waits_for_decoding_at_most_the_delay(make: Callable[..., Batcher]) -> None:
-    with make(max_delay_s=0.2).admit(2) as ticket:
+    with make(max_delay_s=0.2).admit(3) as ticket:
         started = time.monotonic()
         ticket.submit(picture(1)).result(10)
     assert time.monotonic() - started >= 0.2
