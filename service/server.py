@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
 import time
 from types import FrameType
@@ -166,6 +167,9 @@ async def serve_until_told(app: FastAPI, settings: Settings, listener: socket.so
     server = Server(config, state, settings.drain_s)
     with listener:
         async with app.router.lifespan_context(app):
+            # What is there now stays: collections need not walk through it again, some 50 ms each.
+            gc.collect()
+            gc.freeze()
             listener.listen(config.backlog)
             host, port = listener.getsockname()[:2]
             state.log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
