@@ -1,7 +1,8 @@
 """The servers under measurement, each a process tree of its own on loopback: fc7, and LitServe with the same graph.
 
 Promises: a server is ready when it is handed out, and gone when the block is left; its memory is the proportional share
-(PSS) summed over its processes, its processor time the sum of theirs.
+(PSS) summed over its processes, its processor time the sum of theirs. One that was put to sleep takes no core from the
+one that is measured.
 Does not: share anything with the server but its port.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PATIENCE_S = 90.0
+_LAST_ANSWERS_S = 0.5
 _ROOT = Path(__file__).parent.parent
 
 
@@ -36,6 +38,20 @@ class Server:
     def memory(self) -> int:
         """Return the bytes that its processes hold, pages shared among processes counted once."""
         return sum(_pss(process) for process in _tree(self.process.pid))
+
+    def sleep(self) -> None:
+        """Stop its processes where they are."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let its processes go on inside the block, and sleep after it."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            time.sleep(_LAST_ANSWERS_S)  # what it still works on would take as long as it sleeps, by its clock
+            self.sleep()
 
     def processor_s(self) -> float:
         """Return the processor time of its living processes."""
@@ -87,6 +103,7 @@ def _running(
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGCONT)  # asleep, it would not hear of it
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
