@@ -2,7 +2,7 @@
 
 A 3x3 convolution of a 5x5 tile of outputs takes 225 multiplications for each pair of maps; where tile and kernel are
 transformed first, 49 do. Transforms and products are matrix products over maps that lie last, which ONNX Runtime runs
-at the speed of its direct convolution: for batches the paper's conv3 to conv5 take 4.1 ms of one core instead of 5.7.
+at the speed of its direct convolution: for batches the paper's conv3 to conv5 take 4.3 ms of one core instead of 5.7.
 A single image would lose: its few tiles do not pay for reading transformed kernels of five times the size.
 Promises: the same answers as the other graph but for rounding (of these layers about 2e-6, in the mean).
 Does not: larger maps or kernels, strides, edges (those are written as convolutions).
