@@ -135,7 +135,7 @@ async def hashes(state: State, uploads: Sequence[Upload]) -> list[str]:
 async def _embed_one(state: State, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
     # The event loop is woken once, when all is done: from decoding to the model it is not asked, and takes no time from
     # them.
-    outcome: Future[tuple[Embedded, float]] = Future()
+    outcome: Future[Embedded] = Future()
 
     def decode() -> None:
         if not outcome.set_running_or_notify_cancel():
@@ -147,33 +147,26 @@ async def _embed_one(state: State, data: bytes, ticket: Ticket, notes: Notes, *,
                 jpeg = encode_jpeg(prepared.pixels) if picture else None
                 seconds = time.perf_counter() - started
                 row = ticket.submit(prepared.pixels, views)
+            state.metrics.stage_seconds.labels("decode").observe(seconds)
+            notes.stage("decode", seconds)
         except BaseException as error:
             outcome.set_exception(error)
         else:
-            row.add_done_callback(lambda done: _follow(done, outcome, prepared, jpeg, seconds))
+            row.add_done_callback(lambda done: _follow(done, outcome, prepared, jpeg))
 
     state.decode_pool.submit(decode)
-    embedded, seconds = await asyncio.wrap_future(outcome)
-    row = embedded.row
-    state.metrics.stage_seconds.labels("decode").observe(seconds)
-    notes.stage("decode", seconds, ago=row.waited + row.ran)
-    _note(state, row, notes)
+    embedded = await asyncio.wrap_future(outcome)
+    _note(state, embedded.row, notes)
     return embedded
 
 
-def _follow(
-    row: Future[Row],
-    outcome: Future[tuple[Embedded, float]],
-    prepared: PreparedImage,
-    picture: bytes | None,
-    seconds: float,
-) -> None:
+def _follow(row: Future[Row], outcome: Future[Embedded], prepared: PreparedImage, picture: bytes | None) -> None:
     if row.cancelled():
         outcome.set_exception(CancelledError())
     elif (error := row.exception()) is not None:
         outcome.set_exception(error)
     else:
-        outcome.set_result((Embedded(prepared, row.result(), picture), seconds))
+        outcome.set_result(Embedded(prepared, row.result(), picture))
 
 
 async def _run_one(state: State, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes) -> Row:

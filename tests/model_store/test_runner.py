@@ -30,7 +30,12 @@ from model_store.runner import (
 )
 from model_store.shipped import ShippedArtifact, ship
 from model_store.store import ModelStore
-from tests.support.tiny_model import publish_tiny_model, tiny_draft, write_tiny_graph
+from tests.support.tiny_model import (
+    publish_tiny_model,
+    publish_with_other_batches,
+    tiny_draft,
+    write_tiny_graph,
+)
 
 CPU = RunnerOptions(device="cpu")
 
@@ -378,15 +383,7 @@ def test_the_options_of_the_providers_are_those_of_their_documentation(tmp_path:
 
 @pytest.fixture(scope="module")
 def with_batches(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A version whose graph for batches answers differently, so that one sees which of the two has answered."""
-    store = ModelStore(tmp_path_factory.mktemp("batches"))
-    with store.staging("two") as folder, store.staging("other") as other:
-        write_tiny_graph(folder)
-        write_tiny_graph(other, seed=1)
-        graph = onnx.load(other / "model.onnx")
-        moved = folder / "batches.onnx"
-        onnx.save_model(graph, moved, save_as_external_data=True, location="batches.bin", size_threshold=16)
-        return store.publish(folder, tiny_draft("two"))
+    return publish_with_other_batches(tmp_path_factory.mktemp("batches"))
 
 
 def test_batches_on_a_cpu_have_a_graph_of_their_own_where_the_version_has_one(
