@@ -123,7 +123,8 @@ class Runner:
         self._shared: onnxruntime.InferenceSession | None = shared[0] if shared else None
         self.streams = self.options.streams if shared else 1
         self.device = "cpu" if self.provider == CPU else f"cuda:{self.options.cuda_device}"
-        self._check_contract(self._session)
+        for session in (self._session, *shared):
+            self._check_contract(session)
         self._bound = _bind(self._session, self.provider, self.options)
         self._running = threading.Lock()  # the bound buffers are shared
         structlog.get_logger(__name__).info(

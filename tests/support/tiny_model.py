@@ -92,12 +92,12 @@ def publish_tiny_model(
     return artifact
 
 
-def publish_with_other_batches(home: Path, name: str = "two") -> Artifact:
+def publish_with_other_batches(home: Path, name: str = "two", outputs: int = 2) -> Artifact:
     """Publish and activate a version whose graph for batches answers differently: one sees which has answered."""
     store = ModelStore(home)
     with store.staging(name) as folder, store.staging("other") as other:
         write_tiny_graph(folder)
-        write_tiny_graph(other, seed=1)
+        write_tiny_graph(other, seed=1, outputs=outputs)
         onnx.save_model(
             onnx.load(other / MODEL_FILE),
             folder / BATCHES_FILE,
