@@ -29,14 +29,8 @@ from model_store.runner import (
     average_views,
     top_k,
 )
-from model_store.shipped import ShippedArtifact, ship
 from model_store.store import ModelStore
-from tests.support.tiny_model import (
-    publish_tiny_model,
-    publish_with_other_batches,
-    tiny_draft,
-    write_tiny_graph,
-)
+from tests.support.tiny_model import publish_tiny_model, tiny_draft, write_tiny_graph
 
 CPU = RunnerOptions(device="cpu")
 
@@ -243,7 +237,6 @@ import sys
 from pathlib import Path
 from model_store.errors import MissingExtraError
 from model_store.runner import Runner
-from model_store.shipped import ShippedArtifact, ship
 from model_store.store import ModelStore
 try:
     Runner(ModelStore(Path(sys.argv[1])).active_artifact())
@@ -387,52 +380,3 @@ def test_the_options_of_the_providers_are_those_of_their_documentation(tmp_path:
     }
     assert _tensorrt_options(options, tmp_path / "engines")["trt_engine_cache_path"] == str(tmp_path / "engines")
     assert (tmp_path / "engines").is_dir()
-
-
-@pytest.fixture(scope="module")
-def with_batches(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return publish_with_other_batches(tmp_path_factory.mktemp("batches"))
-
-
-def test_batches_on_a_cpu_have_a_graph_of_their_own_where_the_version_has_one(
-    with_batches: Artifact, artifact: Artifact
-) -> None:
-    pixels = pictures(3)
-    beside = Runner(with_batches, RunnerOptions(device="cpu", intra_op_threads=2, streams=2))
-    single, batches = beside.run(pixels).fc7, beside.run_beside(pixels).fc7
-    assert np.abs(single - batches).max() > 0.01
-    np.testing.assert_allclose(Runner(with_batches, CPU).run(pixels).fc7, single, atol=1e-5)
-    alone = Runner(with_batches, RunnerOptions(device="cpu", batches=True))
-    np.testing.assert_allclose(alone.run(pixels).fc7, batches, atol=1e-5)
-    without = Runner(artifact, RunnerOptions(device="cpu", batches=True))
-    np.testing.assert_allclose(without.run(pixels).fc7, Runner(artifact, CPU).run(pixels).fc7, atol=1e-5)
-
-
-def test_a_version_that_travels_takes_its_graph_for_batches_along(with_batches: Artifact) -> None:
-    arrived = ShippedArtifact(ship(with_batches))
-    options = RunnerOptions(device="cpu", batches=True)
-    np.testing.assert_array_equal(
-        Runner(arrived, options).run(pictures(2)).fc7, Runner(with_batches, options).run(pictures(2)).fc7
-    )
-
-
-def test_a_graph_for_batches_that_was_changed_is_named_when_it_is_loaded(
-    with_batches: Artifact, tmp_path: Path
-) -> None:
-    path = tmp_path / "changed"
-    shutil.copytree(with_batches.path, path)
-    (path / "batches.bin").write_bytes(b"\0" * (path / "batches.bin").stat().st_size)
-    with pytest.raises(ArtifactCorruptError, match=r"batches\.bin"):
-        Artifact.open(path)
-    unseen = Artifact(path, with_batches.manifest, verified=True)
-    Runner(unseen, CPU)  # which has no use for it
-    with pytest.raises(ArtifactCorruptError, match=r"batches\.bin"):
-        Runner(unseen, RunnerOptions(device="cpu", streams=2))
-
-
-def test_a_graph_for_batches_with_another_contract_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
-    artifact = publish_with_other_batches(tmp_path, outputs=1)
-    Runner(artifact, CPU)
-    for options in (RunnerOptions(device="cpu", streams=2), RunnerOptions(device="cpu", batches=True)):
-        with pytest.raises(RunnerError, match="output fc7 is None"):
-            Runner(artifact, options)

@@ -77,28 +77,18 @@ def test_an_idle_model_starts_a_lone_picture_at_once(make: Callable[..., Batcher
     assert gate.sizes == [1]
 
 
-def test_what_gathers_while_the_model_is_busy_runs_together_up_to_the_limit(
-    make: Callable[..., Batcher], gate: Gate
+@pytest.mark.parametrize(("count", "sizes"), [(15, [1, 8, 7]), (10, [1, 6, 4])])
+def test_what_gathers_while_the_model_is_busy_runs_together_up_to_the_limit_in_equal_runs(
+    count: int, sizes: list[int], make: Callable[..., Batcher], gate: Gate
 ) -> None:
     batcher = make(max_batch=8)
     hold(batcher, gate)
-    with batcher.admit(15) as ticket:
-        futures = [ticket.submit(picture(value)) for value in range(15)]
+    with batcher.admit(count) as ticket:
+        futures = [ticket.submit(picture(value)) for value in range(count)]
         gate.open.set()
         for future in futures:
             future.result(10)
-    assert gate.sizes == [1, 8, 7]
-
-
-def test_runs_are_of_equal_size_where_not_all_fit_into_one(make: Callable[..., Batcher], gate: Gate) -> None:
-    batcher = make(max_batch=8)
-    hold(batcher, gate)
-    with batcher.admit(10) as ticket:
-        futures = [ticket.submit(picture(value)) for value in range(10)]
-        gate.open.set()
-        for future in futures:
-            future.result(10)
-    assert gate.sizes == [1, 6, 4]
+    assert gate.sizes == sizes
 
 
 def test_a_busy_model_waits_for_a_full_run_at_most_the_delay(make: Callable[..., Batcher], gate: Gate) -> None:
