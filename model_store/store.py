@@ -119,7 +119,7 @@ class ModelStore:
         Raises PublishError: nothing is visible then.
         """
         with _writing(staged):
-            files = _entries(staged)
+            files = entries_of(staged)
             if missing := {MODEL_FILE, WEIGHTS_FILE} - files.keys():
                 raise PublishError(staged / min(missing), "the version has no such file")
             sync_tree(staged)
@@ -285,7 +285,8 @@ def _reference(values: dict[str, object]) -> ModelRef:
     return ModelRef(check_name(name), version)
 
 
-def _entries(staged: Path) -> dict[str, FileEntry]:
+def entries_of(staged: Path) -> dict[str, FileEntry]:
+    """Return what a manifest says of every file in `staged`. Raises PublishError for what is no file or folder."""
     files = {}
     for path in sorted(staged.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):

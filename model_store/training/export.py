@@ -20,23 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import (
-    BATCHES_FILE,
-    BATCHES_WEIGHTS_FILE,
     FEATURES,
-    MODEL_FILE,
     REPORT_FOLDER,
-    WEIGHTS_FILE,
     Artifact,
-    FileEntry,
     Manifest,
     ManifestDraft,
     class_labels,
 )
-from model_store.durable import sha256_of
 from model_store.errors import CheckpointError, ParityError
 from model_store.image import views
 from model_store.runner import Runner, RunnerOptions
-from model_store.store import ModelStore
+from model_store.store import ModelStore, entries_of
 from model_store.training import report
 from model_store.training.evaluate import Evaluation, RunnerPredictor, SplitImages, TorchPredictor, evaluate
 from model_store.training.graph import OPSET, PRODUCER
@@ -179,12 +173,8 @@ def _torch(run: TrainedRun) -> TorchPredictor:
 
 def provisional_version(staged: Path, draft: ManifestDraft) -> Artifact:
     """Return the staged folder as a version, so that it is run by the very Runner that will serve it."""
-    files = {
-        name: FileEntry(sha256=sha256_of(staged / name), size=(staged / name).stat().st_size)
-        for name in (MODEL_FILE, WEIGHTS_FILE, BATCHES_FILE, BATCHES_WEIGHTS_FILE)
-        if (staged / name).exists()
-    }
-    return Artifact(staged, Manifest.complete(draft, version=1, created=datetime.now(UTC), files=files), verified=True)
+    manifest = Manifest.complete(draft, version=1, created=datetime.now(UTC), files=entries_of(staged))
+    return Artifact(staged, manifest, verified=True)
 
 
 def _evaluate(runner: Runner, images: SplitImages, view_count: int, progress: Progress) -> Evaluation:

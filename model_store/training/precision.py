@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, FileEntry, Manifest, ManifestDraft
-from model_store.durable import sha256_of
+from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft
 from model_store.errors import AgreementError
 from model_store.image import views
 from model_store.runner import Runner, RunnerOptions, top_k
 from model_store.store import ModelStore
 from model_store.training.evaluate import TOP, SplitImages
+from model_store.training.export import provisional_version
 
 MADE: Final = ("int8", "fp16")
 LEAST_AGREEMENT: Final = 0.99
@@ -281,12 +280,8 @@ def _save(model: onnx.ModelProto, folder: Path) -> None:
 
 def _as_version(artifact: Artifact, folder: Path) -> Artifact:
     """Return the graph in `folder` as a version of its own, so that it is run by the Runner that will serve it."""
-    files = {
-        name: FileEntry(sha256=sha256_of(folder / name), size=(folder / name).stat().st_size)
-        for name in (MODEL_FILE, WEIGHTS_FILE)
-    }
     draft = ManifestDraft(**artifact.manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions"}))
-    return Artifact(folder, Manifest.complete(draft, version=1, created=datetime.now(UTC), files=files), verified=True)
+    return provisional_version(folder, draft)
 
 
 def _batches(photographs: SplitImages) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
