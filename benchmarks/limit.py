@@ -28,7 +28,6 @@ from model_store.runner import Runner, RunnerOptions
 from model_store.store import ModelStore
 
 BATCH = 16
-WAYS = ("one", "in_turn", "overlapping", "side_by_side")
 
 
 class Limit:

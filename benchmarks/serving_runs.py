@@ -24,7 +24,6 @@ from benchmarks.photographs import enlarge, read_photographs
 from benchmarks.plain_graph import write_plain_graph
 from benchmarks.servers import Server, fc7_server, litserve_server
 
-CLIENTS = (1, 8, 32, 128)
 BUSY, MOST = 32, 128
 OVERLOAD = 3
 FC7 = "fc7"
