@@ -14,8 +14,8 @@ Promises:
 - What nobody waits for any more (a cancelled future, a closed ticket) is left out of the run.
 - A run that fails is repeated image by image, so that one image cannot harm another's. If all fail and a blank image
   fails too, the model is dead: all waiting requests fail at once, and `on_death` is called.
-- Each image's answer is what it would have been alone: views are averaged image by image, and rows do not
-  influence each other.
+- Each image's answer is what it would have been alone, but for rounding where the version has a graph for batches:
+  views are averaged image by image, and rows do not influence each other.
 
 Does not: decode (who does asks for a core: `Ticket.decoding`), know HTTP, keep deadlines (the caller's timeout cancels
 the futures).
