@@ -71,16 +71,19 @@ class _Row:
     pixels: NDArray[np.uint8] | None = None
 
 
-def code_identity() -> str:
-    """Return what tells one fc7 from another: the SHA-256 of the code that makes pictures and vectors, 16 digits.
+def code_identity(root: Path | None = None) -> str:
+    """Return the identity of the code that makes pictures and vectors: the first 16 hex digits of its SHA-256.
 
-    It covers the Python files of model_store and index, not of the packages below them.
+    Covers every Python file of `model_store` and `index`, sub-packages included, except `model_store/training`.
+    root: the folder that holds both packages; by default the one that this process runs from.
     """
-    here = Path(__file__).parent
+    root = root or Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for room in (here.parent / "model_store", here):
-        for path in sorted(room.glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for package in ("model_store", "index"):
+        for path in sorted((root / package).rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            if not name.startswith("model_store/training/"):
+                digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

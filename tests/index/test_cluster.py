@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -61,6 +62,21 @@ def test_nodes_without_fc7_with_another_or_without_the_source_are_named() -> Non
         judge("x", [CPUS], [(code_identity(), "gone")])
     with pytest.raises(ClusterError, match="no node"):
         judge("x", [], [])
+
+
+def test_code_identity_covers_sub_packages_but_not_training(tmp_path: Path) -> None:
+    for package in ("model_store", "index"):
+        shutil.copytree(Path(package), tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert code_identity(tmp_path) == code_identity()
+    (tmp_path / "model_store/training/new.py").write_text("x = 1\n")
+    assert code_identity(tmp_path) == code_identity(), "no worker runs training code"
+    (tmp_path / "index/deep/er").mkdir(parents=True)
+    (tmp_path / "index/deep/er/new.py").write_text("x = 1\n")
+    added = code_identity(tmp_path)
+    (tmp_path / "index/deep/er/new.py").write_text("x = 2\n")
+    changed = code_identity(tmp_path)
+    (tmp_path / "index/deep/er/new.py").rename(tmp_path / "index/deep/er/other.py")
+    assert len({code_identity(), added, changed, code_identity(tmp_path)}) == 4
 
 
 def test_actors_get_cpus_and_gpus_by_the_device() -> None:
