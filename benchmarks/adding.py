@@ -17,9 +17,9 @@ from typing import cast
 
 from benchmarks.photographs import read_photographs
 from benchmarks.search_runs import FINGERPRINT, MODEL
-from index.bulk import build_index
-from index.image_index import AddOutcome, LocalImageIndex, NewImage
+from index.bulk.folder import build_index
 from index.interface import ImageIndex
+from index.local.index import AddOutcome, LocalImageIndex, NewImage
 from model_store.runner import Runner
 from model_store.store import ModelStore
 

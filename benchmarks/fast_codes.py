@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from benchmarks.search_runs import recall
 from benchmarks.vectors import read_vectors
-from index.projection import BYTES, SAMPLE, Projection, principal_axes
-from index.retrieval import Search, exhaustive, hamming, standard_codes
-from index.segment import CodeBlock, rows_nearest
+from index.search.code_quality import Search, exhaustive, hamming, standard_codes
+from index.search.pca_code import BYTES, SAMPLE, Projection, principal_axes
+from index.search.segment import CodeBlock, rows_nearest
 
 K = 10
 CANDIDATES = (40, 100, 200)

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from benchmarks import rivals
 from benchmarks.vectors import Vectors, nearest, rows_of
 from index.errors import ModeUnavailableError
-from index.image_index import LocalImageIndex, NewImage
-from index.searcher import Mode
+from index.local.index import LocalImageIndex, NewImage
+from index.search.searcher import Mode
 from model_store.codes import CodesManifest, CodeStore
 
 K = 10

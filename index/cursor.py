@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import cast
 
 from index.errors import CursorError
-from index.where import Where
+from index.filters import Where
 
 
 def make_cursor(identity: str, where: Where | None, last: int | str) -> str:

@@ -32,6 +32,7 @@ Fc7Error
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from model_store.errors import Fc7Error
@@ -340,3 +341,10 @@ class TargetExistsError(ImageIndexError):
 
     def __str__(self) -> str:
         return f"{self.path} exists already, and is not replaced: {self.mend}."
+
+
+def translate_os_error(error: OSError, folder: Path) -> ImageIndexError:
+    """Return the index's error for a failure to write in `folder`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return IndexFullError(folder, error.strerror or "disk full")
+    return IndexReadOnlyError(folder, str(error))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -37,41 +36,6 @@ def field_name(path: Sequence[str]) -> str:
 def attributes(metadata: Mapping[str, Any]) -> set[Attribute]:
     """Return (field, type, value) of every value that a filter can compare."""
     return set(_walk(metadata, ()))
-
-
-def store(connection: sqlite3.Connection, image: int, metadata: str) -> None:
-    """Make the table hold the values of `metadata` (JSON) for the image with this id, inside a transaction."""
-    wanted = attributes(json.loads(metadata))
-    have = stored(connection, image)
-    for name, kind, value in have - wanted:
-        connection.execute(
-            """DELETE FROM attributes WHERE image_id = ? AND value = ?
-               AND field_id = (SELECT id FROM fields WHERE name = ? AND type = ?)""",
-            (image, value, name, kind),
-        )
-    for name, kind, value in wanted - have:
-        connection.execute("INSERT OR IGNORE INTO fields (name, type) VALUES (?, ?)", (name, kind))
-        connection.execute(
-            "INSERT INTO attributes SELECT id, ?, ? FROM fields WHERE name = ? AND type = ?",
-            (value, image, name, kind),
-        )
-
-
-def stored(connection: sqlite3.Connection, image: int) -> set[Attribute]:
-    """Return what the table holds for an image."""
-    rows = connection.execute(
-        "SELECT f.name, f.type, a.value FROM attributes a JOIN fields f ON f.id = a.field_id WHERE a.image_id = ?",
-        (image,),
-    )
-    return {(name, FieldType(kind), value) for name, kind, value in rows}
-
-
-def known(connection: sqlite3.Connection) -> dict[str, dict[FieldType, int]]:
-    """Return every field that an image ever had, with the types that it held and their numbers."""
-    fields: dict[str, dict[FieldType, int]] = {}
-    for number, name, kind in connection.execute("SELECT id, name, type FROM fields"):
-        fields.setdefault(name, {})[FieldType(kind)] = number
-    return fields
 
 
 def _walk(value: object, path: tuple[str, ...]) -> Iterator[Attribute]:

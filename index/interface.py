@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from index.backup import SnapshotManifest
+from index.filters import Where
 from index.records import (
     AddOutcome,
     ImageRecord,
@@ -19,11 +19,11 @@ from index.records import (
     Neighbour,
     NewImage,
     Page,
+    SnapshotManifest,
     Space,
     VectorModel,
 )
-from index.searcher import Mode
-from index.where import Where
+from index.search.searcher import Mode
 
 # Named, because inside the classes `list` is their method.
 Outcomes = list[AddOutcome]

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from index.errors import InvalidKeyError, MetadataError, VectorError
 from model_store.errors import ShapeError
@@ -212,3 +213,20 @@ def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]])
 def checksum(row: NDArray[np.float16] | bytes) -> int:
     """Return the CRC-32 of one stored vector: what tells a flipped bit on disk."""
     return zlib.crc32(row if isinstance(row, bytes) else row.tobytes())
+
+
+class SnapshotManifest(BaseModel):
+    """What a snapshot is of. sizes in bytes; model: the one whose vectors search used, and its fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1]
+    created: datetime
+    catalogue: str
+    schema_version: Annotated[int, Field(ge=1)]
+    images: int
+    vectors: int
+    model: str
+    fingerprint: str
+    size: int
+    sha256: str

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from index.errors import ImageIndexError, IndexModelError
-from index.image_index import LocalImageIndex
 from index.interface import ImageIndex
-from index.milvus import MilvusImageIndex
+from index.local.index import LocalImageIndex
+from index.local.spaces import Spaces
+from index.milvus.index import MilvusImageIndex
 from index.records import VectorModel
-from index.spaces import Spaces
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error, NoActiveModelError, NoPreviousModelError
 from service.errors import ActivationRunningError

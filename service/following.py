@@ -20,9 +20,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from index.catalog.spaces import Finish
+from index.local.space import Room
+from index.local.spaces import Spaces
 from index.records import Unembedded
-from index.spaces import Room, Spaces
-from index.spacetable import Finish
 from model_store.errors import Fc7Error, ImageError
 from model_store.image import inspect_and_prepare, views
 from service.loaded import LoadedModels

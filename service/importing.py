@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
-from index.archive import ArchiveLimits, Packed, count_images, read_images
-from index.errors import IndexMovedError, InvalidKeyError
-from index.lock import translate_os_error
+from index.bulk.archive import ArchiveLimits, Packed, count_images, read_images
+from index.errors import IndexMovedError, InvalidKeyError, translate_os_error
 from index.records import AddOutcome, NewImage, check_key
 from model_store.durable import sync
 from model_store.errors import ImageError

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from index.lock import translate_os_error
+from index.errors import translate_os_error
 from model_store.durable import write_atomic
 from model_store.errors import Fc7Error
 from service.errors import JobNotFoundError, QueueFullError

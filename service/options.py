@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from index.errors import IndexPlaceError
+from index.factory import open_index, read_stats
 from index.interface import ImageIndex
-from index.milvus_client import Milvus
-from index.opening import open_index, read_stats
+from index.milvus.client import Milvus
 from index.records import IndexStats
 from model_store.artifact import Artifact
 from model_store.runner import RunnerOptions

@@ -14,8 +14,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from index.backup import SnapshotManifest
-from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
+from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, SnapshotManifest, Space
 from model_store.artifact import Artifact
 from model_store.runner import top_k
 from service.following import FollowState, Progress

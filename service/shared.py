@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from index.errors import ImageIndexError
-from index.milvus import MilvusImageIndex
+from index.milvus.index import MilvusImageIndex
 
 _LOOK_S: Final = 5.0
 

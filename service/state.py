@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
-from index.milvus import MilvusImageIndex
+from index.milvus.index import MilvusImageIndex
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
 from model_store.errors import NoActiveModelError

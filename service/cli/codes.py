@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from index.image_index import LocalImageIndex
+from index.local.index import LocalImageIndex
 from model_store.codes import BITS, CodesManifest, CodeStore
 from model_store.store import ModelStore
 from service.cli.extras import training_extra
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from index.retrieval import Judged
+    from index.search.code_quality import Judged
 
 app = typer.Typer(name="codes", help="Binary codes of the index's vectors, for mode=codes.", no_args_is_help=True)
 
@@ -123,7 +123,7 @@ def evaluate(
         import matplotlib as _  # noqa: F401, PLC0415 - before the work
 
         from model_store.training.codes import CodeOptions, train_codes  # noqa: PLC0415 - torch
-    from index.retrieval import Collection, Search, exhaustive, hamming, judge, standard_codes  # noqa: PLC0415
+    from index.search.code_quality import Collection, Search, exhaustive, hamming, judge, standard_codes  # noqa: PLC0415
     from service.cli.codes_data import collect, raw_pixels  # noqa: PLC0415
 
     settings = load_settings(home=home)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from index.errors import PictureNotFoundError
-from index.image_index import LocalImageIndex
+from index.local.index import LocalImageIndex
 
 SIDE: Final = 32  # of the raw pixels that are compared, as CIFAR's
 _PAGE: Final = 1000

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from index.retrieval import Judged
+from index.search.code_quality import Judged
 from model_store.durable import write_atomic
 
 _DPI: Final = 90

@@ -25,11 +25,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from index.bulk import BuildReport, ReembedReport, build_index, reembed, relative_path
+from index.bulk.folder import build_index, relative_path
+from index.bulk.reembed import reembed
+from index.bulk.report import BuildReport, ReembedReport
+from index.bulk.sources import is_uri
 from index.errors import FolderError, SourceError
-from index.milvus_reembed import reembed_on_milvus
+from index.milvus.reembed import reembed_on_milvus
 from index.records import IndexStats
-from index.sources import is_uri
 from model_store.runner import Runner
 from model_store.store import ModelStore
 from service.cli.index_ray import BuildOptions, build_on_ray, print_json

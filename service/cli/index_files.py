@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from index.backup import restore_snapshot, take_snapshot
-from index.milvus_export import export_from_milvus
-from index.verify import verify
-from index.where import parse_where
+from index.catalog.backup import restore_snapshot, take_snapshot
+from index.filters import parse_where
+from index.local.verify import verify
+from index.milvus.export import export_from_milvus
 from service.cli.index import Home
 from service.options import check_local, milvus_of, open_index_of, read_stats_of
 from service.settings import load_settings
@@ -92,7 +92,7 @@ def export(
     home: Home = None,
 ) -> None:
     """Write keys, metadata and vectors to a Parquet file; a running server goes on writing."""
-    from index.export import export_parquet  # noqa: PLC0415
+    from index.catalog.export import export_parquet  # noqa: PLC0415
 
     settings = load_settings(home=home)
     condition = parse_where(where or [])

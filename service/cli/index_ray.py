@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from index.bulk import BuildReport
-from index.cluster import join
-from index.ray_build import ClusterBuild, ClusterReport
+from index.bulk.ray.build import ClusterBuild, ClusterReport
+from index.bulk.ray.cluster import join
+from index.bulk.report import BuildReport
+from index.bulk.sources import open_source
 from index.records import IndexStats
-from index.sources import open_source
 from model_store.store import ModelStore
 from service.options import open_index_of, runner_options
 from service.settings import Settings

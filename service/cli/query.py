@@ -28,7 +28,7 @@ from model_store.store import ModelStore
 from service.settings import load_settings
 
 if TYPE_CHECKING:
-    from index.searcher import Mode
+    from index.search.searcher import Mode
     from model_store.runner import Outputs, Runner
 
 _BAR = 24

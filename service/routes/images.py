@@ -23,8 +23,8 @@ from starlette.routing import Match
 from starlette.types import Scope as AsgiScope
 
 from index.errors import IndexMovedError, MetadataError
+from index.filters import parse_where
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
-from index.where import parse_where
 from service.answers import Embedded, embed, hashes, within_limits
 from service.bodies import Upload, receive
 from service.documents import JSON, MERGE_PATCH, merge_patch, receive_document

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, status
 
-from index.backup import snapshot_name
-from index.where import parse_where
+from index.catalog.backup import snapshot_name
+from index.filters import parse_where
 from service.answers import within_limits
 from service.queries import DuplicatesQuery
 from service.routes.common import WORK, StateDep, problems

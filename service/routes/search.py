@@ -10,8 +10,8 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 
 from index.errors import IndexModelError, IndexMovedError
+from index.filters import parse_where
 from index.interface import Answers
-from index.where import parse_where
 from service.answers import embed, within_limits
 from service.bodies import Upload, receive
 from service.errors import ModelNotLoadedError

@@ -32,7 +32,7 @@ from urllib.parse import quote
 
 import httpx
 
-from index.verify import verify
+from index.local.verify import verify
 from tests.support import pictures
 from tests.support.tiny_model import publish_tiny_model
 

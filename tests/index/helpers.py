@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.image_index import LocalImageIndex, NewImage
 from index.interface import ImageIndex
-from index.milvus import MilvusImageIndex
+from index.local.index import LocalImageIndex, NewImage
+from index.milvus.index import MilvusImageIndex
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.backup import read_manifest, restore_snapshot, take_snapshot
+from index.catalog.backup import read_manifest, restore_snapshot, take_snapshot
 from index.errors import IndexLockedError, IndexUnavailableError, SnapshotError, TargetExistsError
-from index.verify import Report, verify
-from index.where import parse_where
+from index.filters import parse_where
+from index.local.verify import Report, verify
 from tests.index.helpers import image, open_index, picture, sha256, vector
 
 KEYS = ["heron", "gull", "ferry"]

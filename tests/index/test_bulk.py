@@ -10,10 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from index.bulk import BuildReport, ReembedReport, build_index, reembed
+from index.bulk.folder import build_index
+from index.bulk.reembed import reembed
+from index.bulk.report import BuildReport, ReembedReport
 from index.errors import FolderError, IndexModelError, IndexUnavailableError
-from index.image_index import LocalImageIndex
-from index.opening import read_stats
+from index.factory import read_stats
+from index.local.index import LocalImageIndex
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
 from model_store.runner import Outputs, Runner

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.cluster import Node, Seats, join, judge, seats
+from index.bulk.ray.cluster import Node, Seats, join, judge, seats
+from index.bulk.ray.worker import Embedder, WorkerPlan, code_identity
+from index.bulk.sources import FolderSource, RemoteSource, open_source
 from index.errors import ClusterError, SourceError
-from index.sources import FolderSource, RemoteSource, open_source
-from index.worker import Embedder, WorkerPlan, code_identity
 from model_store.artifact import MODEL_FILE
 from model_store.errors import ArtifactCorruptError, MissingExtraError
 from model_store.image import DEFAULT_MAX_PIXELS, prepare, views

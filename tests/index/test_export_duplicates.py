@@ -9,18 +9,19 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from index import duplicates, export
-from index.duplicates import near_pairs
+from index.catalog import export
+from index.catalog.export import export_parquet
 from index.errors import FilterError, TargetExistsError
-from index.export import export_parquet
-from index.image_index import NewImage
-from index.searcher import Searcher
-from index.where import parse_where
+from index.filters import parse_where
+from index.local.index import NewImage
+from index.search import duplicates
+from index.search.duplicates import near_pairs
+from index.search.searcher import Searcher
 from tests.index.helpers import image, open_index, sha256, vector
 
 
 def test_the_parquet_file_has_every_image_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_GROUP", 8)
+    monkeypatch.setattr(export, "_GROUP_ROWS", 8)
     with open_index(tmp_path) as index:
         index.add_many([image(f"{n}", n, {"n": n, "grüße": ["a"]}) for n in range(20)])
         calls: list[tuple[int, int]] = []

@@ -25,11 +25,11 @@ from index.errors import (
     PictureNotFoundError,
     VectorError,
 )
-from index.image_index import LocalImageIndex
+from index.factory import read_stats
 from index.interface import ImageIndex
-from index.opening import read_stats
+from index.local.index import LocalImageIndex
 from index.records import AddOutcome
-from index.searcher import Hits, Mode
+from index.search.searcher import Hits, Mode
 from model_store.errors import ShapeError
 from tests.index.helpers import Opener, exact, image, picture, sha256, vector
 from tests.index.helpers import open_index as open_local

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.image_index import LocalImageIndex
-from index.opening import open_index
+from index.factory import open_index
+from index.local.index import LocalImageIndex
 from model_store.image import prepare, views
 from model_store.runner import Runner, RunnerOptions
 from tests.index.test_bulk import save

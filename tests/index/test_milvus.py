@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from index import milvus_export
+from index.catalog.export import export_parquet
 from index.errors import (
     FilterError,
     IndexLimitError,
@@ -28,15 +28,15 @@ from index.errors import (
     ModeUnavailableError,
     TargetExistsError,
 )
-from index.export import export_parquet
-from index.milvus import MilvusImageIndex
-from index.milvus_client import Milvus
-from index.milvus_export import export_from_milvus
-from index.milvus_reembed import reembed_on_milvus
-from index.opening import open_index as open_anywhere
-from index.opening import read_stats
+from index.factory import open_index as open_anywhere
+from index.factory import read_stats
+from index.filters import parse_where
+from index.milvus import export as milvus_export
+from index.milvus.client import Milvus
+from index.milvus.export import export_from_milvus
+from index.milvus.index import MilvusImageIndex
+from index.milvus.reembed import reembed_on_milvus
 from index.records import AddOutcome, NewImage, VectorModel
-from index.where import parse_where
 from model_store.errors import MissingExtraError
 from model_store.image import encode_jpeg
 from model_store.runner import Runner
@@ -231,7 +231,7 @@ def test_without_pymilvus_the_error_names_the_extra(monkeypatch: pytest.MonkeyPa
 
 def test_pymilvus_is_imported_where_it_is_asked_for_only() -> None:
     program = (
-        "import sys, service.app, service.cli, index.opening\n"
+        "import sys, service.app, service.cli, index.factory\n"
         "assert not {'pymilvus', 'milvus_lite', 'torch'} & set(sys.modules)\n"
         "import pymilvus\n"
         "assert 'torch' not in sys.modules"

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from index.errors import ModeUnavailableError
-from index.image_index import NewImage
-from index.projection import Projection
-from index.searcher import Searcher, restrict
-from index.segment import Segment
-from index.where import parse_where
+from index.filters import parse_where
+from index.local.index import NewImage
+from index.search.pca_code import Projection
+from index.search.searcher import Searcher, restrict
+from index.search.segment import Segment
 from tests.index.helpers import open_index, sha256
 
 RANK = 40
@@ -71,7 +71,7 @@ def learned(rows: NDArray[np.float16]) -> Projection:
 def test_fast_finds_the_exact_neighbours_at_their_exact_distances(
     rows: NDArray[np.float16], learned: Projection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.searcher._CANDIDATES", 60)
+    monkeypatch.setattr("index.search.searcher._CANDIDATES", 60)
     searcher = Searcher(threads=2)
     searcher.apply(np.arange(2000), rows[:2000])
     searcher.install("fast", learned)
@@ -127,9 +127,9 @@ def test_deletes_adds_and_filters_hold_in_every_mode(rows: NDArray[np.float16], 
 def test_a_code_installed_while_others_write_misses_no_row(
     rows: NDArray[np.float16], learned: Projection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("index.searcher.SEGMENT_ROWS", 256)
-    monkeypatch.setattr("index.searcher._BATCH", 64)
-    monkeypatch.setattr("index.searcher._CANDIDATES", 4000)
+    monkeypatch.setattr("index.search.searcher.SEGMENT_ROWS", 256)
+    monkeypatch.setattr("index.search.searcher._BATCH", 64)
+    monkeypatch.setattr("index.search.searcher._CANDIDATES", 4000)
     searcher = Searcher(threads=1)
     searcher.apply(np.arange(600), rows[:600])
 
@@ -233,7 +233,7 @@ def test_a_learned_file_that_is_damaged_or_of_another_model_is_not_used(learned:
 def test_closing_does_not_wait_for_the_end_of_learning(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.projection._ROUNDS", 10_000)
+    monkeypatch.setattr("index.search.pca_code._ROUNDS", 10_000)
     with open_index(tmp_path, fast_from=100) as index:
         index.add_many(images(rows[:100]))
         assert len(index.search(rows[:1].astype(np.float32), 6)[0]) == 6, "searched exactly meanwhile"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from index.pipeline import behind
+from index.bulk.pipeline import behind
 
 
 def test_an_item_is_written_while_the_next_one_is_made() -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from index.bulk import build_index
+from index.bulk.folder import build_index
 from index.errors import IndexUnavailableError
-from index.milvus import MilvusImageIndex
-from index.opening import read_stats
+from index.factory import read_stats
+from index.milvus.index import MilvusImageIndex
 from model_store.runner import Runner
 from tests.index.test_bulk import open_for, save
 from tests.support.milvus import milvus_server

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index import searcher as module
-from index.searcher import Searcher
-from index.segment import Segment
+from index.search import searcher as module
+from index.search.searcher import Searcher
+from index.search.segment import Segment
 from tests.index.helpers import exact
 
 
@@ -86,8 +86,8 @@ def test_short_products_leave_the_other_cores_alone() -> None:
     program = """
 import time
 import numpy as np
-from index.projection import Projection
-from index.searcher import Searcher
+from index.search.pca_code import Projection
+from index.search.searcher import Searcher
 
 searcher = Searcher(threads=1)
 rows = np.random.default_rng(0).random((256, 4096)).astype(np.float16)

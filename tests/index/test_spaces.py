@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index.catalog.spaces import Finish
 from index.errors import IndexModelError, IndexMovedError
-from index.image_index import LocalImageIndex, NewImage
-from index.spacetable import Finish
+from index.local.index import LocalImageIndex, NewImage
 from tests.index.helpers import MODEL, image, open_index, picture, sha256, vector
 
 OLD, NEW = MODEL["fingerprint"], "e" * 64

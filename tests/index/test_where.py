@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import fields
-from index.catalog import Catalog
-from index.database import MIGRATIONS
+from index.catalog import attributes
+from index.catalog.catalog import Catalog
+from index.catalog.database import MIGRATIONS
 from index.errors import CursorError, FilterError, KeyNotFoundError, MetadataError
-from index.image_index import LocalImageIndex
+from index.fields import attributes as attributes_of
+from index.filters import Where, parse_where
 from index.interface import ImageIndex, Update
-from index.where import Where, parse_where
+from index.local.index import LocalImageIndex
 from tests.index.helpers import Opener, exact, image, picture, sha256, vector
 
 METADATA: dict[str, dict[str, Any]] = {
@@ -201,7 +202,7 @@ def test_filters_agree_with_python_on_random_metadata(open_index: Opener, tmp_pa
             return
         connection = sqlite3.connect(tmp_path / "index" / "catalog.db")
         for number, key in connection.execute("SELECT id, key FROM images").fetchall():
-            assert fields.stored(connection, number) == fields.attributes(everything[key])
+            assert attributes.stored(connection, number) == attributes_of(everything[key])
         connection.close()
 
 

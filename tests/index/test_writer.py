@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from index.database import connect
+from index.catalog.database import connect
+from index.catalog.writer import Writer
 from index.errors import IndexUnavailableError, InvalidKeyError
-from index.writer import Writer
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from index.image_index import LocalImageIndex
+from index.local.index import LocalImageIndex
 from tests.support import pictures
 from tests.support.server import ThreadServer, process_server, thread_server
 from tests.support.tiny_model import publish_tiny_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from index.image_index import LocalImageIndex
+from index.local.index import LocalImageIndex
 from model_store.errors import ArchiveError, DatasetError, ModelInUseError, ModelNotFoundError
 from model_store.image import prepare, views
 from model_store.runner import Runner, RunnerOptions

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.image_index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex, NewImage
 from model_store.artifact import Artifact
 from model_store.image import encode_jpeg, prepare, views
 from model_store.runner import Outputs, Runner, RunnerOptions

@@ -14,9 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from index.errors import ModeUnavailableError
-from index.image_index import LocalImageIndex
-from index.retrieval import Collection, exhaustive, hamming, judge, standard_codes
-from index.where import parse_where
+from index.filters import parse_where
+from index.local.index import LocalImageIndex
+from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
 from model_store.codes import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
 from model_store.training.codes import CodeOptions, TrainedCodes, export_codes, train_codes

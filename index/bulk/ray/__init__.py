@@ -1,0 +1,1 @@
+"""Index builds on a Ray cluster."""

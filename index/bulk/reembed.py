@@ -1,0 +1,93 @@
+"""Re-embed every indexed image for another model, from the stored pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bulk.pipeline import ahead, batches, embed
+from index.bulk.report import ReembedReport, interruptible
+from index.catalog.catalog import Catalog
+from index.catalog.lock import FolderLock, check_exists
+from index.errors import FolderError
+from index.records import Unembedded, encode_vectors
+from model_store.errors import ImageError
+from model_store.image import inspect_and_prepare
+from model_store.runner import Runner
+
+
+def reembed(
+    home: Path,
+    runner: Runner,
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    progress: Callable[[ReembedReport], None] | None = None,
+) -> ReembedReport:
+    """Give every image of the index in `home` a vector of the runner's model, from its stored picture; then switch.
+
+    Until it is complete the index stays with the model that it had. Images without a usable picture are listed; search
+    does not find them after the switch, until they are added again. Ctrl-C keeps what is done.
+    Raises IndexUnavailableError when there is no index, IndexLockedError and what opening a catalogue raises,
+    FolderError when no image could be embedded.
+    """
+    folder = home / "index"
+    check_exists(folder)
+    lock = FolderLock(folder)
+    try:
+        with Catalog(folder / "catalog.db") as catalog:
+            space = catalog.follow_space(runner.artifact.fingerprint, runner.artifact.embedder)
+            total = next(each.lacking for each in catalog.spaces() if each.id == space)
+            report = ReembedReport(total=total)
+            with interruptible(report), ahead(_decode, _lacking(catalog, space), workers, 2 * batch_size) as results:
+                for batch in batches(results, batch_size):
+                    _embed_batch(catalog, space, runner, batch, report)
+                    if progress is not None:
+                        progress(report)
+            if not report.interrupted:
+                if total and not report.embedded:
+                    raise FolderError(folder, "keeps no pictures to embed again: fc7 index build DIR --rebuild")
+                catalog.activate_space(space)
+                catalog.drop_spares()
+            return report
+    finally:
+        lock.close()
+
+
+def _embed_batch(
+    catalog: Catalog,
+    space: int,
+    runner: Runner,
+    batch: list[tuple[Unembedded, Future[NDArray[np.uint8] | None]]],
+    report: ReembedReport,
+) -> None:
+    images, pixels = [], []
+    for image, result in batch:
+        try:
+            decoded = result.result()
+        except ImageError as error:
+            report.skipped.append((image.key, f"its stored picture is damaged: {error}"))
+            continue
+        if decoded is None:
+            report.skipped.append((image.key, "no picture of it is stored"))
+        else:
+            images.append(image)
+            pixels.append(decoded)
+    if images:
+        report.embedded += catalog.add_vectors(space, images, encode_vectors(embed(runner, pixels)))
+
+
+def _decode(image: Unembedded) -> NDArray[np.uint8] | None:
+    return None if image.picture is None else inspect_and_prepare(image.picture).pixels
+
+
+def _lacking(catalog: Catalog, space: int) -> Iterator[Unembedded]:
+    """Yield the images without a vector in `space`, by id."""
+    after = 0
+    while page := catalog.unembedded(space, after, 64):
+        yield from page
+        after = page[-1].id

@@ -1,0 +1,1 @@
+"""The catalog of images: keys, metadata, pictures and vectors in SQLite."""

@@ -1,0 +1,388 @@
+"""The catalogue: every image, its metadata, picture and vectors, in one SQLite file. The truth.
+
+Promises: a change that returned is on disk whole, one that did not left nothing; changes that arrive together share a
+commit; listing sees each image once however many are added and deleted meanwhile.
+Does not: search (see searcher.py), check keys and metadata (see records.py), keep a second process from writing.
+
+A space is what one model's vectors have in common. An image has at most one vector in each; search uses the active one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.catalog import attributes
+from index.catalog import spaces as spacetable
+from index.catalog.database import check_format, connect, migrate, record_checksum, translated
+from index.catalog.filter_sql import to_sql
+from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
+from index.catalog.read_view import Frozen, describe
+from index.catalog.spaces import Finish
+from index.catalog.writer import Writer
+from index.cursor import make_cursor, read_cursor
+from index.errors import IndexMovedError, IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
+from index.fields import Scalar
+from index.filters import Where
+from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
+
+T = TypeVar("T")
+_DELETED_AT_ONCE = 500
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
+    EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
+
+
+class Catalog:
+    """The catalogue in one file. Every method may be called from any thread; a context manager."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open the file `path`, made when missing.
+
+        Raises IndexCorruptError, IndexFormatError, IndexFullError, IndexReadOnlyError.
+        """
+        self.path = path
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._writer: Writer | None = None
+        connection = connect(path, read_only=read_only)
+        try:
+            if read_only:
+                check_format(connection, path)
+                self._readers.put(connection)
+            else:
+                migrate(connection, path)
+                self._writer = Writer(connection, path)
+            self.identity = str(self._one("SELECT value FROM meta WHERE name = 'identity'")[0])
+        except BaseException:
+            if self._writer is not None:
+                self._writer.close()
+            connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the writes that are queued and close every connection."""
+        while not self._readers.empty():
+            self._readers.get().close()
+        if self._writer is not None:
+            self._writer.close()  # the last connection: with it, SQLite empties its log into the file
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were committed since it was opened."""
+        return self.writer.commits
+
+    @property
+    def writer(self) -> Writer:
+        """The writing thread. Raises IndexReadOnlyError when the catalogue was opened for reading."""
+        if self._writer is None:
+            raise IndexReadOnlyError(self.path, "it was opened for reading only")
+        return self._writer
+
+    @property
+    def settled(self) -> contextlib.AbstractContextManager[object]:
+        """What is held from the start of a commit until memory has heard of it; nothing where nobody writes."""
+        return contextlib.nullcontext() if self._writer is None else self._writer.settled
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    def add(self, entries: Sequence[Entry], committed: Callable[[Change], None]) -> Change:
+        """Add or replace `entries`, in order, in one transaction; `committed` hears of it before anybody else.
+
+        Vectors go where search is, and where it is to go next. Raises IndexMovedError when one for search is missing.
+        """
+
+        def work(connection: sqlite3.Connection) -> Change:
+            change = Change()
+            now = _now()
+            spaces = spacetable.open_spaces(connection)
+            for entry in entries:
+                vectors = {space: entry.vectors[name] for name, space in spaces.items() if name in entry.vectors}
+                if next(iter(spaces.values())) not in vectors:
+                    raise IndexMovedError(self.path.parent, f"{entry.key!r} was embedded for the one before")
+                change.outcomes.append(add_image(connection, vectors, entry, now, change))
+            return change
+
+        return self.writer.run(work, committed)
+
+    def delete(self, key: str, committed: Callable[[Change], None]) -> None:
+        """Delete an image with all that belongs to it. Raises KeyNotFoundError."""
+
+        def work(connection: sqlite3.Connection) -> Change:
+            row = connection.execute("SELECT id FROM images WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                raise KeyNotFoundError(key)
+            change = Change()
+            delete_images(connection, row, change)
+            return change
+
+        self.writer.run(work, committed)
+
+    def delete_where(self, where: Where, committed: Callable[[Change], None]) -> int:
+        """Delete the images that fit `where` now, some at a time so that others can write in between.
+
+        Returns how many. Raises FilterError.
+        """
+        condition, values = self._condition(where)
+        last = int(self._one("SELECT coalesce(max(id), 0) FROM images")[0])
+        deleted = 0
+
+        def work(connection: sqlite3.Connection) -> tuple[Change, int]:
+            rows = connection.execute(
+                f"SELECT i.id FROM images i WHERE i.id <= ? AND {condition} LIMIT ?",  # noqa: S608
+                (last, *values, _DELETED_AT_ONCE),
+            ).fetchall()
+            change = Change()
+            delete_images(connection, [row[0] for row in rows], change)
+            return change, len(rows)
+
+        while (count := self.writer.run(work, lambda done: committed(done[0]))[1]) == _DELETED_AT_ONCE:
+            deleted += count
+        return deleted + count
+
+    def change_metadata(self, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Replace an image's metadata by `update` of it, in one transaction. Raises KeyNotFoundError, MetadataError."""
+        self.writer.run(lambda connection: change_metadata(connection, key, update, _now()))
+
+    def lookup(self, spaces: Sequence[int], keys: Sequence[str]) -> dict[str, str]:
+        """Return {key: sha256} of those among `keys` that are here with a vector in each of `spaces`."""
+        rows = self._all(
+            """SELECT i.key, i.sha256 FROM json_each(?) j JOIN images i ON i.key = j.value
+               WHERE NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
+                   (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = s.value))""",
+            (json.dumps(list(keys)), json.dumps(list(spaces))),
+        )
+        return dict(rows)
+
+    def get(self, key: str) -> ImageRecord:
+        """Return one image's record. Raises KeyNotFoundError."""
+        rows = self._all(f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?", (key,))  # noqa: S608
+        if not rows:
+            raise KeyNotFoundError(key)
+        return _record(rows[0])
+
+    def contains(self, key: str) -> bool:
+        """Tell whether an image has this key."""
+        return bool(self._one("SELECT EXISTS (SELECT 1 FROM images WHERE key = ?)", (key,))[0])
+
+    def picture(self, key: str) -> bytes:
+        """Return the stored JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
+        rows = self._all(
+            "SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?", (key,)
+        )
+        if not rows:
+            raise KeyNotFoundError(key)
+        if rows[0][0] is None:
+            raise PictureNotFoundError(key)
+        return bytes(rows[0][0])
+
+    def page(self, limit: int, cursor: str | None, where: Where | None = None) -> Page:
+        """Return `limit` images that fit, in the order of their first adding, from `cursor` on.
+
+        Raises CursorError, FilterError.
+        """
+        after = 0 if cursor is None else read_cursor(cursor, self.identity, where)
+        condition, values = ("1", []) if where is None else self._condition(where)
+        rows = self._all(
+            f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? AND {condition} ORDER BY i.id LIMIT ?",  # noqa: S608
+            (after, *values, limit + 1),
+        )
+        more = len(rows) > limit
+        following = make_cursor(self.identity, where, rows[limit - 1][0]) if more else None
+        return Page([_record(row[1:]) for row in rows[:limit]], following)
+
+    def images(self) -> int:
+        """Return how many images there are."""
+        return int(self._one("SELECT count(*) FROM images")[0])
+
+    # --- vectors ----------------------------------------------------------------------------------------------------
+
+    def vector(self, space: int, key: str) -> tuple[int, NDArray[np.float16]] | None:
+        """Return an image's vector in `space` with its id, None when it has none. Raises KeyNotFoundError."""
+        rows = self._all(
+            """SELECT v.id, v.vector FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
+               WHERE i.key = ?""",
+            (space, key),
+        )
+        if not rows:
+            raise KeyNotFoundError(key)
+        return None if rows[0][0] is None else (int(rows[0][0]), np.frombuffer(rows[0][1], np.float16))
+
+    def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
+        """Return {vector id: (key, metadata as JSON)} of those vectors that are still here."""
+        with self._reader() as connection:
+            return describe(connection, vector_ids)
+
+    @contextmanager
+    def frozen(self, take: Callable[[], T]) -> Iterator[Frozen[T]]:
+        """Give what `take()` returns, called between two commits, and the catalogue as of that moment.
+
+        `take` is what memory knows; everything committed before has been told to it. Writers wait for `take` only.
+        """
+        with self._reader() as connection:
+            with self.settled:
+                connection.execute("BEGIN")
+                connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
+                taken = take()
+                commits = None if self._writer is None else self._writer.commits
+            try:
+                yield Frozen(taken, connection, commits)
+            finally:
+                connection.execute("COMMIT")
+
+    def vector_checksums(self, space: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Return the ids, ascending, and the checksums of all vectors in `space`."""
+        rows = self._all("SELECT id, crc FROM vectors WHERE space_id = ? ORDER BY id", (space,))
+        table = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        return table[:, 0].copy(), table[:, 1].astype(np.uint32)
+
+    def vectors(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        """Return stored vectors, float16 [len(ids), 4096]; `ids` ascending, all of them here."""
+        rows = self._all(
+            "SELECT v.vector FROM json_each(?) j CROSS JOIN vectors v ON v.id = j.value ORDER BY j.key",
+            (json.dumps(list(ids)),),
+        )
+        return np.frombuffer(b"".join(row[0] for row in rows), dtype=np.float16).reshape(-1, DIMENSIONS)
+
+    # --- spaces -----------------------------------------------------------------------------------------------------
+
+    def spaces(self) -> list[Space]:
+        """Return every model's space, oldest first."""
+        rows = self._all(
+            """SELECT s.id, s.fingerprint, s.model, s.id = CAST(a.value AS INTEGER),
+                      (SELECT count(*) FROM vectors v WHERE v.space_id = s.id), (SELECT count(*) FROM images),
+                      s.id = CAST(k.value AS INTEGER)
+               FROM spaces s LEFT JOIN meta a ON a.name = 'active_space' LEFT JOIN meta k ON k.name = 'kept_space'
+               ORDER BY s.id"""
+        )
+        return [
+            Space(i, print_, model, bool(on), n, all_ - n, bool(kept)) for i, print_, model, on, n, all_, kept in rows
+        ]
+
+    def make_space(self, fingerprint: str, model: str) -> int:
+        """Return the id of a model's space, made when missing; `model` is the name to show."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            row = connection.execute(
+                """INSERT INTO spaces (fingerprint, model, crc) VALUES (?, ?, ?)
+                   ON CONFLICT (fingerprint) DO UPDATE SET model = excluded.model, crc = excluded.crc RETURNING id""",
+                (fingerprint, model, record_checksum(fingerprint, model)),
+            ).fetchone()
+            return int(row[0])
+
+        return self.writer.run(work)
+
+    def follow_space(self, fingerprint: str, model: str) -> int:
+        """Return the id of a model's space, made when missing: search is to go there, and adds go there from now on."""
+        space = self.make_space(fingerprint, model)
+        self.writer.run(lambda connection: spacetable.follow(connection, space))
+        return space
+
+    def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
+        """Make search use `space`. The one it used before is kept for a roll-back, or becomes spare."""
+        self.writer.run(lambda connection: spacetable.activate(connection, space, keep=keep), committed)
+
+    def finish_space(
+        self, space: int, skipped: frozenset[int], *, keep: bool, committed: Callable[[Finish], None]
+    ) -> Finish:
+        """Make search use `space` when all images but those with the ids `skipped` have a vector there."""
+        return self.writer.run(lambda connection: spacetable.finish(connection, space, skipped, keep=keep), committed)
+
+    def drop_spares(self) -> None:
+        """Delete the spaces that are neither searched, nor to be searched, nor kept; some rows at a time."""
+        while self.writer.run(spacetable.drop_some):
+            pass
+
+    def unembedded(self, space: int, after: int, limit: int) -> Sequence[Unembedded]:
+        """Return up to `limit` images without a vector in `space`, by id, those after the id `after`."""
+        rows = self._all(
+            """SELECT i.id, i.key, i.sha256, p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id
+               WHERE i.id > ? AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?)
+               ORDER BY i.id LIMIT ?""",
+            (after, space, limit),
+        )
+        return [Unembedded(*row) for row in rows]
+
+    def add_vectors(
+        self,
+        space: int,
+        images: Sequence[Unembedded],
+        vectors: NDArray[np.float16],
+        committed: Callable[[Change], None] | None = None,
+    ) -> int:
+        """Give `images` their vectors in `space`, except those replaced or deleted since. Returns how many got one."""
+
+        def work(connection: sqlite3.Connection) -> Change:
+            change = Change()
+            for image, row in zip(images, vectors, strict=True):
+                if spacetable.lacks(connection, space, image):
+                    add_vector(connection, space, image.id, row, change)
+            return change
+
+        return len(self.writer.run(work, committed).ids)
+
+    def begin(self) -> None:
+        """Read from now on what is there at this moment. Only for a catalogue opened to read, in one thread."""
+        with self._reader() as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend a reading connection to one thread at a time."""
+        try:
+            connection = self._readers.get_nowait()
+        except queue.Empty:
+            connection = connect(self.path, read_only=True)
+        try:
+            with translated(self.path):
+                yield connection
+        finally:
+            self._readers.put(connection)
+
+    def _all(self, query: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
+        with self._reader() as connection:
+            return connection.execute(query, values).fetchall()
+
+    def _one(self, query: str, values: Sequence[object] = ()) -> tuple[Any, ...]:
+        return self._all(query, values)[0]
+
+    def _condition(self, where: Where) -> tuple[str, list[Scalar | int]]:
+        with self._reader() as connection:
+            return to_sql(where, attributes.known(connection), "i.id")
+
+
+def _record(row: tuple[Any, ...]) -> ImageRecord:
+    key, sha256, size, width, height, metadata, added, updated, has_picture = row
+    return ImageRecord(
+        key, sha256, size, width, height, json.loads(metadata), _time(added), _time(updated), bool(has_picture)
+    )
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _time(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)

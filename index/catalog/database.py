@@ -1,0 +1,194 @@
+"""SQLite underneath the catalogue: connections, the schema and its migrations, and what SQLite's errors mean.
+
+Promises: a commit that returned is on disk (WAL, synchronous=FULL); readers see committed states only and never wait
+for the writer; every `sqlite3` error leaves this file's `translated` as one of ours.
+Does not: know images; work on a network file system (SQLite's write-ahead log needs shared memory).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from index.catalog import attributes
+from index.errors import (
+    ImageIndexError,
+    IndexCorruptError,
+    IndexFormatError,
+    IndexFullError,
+    IndexReadOnlyError,
+    IndexUnavailableError,
+)
+
+# One script a version of the schema, applied in order; never changed once released. `PRAGMA user_version` counts them.
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+    CREATE TABLE images (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,   -- the order of listing; never given twice
+        key TEXT NOT NULL UNIQUE,
+        sha256 TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        width INTEGER NOT NULL,
+        height INTEGER NOT NULL,
+        metadata TEXT NOT NULL,
+        added INTEGER NOT NULL,                 -- microseconds since 1970, UTC
+        updated INTEGER NOT NULL
+    );
+
+    CREATE TABLE pictures (
+        image_id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE,
+        jpeg BLOB NOT NULL
+    );
+
+    CREATE TABLE spaces (                       -- one for each model that made vectors
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        fingerprint TEXT NOT NULL UNIQUE,
+        model TEXT NOT NULL
+    );
+
+    CREATE TABLE vectors (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,   -- the searcher's name for it; a replaced vector gets a new one
+        image_id INTEGER NOT NULL REFERENCES images ON DELETE CASCADE,
+        space_id INTEGER NOT NULL REFERENCES spaces ON DELETE CASCADE,
+        crc INTEGER NOT NULL,
+        vector BLOB NOT NULL CHECK (length(vector) = 8192)
+    );
+    CREATE UNIQUE INDEX vectors_of_image ON vectors (image_id, space_id);
+    CREATE INDEX vectors_of_space ON vectors (space_id, id, crc);
+    """,
+    # Checksums, so that a flipped bit is found wherever it is; metadata in a form that filters can compare.
+    """
+    ALTER TABLE images ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pictures ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE spaces ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+    UPDATE images SET crc = crc32(key, sha256, size, width, height, metadata, added, updated);
+    UPDATE pictures SET crc = crc32(jpeg);
+    UPDATE spaces SET crc = crc32(fingerprint, model);
+
+    CREATE TABLE fields (                       -- what filters may name; never forgotten
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        type TEXT NOT NULL,                     -- string, number or boolean
+        UNIQUE (name, type)
+    );
+
+    CREATE TABLE attributes (
+        field_id INTEGER NOT NULL REFERENCES fields,
+        value NOT NULL,
+        image_id INTEGER NOT NULL REFERENCES images ON DELETE CASCADE,
+        PRIMARY KEY (field_id, value, image_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX attributes_of_image ON attributes (image_id);
+    """,
+)
+
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_TRUNCATE}
+_READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def record_checksum(*values: str | int | bytes) -> int:
+    """Return the CRC-32 of a record's values; in SQL it is `crc32(...)`."""
+    total = 0
+    for value in values:
+        data = value if isinstance(value, bytes) else str(value).encode()
+        total = zlib.crc32(data, zlib.crc32(len(data).to_bytes(8, "little"), total))
+    return total
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open the database at `path` (made when missing, unless `read_only`) in autocommit mode, usable in any thread.
+
+    Only one thread may use it at a time. Raises the errors of `translated`.
+    """
+    with translated(path):
+        uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
+        try:
+            if not read_only:
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.create_function("crc32", -1, record_checksum, deterministic=True)
+            connection.execute("PRAGMA user_version").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema up to date, each step with its number in one transaction. Raises IndexFormatError if newer."""
+    found = check_format(connection, path)
+    with translated(path):
+        for number, script in enumerate(MIGRATIONS[found:], start=found + 1):
+            with transaction(connection):
+                for statement in _statements(script):
+                    connection.execute(statement)
+                if number == 1:
+                    connection.execute("INSERT INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex,))
+                if number == 2:
+                    for image, metadata in connection.execute("SELECT id, metadata FROM images"):
+                        attributes.store(connection, image, metadata)
+                connection.execute(f"PRAGMA user_version = {number}")
+
+
+def check_format(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the schema's version, or raise IndexFormatError when this program does not know it yet."""
+    with translated(path):
+        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if found > len(MIGRATIONS):
+        raise IndexFormatError(path, found, len(MIGRATIONS))
+    return found
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script: `executescript` would commit the transaction that it must be part of."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Run the block in one write transaction: committed at its end, undone by any exception."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """Undo the open transaction. SQLite has done so by itself after a full disk or an I/O error."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into the index's; `path` is the database that they name."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def translate(error: sqlite3.Error, path: Path) -> ImageIndexError:
+    """Return the index's error for SQLite's."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    for codes, kind in ((_FULL, IndexFullError), (_READ_ONLY, IndexReadOnlyError), (_CORRUPT, IndexCorruptError)):
+        if code in codes or code & 0xFF in codes:  # the low byte is the kind, the rest the detail
+            return kind(path, str(error))
+    return IndexUnavailableError(path, str(error))

@@ -1,0 +1,46 @@
+"""Export the catalog to a Parquet file, one row an image, in the order the images were added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from index.catalog import attributes
+from index.catalog.database import connect, translated
+from index.catalog.filter_sql import to_sql
+from index.catalog.lock import check_exists
+from index.filters import Where
+from index.parquet import write_parquet
+from index.records import VectorModel
+
+_GROUP_ROWS = 1024
+
+
+def export_parquet(
+    home: Path, target: Path, *, where: Where | None = None, advance: Callable[[int, int], None] | None = None
+) -> int:
+    """Write the images that fit, in the order of their adding, to the new file `target`, and return how many.
+
+    advance: called with the images written and all images.
+    Raises MissingExtraError, TargetExistsError, FilterError, IndexUnavailableError, IndexFullError, IndexReadOnlyError.
+    """
+    check_exists(home / "index")
+    catalogue = home / "index" / "catalog.db"
+    with translated(catalogue), closing(connect(catalogue, read_only=True)) as connection:
+        connection.execute("BEGIN")
+        space, model, fingerprint = connection.execute(
+            """SELECT s.id, s.model, s.fingerprint FROM spaces s JOIN meta m ON m.value = s.id
+               WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
+        ).fetchone()
+        condition, values = ("1", []) if where is None else to_sql(where, attributes.known(connection), "i.id")
+        [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
+        rows = connection.execute(
+            f"""SELECT i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated, v.vector
+                FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
+                WHERE {condition} ORDER BY i.id""",  # noqa: S608
+            (space, *values),
+        )
+        groups = iter(lambda: rows.fetchmany(_GROUP_ROWS), [])
+        report = None if advance is None else lambda done: advance(done, total)
+        return write_parquet(target, VectorModel(fingerprint, model), groups, advance=report)

@@ -1,0 +1,102 @@
+"""Filters over metadata in Milvus: what a row holds for them, and the expression of a `where`.
+
+A row has a token for every (field, type, value) of its metadata: the hash of the three. Equality is to have one of the
+wanted tokens. For ranges it has each field's value, or the least and the greatest of several, under a name that is the
+hash of field and type; a text as the hexadecimal of its UTF-8, which sorts by code point.
+Promises: the meaning is that of `index.filters`; nothing a user wrote gets into an expression except as a hash, number or
+hexadecimal.
+Does not: tell whole numbers past 2**53 apart in ranges (they are compared as float64; equality is exact).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from index.fields import FieldType, Scalar, attributes
+from index.filters import Where, chosen
+
+TOKEN_LENGTH = 16
+MAX_TOKENS = 4096
+"""More values than 16 KB of metadata can have."""
+_NAME_LENGTH = 8
+Types = Mapping[str, Iterable[FieldType]]
+
+
+def tokens(metadata: Mapping[str, Any]) -> list[str]:
+    """Return a token for every value that a filter can be equal to, sorted."""
+    return sorted({_token(name, kind, value) for name, kind, value in attributes(metadata)})
+
+
+def bounds(metadata: Mapping[str, Any]) -> dict[str, str | float]:
+    """Return what ranges are compared with: by "v" and a field's id its value, by "l" and "h" the ends of several."""
+    values: dict[str, list[str | float]] = {}
+    for name, kind, value in attributes(metadata):
+        if kind is not FieldType.BOOLEAN:
+            values.setdefault(field_id(name, kind), []).append(_comparable(kind, value))
+    found: dict[str, str | float] = {}
+    for field, several in values.items():
+        low, high = min(several), max(several)
+        found |= {f"v{field}": low} if low == high else {f"l{field}": low, f"h{field}": high}
+    return found
+
+
+def fields_of(metadata: Mapping[str, Any]) -> set[tuple[str, FieldType]]:
+    """Return the fields that metadata has, with their types."""
+    return {(name, kind) for name, kind, _ in attributes(metadata)}
+
+
+def field_id(name: str, kind: FieldType) -> str:
+    """Return the short name of a field and a type: letters, digits, "-" and "_"."""
+    return _hash(f"{kind}:{name}", _NAME_LENGTH)
+
+
+def expression(where: Where, types: Types) -> str:
+    """Return the expression that is true for the rows that fit; `types`: which every field ever held.
+
+    Raises FilterError as `index.filters.chosen` does.
+    """
+    known = {name: dict.fromkeys(kinds, 0) for name, kinds in types.items()}
+    parts = []
+    for condition in where.conditions:
+        kinds = chosen(condition, known)
+        if condition.operator == "=":
+            wanted = {
+                _token(condition.field, kind, scalar)
+                for kind in kinds
+                for value in condition.values
+                if (scalar := value.as_type(kind)) is not None
+            }
+            parts.append(f"array_contains_any(tokens, {json.dumps(sorted(wanted))})")
+        else:
+            ranges = []
+            for kind in kinds:
+                scalar = condition.values[0].as_type(kind)
+                if scalar is None:
+                    continue
+                end = "l" if condition.operator.startswith("<") else "h"
+                field, limit = field_id(condition.field, kind), json.dumps(_comparable(kind, scalar))
+                ranges += [f'bounds["{prefix}{field}"] {condition.operator} {limit}' for prefix in ("v", end)]
+            parts.append(f"({' or '.join(ranges)})")
+    return " and ".join(parts)
+
+
+def _token(name: str, kind: FieldType, value: Scalar) -> str:
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)  # 2020.0 is equal to 2020
+    return _hash(f"{kind}:{name}\0{int(value) if isinstance(value, bool) else value}", TOKEN_LENGTH)
+
+
+def _comparable(kind: FieldType, value: Scalar) -> str | float:
+    if kind is FieldType.STRING:
+        return str(value).encode().hex()
+    return min(max(float(value), -sys.float_info.max), sys.float_info.max)  # JSON has no infinity
+
+
+def _hash(text: str, length: int) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode()[:length]

@@ -1,0 +1,1 @@
+"""Vector search in memory with FAISS: exact, and with short codes."""
