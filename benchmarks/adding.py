@@ -20,7 +20,7 @@ from benchmarks.search_runs import FINGERPRINT, MODEL
 from index.bulk.folder import build_index
 from index.interface import ImageIndex
 from index.local.index import AddOutcome, LocalImageIndex, NewImage
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 
 _PHOTOGRAPHS = 400

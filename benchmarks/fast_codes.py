@@ -180,7 +180,7 @@ def _rotated_signs(rows: NDArray[np.float32], few: NDArray[np.int64]) -> Made:
 
 
 def _auto_encoder(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epochs: int) -> Made:
-    from model_store.training.codes import CodeOptions, train_codes  # noqa: PLC0415 - torch
+    from model_store.training.autoencoder import CodeOptions, train_codes  # noqa: PLC0415 - torch
 
     began = time.perf_counter()
     net = train_codes(rows[learn_from], CodeOptions(ENCODER_BITS, epochs=epochs)).net

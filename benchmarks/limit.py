@@ -24,7 +24,8 @@ import numpy as np
 
 from model_store.cores import usable_cores
 from model_store.image import CROP, prepare, views
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 
 BATCH = 16

@@ -20,7 +20,8 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from model_store.image import CROP, prepare, views
-from model_store.runner import Outputs, Runner, RunnerOptions, top_k
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Outputs, Runner, top_k
 from model_store.store import ModelStore
 
 BATCH = 16

@@ -23,15 +23,16 @@ import numpy as np
 import torch
 
 from model_store.image import prepare
-from model_store.training import machine
-from model_store.training.augment import Augmenter
-from model_store.training.dataset import Readable, open_dataset
-from model_store.training.preparing import prepare_shards
+from model_store.training import device as machine
+from model_store.training.data.augment import Augmenter
+from model_store.training.data.class_folders import open_dataset
+from model_store.training.data.dataset import Readable
+from model_store.training.data.prepare import prepare_shards
+from model_store.training.data.shards import open_shards
+from model_store.training.data.sources import class_folder_source
+from model_store.training.loop import Resources, train
 from model_store.training.recipe import load_recipe
-from model_store.training.runs import read_metrics
-from model_store.training.shards import open_shards
-from model_store.training.sources import class_folder_source
-from model_store.training.train import Resources, train
+from model_store.training.runs.run import read_metrics
 
 
 def decode(sample: Readable) -> int:

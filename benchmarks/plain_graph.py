@@ -19,10 +19,11 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from model_store.image import CROP
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
-from model_store.training.network import Conv, Hidden, Norm, Pool
-from model_store.training.parents import Parent, find_parent
+from model_store.training.nets.alexnet import Conv, Hidden, Norm, Pool
+from model_store.training.parents import find_parent
+from model_store.training.runs.fine_tuning import Parent
 
 _MEAN = "mean"
 _MOST_APART = 1e-4

@@ -27,7 +27,7 @@ from benchmarks.vectors import Vectors, nearest, rows_of
 from index.errors import ModeUnavailableError
 from index.local.index import LocalImageIndex, NewImage
 from index.search.searcher import Mode
-from model_store.codes import CodesManifest, CodeStore
+from model_store.code_store import CodesManifest, CodeStore
 
 K = 10
 WIDE = 100
@@ -232,7 +232,7 @@ def _fill(home: Path, vectors: Vectors, size: int) -> None:
 
 def _codes(home: Path, kept: Path, vectors: Vectors, bits: int, epochs: int) -> None:
     """Give an index the auto-encoder, trained once for all sizes."""
-    from model_store.training.codes import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
+    from model_store.training.autoencoder import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
 
     if not kept.exists():
         options = CodeOptions(bits, epochs=epochs)

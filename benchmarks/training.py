@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_store.training import machine
-from model_store.training.network import AlexNet, Architecture, initialise
+from model_store.training import device as machine
+from model_store.training.nets.alexnet import AlexNet, Architecture, initialise
 from model_store.training.optim import build_optimiser, set_rate
 from model_store.training.recipe import Recipe
 

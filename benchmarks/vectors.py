@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from benchmarks.photographs import read_photographs
 from model_store.image import encode_jpeg, prepare, views
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 
 DIMENSIONS = 4096

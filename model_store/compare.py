@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model_store.errors import DatasetError, ImageError
 from model_store.image import find_images, prepare, views
-from model_store.runner import Outputs, Runner, top_k
+from model_store.runtime.runner import Outputs, Runner, top_k
 
 _TOP = 5
 

@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException
 
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from service.direct import Direct
 from service.errors import BadImageError
 from service.middleware import LingeringClose, Observe, notes_of

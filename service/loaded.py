@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from model_store.artifact import Artifact
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from service.batcher import Batcher
 from service.errors import ModelNotLoadedError, TooManyModelsError
 from service.memory import give_back

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.image import CROP
-from model_store.runner import Outputs, top_k
+from model_store.runtime.runner import Outputs, top_k
 from service.errors import BodyEncodingError, BodyMalformedError, BodyTooLargeError, TooManyImagesError
 
 PIXELS: Final = "pixels"

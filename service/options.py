@@ -13,7 +13,7 @@ from index.interface import ImageIndex
 from index.milvus.client import Milvus
 from index.records import IndexStats
 from model_store.artifact import Artifact
-from model_store.runner import RunnerOptions
+from model_store.runtime.options import RunnerOptions
 from service.memory import needed_to_load
 from service.settings import Settings
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.image import views
-from model_store.runner import Outputs, average_views
+from model_store.runtime.runner import Outputs, average_views
 
 
 class Run(Protocol):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, SnapshotManifest, Space
 from model_store.artifact import Artifact
-from model_store.runner import top_k
+from model_store.runtime.runner import top_k
 from service.following import FollowState, Progress
 from service.jobs import JobInfo
 from service.rows import Row

@@ -22,7 +22,8 @@ from index.milvus.index import MilvusImageIndex
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
 from model_store.errors import NoActiveModelError
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.activation import Activator, IndexKeeper, changed_files, file_stamps
 from service.batcher import Batcher, BatchLimits

@@ -22,7 +22,7 @@ from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
 from model_store.errors import ImageError
 from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 
 
 class KeyOf(Protocol):

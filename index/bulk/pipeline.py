@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.image import views
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 
 In = TypeVar("In")
 Out = TypeVar("Out")

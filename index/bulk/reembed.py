@@ -17,7 +17,7 @@ from index.errors import FolderError
 from index.records import Unembedded, encode_vectors
 from model_store.errors import ImageError
 from model_store.image import inspect_and_prepare
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 
 
 def reembed(

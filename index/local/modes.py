@@ -21,7 +21,7 @@ from index.errors import ModeUnavailableError
 from index.search.binary_code import BinaryCode
 from index.search.pca_code import SAMPLE, Projection
 from index.search.searcher import Mode
-from model_store.codes import CodeStore
+from model_store.code_store import CodeStore
 
 if TYPE_CHECKING:
     from index.local.space import Room

@@ -3,7 +3,7 @@
 A row has a token for every (field, type, value) of its metadata: the hash of the three. Equality is to have one of the
 wanted tokens. For ranges it has each field's value, or the least and the greatest of several, under a name that is the
 hash of field and type; a text as the hexadecimal of its UTF-8, which sorts by code point.
-Promises: the meaning is that of `index.filters`; nothing a user wrote gets into an expression except as a hash, number or
+Promises: the meaning is that of `index.filters`. Nothing a user wrote gets into an expression except as a hash, a
 hexadecimal.
 Does not: tell whole numbers past 2**53 apart in ranges (they are compared as float64; equality is exact).
 """

@@ -25,7 +25,7 @@ from index.milvus.spaces import check_exists
 from index.records import VectorModel, encode_vectors
 from model_store.errors import ImageError
 from model_store.image import inspect_and_prepare
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 
 _PAGE = 2000
 _COMPARED = ["id", "sha256", "updated"]

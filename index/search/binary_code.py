@@ -1,6 +1,6 @@
 """The code of the mode `codes`: bits that an auto-encoder makes, compared by how many differ, with FAISS.
 
-Does not: train or load the auto-encoder (model_store/codes.py loads it).
+Does not: train or load the auto-encoder (model_store/code_store.py loads it).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.search.segment import lend
-from model_store.codes import BinaryEncoder
+from model_store.code_store import BinaryEncoder
 
 _faiss: Any = faiss
 

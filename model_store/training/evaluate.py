@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from model_store.cores import usable_cores
 from model_store.errors import DatasetError, ImageError
 from model_store.image import CROP, PREPARATION, SIZE, find_images, prepare, views
-from model_store.runner import Runner, average_views, top_k
-from model_store.training.dataset import Skipped, read_part
-from model_store.training.network import AlexNet
-from model_store.training.shards import is_sharded, read_entries, read_folder
+from model_store.runtime.runner import Runner, average_views, top_k
+from model_store.training.data.dataset import Skipped, read_part
+from model_store.training.data.shards import is_sharded, read_entries, read_folder
+from model_store.training.nets.alexnet import AlexNet
 
 TOP: Final = 5
 BATCH_ROWS: Final = 40  # views run at once: enough for full speed on two cores, and four images of ten views

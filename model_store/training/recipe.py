@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from model_store.errors import RecipeError
-from model_store.training.network import Architecture, Dropout, Initialisation, Norm
-from model_store.training.variants import Variant, variant_layers
+from model_store.training.nets.alexnet import Architecture, Dropout, Initialisation, Norm
+from model_store.training.nets.variants import Variant, variant_layers
 
 Schedule = Literal["one-cycle", "cosine", "plateau", "constant"]
 UpdateRule = Literal["torch", "paper"]

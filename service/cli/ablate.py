@@ -16,7 +16,7 @@ from rich.table import Table
 from service.cli.extras import training_extra
 
 if TYPE_CHECKING:
-    from model_store.training.ablate import Ablation, Spread
+    from model_store.training.paper.ablation import Ablation, Spread
 
 
 def ablate(
@@ -37,10 +37,10 @@ def ablate(
 ) -> None:
     """Train each variant with each seed; print the errors, and the differences with their spread. It can be resumed."""
     with training_extra():
-        from model_store.training import command  # noqa: PLC0415 - torch
-        from model_store.training.ablate import CSV_FILE, JSON_FILE, net_name, run_ablation  # noqa: PLC0415
+        from model_store.training import train as command  # noqa: PLC0415 - torch
+        from model_store.training.loop import Resources  # noqa: PLC0415
+        from model_store.training.paper.ablation import CSV_FILE, JSON_FILE, net_name, run_ablation  # noqa: PLC0415
         from model_store.training.recipe import load_recipe  # noqa: PLC0415
-        from model_store.training.train import Resources  # noqa: PLC0415
     arms = [
         load_recipe(recipe).with_settings([*(changes or ()), f"variant={variant}"])
         for recipe in _words(recipes, "--recipe")
@@ -76,7 +76,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _print(result: Ablation) -> None:
-    from model_store.training.ablate import paper_difference  # noqa: PLC0415 - torch
+    from model_store.training.paper.ablation import paper_difference  # noqa: PLC0415 - torch
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from index.local.index import LocalImageIndex
-from model_store.codes import BITS, CodesManifest, CodeStore
+from model_store.code_store import BITS, CodesManifest, CodeStore
 from model_store.store import ModelStore
 from service.cli.extras import training_extra
 from service.options import check_local
@@ -68,7 +68,7 @@ def train(
     """Train the auto-encoder on the vectors of the index, and put it beside the model."""
     count = _bits(bits)
     with training_extra():
-        from model_store.training.codes import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
+        from model_store.training.autoencoder import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
     options = (CodeOptions.of_plain_form if plain else CodeOptions)(count, epochs=epochs, seed=seed)
     settings = load_settings(home=home)
     with _index(home) as (index, fingerprint):
@@ -122,7 +122,7 @@ def evaluate(
     with training_extra():
         import matplotlib as _  # noqa: F401, PLC0415 - before the work
 
-        from model_store.training.codes import CodeOptions, train_codes  # noqa: PLC0415 - torch
+        from model_store.training.autoencoder import CodeOptions, train_codes  # noqa: PLC0415 - torch
     from index.search.code_quality import Collection, Search, exhaustive, hamming, judge, standard_codes  # noqa: PLC0415
     from service.cli.codes_data import collect, raw_pixels  # noqa: PLC0415
 

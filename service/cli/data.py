@@ -18,7 +18,7 @@ from model_store.cores import usable_cores
 from service.cli.extras import training_extra
 
 if TYPE_CHECKING:
-    from model_store.training.sources import Source
+    from model_store.training.data.sources import Source
 
 _NOTES: Final = 5  # listed one by one
 app = typer.Typer(help="Data sets to train on.", no_args_is_help=True)
@@ -34,7 +34,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put train/ and val/; made if missing.")],
 ) -> None:
     """Arrange the photographs of the package elpv-dataset: solar cells, eight classes, a fixed fifth held out."""
-    from model_store.training.demo_data import SOURCE_FILE, arrange_demo  # noqa: PLC0415
+    from model_store.training.data.demo import SOURCE_FILE, arrange_demo  # noqa: PLC0415
 
     arranged = arrange_demo(folder)
     console = Console(soft_wrap=True, highlight=False)
@@ -60,7 +60,7 @@ def ilsvrc(
 ) -> None:
     """Check ILSVRC-2010 or 2012 as distributed: kit, ground truth, and images of every class. Nothing is written."""
     with training_extra():
-        from model_store.training.ilsvrc import ilsvrc_source  # noqa: PLC0415
+        from model_store.training.data.ilsvrc import ilsvrc_source  # noqa: PLC0415
     source = ilsvrc_source(folder)
     _print_source(source)
     Console(soft_wrap=True, highlight=False).print(f"Next: fc7 data prepare {folder} SHARDS", markup=False)
@@ -80,11 +80,11 @@ def prepare(
 ) -> None:
     """Prepare images once, as 256x256 in tars (WebDataset); the same command goes on after an interruption."""
     with training_extra():
-        from model_store.training.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
-        from model_store.training.preparing import Encoding, prepare_shards  # noqa: PLC0415
-        from model_store.training.shards import read_folder  # noqa: PLC0415
-        from model_store.training.sources import class_folder_source  # noqa: PLC0415
-        from model_store.training.stopping import stop_on_signals  # noqa: PLC0415
+        from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
+        from model_store.training.data.prepare import Encoding, prepare_shards  # noqa: PLC0415
+        from model_store.training.data.shards import read_folder  # noqa: PLC0415
+        from model_store.training.data.sources import class_folder_source  # noqa: PLC0415
+        from model_store.training.signals import stop_on_signals  # noqa: PLC0415
     found = ilsvrc_source(source) if is_ilsvrc(source) else class_folder_source(source)
     _print_source(found)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -124,7 +124,7 @@ def verify(
 ) -> None:
     """Compare every byte of prepared shards with their hashes."""
     with training_extra():
-        from model_store.training.shards import verify_shards  # noqa: PLC0415
+        from model_store.training.data.shards import verify_shards  # noqa: PLC0415
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with _bars(console) as bars:
         task = bars.add_task("verifying", total=None)

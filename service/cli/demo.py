@@ -57,8 +57,8 @@ def demo(
 def _train(console: Console, home: Path, folder: Path, seed: int) -> None:
     """Train, or go on with the run that was stopped."""
     with training_extra():
-        from model_store.training.command import Request, run_command  # noqa: PLC0415 - torch
-        from model_store.training.runs import can_resume  # noqa: PLC0415
+        from model_store.training.runs.run import can_resume  # noqa: PLC0415
+        from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
     if can_resume(home, NAME):
         _step(console, f"fc7 train --resume --name {NAME}")
         request = Request(home, NAME, resume=True)

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model_store.errors import CheckpointError, DatasetError
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli.extras import training_extra
 from service.options import runner_options
@@ -27,7 +27,7 @@ from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from model_store.training.evaluate import Evaluation
-    from model_store.training.results import Net
+    from model_store.training.paper.report import Net
 
 _MOST_LISTED = 20
 _WIDEST_CONFUSION = 12  # classes; a larger table does not fit a terminal
@@ -88,8 +88,8 @@ def export(
     """Publish a trained run: the served graph, compared with torch on photographs, its errors and its report."""
     begin(views)
     with training_extra():
-        from model_store.training.export import export_run  # noqa: PLC0415 - torch
-        from model_store.training.runs import find_run, load_run  # noqa: PLC0415
+        from model_store.training.export.publish import export_run  # noqa: PLC0415 - torch
+        from model_store.training.runs.run import find_run, load_run  # noqa: PLC0415
     settings = load_settings(home=home)
     console = Console(soft_wrap=True, highlight=False)
     store = ModelStore(settings.home)
@@ -130,7 +130,7 @@ def export(
 def predictors_of(models: Sequence[str], settings: Settings) -> tuple[list[Net], Path | None]:
     """Return what to evaluate, and the data folder of the first run among it."""
     from model_store.training.evaluate import RunnerPredictor, TorchPredictor  # noqa: PLC0415 - torch
-    from model_store.training.runs import find_run, load_run  # noqa: PLC0415
+    from model_store.training.runs.run import find_run, load_run  # noqa: PLC0415
 
     store = ModelStore(settings.home)
     options = runner_options(settings, batches=True)

@@ -22,7 +22,7 @@ from service.cli.extras import training_extra
 from service.settings import load_settings
 
 if TYPE_CHECKING:
-    from model_store.training.importers.nets import ImportedNet
+    from model_store.training.importers.imported_net import ImportedNet
 
 DOWNLOADS = "downloads"  # below FC7_HOME
 

@@ -32,7 +32,7 @@ from index.bulk.sources import is_uri
 from index.errors import FolderError, SourceError
 from index.milvus.reembed import reembed_on_milvus
 from index.records import IndexStats
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli.index_ray import BuildOptions, build_on_ray, print_json
 from service.options import milvus_of, open_index_of, read_stats_of, runner_options

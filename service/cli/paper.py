@@ -124,13 +124,13 @@ def cifar_lrn(
 
 def _experiments() -> ModuleType:
     with training_extra():
-        from model_store.training import cifar_experiments  # noqa: PLC0415 - torch
+        from model_store.training.paper.cifar import experiments as cifar_experiments  # noqa: PLC0415 - torch
     return cifar_experiments
 
 
 def _load(console: Console, data: Path, cache: Path) -> Any:
-    from model_store.training import machine  # noqa: PLC0415 - torch
-    from model_store.training.cifar_data import load_cifar  # noqa: PLC0415
+    from model_store.training import device as machine  # noqa: PLC0415 - torch
+    from model_store.training.paper.cifar.data import load_cifar  # noqa: PLC0415
 
     machine.keep_memory()
     pictures = load_cifar(data, cache)

@@ -43,7 +43,7 @@ def quantize(
     """Publish the next version: this one, with its net in other precisions too, compared with fp32 on photographs."""
     begin(views=1)
     with training_extra():
-        from model_store.training.precision import add_precisions  # noqa: PLC0415 - torch
+        from model_store.training.export.quantize import add_precisions  # noqa: PLC0415 - torch
     logging.disable(logging.WARNING)  # ONNX Runtime advises a preparation that this graph does not need
     store = ModelStore(load_settings(home=home).home)
     source = store.resolve(model)

@@ -29,7 +29,7 @@ from service.settings import load_settings
 
 if TYPE_CHECKING:
     from index.search.searcher import Mode
-    from model_store.runner import Outputs, Runner
+    from model_store.runtime.runner import Outputs, Runner
 
 _BAR = 24
 
@@ -57,7 +57,7 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Name the most probable classes of each image."""
-    from model_store.runner import average_views, top_k  # noqa: PLC0415
+    from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
 
     count = 10 if ten_views else 1
     console = Console()
@@ -128,7 +128,7 @@ def _loaded(home: Path | None, model: str | None) -> Iterator[tuple[Artifact, Ru
     """Load the model named, or the active one."""
     import structlog  # noqa: PLC0415
 
-    from model_store.runner import Runner  # noqa: PLC0415
+    from model_store.runtime.runner import Runner  # noqa: PLC0415
     from service.options import runner_options  # noqa: PLC0415
 
     # Standard output is for answers.

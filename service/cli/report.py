@@ -51,9 +51,9 @@ def report(
     """Draw the first layer's kernels, answers and near pictures, and set our errors beside the paper's tables."""
     begin(views)
     with training_extra():
-        from model_store.training.network import Conv  # noqa: PLC0415 - torch
+        from model_store.training.nets.alexnet import Conv  # noqa: PLC0415 - torch
+        from model_store.training.paper.report import FirstLayer, Wanted, write_results  # noqa: PLC0415
         from model_store.training.parents import find_parent  # noqa: PLC0415
-        from model_store.training.results import FirstLayer, Wanted, write_results  # noqa: PLC0415
     settings = load_settings(home=home)
     more = [_read(file) for file in evaluations or ()]
     (net,), data_of_run = predictors_of([model], settings)

@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train a net. Ctrl-C stops it with a checkpoint, and --resume goes on exactly there."""
     with training_extra():
-        from model_store.training.command import Request, run_command  # noqa: PLC0415 - torch
+        from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
     request = Request(
         home=load_settings(home=home).home,
         name=name,

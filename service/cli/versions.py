@@ -23,7 +23,8 @@ from index.errors import IndexUnavailableError, IndexUnreachableError
 from model_store.archive import export_version, import_version
 from model_store.compare import Comparison, Side, compare
 from model_store.errors import ModelInUseError
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli.models import AsJson, Home
 from service.options import read_stats_of

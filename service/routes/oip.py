@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from model_store.artifact import FEATURES
 from model_store.image import CROP
-from model_store.runner import Outputs
+from model_store.runtime.runner import Outputs
 from service.answers import embed, embed_views, within_limits
 from service.bodies import Upload, receive_raw
 from service.errors import NotReadyError

@@ -18,7 +18,7 @@ from index.factory import read_stats
 from index.local.index import LocalImageIndex
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
-from model_store.runner import Outputs, Runner
+from model_store.runtime.runner import Outputs, Runner
 from tests.support.tiny_model import publish_tiny_model
 
 

@@ -18,8 +18,9 @@ from index.errors import ClusterError, SourceError
 from model_store.artifact import MODEL_FILE
 from model_store.errors import ArtifactCorruptError, MissingExtraError
 from model_store.image import DEFAULT_MAX_PIXELS, prepare, views
-from model_store.runner import Runner, RunnerOptions
-from model_store.shipped import ShippedArtifact, ShippedVersion, ship
+from model_store.remote_artifact import ShippedArtifact, ShippedVersion, ship
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from tests.index.test_bulk import save
 from tests.support.tiny_model import publish_tiny_model
 

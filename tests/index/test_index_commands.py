@@ -16,7 +16,8 @@ import pytest
 from index.factory import open_index
 from index.local.index import LocalImageIndex
 from model_store.image import prepare, views
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from tests.index.test_bulk import save
 from tests.support.tiny_model import publish_tiny_model, publish_with_other_batches
 

@@ -39,7 +39,7 @@ from index.milvus.reembed import reembed_on_milvus
 from index.records import AddOutcome, NewImage, VectorModel
 from model_store.errors import MissingExtraError
 from model_store.image import encode_jpeg
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from tests.index.helpers import MODEL, Opener, exact, image, open_on_milvus, picture, sha256, vector
 from tests.index.helpers import open_index as open_locally
 from tests.support.milvus import free_port, milvus_server

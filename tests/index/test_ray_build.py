@@ -19,7 +19,7 @@ from index.bulk.folder import build_index
 from index.errors import IndexUnavailableError
 from index.factory import read_stats
 from index.milvus.index import MilvusImageIndex
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from tests.index.test_bulk import open_for, save
 from tests.support.milvus import milvus_server
 from tests.support.tiny_model import publish_tiny_model

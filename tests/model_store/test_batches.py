@@ -10,8 +10,9 @@ import pytest
 
 from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, RunnerError
-from model_store.runner import Runner, RunnerOptions
-from model_store.shipped import ShippedArtifact, ship
+from model_store.remote_artifact import ShippedArtifact, ship
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from tests.model_store.test_runner import CPU, pictures
 from tests.support.tiny_model import publish_tiny_model, publish_with_other_batches
 

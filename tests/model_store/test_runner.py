@@ -21,14 +21,9 @@ from onnx import numpy_helper
 from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, DeviceUnavailableError, RunnerError, ShapeError
 from model_store.image import CROP
-from model_store.runner import (
-    Runner,
-    RunnerOptions,
-    _cuda_options,
-    _tensorrt_options,
-    average_views,
-    top_k,
-)
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.ort import _cuda_options, _tensorrt_options
+from model_store.runtime.runner import Runner, average_views, top_k
 from model_store.store import ModelStore
 from tests.support.tiny_model import publish_tiny_model, tiny_draft, write_tiny_graph
 
@@ -236,7 +231,7 @@ def test_without_onnx_runtime_the_extra_is_named(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from model_store.errors import MissingExtraError
-from model_store.runner import Runner
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 try:
     Runner(ModelStore(Path(sys.argv[1])).active_artifact())

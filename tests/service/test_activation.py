@@ -14,7 +14,8 @@ import numpy as np
 
 from model_store.artifact import Artifact
 from model_store.image import prepare, views
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from tests.support import pictures
 from tests.support.server import thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model

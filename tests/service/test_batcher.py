@@ -12,7 +12,8 @@ import pytest
 
 from model_store.errors import RunnerError
 from model_store.image import views
-from model_store.runner import Runner, RunnerOptions, average_views
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner, average_views
 from service.batcher import Batcher, BatchLimits
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
 from service.rows import Row

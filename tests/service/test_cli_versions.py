@@ -8,7 +8,8 @@ from pathlib import Path
 from index.local.index import LocalImageIndex
 from model_store.errors import ArchiveError, DatasetError, ModelInUseError, ModelNotFoundError
 from model_store.image import prepare, views
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from tests.index.helpers import image
 from tests.service.test_cli_models import fc7

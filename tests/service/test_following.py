@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from index.local.index import LocalImageIndex, NewImage
 from model_store.artifact import Artifact
 from model_store.image import encode_jpeg, prepare, views
-from model_store.runner import Outputs, Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
 from service import following
 from tests.support import pictures

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from index.errors import IndexLockedError
 from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, DeviceUnavailableError, RunnerError
-from model_store.runner import Outputs, Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Outputs, Runner
 from tests.support import pictures
 from tests.support.server import ProcessServer, ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from model_store.image import views
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from service.batcher import Batcher, BatchLimits, Ticket
 from service.errors import RunnerDeadError
 from service.rows import Row

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from model_store.training.cifar_data import CifarData, Pictures
+from model_store.training.paper.cifar.data import CifarData, Pictures
 
 CLASSES = ("blue", "green", "red")
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import RunnerError
-from model_store.runner import Outputs, Runner
+from model_store.runtime.runner import Outputs, Runner
 
 Pixels = NDArray[np.uint8]
 

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from model_store.training import runs
-from model_store.training.network import AlexNet, Architecture, Conv, Dropout, Hidden, Norm, Pool, initialise
+from model_store.training.nets.alexnet import AlexNet, Architecture, Conv, Dropout, Hidden, Norm, Pool, initialise
 from model_store.training.recipe import Recipe
+from model_store.training.runs import run as runs
+from model_store.training.statistics import Statistics
 
 CLASSES = ("blue", "green", "red")
 # The paper's order of layers and all of its kinds (edge, towers, both norms), few kernels, and fc7 at its served size.
@@ -87,7 +88,7 @@ def write_run(home: Path, data: Path, architecture: Architecture | None = None, 
         ),
     )
     mean = np.random.default_rng(3).uniform(60, 160, (256, 256, 3)).astype(np.float32)
-    runs.write_statistics(folder, runs.Statistics(mean, np.ones(3, np.float32), np.eye(3, dtype=np.float32)))
+    runs.write_statistics(folder, Statistics(mean, np.ones(3, np.float32), np.eye(3, dtype=np.float32)))
     save_file(
         {f"{runs.WEIGHTS_PREFIX}{key}": value for key, value in small_net(architecture).state_dict().items()},
         folder / runs.MODEL_FILE,

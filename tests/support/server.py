@@ -20,7 +20,8 @@ from typing import Any
 import httpx
 
 from model_store.artifact import Artifact
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from service.app import create_app
 from service.server import bind, run
 from service.settings import PREFIX, Settings

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_store.training.importers.nets import ALEXNET_LAYERS, OWT_LAYERS
-from model_store.training.network import Conv, Hidden, Layer
+from model_store.training.importers.imported_net import ALEXNET_LAYERS, OWT_LAYERS
+from model_store.training.nets.alexnet import Conv, Hidden, Layer
 
 Weights = dict[str, Tensor]  # conv1.weight, conv1.bias, ... fc8.bias, as the file's own framework has them
 LEARNED = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")

@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from model_store.errors import CheckpointError, RecipeError
-from model_store.training import runs
-from model_store.training.ablate import CSV_FILE, JSON_FILE, Ablation, Measured, paper_difference, run_ablation
-from model_store.training.progress import Reporter
+from model_store.training.paper.ablation import CSV_FILE, JSON_FILE, Ablation, Measured, paper_difference, run_ablation
+from model_store.training.reporting import Reporter
+from model_store.training.runs import run as runs
 from service.cli.main import app
 from tests.support.class_folders import TRIAL_RECIPE, write_class_folders
 

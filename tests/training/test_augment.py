@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model_store.training.augment import Augmenter, epoch_order
+from model_store.training.data.augment import Augmenter, epoch_order
 from model_store.training.recipe import Recipe
-from model_store.training.runs import Statistics
+from model_store.training.statistics import Statistics
 
 PLAIN = Recipe(flip=False, colour_noise=0)
 # Each pixel knows its row and column.

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_store.errors import CheckpointError
-from model_store.training import cifar_train
-from model_store.training.cifar import CifarNet, LocallyConnected, NetName, initialise, table
-from model_store.training.cifar_data import CifarData
-from model_store.training.cifar_experiments import NEURONS
-from model_store.training.cifar_train import Plan, Trainer, crops, epochs_to, mean_image, sample
-from model_store.training.network import LocalResponseNorm
+from model_store.training.nets.alexnet import LocalResponseNorm
+from model_store.training.paper.cifar import train as cifar_train
+from model_store.training.paper.cifar.data import CifarData
+from model_store.training.paper.cifar.experiments import NEURONS
+from model_store.training.paper.cifar.nets import CifarNet, LocallyConnected, NetName, initialise, table
+from model_store.training.paper.cifar.train import Plan, Trainer, crops, epochs_to, mean_image, sample
 from tests.support.cifar import small_cifar
 
 

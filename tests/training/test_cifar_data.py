@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from model_store.errors import DatasetError
-from model_store.training.cifar_data import load_cifar
+from model_store.training.paper.cifar.data import load_cifar
 from tests.support.cifar import CLASSES, write_cifar, write_tar
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model_store.errors import DatasetError, TrainingError
-from model_store.training.cifar_experiments import Figure1, Lrn, best_rate, changes, run_figure1, run_lrn
-from model_store.training.cifar_train import Curve, Epoch, Plan
+from model_store.training.paper.cifar.experiments import Figure1, Lrn, best_rate, changes, run_figure1, run_lrn
+from model_store.training.paper.cifar.train import Curve, Epoch, Plan
 from service.cli.main import app
 from tests.support.cifar import small_cifar, write_cifar
 

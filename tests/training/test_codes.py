@@ -17,9 +17,9 @@ from index.errors import ModeUnavailableError
 from index.filters import parse_where
 from index.local.index import LocalImageIndex
 from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
-from model_store.codes import BinaryEncoder, CodesManifest, CodeStore
+from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
-from model_store.training.codes import CodeOptions, TrainedCodes, export_codes, train_codes
+from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
 from service.cli.main import app
 from tests.index.helpers import MODEL, image, open_index, vector
 from tests.index.test_modes import activations, images, until

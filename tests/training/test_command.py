@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.training import runs
-from model_store.training.runs import find_run, read_tensors
+from model_store.training.runs import run as runs
+from model_store.training.runs.run import find_run, read_tensors
 from service.cli import main
 from tests.support.class_folders import write_class_folders
 

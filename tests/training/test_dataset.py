@@ -13,7 +13,8 @@ from PIL import Image
 
 from model_store.errors import DatasetError
 from model_store.image import prepare
-from model_store.training.dataset import IMAGE_BYTES, Dataset, find_class_folders, open_dataset
+from model_store.training.data.class_folders import find_class_folders, open_dataset
+from model_store.training.data.dataset import IMAGE_BYTES, Dataset
 from tests.support.class_folders import write_class_folders
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import DatasetError, MissingExtraError
-from model_store.training import demo_data
-from model_store.training.dataset import find_class_folders
-from model_store.training.demo_data import arrange_demo
+from model_store.training.data import demo as demo_data
+from model_store.training.data.class_folders import find_class_folders
+from model_store.training.data.demo import arrange_demo
 
 installed = pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
 

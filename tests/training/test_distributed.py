@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from model_store.errors import DeviceUnavailableError, RecipeError
-from model_store.training import machine, runs
-from model_store.training.command import main
-from model_store.training.distributed import Group
+from model_store.training import device as machine
+from model_store.training.distributed.group import Group
+from model_store.training.loop import Resources, train
 from model_store.training.recipe import Recipe
-from model_store.training.runs import find_run, read_info, read_metrics, read_tensors
-from model_store.training.train import Resources, train
+from model_store.training.runs import run as runs
+from model_store.training.runs.run import find_run, read_info, read_metrics, read_tensors
+from model_store.training.train import main
 from tests.support.class_folders import write_class_folders
 from tests.support.ranks import run_together, start_together
 

@@ -15,11 +15,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model_store.errors import DatasetError
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from model_store.training.evaluate import RunnerPredictor, SplitImages, TorchPredictor, evaluate
-from model_store.training.export import export_run
-from model_store.training.runs import load_run
+from model_store.training.export.publish import export_run
+from model_store.training.runs.run import load_run
 from service.cli.main import app
 from tests.support.run_folder import CLASSES, write_pictures, write_run
 from tests.support.tiny_model import publish_tiny_model

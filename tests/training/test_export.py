@@ -17,13 +17,14 @@ from model_store.artifact import Artifact, FileEntry
 from model_store.durable import sha256_of
 from model_store.errors import CheckpointError, DatasetError, ParityError, ShapeError
 from model_store.image import prepare, views
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from model_store.training.evaluate import TorchPredictor
-from model_store.training.export import check_parity, export_run
-from model_store.training.network import AlexNet, Architecture, Dropout, Hidden, initialise
-from model_store.training.runs import load_run
-from model_store.training.served import write_served_graph
+from model_store.training.export.publish import check_parity, export_run
+from model_store.training.export.served_graph import write_served_graph
+from model_store.training.nets.alexnet import AlexNet, Architecture, Dropout, Hidden, initialise
+from model_store.training.runs.run import load_run
 from tests.support.run_folder import CLASSES, SMALL_LAYERS, small_architecture, small_net, write_pictures, write_run
 
 # None of what a plain export makes of the normalisation: Pow, Pad, pooling of three dimensions.

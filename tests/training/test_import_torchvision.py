@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model_store.errors import Fc7Error, ImportFormatError
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.importers.imported_net import ImportedNet
 from model_store.training.importers.labels import labels_for
-from model_store.training.importers.nets import ImportedNet
 from model_store.training.importers.publish import Imported, publish_import
 from model_store.training.importers.torchvision import read_torchvision
 from service.cli.main import app

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from model_store.errors import RecipeError
-from model_store.training import runs
-from model_store.training.augment import Augmenter, epoch_order
-from model_store.training.dataset import open_dataset
-from model_store.training.flat_loss import FlatLossWatch
-from model_store.training.mixing import mix
+from model_store.training.data.augment import Augmenter, epoch_order
+from model_store.training.data.class_folders import open_dataset
+from model_store.training.data.mixup import mix
+from model_store.training.loop import train
 from model_store.training.optim import build_optimiser, build_schedule
-from model_store.training.progress import Reporter
+from model_store.training.plateau_warning import FlatLossWatch
 from model_store.training.recipe import Recipe, load_recipe
-from model_store.training.train import train
+from model_store.training.reporting import Reporter
+from model_store.training.runs import run as runs
 from tests.support.class_folders import write_class_folders
 
 KEY = (3, 1, 4)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_store.errors import CheckpointError
-from model_store.training.network import (
+from model_store.training.nets.alexnet import (
     AlexNet,
     Architecture,
     Conv,

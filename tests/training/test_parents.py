@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from model_store.errors import CheckpointError, ModelNotFoundError, RecipeError
 from model_store.store import ModelStore
-from model_store.training.export import export_run
-from model_store.training.network import AlexNet, initialise
-from model_store.training.parents import Parent, begin_from, child_architecture, find_parent
+from model_store.training.export.publish import export_run
+from model_store.training.nets.alexnet import AlexNet, initialise
+from model_store.training.parents import find_parent
 from model_store.training.recipe import Recipe
-from model_store.training.runs import load_run
+from model_store.training.runs.fine_tuning import Parent, begin_from, child_architecture
+from model_store.training.runs.run import load_run
 from service.cli.main import app
 from tests.support.class_folders import write_class_folders
 from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures, write_run

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from model_store.artifact import Artifact, ManifestDraft, class_labels
 from model_store.errors import AgreementError, ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
 from model_store.image import prepare, views
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
-from model_store.training.graph import OPSET
-from model_store.training.precision import add_precisions
-from model_store.training.served import write_served_graph
+from model_store.training.export.graph import OPSET
+from model_store.training.export.quantize import add_precisions
+from model_store.training.export.served_graph import write_served_graph
 from service.cli.main import app
 from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from model_store.errors import RecipeError
-from model_store.training.network import LocalResponseNorm, Norm
+from model_store.training.nets.alexnet import LocalResponseNorm, Norm
 from model_store.training.recipe import Normalisation, Recipe, load_recipe, recipe_names
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_store.training.report import (
+from model_store.training.export.report import (
     Curve,
     curves_of,
     draw_confusion,
@@ -104,5 +104,5 @@ def test_a_run_without_an_epoch_has_a_picture_all_the_same(tmp_path: Path) -> No
 
 
 def test_drawing_needs_no_global_state_of_matplotlib() -> None:
-    code = "import sys, model_store.training.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, model_store.training.export.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

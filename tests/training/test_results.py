@@ -17,12 +17,12 @@ from model_store.errors import DatasetError
 from model_store.image import prepare, views
 from model_store.store import ModelStore
 from model_store.training.evaluate import LabelledFile, TorchPredictor
-from model_store.training.export import export_run
-from model_store.training.figures import CORRECT, OTHER, Picture, bars, draw_figure4_left, nearest
-from model_store.training.report import chromatic_shares
-from model_store.training.results import spread
-from model_store.training.runs import load_run
-from model_store.training.tables import markdown, measured_row, paper_tables
+from model_store.training.export.publish import export_run
+from model_store.training.export.report import chromatic_shares
+from model_store.training.paper.figure4 import CORRECT, OTHER, Picture, bars, draw_figure4_left, nearest
+from model_store.training.paper.report import spread
+from model_store.training.paper.tables import markdown, measured_row, paper_tables
+from model_store.training.runs.run import load_run
 from service.cli.main import app
 from tests.support.run_folder import CLASSES, write_pictures, write_run
 

@@ -18,13 +18,14 @@ import webdataset
 
 from model_store.errors import CheckpointError, DatasetError
 from model_store.image import prepare
-from model_store.training.dataset import Dataset, open_dataset
+from model_store.training.data.class_folders import open_dataset
+from model_store.training.data.dataset import Dataset
+from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
+from model_store.training.data.prepare import PROGRESS_FILE, Encoding, prepare_shards
+from model_store.training.data.shards import SHARDS_FILE, open_shards, read_folder, verify_shards
+from model_store.training.data.sources import Source, class_folder_source
 from model_store.training.evaluate import SplitImages
-from model_store.training.ilsvrc import ilsvrc_source, is_ilsvrc
-from model_store.training.preparing import PROGRESS_FILE, Encoding, prepare_shards
-from model_store.training.shards import SHARDS_FILE, open_shards, read_folder, verify_shards
-from model_store.training.sources import Source, class_folder_source
-from model_store.training.train import resume
+from model_store.training.loop import resume
 from service.cli import main
 from tests.support.class_folders import write_class_folders
 from tests.support.ilsvrc import LABELS, TRAIN, VAL, picture, write_ilsvrc

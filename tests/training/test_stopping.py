@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from model_store.training.stopping import stop_on_signals
+from model_store.training.signals import stop_on_signals
 
 
 def test_a_signal_while_what_told_needs_is_held_stops_all_the_same() -> None:

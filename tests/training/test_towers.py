@@ -13,14 +13,14 @@ import torch
 from torch.nn import functional
 
 from model_store.errors import RecipeError
-from model_store.training import runs
-from model_store.training.command import main
-from model_store.training.distributed import Group, joined
-from model_store.training.network import AlexNet, initialise
+from model_store.training.distributed.group import Group, joined
+from model_store.training.distributed.towers import Towers, require_towers
+from model_store.training.nets.alexnet import AlexNet, initialise
 from model_store.training.optim import build_optimiser, set_rate
 from model_store.training.recipe import Recipe, load_recipe
-from model_store.training.runs import RunInfo, find_run, read_metrics, read_tensors
-from model_store.training.towers import Towers, require_towers
+from model_store.training.runs import run as runs
+from model_store.training.runs.run import RunInfo, find_run, read_metrics, read_tensors
+from model_store.training.train import main
 from tests.support.class_folders import write_class_folders
 from tests.support.ranks import run_together
 

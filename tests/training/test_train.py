@@ -15,13 +15,13 @@ import torch
 
 from model_store.errors import CheckpointError, NonFiniteLossError
 from model_store.image import prepare
-from model_store.training import runs
-from model_store.training.checkpoint import Place, finish, write_checkpoint
-from model_store.training.flat_loss import FlatLossWatch
-from model_store.training.progress import Reporter
+from model_store.training.loop import Resources, Result, resume, train
+from model_store.training.plateau_warning import FlatLossWatch
 from model_store.training.recipe import Recipe
-from model_store.training.runs import find_run, load_run, read_tensors
-from model_store.training.train import Resources, Result, resume, train
+from model_store.training.reporting import Reporter
+from model_store.training.runs import run as runs
+from model_store.training.runs.checkpoint import Place, finish, write_checkpoint
+from model_store.training.runs.run import find_run, load_run, read_tensors
 from tests.support.class_folders import TRIAL_RECIPE, write_class_folders
 
 RECIPE = replace(TRIAL_RECIPE, epochs=3, batch_size=5)  # 18 images: 4 steps an epoch, the last with 3 images

@@ -11,10 +11,10 @@ import torch
 
 from model_store.artifact import MODEL_FILE
 from model_store.errors import RecipeError
-from model_store.training.network import PAPER_LAYERS, AlexNet, Conv, Norm, Pool, initialise
+from model_store.training.export.served_graph import write_served_graph
+from model_store.training.nets.alexnet import PAPER_LAYERS, AlexNet, Conv, Norm, Pool, initialise
+from model_store.training.nets.variants import PUBLISHED, Variant, variant_layers
 from model_store.training.recipe import Recipe
-from model_store.training.served import write_served_graph
-from model_store.training.variants import PUBLISHED, Variant, variant_layers
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 WHOLE = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model_store.training.network import AlexNet, Architecture, Conv, Hidden, Pool, initialise
-from model_store.training.served import write_served_graph
-from model_store.training.winograd import Filtering
+from model_store.training.export.served_graph import write_served_graph
+from model_store.training.export.winograd import Filtering
+from model_store.training.nets.alexnet import AlexNet, Architecture, Conv, Hidden, Pool, initialise
 
 MEAN = np.full((256, 256, 3), 120, np.float32)
 

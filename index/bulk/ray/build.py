@@ -30,8 +30,8 @@ from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
 from model_store.artifact import Artifact
 from model_store.image import DEFAULT_MAX_PIXELS
-from model_store.runner import RunnerOptions
-from model_store.shipped import ship
+from model_store.remote_artifact import ship
+from model_store.runtime.options import RunnerOptions
 
 if TYPE_CHECKING:
     import pyarrow

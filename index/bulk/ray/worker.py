@@ -28,8 +28,9 @@ from index.errors import ClusterError
 from index.records import encode_vectors
 from model_store.errors import Fc7Error, ImageError
 from model_store.image import encode_jpeg, inspect_and_prepare
-from model_store.runner import Runner, RunnerOptions
-from model_store.shipped import ShippedArtifact, ShippedVersion
+from model_store.remote_artifact import ShippedArtifact, ShippedVersion
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 
 if TYPE_CHECKING:
     import pyarrow

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from model_store.errors import ImportFormatError
 from model_store.image import CROP, SIZE
-from model_store.training.importers.kinds import Kind, expect
-from model_store.training.importers.nets import (
+from model_store.training.importers.file_kind import Kind, expect
+from model_store.training.importers.imported_net import (
     ALEXNET_LAYERS,
     IMAGENET_MEAN_BGR,
     ImportedNet,
@@ -33,8 +33,8 @@ from model_store.training.importers.nets import (
     pool_first,
     to_rgb,
 )
-from model_store.training.importers.wire import Field, Wire, WireError, fields, float32, varints
-from model_store.training.network import Architecture, Conv, Hidden, Layer, Norm, Pool
+from model_store.training.importers.protobuf import Field, Wire, WireError, fields, float32, varints
+from model_store.training.nets.alexnet import Architecture, Conv, Hidden, Layer, Norm, Pool
 
 MAX_BYTES: Final = 1 << 31  # a protocol buffer cannot be larger
 _MAX_DIMENSIONS: Final = 32  # Caffe's own limit

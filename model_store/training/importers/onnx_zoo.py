@@ -21,8 +21,8 @@ from torch import Tensor
 from model_store.errors import ImportFormatError
 from model_store.image import CROP
 from model_store.training.importers.caffe import MAX_BYTES, mean_image
-from model_store.training.importers.kinds import Kind, expect
-from model_store.training.importers.nets import (
+from model_store.training.importers.file_kind import Kind, expect
+from model_store.training.importers.imported_net import (
     ALEXNET_LAYERS,
     ImportedNet,
     Source,
@@ -31,7 +31,7 @@ from model_store.training.importers.nets import (
     pool_first,
     to_rgb,
 )
-from model_store.training.network import Architecture, Conv, Hidden, Layer, Norm, Pool
+from model_store.training.nets.alexnet import Architecture, Conv, Hidden, Layer, Norm, Pool
 
 _CAFFE_SIZE: Final = 227
 _NOTHING: Final = {"Dropout", "Identity", "Reshape", "Flatten"}  # no weights, and no change to the values at test time

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from model_store.artifact import FEATURES, Artifact, ManifestDraft, class_labels
 from model_store.errors import ImportFormatError
 from model_store.image import SIZE
-from model_store.runner import Runner, RunnerOptions
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from model_store.training.evaluate import TorchPredictor
-from model_store.training.export import Parity, check_parity, provisional_version
-from model_store.training.graph import OPSET, PRODUCER
+from model_store.training.export.graph import OPSET, PRODUCER
+from model_store.training.export.publish import Parity, check_parity, provisional_version
+from model_store.training.export.served_graph import write_served_graph
+from model_store.training.importers.imported_net import ImportedNet, build, manifest_recipe
 from model_store.training.importers.labels import Labels
-from model_store.training.importers.nets import ImportedNet, build, manifest_recipe
-from model_store.training.network import Hidden
-from model_store.training.served import write_served_graph
+from model_store.training.nets.alexnet import Hidden
 
 _PICTURES: Final = 4  # enough for a batch of one and one of several
 

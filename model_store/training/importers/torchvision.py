@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model_store.errors import ImportFormatError
-from model_store.training.importers.kinds import Kind, expect
-from model_store.training.importers.nets import (
+from model_store.training.importers.file_kind import Kind, expect
+from model_store.training.importers.imported_net import (
     OWT_LAYERS,
     ImportedNet,
     Source,
@@ -33,7 +33,7 @@ from model_store.training.importers.nets import (
     learned,
     shapes_of,
 )
-from model_store.training.network import Architecture, Layer
+from model_store.training.nets.alexnet import Architecture, Layer
 
 MEAN: Final = (0.485, 0.456, 0.406)  # RGB, of pixels 0-1
 DEVIATION: Final = (0.229, 0.224, 0.225)

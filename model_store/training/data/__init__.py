@@ -1,0 +1,1 @@
+"""Training data: class folders, ILSVRC archives, shards, augmentation and loading."""

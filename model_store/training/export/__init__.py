@@ -1,0 +1,1 @@
+"""Export a trained run to ONNX and publish it as a version."""

@@ -1,0 +1,1 @@
+"""The tables, figures and experiments of the 2012 paper."""

@@ -1,0 +1,217 @@
+"""A training run on disk: what a run's folder holds, and how to read it back.
+
+    run.json                 recipe, architecture, classes, data and its hash, seed, parent, versions, state
+    statistics.safetensors   mean image, RGB eigenvalues and eigenvectors of the training set
+    metrics.jsonl            one line a logged step, one an epoch
+    skipped.json             files that could not be read, each with the reason
+    checkpoint.safetensors   weights, optimiser, random states, place in the epoch; until the run is finished
+    model.safetensors        the final weights, once it is finished
+    tensorboard/             the same curves for TensorBoard
+
+Promises: nothing pickled is ever read; a file that is missing or broken is a CheckpointError that names it; what is
+written is whole or absent (temporary file, fsync, rename).
+Does not: choose among epochs; a finished run's weights are those of its last step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save as arrays_to_bytes
+from torch import Tensor
+
+from model_store.durable import write_atomic
+from model_store.errors import CheckpointError
+from model_store.training.nets.alexnet import AlexNet, Architecture
+from model_store.training.recipe import Recipe
+from model_store.training.statistics import Statistics
+
+FORMAT: Final = 1
+RUN_FILE: Final = "run.json"
+STATISTICS_FILE: Final = "statistics.safetensors"
+METRICS_FILE: Final = "metrics.jsonl"
+SKIPPED_FILE: Final = "skipped.json"
+CHECKPOINT_FILE: Final = "checkpoint.safetensors"
+MODEL_FILE: Final = "model.safetensors"
+WEIGHTS_PREFIX: Final = "model."
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """The contents of `run.json`: all that was decided before the first step."""
+
+    name: str
+    recipe: Recipe
+    architecture: Architecture
+    classes: tuple[str, ...]  # labels in the order of the net's outputs
+    data: str  # the folder it was trained on
+    data_hash: str  # sha256 over paths and contents of train and val
+    train_images: int
+    val_images: int
+    seed: int
+    parent: str | None  # "name:version" or a run that its weights began from
+    created: str  # UTC, ISO 8601
+    versions: Mapping[str, str]  # of python, torch, fc7, the processor's instructions and the git revision
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        values = {key: getattr(self, key) for key in self.__slots__}
+        values |= {"recipe": self.recipe.to_dict(), "architecture": self.architecture.to_dict()}
+        return {"format": FORMAT, **values, "classes": list(self.classes), "versions": dict(self.versions)}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run read back, with its net in evaluation mode."""
+
+    path: Path
+    info: RunInfo
+    statistics: Statistics
+    network: AlexNet
+    metrics: tuple[dict[str, Any], ...]  # the lines of metrics.jsonl, oldest first
+    finished: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that it was trained with."""
+        return self.info.recipe
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels in the order of the net's outputs."""
+        return self.info.classes
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """The mean image, float32 [256, 256, 3]."""
+        return self.statistics.mean
+
+
+def load_run(path: Path) -> TrainedRun:
+    """Read a run's folder; of an unfinished run, the weights of its last checkpoint. Raises CheckpointError."""
+    info = read_info(path)
+    finished = (path / MODEL_FILE).exists()
+    network = AlexNet(info.architecture)
+    weights = read_tensors(path / (MODEL_FILE if finished else CHECKPOINT_FILE), WEIGHTS_PREFIX)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {path} are not those of its architecture: {error}") from error
+    return TrainedRun(path, info, read_statistics(path), network.eval(), read_metrics(path), finished)
+
+
+def find_run(home: Path, name: str) -> Path:
+    """Return the newest folder of the run `name` under `home`/runs, or the folder itself if `name` is a path to one.
+
+    Raises CheckpointError naming the runs that there are.
+    """
+    direct = Path(name)
+    if (direct / RUN_FILE).is_file():
+        return direct
+    root, folders = home / "runs", _run_folders(home)
+    if (root / name) in folders:
+        return root / name
+    mine = runs_named(home, name)
+    if not mine:
+        known = ", ".join(folder.name for folder in folders[-8:]) or "none yet"
+        raise CheckpointError(
+            f"there is no run {name!r} in {root}; there are: {known}. fc7 train --name {name} makes one"
+        )
+    return mine[-1]
+
+
+def can_resume(home: Path, name: str) -> bool:
+    """Tell whether `resume` takes the newest run `name` under `home`/runs: it has a checkpoint or is finished."""
+    try:
+        run = find_run(home, name)
+    except CheckpointError:
+        return False
+    return (run / MODEL_FILE).exists() or (run / CHECKPOINT_FILE).exists()
+
+
+def runs_named(home: Path, name: str) -> list[Path]:
+    """Return the folders of the run `name` under `home`/runs, oldest first."""
+    return [folder for folder in _run_folders(home) if folder.name.rpartition("-")[0].rpartition("-")[0] == name]
+
+
+def _run_folders(home: Path) -> list[Path]:
+    return sorted(entry for entry in (home / "runs").glob("*") if (entry / RUN_FILE).is_file())
+
+
+def new_run_folder(home: Path, name: str) -> Path:
+    """Create and return `home`/runs/<name>-<YYYYmmdd-HHMMSS>, with a later second when that one is taken."""
+    root = home / "runs"
+    root.mkdir(parents=True, exist_ok=True)
+    moment = int(datetime.now(UTC).timestamp())
+    while True:
+        folder = root / f"{name}-{datetime.fromtimestamp(moment, UTC):%Y%m%d-%H%M%S}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            moment += 1
+            continue
+        return folder
+
+
+def read_info(path: Path) -> RunInfo:
+    """Read `run.json` of the run in `path`. Raises CheckpointError."""
+    file = path / RUN_FILE
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            raise CheckpointError(f"{file} was written by another release of fc7: this one reads format {FORMAT}")
+        values["recipe"] = Recipe.from_dict(values["recipe"], source=str(file))
+        values["architecture"] = Architecture.from_dict(values["architecture"])
+        values["classes"] = tuple(values["classes"])
+        return RunInfo(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not the description of a run: {error!r}") from error
+
+
+def write_info(path: Path, info: RunInfo) -> None:
+    """Write `run.json` into the folder `path`."""
+    write_atomic(path / RUN_FILE, json.dumps(info.to_dict(), indent=2, ensure_ascii=False).encode())
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Read the training set's statistics of the run in `path`. Raises CheckpointError."""
+    file = path / STATISTICS_FILE
+    try:
+        arrays = load_arrays(file)
+        return Statistics(arrays["mean"], arrays["eigenvalues"], arrays["eigenvectors"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{file} does not hold a run's statistics: {error!r}") from error
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Write the training set's statistics into the folder `path`."""
+    arrays = {key: np.ascontiguousarray(getattr(statistics, key)) for key in Statistics.__slots__}
+    write_atomic(path / STATISTICS_FILE, arrays_to_bytes(arrays))
+
+
+def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return the lines of `metrics.jsonl` of the run in `path`; a last line that a kill cut short is left out."""
+    file = path / METRICS_FILE
+    if not file.exists():
+        return ()
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
+    return tuple(json.loads(line) for line in lines)
+
+
+def read_tensors(file: Path, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file whose names begin with `prefix`, without it. Raises CheckpointError."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no mapping)
+            return {name.removeprefix(prefix): tensors.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is missing or broken: {error}. Train again: fc7 train") from error
