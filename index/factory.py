@@ -1,7 +1,7 @@
 """Open the index where the settings say that it is: in the folder of this home, or on Milvus.
 
 Promises: who opens an index here need not know which of the two it is.
-Does not: read settings (service/options.py hands them over).
+Does not: read settings (service/factory.py hands them over).
 """
 
 from __future__ import annotations

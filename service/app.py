@@ -21,11 +21,19 @@ from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
+from service.api.middleware import LingeringClose, Observe
+from service.api.problems import (
+    INFERENCE_PATH,
+    PROBLEM_TYPE,
+    kind_of,
+    problem_of,
+    problem_of_http,
+    problem_of_validation,
+)
+from service.api.routes import DIRECT, ROUTERS
 from service.direct import Direct
 from service.errors import BadImageError
-from service.middleware import LingeringClose, Observe, notes_of
-from service.problems import INFERENCE_PATH, PROBLEM_TYPE, kind_of, problem_of, problem_of_http, problem_of_validation
-from service.routes import DIRECT, ROUTERS
+from service.observability.request_log import notes_of
 from service.settings import Settings
 from service.state import State
 

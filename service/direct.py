@@ -21,8 +21,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.errors import Fc7Error
+from service.api.auth import check_key
 from service.errors import DrainingError
-from service.security import check_key
 from service.settings import Scope as KeyScope
 
 if TYPE_CHECKING:

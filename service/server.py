@@ -23,8 +23,8 @@ import uvloop
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.api.auth import check_binding
 from service.errors import SettingError
-from service.security import check_binding
 from service.settings import Settings
 from service.state import State
 

@@ -25,9 +25,8 @@ from model_store.errors import NoActiveModelError
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
-from service.activation import Activator, IndexKeeper, changed_files, file_stamps
-from service.batcher import Batcher, BatchLimits
-from service.bodies import BodyBudget, BodyLimits
+from service.api.auth import Keyring
+from service.api.upload import BodyBudget, BodyLimits
 from service.errors import (
     DrainingError,
     MemoryShortError,
@@ -36,17 +35,19 @@ from service.errors import (
     QueueFullError,
     RunnerDeadError,
 )
-from service.following import FollowState
-from service.importing import import_archive
-from service.jobs import Jobs
-from service.loaded import LoadedModels, Serving
-from service.logs import make_logger
-from service.memory import available, give_back, needed_to_load
-from service.metrics import Metrics
-from service.options import open_index_of, serving_options
-from service.security import Keyring
+from service.factory import open_index_of, serving_options
+from service.indexing.archive_import import import_archive
+from service.indexing.jobs import Jobs
+from service.indexing.reembedder import FollowState
+from service.indexing.sync import IndexKeeper
+from service.inference.activation import Activator, changed_files, file_stamps
+from service.inference.batcher import Batcher, BatchLimits
+from service.inference.memory import available, give_back, needed_to_load
+from service.inference.model_pool import LoadedModels, Serving
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing
 from service.settings import Settings
-from service.tracing import Tracing
 
 _T = TypeVar("_T")
 _INDEX_THREADS = 16  # they mostly wait: for a commit they share, for FAISS

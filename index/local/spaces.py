@@ -3,7 +3,7 @@
 Promises: vectors of two models are never compared; what is added goes to both, what is deleted leaves all; going over
 happens between two commits, when every image that can have a vector there has one; until then, and when it is
 interrupted, search stays where it is; going back to a kept space is immediate.
-Does not: make vectors (service/following.py has them made), or decide which model is to be followed.
+Does not: make vectors (service/indexing/reembedder.py has them made), or decide which model is to be followed.
 """
 
 from __future__ import annotations

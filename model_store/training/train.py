@@ -2,7 +2,7 @@
 
 Promises: the first Ctrl-C (or SIGTERM) ends the run after the step at hand with a checkpoint, the second at once; the
 exit code is 0 when the run is finished, 130 when it was stopped; it says what to do next.
-Does not: parse typed options for `fc7` (service/cli/train.py does).
+Does not: parse typed options for `fc7` (service/cli/training/train.py does).
 """
 
 from __future__ import annotations

@@ -13,24 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.errors import Fc7Error
-from service.cli import (
-    ablate,
-    codes,
-    data,
-    demo,
-    evaluate,
-    imports,
-    index,
-    index_files,
-    models,
-    paper,
-    precision,
-    query,
-    report,
-    serve,
-    train,
-    versions,
-)
+from service.cli import query, serve
+from service.cli.codes import commands as codes
+from service.cli.index import commands as index
+from service.cli.index import files as index_files
+from service.cli.models import commands as models
+from service.cli.models import quantize, versions
+from service.cli.training import ablate, data, demo, evaluate, imports, paper, report, train
 
 app = typer.Typer(
     name="fc7",
@@ -47,7 +36,7 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.export)
 app.command()(report.report)
 app.add_typer(imports.app)
-models.app.command()(precision.quantize)
+models.app.command()(quantize.quantize)
 app.add_typer(models.app)
 models.app.command("compare")(versions.compare_versions)
 models.app.command()(versions.export)

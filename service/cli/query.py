@@ -94,7 +94,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the indexed images nearest to each image, by the active model."""
-    from service.options import open_index_of  # noqa: PLC0415
+    from service.factory import open_index_of  # noqa: PLC0415
 
     settings = load_settings(home=home)
     console = Console()
@@ -129,7 +129,7 @@ def _loaded(home: Path | None, model: str | None) -> Iterator[tuple[Artifact, Ru
     import structlog  # noqa: PLC0415
 
     from model_store.runtime.runner import Runner  # noqa: PLC0415
-    from service.options import runner_options  # noqa: PLC0415
+    from service.factory import runner_options  # noqa: PLC0415
 
     # Standard output is for answers.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))

@@ -30,8 +30,8 @@ def serve(
     """Answer over HTTP until told to stop. Every setting: fc7 config."""
     # Here, because the other commands need not wait for them.
     from service.app import create_app  # noqa: PLC0415
-    from service.logs import configure_process, make_logger  # noqa: PLC0415
-    from service.memory import few_arenas  # noqa: PLC0415
+    from service.inference.memory import few_arenas  # noqa: PLC0415
+    from service.observability.logs import configure_process, make_logger  # noqa: PLC0415
     from service.server import bind, run  # noqa: PLC0415
 
     few_arenas()

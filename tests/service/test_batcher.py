@@ -14,9 +14,9 @@ from model_store.errors import RunnerError
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner, average_views
-from service.batcher import Batcher, BatchLimits
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
-from service.rows import Row
+from service.inference.batch import Row
+from service.inference.batcher import Batcher, BatchLimits
 from tests.support.gate import Gate, picture
 from tests.support.tiny_model import publish_tiny_model
 

@@ -16,10 +16,10 @@ import index.errors
 import model_store.errors
 from model_store.errors import Fc7Error, ImageFormatError
 from service import errors
+from service.api.problems import STATUS, kind_of, problem_of
 from service.app import create_app
 from service.errors import BadImageError
-from service.logs import make_logger
-from service.problems import STATUS, kind_of, problem_of
+from service.observability.logs import make_logger
 from service.settings import Settings
 
 

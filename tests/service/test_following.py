@@ -22,7 +22,7 @@ from model_store.image import encode_jpeg, prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
-from service import following
+from service.indexing import reembedder as following
 from tests.support import pictures
 from tests.support.server import ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model

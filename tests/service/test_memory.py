@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from service.memory import available, needed_to_load
+from service.inference.memory import available, needed_to_load
 from tests.support.tiny_model import publish_tiny_model
 
 _PROGRAM = """
 import ctypes, sys, threading
-from service.memory import few_arenas
+from service.inference.memory import few_arenas
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
 if sys.argv[1] == "few":

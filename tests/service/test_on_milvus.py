@@ -18,8 +18,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from index.errors import IndexPlaceError
-from service import shared
 from service.cli.main import app
+from service.indexing import milvus_watcher as shared
 from service.settings import PREFIX
 from tests.support import pictures
 from tests.support.milvus import MilvusServer, free_port, milvus_server

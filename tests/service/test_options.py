@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.memory import needed_to_load
-from service.options import serving_options
+from service.factory import serving_options
+from service.inference.memory import needed_to_load
 from service.settings import Settings
 from tests.support.tiny_model import publish_tiny_model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.api.auth import check_binding
 from service.errors import SettingError
-from service.security import check_binding
 from service.settings import Settings
 from tests.support import pictures
 from tests.support.server import thread_server

@@ -13,9 +13,9 @@ import pytest
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
-from service.batcher import Batcher, BatchLimits, Ticket
 from service.errors import RunnerDeadError
-from service.rows import Row
+from service.inference.batch import Row
+from service.inference.batcher import Batcher, BatchLimits, Ticket
 from tests.support.gate import Gate, picture
 from tests.support.server import wait_until
 from tests.support.tiny_model import publish_tiny_model

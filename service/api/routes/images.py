@@ -1,0 +1,314 @@
+"""`/v1/images`: add, show, list, change and delete indexed images; their thumbnails; what is similar to one.
+
+A key may contain slashes, written raw or as %2F. Only a raw slash separates a key from `/thumbnail` and `/similar`, so
+that a key which itself ends so is reached with its own slashes encoded.
+
+Promises: a 2xx answer to an add or a delete means that it is on disk; bytes that are already there under their key are
+not embedded again.
+Does not: fetch URLs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+import numpy as np
+from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
+from fastapi.routing import APIRoute
+from numpy.typing import NDArray
+from starlette.routing import Match
+from starlette.types import Scope as AsgiScope
+
+from index.errors import IndexMovedError, MetadataError
+from index.filters import parse_where
+from index.records import AddOutcome, NewImage, check_key, encode_metadata
+from service.api.auth import require
+from service.api.deadline import within_limits
+from service.api.json_body import JSON, MERGE_PATCH, merge_patch, receive_document
+from service.api.parameters import ListQuery, SearchQuery, WhereQuery
+from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
+from service.api.schemas import (
+    AddAnswer,
+    AddResult,
+    DeletedAnswer,
+    ImageInfo,
+    ImagePage,
+    MetadataPatch,
+    ModelName,
+    SearchAnswer,
+    SearchResult,
+    thumbnail_path,
+)
+from service.api.upload import Upload, receive
+from service.errors import BodyMalformedError, ModelNotLoadedError
+from service.inference.embed import Embedded, embed, hashes
+from service.settings import Scope
+from service.state import State
+
+
+class KeyRoute(APIRoute):
+    """A route that is matched before the path is decoded: a slash that was sent as %2F belongs to the key."""
+
+    def matches(self, scope: AsgiScope) -> tuple[Match, AsgiScope]:
+        """Match the raw path, and decode the key found in it."""
+        raw = scope.get("raw_path")
+        match, child = super().matches({**scope, "path": raw.decode("ascii")} if raw else scope)
+        parameters = child.get("path_params", {})
+        if raw and "key" in parameters:
+            # Bytes that are no UTF-8 become lone surrogates, which the index refuses; replaced, two keys could be one.
+            child["path_params"] = {**parameters, "key": unquote(parameters["key"], errors="surrogateescape")}
+        return match, child
+
+
+router = APIRouter(tags=["images"], dependencies=[WORK], route_class=KeyRoute)
+
+_READ, _WRITE = Depends(require(Scope.READ)), Depends(require(Scope.WRITE))
+_METADATA_ONE = "A JSON object that is kept with the image."
+_METADATA_MANY = "A JSON object: for each key (file name) the JSON object that is kept with that image."
+
+_PATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": MetadataPatch.model_json_schema()} for kind in (MERGE_PATCH, JSON)},
+    }
+}
+
+Key = Annotated[str, Path(description="The image's key: 1 to 200 characters.")]
+
+
+@router.get(
+    "/v1/images",
+    operation_id="list_images",
+    summary="List the indexed images",
+    dependencies=[_READ],
+    responses=problems(401, 403, 409, 422, 503),
+)
+async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> ImagePage:
+    """Page through the images in the order they were added first."""
+    index, where = state.index(), parse_where(query.where)
+    page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
+    return ImagePage(images=[ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor)
+
+
+@router.post(
+    "/v1/images",
+    operation_id="add_images",
+    summary="Add images, keyed by their file names",
+    dependencies=[_WRITE],
+    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": AddAnswer, "description": "At least one key is new."}},
+    openapi_extra=image_body(metadata=_METADATA_MANY),
+)
+async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
+    """Add all images or none. One without a file name gets the SHA-256 of its bytes as its key."""
+    state.index()
+    async with receive(request, state.body_limits, state.budget) as body:
+        metadata = body.metadata or {}
+        names = [upload.name for upload in body.uploads]
+        _check_names([name for name in names if name is not None], metadata)
+        work = _add(request, state, body.uploads, names, [metadata.get(name or "") for name in names])
+        results = await within_limits(request, state, work)
+    if any(result.outcome is AddOutcome.ADDED for result in results):
+        response.status_code = status.HTTP_201_CREATED
+    return AddAnswer(model=_model_of_index(state), results=results)
+
+
+@router.get(
+    "/v1/images/{key:path}/thumbnail",
+    operation_id="get_thumbnail",
+    summary="The picture of an indexed image, 256x256",
+    dependencies=[_READ],
+    response_class=Response,
+    responses=problems(401, 403, 404, 409, 422, 503) | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}},
+)
+async def get_thumbnail(key: Key, state: StateDep) -> Response:
+    """Send the prepared picture that was kept with the image."""
+    picture = await state.in_index(state.index().picture, key)
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
+
+
+@router.get(
+    "/v1/images/{key:path}/similar",
+    operation_id="similar_images",
+    summary="Find the indexed images nearest to an indexed one",
+    dependencies=[_READ],
+    responses=problems(401, 403, 404, 409, 422, 503, 504),
+)
+async def similar_images(
+    request: Request, key: Key, query: Annotated[SearchQuery, Query()], state: StateDep
+) -> SearchAnswer:
+    """Search with the stored vector of an image, itself left out."""
+    index, where = state.index(), parse_where(query.where)
+    mode = await state.in_index(index.mode, query.mode)
+    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=mode))
+    model = _model_of_index(state)
+    neighbours = await within_limits(request, state, work)
+    return SearchAnswer(model=model, mode=mode, results=[SearchResult.of(neighbours)])
+
+
+@router.get(
+    "/v1/images/{key:path}",
+    operation_id="get_image",
+    summary="What is known of an indexed image",
+    dependencies=[_READ],
+    responses=problems(401, 403, 404, 409, 422, 503),
+)
+async def get_image(key: Key, state: StateDep) -> ImageInfo:
+    """Show an image's size, hash, times and metadata."""
+    return ImageInfo.of(await state.in_index(state.index().get, key))
+
+
+@router.put(
+    "/v1/images/{key:path}",
+    operation_id="put_image",
+    summary="Add or replace one image",
+    dependencies=[_WRITE],
+    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": AddResult, "description": "The key is new."}},
+    openapi_extra=image_body(metadata=_METADATA_ONE, many=False),
+)
+async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> AddResult:
+    """Send the image as the body, or as the one multipart part named `file`, with `metadata` beside it."""
+    state.index()
+    check_key(key)
+    async with receive(request, state.body_limits, state.budget) as body:
+        if len(body.uploads) != 1:
+            raise BodyMalformedError(f"one key takes one image, but {len(body.uploads)} were sent")
+        work = _add(request, state, body.uploads, [key], [body.metadata])
+        [result] = await within_limits(request, state, work)
+    if result.outcome is AddOutcome.ADDED:
+        response.status_code = status.HTTP_201_CREATED
+        response.headers["Location"] = thumbnail_path(key).removesuffix("/thumbnail")
+    return result
+
+
+@router.patch(
+    "/v1/images/{key:path}",
+    operation_id="patch_image",
+    summary="Change an image's metadata",
+    dependencies=[_WRITE],
+    responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503, 507),
+    openapi_extra=_PATCH_BODY,
+)
+async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
+    """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}: null removes a name."""
+    index = state.index()
+    patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_s)
+    for name in patch.keys() - {"metadata"}:
+        raise MetadataError(f'is all that can be changed, not {name!r}: send {{"metadata": {{...}}}}')
+    changes = patch.get("metadata", {})
+    update = partial(merge_patch, patch={} if changes is None else changes)
+    empty = changes is None
+    record = await state.in_index(lambda: index.change_metadata(key, (lambda _: {}) if empty else update))
+    return ImageInfo.of(record)
+
+
+@router.delete(
+    "/v1/images",
+    operation_id="delete_images",
+    summary="Delete all images that fit a filter",
+    dependencies=[_WRITE],
+    responses=problems(401, 403, 409, 422, 503, 507),
+)
+async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> DeletedAnswer:
+    """Delete what fits now, some hundred in a commit. Cut off, it has deleted some of them whole: ask again."""
+    index, where = state.index(), parse_where(query.where)
+    return DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
+
+
+@router.delete(
+    "/v1/images/{key:path}",
+    operation_id="delete_image",
+    summary="Delete an indexed image",
+    dependencies=[_WRITE],
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(401, 403, 404, 409, 422, 503, 507),
+)
+async def delete_image(key: Key, state: StateDep) -> None:
+    """Delete an image; no later search finds it."""
+    await state.in_index(state.index().delete, key)
+
+
+def _model_of_index(state: State) -> ModelName:
+    return ModelName.of_reference(state.index().searched.model)
+
+
+def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
+    for name, count in Counter(names).items():
+        check_key(name)
+        if count > 1:
+            raise BodyMalformedError(f"{count} images have the file name {name!r}: each is a key, and must differ")
+    for name in metadata.keys() - set(names):
+        raise MetadataError(f"names {name!r}, but no image of this request has that file name")
+
+
+def _wanted(state: State) -> list[str]:
+    return [model.fingerprint for model in state.index().wanted]
+
+
+async def _embed_for_index(
+    request: Request, state: State, uploads: list[Upload], prints: list[str]
+) -> tuple[list[Embedded], list[dict[str, NDArray[np.float32]]]]:
+    """Return the images, and for each its vectors by fingerprint, one of every model in `prints`."""
+    answers = []
+    for number, name in enumerate(prints):
+        async with state.use_for(name) as serving:
+            pictures = state.settings.keep_pictures and not number
+            answers.append(await embed(request, state, serving, uploads, pictures=pictures))
+    vectors = [
+        {name: image.row.fc7 for name, image in zip(prints, row, strict=True)} for row in zip(*answers, strict=True)
+    ]
+    return answers[0], vectors
+
+
+async def _add(
+    request: Request,
+    state: State,
+    uploads: list[Upload],
+    keys: list[str | None],
+    metadata: list[dict[str, Any] | None],
+) -> list[AddResult]:
+    """Add all or none; what is there already, under its key and with its metadata, is left as it is."""
+    index = state.index()
+    for entry in metadata:
+        if entry is not None:
+            encode_metadata(entry)
+    digests = await hashes(state, uploads)
+    names = [key or digest for key, digest in zip(keys, digests, strict=True)]
+    known = await state.in_index(index.lookup, names)
+    new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
+    outcomes = [AddOutcome.UNCHANGED] * len(uploads)
+    if new:
+        while True:
+            prints = _wanted(state)
+            try:
+                embedded, vectors = await _embed_for_index(request, state, [uploads[i] for i in new], prints)
+                images = [
+                    NewImage(
+                        key=names[i],
+                        sha256=digests[i],
+                        size=len(uploads[i].data),
+                        width=image.prepared.width,
+                        height=image.prepared.height,
+                        metadata=metadata[i],
+                        picture=image.picture,
+                        vector=image.row.fc7,
+                        vectors=own,
+                    )
+                    for i, image, own in zip(new, embedded, vectors, strict=True)
+                ]
+                done = await state.in_index(index.add_many, images)
+                break
+            except (IndexMovedError, ModelNotLoadedError):
+                if _wanted(state) == prints:
+                    raise  # else the index went over to another model meanwhile
+        for i, outcome in zip(new, done, strict=True):
+            outcomes[i] = outcome
+        if state.keeper.follower is not None:
+            state.keeper.follower.nudge()
+    records = await state.in_index(lambda: [index.get(name) for name in names])
+    return [
+        AddResult(outcome=outcome, image=ImageInfo.of(record))
+        for outcome, record in zip(outcomes, records, strict=True)
+    ]

@@ -1,0 +1,78 @@
+"""`/`, `/web/...` and `/docs`: the page, its files, and the API's description for readers.
+
+Promises: nothing is loaded from elsewhere (the Content-Security-Policy forbids it, too). They need no key: the
+page asks for one where the API does.
+Does not: build, template or minify; `/docs` is made from the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse
+from starlette.exceptions import HTTPException
+
+import service
+
+router = APIRouter(include_in_schema=False)
+
+_WEB = Path(service.__file__).parent / "web"
+_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+
+
+@router.get("/")
+async def page() -> FileResponse:
+    """Send the page."""
+    return _file("index.html")
+
+
+@router.get("/web/{name}")
+async def web(name: str) -> FileResponse:
+    """Send a file of the page."""
+    if name not in _TYPES:
+        raise HTTPException(404, f"the page has no file {name}")
+    return _file(name)
+
+
+@router.get("/docs")
+async def docs(request: Request) -> HTMLResponse:
+    """Describe every operation of the OpenAPI document."""
+    document = request.app.openapi()
+    info = document["info"]
+    operations = [
+        _operation(method, path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return HTMLResponse(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{escape(info['title'])} API</title><link rel=stylesheet href=web/style.css>"
+        f"<main><h1>{escape(info['title'])} API</h1><p>{escape(info['description'])}</p>"
+        f"<p>For programs: <a href=openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"
+    )
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+    parameters = "".join(
+        f"<li><code>{escape(entry['name'])}</code> ({escape(entry['in'])}): {escape(entry.get('description', ''))}</li>"
+        for entry in operation.get("parameters", [])
+    )
+    bodies = ", ".join(escape(kind) for kind in operation.get("requestBody", {}).get("content", {}))
+    answers = "".join(
+        f"<li><code>{escape(status)}</code> {escape(answer.get('description', ''))}</li>"
+        for status, answer in operation.get("responses", {}).items()
+    )
+    return (
+        f"<section id='{escape(operation['operationId'])}'><h2><code>{method.upper()} {escape(path)}</code></h2>"
+        f"<p><strong>{escape(operation['summary'])}.</strong> {escape(operation.get('description', ''))}</p>"
+        + (f"<p>Parameters</p><ul>{parameters}</ul>" if parameters else "")
+        + (f"<p>Body: {bodies}</p>" if bodies else "")
+        + f"<p>Answers</p><ul>{answers}</ul></section>"
+    )
+
+
+def _file(name: str) -> FileResponse:
+    return FileResponse(_WEB / name, media_type=_TYPES[name], headers={"Cache-Control": "no-cache"})

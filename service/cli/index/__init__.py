@@ -1,0 +1,1 @@
+"""`fc7 index`: build, search and keep the image index."""

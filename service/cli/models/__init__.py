@@ -1,0 +1,1 @@
+"""`fc7 models`: published versions."""

@@ -1,0 +1,1 @@
+"""Commands that need torch: data, train, evaluate, export, import, paper."""

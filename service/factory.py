@@ -1,0 +1,102 @@
+"""From the settings to the options of a runner, and to the index: the one place that joins them.
+
+Does not: read the environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from index.errors import IndexPlaceError
+from index.factory import open_index, read_stats
+from index.interface import ImageIndex
+from index.milvus.client import Milvus
+from index.records import IndexStats
+from model_store.artifact import Artifact
+from model_store.runtime.options import RunnerOptions
+from service.inference.memory import needed_to_load
+from service.settings import Settings
+
+
+def runner_options(settings: Settings, *, batches: bool = False) -> RunnerOptions:
+    """Return how these settings want a version to be run; `batches`: for many images, not for one at a time.
+
+    Raises DeviceUnavailableError for a contradiction.
+    """
+    return RunnerOptions(
+        device=settings.device,
+        intra_op_threads=settings.threads,
+        batches=batches,
+        cuda_memory_limit=None if settings.cuda_memory_mb is None else settings.cuda_memory_mb * 1_000_000,
+        cuda_graphs=settings.cuda_graphs,
+        precision=settings.precision,
+        tensorrt=settings.home / "tensorrt" if settings.tensorrt else None,
+    )
+
+
+def serving_options(settings: Settings, artifact: Artifact, free: int | None) -> RunnerOptions:
+    """As `runner_options`, for a service: with runs side by side, where their second copy of the weights has room.
+
+    free: bytes that the process may still take; None for not known. Raises DeviceUnavailableError for a contradiction.
+    """
+    options = runner_options(settings)
+    if settings.streams is not None:
+        return replace(options, streams=settings.streams)
+    if options.threads == 1 or options.device.startswith("cuda"):
+        return options
+    room = free is None or free >= needed_to_load(artifact, streams=2)
+    return replace(options, streams=2 if room else 1)
+
+
+def open_index_of(
+    settings: Settings,
+    *,
+    fingerprint: str,
+    model: str,
+    switch: bool = False,
+    follow: bool = False,
+    read_only: bool = False,
+    fast_from: int | None = None,
+) -> ImageIndex:
+    """Open the index that these settings name, for the model with this fingerprint. Raises as `open_index` does."""
+    return open_index(
+        settings.home,
+        settings.index_uri,
+        _token(settings),
+        fingerprint=fingerprint,
+        model=model,
+        keep_pictures=settings.keep_pictures,
+        name=settings.index_name,
+        timeout_s=settings.index_timeout_s,
+        switch=switch,
+        follow=follow,
+        keep_spaces=settings.old_space == "keep",
+        read_only=read_only,
+        fast_from=(settings.fast_from or None) if fast_from is None else fast_from,
+    )
+
+
+def milvus_of(settings: Settings, uri: str) -> Milvus:
+    """Connect to Milvus at `uri` as these settings say. Raises as Milvus does."""
+    return Milvus(uri, _token(settings), settings.index_timeout_s)
+
+
+def read_stats_of(settings: Settings) -> IndexStats:
+    """Return the counts of the index that these settings name. Raises as `read_stats` does."""
+    return read_stats(
+        settings.home,
+        settings.index_uri,
+        _token(settings),
+        name=settings.index_name,
+        timeout_s=settings.index_timeout_s,
+    )
+
+
+def check_local(settings: Settings, what: str, mend: str) -> None:
+    """Raise IndexPlaceError when the index is on Milvus: `what` it cannot do, and what to do instead."""
+    if settings.index_uri is not None:
+        raise IndexPlaceError(settings.index_uri, what, mend)
+
+
+def _token(settings: Settings) -> str | None:
+    return None if settings.index_token is None else settings.index_token.get_secret_value()

@@ -1,0 +1,39 @@
+"""What a request adds to its log line: images, refusal reason, stages."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.types import Scope
+
+from service.observability.tracing import Stage
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(slots=True)
+class Notes:
+    """What the parts that answer a request say of it, for its log line. Times in seconds, the longest of its images."""
+
+    request_id: str
+    images: int = 0
+    reason: str = ""
+    decode: float = 0.0
+    queue: float = 0.0
+    run: float = 0.0
+    stages: list[Stage] = field(default_factory=list)
+
+    def stage(self, name: str, seconds: float, ago: float = 0.0) -> None:
+        """Note that an image was in a stage for `seconds`, until `ago` seconds before now."""
+        setattr(self, name, max(getattr(self, name), seconds))
+        end = time.time_ns() - int(ago * 1e9)
+        self.stages.append(Stage(name, end - int(seconds * 1e9), end))
+
+
+def notes_of(scope: Scope) -> Notes:
+    """Return the notes of the request with this scope."""
+    notes: Notes = scope["fc7.notes"]
+    return notes
