@@ -30,7 +30,7 @@ test-slow: $(READY) ## Run the tests that `make test` leaves out: workers of a c
 	$(BIN)/pytest -m slow
 
 crash: $(READY) ## Kill a server 200 times under concurrent writes, and look for what it acknowledged
-	$(BIN)/python -m tests.crash.hammer --rounds 200
+	$(BIN)/python -m tests.crash.kill_rounds --rounds 200
 
 lint: $(READY) ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ Fc7Error
     ├── FolderError                a folder with nothing to index
     ├── SourceError                a folder or a URI that cannot be opened or listed
     ├── ClusterError               a cluster that cannot be joined, or cannot work
-    ├── ArchiveError               an archive that cannot be read, or must not be
+    ├── ImageArchiveError               an archive that cannot be read, or must not be
     ├── SnapshotError              a snapshot that is not whole, or of another format
     └── TargetExistsError          something is already where this was to be written
 """
@@ -123,13 +123,13 @@ class PictureNotFoundError(KeyNotFoundError):
 class IndexModelError(ImageIndexError):
     """The index's vectors were made by another model than the one at hand; the two cannot be compared."""
 
-    def __init__(self, path: Path | str, found: str, expected: str, lacking: int) -> None:
-        super().__init__(path, found, expected, lacking)
-        self.path, self.found, self.expected, self.lacking = path, found, expected, lacking
+    def __init__(self, path: Path | str, found: str, expected: str, missing_vectors: int) -> None:
+        super().__init__(path, found, expected, missing_vectors)
+        self.path, self.found, self.expected, self.missing_vectors = path, found, expected, missing_vectors
 
     def __str__(self) -> str:
         return (
-            f"The index in {self.path} has vectors made by {self.found}; {self.lacking} of its images have none made "
+            f"The index in {self.path} has vectors made by {self.found}; {self.missing_vectors} of its images have none made "
             f"by {self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
             "fc7 index reembed. Or index their folder again: fc7 index build DIR --rebuild"
         )
@@ -307,7 +307,7 @@ class ClusterError(ImageIndexError):
         return f"The Ray cluster {self.address}: {self.reason}"
 
 
-class ArchiveError(ImageIndexError):
+class ImageArchiveError(ImageIndexError):
     """An archive that is none, is damaged, or has what no archive of images needs."""
 
     def __init__(self, reason: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from index.catalog.catalog import Catalog
 from index.catalog.lock import check_exists
 from index.interface import ImageIndex
+from index.local.code_builder import saved_mode
 from index.local.index import LocalImageIndex, bytes_on_disk
-from index.local.modes import saved_mode
 from index.milvus.index import MilvusImageIndex
 from index.milvus.spaces import read_stats_on_milvus
 from index.records import IndexStats

@@ -123,14 +123,14 @@ class VectorModel:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The vectors of one model. lacking: how many images have none among them. kept: to go back to at once."""
+    """The vectors of one model. missing_vectors: how many images have none among them. kept: to go back to at once."""
 
     id: int
     fingerprint: str
     model: str
     active: bool
     vectors: int
-    lacking: int
+    missing_vectors: int
     kept: bool = False
 
 

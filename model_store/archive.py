@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from model_store.artifact import MANIFEST_FILE, Artifact, Manifest, ManifestDraft, read_manifest
-from model_store.errors import ArchiveError
+from model_store.errors import ModelArchiveError
 from model_store.store import ModelStore
 
 _MOST_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -27,12 +27,12 @@ _MOST_MANIFEST_BYTES = 64 * 1024 * 1024
 def export_version(artifact: Artifact, target: Path) -> int:
     """Write a verified version into the new file `target`; return its size in bytes.
 
-    Raises ArtifactCorruptError for a file that differs from the manifest, ArchiveError when `target` exists or the
+    Raises ArtifactCorruptError for a file that differs from the manifest, ModelArchiveError when `target` exists or the
     disk refuses; nothing is left then.
     """
     artifact.verify()
     if target.exists():
-        raise ArchiveError(target, "it exists already, and is not replaced")
+        raise ModelArchiveError(target, "it exists already, and is not replaced")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -43,7 +43,7 @@ def export_version(artifact: Artifact, target: Path) -> int:
             os.fsync(file.fileno())
         os.link(temporary, target)  # fails where a rename would replace a file that came meanwhile
     except OSError as error:
-        raise ArchiveError(target, error.strerror or str(error)) from error
+        raise ModelArchiveError(target, error.strerror or str(error)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def export_version(artifact: Artifact, target: Path) -> int:
 def import_version(store: ModelStore, source: Path, *, name: str | None = None) -> Artifact:
     """Publish the version in the archive `source` as the next one of its name, or of `name`.
 
-    Raises ArchiveError for what is no whole archive of a version, ArtifactFormatError for a manifest of a newer format,
+    Raises ModelArchiveError for what is no whole archive of a version, ArtifactFormatError for a manifest of a newer format,
     ModelNameError, PublishError. Nothing of it is visible then.
     """
     try:
@@ -67,33 +67,33 @@ def import_version(store: ModelStore, source: Path, *, name: str | None = None) 
                 draft = ManifestDraft(**{field: getattr(manifest, field) for field in ManifestDraft.model_fields})
                 return store.publish(folder, draft.model_copy(update={"name": name or manifest.name}))
     except tarfile.TarError as error:
-        raise ArchiveError(source, f"it is no tar archive, or a cut one ({error})") from error
+        raise ModelArchiveError(source, f"it is no tar archive, or a cut one ({error})") from error
     except FileNotFoundError as error:
-        raise ArchiveError(source, "there is no such file") from error
+        raise ModelArchiveError(source, "there is no such file") from error
     except OSError as error:
-        raise ArchiveError(source, error.strerror or str(error)) from error
+        raise ModelArchiveError(source, error.strerror or str(error)) from error
 
 
 def _manifest(source: Path, tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> Manifest:
     """Return the manifest, once the list of members is exactly what it says."""
     if not members or members[0].name != MANIFEST_FILE or not members[0].isreg():
-        raise ArchiveError(source, f"it does not begin with {MANIFEST_FILE}: make it with fc7 models export")
+        raise ModelArchiveError(source, f"it does not begin with {MANIFEST_FILE}: make it with fc7 models export")
     if members[0].size > _MOST_MANIFEST_BYTES:
-        raise ArchiveError(source, f"its {MANIFEST_FILE} has {members[0].size:,} bytes")
+        raise ModelArchiveError(source, f"its {MANIFEST_FILE} has {members[0].size:,} bytes")
     file = tar.extractfile(members[0])
     manifest = read_manifest(source / MANIFEST_FILE, file.read() if file else b"")
     for member in members[1:]:
         if not member.isreg():
-            raise ArchiveError(source, f"{member.name!r} in it is a link or no plain file")
+            raise ModelArchiveError(source, f"{member.name!r} in it is a link or no plain file")
         if member.name not in manifest.files:
-            raise ArchiveError(source, f"{member.name!r} in it is not listed by its manifest")
+            raise ModelArchiveError(source, f"{member.name!r} in it is not listed by its manifest")
         if member.size != manifest.files[member.name].size:
-            raise ArchiveError(source, f"{member.name} in it has {member.size:,} bytes, unlike its manifest")
+            raise ModelArchiveError(source, f"{member.name} in it has {member.size:,} bytes, unlike its manifest")
     names = [member.name for member in members[1:]]
     if len(set(names)) < len(names):
-        raise ArchiveError(source, "it has a file twice")
+        raise ModelArchiveError(source, "it has a file twice")
     if missing := manifest.files.keys() - set(names):
-        raise ArchiveError(source, f"{min(missing)} is missing in it")
+        raise ModelArchiveError(source, f"{min(missing)} is missing in it")
     return manifest
 
 
@@ -103,7 +103,7 @@ def _extract(source: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, folder
     target.parent.mkdir(parents=True, exist_ok=True)
     file: IO[bytes] | None = tar.extractfile(member)
     if file is None:
-        raise ArchiveError(source, f"{member.name} in it cannot be read")
+        raise ModelArchiveError(source, f"{member.name} in it cannot be read")
     with target.open("xb") as out:
         shutil.copyfileobj(file, out, 1 << 20)
 
@@ -112,7 +112,7 @@ def _compare(source: Path, folder: Path, manifest: Manifest) -> None:
     found = Artifact(folder, manifest, verified=False)
     differing = found.differing()
     if differing:
-        raise ArchiveError(source, f"{', '.join(differing)} in it is not what its manifest says")
+        raise ModelArchiveError(source, f"{', '.join(differing)} in it is not what its manifest says")
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -11,7 +11,7 @@ Fc7Error
 │   ├── ArtifactCorruptError   a file differs from its manifest, or is missing
 │   ├── ArtifactFormatError    a manifest that cannot be read: broken, or of a newer format
 │   └── PrecisionNotFoundError the version has no files of this precision
-├── ArchiveError               a file that is no whole archive of a version, or that cannot be written
+├── ModelArchiveError               a file that is no whole archive of a version, or that cannot be written
 ├── ModelNameError             a name that cannot be a folder's name
 ├── ModelNotFoundError         no such name or version in the store
 ├── NoActiveModelError         nothing was activated yet
@@ -139,7 +139,7 @@ class ArtifactFormatError(ArtifactError):
         return f"{self.path} cannot be read: {self.reason}"
 
 
-class ArchiveError(Fc7Error):
+class ModelArchiveError(Fc7Error):
     """A version's archive cannot be read or written; nothing of it is published or left."""
 
     def __init__(self, path: Path, reason: str) -> None:

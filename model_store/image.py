@@ -95,7 +95,7 @@ _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     8: lambda a: a.transpose(1, 0, 2)[::-1],
 }
 _ORIENTATION = 0x0112
-# Modes that are resampled as they are (RGBA and LA with premultiplied alpha, by Pillow); the others are converted
+# CodeBuilder that are resampled as they are (RGBA and LA with premultiplied alpha, by Pillow); the others are converted
 # before.
 _RESAMPLED_AS_THEY_ARE = ("RGB", "L", "CMYK", "YCbCr", "RGBX", "RGBA", "LA", "RGBa", "La")
 

@@ -76,7 +76,7 @@ class Direct:
         if full is None:
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._state.settings.upload_s):
+            async with asyncio.timeout(self._state.settings.upload_timeout_s):
                 while (await request.receive()).get("more_body", False):
                     pass
         raise full

@@ -70,7 +70,7 @@ def open_index_of(
         timeout_s=settings.index_timeout_s,
         switch=switch,
         follow=follow,
-        keep_spaces=settings.old_space == "keep",
+        keep_spaces=settings.previous_vectors == "keep",
         read_only=read_only,
         fast_from=(settings.fast_from or None) if fast_from is None else fast_from,
     )

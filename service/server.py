@@ -2,7 +2,7 @@
 
 Promises:
 - On SIGTERM or Ctrl-C new work is refused (503, readiness false) while what was admitted is answered; then the process
-  ends with exit code 0, at the latest after `drain_s`. A second signal ends it at once.
+  ends with exit code 0, at the latest after `shutdown_timeout_s`. A second signal ends it at once.
 - When the model dies, the process ends with exit code 1 after its waiting requests were answered.
 - A connection that does not finish its headers in time, or within 32 KiB, is closed.
 
@@ -90,10 +90,10 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server with our end: drained, not cut. `exit_code` tells how it ended."""
 
-    def __init__(self, config: uvicorn.Config, state: State, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, shutdown_timeout_s: float) -> None:
         super().__init__(config)
         self._state = state
-        self._drain_s = drain_s
+        self._drain_s = shutdown_timeout_s
         self._told = False
         self._loop = asyncio.get_running_loop()
         self.exit_code = 0
@@ -164,7 +164,7 @@ async def serve_until_told(app: FastAPI, settings: Settings, listener: socket.so
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
-    server = Server(config, state, settings.drain_s)
+    server = Server(config, state, settings.shutdown_timeout_s)
     with listener:
         async with app.router.lifespan_context(app):
             # What is there now stays: collections need not walk through it again, some 50 ms each.

@@ -109,10 +109,10 @@ class Settings(BaseSettings):
         le=3600,
         description="Longest time for decoding, waiting and running a request (s); beyond: 504.",
     )
-    upload_s: float = Field(
+    upload_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="Longest time for receiving a request's body (s); beyond: 408."
     )
-    drain_s: float = Field(
+    shutdown_timeout_s: float = Field(
         default=20.0, ge=0, le=3600, description="Longest time for answering what is admitted after SIGTERM (s)."
     )
     keep_alive_s: int = Field(default=75, ge=1, le=3600, description="How long an idle connection is kept open (s).")
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
         le=100,
         description="Most versions in memory: the active one, the index's while it moves to another, and named ones.",
     )
-    old_space: Literal["keep", "drop"] = Field(
+    previous_vectors: Literal["keep", "drop"] = Field(
         default="keep",
         description="The index's vectors of the model before: keep them, to go back at once, or drop them.",
     )

@@ -39,11 +39,11 @@ from service.factory import open_index_of, serving_options
 from service.indexing.archive_import import import_archive
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import FollowState
-from service.indexing.sync import IndexKeeper
+from service.indexing.sync import IndexSync
 from service.inference.activation import Activator, changed_files, file_stamps
 from service.inference.batcher import Batcher, BatchLimits
 from service.inference.memory import available, give_back, needed_to_load
-from service.inference.model_pool import LoadedModels, Serving
+from service.inference.model_pool import ModelPool, Serving
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
@@ -67,15 +67,15 @@ class State:
         self.metrics = Metrics()
         self.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
         self.store = ModelStore(settings.home, precision=settings.precision)
-        self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images, settings.upload_s)
+        self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images, settings.upload_timeout_s)
         self.budget = BodyBudget(settings.max_buffer_bytes)
         self.in_flight = 0
         self.draining_since: float | None = None
-        self.models = LoadedModels(self._load, settings.max_loaded)
+        self.models = ModelPool(self._load, settings.max_loaded)
         self._no_model = NoActiveModelError()
         self._index: ImageIndex | None = None
         self._stamps: dict[str, dict[str, tuple[int, int]]] = {}
-        self.keeper = IndexKeeper(self)
+        self.index_sync = IndexSync(self)
         self.activator = Activator(self)
         self._open = ExitStack()
         self.tracing: Tracing | None = None
@@ -140,7 +140,7 @@ class State:
 
     def notes(self) -> list[str]:
         """Return what a ready service cannot do, in words."""
-        notes = [self.keeper.note] if self.keeper.note else []
+        notes = [self.index_sync.note] if self.index_sync.note else []
         if isinstance(self._index, MilvusImageIndex) and self._index.trouble:
             notes.append(f"Milvus did not answer the last time, so search may not: {self._index.trouble}")
         serving = self.models.active
@@ -152,7 +152,7 @@ class State:
                     f"{', '.join(changed)} of {model} changed on disk since it was loaded; what answers is what was "
                     f"loaded: fc7 models verify {model}"
                 )
-        follower = self.keeper.follower
+        follower = self.index_sync.follower
         progress = follower.progress if follower else None
         if progress is not None and progress.skipped:
             stays = progress.state is FollowState.STUCK
@@ -251,7 +251,7 @@ class State:
 
     def answer_with(self, artifact: Artifact) -> None:
         """Answer with a loaded version from the next request on, and let the index follow it."""
-        self.keeper.close()  # before anything moves: it must not go over to a model that is leaving
+        self.index_sync.close()  # before anything moves: it must not go over to a model that is leaving
         needed = None
         if self._index is not None:
             needed = self.models.find(self._index.searched.fingerprint)
@@ -263,15 +263,15 @@ class State:
             self._index = open_index_of(
                 self.settings, fingerprint=artifact.fingerprint, model=artifact.embedder, follow=True
             )
-            self.keeper.begin(self._index, artifact)
+            self.index_sync.begin(self._index, artifact)
             self._jobs = self._open_jobs()
         else:
-            self.keeper.follow(artifact)
+            self.index_sync.follow(artifact)
 
     def _close_index(self) -> None:
         if self._jobs is not None:
             self._jobs.close()
-        self.keeper.close()
+        self.index_sync.close()
         if self._index is not None:
             self._index.close()
 

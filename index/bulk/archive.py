@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from index.errors import ArchiveError
+from index.errors import ImageArchiveError
 from model_store.image import SUFFIXES
 
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
@@ -47,20 +47,20 @@ class Packed:
 
 
 def count_images(path: Path, limits: ArchiveLimits) -> int:
-    """Look at every entry, and return how many are images. Raises ArchiveError."""
+    """Look at every entry, and return how many are images. Raises ImageArchiveError."""
     images = total = 0
     for entries, (name, size, image) in enumerate(_entries(path), start=1):
         total += size
         if entries > limits.entries:
-            raise ArchiveError(f"has more than {limits.entries:,} entries")
+            raise ImageArchiveError(f"has more than {limits.entries:,} entries")
         if total > limits.bytes:
-            raise ArchiveError(f"has more than {limits.bytes:,} bytes when it is unpacked (at {name[:80]!a})")
+            raise ImageArchiveError(f"has more than {limits.bytes:,} bytes when it is unpacked (at {name[:80]!a})")
         images += image
     return images
 
 
 def read_images(path: Path, limits: ArchiveLimits) -> Iterator[Packed]:
-    """Yield the images of an archive that `count_images` found good, in its order. Raises ArchiveError."""
+    """Yield the images of an archive that `count_images` found good, in its order. Raises ImageArchiveError."""
     with _damage_named():
         if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
@@ -85,18 +85,18 @@ def _entries(path: Path) -> Iterator[tuple[str, int, bool]]:
                     _check_name(info.filename)
                     kind = stat.S_IFMT(info.external_attr >> 16)
                     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                        raise ArchiveError(f"has {info.filename[:80]!a}, which is a link or a device")
+                        raise ImageArchiveError(f"has {info.filename[:80]!a}, which is a link or a device")
                     if info.flag_bits & 1:
-                        raise ArchiveError(f"has {info.filename[:80]!a}, which is encrypted")
+                        raise ImageArchiveError(f"has {info.filename[:80]!a}, which is encrypted")
                     if info.compress_type not in _ZIP_METHODS:
-                        raise ArchiveError(f"has {info.filename[:80]!a}, compressed in a way that is not taken")
+                        raise ImageArchiveError(f"has {info.filename[:80]!a}, compressed in a way that is not taken")
                     yield info.filename, info.file_size, not info.is_dir() and _is_image(info.filename)
             return
         with _open_tar(path) as tar:
             for member in tar:
                 _check_name(member.name)
                 if not (member.isfile() or member.isdir()) or member.issparse():
-                    raise ArchiveError(f"has {member.name[:80]!a}, which is a link, a device or a file with holes")
+                    raise ImageArchiveError(f"has {member.name[:80]!a}, which is a link, a device or a file with holes")
                 yield member.name, member.size, member.isfile() and _is_image(member.name)
 
 
@@ -108,7 +108,7 @@ class _Member(tarfile.TarInfo):
         """Read a header."""
         member = super().frombuf(buf, encoding, errors)
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and member.size > _LONGEST_HEADER:
-            raise ArchiveError(f"has a header of {member.size:,} bytes")
+            raise ImageArchiveError(f"has a header of {member.size:,} bytes")
         return member
 
 
@@ -133,9 +133,9 @@ def _damage_named() -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise ArchiveError(f"is damaged, or of another kind ({error})") from error
+        raise ImageArchiveError(f"is damaged, or of another kind ({error})") from error
     except (NotImplementedError, RuntimeError) as error:
-        raise ArchiveError(f"needs what is not taken ({error})") from error
+        raise ImageArchiveError(f"needs what is not taken ({error})") from error
 
 
 def _is_zip(path: Path) -> bool:
@@ -156,4 +156,4 @@ def _key(name: str) -> str:
 def _check_name(name: str) -> None:
     parts = re.split(r"[/\\]", name)
     if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
-        raise ArchiveError(f"has {name[:80]!a}, a path that leads out of it")
+        raise ImageArchiveError(f"has {name[:80]!a}, a path that leads out of it")

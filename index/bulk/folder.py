@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from index.bulk.pipeline import ahead, batches, behind, embed
+from index.bulk.pipeline import batches, embed, prefetch, run_in_background
 from index.bulk.report import BuildReport, interruptible
 from index.bulk.sources import read_file
 from index.errors import FolderError, InvalidKeyError
@@ -94,10 +94,10 @@ def build_index(
     def commit(batch: _Batch) -> list[AddOutcome]:
         return list(index.add_many(batch.images)) if batch.images else []
 
-    with interruptible(report), ahead(read, paths, workers, 2 * batch_size) as results:
+    with interruptible(report), prefetch(read, paths, workers, 2 * batch_size) as results:
         made = (_make(runner, batch) for batch in batches(results, batch_size))
         # A commit waits for the disk: the next batch is embedded meanwhile.
-        for batch, outcomes in behind(lambda batch: (batch, commit(batch)), made):
+        for batch, outcomes in run_in_background(lambda batch: (batch, commit(batch)), made):
             report.skipped += batch.skipped
             report.added += outcomes.count(AddOutcome.ADDED)
             report.replaced += outcomes.count(AddOutcome.REPLACED)

@@ -29,7 +29,7 @@ def embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32
 
 
 @contextmanager
-def ahead(
+def prefetch(
     work: Callable[[In], Out], items: Iterable[In], workers: int, window: int
 ) -> Iterator[Iterator[tuple[In, Future[Out]]]]:
     """Run `work` in threads, at most `window` items ahead of the reader; what is left at the end is dropped."""
@@ -49,7 +49,7 @@ def ahead(
         executor.shutdown(cancel_futures=True)
 
 
-def behind(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+def run_in_background(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
     """Yield `work` of each item, done in a thread while the next item is made; none runs while the reader has a result.
 
     What `items` raises, Ctrl-C too, comes after the work under way was done and yielded; what `work` raises, at once.

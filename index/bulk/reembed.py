@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bulk.pipeline import ahead, batches, embed
+from index.bulk.pipeline import batches, embed, prefetch
 from index.bulk.report import ReembedReport, interruptible
 from index.catalog.catalog import Catalog
 from index.catalog.lock import FolderLock, check_exists
@@ -41,9 +41,12 @@ def reembed(
     try:
         with Catalog(folder / "catalog.db") as catalog:
             space = catalog.follow_space(runner.artifact.fingerprint, runner.artifact.embedder)
-            total = next(each.lacking for each in catalog.spaces() if each.id == space)
+            total = next(each.missing_vectors for each in catalog.spaces() if each.id == space)
             report = ReembedReport(total=total)
-            with interruptible(report), ahead(_decode, _lacking(catalog, space), workers, 2 * batch_size) as results:
+            with (
+                interruptible(report),
+                prefetch(_decode, _images_without_vector(catalog, space), workers, 2 * batch_size) as results,
+            ):
                 for batch in batches(results, batch_size):
                     _embed_batch(catalog, space, runner, batch, report)
                     if progress is not None:
@@ -85,7 +88,7 @@ def _decode(image: Unembedded) -> NDArray[np.uint8] | None:
     return None if image.picture is None else inspect_and_prepare(image.picture).pixels
 
 
-def _lacking(catalog: Catalog, space: int) -> Iterator[Unembedded]:
+def _images_without_vector(catalog: Catalog, space: int) -> Iterator[Unembedded]:
     """Yield the images without a vector in `space`, by id."""
     after = 0
     while page := catalog.unembedded(space, after, 64):

@@ -60,16 +60,16 @@ def finish(connection: sqlite3.Connection, space: int, skipped: Set[int], *, kee
 
     Not when most have none: they would leave the search.
     """
-    lacking = connection.execute(
+    missing = connection.execute(
         """SELECT id FROM images i
            WHERE NOT EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?) LIMIT ?""",
         (space, len(skipped) + 1),
     ).fetchall()
-    if any(row[0] not in skipped for row in lacking):
+    if any(row[0] not in skipped for row in missing):
         return Finish.AGAIN
     images = int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
     if _value(connection, "active_space") != space:
-        if 2 * len(lacking) > images:
+        if 2 * len(missing) > images:
             return Finish.STUCK
         activate(connection, space, keep=keep)
     return Finish.DONE

@@ -29,8 +29,8 @@ from index.catalog.read_view import Frozen
 from index.errors import IndexModelError, IndexMovedError
 from index.filters import Where
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
-from index.local.modes import Modes
-from index.local.space import Room
+from index.local.code_builder import CodeBuilder
+from index.local.space import SearchSpace
 from index.local.spaces import SNAPSHOT_FILE, Spaces
 from index.local.vector_cache import write_snapshot
 from index.records import (
@@ -66,7 +66,7 @@ class LocalImageIndex:
         folder: Path,
         catalog: Catalog,
         spaces: Spaces,
-        modes: Modes,
+        modes: CodeBuilder,
         lock: FolderLock | None,
         *,
         keep_pictures: bool,
@@ -74,7 +74,7 @@ class LocalImageIndex:
     ) -> None:
         """For `open`, which knows how these parts are put together."""
         self._folder, self._catalog, self._lock = folder, catalog, lock
-        self.spaces, self._modes = spaces, modes
+        self.spaces, self._codes = spaces, modes
         self._keep_pictures, self._snapshot_after = keep_pictures, snapshot_after
         self._closed = False
         self._filters: dict[tuple[int, Where], NDArray[np.int64]] = {}
@@ -134,11 +134,11 @@ class LocalImageIndex:
                 check_exists(folder)
             catalog = stack.enter_context(Catalog(folder / "catalog.db", read_only=read_only))
             cores = threads or usable_cores()
-            modes = Modes(folder, fast_from=fast_from, read_only=read_only)
+            modes = CodeBuilder(folder, fast_from=fast_from, read_only=read_only)
             stack.callback(modes.close)
             spaces = Spaces(folder, catalog, modes, threads=cores, keep=keep_spaces)
             stack.callback(spaces.close)
-            spaces.enter(fingerprint, model, switch=switch, follow=follow, read_only=read_only)
+            spaces.open(fingerprint, model, switch=switch, follow=follow, read_only=read_only)
             stack.pop_all()
         return cls(folder, catalog, spaces, modes, lock, keep_pictures=keep_pictures, snapshot_after=snapshot_after)
 
@@ -156,7 +156,7 @@ class LocalImageIndex:
             return
         self._closed = True
         self._catalog.close()
-        self._modes.close()
+        self._codes.close()
         self.spaces.close()
         if self._lock is not None:
             room = self.spaces.active
@@ -264,7 +264,7 @@ class LocalImageIndex:
         known = None if exclude is None else self._catalog.vector(room.space.id, check_key(exclude))
         left_out = None if known is None else known[0]
         return self._neighbours(
-            room, encode_vectors(vectors), k, left_out=left_out, where=where, mode=self._modes.resolve(room, mode)
+            room, encode_vectors(vectors), k, left_out=left_out, where=where, mode=self._codes.resolve_mode(room, mode)
         )
 
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
@@ -280,7 +280,7 @@ class LocalImageIndex:
                 raise IndexModelError(self._folder, "an earlier model", room.space.model, 1)
             if known is not None:
                 vector_id, vector = known
-                mode = self._modes.resolve(room, mode)
+                mode = self._codes.resolve_mode(room, mode)
                 with contextlib.suppress(IndexMovedError):  # then again, with the vectors that it went over to
                     return self._neighbours(room, vector[np.newaxis], k, left_out=vector_id, where=where, mode=mode)[0]
 
@@ -290,7 +290,7 @@ class LocalImageIndex:
         None takes `fast` once there is a code for it; `fast` is answered by `exact` while there is none. Raises
         ModeUnavailableError for `codes` without a code, IndexModelError.
         """
-        return self._modes.resolve(self.spaces.room(fingerprint), asked)
+        return self._codes.resolve_mode(self.spaces.room(fingerprint), asked)
 
     def duplicates(
         self,
@@ -332,14 +332,14 @@ class LocalImageIndex:
             vectors=len(room.searcher),
             bytes_on_disk=bytes_on_disk(self._folder),
             bytes_in_memory=self.spaces.bytes_in_memory,
-            mode=self._modes.resolve(room, None),
+            mode=self._codes.resolve_mode(room, None),
             model=room.space.model,
             fingerprint=room.space.fingerprint,
         )
 
     def _neighbours(
         self,
-        room: Room,
+        room: SearchSpace,
         queries: NDArray[np.float16],
         k: int,
         *,
@@ -395,7 +395,7 @@ def _ids(hits: list[Hits]) -> list[int]:
     return sorted({int(number) for hit in hits for number in hit.ids})
 
 
-def _model_of(room: Room) -> VectorModel:
+def _model_of(room: SearchSpace) -> VectorModel:
     return VectorModel(room.space.fingerprint, room.space.model)
 
 

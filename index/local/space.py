@@ -12,7 +12,7 @@ from index.search.searcher import Searcher
 
 
 @dataclass(slots=True)
-class Room:
+class SearchSpace:
     """A space in memory. unsaved: how many of its vectors the snapshot does not have."""
 
     space: Space

@@ -20,8 +20,8 @@ from index.catalog.catalog import Catalog
 from index.catalog.images import Change
 from index.catalog.spaces import Finish
 from index.errors import IndexModelError, IndexUnavailableError
-from index.local.modes import Modes
-from index.local.space import Room
+from index.local.code_builder import CodeBuilder
+from index.local.space import SearchSpace
 from index.local.vector_cache import load
 from index.records import Space, Unembedded, encode_vectors
 from index.search.searcher import Searcher
@@ -32,16 +32,16 @@ SNAPSHOT_FILE = "vectors.snapshot"
 class Spaces:
     """The spaces of one index. All methods may be called from any thread."""
 
-    def __init__(self, folder: Path, catalog: Catalog, modes: Modes, *, threads: int, keep: bool) -> None:
+    def __init__(self, folder: Path, catalog: Catalog, modes: CodeBuilder, *, threads: int, keep: bool) -> None:
         """keep: a space that was left is kept, on disk and in memory, to go back to at once; else it is dropped."""
         self._folder, self._catalog, self._threads, self._keep = folder, catalog, threads, keep
-        self._modes = modes
+        self._codes = modes
         self._moving = threading.Lock()
-        self._rooms: dict[str, Room] = {}  # by fingerprint; replaced, never changed, when one comes or goes
-        self._active: Room | None = None
-        self._target: Room | None = None
+        self._rooms: dict[str, SearchSpace] = {}  # by fingerprint; replaced, never changed, when one comes or goes
+        self._active: SearchSpace | None = None
+        self._target: SearchSpace | None = None
 
-    def enter(self, fingerprint: str, model: str, *, switch: bool, follow: bool, read_only: bool) -> None:
+    def open(self, fingerprint: str, model: str, *, switch: bool, follow: bool, read_only: bool) -> None:
         """Search this model's space if every image has a vector there, or `switch`; or with `follow` go over to it.
 
         Raises IndexModelError where neither can be.
@@ -50,33 +50,33 @@ class Spaces:
         own = next((space for space in spaces if space.fingerprint == fingerprint), None)
         active = next((space for space in spaces if space.active), None)
         if own is None or not own.active:
-            lacking = own.lacking if own is not None else self._catalog.images()
-            if active is not None and active.vectors and lacking and not switch:
+            missing = own.missing_vectors if own is not None else self._catalog.images()
+            if active is not None and active.vectors and missing and not switch:
                 if not follow or read_only:
-                    raise IndexModelError(self._folder, active.model, model, lacking)
+                    raise IndexModelError(self._folder, active.model, model, missing)
                 self._active = self._open(active)
-                self._target = self._open(self._follow(fingerprint, model))
+                self._target = self._open(self._migrate(fingerprint, model))
                 return
             if read_only:
-                raise IndexModelError(self._folder, active.model if active else "none", model, lacking)
+                raise IndexModelError(self._folder, active.model if active else "none", model, missing)
             self._catalog.activate_space(self._catalog.make_space(fingerprint, model), keep=self._keep)
             own = next(space for space in self._catalog.spaces() if space.active)
         self._active = self._open(own)
 
     @property
-    def active(self) -> Room:
+    def active(self) -> SearchSpace:
         """The space that is searched."""
         if self._active is None:
             raise IndexUnavailableError(self._folder, "it was not entered")
         return self._active
 
     @property
-    def target(self) -> Room | None:
+    def target(self) -> SearchSpace | None:
         """The space that the index goes over to, or None."""
         return self._target
 
     @property
-    def wanted(self) -> Sequence[Room]:
+    def wanted(self) -> Sequence[SearchSpace]:
         """The spaces in which every image is to have a vector, the searched one first."""
         target = self._target
         return [self.active] if target is None else [self.active, target]
@@ -86,7 +86,7 @@ class Spaces:
         """The memory of all searchers."""
         return sum(room.searcher.bytes_in_memory for room in self._rooms.values())
 
-    def room(self, fingerprint: str | None) -> Room:
+    def room(self, fingerprint: str | None) -> SearchSpace:
         """Return a space to search in, filled now if it was kept on disk; the active one for None.
 
         Raises IndexModelError when images have no vector of this model, or there is no such space.
@@ -97,11 +97,11 @@ class Spaces:
         with self._moving:  # a space that is left meanwhile must not be opened again: it may be about to be deleted
             space = next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
             if space is None or not (space.kept or space.active):
-                lacking = self._catalog.images() if space is None else space.lacking
-                raise IndexModelError(self._folder, self.active.space.model, "the model that was asked for", lacking)
+                missing = self._catalog.images() if space is None else space.missing_vectors
+                raise IndexModelError(self._folder, self.active.space.model, "the model that was asked for", missing)
             return self._open(space)
 
-    def holds(self, room: Room) -> bool:
+    def holds(self, room: SearchSpace) -> bool:
         """Tell whether this space is still here; one that was left may be deleted under a search."""
         return self._rooms.get(room.space.fingerprint) is room
 
@@ -109,9 +109,9 @@ class Spaces:
         """Tell all that is in memory of a commit; runs in the writer's thread."""
         for room in self._rooms.values():
             room.apply(change)
-            self._modes.consider(room)
+            self._codes.maybe_train(room)
 
-    def follow(self, fingerprint: str, model: str) -> bool:
+    def start_migration(self, fingerprint: str, model: str) -> bool:
         """Go over to this model's space: at once when it can be (True), else when it is filled (False)."""
         with self._moving:
             self._target = None
@@ -120,28 +120,30 @@ class Spaces:
                 self.active.space = replace(self.active.space, model=model)
                 return True
             own = next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
-            complete = own is not None and (own.kept or not own.lacking)
+            complete = own is not None and (own.kept or not own.missing_vectors)
             if complete or not self._catalog.images():
                 self._go(self._open(self._made(fingerprint, model)))
                 return True
-            self._target = self._open(self._follow(fingerprint, model))
+            self._target = self._open(self._migrate(fingerprint, model))
             return False
 
-    def go_at_once(self) -> None:
+    def switch_now(self) -> None:
         """Search the space that is followed although images lack vectors there: they are found when they have them."""
         with self._moving:
             if self._target is not None:
                 self._go(self._target)
 
-    def lacking(self, room: Room, after: int, limit: int) -> Sequence[Unembedded]:
+    def missing_vectors(self, room: SearchSpace, after: int, limit: int) -> Sequence[Unembedded]:
         """Return up to `limit` images without a vector in `room`, by id, those after the id `after`."""
         return self._catalog.unembedded(room.space.id, after, limit)
 
-    def give(self, room: Room, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]) -> int:
+    def add_vectors(
+        self, room: SearchSpace, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]
+    ) -> int:
         """Give images their vectors, float32 [4096], in `room`, except those replaced or deleted since."""
         return self._catalog.add_vectors(room.space.id, images, encode_vectors(vectors), self.apply)
 
-    def finish(self, room: Room, skipped: frozenset[int]) -> Finish:
+    def finish(self, room: SearchSpace, skipped: frozenset[int]) -> Finish:
         """Go over to `room` when every image, but those with the ids `skipped`, has a vector there."""
 
         def committed(result: Finish) -> None:
@@ -151,7 +153,7 @@ class Spaces:
         with self._moving:
             return self._catalog.finish_space(room.space.id, skipped, keep=self._keep, committed=committed)
 
-    def tidy(self) -> None:
+    def drop_unused(self) -> None:
         """Delete what is neither searched, nor followed, nor kept; others can write in between."""
         self._catalog.drop_spares()
 
@@ -168,14 +170,14 @@ class Spaces:
         number = self._catalog.make_space(fingerprint, model)
         return next(space for space in self._catalog.spaces() if space.id == number)
 
-    def _follow(self, fingerprint: str, model: str) -> Space:
+    def _migrate(self, fingerprint: str, model: str) -> Space:
         number = self._catalog.follow_space(fingerprint, model)
         return next(space for space in self._catalog.spaces() if space.id == number)
 
-    def _go(self, room: Room) -> None:
+    def _go(self, room: SearchSpace) -> None:
         self._catalog.activate_space(room.space.id, keep=self._keep, committed=lambda _: self._moved(room))
 
-    def _moved(self, room: Room) -> None:
+    def _moved(self, room: SearchSpace) -> None:
         """Search `room` from now on; runs in the writer's thread, so between two commits."""
         before = self.active
         self._active = room
@@ -184,14 +186,14 @@ class Spaces:
         stay = (room, before) if self._keep else (room,)
         self._rooms = {each.space.fingerprint: each for each in stay}
 
-    def _open(self, space: Space) -> Room:
+    def _open(self, space: Space) -> SearchSpace:
         """Return the space in memory, its searcher filled while others write."""
         known = self._rooms.get(space.fingerprint)
         if known is not None:
             known.space = space
             return known
-        room = Room(space, Searcher(threads=self._threads), pending=[])
-        self._modes.prepare(room)
+        room = SearchSpace(space, Searcher(threads=self._threads), pending=[])
+        self._codes.attach(room)
         with Catalog(self._catalog.path, read_only=True) as reader:
             with self._catalog.settled:
                 reader.begin()
@@ -206,5 +208,5 @@ class Spaces:
             pending, room.pending = room.pending or [], None
             for change in pending:
                 room.apply(change)
-        self._modes.consider(room)
+        self._codes.maybe_train(room)
         return room

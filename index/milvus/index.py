@@ -77,9 +77,9 @@ _DELETED_AT_ONCE = 500
 class MilvusImageIndex:
     """The collections on Milvus whose names begin with `name`. Open it with `open`."""
 
-    def __init__(self, milvus: Milvus, rooms: Rooms, *, keep_pictures: bool, read_only: bool) -> None:
+    def __init__(self, milvus: Milvus, spaces: Rooms, *, keep_pictures: bool, read_only: bool) -> None:
         """For `open`, which knows how these parts are put together."""
-        self._milvus, self._rooms, self._meta = milvus, rooms, rooms.meta
+        self._milvus, self._spaces, self._meta = milvus, spaces, spaces.meta
         self._keep_pictures, self._read_only = keep_pictures, read_only
         self._writing = threading.Lock()  # to read a row and write it again, with no other thread in between
 
@@ -108,12 +108,12 @@ class MilvusImageIndex:
         """
         milvus = Milvus(uri, token, timeout_s)
         try:
-            rooms = Rooms(milvus, name, read_only=read_only)
-            rooms.enter(VectorModel(fingerprint, model), switch=switch, follow=follow)
+            spaces = Rooms(milvus, name, read_only=read_only)
+            spaces.open(VectorModel(fingerprint, model), switch=switch, follow=follow)
         except BaseException:
             milvus.close()
             raise
-        return cls(milvus, rooms, keep_pictures=keep_pictures, read_only=read_only)
+        return cls(milvus, spaces, keep_pictures=keep_pictures, read_only=read_only)
 
     def __enter__(self) -> Self:
         return self
@@ -138,26 +138,26 @@ class MilvusImageIndex:
     @property
     def searched(self) -> VectorModel:
         """The model whose vectors search compares."""
-        return self._rooms.searched
+        return self._spaces.searched
 
     @property
     def target(self) -> VectorModel | None:
         """The model that the index is to go over to, or None."""
-        return self._rooms.target
+        return self._spaces.target
 
     @property
     def wanted(self) -> Sequence[VectorModel]:
         """The models of which an image that is added is to have a vector, the searched one first."""
-        return self._rooms.wanted
+        return self._spaces.wanted
 
-    def follow(self, model: VectorModel) -> bool:
+    def start_migration(self, model: VectorModel) -> bool:
         """Go over to this model: at once (True) when all its vectors are made, else at an `advance`."""
-        return self._rooms.follow(model)
+        return self._spaces.start_migration(model)
 
     def advance(self) -> bool:
         """Go over to the model that is followed, if `fc7 index reembed` has made all its vectors; tell whether."""
         with self._writing:
-            return self._rooms.advance()
+            return self._spaces.advance()
 
     def describe(self) -> Sequence[Space]:
         """Return the vectors that there are, by model, the searched ones first."""
@@ -172,7 +172,7 @@ class MilvusImageIndex:
         before it stay. Raises IndexLimitError for a picture that is too large, IndexUnreachableError.
         """
         self._check_writable()
-        own = self._rooms.searched.fingerprint
+        own = self._spaces.searched.fingerprint
         names = list(images[0].vectors) if images and images[0].vectors else [own]
         encoded = {name: encode_vectors([image.vectors.get(name, image.vector) for image in images]) for name in names}
         keys = [check_key(image.sha256 if image.key is None else image.key) for image in images]
@@ -184,12 +184,12 @@ class MilvusImageIndex:
             wanted = self.wanted
             if images and wanted[0].fingerprint not in encoded:
                 raise IndexMovedError(self._milvus.place, f"{keys[0]!r} was embedded for the one before")
-            collection = self._rooms.collection(wanted[0])
+            collection = self._spaces.collection(wanted[0])
             ids = sorted({id_of(key) for key in keys})
             change = Change(self._milvus.rows(collection, ids, STATE))
             for model in wanted[1:]:
-                there = self._milvus.rows(self._rooms.collection(model), ids, ["id", "sha256"])
-                change.lacking |= {
+                there = self._milvus.rows(self._spaces.collection(model), ids, ["id", "sha256"])
+                change.missing_vectors |= {
                     i for i, row in change.before.items() if there.get(i, {}).get("sha256") != row["sha256"]
                 }
             for number, (key, image) in enumerate(zip(keys, images, strict=True)):
@@ -204,7 +204,7 @@ class MilvusImageIndex:
                 if model.fingerprint in encoded:
                     rows = change.rows_with(encoded[model.fingerprint])
                     for start in range(0, len(rows), _WRITTEN_AT_ONCE):
-                        self._milvus.write(self._rooms.collection(model), rows[start : start + _WRITTEN_AT_ONCE])
+                        self._milvus.write(self._spaces.collection(model), rows[start : start + _WRITTEN_AT_ONCE])
         return change.outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
@@ -212,7 +212,7 @@ class MilvusImageIndex:
         ids = [id_of(check_key(key)) for key in keys]
         found: dict[str, str] | None = None
         for model in self.wanted:
-            rows = self._milvus.rows(self._rooms.collection(model), ids, ["id", "sha256"])
+            rows = self._milvus.rows(self._spaces.collection(model), ids, ["id", "sha256"])
             here = {key_of(row["id"]): str(row["sha256"]) for row in rows.values()}
             found = here if found is None else {key: sha for key, sha in found.items() if here.get(key) == sha}
         return found or {}
@@ -223,7 +223,7 @@ class MilvusImageIndex:
 
     def contains(self, key: str) -> bool:
         """Tell whether an image has this key. Raises InvalidKeyError."""
-        return bool(self._milvus.rows(self._rooms.collection(), [id_of(check_key(key))], ["id"]))
+        return bool(self._milvus.rows(self._spaces.collection(), [id_of(check_key(key))], ["id"]))
 
     def picture(self, key: str) -> bytes:
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
@@ -243,7 +243,7 @@ class MilvusImageIndex:
         limit = min(limit, MOST_ROWS - 1)
         after = "" if cursor is None else read_text_cursor(cursor, self._meta.identity, where, is_id)
         condition = self._meta.expression(where)
-        rows = self._milvus.page(self._rooms.collection(), RECORD, after=after, limit=limit + 1, where=condition)
+        rows = self._milvus.page(self._spaces.collection(), RECORD, after=after, limit=limit + 1, where=condition)
         following = make_cursor(self._meta.identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
         return Page([record_of(row) for row in rows[:limit]], following)
 
@@ -260,7 +260,7 @@ class MilvusImageIndex:
         """
         self._check_writable()
         condition, deleted = self._meta.expression(where), 0
-        for rows in self._milvus.pages(self._rooms.collection(), ["id"], size=_DELETED_AT_ONCE, where=condition):
+        for rows in self._milvus.pages(self._spaces.collection(), ["id"], size=_DELETED_AT_ONCE, where=condition):
             with self._writing:
                 self._delete([row["id"] for row in rows])
             deleted += len(rows)
@@ -279,8 +279,8 @@ class MilvusImageIndex:
                 change = searchable(metadata) | {"updated": now()}
                 self._meta.note_fields(fields_of(json.loads(metadata)))
                 for model in reversed(self.wanted):
-                    whole = self._milvus.rows(self._rooms.collection(model), [row["id"]], WHOLE)
-                    self._milvus.write(self._rooms.collection(model), [dict(each) | change for each in whole.values()])
+                    whole = self._milvus.rows(self._spaces.collection(model), [row["id"]], WHOLE)
+                    self._milvus.write(self._spaces.collection(model), [dict(each) | change for each in whole.values()])
                 row |= change
         return record_of(row)
 
@@ -300,7 +300,7 @@ class MilvusImageIndex:
 
         As of LocalImageIndex.search. Raises IndexLimitError for a `k` above 2,000.
         """
-        model = self._rooms.model(fingerprint)
+        model = self._spaces.model(fingerprint)
         queries = encode_vectors(vectors)
         if exclude is not None:
             self._row(exclude, ["id"])
@@ -311,7 +311,7 @@ class MilvusImageIndex:
 
         Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError.
         """
-        model = self._rooms.searched
+        model = self._spaces.searched
         query = vector_of(self._row(key, ["id", "vector"], model))
         return self._nearest(model, query[np.newaxis], k, exclude=key, where=where, mode=mode)[0]
 
@@ -332,7 +332,7 @@ class MilvusImageIndex:
         self.mode(mode, fingerprint=model.fingerprint)
         parts = [self._meta.expression(where)] + ([] if exclude is None else [f'id != "{id_of(check_key(exclude))}"'])
         condition = " and ".join(part for part in parts if part)
-        collection = self._rooms.collection(model)
+        collection = self._spaces.collection(model)
         kind = self._milvus.index_type(collection)
         return nearest(self._milvus, collection, queries, k, where=condition, index_type=kind)
 
@@ -342,8 +342,8 @@ class MilvusImageIndex:
         `exact` while the collection's index is FLAT, whatever is asked; else `fast`, and `exact` is not to be had.
         Raises ModeUnavailableError, IndexModelError.
         """
-        model = self._rooms.model(fingerprint)
-        kind = self._milvus.index_type(self._rooms.collection(model))
+        model = self._spaces.model(fingerprint)
+        kind = self._milvus.index_type(self._spaces.collection(model))
         if asked == "codes":
             raise ModeUnavailableError("codes", model.model, reason="An index on Milvus has no binary codes")
         if asked == "exact" and kind != "FLAT":
@@ -366,7 +366,7 @@ class MilvusImageIndex:
         so far are returned. Raises FilterError, IndexLimitError for more than 100,000 images.
         """
         condition = self._meta.expression(where)
-        return near_pairs_of(self._milvus, self._rooms.collection(), condition, threshold, limit, stopped=stopped)
+        return near_pairs_of(self._milvus, self._spaces.collection(), condition, threshold, limit, stopped=stopped)
 
     # --- the whole ----------------------------------------------------------------------------------------------------
 
@@ -381,20 +381,20 @@ class MilvusImageIndex:
 
     def stats(self) -> IndexStats:
         """Return counts; the sizes are Milvus's own to know, and 0 here."""
-        model = self._rooms.searched
-        return stats_of(model, self._milvus.count(self._rooms.collection(model)), self.mode())
+        model = self._spaces.searched
+        return stats_of(model, self._milvus.count(self._spaces.collection(model)), self.mode())
 
     def _row(self, key: str, fields: Sequence[str], model: VectorModel | None = None) -> Row:
         """Return an image's row. Raises InvalidKeyError, KeyNotFoundError."""
         row_id = id_of(check_key(key))
-        row = self._milvus.rows(self._rooms.collection(model), [row_id], fields).get(row_id)
+        row = self._milvus.rows(self._spaces.collection(model), [row_id], fields).get(row_id)
         if row is None:
             raise KeyNotFoundError(key)
         return row
 
     def _delete(self, ids: Sequence[str]) -> None:
         for model in reversed(self.wanted):
-            self._milvus.delete(self._rooms.collection(model), ids)
+            self._milvus.delete(self._spaces.collection(model), ids)
 
     def _check_writable(self) -> None:
         if self._read_only:

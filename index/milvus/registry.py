@@ -80,8 +80,8 @@ class Meta:
             if collection in present:
                 here = model.fingerprint == active
                 vectors = self._milvus.count(collection)
-                lacking = max(0, (found[0].vectors if found else vectors) - vectors)
-                found.append(Space(len(found) + 1, model.fingerprint, model.model, here, vectors, lacking, not here))
+                missing = max(0, (found[0].vectors if found else vectors) - vectors)
+                found.append(Space(len(found) + 1, model.fingerprint, model.model, here, vectors, missing, not here))
         return found
 
     def note_fields(self, fields: Iterable[tuple[str, FieldType]]) -> None:

@@ -28,7 +28,7 @@ class Rooms:
         self._searched: VectorModel | None = None
         self._target: VectorModel | None = None
 
-    def enter(self, wanted: VectorModel, *, switch: bool, follow: bool) -> None:
+    def open(self, wanted: VectorModel, *, switch: bool, follow: bool) -> None:
         """Search this model's vectors if the index is of it or empty, or `switch`; or with `follow` go over to them.
 
         Raises IndexModelError where neither can be, IndexUnavailableError when there is no index to read.
@@ -44,13 +44,13 @@ class Rooms:
                 if active.model != wanted.model and not self._read_only:
                     self.meta.note_model(wanted)  # the newest name of it is shown
                 return
-        lacking = 0 if active is None else self._milvus.count(self.collection(active))
-        if active is not None and lacking and follow and not switch and not self._read_only:
+        missing = 0 if active is None else self._milvus.count(self.collection(active))
+        if active is not None and missing and follow and not switch and not self._read_only:
             self._searched = active
-            self.follow(wanted)
+            self.start_migration(wanted)
             return
-        if self._read_only or (active is not None and lacking and not switch):
-            raise IndexModelError(self._milvus.place, active.model if active else "none", wanted.model, lacking)
+        if self._read_only or (active is not None and missing and not switch):
+            raise IndexModelError(self._milvus.place, active.model if active else "none", wanted.model, missing)
         self._milvus.open(self.collection(wanted), image_schema)
         self.meta.activate(wanted)
         self._searched = wanted
@@ -73,7 +73,7 @@ class Rooms:
         with self._moving:
             return [self.searched] if self._target is None else [self.searched, self._target]
 
-    def follow(self, model: VectorModel) -> bool:
+    def start_migration(self, model: VectorModel) -> bool:
         """Go over to this model: at once (True) when all its vectors are made, else at an `advance`."""
         with self._moving:
             self._target = None

@@ -20,12 +20,12 @@ _KEEPS = "keeps"  # on a row whose picture is in Milvus, and stays
 class Change:
     """The rows that adds make, in order. outcomes: of each add; rows: by id, still without their vectors.
 
-    before: those in Milvus, by id, with the fields STATE. lacking: the ids of those that lack a vector somewhere.
+    before: those in Milvus, by id, with the fields STATE. missing_vectors: the ids of those that lack a vector somewhere.
     """
 
     def __init__(self, before: dict[str, Row]) -> None:
         self.before = before
-        self.lacking: set[str] = set()
+        self.missing_vectors: set[str] = set()
         self.outcomes: list[AddOutcome] = []
         self.rows: dict[str, Row] = {}
         self._numbers: dict[str, int] = {}
@@ -38,7 +38,13 @@ class Change:
         if metadata is None:
             metadata = "{}" if before is None else str(before["metadata"])
         fresh = picture["has_picture"] and before is not None and not before["has_picture"]
-        if before is not None and same and metadata == before["metadata"] and not fresh and row_id not in self.lacking:
+        if (
+            before is not None
+            and same
+            and metadata == before["metadata"]
+            and not fresh
+            and row_id not in self.missing_vectors
+        ):
             self.outcomes.append(AddOutcome.UNCHANGED)
             return
         moment = now()
@@ -57,7 +63,7 @@ class Change:
             row |= {"has_picture": True, "picture": before.get("picture", [])}
             row[_KEEPS] = before.get(_KEEPS, "picture" not in before)
         self.outcomes.append(AddOutcome.ADDED if before is None else AddOutcome.REPLACED)
-        self.lacking.discard(row_id)
+        self.missing_vectors.discard(row_id)
         self.before[row_id] = self.rows[row_id] = row
         self._numbers[row_id] = number
 

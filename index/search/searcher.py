@@ -163,15 +163,15 @@ class Searcher:
         """
         made: dict[int, tuple[Segment, CodeBlock]] = {}
         while True:
-            lacking = 0
+            missing = 0
             for segment in self._segments:
                 block = made.setdefault(id(segment), (segment, CodeBlock(code, segment.capacity)))[1]
-                lacking += segment.count - block.count
-                while lacking > _BATCH and block.count < segment.count:
+                missing += segment.count - block.count
+                while missing > _BATCH and block.count < segment.count:
                     if stop is not None and stop.is_set():
                         return
                     block.append(segment.rows[block.count : min(segment.count, block.count + _BATCH)])
-            if lacking <= _BATCH:
+            if missing <= _BATCH:
                 break
         with self._change:
             for segment in self._segments:

@@ -162,7 +162,7 @@ class SpaceInfo(BaseModel):
     model: str
     fingerprint: str
     vectors: int
-    lacking: int = Field(description="Images without a vector among them.")
+    missing_vectors: int = Field(description="Images without a vector among them.")
     searched: bool
     kept: bool
 
@@ -189,7 +189,9 @@ class IndexInfo(BaseModel):
     mode: str
     model: str
     fingerprint: str
-    lacking: int = Field(description="Images that search does not find, because they have no vector of this model.")
+    missing_vectors: int = Field(
+        description="Images that search does not find, because they have no vector of this model."
+    )
     spaces: list[SpaceInfo]
     following: FollowInfo | None = Field(description="The last going over to another model; null when none was needed.")
 
@@ -204,13 +206,13 @@ class IndexInfo(BaseModel):
             mode=stats.mode,
             model=stats.model,
             fingerprint=stats.fingerprint,
-            lacking=next((space.lacking for space in spaces if space.active), 0),
+            missing_vectors=next((space.missing_vectors for space in spaces if space.active), 0),
             spaces=[
                 SpaceInfo(
                     model=space.model,
                     fingerprint=space.fingerprint,
                     vectors=space.vectors,
-                    lacking=space.lacking,
+                    missing_vectors=space.missing_vectors,
                     searched=space.active,
                     kept=space.kept,
                 )

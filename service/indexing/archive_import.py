@@ -61,7 +61,7 @@ def archive_limits(state: State) -> ArchiveLimits:
 async def receive_archive(request: Request, state: State, jobs: Jobs) -> JobInfo:
     """Store the body, look at all of its entries, and accept it as a job.
 
-    Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError (of one second's silence after another), ArchiveError,
+    Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError (of one second's silence after another), ImageArchiveError,
     QueueFullError, IndexFullError, IndexReadOnlyError, ClientGoneError; nothing is left of it then.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -74,7 +74,7 @@ async def receive_archive(request: Request, state: State, jobs: Jobs) -> JobInfo
     jobs.check_room()
     folder = await asyncio.to_thread(jobs.new_folder)
     try:
-        await _store(request, folder / ARCHIVE, limit, state.settings.upload_s)
+        await _store(request, folder / ARCHIVE, limit, state.settings.upload_timeout_s)
         total = await state.in_index(count_images, folder / ARCHIVE, archive_limits(state))
         return await asyncio.to_thread(jobs.accept, folder, total)
     except BaseException:

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalog.spaces import Finish
-from index.local.space import Room
+from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.records import Unembedded
 from model_store.errors import Fc7Error, ImageError
 from model_store.image import inspect_and_prepare, views
-from service.inference.model_pool import LoadedModels
+from service.inference.model_pool import ModelPool
 
 QUIET_S: Final = 2.0  # without a request for so long, the service is taken to be idle
 _COMMIT: Final = 16  # images; fewer cost a sync of the disk each
@@ -62,9 +62,7 @@ class Progress:
 class Follower:
     """The thread that follows. `start` and `stop` as often as wanted, by one thread at a time."""
 
-    def __init__(
-        self, spaces: Spaces, models: LoadedModels, share: float, log: Any, on_done: Callable[[], None]
-    ) -> None:
+    def __init__(self, spaces: Spaces, models: ModelPool, share: float, log: Any, on_done: Callable[[], None]) -> None:
         """share: of the time, at most, while requests come. on_done: search has gone over; called in the thread."""
         self._spaces, self._models, self._share, self._log, self._on_done = spaces, models, share, log, on_done
         self._stopping = threading.Event()
@@ -81,11 +79,11 @@ class Follower:
     def start(self, model: str) -> None:
         """Give images their vectors of the loaded version `model`: where search is to go, or where it is already."""
         room = self._spaces.target or self._spaces.active
-        lacking = next((space.lacking for space in self._spaces.describe() if space.id == room.space.id), 0)
-        if not lacking and room is self._spaces.active:
+        missing = next((space.missing_vectors for space in self._spaces.describe() if space.id == room.space.id), 0)
+        if not missing and room is self._spaces.active:
             self._progress = None
         else:
-            self._progress = Progress(model, total=lacking)
+            self._progress = Progress(model, total=missing)
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, args=(room, model), name="fc7-follow", daemon=True)
         self._thread.start()
@@ -103,7 +101,7 @@ class Follower:
         """Look again, if it is stuck: images were added."""
         self._nudged.set()
 
-    def _run(self, room: Room, model: str) -> None:
+    def _run(self, room: SearchSpace, model: str) -> None:
         while not self._stopping.is_set():
             self._nudged.clear()
             try:
@@ -113,7 +111,7 @@ class Follower:
                         return
                     self._report(state=FollowState.DONE if outcome is Finish.DONE else FollowState.STUCK)
                 if self._progress is None or self._progress.state is FollowState.DONE:
-                    self._spaces.tidy()
+                    self._spaces.drop_unused()
                     return
                 self._nudged.wait()
             except Fc7Error as error:
@@ -121,16 +119,16 @@ class Follower:
                 self._report(state=FollowState.WAITING, detail=str(error))
                 self._nudged.wait(_RETRY_S)
 
-    def _fill(self, room: Room, model: str) -> Finish | None:
+    def _fill(self, room: SearchSpace, model: str) -> Finish | None:
         """Make what is missing, then go over; None when it was stopped."""
         done = self._progress.done if self._progress else 0
         self._report(state=FollowState.RUNNING, detail="")
         while True:
             skipped: dict[int, tuple[str, str]] = {}
             after = 0
-            while page := self._spaces.lacking(room, after, _COMMIT):
+            while page := self._spaces.missing_vectors(room, after, _COMMIT):
                 images, vectors = self._embed(model, page, skipped)
-                given = self._spaces.give(room, images, vectors) if images else 0
+                given = self._spaces.add_vectors(room, images, vectors) if images else 0
                 done += given
                 self._report(done=done, skipped=len(skipped), skipped_keys=dict(islice(skipped.values(), _NAMED)))
                 if self._stopping.is_set():

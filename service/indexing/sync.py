@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from service.state import State
 
 
-class IndexKeeper:
+class IndexSync:
     """Keeps the index with the model: which loaded version search uses, and the following of a new one."""
 
     def __init__(self, state: State) -> None:
@@ -61,7 +61,7 @@ class IndexKeeper:
                     "embedded it."
                 )
                 state.log.warning("index without its model", detail=self.note)
-                spaces.go_at_once()
+                spaces.switch_now()
             else:
                 state.models.activate(artifact.id, needed=old.id)
         self.follower.start(artifact.id)
@@ -77,7 +77,7 @@ class IndexKeeper:
         follower.stop()
         self.note = ""
         try:
-            gone_over = spaces.follow(artifact.fingerprint, artifact.embedder)
+            gone_over = spaces.start_migration(artifact.fingerprint, artifact.embedder)
         except ImageIndexError as error:
             self.note = f"the index does not follow {artifact.id} yet: {error} Activate it again to try again."
             state.log.error("index does not follow", detail=self.note, exc_info=error)
@@ -112,7 +112,7 @@ class IndexKeeper:
         mover.stop()
         self.note = ""
         try:
-            gone_over = index.follow(VectorModel(artifact.fingerprint, artifact.embedder))
+            gone_over = index.start_migration(VectorModel(artifact.fingerprint, artifact.embedder))
         except ImageIndexError as error:
             self.note = f"the index does not follow {artifact.id}: {error} Start the service again to try again."
             self._state.log.error("index does not follow", detail=self.note, exc_info=error)

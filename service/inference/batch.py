@@ -1,4 +1,4 @@
-"""What a run of the model takes and gives, image by image: `Item`s in, their views as rows, `Row`s out.
+"""What a run of the model takes and gives, image by image: `QueuedImage`s in, their views as rows, `Row`s out.
 
 Promises: rows are those of each image alone: views are averaged image by image. Does not: queue, choose what runs.
 """
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 @dataclass(slots=True)
-class Item:
+class QueuedImage:
     """One prepared image, uint8 [256,256,3], with 1 or 10 views; `since` (monotonic) it waits for its row."""
 
     pixels: NDArray[np.uint8]
@@ -45,7 +45,7 @@ class Item:
     future: Future[Row] = field(default_factory=Future)
 
 
-def run_items(run: Run, items: Sequence[Item]) -> list[Row]:
+def run_items(run: Run, items: Sequence[QueuedImage]) -> list[Row]:
     """Return the rows of these images, from one run. Raises what `run` raises."""
     started = time.monotonic()
     outputs = run(np.concatenate([views(item.pixels, item.views) for item in items]))

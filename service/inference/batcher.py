@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from model_store.image import CROP
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
-from service.inference.batch import Item, Row, Run, run_items
+from service.inference.batch import QueuedImage, Row, Run, run_items
 
 _LONGEST_RETRY_S = 60
 _SAFE_SHARE = 0.8  # of the deadline, for waiting: the rate varies, and decoding and answering take time too
@@ -61,7 +61,7 @@ class Ticket:
         self._batcher = batcher
         self.images = images
         self.coming = images  # not submitted yet
-        self.waiting: deque[Item] = deque()
+        self.waiting: deque[QueuedImage] = deque()
         self.left = False
 
     def decoding(self) -> AbstractContextManager[None]:
@@ -74,7 +74,7 @@ class Ticket:
         It is cancelled where the places were given back before. Raises RunnerDeadError or DrainingError when no run
         will come any more.
         """
-        return self._batcher._put(self, Item(pixels, count))
+        return self._batcher._put(self, QueuedImage(pixels, count))
 
     def __enter__(self) -> Self:
         return self
@@ -190,7 +190,7 @@ class Batcher:
         """Seconds until about half of what is admitted is answered, at the measured pace; at least 1."""
         return int(min(max(np.ceil(self._admitted / 2 * self._pace), 1), _LONGEST_RETRY_S))
 
-    def _put(self, ticket: Ticket, item: Item) -> Future[Row]:
+    def _put(self, ticket: Ticket, item: QueuedImage) -> Future[Row]:
         with self._lock:
             self._refuse_if_over()
             if ticket.left:
@@ -258,7 +258,7 @@ class Batcher:
             if not alive:
                 return
 
-    def _next_batch(self) -> tuple[list[Item], Run, int] | None:
+    def _next_batch(self) -> tuple[list[QueuedImage], Run, int] | None:
         """Return the next run's images, what runs them and on how many cores; None when there will be no more."""
         with self._lock:
             while not (self._run_is_due() and self._has_core()):
@@ -289,12 +289,12 @@ class Batcher:
             most = max(most, self._ran)
         return max(0.0, oldest + most - time.monotonic())
 
-    def _take(self) -> tuple[list[Item], Run, int]:
+    def _take(self) -> tuple[list[QueuedImage], Run, int]:
         """Take images in turn, one of each request, while they fit; at least one."""
         waiting = sum(len(ticket.waiting) for ticket in self._turns)
         alone = not self._running and (self._streams == 1 or (waiting == 1 and not self._coming))
         share = self._share()
-        batch: list[Item] = []
+        batch: list[QueuedImage] = []
         rows = 0
         while self._turns:
             ticket = self._turns[0]
@@ -324,7 +324,7 @@ class Batcher:
         rounds = -(-self._admitted // (self._streams * self._limits.max_batch)) or 1
         return -(-self._admitted // (self._streams * rounds))
 
-    def _answer(self, batch: list[Item], run: Run) -> bool:
+    def _answer(self, batch: list[QueuedImage], run: Run) -> bool:
         """Run a batch and answer its futures; return False when the model is dead."""
         try:
             rows = self._rows(batch, run)
@@ -340,9 +340,9 @@ class Batcher:
             item.future.set_result(row)
         return True
 
-    def _answer_one_by_one(self, batch: list[Item], run: Run) -> bool:
+    def _answer_one_by_one(self, batch: list[QueuedImage], run: Run) -> bool:
         alive = False
-        failed: list[tuple[Item, Exception]] = []
+        failed: list[tuple[QueuedImage, Exception]] = []
         for item in batch:
             try:
                 [row] = self._rows([item], run)
@@ -361,12 +361,12 @@ class Batcher:
             item.future.set_exception(failure)
         return True
 
-    def _rows(self, items: list[Item], run: Run) -> list[Row]:
+    def _rows(self, items: list[QueuedImage], run: Run) -> list[Row]:
         rows = run_items(run, items)
         self._on_run(sum(item.views for item in items), rows[0].ran)
         return rows
 
-    def _die(self, cause: Exception, batch: list[Item]) -> None:
+    def _die(self, cause: Exception, batch: list[QueuedImage]) -> None:
         death = RunnerDeadError(str(cause) or type(cause).__name__)
         death.__cause__ = cause
         with self._lock:

@@ -38,14 +38,14 @@ class Serving:
 
 
 @dataclass(slots=True)
-class _Place:
+class _Slot:
     serving: Serving
     users: int = 0
     used: float = field(default_factory=time.monotonic)
     retired: bool = False
 
 
-class LoadedModels:
+class ModelPool:
     """The versions in memory, by reference ("solar:1"); one of them is the active one. All methods are thread-safe."""
 
     def __init__(self, load: Callable[[Artifact], Serving], limit: int) -> None:
@@ -54,7 +54,7 @@ class LoadedModels:
         self._limit = limit
         self._loading = threading.Lock()  # one at a time: each takes most of the cores, and much memory for a moment
         self._changed = threading.Condition()
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _Slot] = {}
         self._active: str | None = None
         self._needed: str | None = None
         self._requests = 0
@@ -138,7 +138,7 @@ class LoadedModels:
                     self._make_room(self._limit - 1)
             serving = self._load(artifact)
             with self._changed:
-                self._places[artifact.id] = _Place(serving)
+                self._places[artifact.id] = _Slot(serving)
 
     def activate(self, model: str, *, needed: str | None = None) -> None:
         """Answer with a loaded version from the next request on, and retire the one before it.

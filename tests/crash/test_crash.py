@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.crash.hammer import Hammer
+from tests.crash.kill_rounds import KillRounds
 
 
 def test_a_killed_server_has_all_that_it_acknowledged_and_nothing_half(tmp_path: Path) -> None:
-    hammer = Hammer(tmp_path / "home", seed=7)
-    hammer.run(rounds=3)
-    assert hammer.acknowledged > 0
+    rounds = KillRounds(tmp_path / "home", seed=7)
+    rounds.run(rounds=3)
+    assert rounds.acknowledged > 0

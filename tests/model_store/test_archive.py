@@ -12,7 +12,7 @@ import pytest
 
 from model_store.archive import export_version, import_version
 from model_store.artifact import Artifact
-from model_store.errors import ArchiveError, ArtifactCorruptError, ArtifactFormatError
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelArchiveError
 from model_store.store import ModelStore
 from tests.support.tiny_model import publish_tiny_model
 
@@ -72,9 +72,9 @@ def test_a_version_comes_back_byte_for_byte_under_the_next_number(
 def test_nothing_is_replaced_and_a_damaged_version_is_not_exported(
     tmp_path: Path, artifact: Artifact, archive: Path
 ) -> None:
-    with pytest.raises(ArchiveError, match="exists already"):
+    with pytest.raises(ModelArchiveError, match="exists already"):
         export_version(artifact, archive)
-    with pytest.raises(ArchiveError, match="nowhere"):
+    with pytest.raises(ModelArchiveError, match="nowhere"):
         export_version(artifact, tmp_path / "nowhere" / "a.tar")
     with artifact.weights_path.open("r+b") as file:
         file.write(b"edited")
@@ -107,7 +107,7 @@ def test_a_changed_archive_is_refused_and_leaves_nothing(
 ) -> None:
     rewrite(archive, change)
     store = ModelStore(tmp_path / "there")
-    with pytest.raises(ArchiveError, match=words) as refused:
+    with pytest.raises(ModelArchiveError, match=words) as refused:
         import_version(store, archive)
     assert str(archive) in str(refused.value)
     assert store.list() == []
@@ -119,7 +119,7 @@ def test_a_changed_archive_is_refused_and_leaves_nothing(
 def test_a_cut_archive_is_refused(tmp_path: Path, archive: Path, kept: int) -> None:
     data = archive.read_bytes()
     archive.write_bytes(data[: kept if kept >= 0 else len(data) // 2])
-    with pytest.raises(ArchiveError):
+    with pytest.raises(ModelArchiveError):
         import_version(ModelStore(tmp_path / "there"), archive)
     assert ModelStore(tmp_path / "there").list() == []
 
@@ -129,7 +129,7 @@ def test_what_is_no_archive_and_a_newer_manifest_are_refused(tmp_path: Path, arc
     for path in (tmp_path / "nothing.tar", tmp_path / "text.tar", tmp_path):
         if path.name == "text.tar":
             path.write_text("no archive")
-        with pytest.raises(ArchiveError, match=path.name):
+        with pytest.raises(ModelArchiveError, match=path.name):
             import_version(store, path)
 
     def newer(members: Members) -> Members:

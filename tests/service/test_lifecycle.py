@@ -182,7 +182,7 @@ def test_a_client_that_leaves_is_dropped_from_the_queue(home: Path) -> None:
 
 def test_a_slow_body_is_408(home: Path) -> None:
     with (
-        thread_server(home, upload_s=0.3) as server,
+        thread_server(home, upload_timeout_s=0.3) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
     ):
         connection.sendall(
@@ -230,7 +230,7 @@ def test_sigterm_answers_what_was_begun_refuses_the_rest_and_ends_with_0(home: P
 
 
 def test_sigterm_does_not_wait_longer_than_it_was_told(home: Path) -> None:
-    with process_server(home, FC7_DRAIN_S="0.5") as server, half_sent(server, pictures.jpeg()):
+    with process_server(home, FC7_SHUTDOWN_TIMEOUT_S="0.5") as server, half_sent(server, pictures.jpeg()):
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(15) == 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from index.bulk.ray.cluster import Cluster, Seats
+from index.bulk.ray.cluster import Cluster, Placement
 from index.bulk.ray.worker import EMBEDDED, FAILED, UNCHANGED, Embedder, WorkerPlan, code_identity
 from index.bulk.report import BuildReport, interruptible
 from index.bulk.sources import Source
@@ -45,7 +45,7 @@ _MOST_BROKEN_BLOCKS = 64
 
 
 @dataclass(slots=True)
-class Tally:
+class WorkerStats:
     """What one worker did: files, and the seconds that it was at them."""
 
     images: int = 0
@@ -59,7 +59,7 @@ class ClusterReport(BuildReport):
     total: 0 until all are counted.
     """
 
-    workers: dict[str, Tally] = field(default_factory=dict)
+    workers: dict[str, WorkerStats] = field(default_factory=dict)
 
 
 class _Actor:
@@ -85,7 +85,7 @@ class ClusterBuild:
         artifact: Artifact,
         *,
         options: RunnerOptions,
-        seats: Seats,
+        placement: Placement,
         batch_size: int = 32,
         key_prefix: str = "",
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -99,7 +99,7 @@ class ClusterBuild:
         """
         self._cluster, self._source, self._index = cluster, source, index
         self._seats, self._block, self._prefix, self._patience = (
-            seats,
+            placement,
             BATCHES_A_BLOCK * batch_size,
             key_prefix,
             patience_s,
@@ -110,7 +110,7 @@ class ClusterBuild:
             code=code_identity(),
             options=options,
             batch_size=batch_size,
-            threads=seats.threads,
+            threads=placement.threads,
             max_pixels=max_pixels,
             keep_pictures=keep_pictures,
         )
@@ -234,9 +234,9 @@ class ClusterBuild:
         for row in rows:
             if row["status"] == FAILED:
                 raise ClusterError(self._cluster.address, f"its worker {row['worker']} cannot embed: {row['reason']}")
-            tally = report.workers.setdefault(row["worker"], Tally())
-            tally.images += 1
-            tally.seconds += row["seconds"]
+            stats = report.workers.setdefault(row["worker"], WorkerStats())
+            stats.images += 1
+            stats.seconds += row["seconds"]
             if row["status"] == UNCHANGED:
                 report.unchanged += 1
             elif row["status"] != EMBEDDED:

@@ -48,7 +48,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Seats:
+class Placement:
     """How actors are laid out: so many now, on `gpus` and `threads` CPUs each."""
 
     actors: int
@@ -86,17 +86,19 @@ class Cluster:
             raise ClusterError(self.address, f"a node cannot run a task: {_first_line(error)}") from error
         judge(self.address, self.nodes, answers)
 
-    def seats(self, actors: int | None, threads: int | None, device: str) -> Seats:
+    def place_actors(self, actors: int | None, threads: int | None, device: str) -> Placement:
         """Return how many actors there is room for, all by default. Raises ClusterError when there is none.
 
         threads: CPUs of each; by default one, or where actors have a GPU each its share of the node's. device: as in
         RunnerOptions; "auto" takes GPUs where the cluster has some.
         """
-        return seats(self.address, self.nodes, actors, threads, device)
+        return place_actors(self.address, self.nodes, actors, threads, device)
 
 
-def seats(address: str, nodes: Sequence[Node], actors: int | None, threads: int | None, device: str) -> Seats:
-    """Do as `Cluster.seats` for these nodes."""
+def place_actors(
+    address: str, nodes: Sequence[Node], actors: int | None, threads: int | None, device: str
+) -> Placement:
+    """Do as `Cluster.placement` for these nodes."""
     gpus = 0 if device == "cpu" or (device == "auto" and not any(node.gpus for node in nodes)) else 1
     able = [node for node in nodes if node.gpus >= gpus]
     if threads is None:
@@ -109,7 +111,7 @@ def seats(address: str, nodes: Sequence[Node], actors: int | None, threads: int 
             f"no node has {threads} CPUs{' and a GPU' * gpus} for an actor (nodes: {have}). "
             "FC7_THREADS says how many CPUs an actor takes, FC7_DEVICE whether it takes a GPU",
         )
-    return Seats(min(actors or room, room), threads, gpus)
+    return Placement(min(actors or room, room), threads, gpus)
 
 
 def judge(address: str, nodes: Sequence[Node], answers: Sequence[tuple[str, str]]) -> None:
@@ -151,7 +153,7 @@ def join(address: str, *, object_store_bytes: int) -> Iterator[Cluster]:
                     "_temp_dir": folder,
                 }
             else:
-                _knock(address)
+                _check_reachable(address)
                 options = {"address": address}
             try:
                 _connect(ray, address, options)
@@ -190,7 +192,7 @@ def _import() -> Any:
     return ray
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise ClusterError, within seconds, unless somebody listens at HOST:PORT."""
     if address == "auto":
         return

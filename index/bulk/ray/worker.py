@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bulk.pipeline import ahead, batches, embed
+from index.bulk.pipeline import batches, embed, prefetch
 from index.bulk.sources import open_source
 from index.errors import ClusterError
 from index.records import encode_vectors
@@ -124,7 +124,7 @@ class Embedder:
         if self.failure:
             return _table([_Row(name, FAILED, self.failure) for name in names], self.worker, 0.0)
         try:
-            with ahead(self._read, zip(names, known, strict=True), self._plan.threads, 2 * size) as results:
+            with prefetch(self._read, zip(names, known, strict=True), self._plan.threads, 2 * size) as results:
                 for batch in batches(results, size):
                     done = [result.result() for _, result in batch]
                     self._run([row for row in done if row.pixels is not None])

@@ -194,7 +194,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
 async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
     """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}: null removes a name."""
     index = state.index()
-    patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_s)
+    patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_timeout_s)
     for name in patch.keys() - {"metadata"}:
         raise MetadataError(f'is all that can be changed, not {name!r}: send {{"metadata": {{...}}}}')
     changes = patch.get("metadata", {})
@@ -305,8 +305,8 @@ async def _add(
                     raise  # else the index went over to another model meanwhile
         for i, outcome in zip(new, done, strict=True):
             outcomes[i] = outcome
-        if state.keeper.follower is not None:
-            state.keeper.follower.nudge()
+        if state.index_sync.follower is not None:
+            state.index_sync.follower.nudge()
     records = await state.in_index(lambda: [index.get(name) for name in names])
     return [
         AddResult(outcome=outcome, image=ImageInfo.of(record))

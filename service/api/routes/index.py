@@ -30,7 +30,7 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 )
 async def index_stats(state: StateDep) -> IndexInfo:
     """Count images and bytes, name the model that made the vectors, and tell how far the index follows another."""
-    index, follower = state.index(), state.keeper.follower
+    index, follower = state.index(), state.index_sync.follower
     return await state.in_index(
         lambda: IndexInfo.of(index.stats(), index.describe(), follower.progress if follower else None)
     )

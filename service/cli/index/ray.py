@@ -59,7 +59,7 @@ def build_on_ray(
         ) as index,
         join(address, object_store_bytes=room) as cluster,
     ):
-        seats = cluster.seats(actors, settings.threads, settings.device)
+        placement = cluster.place_actors(actors, settings.threads, settings.device)
         cluster.check(files.place)
         build = ClusterBuild(
             cluster,
@@ -67,7 +67,7 @@ def build_on_ray(
             index,
             artifact,
             options=runner_options(settings, batches=True),
-            seats=seats,
+            placement=placement,
             batch_size=options.batch_size,
             key_prefix=options.key_prefix,
             max_pixels=settings.max_pixels,
@@ -94,11 +94,11 @@ def print_json(report: BuildReport, seconds: float) -> None:
     if isinstance(report, ClusterReport):
         values["workers"] = {
             name: {
-                "images": tally.images,
-                "seconds": round(tally.seconds, 3),
-                "images_per_second": round(tally.images / tally.seconds, 2) if tally.seconds else None,
+                "images": stats.images,
+                "seconds": round(stats.seconds, 3),
+                "images_per_second": round(stats.images / stats.seconds, 2) if stats.seconds else None,
             }
-            for name, tally in sorted(report.workers.items())
+            for name, stats in sorted(report.workers.items())
         }
     json.dump(values, sys.stdout)
     sys.stdout.write("\n")

@@ -1,0 +1,116 @@
+"""Several processes train one net: against one process, against each other, and what is refused."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_store.errors import DeviceUnavailableError, RecipeError
+from model_store.training import device as machine
+from model_store.training.distributed.group import Group
+from model_store.training.loop import Resources, train
+from model_store.training.recipe import Recipe
+from model_store.training.runs import run as runs
+from model_store.training.runs.run import find_run, read_info, read_metrics, read_tensors
+from model_store.training.train import main
+from tests.support.class_folders import write_class_folders
+from tests.support.processes import run_together, start_together
+
+# 21 images in batches of 4: six steps an epoch, and the last one of a single image, of which one process has none.
+TRIAL = """\
+width = 0.015625
+input_scale = 0.015625
+dropout = "{dropout}"
+initialisation = "he"
+epochs = 3
+batch_size = 4
+learning_rate = 0.02
+schedule = "constant"
+colour_noise = 0.1
+precision = "float32"
+"""
+TIMED = ("kind", "seconds", "images_per_second", "wait_share")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("distributed")
+    (root / "paper.toml").write_text(TRIAL.format(dropout="paper"))
+    return write_class_folders(root / "data", train=7, val=3)
+
+
+def arguments(data: Path, home: Path, *more: str) -> list[str]:
+    return ["--data", str(data), "--recipe", str(data.parent / "paper.toml"), "--home", str(home), *more]
+
+
+def together(data: Path, home: Path, *more: str, code: int = 0) -> list[str]:
+    module = ["-m", "model_store.training.train"]
+    return run_together(2, [*module, *arguments(data, home, *more)], code)
+
+
+def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
+    return read_tensors(find_run(home, name) / runs.MODEL_FILE, runs.WEIGHTS_PREFIX)
+
+
+def check_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = float((found[name] - value).abs().max() / value.abs().max())
+        assert difference < 1e-5, (name, difference)
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a run of one process."""
+    home = tmp_path_factory.mktemp("alone")
+    assert main(arguments(data, home, "--name", "one")) == 0
+    return home
+
+
+def test_two_processes_give_one_processs_result_on_the_same_batches(data: Path, alone: Path, tmp_path: Path) -> None:
+    first, second = together(data, tmp_path, "--name", "two")
+    assert "finished" in first
+    assert second == ""  # the first process alone prints
+    one, two = weights(alone, "one"), weights(tmp_path, "two")
+    check_close(two, one)
+    for mine, theirs in zip(read_metrics(find_run(alone, "one")), read_metrics(find_run(tmp_path, "two")), strict=True):
+        assert {key: value for key, value in mine.items() if key not in TIMED} == pytest.approx(
+            {key: value for key, value in theirs.items() if key not in TIMED}, rel=1e-4
+        )
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert read_info(find_run(tmp_path, "two")).versions["processes"] == "2"
+
+
+def test_two_processes_stop_together_and_go_on_to_the_same_result(data: Path, alone: Path, tmp_path: Path) -> None:
+    parts = ("--name", "parts")
+    started = start_together(2, ["-m", "model_store.training.train", *arguments(data, tmp_path, *parts)])
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("runs/parts-*/" + runs.CHECKPOINT_FILE)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGINT)  # to the one that does not print: the other must hear of it
+    told = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [130, 130], told
+    assert not (find_run(tmp_path, "parts") / runs.MODEL_FILE).exists()
+    together(data, tmp_path, *parts, "--resume")
+    check_close(weights(tmp_path, "parts"), weights(alone, "one"))
+
+
+def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"batch_size=128 is not divided by 3 processes.*batch_size=126"):
+        train(data, Recipe(), home=tmp_path, name="odd", resources=Resources(group=Group(world=3)))
+    with pytest.raises(RecipeError, match=r"batch_size=2 is not divided by 3 processes.*batch_size=3"):
+        train(data, Recipe(batch_size=2), home=tmp_path, name="odd", resources=Resources(group=Group(world=3)))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert machine.training_device("cpu") == torch.device("cpu")
+    for name in ("cuda:99", "gpu", "cuda:x"):
+        with pytest.raises(DeviceUnavailableError, match=name):
+            machine.training_device(name)
+    assert main(arguments(data, tmp_path, "--name", "gpu", "--device", "cuda:99")) == 1
+    assert "cuda:99" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""Binary codes from training to search: the auto-encoder, its file, the mode, the commands and the judging."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from index.errors import ModeUnavailableError
+from index.filters import parse_where
+from index.local.index import LocalImageIndex
+from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
+from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
+from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
+from service.cli.main import app
+from tests.index.helpers import MODEL, image, open_index, vector
+from tests.index.local.test_code_builder import activations, images, until
+from tests.support import pictures
+from tests.support.tiny_model import publish_tiny_model
+
+FINGERPRINT = MODEL["fingerprint"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> NDArray[np.float16]:
+    return activations(600)
+
+
+@pytest.fixture(scope="module")
+def trained(rows: NDArray[np.float16]) -> TrainedCodes:
+    return train_codes(rows, CodeOptions(64, epochs=12, batch_size=64))
+
+
+def publish(home: Path, trained: TrainedCodes, rows: NDArray[np.float16]) -> Path:
+    content = export_codes(trained.net, rows)
+    manifest = CodesManifest(64, FINGERPRINT, sha256(content).hexdigest(), "2026-01-01", len(rows), trained.loss, {})
+    return CodeStore(home).publish(content, manifest)
+
+
+def test_training_leaves_less_of_the_variance_than_the_mean_does(
+    rows: NDArray[np.float16], trained: TrainedCodes
+) -> None:
+    steps: list[tuple[int, int, float]] = []
+    short = train_codes(rows, CodeOptions(64, epochs=1, batch_size=64), lambda *step: steps.append(step))
+    assert [step for step, _, _ in steps] == list(range(1, 10))
+    assert trained.loss < short.loss
+    assert trained.loss < 0.9
+    bits = trained.net.bits(rows.astype(np.float32))
+    assert bits.shape == (600, 64)
+    assert len(np.unique(bits, axis=0)) > 100, "codes tell rows apart"
+
+
+def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
+    one, other = (train_codes(rows[:128], CodeOptions(64, epochs=1, batch_size=64, seed=3)).net for _ in range(2))
+    assert np.array_equal(one.bits(rows[:50].astype(np.float32)), other.bits(rows[:50].astype(np.float32)))
+
+
+def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
+    floats = rows.astype(np.float32)
+    collection = Collection(floats, None, np.arange(0, 600, 5))
+    exact = collection.exact()
+    found = []
+    for options in (CodeOptions.of_plain_form(64, epochs=5), CodeOptions(64, epochs=5)):
+        net = train_codes(rows, replace(options, batch_size=100, learning_rate=2e-3)).net
+        found.append(judge("", 8, hamming(net.bits(floats), net.bits), collection, exact).recall_wide)
+        used = net.bits(floats).mean(axis=0)
+    assert found[1] > found[0] + 0.02
+    assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly the same for all rows"
+
+
+def test_vectors_that_are_not_finite_are_refused(rows: NDArray[np.float16]) -> None:
+    bad = rows[:64].astype(np.float32)
+    bad[3, 5] = np.nan
+    with pytest.raises(NonFiniteLossError):
+        train_codes(bad, CodeOptions(64, epochs=1, batch_size=64))
+
+
+def test_an_encoder_is_published_whole_and_answers_as_it_was_trained(
+    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
+) -> None:
+    store = CodeStore(tmp_path)
+    assert store.best(FINGERPRINT) is None
+    folder = publish(tmp_path, trained, rows)
+    assert sorted(path.name for path in folder.iterdir()) == ["codes.onnx", "manifest.json"]
+    publish(tmp_path, trained, rows)  # again, in place of the first
+    assert [path.name for path in folder.parent.iterdir()] == ["64"]
+    encoder = store.best(FINGERPRINT)
+    assert encoder is not None
+    assert (encoder.bits, encoder.width) == (64, 8)
+    wanted = trained.net.bits(rows.astype(np.float32))
+    assert np.mean(encoder.encode_bits(rows) == wanted) > 0.9999
+    assert np.array_equal(
+        np.unpackbits(encoder.encode(rows), axis=1, bitorder="little").astype(bool), encoder.encode_bits(rows)
+    )
+    with pytest.raises(ShapeError):
+        encoder.encode(rows[:, :100])
+
+
+def test_a_damaged_encoder_is_refused(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
+    folder = publish(tmp_path, trained, rows)
+    content = bytearray((folder / "codes.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "codes.onnx").write_bytes(content)
+    with pytest.raises(ArtifactCorruptError):
+        BinaryEncoder.open(folder)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(ArtifactFormatError, match="fc7 codes train"):
+        BinaryEncoder.open(folder)
+
+
+def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
+    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
+) -> None:
+    publish(tmp_path, trained, rows)
+    bits = trained.net.bits(rows.astype(np.float32))
+    with open_index(tmp_path) as index:
+        index.add_many(images(rows[:300]))
+        with pytest.raises(ModeUnavailableError, match="being made"):
+            index.mode("codes")
+
+        def ready() -> bool:
+            try:
+                return index.mode("codes") == "codes"
+            except ModeUnavailableError:
+                return False
+
+        until(ready)
+        assert index.mode() == "exact", "codes are used only where they are asked for"
+        index.add_many(images(rows[300:500], start=300))
+        index.delete("i00007")
+        query = rows[7:8].astype(np.float32)
+        distances = (bits[:500] != bits[7]).sum(axis=1)
+        found = index.search(query, 20, mode="codes")[0]
+        assert "i00007" not in [near.key for near in found]
+        assert [near.distance for near in found] == sorted(np.delete(distances, 7))[:20]
+        for near in found:
+            assert near.distance == distances[int(near.key[1:])]
+        odd = index.similar("i00301", 300, where=parse_where(["odd:1"]), mode="codes")
+        assert len(odd) == 248
+        assert index.search(query, 1, mode="exact")[0][0].distance > 0
+
+
+def test_codes_are_judged_by_neighbours_and_classes() -> None:
+    random = np.random.default_rng(0)
+    classes = np.repeat(np.arange(4), 100)
+    rows = (4 * random.standard_normal((4, 64))[classes] + random.standard_normal((400, 64))).astype(np.float32)
+    collection = Collection(rows, classes, np.arange(0, 400, 9))
+    exact = collection.exact()
+    truth = [np.argsort(((rows - rows[q]) ** 2).sum(axis=1))[1:11].tolist() for q in collection.queries]
+    assert [set(found) for found in exact.tolist()] == [set(found) for found in truth]
+    best = judge("exact", 256, exhaustive(rows), collection, exact)
+    assert (best.recall, best.recall_wide, best.bytes) == (1, 1, 256)
+    assert best.precision is not None
+    assert best.precision > 0.95
+    assert best.mean_average_precision is not None
+    blind = judge(
+        "blind",
+        8,
+        hamming(random.random((400, 64)) > 0.5, lambda x: random.random((len(x), 64)) > 0.5),
+        collection,
+        exact,
+    )
+    assert blind.recall < 0.2
+    assert blind.precision is not None
+    assert 0.1 < blind.precision < 0.4
+    assert blind.mean_average_precision is not None
+    assert 0.2 < blind.mean_average_precision < 0.35
+    unknown = judge("exact", 256, exhaustive(rows), replace(collection, classes=None), exact)
+    assert unknown.precision is None
+
+
+def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16]) -> None:
+    floats = rows.astype(np.float32)
+    collection = Collection(floats, None, np.arange(0, 600, 20))
+    exact = collection.exact()
+    codes = list(standard_codes(floats, 128))
+    judged = {code.name: judge(code.name, 16, code.search, collection, exact).recall for code in codes}
+    assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
+    assert min(judged.values()) > 3 * 10 / 600
+    assert judged["PCA+ITQ"] > judged["sign-LSH"]
+    # Centroids know distances, and bits of signs only sides.
+    assert min(judged["OPQ+PQ"], judged["OPQ+PQ fast-scan"]) > judged["PCA+ITQ"]
+    assert [code.name for code in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
+
+
+def test_the_commands_train_judge_and_draw(
+    rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    home, out, plot = tmp_path / "home", tmp_path / "codes.json", tmp_path / "codes.png"
+    model = publish_tiny_model(home)
+    new = [
+        replace(each, key=f"{n % 3}/{n}", picture=pictures.jpeg(n, 64, 64)) for n, each in enumerate(images(rows[:300]))
+    ]
+    with LocalImageIndex.open(home, fingerprint=model.fingerprint, model=model.id) as index:
+        index.add_many(new)
+
+    def fc7(*words: str) -> Result:
+        return CliRunner().invoke(app, ["codes", *words, "--home", str(home)])
+
+    assert fc7("train", "--bits", "64", "--epochs", "1", "--plain").exit_code == 0
+    options = ("--queries", "20", "--epochs", "1", "--plain", "--out", str(out), "--plot", str(plot))
+    done = fc7("evaluate", "--bits", "128", "--bits", "64", *options)
+    assert done.exit_code == 0, done.output
+    assert "fc7 codes train --bits 128" in done.output
+    assert "300 images, 20 of them queries, 3 classes" in done.output
+    sizes: dict[str, list[int]] = {}
+    for each in json.loads(out.read_text()):
+        assert 0 <= each["recall"] <= each["recall_wide"] <= 1
+        sizes.setdefault(each["name"], []).append(each["bytes"])
+    several = {name for name, found in sizes.items() if found == [8, 16]}
+    trained = {"auto-encoder, plain", "auto-encoder of pixels", "auto-encoder of pixels, plain"}
+    assert several == trained | {"sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan"}
+    once = {name: size for name, (size, *_) in sizes.items() if name not in several}
+    assert once == {"exact fc7": 8192, "raw pixels": 3072, "auto-encoder": 8, "RaBitQ": 16}
+    with Image.open(plot) as drawn:
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 400
+    assert plot.stat().st_size < 150_000
+    assert fc7("evaluate", "--bits", "32").exit_code == 2
+    refused = fc7("evaluate", "--plot", str(tmp_path / "none" / "codes.png"))
+    assert refused.exit_code == 2
+    assert "there is no folder" in refused.output
+
+
+def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
+    with open_index(tmp_path) as index:
+        index.add_many([image("a", 1), image("b", 2)])
+        found = index.vectors(["b", "a"])
+        assert np.array_equal(found["a"], vector(1).astype(np.float16))
+        assert list(found) == ["b", "a"]
+
+
+def test_a_manifest_is_json_that_says_what_was_trained(
+    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
+) -> None:
+    values = json.loads((publish(tmp_path, trained, rows) / "manifest.json").read_text())
+    assert values["bits"] == 64
+    assert values["vectors"] == 600
+    assert values["fingerprint"] == FINGERPRINT

@@ -1,0 +1,297 @@
+"""The index follows the model: search goes on in the old space until the new one is whole, whatever comes between."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index.local.index import LocalImageIndex, NewImage
+from model_store.artifact import Artifact
+from model_store.image import encode_jpeg, prepare, views
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Outputs, Runner
+from model_store.store import ModelStore
+from service.indexing import reembedder as following
+from tests.support import pictures
+from tests.support.server import ThreadServer, process_server, thread_server, wait_until
+from tests.support.tiny_model import publish_tiny_model
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+class HeldRunner(Runner):
+    """A real runner that lets the following thread make as many vectors as it is given leave for."""
+
+    leave = threading.Semaphore(0)
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        if threading.current_thread().name == "fc7-follow":
+            assert self.leave.acquire(timeout=30)
+        return super().run(pixels)
+
+
+@contextmanager
+def held_server(home: Path, **settings: Any) -> Iterator[ThreadServer]:
+    HeldRunner.leave = threading.Semaphore(0)
+    with thread_server(home, make_runner=HeldRunner, **settings) as server:
+        try:
+            yield server
+        finally:
+            HeldRunner.leave.release(1000)
+
+
+@pytest.fixture(autouse=True)
+def no_wait_for_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "QUIET_S", 0.0)
+
+
+def add(server: ThreadServer, key: str, seed: int) -> httpx.Response:
+    return server.client.put(f"/v1/images/{key}", content=pictures.jpeg(seed), headers=JPEG)
+
+
+def nearest(server: ThreadServer, seed: int, **query: str) -> tuple[int, list[tuple[str, float]]]:
+    """Return which version answered, and the keys and distances found."""
+    answer = server.client.post("/v1/search", params={"k": "50", **query}, content=pictures.jpeg(seed), headers=JPEG)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    return body["model"]["version"], [(each["key"], each["distance"]) for each in body["results"][0]["neighbours"]]
+
+
+def index_info(server: ThreadServer) -> dict[str, Any]:
+    info: dict[str, Any] = server.client.get("/v1/index").json()
+    return info
+
+
+def followed(server: ThreadServer, version: int) -> bool:
+    info = index_info(server)
+    return bool(info["model"] == f"tiny:{version}" and (info["following"] or {"state": "done"})["state"] == "done")
+
+
+def activate(server: ThreadServer, version: int) -> Any:
+    answer = server.client.post(f"/v1/models/tiny/{version}/activate")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with held_server(home) as server:
+        for number in range(6):
+            add(server, f"{number}", number)
+        before = nearest(server, 0)
+        assert activate(server, 2)["index"] == "following"
+        assert server.client.post("/v1/classify", content=pictures.jpeg()).json()["model"]["version"] == 2
+        assert nearest(server, 0) == before
+        assert before[0] == 1
+        assert sorted(server.state.models.ids()) == ["tiny:1", "tiny:2"]
+        assert add(server, "new", 10).status_code == 201
+        assert add(server, "3", 11).json()["outcome"] == "replaced"
+        server.client.delete("/v1/images/4")
+        version, found = nearest(server, 10)
+        assert (version, found[0][0], found[0][1] < 1e-3) == (1, "new", True)
+        HeldRunner.leave.release(2)
+        following_now = index_info(server)["following"]
+        assert (following_now["model"], following_now["state"], following_now["total"]) == ("tiny:2", "running", 6)
+        assert [(s["model"], s["searched"]) for s in index_info(server)["spaces"]] == [
+            ("tiny:1", True),
+            ("tiny:2", False),
+        ]
+        HeldRunner.leave.release(1000)
+        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: server.state.models.ids() == ["tiny:2"])
+        version, found = nearest(server, 10)
+        assert (version, {key for key, _ in found}) == (2, {"0", "1", "2", "3", "5", "new"})
+        assert (found[0][0], found[0][1] < 1e-3) == ("new", True)
+        key, distance = nearest(server, 11)[1][0]
+        assert (key, distance < 1e-3) == ("3", True)
+        info = index_info(server)
+        assert (info["missing_vectors"], info["vectors"], [space["kept"] for space in info["spaces"]]) == (
+            0,
+            6,
+            [True, False],
+        )
+
+
+def test_going_back_is_immediate_while_the_old_vectors_are_kept(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with held_server(home) as server:
+        add(server, "a", 1)
+        before = nearest(server, 1)
+        HeldRunner.leave.release(1)
+        activate(server, 2)
+        wait_until(lambda: followed(server, 2))
+        add(server, "between", 2)
+        named = nearest(server, 1, model="tiny:2")
+        assert (named[0], len(named[1])) == (2, 2)
+        back = server.client.post("/v1/models/rollback").json()
+        assert (back["model"]["version"], back["index"]) == (1, "followed")
+        assert nearest(server, 1) == before
+        assert index_info(server)["missing_vectors"] == 1
+        HeldRunner.leave.release(1)
+        wait_until(lambda: index_info(server)["missing_vectors"] == 0)
+        assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
+        assert activate(server, 2)["index"] == "followed"
+        assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
+
+
+def test_dropped_vectors_leave_the_disk_and_going_back_embeds_again(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with thread_server(home, previous_vectors="drop") as server:
+        for number in range(3):
+            add(server, f"{number}", number)
+        activate(server, 2)
+        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: [space["model"] for space in index_info(server)["spaces"]] == ["tiny:2"])
+        refused = server.client.post("/v1/search?model=tiny:1", content=pictures.jpeg(), headers=JPEG)
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:fc7:problem:index-of-another-model")
+        server.client.post("/v1/models/rollback")
+        wait_until(lambda: followed(server, 1))
+        assert nearest(server, 1)[0] == 1
+    rows = sqlite3.connect(home / "index/catalog.db").execute("SELECT count(*) FROM vectors").fetchone()
+    assert rows == (3,)
+
+
+def test_a_rollback_during_the_following_ends_it(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with held_server(home) as server:
+        for number in range(6):
+            add(server, f"{number}", number)
+        before = nearest(server, 0)
+        activate(server, 2)
+        HeldRunner.leave.release(3)
+        threading.Timer(0.3, HeldRunner.leave.release).start()  # the run that it waits for
+        assert server.client.post("/v1/models/rollback").json()["index"] == "followed"
+        assert nearest(server, 0) == before
+        assert index_info(server)["following"] is None
+        wait_until(lambda: server.state.models.ids() == ["tiny:1"])
+
+
+def fill(home: Path, artifact: Artifact, count: int) -> None:
+    """Put `count` images with pictures into the index, without a server."""
+    runner = Runner(artifact, RunnerOptions(device="cpu"))
+    with LocalImageIndex.open(home, fingerprint=artifact.fingerprint, model=artifact.id) as index:
+        images = []
+        for number in range(count):
+            pixels = prepare(pictures.jpeg(number % 10)).copy()
+            pixels[0, 0] = (number % 256, number // 256, 0)
+            vector = runner.run(views(pixels)).fc7[0]
+            images.append(NewImage(f"{number}", f"{number:064}", 1, 9, 9, {}, encode_jpeg(pixels), vector))
+        index.add_many(images)
+
+
+def test_killed_half_way_it_goes_on_after_a_restart(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    first, second = publish_tiny_model(home, seed=0), publish_tiny_model(home, seed=1, activate=False)
+    fill(home, first, 300)
+
+    def vectors() -> list[int]:
+        query = "SELECT count(*) FROM vectors GROUP BY space_id ORDER BY space_id"
+        with sqlite3.connect(home / "index/catalog.db") as connection:
+            return [row[0] for row in connection.execute(query)]
+
+    ModelStore(home).activate("tiny", 2)
+    made = 0
+    with process_server(home) as server:
+        wait_until(lambda: len(vectors()) == 2 and vectors()[1] >= 32)
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(10)
+        made = vectors()[1]
+    assert vectors() == [300, made]
+    assert 32 <= made < 300, "it was killed half-way"
+    with thread_server(home) as again:
+        wait_until(lambda: followed(again, 2))
+        assert index_info(again)["following"]["total"] == 300 - made
+        version, found = nearest(again, 3)
+        assert (version, len(found)) == (2, 50)
+        assert index_info(again)["missing_vectors"] == 0
+        assert second.fingerprint == index_info(again)["fingerprint"]
+
+
+def test_images_without_a_picture_are_counted_named_and_embedded_when_sent_again(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with thread_server(home, keep_pictures=False) as server:
+        for number in range(3):
+            add(server, f"{number}", number)
+        activate(server, 2)
+        wait_until(lambda: index_info(server)["following"]["state"] == "stuck")
+        progress = index_info(server)["following"]
+        assert (progress["skipped"], sorted(progress["skipped_keys"])) == (3, ["0", "1", "2"])
+        assert "no picture" in progress["skipped_keys"]["0"]
+        [note] = server.client.get("/readyz").json()["notes"]
+        assert "3 images" in note
+        assert "stays with the model before" in note
+        assert nearest(server, 1)[0] == 1
+        for number in range(2):
+            assert add(server, f"{number}", number).status_code == 200
+        wait_until(lambda: followed(server, 2))
+        version, found = nearest(server, 1)
+        assert (version, {key for key, _ in found}) == (2, {"0", "1"})
+        assert index_info(server)["missing_vectors"] == 1
+        [note] = server.client.get("/readyz").json()["notes"]
+        assert "search does not find them" in note
+
+
+def test_when_the_old_model_is_gone_search_finds_what_is_embedded(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with thread_server(home) as server:
+        add(server, "a", 1)
+    store = ModelStore(home)
+    store.activate("tiny", 2)
+    store.remove("tiny", 1)
+    with thread_server(home) as server:
+        wait_until(lambda: followed(server, 2))
+        assert nearest(server, 1)[0] == 2
+        assert "not published any more" in server.client.get("/readyz").json()["notes"][0]
+
+
+def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) -> None:
+    publish_tiny_model(home, seed=1, activate=False)
+    with thread_server(home, previous_vectors="drop", deadline_s=60) as server:
+        for number in range(4):
+            add(server, f"{number}", number)
+        done = threading.Event()
+        answers: list[tuple[int, str]] = []
+
+        def ask(thread: int) -> None:
+            with httpx.Client(base_url=server.url, timeout=60) as client:
+                for number in range(10_000):
+                    if done.is_set():
+                        return
+                    if thread == 0:
+                        answer = client.put(f"/v1/images/new{number}", content=pictures.jpeg(20 + number), headers=JPEG)
+                    else:
+                        answer = client.post("/v1/search?k=1", content=pictures.jpeg(thread), headers=JPEG)
+                        found = answer.json().get("results", [{"neighbours": []}])[0]["neighbours"]
+                        if answer.status_code == 200 and (found[0]["key"], found[0]["distance"] < 0.5) != (
+                            f"{thread}",
+                            True,
+                        ):
+                            answers.append((0, f"models mixed: {answer.text}"))
+                    answers.append((answer.status_code, answer.text))
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for turn in range(6):
+            version = 2 - turn % 2
+            activate(server, version)
+            wait_until(partial(followed, server, version))
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert {status for status, _ in answers} <= {200, 201}, [
+            text for status, text in answers if status not in (200, 201)
+        ][:3]
+        assert len(answers) > 20
+        assert index_info(server)["missing_vectors"] == 0
