@@ -32,9 +32,10 @@ test-slow: $(READY) ## Run the tests that `make test` leaves out: workers of a c
 crash: $(READY) ## Kill a server 200 times under concurrent writes, and look for what it acknowledged
 	$(BIN)/python -m tests.crash.kill_rounds --rounds 200
 
-lint: $(READY) ## Lint, formatting and types
+lint: $(READY) ## Check style, formatting, import rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: $(READY) ## Measure serving: make bench PHOTOGRAPHS=folder-or-tar (needs a quiet machine)

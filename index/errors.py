@@ -129,7 +129,7 @@ class IndexModelError(ImageIndexError):
 
     def __str__(self) -> str:
         return (
-            f"The index in {self.path} has vectors made by {self.found}; {self.missing_vectors} of its images have none made "
+            f"The index in {self.path} has vectors made by {self.found}; {self.missing_vectors} of its images have none "
             f"by {self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
             "fc7 index reembed. Or index their folder again: fc7 index build DIR --rebuild"
         )

@@ -53,7 +53,7 @@ def export_version(artifact: Artifact, target: Path) -> int:
 def import_version(store: ModelStore, source: Path, *, name: str | None = None) -> Artifact:
     """Publish the version in the archive `source` as the next one of its name, or of `name`.
 
-    Raises ModelArchiveError for what is no whole archive of a version, ArtifactFormatError for a manifest of a newer format,
+    Raises ModelArchiveError for what is no whole archive of a version, ArtifactFormatError for a newer manifest format,
     ModelNameError, PublishError. Nothing of it is visible then.
     """
     try:

@@ -1,8 +1,8 @@
-"""Files that are whole or absent after a kill at any line: hash, sync, and replace by rename.
+"""Crash-safe file writes (temporary file, fsync, rename), hashes and file locks.
 
-Promises: what `write_atomic` returned from is on disk, and a reader sees the old content or the new one, never a
-mixture.
-Does not: lock. Two writers of one file need a lock of their own (`locked`), or the later one wins.
+Guarantees: once `atomic_file` or `write_atomic` returns, the content is on disk; a reader sees the old content or the
+new content, never a mixture.
+Out of scope: two writers of one file. Without a lock of their own (`locked`), the last one wins.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sha256_of(path: Path) -> str:
@@ -38,20 +39,36 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a kill leaves the old content or the new, whole. Raises OSError."""
+@contextmanager
+def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; at the end of the block it is synced and takes the place of `path`.
+
+    After an error in the block, or a kill at any moment, `path` is what it was before, or complete. The temporary file
+    can be read and sought. The folder is synced too.
+    replace: with False an existing `path` is kept, and FileExistsError is raised. Raises OSError.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
+        with temporary.open("x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)
+            temporary.unlink()
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the content of `path` by `data`, as `atomic_file` does. Raises OSError."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 @contextmanager

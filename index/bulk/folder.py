@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from index.bulk.pipeline import batches, embed, prefetch, run_in_background
+from index.bulk.pipeline import batches, embed, run_in_background
 from index.bulk.report import BuildReport, interruptible
 from index.bulk.sources import read_file
 from index.errors import FolderError, InvalidKeyError
@@ -22,6 +22,7 @@ from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
 from model_store.errors import ImageError
 from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare
+from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner
 
 

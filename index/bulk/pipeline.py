@@ -7,46 +7,20 @@ Does not: know an index, catch what the work raises (its future does).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.image import views
+from model_store.prefetch import In, Out
 from model_store.runtime.runner import Runner
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 def embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Return fc7, float32 [n,4096], of the central views of prepared pictures, each uint8 [256,256,3]."""
     return runner.run(views(np.stack(pixels))).fc7
-
-
-@contextmanager
-def prefetch(
-    work: Callable[[In], Out], items: Iterable[In], workers: int, window: int
-) -> Iterator[Iterator[tuple[In, Future[Out]]]]:
-    """Run `work` in threads, at most `window` items ahead of the reader; what is left at the end is dropped."""
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="fc7-decode")
-
-    def results() -> Iterator[tuple[In, Future[Out]]]:
-        waiting: deque[tuple[In, Future[Out]]] = deque()
-        for item in items:
-            waiting.append((item, executor.submit(work, item)))
-            if len(waiting) >= window:
-                yield waiting.popleft()
-        yield from waiting
-
-    try:
-        yield results()
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def run_in_background(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

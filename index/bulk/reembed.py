@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bulk.pipeline import batches, embed, prefetch
+from index.bulk.pipeline import batches, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.catalog.catalog import Catalog
 from index.catalog.lock import FolderLock, check_exists
@@ -17,6 +17,7 @@ from index.errors import FolderError
 from index.records import Unembedded, encode_vectors
 from model_store.errors import ImageError
 from model_store.image import inspect_and_prepare
+from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner
 
 

@@ -20,7 +20,7 @@ _KEEPS = "keeps"  # on a row whose picture is in Milvus, and stays
 class Change:
     """The rows that adds make, in order. outcomes: of each add; rows: by id, still without their vectors.
 
-    before: those in Milvus, by id, with the fields STATE. missing_vectors: the ids of those that lack a vector somewhere.
+    before: those in Milvus, by id, with the fields STATE. missing_vectors: ids that lack a vector in some space.
     """
 
     def __init__(self, before: dict[str, Row]) -> None:

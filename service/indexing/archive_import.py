@@ -61,7 +61,8 @@ def archive_limits(state: State) -> ArchiveLimits:
 async def receive_archive(request: Request, state: State, jobs: Jobs) -> JobInfo:
     """Store the body, look at all of its entries, and accept it as a job.
 
-    Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError (of one second's silence after another), ImageArchiveError,
+    Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError (of one second's silence after another),
+    ImageArchiveError,
     QueueFullError, IndexFullError, IndexReadOnlyError, ClientGoneError; nothing is left of it then.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bulk.pipeline import batches, embed, prefetch
+from index.bulk.pipeline import batches, embed
 from index.bulk.sources import open_source
 from index.errors import ClusterError
 from index.records import encode_vectors
 from model_store.errors import Fc7Error, ImageError
 from model_store.image import encode_jpeg, inspect_and_prepare
+from model_store.prefetch import prefetch
 from model_store.remote_artifact import ShippedArtifact, ShippedVersion
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner

@@ -1,0 +1,39 @@
+"""Run work in threads ahead of the reader, in order and in bounded memory.
+
+Guarantees: results come in the order of the items, each exactly once; at most `window` items are in flight.
+Out of scope: errors of the work, which stay in its future.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+In = TypeVar("In")
+
+
+Out = TypeVar("Out")
+
+
+@contextmanager
+def prefetch(
+    work: Callable[[In], Out], items: Iterable[In], workers: int, window: int
+) -> Iterator[Iterator[tuple[In, Future[Out]]]]:
+    """Run `work` in threads, at most `window` items ahead of the reader; what is left at the end is dropped."""
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="fc7-decode")
+
+    def results() -> Iterator[tuple[In, Future[Out]]]:
+        waiting: deque[tuple[In, Future[Out]]] = deque()
+        for item in items:
+            waiting.append((item, executor.submit(work, item)))
+            if len(waiting) >= window:
+                yield waiting.popleft()
+        yield from waiting
+
+    try:
+        yield results()
+    finally:
+        executor.shutdown(cancel_futures=True)
