@@ -1,7 +1,7 @@
-"""Public weight files, made here in their own layouts, and the nets' answers computed in torch from the originals.
+"""Write weight files in the layouts of Caffe, the ONNX zoo and torchvision, and compute the expected outputs in torch.
 
-Nothing of the importers is used: the bytes are written field by field, and `caffe_answers` and `torchvision_answers`
-do with torch's own layers what Caffe and torchvision do with the same weights.
+The importers are not used: files are written field by field, and `caffe_outputs` and `torchvision_outputs` compute with
+torch's own layers what Caffe and torchvision compute with the same weights.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from torch.nn import functional
 from model_store.training.importers.imported_net import ALEXNET_LAYERS, OWT_LAYERS
 from model_store.training.nets.alexnet import Conv, Hidden, Layer
 
-Weights = dict[str, Tensor]  # conv1.weight, conv1.bias, ... fc8.bias, as the file's own framework has them
+Weights = dict[str, Tensor]  # conv1.weight, conv1.bias, ... fc8.bias, as in the file's own framework
 LEARNED = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-_FEW = {"conv1": 8, "conv2": 12, "conv3": 8, "conv4": 8, "conv5": 6, "fc6": 24}
+_SMALL_SIZES = {"conv1": 8, "conv2": 12, "conv3": 8, "conv4": 8, "conv5": 6, "fc6": 24}
 
 
 def small(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Return the table with few kernels; fc7 stays 4096, as served."""
+    """Return the layers with few kernels. fc7 keeps 4096 neurons, as served."""
     return tuple(
-        replace(layer, kernels=_FEW[layer.name])
+        replace(layer, kernels=_SMALL_SIZES[layer.name])
         if isinstance(layer, Conv)
-        else replace(layer, neurons=_FEW.get(layer.name, layer.neurons))
+        else replace(layer, neurons=_SMALL_SIZES.get(layer.name, layer.neurons))
         if isinstance(layer, Hidden)
         else layer
         for layer in layers
@@ -44,19 +44,18 @@ SMALL_ALEXNET = small(ALEXNET_LAYERS)
 SMALL_OWT = small(OWT_LAYERS)
 
 
-def draw_weights(layers: Sequence[Layer], classes: int, maps: int = 36, seed: int = 0) -> Weights:
-    """Draw weights whose answers differ from picture to picture; the first layer is for pixels of about +-100."""
+def random_weights(layers: Sequence[Layer], classes: int, maps: int = 36, seed: int = 0) -> Weights:
+    """Return random weights whose outputs differ between images. The first layer expects pixels of about +-100."""
     random = torch.Generator().manual_seed(seed)
     weights: Weights = {}
-    below, inputs = 3, 0
-    flat = False
+    channels, flat = 3, False
     for layer in (*layers, Hidden("fc8", classes)):
         if isinstance(layer, Conv):
-            shape: tuple[int, ...] = (layer.kernels, below // layer.towers, layer.size, layer.size)
-            below = layer.kernels
+            shape: tuple[int, ...] = (layer.kernels, channels // layer.towers, layer.size, layer.size)
+            channels = layer.kernels
         elif isinstance(layer, Hidden):
-            shape = (layer.neurons, below if flat else below * maps)
-            below, flat = layer.neurons, True
+            shape = (layer.neurons, channels if flat else channels * maps)
+            channels, flat = layer.neurons, True
         else:
             continue
         inputs = int(np.prod(shape[1:]))
@@ -66,23 +65,23 @@ def draw_weights(layers: Sequence[Layer], classes: int, maps: int = 36, seed: in
     return weights
 
 
-def spread(weights: Weights, answers: Callable[[NDArray[np.uint8]], tuple[Tensor, Tensor]]) -> Weights:
-    """Scale fc8 so that probabilities are neither equal nor all in one class."""
-    fc7 = answers(pictures(2))[1]
+def with_spread_logits(weights: Weights, outputs: Callable[[NDArray[np.uint8]], tuple[Tensor, Tensor]]) -> Weights:
+    """Scale fc8 so that probabilities are neither all equal nor all in one class."""
+    fc7 = outputs(random_images(2))[1]
     logits = functional.linear(fc7, weights["fc8.weight"])
     weights["fc8.weight"] *= 2 / logits.std()
     return weights
 
 
-def pictures(count: int, seed: int = 5) -> NDArray[np.uint8]:
-    """Return pictures, uint8 [count, 224, 224, 3] RGB, coloured differently."""
+def random_images(count: int, seed: int = 5) -> NDArray[np.uint8]:
+    """Return images of different colors, uint8 [count, 224, 224, 3] RGB."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (count, 14, 14, 3))
     fine = coarse.repeat(16, 1).repeat(16, 2) + random.integers(-20, 20, (count, 224, 224, 3))
     return np.asarray(np.clip(fine, 0, 255), np.uint8)
 
 
-def caffe_answers(
+def caffe_outputs(
     weights: Mapping[str, Tensor],
     mean_bgr: NDArray[np.float32],
     rgb: NDArray[np.uint8],
@@ -92,9 +91,9 @@ def caffe_answers(
     alpha: float = 1e-4,
     k: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return (probabilities, fc7) of Caffe's net for pictures, uint8 [n, 224, 224, 3], in torch's own layers.
+    """Return (probabilities, fc7) of Caffe's net for images, uint8 [n, 224, 224, 3], computed with torch's own layers.
 
-    mean_bgr: [3, 256, 256] or [3, 1, 1]. size 227: the mean colour fills what 224 pixels lack. Pooling rounds up.
+    mean_bgr: [3, 256, 256] or [3, 1, 1]. size: images are padded to this size with the mean color. Pooling rounds up.
     """
     image = np.broadcast_to(mean_bgr, (3, 256, 256))[:, 16:240, 16:240]
     bgr = rgb[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) - image
@@ -124,10 +123,10 @@ def caffe_answers(
     return functional.linear(fc7, weights["fc8.weight"], weights["fc8.bias"]).softmax(1), fc7
 
 
-# ---- Caffe's files, field by field (numbers of caffe.proto) ----
+# Caffe's files, with the field numbers of caffe.proto
 
 
-def varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -135,50 +134,55 @@ def varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def tagged(field: int, data: bytes | str) -> bytes:
-    """A field with a length: text, bytes, a message or packed numbers."""
+def length_field(field: int, data: bytes | str) -> bytes:
+    """Return a length-delimited field: text, bytes, a message or packed numbers."""
     data = data.encode() if isinstance(data, str) else data
-    return varint(field << 3 | 2) + varint(len(data)) + data
+    return encode_varint(field << 3 | 2) + encode_varint(len(data)) + data
 
 
-def whole(field: int, number: int) -> bytes:
-    return varint(field << 3) + varint(number)
+def varint_field(field: int, number: int) -> bytes:
+    return encode_varint(field << 3) + encode_varint(number)
 
 
-def real(field: int, number: float) -> bytes:
-    return varint(field << 3 | 5) + struct.pack("<f", number)
+def float_field(field: int, number: float) -> bytes:
+    return encode_varint(field << 3 | 5) + struct.pack("<f", number)
 
 
 def blob(values: Tensor, form: str = "new") -> bytes:
-    """A BlobProto: "new" (packed, shape), "legacy" (num, channels, height, width), "unpacked", or "double"."""
+    """Return a BlobProto: "new" (packed, shape), "legacy" (num, channels, height, width), "unpacked" or "double"."""
     array = values.numpy()
     if form == "double":
-        data = tagged(8, array.astype("<f8").tobytes())
+        data = length_field(8, array.astype("<f8").tobytes())
     elif form == "unpacked":
         rows = np.empty((array.size, 5), np.uint8)
         rows[:, 0] = 5 << 3 | 5
         rows[:, 1:] = array.astype("<f4").reshape(-1, 1).view(np.uint8)
         data = rows.tobytes()
     else:
-        data = tagged(5, array.astype("<f4").tobytes())
+        data = length_field(5, array.astype("<f4").tobytes())
     if form == "legacy":
         four = (1,) * (4 - array.ndim) + array.shape
-        return b"".join(whole(index, size) for index, size in enumerate(four, start=1)) + data
-    return data + tagged(7, tagged(1, b"".join(varint(size) for size in array.shape)))
+        return b"".join(varint_field(index, size) for index, size in enumerate(four, start=1)) + data
+    return data + length_field(7, length_field(1, b"".join(encode_varint(size) for size in array.shape)))
 
 
 def caffe_layer(
     name: str, kind: str, blobs: Sequence[bytes] = (), settings: tuple[int, bytes] | None = None, *, old: bool = False
 ) -> bytes:
-    """A LayerParameter in a NetParameter, or with `old` a V1LayerParameter. settings: (field in the new one, bytes)."""
+    """Return a LayerParameter of a NetParameter, or with `old` a V1LayerParameter. settings: (new field ID, bytes)."""
     if not old:
-        message = tagged(1, name) + tagged(2, kind) + tagged(3, "below") + b"".join(tagged(7, entry) for entry in blobs)
-        return tagged(100, message + (tagged(*settings) if settings else b""))
+        message = (
+            length_field(1, name)
+            + length_field(2, kind)
+            + length_field(3, "input")
+            + b"".join(length_field(7, entry) for entry in blobs)
+        )
+        return length_field(100, message + (length_field(*settings) if settings else b""))
     kinds = {"Convolution": 4, "Data": 5, "InnerProduct": 14, "LRN": 15, "Pooling": 17, "ReLU": 18, "Dropout": 6}
-    message = tagged(2, "below") + tagged(4, name) + whole(5, kinds[kind])
-    message += b"".join(tagged(6, entry) for entry in blobs)
+    message = length_field(2, "input") + length_field(4, name) + varint_field(5, kinds[kind])
+    message += b"".join(length_field(6, entry) for entry in blobs)
     fields = {106: 10, 118: 18, 121: 19}
-    return tagged(2, message + (tagged(fields[settings[0]], settings[1]) if settings else b""))
+    return length_field(2, message + (length_field(fields[settings[0]], settings[1]) if settings else b""))
 
 
 # Kernel, stride, padding and groups.
@@ -204,44 +208,48 @@ def write_caffemodel(
     alpha: float = 1e-4,
     stride: int = 4,
 ) -> Path:
-    """Write a `.caffemodel`. old: the layout before LayerParameter. bare: weights alone, no other layers."""
+    """Write a `.caffemodel`. old: the layout before LayerParameter. bare: only layers with weights."""
 
     def layer(name: str, kind: str, settings: tuple[int, bytes] | None = None) -> bytes:
-        ours = "fc8" if name == fc8 else name
-        blobs = [blob(weights[f"{ours}.{which}"], form) for which in ("weight", "bias") if f"{ours}.{which}" in weights]
+        own_name = "fc8" if name == fc8 else name
+        blobs = [
+            blob(weights[f"{own_name}.{which}"], form)
+            for which in ("weight", "bias")
+            if f"{own_name}.{which}" in weights
+        ]
         return caffe_layer(name, kind, blobs, None if bare else settings, old=old)
 
     def convolution(name: str) -> bytes:
         kernel, step, pad, groups = CONVOLUTIONS[name]
         step = stride if name == "conv1" else step
-        settings = whole(1, 1) + whole(4, kernel) + whole(6, step)
-        settings += whole(3, pad) if pad else b""
-        settings += whole(5, groups) if groups > 1 else b""
+        settings = varint_field(1, 1) + varint_field(4, kernel) + varint_field(6, step)
+        settings += varint_field(3, pad) if pad else b""
+        settings += varint_field(5, groups) if groups > 1 else b""
         return layer(name, "Convolution", (106, settings)) + (b"" if bare else layer("relu" + name[-1], "ReLU"))
 
-    def between(number: int) -> bytes:
-        pool = layer(f"pool{number}", "Pooling", (121, whole(1, 0) + whole(2, 3) + whole(3, 2)))
-        norm = layer(f"norm{number}", "LRN", (118, whole(1, 5) + real(2, alpha) + real(3, 0.75)))
+    def norm_and_pool(number: int) -> bytes:
+        pool = layer(f"pool{number}", "Pooling", (121, varint_field(1, 0) + varint_field(2, 3) + varint_field(3, 2)))
+        norm = layer(f"norm{number}", "LRN", (118, varint_field(1, 5) + float_field(2, alpha) + float_field(3, 0.75)))
         return b"" if bare else pool + norm if pool_before_norm else norm + pool
 
-    parts = [tagged(1, net), b"" if bare else layer("data", "Data")]
-    parts += [convolution("conv1"), between(1), convolution("conv2"), between(2)]
+    parts = [length_field(1, net), b"" if bare else layer("data", "Data")]
+    parts += [convolution("conv1"), norm_and_pool(1), convolution("conv2"), norm_and_pool(2)]
     parts += [convolution(name) for name in ("conv3", "conv4", "conv5")]
-    parts += [b"" if bare else layer("pool5", "Pooling", (121, whole(2, 3) + whole(3, 2)))]
+    parts += [b"" if bare else layer("pool5", "Pooling", (121, varint_field(2, 3) + varint_field(3, 2)))]
     for name in ("fc6", "fc7", fc8):
-        parts += [layer(name, "InnerProduct", (117, whole(1, 1)) if not old else None)]
+        parts += [layer(name, "InnerProduct", (117, varint_field(1, 1)) if not old else None)]
         parts += [] if bare or name == fc8 else [layer("drop" + name[-1], "Dropout")]
     path.write_bytes(b"".join(parts))
     return path
 
 
 def write_mean(path: Path, bgr: NDArray[np.float32]) -> Path:
-    """Write a `.binaryproto` of an image [3, height, width], BGR, as Caffe's compute_image_mean does."""
+    """Write a `.binaryproto` of a BGR image [3, height, width], as Caffe's compute_image_mean does."""
     path.write_bytes(blob(torch.from_numpy(bgr)[None], "legacy"))
     return path
 
 
-# ---- the ONNX zoo's file ----
+# The ONNX zoo's file
 
 
 def write_zoo_model(
@@ -254,7 +262,7 @@ def write_zoo_model(
     opset: int = 12,
     softmax: bool = True,
 ) -> Path:
-    """Write a graph shaped as bvlcalexnet-*.onnx: data_0 -> softmax, and pools that hang over the edge."""
+    """Write a graph like bvlcalexnet-*.onnx: from data_0 to softmax, with pooling windows that extend over the edge."""
     nodes: list[onnx.NodeProto] = []
     current = "data_0"
 
@@ -304,7 +312,7 @@ def write_zoo_model(
     constants["flat_shape"] = np.array([1, -1], np.int64)
     classes = len(weights["fc8.bias"])
     inputs = [helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, size, size])]
-    if opset < 9:  # constants were inputs too
+    if opset < 9:  # older graphs list constants as inputs
         inputs += [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
             for name, value in constants.items()
@@ -326,11 +334,11 @@ def write_zoo_model(
     return path
 
 
-# ---- torchvision's net ----
+# torchvision's net
 
 
 def torchvision_alexnet(classes: int, widths: Sequence[int] = (64, 192, 384, 256, 256), fc6: int = 4096) -> nn.Module:
-    """Return a module with the layers, and so the names of weights, of torchvision's alexnet.py."""
+    """Return a module with the layers and parameter names of torchvision's alexnet.py."""
     one, two, three, four, five = widths
     return nn.ModuleDict(
         {
@@ -363,8 +371,8 @@ def torchvision_alexnet(classes: int, widths: Sequence[int] = (64, 192, 384, 256
     ).eval()
 
 
-def torchvision_answers(net: nn.Module, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Return (probabilities, fc7) with torchvision's transforms: 0-1, minus mean, over deviation."""
+def torchvision_outputs(net: nn.Module, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Return (probabilities, fc7) after torchvision's transforms: scale to 0-1, subtract mean, divide by deviation."""
     x = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""Export a trained run to ONNX and publish it as a version."""
+"""Export a trained net to ONNX, publish it as a version, and add int8 and fp16 precisions."""

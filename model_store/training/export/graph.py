@@ -1,10 +1,10 @@
-"""A trained net as an ONNX graph, layer by layer, with its tensors in a file beside it.
+"""Build the ONNX graph of an AlexNet, layer by layer, and write its tensors to an external data file.
 
-Promises: input `pixels` uint8 [N, 224, 224, 3] RGB; outputs `probabilities` float32 [N, classes] and `fc7` float32 [N,
-neurons]: the last hidden layer after its ReLU and before dropout; N is free. Every operator is one that ONNX Runtime
-fuses or blocks well: no Pow, no LRN, no padding of its own.
-Does not: fold dropout's halves (the net does), write the graph itself.
-Source: ONNX operator set 17, the oldest with all that is used here; the paper, sections 3 and 4.2, for the layers.
+Guarantees: the input is `pixels`, uint8 [N, 224, 224, 3] RGB. The outputs are `probabilities`, float32 [N, classes],
+and `fc7`, float32 [N, neurons]: the last hidden layer after its ReLU and before dropout. The batch size N is dynamic.
+The graph has only operators that ONNX Runtime executes fast on a CPU; Pow, LRN and Pad are avoided.
+Out of scope: folding dropout into the weights (`AlexNet.folded` does it); saving the graph (served_graph.py does it).
+References: ONNX operator set 17, the oldest with all operators used here; the paper, sections 3 and 4.2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -34,24 +35,24 @@ from model_store.training.nets.alexnet import (
 )
 
 OPSET: Final = 17
-IR_VERSION: Final = 8  # the one that came with operator set 17
+IR_VERSION: Final = 8  # released with operator set 17
 PRODUCER: Final = "fc7"
 PIXELS: Final = "pixels"
 PROBABILITIES: Final = "probabilities"
-_ALIGNMENT: Final = 4096  # whole pages, so that a runtime may map the file instead of reading it
-# ONNX Runtime's pooling adds rows up in a buffer of so many values, and longer ones in a loop ten times slower.
-_POOLED: Final = 2560
+_ALIGNMENT: Final = 4096  # a memory page, so that a runtime can map the file instead of reading it
+# ONNX Runtime's AveragePool sums rows in a buffer of this many values. For longer rows it is ten times slower.
+_POOLING_BUFFER: Final = 2560
 
 
 class Graph:
-    """The graph while it is built: its nodes in order, and its tensors, whose values are in files already."""
+    """A graph under construction: its nodes in order, and its tensors, whose values are already written to a file."""
 
     def __init__(
-        self, net: AlexNet, weights: BinaryIO, location: str, others: Mapping[str, onnx.TensorProto] | None = None
+        self, net: AlexNet, weights: BinaryIO, location: str, existing: Mapping[str, onnx.TensorProto] | None = None
     ) -> None:
-        """Values go to `weights`, a file that the graph knows as `location`; `others` are in another already."""
+        """Write values to `weights`, which the graph refers to as `location`; reuse tensors in `existing` by name."""
         self.net, self.weights, self.location = net, weights, location
-        self.others = others or {}
+        self.existing = existing or {}
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.scaled_layer = scaled_layer(net.architecture)
@@ -61,7 +62,7 @@ class Graph:
         layers = self.net.architecture.layers
         last_hidden = next((layer.name for layer in reversed(layers) if isinstance(layer, Hidden)), None)
         if last_hidden is None:
-            raise CheckpointError("this net has no hidden fully-connected layer, so there is no fc7 to serve")
+            raise CheckpointError("The net has no hidden fully-connected layer, so it has no fc7 output to serve.")
         x = self.pixels(mean)
         flat = False
         for layer, maps in zip(layers, self.net.architecture.maps(), strict=False):
@@ -69,7 +70,7 @@ class Graph:
                 case Conv():
                     x = self.convolution(layer, x, maps)
                 case Norm():
-                    x = self.normalisation(layer, x, maps)
+                    x = self.normalization(layer, x, maps)
                 case Pool():
                     x = self.node(
                         "MaxPool",
@@ -88,18 +89,18 @@ class Graph:
         return self.model()
 
     def pixels(self, mean: NDArray[np.float32]) -> str:
-        """Bytes, channels last -> mean-subtracted floats, channels first. Transposed while still one byte a value."""
+        """Convert bytes, channels last, to mean-subtracted floats, channels first; bytes are cheaper to transpose."""
         x = self.node("Transpose", [PIXELS], "planes", perm=[0, 3, 1, 2])
         x = self.node("Cast", [x], "floats", to=TensorProto.FLOAT)
-        x = self.node("Sub", [x, self.tensor("mean", mean.transpose(2, 0, 1)[None])], "centred")
+        x = self.node("Sub", [x, self.tensor("mean", mean.transpose(2, 0, 1)[None])], "centered")
         scale = self.net.architecture.input_scale
         if scale == 1 or self.scaled_layer:
             return x
         return self.node("Mul", [x, self.tensor("input_scale", np.array(scale))], "scaled")
 
     def convolution(self, layer: Conv, x: str, maps: MapSize) -> str:
-        """A convolution and its ReLU. The edge of zeros (the mean colour, by now) is the convolution's own padding."""
-        del maps  # what it puts out; other ways to compute it want to know
+        """Append a convolution and its ReLU. `edge` becomes padding: the mean color is zero after the subtraction."""
+        del maps  # the size of the output, which BatchGraph needs
         pad, far = layer.padding, layer.padding + layer.edge
         x = self.node(
             "Conv",
@@ -112,13 +113,13 @@ class Graph:
         )
         return self.node("Relu", [x], layer.name)
 
-    def normalisation(self, layer: Norm, x: str, maps: MapSize) -> str:
-        """The norm's formula: the sum over neighbours as an average or a convolution, the power as two square roots."""
-        if maps.size**2 > _POOLED:
+    def normalization(self, layer: Norm, x: str, maps: MapSize) -> str:
+        """Append a local response normalization: its sum as an average or a convolution, its power as square roots."""
+        if maps.size**2 > _POOLING_BUFFER:
             squares = self.node("Mul", [x, x], f"{layer.name}.squares")
-            return self.normalised(layer.name, x, self.banded(layer.name, squares))
-        # Maps as rows of a picture for each tower, whose columns of `span` rows are averaged. Turned into rows before
-        # they are squared: one change of layout instead of two.
+            return self.normalized(layer.name, x, self.banded(layer.name, squares))
+        # Each map becomes one row of an image per tower, and AveragePool averages `span` rows. Reshaping before
+        # squaring needs one change of layout instead of two.
         span = 2 * (layer.size // 2) + 1
         rows = [0, layer.towers, maps.channels // layer.towers, maps.size**2]
         x = self.reshaped(x, rows, f"{layer.name}.rows")
@@ -134,11 +135,11 @@ class Graph:
         alpha = self.tensor(f"{layer.name}.alpha", np.array(span * layer.alpha))
         k = self.tensor(f"{layer.name}.k", np.array(layer.k))
         scale = self.node("Add", [self.node("Mul", [mean, alpha], f"{layer.name}.sum"), k], f"{layer.name}.scale")
-        y = self.normalised(f"{layer.name}.normalised", x, scale)
+        y = self.normalized(f"{layer.name}.normalized", x, scale)
         return self.reshaped(y, [0, maps.channels, maps.size, maps.size], layer.name)
 
     def banded(self, name: str, squares: str) -> str:
-        """k + alpha * the sum over neighbours, as network.py has it: a 1x1 convolution with a banded matrix."""
+        """Append k + alpha * the sum over neighbors as a 1x1 convolution with a banded matrix, as in alexnet.py."""
         norm = self.net.get_submodule(name)
         if not isinstance(norm, LocalResponseNorm):  # pragma: no cover
             raise TypeError(f"{name} is a {type(norm).__name__}")
@@ -146,38 +147,38 @@ class Graph:
         k = self.tensor(f"{name}.k", norm.bias.numpy())
         return self.node("Conv", [squares, band, k], f"{name}.scale", kernel_shape=_pair(1))
 
-    def normalised(self, name: str, x: str, scale: str) -> str:
-        """x / scale^.75."""
+    def normalized(self, name: str, x: str, scale: str) -> str:
+        """Append x / scale^.75."""
         root = self.node("Sqrt", [scale], f"{name}.root")
         fourth_root = self.node("Sqrt", [root], f"{name}.fourth_root")
         return self.node("Div", [x, self.node("Mul", [root, fourth_root], f"{name}.power")], name)
 
     def linear(self, name: str, x: str) -> str:
-        """A fully-connected layer. The weights stay [out, in], as trained: the runtime packs them when it loads."""
+        """Append a fully-connected layer. Weights stay [out, in], as trained; the runtime packs them when it loads."""
         return self.node("Gemm", [x, *self.parameters(name)], f"{name}.linear", transB=1)
 
     def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Append a node named as its one output, which is returned."""
+        """Append a node that is named after its only output, and return that name."""
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
     def reshaped(self, x: str, shape: list[int], output: str) -> str:
-        """Append a Reshape; 0 keeps a dimension, -1 is what is left."""
-        # Inside the graph: shapes are inferred from it, also where the weights are not at hand.
+        """Append a Reshape; 0 keeps a dimension, and -1 is inferred."""
+        # Stored inside the graph, so that shapes can be inferred without the weights file.
         self.tensors.append(numpy_helper.from_array(np.array(shape, np.int64), f"{output}.shape"))
         return self.node("Reshape", [x, f"{output}.shape"], output)
 
     def parameters(self, name: str) -> list[str]:
-        """Add weight and bias of the net's layer `name`, under the net's names for them."""
+        """Add the weight and bias of layer `name` as tensors named like the net's parameters."""
         weight, bias = (self.net.get_parameter(f"{name}.{kind}").detach().numpy() for kind in ("weight", "bias"))
         if name == self.scaled_layer:
             weight = weight * np.float32(self.net.architecture.input_scale)
         return [self.tensor(f"{name}.weight", weight), self.tensor(f"{name}.bias", bias)]
 
     def tensor(self, name: str, values: NDArray[np.floating[Any]]) -> str:
-        """Write `values` as float32, little-endian, unless they are in a file; return the name that refers to them."""
-        if name in self.others:
-            self.tensors.append(self.others[name])
+        """Write `values` as little-endian float32, unless a tensor of this name exists; return the name."""
+        if name in self.existing:
+            self.tensors.append(self.existing[name])
             return name
         self.weights.write(bytes(-self.weights.tell() % _ALIGNMENT))
         offset = self.weights.tell()
@@ -191,7 +192,7 @@ class Graph:
         return name
 
     def model(self) -> onnx.ModelProto:
-        """Put nodes, tensors, input and outputs together."""
+        """Return the model of all nodes and tensors."""
         classes = self.net.architecture.classes
         neurons = self.net.fc8.in_features
         graph = helper.make_graph(
@@ -214,9 +215,20 @@ class Graph:
 
 
 def scaled_layer(architecture: Architecture) -> str | None:
-    """Return the first convolution when the input's factor can move into its weights exactly: a power of two."""
+    """Return the name of the first convolution if `input_scale` is a power of two, so its weights absorb it exactly."""
     first = architecture.layers[0]
     return first.name if isinstance(first, Conv) and math.frexp(architecture.input_scale)[0] == 0.5 else None
+
+
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of the net by name, in order, without allocating them."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in AlexNet(architecture).named_parameters()}
+
+
+def producer() -> str:
+    """Return the producer recorded in manifests, such as "fc7 0.1.0"."""
+    return f"{PRODUCER} {version('fc7')}"
 
 
 def _pair(value: int) -> list[int]:

@@ -1,56 +1,60 @@
-"""Turn a trained run into a published version: the served graph, its proof, its report.
+"""Publish a trained run as a version: write the served graph, compare it with torch, evaluate it, write its report.
 
-Promises: the graph's answers on real photographs are compared with the trained net's in torch, and the errors in the
-manifest are those of the graph, run as it will be served; when anything fails, nothing is published or left behind.
-Does not: train, choose which version is served.
-Source: the paper, section 4.1 (one and ten views).
+Guarantees: the graph's outputs on real images are compared with the trained net in torch. The errors in the manifest
+are those of the graph, run exactly as it will be served. If any step fails, nothing is published and no file remains.
+Out of scope: training; choosing which version is served.
+References: the paper, section 4.1 (one and ten views).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.artifact import (
-    FEATURES,
-    REPORT_FOLDER,
-    Artifact,
-    Manifest,
-    ManifestDraft,
-    class_labels,
-)
+from model_store.artifact import FEATURES, REPORT_FOLDER, Artifact, Manifest, ManifestDraft, class_labels
 from model_store.errors import CheckpointError, ParityError
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore, entries_of
-from model_store.training.evaluate import Evaluation, RunnerPredictor, SplitImages, TorchPredictor, evaluate
+from model_store.training.evaluate import (
+    Evaluation,
+    Predictor,
+    RunnerPredictor,
+    SplitImages,
+    TorchPredictor,
+    evaluate,
+)
 from model_store.training.export import report
-from model_store.training.export.graph import OPSET, PRODUCER
+from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.served_graph import write_served_graph
 from model_store.training.nets.alexnet import Conv
 from model_store.training.runs.run import TrainedRun
 
-PROBABILITIES_LIMIT: Final = 1e-5  # the largest absolute difference that is allowed
-FC7_LIMIT: Final = 1e-4  # the same for fc7, as a share of its largest value: fc7 has no fixed scale
-PARITY_BATCHES: Final = (1, 3, 8, 20)  # photographs in each run of the comparison
+PROBABILITIES_LIMIT: Final = 1e-5  # largest allowed absolute difference
+FC7_LIMIT: Final = 1e-4  # largest allowed difference as a share of the largest value, as fc7 has no fixed scale
+PARITY_BATCHES: Final = (1, 3, 8, 20)  # batch sizes of the comparison
 
-Progress = Callable[[str, int, int], None]  # (step, done, in all)
+Progress = Callable[[str, int, int], None]  # (step, done, total)
+
+
+def no_progress(_step: str, _done: int, _total: int) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far the graph's answers are from the trained net's, over `images` photographs.
+    """Largest differences between the graph's outputs and the trained net's over `images` images.
 
-    probabilities: largest absolute difference. fc7: the same as a share of the largest fc7 value.
+    probabilities: absolute difference. fc7: difference as a share of the largest fc7 value.
     """
 
     images: int
@@ -59,8 +63,8 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """What `export_run` made, and what it measured on the way: one evaluation for each number of views."""
+class ExportResult:
+    """A published version with its parity and one evaluation for each number of views."""
 
     artifact: Artifact
     parity: Parity
@@ -75,19 +79,19 @@ def export_run(
     data: Path | None = None,
     split: str = "val",
     view_counts: Sequence[int] = (1,),
-    progress: Progress = lambda _step, _done, _total: None,
-) -> Exported:
-    """Publish `run` as the next version of `name` (the run's own name unless given).
+    progress: Progress = no_progress,
+) -> ExportResult:
+    """Publish `run` as the next version of the model `name` (default: the name of the run).
 
-    data: the folder whose `split` has the photographs for parity and errors; the run's own unless given.
-    view_counts: 1, 10 or both; the manifest's `top1_error` and `top5_error` are those of the last.
-    Raises ParityError, DatasetError, CheckpointError for a net that cannot be served, PublishError, ModelNameError.
+    data: the folder whose `split` has the images for the parity check and the evaluation (default: the run's data).
+    view_counts: 1, 10 or both. The manifest's `top1_error` and `top5_error` are those of the last one.
+    Raises ParityError, DatasetError, CheckpointError if the net cannot be served, PublishError and ModelNameError.
     """
     neurons = run.network.fc8.in_features
     if neurons != FEATURES:
         raise CheckpointError(
-            f"{run.path} has {neurons} neurons in fc7, and a served version has {FEATURES}: "
-            "train with --set width=1 to serve it"
+            f"{run.path} has {neurons} neurons in fc7, but a served version requires {FEATURES}. "
+            "Train with --set width=1 to serve the net."
         )
     images = SplitImages(Path(run.info.data) if data is None else data, split)
     draft = ManifestDraft(
@@ -96,51 +100,67 @@ def export_run(
         classes=class_labels(run.classes),
         recipe=run.recipe.to_dict() | {"architecture": run.info.architecture.to_dict(), "parent": run.info.parent},
         opset=OPSET,
-        producer=f"{PRODUCER} {version('fc7')}",
+        producer=producer(),
         parent_run=run.path.resolve().name,
     )
     with store.staging(draft.name) as staged:
         progress("writing the graph", 0, 1)
+        trained = TorchPredictor(run.path.name, run.classes, run.network, run.mean)
         write_served_graph(run.network, run.mean, staged)
-        runner = Runner(provisional_version(staged, draft), RunnerOptions(device="cpu", streams=2))
-        try:
+        with staged_runner(staged, draft) as runner:
             progress("comparing with torch", 0, 1)
-            parity = check_parity(runner, _torch(run), images.sample(sum(PARITY_BATCHES)))
-            evaluations = tuple(_evaluate(runner, images, count, progress) for count in view_counts)
-        finally:
-            runner.close()
+            parity = check_parity(runner, trained, images.sample(sum(PARITY_BATCHES)))
+            evaluations = tuple(
+                evaluate_with_progress(RunnerPredictor(runner), images, count, progress) for count in view_counts
+            )
         draft = draft.model_copy(update={"metrics": _metrics(run, split, parity, evaluations)})
         progress("publishing", 0, 1)
         write_report(staged / REPORT_FOLDER, run, draft, evaluations[-1])
-        return Exported(store.publish(staged, draft), parity, evaluations)
+        return ExportResult(store.publish(staged, draft), parity, evaluations)
 
 
-def check_parity(runner: Runner, trained: TorchPredictor, photographs: NDArray[np.uint8]) -> Parity:
-    """Compare the graph with the trained net on `photographs`, uint8 [n, 256, 256, 3], in batches of several sizes.
+def staged_version(staged: Path, draft: ManifestDraft) -> Artifact:
+    """Return the staged folder as a version, so that the Runner that will serve it can run it before publication."""
+    manifest = Manifest.complete(draft, version=1, created=datetime.now(UTC), files=entries_of(staged))
+    return Artifact(staged, manifest, verified=True)
 
-    With the graph for batches too, where the runner has streams to run it on: returned is the larger difference.
-    Raises ParityError when probabilities or fc7 differ by more than the limits, or are not finite, twice.
+
+@contextmanager
+def staged_runner(staged: Path, draft: ManifestDraft) -> Iterator[Runner]:
+    """Run the staged version on the CPU, including its graph for batches."""
+    runner = Runner(staged_version(staged, draft), RunnerOptions(device="cpu", streams=2))
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def check_parity(runner: Runner, trained: TorchPredictor, images: NDArray[np.uint8]) -> Parity:
+    """Compare the graph with the trained net on `images`, uint8 [n, 256, 256, 3], in batches of several sizes.
+
+    The graph for batches is compared too if the runner has streams to run it on; the larger difference counts.
+    Raises ParityError if probabilities or fc7 exceed their limit or are not finite, in two attempts.
     """
     try:
-        return _compare(runner, trained, photographs)
+        return _compare(runner, trained, images)
     except ParityError:
-        # A wrong graph is wrong every time. On an overloaded machine one comparison in five was off, by 3e-5, once.
-        return _compare(runner, trained, photographs)
+        # A wrong graph fails every time. On an overloaded machine, one comparison in five was once off by 3e-5.
+        return _compare(runner, trained, images)
 
 
-def _compare(runner: Runner, trained: TorchPredictor, photographs: NDArray[np.uint8]) -> Parity:
-    rows, start, batches = views(photographs), 0, itertools.cycle(PARITY_BATCHES)
+def _compare(runner: Runner, trained: TorchPredictor, images: NDArray[np.uint8]) -> Parity:
+    rows, start, batches = views(images), 0, itertools.cycle(PARITY_BATCHES)
     differences: list[tuple[float, float]] = []
     while start < len(rows):
         batch = rows[start : start + next(batches)]
         probabilities, fc7 = trained.both(batch)
         largest = max(float(np.abs(fc7).max()), float(np.finfo(np.float32).tiny))
         for run in (runner.run, runner.run_beside) if runner.streams > 1 else (runner.run,):
-            found = run(batch)
-            apart = float(np.abs(found.probabilities - probabilities).max())
-            differences.append((apart, float(np.abs(found.fc7 - fc7).max()) / largest))
+            outputs = run(batch)
+            difference = float(np.abs(outputs.probabilities - probabilities).max())
+            differences.append((difference, float(np.abs(outputs.fc7 - fc7).max()) / largest))
         start += len(batch)
-    # numpy's maximum, unlike Python's, keeps NaN; and NaN is not "within the limit".
+    # NumPy's maximum keeps NaN, unlike Python's, and `not x <= limit` is true for NaN.
     by_probabilities, by_fc7 = (float(value) for value in np.max(differences, axis=0))
     if not by_probabilities <= PROBABILITIES_LIMIT:
         raise ParityError(by_probabilities, PROBABILITIES_LIMIT)
@@ -149,47 +169,41 @@ def _compare(runner: Runner, trained: TorchPredictor, photographs: NDArray[np.ui
     return Parity(len(rows), by_probabilities, by_fc7)
 
 
-def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation: Evaluation) -> None:
-    """Write the version's `report/`: metrics.json, confusion.csv and the pictures. Raises OSError."""
-    folder.mkdir()
-    errors = f"top-1 error {evaluation.top1_error:.1%} ({_views(evaluation.views)})"
-    report.write_metrics(folder, {**draft.metrics, **evaluation.to_dict()})
-    report.write_confusion_table(folder, evaluation.labels, evaluation.confusion)
-    report.draw_confusion(
-        folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen:,} images, {errors}"
-    )
-    curves = report.curves_of(run.metrics)
-    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.recipe.name}, {run.info.train_images:,} images")
-    first = next((layer for layer in run.info.architecture.layers if isinstance(layer, Conv)), None)
-    if first is not None:
-        kernels = run.network.get_parameter(f"{first.name}.weight").detach().numpy()
-        towers = max(layer.towers for layer in run.info.architecture.layers if isinstance(layer, Conv))
-        title = f"{draft.name}: the {first.kernels} kernels of {first.name}, {first.size}x{first.size}x3"
-        report.draw_conv1(folder, kernels, title, towers=towers)
-
-
-def _torch(run: TrainedRun) -> TorchPredictor:
-    return TorchPredictor(run.path.name, run.classes, run.network, run.mean)
-
-
-def provisional_version(staged: Path, draft: ManifestDraft) -> Artifact:
-    """Return the staged folder as a version, so that it is run by the very Runner that will serve it."""
-    manifest = Manifest.complete(draft, version=1, created=datetime.now(UTC), files=entries_of(staged))
-    return Artifact(staged, manifest, verified=True)
-
-
-def _evaluate(runner: Runner, images: SplitImages, view_count: int, progress: Progress) -> Evaluation:
-    step, done = f"evaluating ({_views(view_count)})", 0
+def evaluate_with_progress(
+    predictor: Predictor, images: SplitImages, view_count: int, progress: Progress
+) -> Evaluation:
+    """Evaluate one net and report the number of images done so far. Raises as `evaluate`."""
+    step, done = f"evaluating ({views_text(view_count)})", 0
 
     def count(more: int) -> None:
         nonlocal done
         done += more
         progress(step, done, len(images))
 
-    return evaluate([RunnerPredictor(runner)], images, view_count=view_count, progress=count)
+    return evaluate([predictor], images, view_count=view_count, progress=count)
 
 
-def _views(count: int) -> str:
+def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation: Evaluation) -> None:
+    """Write the version's `report/`: metrics.json, confusion.csv and the charts. Raises OSError."""
+    folder.mkdir()
+    errors = f"top-1 error {evaluation.top1_error:.1%} ({views_text(evaluation.views)})"
+    report.write_json(folder / report.METRICS_FILE, {**draft.metrics, **evaluation.to_dict()})
+    report.write_confusion_table(folder, evaluation.labels, evaluation.confusion)
+    report.draw_confusion(
+        folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen:,} images, {errors}"
+    )
+    curves = report.curves_of(run.metrics)
+    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.recipe.name}, {run.info.train_images:,} images")
+    convolutions = [layer for layer in run.info.architecture.layers if isinstance(layer, Conv)]
+    if convolutions:
+        first = convolutions[0]
+        kernels = run.network.get_parameter(f"{first.name}.weight").detach().numpy()
+        title = f"{draft.name}: the {first.kernels} kernels of {first.name}, {first.size}x{first.size}x3"
+        report.draw_conv1(folder, kernels, title, towers=max(layer.towers for layer in convolutions))
+
+
+def views_text(count: int) -> str:
+    """Return "1 view" or "10 views"."""
     return f"{count} view{'s' if count > 1 else ''}"
 
 

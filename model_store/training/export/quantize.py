@@ -1,16 +1,18 @@
-"""Publish a version again with the same net in int8 or fp16 beside fp32, and with what that changes, measured.
+"""Publish a new version with the same net in int8 or fp16 beside fp32, together with measured differences.
 
-Promises: a published version is never changed: the new one has its fp32 files byte for byte, and so its fingerprint;
-each precision is compared with fp32 on photographs as it will be served, and not published below the limit; the local
-response norms stay in float32 (their squares have no range that int8 or fp16 could hold).
-Does not: train for quantisation, choose what is served.
-Source: ONNX Runtime's documentation of static quantisation (QDQ, per channel) and of float16 models.
+Guarantees: published versions never change. The new version has the same fp32 files, byte for byte, and so the same
+fingerprint. Each precision is compared with fp32 on real images, run exactly as it will be served, and is not published
+below the agreement limit. Local response normalization stays in float32, because its squares exceed the range of int8
+and fp16.
+Out of scope: quantization-aware training; choosing what is served.
+References: ONNX Runtime's documentation of static quantization (QDQ, per channel) and of float16 models.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,15 +29,13 @@ from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner, top_k
 from model_store.store import ModelStore
 from model_store.training.evaluate import TOP, SplitImages
-from model_store.training.export.publish import provisional_version
+from model_store.training.export.graph import PIXELS
+from model_store.training.export.publish import Progress, no_progress, staged_version
 
-MADE: Final = ("int8", "fp16")
-LEAST_AGREEMENT: Final = 0.99
-CALIBRATE: Final = 64
+MIN_AGREEMENT: Final = 0.99
+CALIBRATION_IMAGES: Final = 64
 _BATCH: Final = 16
-_LAYERS: Final = ("Conv", "Relu", "MaxPool", "Flatten", "Gemm")
-
-Progress = Callable[[str, int, int], None]  # (step, done, in all)
+_FP16_OPERATORS: Final = ("Conv", "Relu", "MaxPool", "Flatten", "Gemm")
 
 
 def add_precisions(
@@ -45,65 +45,66 @@ def add_precisions(
     data: Path,
     *,
     split: str = "val",
-    calibrate: int = CALIBRATE,
-    progress: Progress = lambda _step, _done, _total: None,
+    calibrate: int = CALIBRATION_IMAGES,
+    progress: Progress = no_progress,
 ) -> Artifact:
-    """Publish the next version of `artifact.name`: `artifact` with its net in `precisions` ("int8", "fp16") too.
+    """Publish the next version of `artifact.name`: the same net, with `precisions` ("int8", "fp16") added.
 
-    data: a folder with the photographs of calibration in `train` and those of the comparison in `split`.
-    calibrate: how many photographs the ranges of int8 are taken from.
-    Raises AgreementError, DatasetError, ArtifactError, PublishError.
+    data: a folder with the images for calibration in `train` and those for the comparison in `split`.
+    calibrate: number of images that determine the ranges of int8.
+    Raises AgreementError, DatasetError, ArtifactError and PublishError.
     """
     artifact = artifact.at("fp32")
     artifact.verify()
-    photographs = SplitImages(data, split)
+    images = SplitImages(data, split)
     manifest = artifact.manifest
-    measured = {name: entry.metrics for name, entry in manifest.precisions.items()}
+    metrics = {name: entry.metrics for name, entry in manifest.precisions.items()}
     with store.staging(artifact.name) as staged:
         for name in manifest.files:
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.path / name, staged / name)
         for precision in precisions:
-            progress(f"making {precision}", 0, 1)
+            progress(f"converting to {precision}", 0, 1)
             folder = staged / precision
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            made: dict[str, Any] = {}
+            measured: dict[str, Any] = {}
             if precision == "int8":
                 sample = views(SplitImages(data, "train").sample(calibrate))
-                made["calibration_images"] = len(sample)
+                measured["calibration_images"] = len(sample)
                 write_int8(artifact.model_path, folder, sample)
             else:
                 write_fp16(artifact.model_path, folder)
-            made |= compare(artifact, _as_version(artifact, folder), photographs, precision, progress)
-            if not made["top5_agreement"] >= LEAST_AGREEMENT:
-                raise AgreementError(precision, made["top5_agreement"], LEAST_AGREEMENT)
-            measured[precision] = made | {"data": str(data), "split": split, "data_sha256": photographs.sha256}
+            draft = ManifestDraft(**manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions"}))
+            measured |= compare(artifact, staged_version(folder, draft), images, precision, progress)
+            if not measured["top5_agreement"] >= MIN_AGREEMENT:
+                raise AgreementError(precision, measured["top5_agreement"], MIN_AGREEMENT)
+            metrics[precision] = measured | {"data": str(data), "split": split, "data_sha256": images.sha256}
         progress("publishing", 0, 1)
         draft = ManifestDraft(
             **manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions", "parent_version"}),
             parent_version=artifact.id,
-            precisions=measured,
+            precisions=metrics,
         )
         return store.publish(staged, draft)
 
 
-def write_int8(model: Path, folder: Path, photographs: NDArray[np.uint8]) -> None:
-    """Write the graph `model` into `folder` in int8: static, per channel, as QDQ; its norms and fc7's values in float.
+def write_int8(model: Path, folder: Path, images: NDArray[np.uint8]) -> None:
+    """Write the graph `model` into `folder` in int8: static, per channel, QDQ. Normalization and fc7 stay in float32.
 
-    photographs: views, uint8 [n,224,224,3], from which the ranges of the inner values are taken.
+    images: views, uint8 [n, 224, 224, 3], from which the ranges of the activations are measured.
     """
     graph = onnx.load_model(model, load_external_data=False).graph
     quantize_static(
         model,
         folder / MODEL_FILE,
-        _Views(photographs),
+        _CalibrationImages(images),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=["Conv", "Gemm", "MaxPool", "Relu"],
-        nodes_to_exclude=sorted(_norms(graph)),
+        nodes_to_exclude=sorted(_normalization_nodes(graph)),
         use_external_data_format=True,
         calibrate_method=CalibrationMethod.MinMax,
     )
@@ -111,161 +112,156 @@ def write_int8(model: Path, folder: Path, photographs: NDArray[np.uint8]) -> Non
 
 
 def write_fp16(model: Path, folder: Path) -> None:
-    """Write the graph `model` into `folder` in fp16, for CUDA: its layers, whose weights are halved in size.
+    """Write the graph `model` into `folder` in fp16, for CUDA. The weights take half the space.
 
-    Inputs, outputs, the subtraction of the mean and the norms stay in float32: ONNX Runtime's own converter rounds the
-    values between two such nodes to fp16, where a square over 65,504 is infinite.
+    Inputs, outputs, the subtraction of the mean and the normalization stay in float32. ONNX Runtime's own converter
+    rounds the values between two float32 nodes to fp16, where squares above 65,504 become infinite.
     """
     net = onnx.load_model(model)
-    _Halves(net.graph).convert()
+    _Fp16Conversion(net.graph).convert()
     onnx.checker.check_model(net)
     _save(net, folder)
 
 
-class _Halves:
-    """The conversion of a graph's layers to fp16; a value that is needed in both types is cast once."""
+class _Fp16Conversion:
+    """Converts the layers of a graph to fp16. A value that is needed in both types is cast only once."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
-        self.norms = _norms(graph)
+        self.normalization = _normalization_nodes(graph)
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.outputs = {output.name for output in graph.output}
-        self.as_half: dict[str, str] = {}
-        self.as_float: dict[str, str] = {}
+        self.fp16_names: dict[str, str] = {}  # value -> its name in fp16
+        self.float32_names: set[str] = set()  # values in `fp16_names` that also exist in float32
         self.nodes: list[onnx.NodeProto] = []
 
     def convert(self) -> None:
-        """Change the graph."""
+        """Convert the graph in place."""
         for node in list(self.graph.node):
-            if node.op_type in _LAYERS and node.name not in self.norms:
-                self.halve(node)
+            if node.op_type in _FP16_OPERATORS and node.name not in self.normalization:
+                self.convert_node(node)
             else:
-                node.input[:] = [self.in_float(name) for name in node.input]
+                node.input[:] = [self.as_float32(name) for name in node.input]
                 self.nodes.append(node)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
 
-    def halve(self, node: onnx.NodeProto) -> None:
-        """Let a layer compute in fp16; an output of the graph is cast back under its own name."""
-        node.input[:] = [self.in_half(name) for name in node.input]
+    def convert_node(self, node: onnx.NodeProto) -> None:
+        """Make a node compute in fp16. An output of the graph is cast back to float32 under its own name."""
+        node.input[:] = [self.as_fp16(name) for name in node.input]
         [output] = node.output
-        half = f"{output}.half"
-        self.as_half[output], node.output[0] = half, half
+        self.fp16_names[output] = node.output[0] = f"{output}.half"
         self.nodes.append(node)
         if output in self.outputs:
-            self.in_float(output)
+            self.as_float32(output)
 
-    def in_half(self, name: str) -> str:
-        """Return the name of this value in fp16."""
-        if name not in self.as_half:
+    def as_fp16(self, name: str) -> str:
+        """Return the name of this value in fp16. Weights are converted, other values are cast."""
+        if name not in self.fp16_names:
             if name in self.tensors:
                 tensor = self.tensors[name]
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
-                self.as_half[name] = name
+                self.fp16_names[name] = name
             else:
-                self.as_half[name] = self.cast(name, f"{name}.half", onnx.TensorProto.FLOAT16)
-                self.as_float[name] = name
-        return self.as_half[name]
+                self.fp16_names[name] = self.cast(name, f"{name}.half", onnx.TensorProto.FLOAT16)
+                self.float32_names.add(name)
+        return self.fp16_names[name]
 
-    def in_float(self, name: str) -> str:
-        """Return the name of this value in its own type, cast back where a layer made it."""
-        if name in self.as_half and name not in self.as_float:
-            self.as_float[name] = self.cast(self.as_half[name], name, onnx.TensorProto.FLOAT)
+    def as_float32(self, name: str) -> str:
+        """Return the name of this value in float32, after casting it if a converted node computed it."""
+        if name in self.fp16_names and name not in self.float32_names:
+            self.cast(self.fp16_names[name], name, onnx.TensorProto.FLOAT)
+            self.float32_names.add(name)
         return name
 
     def cast(self, name: str, output: str, to: int) -> str:
-        """Append a cast and return its output."""
+        """Append a cast and return the name of its output."""
         self.nodes.append(helper.make_node("Cast", [name], [output], name=f"{output}.cast", to=to))
         return output
 
 
 def compare(
-    reference: Artifact, other: Artifact, photographs: SplitImages, precision: str, progress: Progress
+    reference: Artifact, other: Artifact, images: SplitImages, precision: str, progress: Progress
 ) -> dict[str, Any]:
-    """Return how the answers of `other` differ from those of `reference`, one view a photograph, on the CPU.
+    """Return how the outputs of `other` differ from those of `reference`, for one view per image on the CPU.
 
-    `top1_agreement`: share with the same best class. `top5_agreement`: share whose best class in fp32 is among the
-    best `k` (five, and fewer than the classes). `fc7_cosine`: mean and least over the photographs. Errors are shares of
-    the photographs whose class the model knows, None where there is none.
+    `top1_agreement`: share of images with the same best class. `top5_agreement`: share of images whose best class in
+    `reference` is among the best `k` of `other`; `k` is five, or one less than the number of classes if that is less.
+    `fc7_cosine`, `fc7_cosine_least`: mean and minimum over the images. Errors are shares of the images whose class the
+    model knows, or None if there are none.
     """
     labels = reference.labels
     k = max(1, min(TOP, len(labels) - 1))
     index_of = {label: index for index, label in enumerate(labels)}
-    same: list[NDArray[np.bool_]] = []
-    among: list[NDArray[np.bool_]] = []
-    cosines: list[NDArray[np.float32]] = []
-    wrong: list[tuple[bool, bool, bool, bool]] = []
-    seen = 0
+    agreement: list[tuple[bool, bool]] = []  # of each image: top-1, top-5
+    cosines: list[float] = []
+    wrong: list[tuple[bool, bool, bool, bool]] = []  # of each image: top-1 and top-5 in fp32, top-1 and top-5 in other
     first, second = (Runner(version, RunnerOptions(device="cpu")) for version in (reference, other))
     try:
-        for pixels, truth in _batches(photographs):
-            wanted, found = first.run(pixels), second.run(pixels)
-            best, found_best = top_k(wanted.probabilities, k)[0], top_k(found.probabilities, k)[0]
-            same.append(best[:, 0] == found_best[:, 0])
-            among.append((found_best == best[:, :1]).any(axis=1))
-            norms = np.linalg.norm(wanted.fc7, axis=1) * np.linalg.norm(found.fc7, axis=1)
-            cosines.append((wanted.fc7 * found.fc7).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny))
-            for row, label in enumerate(truth):
-                index = index_of.get(label)
-                if index is not None:
-                    a, b = best[row], found_best[row]
+        remaining = iter(images)
+        while batch := list(islice(remaining, _BATCH)):
+            pixels = views(np.stack([image for image, _ in batch]))
+            expected, actual = first.run(pixels), second.run(pixels)
+            norms = np.linalg.norm(expected.fc7, axis=1) * np.linalg.norm(actual.fc7, axis=1)
+            products = (expected.fc7 * actual.fc7).sum(axis=1)
+            cosines += (products / np.maximum(norms, np.finfo(np.float32).tiny)).tolist()
+            best = [top_k(outputs.probabilities, k)[0].tolist() for outputs in (expected, actual)]
+            for (_, label), a, b in zip(batch, *best, strict=True):
+                agreement.append((a[0] == b[0], a[0] in b))
+                if (index := index_of.get(label)) is not None:
                     wrong.append((a[0] != index, index not in a, b[0] != index, index not in b))
-            seen += len(pixels)
-            progress(f"comparing {precision} with fp32", seen, len(photographs))
+            progress(f"comparing {precision} with fp32", len(agreement), len(images))
     finally:
         first.close()
         second.close()
-    every = np.concatenate(cosines)
-    result: dict[str, Any] = {
-        "images": seen,
-        "k": k,
-        "top1_agreement": float(np.concatenate(same).mean()),
-        "top5_agreement": float(np.concatenate(among).mean()),
-        "fc7_cosine": float(every.mean()),
-        "fc7_cosine_least": float(every.min()),
-        "top1_error": None,
-        "top5_error": None,
-        "top1_error_change": None,
-        "top5_error_change": None,
-    }
+    top1, top5 = np.mean(agreement, axis=0).tolist()
+    errors: list[float | None] = [None] * 4
     if wrong:
         before1, before5, after1, after5 = np.mean(wrong, axis=0).tolist()
-        result |= {"top1_error": after1, "top5_error": after5}
-        result |= {"top1_error_change": after1 - before1, "top5_error_change": after5 - before5}
-    return result
+        errors = [after1, after5, after1 - before1, after5 - before5]
+    names = ("top1_error", "top5_error", "top1_error_change", "top5_error_change")
+    return {
+        "images": len(agreement),
+        "k": k,
+        "top1_agreement": top1,
+        "top5_agreement": top5,
+        "fc7_cosine": float(np.mean(cosines)),
+        "fc7_cosine_least": min(cosines),
+        **dict(zip(names, errors, strict=True)),
+    }
 
 
-class _Views(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
-    """The photographs, one at a time, as the calibration asks for them."""
+class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
+    """Hands images to the calibration, one at a time."""
 
-    def __init__(self, photographs: NDArray[np.uint8]) -> None:
-        self._rest = iter(photographs)
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._remaining = iter(images)
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """Return the next input, None after the last."""
-        view = next(self._rest, None)
-        return None if view is None else {"pixels": view[None]}
+        """Return the next input, or None after the last."""
+        view = next(self._remaining, None)
+        return None if view is None else {PIXELS: view[None]}
 
 
-def _norms(graph: onnx.GraphProto) -> set[str]:
-    """Return the nodes of local response normalisation: from the squares to the division by their power's root."""
-    used_by: dict[str, list[onnx.NodeProto]] = {}
+def _normalization_nodes(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of all nodes of local response normalization, from the squares to the division."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
-            used_by.setdefault(name, []).append(node)
+            readers.setdefault(name, []).append(node)
     found: set[str] = set()
-    waiting = [node for node in graph.node if node.op_type == "Mul" and len(set(node.input)) == 1]
-    while waiting:
-        node = waiting.pop()
+    queue = [node for node in graph.node if node.op_type == "Mul" and len(set(node.input)) == 1]
+    while queue:
+        node = queue.pop()
         if node.name not in found:
             found.add(node.name)
             if node.op_type != "Div":
-                waiting.extend(used_by.get(node.output[0], []))
+                queue.extend(readers.get(node.output[0], []))
     return found
 
 
 def _save(model: onnx.ModelProto, folder: Path) -> None:
-    """Write graph and weights, and nothing else, into `folder`."""
+    """Write graph and weights into `folder`, after removing everything else from it."""
     for path in folder.iterdir():
         path.unlink()
     onnx.save_model(
@@ -276,23 +272,4 @@ def _save(model: onnx.ModelProto, folder: Path) -> None:
         location=WEIGHTS_FILE,
         size_threshold=1024,
     )
-    (folder / WEIGHTS_FILE).chmod((folder / MODEL_FILE).stat().st_mode)  # onnx lets nobody else read it
-
-
-def _as_version(artifact: Artifact, folder: Path) -> Artifact:
-    """Return the graph in `folder` as a version of its own, so that it is run by the Runner that will serve it."""
-    draft = ManifestDraft(**artifact.manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions"}))
-    return provisional_version(folder, draft)
-
-
-def _batches(photographs: SplitImages) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
-    pixels: list[NDArray[np.uint8]] = []
-    labels: list[str] = []
-    for picture, label in photographs:
-        pixels.append(picture)
-        labels.append(label)
-        if len(pixels) == _BATCH:
-            yield views(np.stack(pixels)), labels
-            pixels, labels = [], []
-    if pixels:
-        yield views(np.stack(pixels)), labels
+    (folder / WEIGHTS_FILE).chmod((folder / MODEL_FILE).stat().st_mode)  # onnx makes it readable for the owner only

@@ -1,10 +1,10 @@
-"""Write a trained net as the served graph: `model.onnx`, and `weights.bin` beside it as its external data.
+"""Write a net as the graph that is served (`model.onnx` and `weights.bin`), and read its weights back.
 
-Promises: mean image, layout, the recipe's input factor and dropout's halves are inside. Tensors keep the names of the
-net's parameters (`conv1.weight`), so weights can be read back: the trained ones, times an exact power of two where a
-half or the input's factor was folded in. `batches.onnx` is the same net as a CPU computes batches fastest, with
-`batches.bin` for what `weights.bin` has not; a net whose layers have no faster form has none.
-Does not: check the answers (export.py does), hash or publish; quantise.
+Guarantees: the graph contains the mean image, the pixel layout, the recipe's input scale and the scaling of dropout.
+Tensors keep the names of the net's parameters (`conv1.weight`), so weights can be read back: they are the trained ones
+times an exact power of two. `batches.onnx` is the same net in the form that is fastest for batches on a CPU; tensors
+that are not in `weights.bin` are in `batches.bin`. Both files are absent if no layer has a faster form.
+Out of scope: comparing the graph with the net and publishing it (publish.py); other precisions (quantize.py).
 """
 
 from __future__ import annotations
@@ -13,39 +13,38 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from model_store.artifact import BATCHES_FILE, BATCHES_WEIGHTS_FILE, MODEL_FILE, WEIGHTS_FILE
 from model_store.errors import CheckpointError, ShapeError
 from model_store.image import CROP, SIZE
-from model_store.training.export.graph import Graph, scaled_layer
+from model_store.training.export.graph import Graph, parameter_shapes, scaled_layer
 from model_store.training.export.winograd import BatchGraph
 from model_store.training.nets.alexnet import DROPOUT_RATE, AlexNet, Architecture
 
 
 def write_served_graph(net: AlexNet, mean: NDArray[np.float32], folder: Path) -> None:
-    """Write `net` with its mean image into `folder` as `model.onnx` and `weights.bin`, and for batches on a CPU.
+    """Write `net` with its mean image into `folder`.
 
-    net: float32; its dropout, if it is the paper's, is folded into the weights that read a dropped layer.
-    mean: float32 [256, 256, 3], RGB 0-255, the training set's mean image; its central 224x224 is subtracted from every
-    view, as the original code does. Raises ShapeError for another shape, CheckpointError for a table without a hidden
-    layer, OSError when the folder cannot be written.
+    net: float32. If its dropout is the paper's, its factor is folded into the weights that follow a dropped layer.
+    mean: the mean image of the training set, float32 [256, 256, 3], RGB 0-255. Its central 224x224 is subtracted from
+    every view, as in the original code.
+    Raises ShapeError for a mean of another shape, CheckpointError for a net without a hidden layer, and OSError.
     """
     if mean.shape != (SIZE, SIZE, 3):
         raise ShapeError("the mean image", f"[{SIZE}, {SIZE}, 3]", str(list(mean.shape)))
     edge = (SIZE - CROP) // 2
-    centre = mean[edge : edge + CROP, edge : edge + CROP]
+    center = mean[edge : edge + CROP, edge : edge + CROP]
     net = net.folded()
     with (folder / WEIGHTS_FILE).open("wb") as weights:
         graph = Graph(net, weights, WEIGHTS_FILE)
-        model = graph.build(centre)
+        model = graph.build(center)
     _save(model, folder / MODEL_FILE)
     tensors = {tensor.name: tensor for tensor in graph.tensors}
     with (folder / BATCHES_WEIGHTS_FILE).open("wb") as weights:
         batches = BatchGraph(net, weights, BATCHES_WEIGHTS_FILE, tensors)
-        model = batches.build(centre)
+        model = batches.build(center)
     if batches.rewritten:
         _save(model, folder / BATCHES_FILE)
     else:
@@ -58,23 +57,23 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def read_served_weights(folder: Path, architecture: Architecture) -> dict[str, NDArray[np.float32]]:
-    """Return the weights that `write_served_graph` put into `folder`, by name, as `architecture` had them in training.
+    """Return the weights in `folder` by name, as `architecture` had them in training.
 
-    What the graph folded in is taken out again: the paper's halves and, where it is a power of two, the input's factor.
-    Raises CheckpointError when they are not this architecture's.
+    Undoes the factors that `write_served_graph` folded in: the paper's dropout and a power-of-two input scale.
+    Raises CheckpointError if the weights do not fit the architecture.
     """
     halved = architecture.readers_of_dropped() if architecture.dropout == "paper" else ()
     factors = {f"{name}.weight": 1 - DROPOUT_RATE for name in halved}
     if (scaled := scaled_layer(architecture)) is not None:
         factors[f"{scaled}.weight"] = architecture.input_scale
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in AlexNet(architecture).named_parameters()}
     graph = onnx.load_model(folder / MODEL_FILE, load_external_data=False).graph
-    found = {tensor.name: tensor for tensor in graph.initializer if tensor.name in shapes}
+    found = {tensor.name: tensor for tensor in graph.initializer}
     weights = {}
-    for name, shape in shapes.items():
+    for name, shape in parameter_shapes(architecture).items():
         if name not in found or tuple(found[name].dims) != shape:
-            raise CheckpointError(f"{folder / MODEL_FILE} has no tensor {name} of shape {shape}: it is another net")
+            raise CheckpointError(
+                f"{folder / MODEL_FILE} has no tensor {name} of shape {shape}, so it does not match its architecture."
+            )
         array = numpy_helper.to_array(found[name], str(folder)).astype(np.float32)
         weights[name] = array / np.float32(factors.get(name, 1))
     return weights

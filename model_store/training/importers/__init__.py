@@ -1,1 +1,1 @@
-"""Import public weight files (Caffe's, the ONNX zoo's, torchvision's) as versions that can be served."""
+"""Import public weight files (from Caffe, the ONNX model zoo or torchvision) as versions that can be served."""

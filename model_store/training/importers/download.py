@@ -1,10 +1,11 @@
-"""Fetch a public weight file from a small table of addresses, whole and proven by its hash, or not at all.
+"""Download a public weight file from a fixed table of URLs and verify its hash.
 
-Promises: a download that was cut goes on where it stopped, now or at the next try; the file appears under its name only
-with the table's hash; one that is there already is not fetched again. What stops it says how to go on by hand.
-Does not: try other addresses, fetch anything that is not in the table, need more than the standard library.
-Source of the hashes: the readme files of Caffe's models (SHA-1), the Git LFS pointers of the ONNX zoo, and the name of
-torchvision's file, which begins with its SHA-256.
+Guarantees: an interrupted download resumes where it stopped, in the same command or in the next one. The file appears
+under its name only if its hash matches the table, and it is not downloaded twice. An error says how to get the file by
+hand.
+Out of scope: other mirrors; files that are not in the table; packages beyond the standard library.
+References for the hashes: the READMEs of Caffe's models (SHA-1); the Git LFS pointers of the ONNX zoo; the name of
+torchvision's file, which starts with its SHA-256.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from model_store.errors import DownloadError
 
 _CHUNK: Final = 1 << 20
 _TIMEOUT_S: Final = 30.0
-_MOST_CUTS: Final = 20
-_MAX_BYTES: Final = 1 << 30  # of a file whose size is not known
-_GONE_TOO_FAR: Final = 416  # HTTP's answer to a range that begins at or behind the end
+_MAX_ATTEMPTS: Final = 20
+_MAX_BYTES: Final = 1 << 30  # for a file of unknown size
+_RANGE_NOT_SATISFIABLE: Final = 416
 
-Progress = Callable[[int, int | None], None]  # bytes done, bytes in all if known
+Progress = Callable[[int, int | None], None]  # bytes done, total bytes if known
 
 
 @dataclass(frozen=True, slots=True)
 class PublicFile:
-    """A file to fetch: its hash in hexadecimal, by `algorithm`, and its size in bytes where it is known."""
+    """A file to download. digest: hexadecimal, by `algorithm`. size: bytes, if known. command: its importer."""
 
     file: str
-    address: str
+    url: str
     algorithm: str
     digest: str
     size: int | None
@@ -45,62 +46,48 @@ class PublicFile:
 
 _CAFFE: Final = "http://dl.caffe.berkeleyvision.org"
 _ZOO: Final = "https://github.com/onnx/models/raw/main/validated/vision/classification/alexnet/model"
-# For each importer, by the name to give it; the first is the one that is meant without a name.
+_TORCH: Final = "https://download.pytorch.org/models"
+
+
+def _caffe(file: str, sha1: str) -> PublicFile:
+    return PublicFile(file, f"{_CAFFE}/{file}", "sha1", sha1, None, "caffe")
+
+
+def _zoo(file: str, size: int, sha256: str) -> PublicFile:
+    return PublicFile(file, f"{_ZOO}/{file}", "sha256", sha256, size, "onnx")
+
+
+def _torchvision(file: str, size: int, sha256: str) -> PublicFile:
+    return PublicFile(file, f"{_TORCH}/{file}", "sha256", sha256, size, "torchvision")
+
+
+# The files of each importer by name. The first one is the default.
 PUBLIC_FILES: Final[Mapping[str, Mapping[str, PublicFile]]] = {
     "caffe": {
-        "alexnet": PublicFile(
-            "bvlc_alexnet.caffemodel",
-            f"{_CAFFE}/bvlc_alexnet.caffemodel",
-            "sha1",
-            "9116a64c0fbe4459d18f4bb6b56d647b63920377",
-            None,
-            "caffe",
-        ),
-        "caffenet": PublicFile(
-            "bvlc_reference_caffenet.caffemodel",
-            f"{_CAFFE}/bvlc_reference_caffenet.caffemodel",
-            "sha1",
-            "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46",
-            None,
-            "caffe",
-        ),
+        "alexnet": _caffe("bvlc_alexnet.caffemodel", "9116a64c0fbe4459d18f4bb6b56d647b63920377"),
+        "caffenet": _caffe("bvlc_reference_caffenet.caffemodel", "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46"),
     },
     "onnx": {
-        "alexnet-12": PublicFile(
-            "bvlcalexnet-12.onnx",
-            f"{_ZOO}/bvlcalexnet-12.onnx",
-            "sha256",
-            "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945",
-            243_863_787,
-            "onnx",
+        "alexnet-12": _zoo(
+            "bvlcalexnet-12.onnx", 243_863_787, "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945"
         ),
-        "alexnet-9": PublicFile(
-            "bvlcalexnet-9.onnx",
-            f"{_ZOO}/bvlcalexnet-9.onnx",
-            "sha256",
-            "ef3c82dad5c512f969dbf701fe35c0b3feb1585687d541f765eb68730c0a8af7",
-            243_863_542,
-            "onnx",
+        "alexnet-9": _zoo(
+            "bvlcalexnet-9.onnx", 243_863_542, "ef3c82dad5c512f969dbf701fe35c0b3feb1585687d541f765eb68730c0a8af7"
         ),
     },
     "torchvision": {
-        "alexnet": PublicFile(
-            "alexnet-owt-7be5be79.pth",
-            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-            "sha256",
-            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-            244_408_911,
-            "torchvision",
+        "alexnet": _torchvision(
+            "alexnet-owt-7be5be79.pth", 244_408_911, "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
         ),
     },
 }
 
 
 def fetch(public: PublicFile, folder: Path, progress: Progress = lambda _done, _total: None) -> Path:
-    """Return the path of `public` in `folder`, downloaded unless it is there with its hash.
+    """Return the path of `public` in `folder`. It is downloaded unless it exists with the right hash.
 
-    Raises DownloadError: no network, an address that has gone, another file than expected, a disk that is full. What
-    came so far is kept for the next try, but for a whole file with another hash.
+    Raises DownloadError if there is no network, the URL is gone, the content is another file or the disk is full.
+    Received bytes are kept for the next attempt, unless the complete file has another hash.
     """
     target = folder / public.file
     try:
@@ -113,64 +100,64 @@ def fetch(public: PublicFile, folder: Path, progress: Progress = lambda _done, _
             found = _digest(part, public.algorithm)
             if found != public.digest:
                 part.unlink()
-                raise _failed(public, f"its {public.algorithm} is {found}, and {public.digest} was expected")
+                raise _failed(public, f"its {public.algorithm} is {found} instead of {public.digest}")
             sync(part)
             part.replace(target)
             sync(folder)
-    except (OSError, HTTPException) as exc:
-        raise _failed(public, _reason(exc)) from exc
+    except (OSError, HTTPException) as error:
+        raise _failed(public, _reason(error)) from error
     return target
 
 
 def _complete(public: PublicFile, part: Path, progress: Progress) -> None:
-    """Make `part` whole, going on after each cut as long as every try brings more of it."""
-    for _ in range(_MOST_CUTS):
-        have = part.stat().st_size if part.exists() else 0
-        if public.size is not None and have > public.size:
+    """Complete `part`. Interruptions are followed by another attempt while each attempt brings more bytes."""
+    for _ in range(_MAX_ATTEMPTS):
+        existing = _size(part)
+        if public.size is not None and existing > public.size:
             part.unlink()
-            have = 0
-        if have == public.size:
+            existing = 0
+        if existing == public.size:
             return
         try:
-            done, total = _go_on(public, part, have, progress)
-        except HTTPError as exc:
-            if exc.code != _GONE_TOO_FAR or not have:
+            done, total = _append(public, part, existing, progress)
+        except HTTPError as error:
+            if error.code != _RANGE_NOT_SATISFIABLE or not existing:
                 raise
-            # What is here is as long as the server's file, or longer: its size was not in the table.
-            if exc.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+            # The part is at least as long as the server's file, whose size is not in the table.
+            if error.headers.get("Content-Range", "").rpartition("/")[2] == str(existing):
                 return
             part.unlink()
             continue
         except (URLError, ConnectionError, TimeoutError, HTTPException):
-            if (part.stat().st_size if part.exists() else 0) <= have:
+            if _size(part) <= existing:
                 raise
             continue
         if total is None or done == total:
             return
-        if done <= have:
+        if done <= existing:
             break
-    raise _failed(public, "the connection was cut again and again. What came is kept: the same command goes on there")
+    raise _failed(public, "the connection was interrupted repeatedly. Run the same command again to resume")
 
 
-def _go_on(public: PublicFile, part: Path, have: int, progress: Progress) -> tuple[int, int | None]:
-    """Append what the server sends from byte `have` on; return (bytes in the file, bytes in all if it said so)."""
-    request = Request(public.address, headers={"User-Agent": "fc7", "Accept-Encoding": "identity"})  # noqa: S310 - the table's
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+def _append(public: PublicFile, part: Path, existing: int, progress: Progress) -> tuple[int, int | None]:
+    """Append the bytes after `existing`. Return (bytes in the file, total bytes if the server reports them)."""
+    request = Request(public.url, headers={"User-Agent": "fc7", "Accept-Encoding": "identity"})  # noqa: S310 - fixed URLs
+    if existing:
+        request.add_header("Range", f"bytes={existing}-")
     response: HTTPResponse
     with urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
-        if have and not (response.status == 206 and _starts_at(response, have)):
-            have = 0  # the server sends the whole file again
+        if not (response.status == 206 and str(response.headers["Content-Range"]).startswith(f"bytes {existing}-")):
+            existing = 0  # the server sends the whole file again
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdecimal() else None
+        total = existing + int(length) if length and length.isdecimal() else None
         if total is not None and public.size not in (None, total):
-            raise _failed(public, f"it has {total:,} bytes, and {public.size:,} were expected")
-        limit, done = public.size or _MAX_BYTES, have
-        with part.open("ab" if have else "wb") as file:
+            raise _failed(public, f"it has {total:,} bytes instead of {public.size:,}")
+        limit, done = public.size or _MAX_BYTES, existing
+        with part.open("ab" if existing else "wb") as file:
             while chunk := response.read(_CHUNK):
                 done += len(chunk)
                 if done > limit:
-                    raise _failed(public, f"more than {limit:,} bytes came: it is another file")
+                    raise _failed(public, f"the server sent more than {limit:,} bytes, so it is another file")
                 file.write(chunk)
                 progress(done, public.size or total)
             file.flush()
@@ -178,8 +165,8 @@ def _go_on(public: PublicFile, part: Path, have: int, progress: Progress) -> tup
     return done, public.size or total
 
 
-def _starts_at(response: HTTPResponse, byte: int) -> bool:
-    return str(response.headers.get("Content-Range", "")).startswith(f"bytes {byte}-")
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _digest(path: Path, algorithm: str) -> str:
@@ -188,20 +175,20 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def _failed(public: PublicFile, reason: str) -> DownloadError:
-    mend = (
-        f"By hand: fetch {public.file} on a machine with a network or from another place, check its {public.algorithm} "
-        f"({public.digest}), and run: fc7 import {public.command} {public.file}"
+    manual = (
+        f"To import it by hand, download {public.file} on a machine with a network or from another site, check its "
+        f"{public.algorithm} ({public.digest}), and run: fc7 import {public.command} {public.file}"
     )
-    return DownloadError(public.address, reason, mend)
+    return DownloadError(public.url, reason, manual)
 
 
 def _reason(error: OSError | HTTPException) -> str:
-    """Say in words what stopped a download."""
+    """Describe why a download failed."""
     if isinstance(error, HTTPError):
-        return f"the server answered {error.code} {error.reason}"
+        return f"the server responded with {error.code} {error.reason}"
     if isinstance(error, URLError):
         cause = error.reason
-        return f"there is no connection ({cause.strerror if isinstance(cause, OSError) else cause})"
+        return f"the connection failed ({cause.strerror if isinstance(cause, OSError) else cause})"
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     return str(error) or type(error).__name__

@@ -1,14 +1,15 @@
-"""The public nets as tables of layers, and an imported net before it is published.
+"""The layer tables of public nets, and `ImportedNet`: a net that was read from a file but not yet published.
 
-Promises: `ImportedNet` has every weight of its table, finite, float32, of the table's shapes, for RGB pixels 0-255
-minus its mean image: the form of `network.AlexNet`, so that one writer serves trained and imported nets alike.
-Does not: read files (caffe.py, onnx_zoo.py, torchvision.py do).
-Source: Caffe's bvlc_alexnet and bvlc_reference_caffenet, deploy.prototxt; torchvision's alexnet.py.
+Guarantees: an `ImportedNet` has all weights of its architecture as finite float32 tensors of the right shapes. They
+accept RGB pixels 0-255 minus the mean image, like those of `AlexNet`, so that trained and imported nets are written by
+the same code.
+Out of scope: reading files (caffe.py, onnx_zoo.py and torchvision.py do that).
+References: deploy.prototxt of Caffe's bvlc_alexnet and bvlc_reference_caffenet; torchvision's alexnet.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +23,11 @@ from torch import Tensor
 from model_store.durable import sha256_of
 from model_store.errors import CheckpointError, ImportFormatError
 from model_store.image import SIZE
+from model_store.training.export.graph import parameter_shapes
+from model_store.training.importers.file_kind import readable
 from model_store.training.nets.alexnet import PAPER_LAYERS, AlexNet, Architecture, Conv, Hidden, Layer, Norm, Pool
 
-# Caffe's k is 1, and its alpha is divided by the 5 neighbours: the formula's alpha is a fifth of the 1e-4 in its files.
+# Caffe uses k = 1 and divides alpha by the 5 neighbors, so the formula's alpha is a fifth of the 1e-4 in its files.
 _CAFFE_ALPHA: Final = 1e-4 / 5
 ALEXNET_LAYERS: Final[tuple[Layer, ...]] = tuple(
     replace(layer, alpha=_CAFFE_ALPHA, k=1.0) if isinstance(layer, Norm) else layer for layer in PAPER_LAYERS
@@ -41,13 +44,11 @@ OWT_LAYERS: Final[tuple[Layer, ...]] = (
     Hidden("fc6", 4096),
     Hidden("fc7", 4096),
 )
-# The ILSVRC-2012 mean image's mean colour, as Caffe's own examples subtract it.
-IMAGENET_MEAN_BGR: Final = (104.00698793, 116.66876762, 122.67891434)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The file that a net came from. sha256 in hexadecimal, size in bytes."""
+class SourceFile:
+    """The file that a net was read from. sha256: hexadecimal. size: bytes."""
 
     kind: str
     path: Path
@@ -55,32 +56,30 @@ class Source:
     size: int
 
     @classmethod
-    def of(cls, kind: str, path: Path) -> Source:
-        """Hash `path`. Raises ImportFormatError when it cannot be read."""
-        try:
+    def of(cls, kind: str, path: Path) -> SourceFile:
+        """Hash `path`. Raises ImportFormatError if it cannot be read."""
+        with readable(path):
             return cls(kind, path, sha256_of(path), path.stat().st_size)
-        except OSError as exc:
-            raise ImportFormatError(path, exc.strerror or str(exc)) from exc
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedNet:
-    """A public net in this project's form: see the module's promise.
+    """A public net with its preprocessing.
 
-    mean: float32 [256, 256, 3], RGB 0-255. preprocessing: what the graph does to the pixels, in words.
-    remarks: what the user should know: what was assumed because the file does not say it.
+    mean: float32 [256, 256, 3], RGB 0-255. preprocessing: a description of what the graph does to the pixels.
+    remarks: notes for the user, such as assumptions about what the file does not specify.
     """
 
     architecture: Architecture
     weights: Mapping[str, Tensor]
     mean: NDArray[np.float32]
     preprocessing: str
-    source: Source
+    source: SourceFile
     remarks: tuple[str, ...] = ()
 
 
 def pool_first(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Return the same table with each norm behind its pooling: CaffeNet's order."""
+    """Return the same table with each norm after its pooling layer: the order of CaffeNet."""
     out = list(layers)
     for index, (layer, above) in enumerate(pairwise(layers)):
         if isinstance(layer, Norm) and isinstance(above, Pool):
@@ -88,65 +87,66 @@ def pool_first(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     return tuple(out)
 
 
-def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of the net, by name, in order, without making it."""
-    with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in AlexNet(architecture).named_parameters()}
-
-
-def learned(architecture: Architecture) -> list[str]:
+def learned_layers(architecture: Architecture) -> list[str]:
     """Return the names of the layers that have weights, in order."""
-    return list(dict.fromkeys(name.partition(".")[0] for name in shapes_of(architecture)))
+    return list(dict.fromkeys(name.partition(".")[0] for name in parameter_shapes(architecture)))
 
 
-def colour_image(colour: tuple[float, float, float]) -> NDArray[np.float32]:
-    """Return a mean image, float32 [256, 256, 3], of one colour (RGB)."""
-    return np.broadcast_to(np.array(colour, np.float32), (SIZE, SIZE, 3)).copy()
+def color_image(color: Sequence[float]) -> NDArray[np.float32]:
+    """Return a mean image, float32 [256, 256, 3], of one RGB color."""
+    return np.broadcast_to(np.array(color, np.float32), (SIZE, SIZE, 3)).copy()
 
 
-def checked(
-    path: Path, architecture: Architecture, found: Mapping[str, Tensor], called: Mapping[str, str]
+def checked_weights(
+    path: Path, architecture: Architecture, found: Mapping[str, Tensor], file_names: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Return the weights `found` as float32, in the net's order.
 
-    called: what the file calls each layer. Raises ImportFormatError naming the layer and both shapes when one differs,
-    and the layer when a value is not finite.
+    file_names: the name of each layer in the file. Raises ImportFormatError if a shape is wrong or a value not finite.
     """
     weights = {}
-    for name, shape in shapes_of(architecture).items():
-        layer, _, which = name.partition(".")
+    for name, shape in parameter_shapes(architecture).items():
+        layer, _, parameter = name.partition(".")
         tensor = found[name]
-        where = f"layer {called[layer]}" + (f" (our {layer})" if called[layer] != layer else "")
+        alias = f" ({layer})" if file_names[layer] != layer else ""
+        where = f"the {parameter} of layer {file_names[layer]}{alias}"
         if tuple(tensor.shape) != shape:
             raise ImportFormatError(
-                path,
-                f"the {which} of {where} has the shape {_text(tensor.shape)}, and {architecture.name} has "
-                f"{_text(shape)}: it is another net",
-            )
+                path, f"{where} has the shape {shape_text(tensor.shape)} instead of {architecture.name}'s "
+                f"{shape_text(shape)}, so it is another net"
+            )  # fmt: skip
         if not tensor.is_floating_point():
-            raise ImportFormatError(path, f"the {which} of {where} is {tensor.dtype}, not floating point")
+            raise ImportFormatError(path, f"{where} is {tensor.dtype} instead of floating point")
         weights[name] = tensor.to(torch.float32).contiguous()
         if not bool(torch.isfinite(weights[name]).all()):
-            raise ImportFormatError(path, f"the {which} of {where} has values that are not finite: the file is broken")
+            raise ImportFormatError(path, f"{where} has values that are not finite, so the file is damaged")
     return weights
 
 
-def to_rgb(weights: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Return weights whose first convolution takes RGB instead of BGR."""
-    first = f"{learned(architecture)[0]}.weight"
-    return {**weights, first: weights[first].flip(1).contiguous()}
+def check_setting(path: Path, where: str, setting: str, found: Any, expected: Any) -> None:
+    """Raise ImportFormatError if a setting of a layer in the file differs from the expected one."""
+    if found != expected:
+        raise ImportFormatError(path, f"{where} has {setting} {found} instead of {expected}, so it is another net")
+
+
+def norm_of_file(path: Path, where: str, layer: Norm, *, size: int, alpha: float, beta: float, k: float) -> Norm:
+    """Return `layer` with the constants of a Caffe or ONNX file, whose alpha is divided by the number of neighbors.
+
+    Raises ImportFormatError if the size is even or beta is not .75.
+    """
+    if size % 2 == 0 or abs(beta - 0.75) > 1e-6:
+        raise ImportFormatError(
+            path, f"{where} has size {size}, beta {beta:g}. Only odd sizes and beta .75 are supported"
+        )
+    # Files store single precision. Rounding to 7 digits restores the number that was written.
+    return replace(layer, size=size, alpha=float(f"{alpha:.7g}") / size, k=float(f"{k:.7g}"))
 
 
 def manifest_recipe(net: ImportedNet) -> dict[str, Any]:
-    """Return what the manifest says of where a net came from and what it does to pixels."""
+    """Return the manifest's entries about the origin of the net and its preprocessing."""
     source = net.source
     return {
-        "imported": {
-            "kind": source.kind,
-            "file": source.path.name,
-            "sha256": source.sha256,
-            "size": source.size,
-        },
+        "imported": {"kind": source.kind, "file": source.path.name, "sha256": source.sha256, "size": source.size},
         "preprocessing": net.preprocessing,
         "remarks": list(net.remarks),
         "architecture": net.architecture.to_dict(),
@@ -154,14 +154,15 @@ def manifest_recipe(net: ImportedNet) -> dict[str, Any]:
 
 
 def build(net: ImportedNet) -> AlexNet:
-    """Return the net in torch with its weights, in evaluation mode. Raises CheckpointError for a broken table."""
+    """Return the net in torch with its weights, in evaluation mode. Raises CheckpointError if they do not fit."""
     model = AlexNet(net.architecture)
     try:
         model.load_state_dict(dict(net.weights), assign=True)
-    except RuntimeError as exc:  # our own tables and names: no file can cause it
-        raise CheckpointError(f"{net.architecture.name} does not take these weights: {exc}") from exc
+    except RuntimeError as error:  # a bug in our own tables; a file cannot cause it
+        raise CheckpointError(f"The weights do not fit the architecture {net.architecture.name}: {error}.") from error
     return model.eval().requires_grad_(False)
 
 
-def _text(shape: tuple[int, ...]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as text, such as "96x3x11x11"."""
     return "x".join(map(str, shape)) or "a single number"

@@ -1,9 +1,12 @@
-"""Read the protocol buffers' wire format field by field, without a schema: what Caffe's files are written in.
+"""Read the wire format of protocol buffers field by field, without a schema. Caffe's files are written in it.
 
-Promises: nothing is read past the end of what was given; time and memory are in proportion to its length, whatever the
-bytes are; runs of numbers come as one view of bytes, packed or not. What cannot be read is a `WireError`.
-Does not: know messages or defaults (caffe.py does), read groups, which no file here has.
-Source: the protocol buffers' documentation, "Encoding".
+The protobuf package is not used, because it creates one Python object for each number of an unpacked array, and a net
+has 61 million. Here an array becomes one view of bytes, packed or not.
+
+Guarantees: no byte outside the given message is read. Time and memory are proportional to its length, whatever the
+bytes are. Bytes that cannot be parsed raise `WireError`.
+Out of scope: messages and default values (caffe.py knows them); groups, which Caffe's files do not use.
+References: the protocol buffers documentation, "Encoding".
 """
 
 from __future__ import annotations
@@ -15,16 +18,16 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-MAX_FIELDS: Final = 1_000_000  # of one message; a net has some hundred
-_FIRST_LOOK: Final = 1024  # repeated numbers that are looked at together at first
+MAX_FIELDS: Final = 1_000_000  # in one message; a net has a few hundred
+_FIRST_BLOCK: Final = 1024  # number of repeated values that are scanned first
 
 
 class WireError(ValueError):
-    """Bytes that are no protocol buffer. The text says what is wrong, in words for the file's owner."""
+    """The bytes are not a valid protocol buffer. The message is a reason for an ImportFormatError."""
 
 
 class Wire(IntEnum):
-    """How a field's value is written."""
+    """The wire type of a field."""
 
     VARINT = 0
     FIXED64 = 1
@@ -32,11 +35,11 @@ class Wire(IntEnum):
     FIXED32 = 5
 
 
-_FORMS: Final = frozenset(int(wire) for wire in Wire)
+_WIRE_TYPES: Final = frozenset(int(wire) for wire in Wire)
 
 
 class Field(NamedTuple):
-    """One field. `number` is a varint's value; `data` the bytes of any other, of a whole run of fixed numbers."""
+    """One field. `number` is the value of a varint. `data` holds other values; fixed-size ones may be a whole run."""
 
     id: int
     wire: Wire
@@ -45,7 +48,7 @@ class Field(NamedTuple):
 
 
 def fields(message: memoryview) -> Iterator[Field]:
-    """Yield the fields of `message` in order. Raises WireError where it cannot be read any further."""
+    """Yield the fields of `message` in order. Raises WireError at the first byte that cannot be parsed."""
     position, count, empty = 0, 0, message[:0]
     while position < len(message):
         count += 1
@@ -55,36 +58,35 @@ def fields(message: memoryview) -> Iterator[Field]:
         tag, position = _varint(message, position)
         identity, wire = tag >> 3, tag & 7
         if identity == 0:
-            raise WireError(f"there is no field 0 (byte {start:,})")
+            raise WireError(f"byte {start:,} starts a field with the number 0, which is not valid")
         if wire == Wire.VARINT:
             number, position = _varint(message, position)
             yield Field(identity, Wire.VARINT, number, empty)
         elif wire == Wire.LENGTH:
             size, position = _varint(message, position)
-            if size > len(message) - position:
-                raise WireError(
-                    f"it ends {size - (len(message) - position):,} bytes early, in the middle of a field: it was cut"
-                )
+            missing = size - (len(message) - position)
+            if missing > 0:
+                raise WireError(f"the file is truncated: {missing:,} bytes of a field are missing at its end")
             yield Field(identity, Wire.LENGTH, 0, message[position : position + size])
             position += size
         elif wire in (Wire.FIXED32, Wire.FIXED64):
             data, position = _run(message, start, position, 4 if wire == Wire.FIXED32 else 8)
             yield Field(identity, Wire(wire), 0, data)
         else:
-            raise WireError(f"byte {start:,} is no start of a field")
+            raise WireError(f"byte {start:,} does not start a valid field")
 
 
 def outline(head: memoryview) -> set[tuple[int, Wire]]:
-    """Return number and form of the outermost fields that begin in `head`, the first bytes of a message.
+    """Return the number and wire type of the outermost fields that start in `head`, the first bytes of a message.
 
-    Nothing is returned for bytes that are no protocol buffer.
+    Returns an empty set if the bytes are not a protocol buffer.
     """
     found: set[tuple[int, Wire]] = set()
     position = 0
     try:
         while position < len(head):
             tag, position = _varint(head, position)
-            if tag >> 3 == 0 or tag & 7 not in _FORMS:
+            if tag >> 3 == 0 or tag & 7 not in _WIRE_TYPES:
                 return set()
             wire = Wire(tag & 7)
             found.add((tag >> 3, wire))
@@ -95,7 +97,7 @@ def outline(head: memoryview) -> set[tuple[int, Wire]]:
             else:
                 number, position = _varint(head, position)
                 position += number if wire == Wire.LENGTH else 0
-    except WireError:  # the head ends here
+    except WireError:  # the end of the head
         pass
     return found
 
@@ -112,44 +114,43 @@ def varints(packed: memoryview) -> list[int]:
 
 
 def float32(data: memoryview) -> float:
-    """Return the last float of a field of fixed 32-bit values: of a field that is not repeated, the one that counts."""
+    """Return the last float of a field of 32-bit values. The last one counts in a field that is not repeated."""
     return float(struct.unpack("<f", data[-4:])[0])
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return (number, position behind it)."""
+    """Return (number, position after it)."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(message):
-            raise WireError("it ends in the middle of a number: it was cut")
+            raise WireError("the file is truncated: it ends in the middle of a number")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value & 0xFFFF_FFFF_FFFF_FFFF, position
-    raise WireError(f"byte {position - 1:,} is no end of a number")
+    raise WireError(f"the number that ends at byte {position - 1:,} is too long")
 
 
 def _run(message: memoryview, start: int, position: int, width: int) -> tuple[memoryview, int]:
-    """Return the values of the fixed number whose tag is at `start`, and of all that follow it with the same tag.
+    """Return the bytes of the fixed-size value whose tag is at `start`, and of all following values with that tag.
 
-    A net's weights may be written so, a tag before each: 61 million steps of the loop above would take a minute.
+    Weights can be stored like this, with one tag per value. Parsing 61 million values one by one would take a minute.
     """
     if len(message) - position < width:
-        raise WireError("it ends in the middle of a number: it was cut")
+        raise WireError("the file is truncated: it ends in the middle of a number")
     if position - start != 1:
         return message[position : position + width], position + width
     stride, tag = width + 1, message[start]
-    most, found, look = (len(message) - start) // stride, 1, _FIRST_LOOK
-    while found < most:
-        # Look at twice as many each time, so that many short runs cost no more than one long one.
-        more = min(look, most - found)
-        begin = start + found * stride
-        tags = np.frombuffer(message, np.uint8, more * stride, begin)[::stride]
-        same = int(np.argmin(tags == tag)) if not bool((tags == tag).all()) else more
-        found += same
-        if same < more:
+    maximum, found, block = (len(message) - start) // stride, 1, _FIRST_BLOCK
+    while found < maximum:
+        # The block doubles each time, so that many short runs cost no more than one long run.
+        count = min(block, maximum - found)
+        tags = np.frombuffer(message, np.uint8, count * stride, start + found * stride)[::stride]
+        equal = count if bool((tags == tag).all()) else int(np.argmin(tags == tag))
+        found += equal
+        if equal < count:
             break
-        look *= 2
+        block *= 2
     rows = np.frombuffer(message, np.uint8, found * stride, start).reshape(found, stride)
     return memoryview(rows[:, 1:].tobytes()), start + found * stride

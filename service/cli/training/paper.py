@@ -53,7 +53,7 @@ def figure1(
 ) -> None:
     """Figure 1: epochs to 25 % training error on CIFAR-10 with ReLU and with tanh, each at its best rate."""
     experiments = _experiments()
-    wanted = experiments.Figure1(
+    wanted = experiments.Figure1Options(
         tuple(dict.fromkeys(rates)),
         search_epochs,
         max(max_epochs, search_epochs),
@@ -98,7 +98,7 @@ def cifar_lrn(
 ) -> None:
     """Section 3.3: the test error on CIFAR-10 with and without local response normalisation, in two nets."""
     experiments = _experiments()
-    wanted = experiments.Lrn(
+    wanted = experiments.LrnOptions(
         epochs, rate, seeds=tuple(dict.fromkeys(seeds)), precision="bfloat16" if bfloat16 else "float32"
     )
     console = Console(soft_wrap=True, highlight=False)
@@ -177,7 +177,7 @@ class _Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def begin(self, label: str, images: int) -> None:
+    def start(self, label: str, images: int) -> None:
         """Show the bar of a curve."""
         self._progress.reset(self._task, total=images, description=label, visible=images > 0)
 
@@ -185,7 +185,7 @@ class _Bars:
         """Move it."""
         self._progress.update(self._task, advance=images)
 
-    def end(self, line: str) -> None:
+    def finish(self, line: str) -> None:
         """Replace it by the result."""
         self._progress.update(self._task, visible=False)
         self._console.print(line, markup=False)

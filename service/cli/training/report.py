@@ -52,7 +52,7 @@ def report(
     begin(views)
     with training_extra():
         from model_store.training.nets.alexnet import Conv  # noqa: PLC0415 - torch
-        from model_store.training.paper.report import FirstLayer, Wanted, write_results  # noqa: PLC0415
+        from model_store.training.paper.report import FirstLayer, ReportOptions, write_paper_report  # noqa: PLC0415
         from model_store.training.parents import find_parent  # noqa: PLC0415
     settings = load_settings(home=home)
     more = [_read(file) for file in evaluations or ()]
@@ -66,10 +66,10 @@ def report(
         raise DatasetError(f"{model} has no convolution, so there are no kernels to draw")
     kernels = trained.weights[f"{layers[0].name}.weight"].numpy()
     first = FirstLayer(layers[0].name, kernels, max(layer.towers for layer in layers))
-    wanted = Wanted(seed, gallery, (1,) if views == 1 else (1, views), benchmark.value, more)
+    wanted = ReportOptions(seed, gallery, (1,) if views == 1 else (1, views), benchmark.value, more)
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
-        numbers = write_results(
+        numbers = write_paper_report(
             net,
             first,
             folder,
@@ -82,10 +82,10 @@ def report(
     shares = numbers["figure3"]["chromatic_share_by_tower"]
     towers = ", ".join(f"tower {number}: {share:.1%}" for number, share in enumerate(shares, start=1))
     console.print(f"Share of the kernels' energy that is colour: {towers} (drawn weights have two thirds).")
-    near = numbers["figure4"]["neighbours_of_the_querys_class"]
+    near = numbers["figure4"]["neighbors_of_same_class"]
     console.print(f"Of the nearest pictures in figure 4, {near:.0%} are of their query's class.")
     for rows in numbers["tables"].values():
-        for row in (row for row in rows if row["whose"] == "fc7"):
+        for row in (row for row in rows if row["source"] == "fc7"):
             console.print(
                 f"{row['model']}: top-1 error {row['top1']:.1f} %, top-5 error {row['top5']:.1f} %", markup=False
             )

@@ -1,1 +1,1 @@
-"""The paper's CIFAR-10 nets and experiments."""
+"""The CIFAR-10 nets and experiments of the paper."""

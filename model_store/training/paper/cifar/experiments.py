@@ -1,30 +1,28 @@
-"""The paper's two experiments on CIFAR-10: figure 1 (ReLU against tanh) and section 3.3's normalisation.
+"""The paper's two experiments on CIFAR-10: figure 1 (ReLU and tanh), and local response normalization (section 3.3).
 
-Promises: each curve is kept as it grows, so that the same call goes on where it was stopped and runs nothing twice; in
-figure 1 the rate of each nonlinearity is the one with the lowest training error after a short search, and its curve
-goes on from the search's; tables (CSV), JSON and a picture, whole or absent.
-Does not: print; choose anything by the test error.
-Source: the paper, figure 1 and section 3.3.
+Guarantees: each curve is saved as it grows, so a repeated call continues and trains nothing twice. In figure 1, each
+nonlinearity is trained at the learning rate with the lowest training error after a short search. Its curve continues
+the curve of the search. The results are written atomically as CSV, JSON and a chart.
+Out of scope: printing; choosing anything by the test error.
+References: the paper, figure 1 and section 3.3.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final, Protocol
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from model_store.durable import write_atomic
 from model_store.errors import TrainingError
 from model_store.training.device import versions
+from model_store.training.export.report import format_epoch_axes, write_csv, write_json
 from model_store.training.paper.cifar.data import CifarData
 from model_store.training.paper.cifar.nets import NetName, Neuron
 from model_store.training.paper.cifar.train import Curve, Plan, Precision, Trainer, epochs_to
@@ -34,26 +32,26 @@ LRN: Final = "cifar-lrn"
 CURVES: Final = "curves"
 NEURONS: Final[tuple[Neuron, ...]] = ("relu", "tanh")
 CROP: Final = 24
-_SPELT: Final = {"relu": "ReLU", "tanh": "tanh"}
-_COLOURS: Final = {"relu": "#c2410c", "tanh": "#1d4ed8", "13pct": "#1d4ed8", "11pct": "#c2410c"}
+_TITLES: Final = {"relu": "ReLU", "tanh": "tanh"}
+_COLORS: Final = {"relu": "#c2410c", "tanh": "#1d4ed8", "13pct": "#1d4ed8", "11pct": "#c2410c"}
 
 
 class Reporter(Protocol):
-    """What an experiment tells while it runs."""
+    """Receives the progress of an experiment."""
 
-    def begin(self, label: str, images: int) -> None:
-        """A curve begins that takes at most so many pictures."""
+    def start(self, label: str, images: int) -> None:
+        """A curve starts that trains on at most `images` images."""
 
     def advance(self, images: int) -> None:
-        """So many pictures were trained on."""
+        """The net was trained on `images` more images."""
 
-    def end(self, line: str) -> None:
-        """The curve ended; `line` says how."""
+    def finish(self, line: str) -> None:
+        """The curve is finished; `line` describes the result."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figure1:
-    """What to run. rates: tried for weights, biases learn at twice each; seeds: the first one is searched with."""
+class Figure1Options:
+    """Options of figure 1. rates: learning rates of weights to try. seeds: the first one is used for the search."""
 
     rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004)
     search_epochs: int = 3
@@ -64,8 +62,8 @@ class Figure1:
 
 
 @dataclass(frozen=True, slots=True)
-class Lrn:
-    """What to run: both nets with and without normalisation. The rate is a tenth after 80 %, a hundredth after 90 %."""
+class LrnOptions:
+    """Options of the comparison of normalization. The rate is divided by 10 after 80 % and after 90 % of the epochs."""
 
     epochs: int = 10
     rate: float = 0.001
@@ -74,130 +72,133 @@ class Lrn:
     precision: Precision = "float32"
 
     def drops(self) -> tuple[int, int]:
-        """Return the epochs after which the rate is divided by 10."""
+        """Return the epochs after which the learning rate is divided by 10."""
         return round(0.8 * self.epochs), round(0.9 * self.epochs)
 
 
-def run_figure1(data: CifarData, out: Path, wanted: Figure1, reporter: Reporter) -> dict[str, Any]:
-    """Search rates, train to the threshold, write figure1.{json,csv,png} into `out`; return what the JSON holds."""
-    runner = _Runner(data, out / CURVES, reporter)
+def run_figure1(data: CifarData, out: Path, options: Figure1Options, reporter: Reporter) -> dict[str, Any]:
+    """Search rates, train to the threshold, write figure1.{json,csv,png} into `out`; return the content of the JSON."""
+    trainer = _CurveTrainer(data, out / CURVES, reporter)
     rows: list[tuple[str, Curve]] = []
     results = []
     for neuron in NEURONS:
-        plans = [
-            Plan("18pct", rate, data.hash, neuron, seed=wanted.seeds[0], precision=wanted.precision)
-            for rate in wanted.rates
-        ]
-        searched = [runner.run(plan, wanted.search_epochs, "search") for plan in plans]
-        rate = best_rate(searched)
+        base = Plan("18pct", 0, data.hash, neuron, seed=options.seeds[0], precision=options.precision)
+        searched = [trainer.train(replace(base, rate=rate), options.search_epochs, "search") for rate in options.rates]
+        best = replace(base, rate=best_rate(searched))
         rows += [("search", curve) for curve in searched]
-        for seed in wanted.seeds:
-            plan = Plan("18pct", rate, data.hash, neuron, seed=seed, precision=wanted.precision)
-            curve = runner.run(plan, wanted.max_epochs, "train", wanted.threshold)
+        for seed in options.seeds:
+            curve = trainer.train(replace(best, seed=seed), options.max_epochs, "train", options.threshold)
             rows.append(("train", curve))
-            results.append(_figure1_result(curve, wanted.threshold, len(data.classes)))
+            results.append(_figure1_result(curve, options.threshold, len(data.classes)))
     document = {
         "experiment": FIGURE1,
-        "options": asdict(wanted),
+        "options": asdict(options),
         "data": data.hash,
         "training_images": len(data.train),
-        "search": [_search_result(curve, wanted.search_epochs) for kind, curve in rows if kind == "search"],
+        "search": [_search_result(curve) for kind, curve in rows if kind == "search"],
         "curves": results,
-        "tanh_over_relu": _ratios(results),
+        "tanh_over_relu": _tanh_over_relu(results),
         "versions": versions(),
     }
     trained = [curve for kind, curve in rows if kind == "train"]
-    _write(out, FIGURE1, document, rows, draw_figure1(trained, wanted.threshold, document))
+    _write(out, FIGURE1, document, rows, draw_figure1(trained, options.threshold, document))
     return document
 
 
-def run_lrn(data: CifarData, out: Path, wanted: Lrn, reporter: Reporter) -> dict[str, Any]:
-    """Train each net both ways, write cifar-lrn.{json,csv,png} into `out`; return what the JSON holds.
+def run_lrn(data: CifarData, out: Path, options: LrnOptions, reporter: Reporter) -> dict[str, Any]:
+    """Train each net with and without norms, write cifar-lrn.{json,csv,png} into `out`; return the JSON's content.
 
-    Raises TrainingError if a loss became NaN or infinite.
+    Raises TrainingError if a loss becomes NaN or infinite.
     """
-    runner = _Runner(data, out / CURVES, reporter)
-    rows: list[tuple[str, Curve]] = []
+    trainer = _CurveTrainer(data, out / CURVES, reporter)
+    curves: list[Curve] = []
     results: list[dict[str, Any]] = []
-    for seed in wanted.seeds:
-        for net in wanted.nets:
-            for norms in (False, True):
-                plan = Plan(
-                    net,
-                    wanted.rate,
-                    data.hash,
-                    norms=norms,
-                    decay=True,
-                    size=CROP,
-                    drops=wanted.drops(),
-                    measure="test",
-                    seed=seed,
-                    precision=wanted.precision,
-                )
-                curve = runner.run(plan, wanted.epochs, "train")
-                if curve.diverged:
-                    raise TrainingError(f"{_label(plan)}: the loss is not finite: try a lower --rate")
-                rows.append(("train", curve))
-                results.append(
-                    {
-                        "net": net,
-                        "norms": norms,
-                        "seed": seed,
-                        "training_error": curve.epochs[-1].running_error,
-                        "test_error": curve.epochs[-1].error,
-                        "test_error_ten_views": Trainer(plan, data, runner.folder).error(data.test, "ten"),
-                    }
-                )
+    for plan in _lrn_plans(data, options):
+        curve = trainer.train(plan, options.epochs, "train")
+        if curve.diverged:
+            raise TrainingError(f"{_label(plan)}: The loss is not finite. Try a lower --rate.")
+        curves.append(curve)
+        results.append(
+            {
+                "net": plan.net,
+                "norms": plan.norms,
+                "seed": plan.seed,
+                "training_error": curve.epochs[-1].running_error,
+                "test_error": curve.epochs[-1].error,
+                "test_error_ten_views": Trainer(plan, data, out / CURVES).error(data.test, "ten"),
+            }
+        )
     document = {
         "experiment": LRN,
-        "options": asdict(wanted),
+        "options": asdict(options),
         "data": data.hash,
         "training_images": len(data.train),
         "test_images": len(data.test),
         "nets": results,
-        "norms_change": changes(results),
+        "norms_change": norms_change(results),
         "versions": versions(),
     }
-    _write(out, LRN, document, rows, draw_lrn([curve for _, curve in rows], document))
+    _write(out, LRN, document, [("train", curve) for curve in curves], draw_lrn(curves, options.epochs))
     return document
 
 
+def _lrn_plans(data: CifarData, options: LrnOptions) -> list[Plan]:
+    return [
+        Plan(
+            net,
+            options.rate,
+            data.hash,
+            norms=norms,
+            decay=True,
+            size=CROP,
+            drops=options.drops(),
+            measure="test",
+            seed=seed,
+            precision=options.precision,
+        )
+        for seed in options.seeds
+        for net in options.nets
+        for norms in (False, True)
+    ]
+
+
 def best_rate(curves: Sequence[Curve]) -> float:
-    """Return the rate whose last error is lowest; of equals the lower rate. Raises TrainingError if all diverged."""
-    alive = [curve for curve in curves if curve.epochs and not curve.diverged]
-    if not alive:
+    """Return the rate with the lowest last error; the lower rate if equal. Raises TrainingError if all diverged."""
+    finite = [curve for curve in curves if curve.epochs and not curve.diverged]
+    if not finite:
         rates = ", ".join(f"{curve.plan.rate:g}" for curve in curves)
-        raise TrainingError(f"{_label(curves[0].plan)}: the loss is not finite at any of {rates}: lower --rates")
-    return min(alive, key=lambda curve: (curve.epochs[-1].error, curve.plan.rate)).plan.rate
+        raise TrainingError(f"{_label(curves[0].plan)}: The loss is not finite at any of {rates}. Try lower --rates.")
+    return min(finite, key=lambda curve: (curve.epochs[-1].error, curve.plan.rate)).plan.rate
 
 
-class _Runner:
-    """Runs curves one after the other, each from where its file has it."""
+@dataclass(frozen=True, slots=True)
+class _CurveTrainer:
+    """Trains one curve after the other. Each resumes from its file in `folder`."""
 
-    def __init__(self, data: CifarData, folder: Path, reporter: Reporter) -> None:
-        self.folder = folder
-        self._data, self._reporter = data, reporter
+    data: CifarData
+    folder: Path
+    reporter: Reporter
 
-    def run(self, plan: Plan, epochs: int, kind: str, threshold: float | None = None) -> Curve:
-        """Return the curve of exactly `epochs` epochs, or fewer where the threshold was reached or it diverged."""
-        trainer = Trainer(plan, self._data, self.folder)
+    def train(self, plan: Plan, epochs: int, kind: str, threshold: float | None = None) -> Curve:
+        """Return a curve of `epochs` epochs, or fewer if it reached the threshold or diverged."""
+        trainer = Trainer(plan, self.data, self.folder)
         missing = max(0, epochs - len(trainer.curve.epochs))
-        self._reporter.begin(f"{kind} {_label(plan)}", missing * len(self._data.train))
-        curve = trainer.train_to(epochs, threshold=threshold, progress=self._reporter.advance)
-        if len(curve.epochs) > epochs:  # a search whose curve went on in an earlier call
+        self.reporter.start(f"{kind} {_label(plan)}", missing * len(self.data.train))
+        curve = trainer.train_to(epochs, threshold=threshold, progress=self.reporter.advance)
+        if len(curve.epochs) > epochs:  # a search whose curve was continued by an earlier call
             curve = replace(curve, epochs=curve.epochs[:epochs], diverged=False)
         state = "diverged" if curve.diverged else f"{curve.epochs[-1].error:.1%} error"
-        self._reporter.end(f"{kind} {_label(plan)}: {state} after {len(curve.epochs)} epochs")
+        self.reporter.finish(f"{kind} {_label(plan)}: {state} after {len(curve.epochs)} epochs")
         return curve
 
 
 def _label(plan: Plan) -> str:
-    what = _SPELT[plan.neuron] if plan.net == "18pct" else f"{plan.net} {'with' if plan.norms else 'without'} LRN"
-    return f"{what}, rate {plan.rate:g}, seed {plan.seed}"
+    net = _TITLES[plan.neuron] if plan.net == "18pct" else f"{plan.net} {'with' if plan.norms else 'without'} LRN"
+    return f"{net}, rate {plan.rate:g}, seed {plan.seed}"
 
 
 def _figure1_result(curve: Curve, threshold: float, classes: int) -> dict[str, Any]:
-    # Before the first epoch the net's weights are so small that it answers one class: all others are wrong.
+    # Initial weights are so small that the net predicts one class for all images.
     reached = epochs_to([epoch.error for epoch in curve.epochs], threshold, start=1 - 1 / classes)
     return {
         "neuron": curve.plan.neuron,
@@ -211,101 +212,97 @@ def _figure1_result(curve: Curve, threshold: float, classes: int) -> dict[str, A
     }
 
 
-def _search_result(curve: Curve, epochs: int) -> dict[str, Any]:
-    errors = [epoch.error for epoch in curve.epochs[:epochs]]
+def _search_result(curve: Curve) -> dict[str, Any]:
+    errors = [epoch.error for epoch in curve.epochs]
     return {"neuron": curve.plan.neuron, "rate": curve.plan.rate, "errors": errors, "diverged": curve.diverged}
 
 
-def _ratios(results: Sequence[dict[str, Any]]) -> float | None:
-    """Return how many times the epochs of ReLU tanh takes, means over seeds; None if a curve did not get there."""
-    taken = {neuron: [one["epochs_interpolated"] for one in results if one["neuron"] == neuron] for neuron in NEURONS}
-    if any(None in values for values in taken.values()):
+def _tanh_over_relu(results: Sequence[dict[str, Any]]) -> float | None:
+    """Return the ratio of epochs (means over seeds), or None if a curve did not reach the threshold."""
+    epochs = {neuron: [one["epochs_interpolated"] for one in results if one["neuron"] == neuron] for neuron in NEURONS}
+    if any(None in values for values in epochs.values()):
         return None
-    ratio: float = mean(taken["tanh"]) / mean(taken["relu"])
+    ratio: float = mean(epochs["tanh"]) / mean(epochs["relu"])
     return round(ratio, 2)
 
 
-def changes(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each net, what normalisation adds to the test errors: means over seeds; negative is better."""
+def norms_change(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return how normalization changes the test errors of each net (means over seeds); negative is better."""
     changes = []
     for net in dict.fromkeys(one["net"] for one in results):
         change: dict[str, Any] = {"net": net}
         for key in ("test_error", "test_error_ten_views"):
-            ways = [
-                [one[key] for one in results if one["net"] == net and one["norms"] is norms] for norms in (False, True)
-            ]
-            change[key] = round(mean(ways[1]) - mean(ways[0]), 5)
+            without, with_norms = (
+                mean(one[key] for one in results if one["net"] == net and one["norms"] is norms)
+                for norms in (False, True)
+            )
+            change[key] = round(with_norms - without, 5)
         changes.append(change)
     return changes
 
 
-def _write(out: Path, name: str, document: dict[str, Any], rows: Iterable[tuple[str, Curve]], picture: Figure) -> None:
+def _write(out: Path, name: str, document: dict[str, Any], rows: Iterable[tuple[str, Curve]], chart: Figure) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(
-        ["kind", "net", "norms", "neuron", "rate", "seed", "epoch", "loss", "running_error", "error", "seconds"]
-    )
-    for kind, curve in rows:
-        plan = curve.plan
-        for epoch in curve.epochs:
-            writer.writerow(
-                [
-                    *(kind, plan.net, int(plan.norms), plan.neuron, plan.rate, plan.seed, epoch.number),
-                    *(f"{value:.5f}" for value in (epoch.loss, epoch.running_error, epoch.error)),
-                    f"{epoch.seconds:.1f}",
-                ]
-            )
+    header = ["kind", "net", "norms", "neuron", "rate", "seed", "epoch", "loss", "running_error", "error", "seconds"]
+    table = [
+        [
+            *(kind, curve.plan.net, int(curve.plan.norms), curve.plan.neuron, curve.plan.rate, curve.plan.seed),
+            *(epoch.number, *(f"{value:.5f}" for value in (epoch.loss, epoch.running_error, epoch.error))),
+            f"{epoch.seconds:.1f}",
+        ]
+        for kind, curve in rows
+        for epoch in curve.epochs
+    ]
     image = io.BytesIO()
-    picture.savefig(image, format="png")
-    write_atomic(out / f"{name}.csv", table.getvalue().encode())
+    chart.savefig(image, format="png")
+    write_csv(out / f"{name}.csv", header, table)
     write_atomic(out / f"{name}.png", image.getvalue())
-    write_atomic(out / f"{name}.json", (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(out / f"{name}.json", document)
 
 
 def draw_figure1(curves: Sequence[Curve], threshold: float, document: dict[str, Any]) -> Figure:
-    """Return the paper's figure 1 of these curves: training error by epoch, ReLU solid, tanh dashed."""
-    figure, axes = _axes("training error (share of pictures)")
-    for index, curve in enumerate(curves):
+    """Return figure 1 of the paper for these curves: training error by epoch, ReLU solid, tanh dashed."""
+    figure, axes = _axes("training error (share of images)")
+    for curve in curves:
         neuron = curve.plan.neuron
-        label = f"{_SPELT[neuron]}, rate {curve.plan.rate:g}"
-        seen = any(earlier.plan.neuron == neuron for earlier in curves[:index])
-        _plot(axes, curve, "-" if neuron == "relu" else "--", _COLOURS[neuron], None if seen else label)
+        label = f"{_TITLES[neuron]}, rate {curve.plan.rate:g}"
+        _plot(axes, curve, label, _COLORS[neuron], solid=neuron == "relu")
     axes.axhline(threshold, color="#1f2937", linewidth=0.8)
     ratio = document["tanh_over_relu"]
-    took = "" if ratio is None else f": tanh takes {ratio:.1f} times the epochs"
-    axes.set_title(f"CIFAR-10, four layers, to {threshold:.0%} training error{took}", fontsize=10)
+    result = "" if ratio is None else f": tanh takes {ratio:.1f} times the epochs"
+    axes.set_title(f"CIFAR-10, four layers, to {threshold:.0%} training error{result}", fontsize=10)
     axes.set_xlim(left=0)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def draw_lrn(curves: Sequence[Curve], document: dict[str, Any]) -> Figure:
-    """Return the test error by epoch of each net: with normalisation solid, without it dashed."""
-    figure, axes = _axes("test error, centre view (share of pictures)")
-    for index, curve in enumerate(curves):
+def draw_lrn(curves: Sequence[Curve], epochs: int) -> Figure:
+    """Return a chart of the test error of each net by epoch: solid with normalization, dashed without it."""
+    figure, axes = _axes("test error, center view (share of images)")
+    for curve in curves:
         plan = curve.plan
         label = f"{plan.net} net, {'with' if plan.norms else 'without'} LRN"
-        seen = any((one.plan.net, one.plan.norms) == (plan.net, plan.norms) for one in curves[:index])
-        _plot(axes, curve, "-" if plan.norms else "--", _COLOURS[plan.net], None if seen else label)
-    axes.set_title(f"CIFAR-10, {document['options']['epochs']} epochs of 24x24 crops and mirrors", fontsize=10)
+        _plot(axes, curve, label, _COLORS[plan.net], solid=plan.norms)
+    axes.set_title(f"CIFAR-10, {epochs} epochs of 24x24 crops and mirrors", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def _axes(label: str) -> tuple[Figure, Any]:
+def _axes(unit: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_xlabel("epochs")
-    axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(alpha=0.25)
+    format_epoch_axes(axes, unit, percent=True)
     return figure, axes
 
 
-def _plot(axes: Any, curve: Curve, dashes: str, colour: str, label: str | None) -> None:
-    numbers = [epoch.number for epoch in curve.epochs]
-    errors = [epoch.error for epoch in curve.epochs]
-    axes.plot(numbers, errors, dashes, color=colour, label=label, linewidth=1.5)
+def _plot(axes: Axes, curve: Curve, label: str, color: str, *, solid: bool) -> None:
+    """Plot one curve. Curves that differ only in the seed share one entry in the legend."""
+    repeated = label in axes.get_legend_handles_labels()[1]
+    axes.plot(
+        [epoch.number for epoch in curve.epochs],
+        [epoch.error for epoch in curve.epochs],
+        "-" if solid else "--",
+        color=color,
+        label=None if repeated else label,
+        linewidth=1.5,
+    )

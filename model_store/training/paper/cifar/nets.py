@@ -1,16 +1,16 @@
-"""The four-layer CIFAR-10 nets of the paper's figure 1 and of its section 3.3, each from one table of layers.
+"""The four-layer CIFAR-10 nets of the paper's figure 1 and section 3.3, each built from one table of layers.
 
     18pct   three convolutions and one fully-connected layer; figure 1 compares ReLU with tanh in it
     13pct   two convolutions, two locally-connected layers, one fully-connected layer
-    11pct   the same with twice the kernels in local3, and with local response normalisation
+    11pct   the same with twice the kernels in local3, and with local response normalization
 
-Promises: pooling rounds up and averages over what lies inside the picture; weights begin normal with the deviations of
-the original's tables, biases at 0; 13pct and 11pct are built with or without normalisation, so that the two differences
-between them (width, normalisation) can be told apart.
-Does not: subtract the mean or draw crops (cifar_train.py does), use the whole-window normalisation of the original's
-18pct table (figure 1 is without any regularisation).
-Source: the paper, sections 3.1 and 3.3 with footnotes; cuda-convnet's layers-18pct.cfg, layers-conv-local-13pct.cfg and
-layers-conv-local-11pct.cfg.
+Guarantees: pooling rounds up and averages over the pixels inside the image. Weights are drawn from normal distributions
+with the deviations of the original tables; biases start at 0. 13pct and 11pct can be built with or without
+normalization, so that their two differences (width and normalization) can be measured separately.
+Out of scope: mean subtraction and crops (train.py does them); the whole-window normalization of the original 18pct
+table, because figure 1 uses no regularization.
+References: the paper, sections 3.1 and 3.3 with footnotes; layers-18pct.cfg, layers-conv-local-13pct.cfg and
+layers-conv-local-11pct.cfg of cuda-convnet.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch.nn import functional
 
 from model_store.training.nets.alexnet import LocalResponseNorm
 
-PICTURE: Final = 32
+IMAGE_SIZE: Final = 32
 
 NetName = Literal["18pct", "13pct", "11pct"]
 Neuron = Literal["relu", "tanh"]
 
-# The tables give scale .001 for 9 maps, and the original divides it by the maps: the formula's alpha is .001/9.
+# The tables specify scale .001 for 9 maps, and the original divides it by the maps, so the formula's alpha is .001/9.
 NORM_SIZE: Final = 9
 NORM_ALPHA: Final = 0.001 / NORM_SIZE
 NORM_K: Final = 1.0
@@ -37,7 +37,7 @@ NORM_K: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A 5x5 convolution, padding 2, without its neuron. `deviation`: of its weights at the beginning."""
+    """A 5x5 convolution with padding 2, without its activation. `deviation`: of its initial weights."""
 
     name: str
     kernels: int
@@ -46,9 +46,9 @@ class Conv:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A 3x3 layer, padding 1, with kernels and biases of its own at every position, without its neuron.
+    """A 3x3 layer with padding 1 and separate kernels and biases at every position, without its activation.
 
-    `decay`: the coefficient of its weights' decay.
+    `decay`: weight decay.
     """
 
     name: str
@@ -59,81 +59,81 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Local response normalisation over 9 maps (section 3.3), with the constants of the original's 11pct net."""
+    """Local response normalization over 9 maps (section 3.3), with the constants of the original 11pct net."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """3x3 pooling, stride 2, of as many windows as cover the picture."""
+    """3x3 pooling with stride 2; the windows cover the whole image."""
 
     name: str
     kind: Literal["max", "average"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fire:
-    """The neuron's nonlinearity."""
+class Activation:
+    """The nonlinearity of the neurons."""
 
     name: str
 
 
-Layer = Conv | Local | Norm | Pool | Fire
+Layer = Conv | Local | Norm | Pool | Activation
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A net's layers below fc10, and fc10's decay."""
+    """The layers of a net before fc10, and the weight decay of fc10."""
 
     layers: tuple[Layer, ...]
-    decay: float = 0.0  # of fc10's weights
+    decay: float = 0.0
 
 
 def table(name: NetName, *, norms: bool = False) -> Table:
-    """Return the layers of a net. `norms` adds normalisation after pool1 and before pool2, as the 11pct net has it.
+    """Return the layers of a net. `norms` adds normalization after pool1 and before pool2, as in the 11pct net.
 
-    Raises ValueError for another name, and for norms in 18pct.
+    Raises ValueError for an unknown name, and for norms in 18pct.
     """
     if name == "18pct" and not norms:
         return Table(
             (
                 Conv("conv1", 32, 1e-4),
                 Pool("pool1", "max"),
-                Fire("fire1"),
+                Activation("act1"),
                 Conv("conv2", 32, 0.01),
-                Fire("fire2"),
+                Activation("act2"),
                 Pool("pool2", "average"),
                 Conv("conv3", 64, 0.01),
-                Fire("fire3"),
+                Activation("act3"),
                 Pool("pool3", "average"),
             )
         )
     if name not in get_args(NetName) or name == "18pct":
-        raise ValueError(f"no such net: {name!r}, norms={norms}; 18pct has no norms, 13pct and 11pct with or without")
+        raise ValueError(f"Unknown net: {name!r}, norms={norms}. Use 18pct without norms, or 13pct or 11pct.")
     layers: tuple[Layer | None, ...] = (
         Conv("conv1", 64, 1e-4),
-        Pool("pool1", "max"),  # the original has it after the neuron: the same values from four times the work
-        Fire("fire1"),
+        Pool("pool1", "max"),  # after the activation in the original: the same values for four times the work
+        Activation("act1"),
         Norm("norm1") if norms else None,
         Conv("conv2", 64, 0.01),
-        Fire("fire2"),
+        Activation("act2"),
         Norm("norm2") if norms else None,
         Pool("pool2", "max"),
         Local("local3", 64 if name == "11pct" else 32),
-        Fire("fire3"),
+        Activation("act3"),
         Local("local4", 32),
-        Fire("fire4"),
+        Activation("act4"),
     )
     return Table(tuple(layer for layer in layers if layer is not None), decay=0.01 if name == "11pct" else 0.004)
 
 
 class LocallyConnected(nn.Module):
-    """A 3x3 layer, stride 1, padding 1, whose weights are not shared between positions.
+    """A 3x3 layer with stride 1 and padding 1 whose weights are not shared between positions.
 
-    Takes float [n, channels, size, size], returns float [n, kernels, size, size]. `weight` is float
-    [size * size, 9 * channels, kernels]: positions by rows, inputs by row and column in the window, then channel; and
-    `bias` [size * size, kernels]. One batched product over the positions, on windows gathered by nine copies.
+    Maps float [n, channels, size, size] to float [n, kernels, size, size]. `weight`: float
+    [size * size, 9 * channels, kernels]. Positions are ordered by row; inputs are ordered by row and column in the
+    window, then channel. `bias`: [size * size, kernels]. Nine copies gather the windows for one batched product.
     """
 
     def __init__(self, channels: int, kernels: int, size: int) -> None:
@@ -143,7 +143,7 @@ class LocallyConnected(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size * size, kernels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's sums, before the neuron."""
+        """Return the sums before the activation."""
         padded = functional.pad(x, (1, 1, 1, 1)).permute(2, 3, 0, 1).contiguous()  # [rows, columns, n, channels]
         inputs: Tensor = _Windows.apply(padded).flatten(0, 1)  # type: ignore[no-untyped-call]
         sums = torch.baddbmm(self.bias[:, None], inputs, self.weight)
@@ -151,20 +151,20 @@ class LocallyConnected(nn.Module):
 
 
 class _Windows(torch.autograd.Function):
-    """The 3x3 windows of [size + 2, size + 2, n, channels] side by side: [size, size, n, 9 channels].
+    """Concatenates the 3x3 windows of [size + 2, size + 2, n, channels]: [size, size, n, 9 * channels].
 
-    The derivative by hand: autograd's makes a map of zeros for each of the nine copies.
+    The gradient is written by hand, because autograd would allocate a map of zeros for each of the nine copies.
     """
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor) -> Tensor:  # noqa: ARG004 (nothing to keep)
-        """Return the windows, by row and column in the window, then channel."""
+    def forward(ctx: Any, padded: Tensor) -> Tensor:  # noqa: ARG004 (nothing to save)
+        """Return the windows, ordered by row and column in the window, then channel."""
         size = len(padded) - 2
         return torch.cat([padded[i : i + size, j : j + size] for i in range(3) for j in range(3)], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
-        """Return the sum over the windows that each input lies in."""
+        """Return the sum over all windows that contain each input."""
         (gradient,) = gradients
         size = len(gradient)
         parts = gradient.chunk(9, dim=-1)
@@ -176,10 +176,10 @@ class _Windows(torch.autograd.Function):
 
 
 class CifarNet(nn.Module):
-    """A net of `table`, its neurons ReLU or tanh. Input float [n, 3, size, size]: RGB 0-255, mean subtracted."""
+    """A net of `table`. Input: float [n, 3, size, size], RGB 0-255 with the mean subtracted."""
 
     def __init__(
-        self, name: NetName, *, norms: bool = False, neuron: Neuron = "relu", classes: int = 10, size: int = PICTURE
+        self, name: NetName, *, norms: bool = False, neuron: Neuron = "relu", classes: int = 10, size: int = IMAGE_SIZE
     ) -> None:
         super().__init__()
         self.table = table(name, norms=norms)
@@ -199,7 +199,7 @@ class CifarNet(nn.Module):
                 case Pool():
                     module = (nn.MaxPool2d if layer.kind == "max" else nn.AvgPool2d)(3, 2, ceil_mode=True)
                     size = -(-(size - 3) // 2) + 1
-                case Fire():
+                case Activation():
                     module = nn.ReLU(inplace=True) if neuron == "relu" else nn.Tanh()
             layers.add_module(layer.name, module)
         self.layers = layers
@@ -211,7 +211,7 @@ class CifarNet(nn.Module):
         return logits
 
     def decays(self) -> dict[str, float]:
-        """Return the decay of each weight that has one in the original's tables, by the name of the parameter."""
+        """Return the weight decay of the original tables by parameter name; parameters without decay are omitted."""
         decays = {f"layers.{layer.name}.weight": layer.decay for layer in self.table.layers if isinstance(layer, Local)}
         if self.table.decay:
             decays["fc10.weight"] = self.table.decay
@@ -219,8 +219,8 @@ class CifarNet(nn.Module):
 
 
 @torch.no_grad()
-def initialise(net: CifarNet, generator: torch.Generator) -> None:
-    """Draw the weights: normal, with the table's deviations (fc10: .01); biases 0."""
+def initialize(net: CifarNet, generator: torch.Generator) -> None:
+    """Draw normal weights with the deviations of the table (fc10: .01), and set biases to 0."""
     deviations = {
         f"layers.{layer.name}": layer.deviation for layer in net.table.layers if isinstance(layer, Conv | Local)
     }

@@ -1,11 +1,11 @@
-"""Train one CIFAR-10 net and keep its curve: an error for every epoch, in one file from which it goes on.
+"""Train one CIFAR-10 net and save its error after every epoch in one file, from which training resumes.
 
-Promises: the original's update rule (the velocity carries the rate, biases learn at twice the rate, the mean gradient
-of a batch); order, crops and mirrors of an epoch follow from the seed and the epoch alone, so that the same plan gives
-the same weights on the same machine, stopped and continued or not; a kill loses at most the epoch at hand.
-Does not: choose a rate or stop by the test error.
-Source: the paper, section 5, for the rule; cuda-convnet's layer-params-*.cfg for the constants, its methodology for
-24x24 crops and mirrors in training and ten views in the test.
+Guarantees: the update rule is the original's: the velocity includes the learning rate, biases learn at twice the rate,
+and gradients are averaged over a batch. Order, crops and mirrors of an epoch depend only on the seed and the epoch, so
+the same plan gives the same weights on the same machine, resumed or not. A kill loses at most the current epoch.
+Out of scope: choosing a learning rate; stopping by the test error.
+References: the paper, section 5, for the update rule; layer-params-*.cfg of cuda-convnet for the constants, and its
+methodology for 24x24 crops and mirrors in training and ten views in the test.
 """
 
 from __future__ import annotations
@@ -30,39 +30,40 @@ from torch.nn import functional
 from model_store.durable import write_atomic
 from model_store.errors import CheckpointError
 from model_store.training.optim import PaperSGD
-from model_store.training.paper.cifar.data import CifarData, Pictures
-from model_store.training.paper.cifar.nets import PICTURE, CifarNet, NetName, Neuron, initialise
+from model_store.training.paper.cifar.data import CifarData, Images
+from model_store.training.paper.cifar.nets import IMAGE_SIZE, CifarNet, NetName, Neuron, initialize
 
 BATCH: Final = 128
 MOMENTUM: Final = 0.9
 BIAS_FACTOR: Final = 2.0
-SAMPLE: Final = 10_000  # pictures of the training set on which its error is measured after each epoch
+SAMPLE: Final = 10_000  # training images on which the training error is measured after each epoch
 _FORMAT: Final = 1
 _TEST_BATCH: Final = 250
+_REMOVE: Final = "Remove the file to train the curve again."
 
 Precision = Literal["float32", "bfloat16"]
-Views = Literal["centre", "ten"]
-Progress = Callable[[int], None]  # told the pictures trained on since the last call
+Views = Literal["center", "ten"]
+Progress = Callable[[int], None]  # number of images trained on since the last call
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that decides a curve, but not how far it is trained."""
+    """Everything that determines a curve except its length."""
 
     net: NetName
     rate: float
     data: str  # CifarData.hash
     neuron: Neuron = "relu"
     norms: bool = False
-    decay: bool = False  # the tables' weight decay
-    size: int = PICTURE  # side of the crops; 32 is the whole picture, unmirrored
+    decay: bool = False  # use the weight decay of the tables
+    size: int = IMAGE_SIZE  # side of the crops; 32 is the whole image without mirroring
     drops: tuple[int, ...] = ()  # the rate is divided by 10 after each of these epochs
     measure: Literal["train", "test"] = "train"
     seed: int = 0
     precision: Precision = "float32"
 
     def file_name(self) -> str:
-        """Return a name that says what the curve is, and that no other plan has."""
+        """Return a descriptive file name that is unique to this plan."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         norms = "-lrn" if self.norms else ""
         return f"{self.net}{norms}-{self.neuron}-rate{self.rate:g}-seed{self.seed}-{digest[:8]}.safetensors"
@@ -70,48 +71,48 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch. Errors are shares from 0 to 1; `loss` and `running_error` are means over the epoch while it trained.
+    """One epoch. Errors are shares from 0 to 1. `loss` and `running_error` are means over the epoch during training.
 
-    `error` is the net's at the end of the epoch: over a fixed sample of the training set (whole pictures, or the centre
-    of each), or over the test set, as the plan's `measure` says.
+    `error` is measured at the end of the epoch, on center crops: over a fixed sample of the training set or over the
+    test set, according to the plan's `measure`.
     """
 
     number: int
     loss: float
     running_error: float
     error: float
-    seconds: float  # of training, without measuring
+    seconds: float  # of training, without measuring the error
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A plan and its epochs so far, epoch 1 first. `diverged`: the loss became NaN or infinite in the next epoch."""
+    """A plan and its epochs so far. `diverged`: the loss became NaN or infinite in the next epoch."""
 
     plan: Plan
     epochs: tuple[Epoch, ...] = ()
     diverged: bool = False
 
     def reached(self, threshold: float) -> bool:
-        """Return whether an epoch's error is at most `threshold`."""
+        """Return whether the error of any epoch is at most `threshold`."""
         return any(epoch.error <= threshold for epoch in self.epochs)
 
 
 def epochs_to(errors: list[float], threshold: float, start: float) -> tuple[int, float] | None:
-    """Return after how many epochs the error is at most `threshold`: whole epochs, and by a straight line between two.
+    """Return after how many epochs the error is at most `threshold`: in whole epochs, and linearly interpolated.
 
-    errors: after epoch 1, 2, ...; start: before the first. None if it never is.
+    errors: after epochs 1, 2, ... start: before the first epoch. Returns None if the threshold is not reached.
     """
-    before = start
+    previous = start
     for number, error in enumerate(errors, start=1):
         if error <= threshold:
-            share = 1.0 if before <= threshold else (before - threshold) / (before - error)
+            share = 1.0 if previous <= threshold else (previous - threshold) / (previous - error)
             return number, number - 1 + share
-        before = error
+        previous = error
     return None
 
 
 class Trainer:
-    """A net on its way along a plan: begins at the plan's file in `folder` if there is one, else with drawn weights.
+    """Trains the net of a plan. It resumes from the plan's file in `folder` if there is one.
 
     Raises CheckpointError if the file cannot be read or belongs to another plan.
     """
@@ -123,13 +124,13 @@ class Trainer:
         self._mean = mean_image(data.train, plan.size)
         self.net = CifarNet(plan.net, norms=plan.norms, neuron=plan.neuron, classes=len(data.classes), size=plan.size)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        initialise(self.net, _generator(plan.seed, 0))
-        self._optimiser = _optimiser(self.net, plan)
+        initialize(self.net, _generator(plan.seed, 0))
+        self._optimizer = _optimizer(self.net, plan)
         if self.path.exists():
             self._restore()
 
     def train_to(self, epochs: int, *, threshold: float | None = None, progress: Progress | None = None) -> Curve:
-        """Train until there are `epochs` epochs, the error is at most `threshold`, or it diverged; keep each epoch."""
+        """Train up to `epochs` epochs, until the error is at most `threshold` or training diverges. Save each epoch."""
         while len(self.curve.epochs) < epochs and not self.curve.diverged:
             if threshold is not None and self.curve.reached(threshold):
                 break
@@ -138,32 +139,32 @@ class Trainer:
                 self.curve = replace(self.curve, diverged=True)
             else:
                 self.curve = replace(self.curve, epochs=(*self.curve.epochs, epoch))
-            self._keep()
+            self._save()
         return self.curve
 
     @torch.inference_mode()
-    def error(self, pictures: Pictures, views: Views = "centre") -> float:
-        """Return the share of pictures that the net gets wrong; ten views: corners, centre and mirrors, averaged."""
+    def error(self, images: Images, views: Views = "center") -> float:
+        """Return the share of wrong images. "ten" averages the corners, the center and their mirrors."""
         self.net.eval()
         wrong, classes = 0, self.net.fc10.out_features
-        for first in range(0, len(pictures), _TEST_BATCH):
-            pixels = torch.from_numpy(pictures.pixels[first : first + _TEST_BATCH])
-            labels = torch.from_numpy(pictures.labels[first : first + _TEST_BATCH])
+        for first in range(0, len(images), _TEST_BATCH):
+            pixels = torch.from_numpy(images.pixels[first : first + _TEST_BATCH])
+            labels = torch.from_numpy(images.labels[first : first + _TEST_BATCH])
             views_of = torch.stack(crops(pixels, self.curve.plan.size, views)).flatten(0, 1)
             probabilities = self._logits(_input(views_of, self._mean)).softmax(1).view(-1, len(labels), classes).mean(0)
             wrong += int((probabilities.argmax(1) != labels).sum())
-        return wrong / len(pictures)
+        return wrong / len(images)
 
     def _epoch(self, number: int, progress: Progress | None) -> Epoch | None:
         plan, train = self.curve.plan, self._data.train
         generator = _generator(plan.seed, number)
         rate = plan.rate / 10 ** sum(number > drop for drop in plan.drops)
-        for group in self._optimiser.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         pixels, labels = torch.from_numpy(train.pixels), torch.from_numpy(train.labels)
         order = torch.randperm(len(train), generator=generator)
         self.net.train()
-        total, wrong, began = 0.0, 0, time.perf_counter()
+        total, wrong, started = 0.0, 0, time.perf_counter()
         for indices in torch.split(order, BATCH):
             x = _input(_training_crops(pixels[indices], plan.size, generator), self._mean)
             y = labels[indices]
@@ -172,14 +173,14 @@ class Trainer:
             value = loss.item()
             if not math.isfinite(value):
                 return None
-            self._optimiser.zero_grad()
+            self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step()
+            self._optimizer.step()
             total += value * len(y)
             wrong += int((logits.detach().argmax(1) != y).sum())
             if progress is not None:
                 progress(len(y))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         measured = sample(train) if plan.measure == "train" else self._data.test
         return Epoch(number, total / len(train), wrong / len(train), self.error(measured), seconds)
 
@@ -188,10 +189,10 @@ class Trainer:
             logits: Tensor = self.net(x)
         return logits.float()
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         tensors = {f"net.{name}": value.detach().contiguous() for name, value in self.net.named_parameters()}
         for name, value in self.net.named_parameters():
-            velocity = self._optimiser.state[value].get("momentum_buffer", torch.zeros_like(value))
+            velocity = self._optimizer.state[value].get("momentum_buffer", torch.zeros_like(value))
             tensors[f"velocity.{name}"] = velocity.contiguous()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"curve": json.dumps({"format": _FORMAT, **asdict(self.curve)})}
@@ -205,66 +206,66 @@ class Trainer:
                 for name, value in self.net.named_parameters():
                     value.copy_(tensors.get_tensor(f"net.{name}"))
                     velocity = torch.empty_like(value).copy_(tensors.get_tensor(f"velocity.{name}"))
-                    self._optimiser.state[value]["momentum_buffer"] = velocity
+                    self._optimizer.state[value]["momentum_buffer"] = velocity
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} is broken: {error}. Remove it, and the curve is run again") from error
+            raise CheckpointError(f"{self.path} is damaged: {error}. {_REMOVE}") from error
 
 
 def read_curve(path: Path, plan: Plan) -> Curve:
-    """Return the curve kept in `path`. Raises CheckpointError if it is broken or not of `plan`."""
+    """Return the curve in `path`. Raises CheckpointError if it is damaged or belongs to another plan."""
     try:
         with safe_open(path, framework="pt") as tensors:
             values: dict[str, Any] = json.loads(tensors.metadata()["curve"])
         if values.pop("format") != _FORMAT or values["plan"] != json.loads(json.dumps(asdict(plan))):
-            raise CheckpointError(f"{path} holds the curve of another plan. Remove it, and the curve is run again")
+            raise CheckpointError(f"{path} has the curve of another plan. {_REMOVE}")
         return Curve(plan, tuple(Epoch(**epoch) for epoch in values["epochs"]), values["diverged"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is broken: {error!r}. Remove it, and the curve is run again") from error
+        raise CheckpointError(f"{path} is damaged: {error!r}. {_REMOVE}") from error
 
 
-def sample(pictures: Pictures) -> Pictures:
-    """Return the pictures that the training error is measured on: `SAMPLE` of them, always the same, all if fewer."""
-    if len(pictures) <= SAMPLE:
-        return pictures
-    chosen = np.sort(np.random.default_rng(0).choice(len(pictures), SAMPLE, replace=False))
-    return Pictures(pictures.pixels[chosen], pictures.labels[chosen])
+def sample(images: Images) -> Images:
+    """Return the images on which the training error is measured: always the same `SAMPLE` images, or all if fewer."""
+    if len(images) <= SAMPLE:
+        return images
+    chosen = np.sort(np.random.default_rng(0).choice(len(images), SAMPLE, replace=False))
+    return Images(images.pixels[chosen], images.labels[chosen])
 
 
-def mean_image(pictures: Pictures, size: int) -> Tensor:
-    """Return the centre [size, size, 3] of the mean picture, float32: the original subtracts it from every crop."""
-    edge = (PICTURE - size) // 2
-    mean: NDArray[np.float64] = pictures.pixels.mean(axis=0, dtype=np.float64)
+def mean_image(images: Images, size: int) -> Tensor:
+    """Return the center of the mean image, float32 [size, size, 3]. The original subtracts it from every crop."""
+    edge = (IMAGE_SIZE - size) // 2
+    mean: NDArray[np.float64] = images.pixels.mean(axis=0, dtype=np.float64)
     return torch.from_numpy(mean[edge : edge + size, edge : edge + size].astype(np.float32))
 
 
 def crops(pixels: Tensor, size: int, views: Views) -> list[Tensor]:
-    """Return the views of pictures [n, 32, 32, 3]: the centre; or corners, centre, and the mirrors of the five."""
-    edge = PICTURE - size
-    places = [(edge // 2, edge // 2)]
+    """Return the views of images [n, 32, 32, 3]: the center, or four corners, the center and their mirrors."""
+    edge = IMAGE_SIZE - size
+    offsets = [(edge // 2, edge // 2)]
     if views == "ten":
-        places = [(0, 0), (0, edge), (edge, 0), (edge, edge), *places]
-    plain = [pixels[:, top : top + size, left : left + size] for top, left in places]
+        offsets = [(0, 0), (0, edge), (edge, 0), (edge, edge), *offsets]
+    plain = [pixels[:, top : top + size, left : left + size] for top, left in offsets]
     return plain + ([crop.flip(2) for crop in plain] if views == "ten" else [])
 
 
 def _training_crops(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Return a crop of each picture [n, 32, 32, 3] at a place of its own, half of them mirrored: [n, size, size, 3]."""
-    if size == PICTURE:
+    """Return a random crop of each image [n, 32, 32, 3], half of them mirrored: [n, size, size, 3]."""
+    if size == IMAGE_SIZE:
         return pixels
     count = len(pixels)
-    places = torch.randint(0, PICTURE - size + 1, (2, count, 1), generator=generator)
-    rows, columns = places + torch.arange(size)
+    offsets = torch.randint(0, IMAGE_SIZE - size + 1, (2, count, 1), generator=generator)
+    rows, columns = offsets + torch.arange(size)
     mirrored = torch.rand((count, 1), generator=generator) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
     return pixels[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _input(pixels: Tensor, mean: Tensor) -> Tensor:
-    """Return pixels [n, size, size, 3] as the nets take them: float32 [n, 3, size, size], mean subtracted."""
+    """Convert pixels [n, size, size, 3] to the nets' input: float32 [n, 3, size, size], mean subtracted."""
     return pixels.float().sub_(mean).permute(0, 3, 1, 2)
 
 
-def _optimiser(net: CifarNet, plan: Plan) -> PaperSGD:
+def _optimizer(net: CifarNet, plan: Plan) -> PaperSGD:
     decays = net.decays() if plan.decay else {}
     groups = [
         {
@@ -278,5 +279,5 @@ def _optimiser(net: CifarNet, plan: Plan) -> PaperSGD:
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    """Return the generator of an epoch; epoch 0 draws the weights."""
+    """Return the random generator of an epoch. Epoch 0 draws the weights."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
