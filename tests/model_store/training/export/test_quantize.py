@@ -1,4 +1,4 @@
-"""A version gets its net in int8 and fp16 too: close to fp32 by measure, or not at all."""
+"""Versions with int8 and fp16 beside fp32: measured, and published only if they agree with fp32."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def publish(home: Path, input_scale: float = 1 / 64) -> Artifact:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photographs")
+    root = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
         write_pictures(root, split)
     return root
@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return folder
 
 
-def photographs(data: Path) -> np.ndarray:
+def val_images(data: Path) -> np.ndarray:
     return np.concatenate([views(prepare(path.read_bytes())) for path in sorted((data / "val").rglob("*.png"))])
 
 
@@ -69,7 +69,7 @@ def run(artifact: Artifact, pixels: np.ndarray, precision: str) -> tuple[np.ndar
         runner.close()
 
 
-def test_the_new_version_has_the_old_ones_files_and_says_what_it_came_from(home: Path) -> None:
+def test_the_new_version_has_the_same_fp32_files_and_names_its_parent(home: Path) -> None:
     old, new = (ModelStore(home).get("small", version) for version in (1, 2))
     for name, entry in old.manifest.files.items():
         assert new.manifest.files[name] == entry
@@ -82,32 +82,32 @@ def test_the_new_version_has_the_old_ones_files_and_says_what_it_came_from(home:
     assert new.at("fp32").embedder == "small:2"
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("int8", (0.99, 0.2, 0.35)), ("fp16", (0.99999, 0.005, 0.55))])
-def test_its_answers_are_near_those_of_fp32_and_measured(
-    home: Path, data: Path, precision: str, allowed: tuple[float, float, float]
+@pytest.mark.parametrize(("precision", "limits"), [("int8", (0.99, 0.2, 0.35)), ("fp16", (0.99999, 0.005, 0.55))])
+def test_outputs_are_close_to_fp32_and_the_differences_are_recorded(
+    home: Path, data: Path, precision: str, limits: tuple[float, float, float]
 ) -> None:
-    cosine, difference, share = allowed
-    artifact, pixels = ModelStore(home).get("small", 2), photographs(data)
-    wanted, found = run(artifact, pixels, "fp32"), run(artifact, pixels, precision)
-    assert 0 < np.abs(wanted[0] - found[0]).max() < difference
-    each = (wanted[1] * found[1]).sum(1) / (np.linalg.norm(wanted[1], axis=1) * np.linalg.norm(found[1], axis=1))
+    cosine, difference, share = limits
+    artifact, pixels = ModelStore(home).get("small", 2), val_images(data)
+    expected, actual = run(artifact, pixels, "fp32"), run(artifact, pixels, precision)
+    assert 0 < np.abs(expected[0] - actual[0]).max() < difference
+    each = (expected[1] * actual[1]).sum(1) / (np.linalg.norm(expected[1], axis=1) * np.linalg.norm(actual[1], axis=1))
     assert each.min() > cosine
     metrics = artifact.manifest.precisions[precision].metrics
     assert metrics["images"] == len(pixels) == 12
     assert metrics["k"] == 2
     assert metrics["fc7_cosine"] == pytest.approx(each.mean(), abs=1e-5)
     assert metrics["fc7_cosine_least"] == pytest.approx(each.min(), abs=1e-5)
-    assert metrics["top1_agreement"] == np.mean(wanted[0].argmax(1) == found[0].argmax(1))
+    assert metrics["top1_agreement"] == np.mean(expected[0].argmax(1) == actual[0].argmax(1))
     assert metrics["top5_agreement"] == 1
     truth = np.repeat([0, 1, 2], 4)
-    error = np.mean(found[0].argmax(1) != truth)
+    error = np.mean(actual[0].argmax(1) != truth)
     assert metrics["top1_error"] == pytest.approx(error)
-    assert metrics["top1_error_change"] == pytest.approx(error - np.mean(wanted[0].argmax(1) != truth))
+    assert metrics["top1_error_change"] == pytest.approx(error - np.mean(expected[0].argmax(1) != truth))
     sizes = [each.weights_path.stat().st_size - MEAN_BYTES for each in (artifact.at(precision), artifact)]
     assert sizes[0] < share * sizes[1]
 
 
-def test_weights_are_small_by_channel_and_norms_stay_in_float(home: Path) -> None:
+def test_weights_are_quantized_per_channel_and_normalization_stays_in_float32(home: Path) -> None:
     artifact = ModelStore(home).get("small", 2)
     int8 = onnx.load_model(artifact.at("int8").model_path).graph
     tensors = {tensor.name: tensor for tensor in int8.initializer}
@@ -120,12 +120,12 @@ def test_weights_are_small_by_channel_and_norms_stay_in_float(home: Path) -> Non
     assert types["norm1.band"] == types["norm2.k"] == types["mean"] == TensorProto.FLOAT
 
 
-def test_values_whose_squares_fp16_cannot_hold_are_answered_as_in_fp32(tmp_path: Path, data: Path) -> None:
-    # Without the input's factor, conv1 answers with hundreds to thousands: their squares are infinite in fp16.
+def test_fp16_handles_values_whose_squares_exceed_its_range(tmp_path: Path, data: Path) -> None:
+    # Without the input scale, conv1 outputs reach thousands, whose squares are infinite in fp16.
     artifact = publish(tmp_path, input_scale=1)
-    pixels = photographs(data)
-    with_half = add_precisions(artifact, ModelStore(tmp_path), ["fp16"], data)
-    assert np.isfinite(run(with_half, pixels, "fp16")[1]).all()
+    pixels = val_images(data)
+    with_fp16 = add_precisions(artifact, ModelStore(tmp_path), ["fp16"], data)
+    assert np.isfinite(run(with_fp16, pixels, "fp16")[1]).all()
 
 
 def test_every_precision_is_verified(home: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_every_precision_is_verified(home: Path, tmp_path: Path) -> None:
         ModelStore(tmp_path / "copy").get("small", 2)
 
 
-def test_a_manifest_from_before_precisions_is_read_and_one_that_lies_is_not(home: Path, tmp_path: Path) -> None:
+def test_a_manifest_without_precisions_is_read_and_a_wrong_fingerprint_is_rejected(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "copy")
     path = tmp_path / "copy" / "models" / "small" / "1" / "manifest.json"
     values = json.loads(path.read_text())
@@ -157,10 +157,10 @@ def test_a_manifest_from_before_precisions_is_read_and_one_that_lies_is_not(home
         ModelStore(tmp_path / "copy").get("small", 2)
 
 
-def test_ranges_from_pictures_unlike_the_real_ones_are_refused_and_leave_nothing(tmp_path: Path, data: Path) -> None:
+def test_a_version_below_the_agreement_limit_is_not_published(tmp_path: Path, data: Path) -> None:
     for name in CLASSES:
         (tmp_path / "data" / "train" / name).mkdir(parents=True)
-        Image.new("RGB", (256, 256), (120, 120, 120)).save(tmp_path / "data" / "train" / name / "grey.png")
+        Image.new("RGB", (256, 256), (120, 120, 120)).save(tmp_path / "data" / "train" / name / "gray.png")
     shutil.copytree(data / "val", tmp_path / "data" / "val")
     artifact = publish(tmp_path / "home")
     with pytest.raises(AgreementError, match=r"in int8 only .* nothing was published"):
@@ -169,7 +169,7 @@ def test_ranges_from_pictures_unlike_the_real_ones_are_refused_and_leave_nothing
     assert not list((tmp_path / "home" / "models").glob(".staging-*/"))
 
 
-def test_the_command_adds_a_precision_to_those_that_are_there(home: Path, tmp_path: Path, data: Path) -> None:
+def test_the_command_publishes_a_version_with_the_precision(home: Path, tmp_path: Path, data: Path) -> None:
     shutil.copytree(home, tmp_path / "copy")
     environment = {"FC7_HOME": str(tmp_path / "copy"), "COLUMNS": "160"}
     command = ["models", "quantize", "small:1", "--precision", "fp16", "--data", str(data)]

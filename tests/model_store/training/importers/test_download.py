@@ -133,7 +133,7 @@ def test_a_file_with_another_hash_is_discarded(tmp_path: Path, host: Host, lengt
 
 def test_a_part_of_another_file_is_discarded_because_of_its_hash(tmp_path: Path, host: Host) -> None:
     (tmp_path / ".net.bin.part").write_bytes(bytes(1000))
-    with pytest.raises(DownloadError, match="its sha256 is .* instead of"):
+    with pytest.raises(DownloadError, match=r"its sha256 is .* instead of"):
         fetch(host.file(), tmp_path)
     assert fetch(host.file(), tmp_path).read_bytes() == CONTENT
 

@@ -1,14 +1,11 @@
-"""`fc7 report`: its numbers against NumPy's, its pictures against what was given, its tables against the paper's."""
+"""`fc7 report`: its numbers are recomputed with NumPy from the image files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
-from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
@@ -18,115 +15,24 @@ from model_store.image import prepare, views
 from model_store.store import ModelStore
 from model_store.training.evaluate import LabelledFile, TorchPredictor
 from model_store.training.export.publish import export_run
-from model_store.training.export.report import chromatic_shares
-from model_store.training.paper.figure4 import CORRECT, OTHER, Picture, bars, draw_figure4_left, nearest
-from model_store.training.paper.report import spread
-from model_store.training.paper.tables import markdown, measured_row, paper_tables
+from model_store.training.paper.report import alternate_classes
 from model_store.training.runs.run import load_run
 from service.cli.main import app
 from tests.support.run_folder import CLASSES, write_pictures, write_run
 
 FILES = ("figure3.png", "figure4-left.png", "figure4-right.png", "tables.md", "report.json")
-EVALUATION: dict[str, Any] = {
-    "models": ["a:1", "b:2"],
-    "views": 10,
-    "images_seen": 50_000,
-    "data": "/data/val",
-    "top1_error": 0.381,
-    "top5_error": 0.164,
-}
 
 
-def share_of_colour(pixels: NDArray[np.uint8], colour: str) -> float:
-    wanted = (np.array(to_rgb(colour)) * 255).round()
-    return float((np.abs(pixels[..., :3] - wanted).max(axis=-1) <= 2).mean())
-
-
-def test_the_chromatic_share_is_nothing_for_grey_all_for_opponent_and_two_thirds_for_drawn_kernels() -> None:
-    random = np.random.default_rng(0)
-    grey = np.repeat(random.standard_normal((48, 1, 11, 11)), 3, axis=1).astype(np.float32)
-    drawn = random.standard_normal((48, 3, 11, 11)).astype(np.float32)
-    opponent = drawn - drawn.mean(axis=1, keepdims=True)
-    assert chromatic_shares(np.concatenate([grey, opponent])) == pytest.approx([0, 1], abs=1e-5)
-    assert chromatic_shares(drawn, 1) == pytest.approx([2 / 3], abs=0.01)
-    one = np.zeros((2, 3, 1, 1), np.float32)
-    one[0, :, 0, 0] = (1, 0, 0)  # grey part (1/3, 1/3, 1/3); what is left: (2/3, -1/3, -1/3), 6/9 of the energy
-    one[1, :, 0, 0] = (1, 1, 0)  # 2/9 + ... = (1/3, 1/3, -2/3): 6/9 of an energy of 2
-    assert chromatic_shares(one) == pytest.approx([2 / 3, 1 / 3])
-    assert chromatic_shares(np.zeros((2, 3, 4, 4), np.float32)) == [0, 0]
-
-
-def test_the_five_most_probable_classes_are_the_bars_and_the_true_one_is_marked() -> None:
-    probabilities = np.array([0.05, 0.3, 0.1, 0.2, 0.25, 0.1], np.float32)
-    found = bars(probabilities, "abcdef", "d")
-    assert [(bar.label, bar.correct) for bar in found] == [
-        ("b", False),
-        ("e", False),
-        ("d", True),
-        ("c", False),
-        ("f", False),
-    ]
-    assert [bar.probability for bar in found] == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.1])
-    assert not any(bar.correct for bar in bars(probabilities, "abcdef", "a"))
-    assert len(bars(np.array([0.4, 0.6], np.float32), "ab", "a")) == 2
-
-
-def test_only_the_correct_classs_bar_is_red(tmp_path: Path) -> None:
-    picture = Picture(np.full((256, 256, 3), 128, np.uint8), "a")
-    probabilities = np.array([0.5, 0.3, 0.2], np.float32)
-    shares = {}
-    for truth in ("a", "b", "z"):
-        draw_figure4_left(tmp_path, [picture], [bars(probabilities, "abc", truth)], "title")
-        with Image.open(tmp_path / "figure4-left.png") as drawn:
-            pixels = np.asarray(drawn).astype(int)
-        shares[truth] = share_of_colour(pixels, CORRECT), share_of_colour(pixels, OTHER)
-    assert shares["z"][0] == 0
-    assert shares["a"][0] > 1.3 * shares["b"][0] > 0  # as long as the probability
-    assert shares["z"][1] > shares["b"][1] > 0
-
-
-def test_the_nearest_are_those_of_a_plain_loop_with_ties_in_order() -> None:
-    random = np.random.default_rng(0)
-    gallery = random.random((40, 64), np.float32)
-    gallery[31] = gallery[7]
-    queries = np.concatenate([random.random((3, 64), np.float32), gallery[7:8]])
-    indices, distances = nearest(queries, gallery, 6)
-    for row, query in enumerate(queries):
-        far = [float(np.sqrt(((query - other) ** 2).sum())) for other in gallery]
-        order = sorted(range(40), key=lambda index: (far[index], index))[:6]
-        assert indices[row].tolist() == order
-        assert distances[row] == pytest.approx([far[index] for index in order], abs=1e-5)
-    assert indices[3, :2].tolist() == [7, 31]
-
-
-def test_the_choice_of_pictures_takes_the_classes_in_turns_and_follows_the_seed() -> None:
+def test_the_order_of_images_alternates_classes_and_depends_on_the_seed() -> None:
     files = [LabelledFile(Path(f"{label}{number}"), label) for label in "abc" for number in range(5)]
-    chosen = spread(files, 0)
+    chosen = alternate_classes(files, 0)
     assert sorted(chosen, key=str) == files
     for start in range(0, 15, 3):
         assert {file.label for file in chosen[start : start + 3]} == set("abc")
-    assert spread(files, 0) == chosen != spread(files, 1)
+    assert alternate_classes(files, 0) == chosen != alternate_classes(files, 1)
 
 
-def test_the_papers_tables_hold_its_rows_and_ours_only_where_they_belong() -> None:
-    for benchmark, place in (("ilsvrc-2010", 0), ("ilsvrc-2012", 1), ("other", 2)):
-        tables = list(paper_tables([EVALUATION], benchmark).values())  # type: ignore[arg-type]
-        ours = [[row for row in rows if row.whose == "fc7"] for rows in tables]
-        assert [len(rows) for rows in ours] == [int(index == place) for index in range(len(tables))]
-        (row,) = ours[place]
-        assert (row.model, row.images) == ("a:1 + b:2 (10 views)", "50,000 images of /data/val")
-        assert [row.top1, row.top5] == pytest.approx([38.1, 16.4])
-    text = markdown(paper_tables([EVALUATION], "ilsvrc-2012"))
-    assert "| Sparse coding [2] | published before, as the paper cites it | 47.1 % | 28.2 % |" in text
-    assert "| CNN | the paper's net | 37.5 % | 17.0 % |" in text
-    assert "| SIFT + FVs [7] | published before, as the paper cites it |  |  | 26.2 % |" in text
-    assert r"| 7 CNNs\* | the paper's net | 36.7 % | 15.4 % | 15.3 % |" in text
-    assert "| a:1 + b:2 (10 views) | fc7, measured here | 38.1 % | 16.4 % |  | 50,000 images of /data/val |" in text
-    with pytest.raises(DatasetError, match="fc7 evaluate --json"):
-        measured_row({"models": ["a"]})
-
-
-def test_fc7_report_draws_a_run_and_a_version_alike(tmp_path: Path) -> None:
+def test_fc7_report_gives_the_same_results_for_a_run_and_its_version(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_pictures(data, "val", images=3)
     write_pictures(data, "train", images=4)
@@ -146,8 +52,8 @@ def test_fc7_report_draws_a_run_and_a_version_alike(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
         for name in FILES[:3]:
-            with Image.open(out / name) as picture:
-                assert min(picture.size) > 300
+            with Image.open(out / name) as figure:
+                assert min(figure.size) > 300
         numbers[model] = json.loads((out / "report.json").read_text())
     assert numbers["small"]["figure3"] == numbers["small:1"]["figure3"]
     assert numbers["small"]["figure3"]["kernels"] == 8
@@ -156,33 +62,33 @@ def test_fc7_report_draws_a_run_and_a_version_alike(tmp_path: Path) -> None:
         ["(10", "views)"],
         ["(1", "view)"],
     ]
-    # The neighbours, counted once more from the files.
+    # The neighbors, computed again from the files.
     torch = TorchPredictor("run", CLASSES, run.network, run.mean)
 
     def fc7(path: Path) -> NDArray[np.float32]:
         return torch.both(views(prepare(path.read_bytes())))[1].reshape(4096)
 
-    answers, rows = numbers["small"]["figure4"]["answers"], numbers["small"]["figure4"]["neighbours"]
+    answers, rows = numbers["small"]["figure4"]["answers"], numbers["small"]["figure4"]["neighbors"]
     assert (len(answers), len(rows), numbers["small"]["figure4"]["gallery"]) == (8, 5, 12)
     gallery = {str(path): fc7(path) for path in sorted(data.glob("train/*/[0-9].png"))}
     held_out = [fc7(path) for path in sorted(data.glob("val/*/*.png"))]
-    for row, other in zip(rows, numbers["small:1"]["figure4"]["neighbours"], strict=True):
-        found = [entry["distance"] for entry in row]
+    for row, other in zip(rows, numbers["small:1"]["figure4"]["neighbors"], strict=True):
+        distances = [entry["distance"] for entry in row]
         candidates = [sorted(np.linalg.norm(query - vector) for vector in gallery.values())[:6] for query in held_out]
-        assert min(np.abs(np.array(found) - np.array(each)).max() for each in candidates) < 1e-3
+        assert min(np.abs(np.array(distances) - np.array(each)).max() for each in candidates) < 1e-3
         assert [entry["file"] for entry in row] == [entry["file"] for entry in other]
 
 
-def test_fc7_report_without_images_says_which_it_needs(tmp_path: Path) -> None:
+def test_fc7_report_requires_images_and_valid_evaluations(tmp_path: Path) -> None:
     write_pictures(tmp_path / "data", images=2)
     export_run(load_run(write_run(tmp_path, tmp_path / "data")), ModelStore(tmp_path))
     cli = CliRunner()
-    refused = cli.invoke(app, ["report", "small:1", "--out", str(tmp_path / "o"), "--home", str(tmp_path)])
-    assert isinstance(refused.exception, DatasetError)
-    assert "--data DIR" in str(refused.exception)
+    result = cli.invoke(app, ["report", "small:1", "--out", str(tmp_path / "o"), "--home", str(tmp_path)])
+    assert isinstance(result.exception, DatasetError)
+    assert "--data DIR" in str(result.exception)
     (tmp_path / "no.json").write_text("{}")
     more = ["--data", str(tmp_path / "data"), "--train-split", "val", "--evaluation", str(tmp_path / "no.json")]
-    refused = cli.invoke(app, ["report", "small", *more, "--out", str(tmp_path / "o"), "--home", str(tmp_path)])
-    assert isinstance(refused.exception, DatasetError)
-    assert "fc7 evaluate --json" in str(refused.exception)
+    result = cli.invoke(app, ["report", "small", *more, "--out", str(tmp_path / "o"), "--home", str(tmp_path)])
+    assert isinstance(result.exception, DatasetError)
+    assert "fc7 evaluate --json" in str(result.exception)
     assert not (tmp_path / "o").exists()

@@ -1,4 +1,4 @@
-"""`fc7 paper figure1` and `fc7 paper cifar-lrn` on a handful of pictures: tables, picture, going on, bad input."""
+"""`fc7 paper figure1` and `fc7 paper cifar-lrn` on a few images: tables, charts, resuming, invalid input."""
 
 from __future__ import annotations
 
@@ -12,53 +12,59 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model_store.errors import DatasetError, TrainingError
-from model_store.training.paper.cifar.experiments import Figure1, Lrn, best_rate, changes, run_figure1, run_lrn
+from model_store.training.paper.cifar.experiments import (
+    Figure1Options,
+    LrnOptions,
+    best_rate,
+    norms_change,
+    run_figure1,
+    run_lrn,
+)
 from model_store.training.paper.cifar.train import Curve, Epoch, Plan
 from service.cli.main import app
 from tests.support.cifar import small_cifar, write_cifar
 
 
-class Told:
-    """Keeps what an experiment tells."""
+class RecordingReporter:
+    """Records the calls of an experiment."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
         self.images = 0
         self.lines: list[str] = []
 
-    def begin(self, label: str, images: int) -> None:
-        """Keep the label."""
+    def start(self, label: str, images: int) -> None:
+        """Record the label."""
         assert images >= 0
         self.labels.append(label)
 
     def advance(self, images: int) -> None:
-        """Count."""
+        """Count images."""
         self.images += images
 
-    def end(self, line: str) -> None:
-        """Keep the line."""
+    def finish(self, line: str) -> None:
+        """Record the line."""
         self.lines.append(line)
 
 
-WANTED = Figure1(rates=(1e-9, 0.001), search_epochs=2, max_epochs=25, seeds=(0, 1))
+OPTIONS = Figure1Options(rates=(1e-9, 0.001), search_epochs=2, max_epochs=25, seeds=(0, 1))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """Return a table's rows."""
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_figure_1_searches_then_trains_to_the_line_and_runs_nothing_twice(tmp_path: Path) -> None:
+def test_figure_1_searches_then_trains_to_the_threshold_and_trains_nothing_twice(tmp_path: Path) -> None:
     data = small_cifar(train=48)
-    told = Told()
-    document = run_figure1(data, tmp_path, WANTED, told)
+    reporter = RecordingReporter()
+    document = run_figure1(data, tmp_path, OPTIONS, reporter)
     assert json.loads((tmp_path / "figure1.json").read_text()) == json.loads(json.dumps(document))
     assert [(one["neuron"], one["rate"]) for one in document["search"]] == [
-        (neuron, rate) for neuron in ("relu", "tanh") for rate in WANTED.rates
+        (neuron, rate) for neuron in ("relu", "tanh") for rate in OPTIONS.rates
     ]
     for one in document["curves"]:
-        assert one["rate"] == 0.001  # the other does not move in two epochs
+        assert one["rate"] == 0.001  # the other rate changes nothing in two epochs
         assert one["last_error"] <= 0.25
         assert one["epochs_to_threshold"] <= one["epochs_trained"] <= 25
         assert one["epochs_to_threshold"] - 1 < one["epochs_interpolated"] <= one["epochs_to_threshold"]
@@ -76,43 +82,43 @@ def test_figure_1_searches_then_trains_to_the_line_and_runs_nothing_twice(tmp_pa
         ]
         assert [int(row["epoch"]) for row in own] == list(range(1, one["epochs_trained"] + 1))
         assert float(own[-1]["error"]) == pytest.approx(one["last_error"], abs=1e-5)
-    with Image.open(tmp_path / "figure1.png") as picture:
-        assert picture.size[0] > 600
-    # Searching with the best rate was the beginning of its curve, not a curve of its own.
+    with Image.open(tmp_path / "figure1.png") as chart:
+        assert chart.size[0] > 600
+    # The search at the best rate is the start of the trained curve, not a separate curve.
     trained = 48 * (2 * 2 + sum(one["epochs_trained"] for one in document["curves"]))
-    assert told.images == trained
+    assert reporter.images == trained
 
-    again = Told()
+    again = RecordingReporter()
     written = (tmp_path / "figure1.csv").read_bytes()
-    assert run_figure1(data, tmp_path, WANTED, again) == document
+    assert run_figure1(data, tmp_path, OPTIONS, again) == document
     assert (tmp_path / "figure1.csv").read_bytes() == written
     assert again.images == 0
     assert len(again.lines) == 8
 
 
-def test_a_curve_that_does_not_get_there_leaves_the_ratio_open(tmp_path: Path) -> None:
-    wanted = Figure1(rates=(1e-9,), search_epochs=1, max_epochs=1)
-    document = run_figure1(small_cifar(train=20), tmp_path, wanted, Told())
+def test_there_is_no_ratio_if_a_curve_does_not_reach_the_threshold(tmp_path: Path) -> None:
+    options = Figure1Options(rates=(1e-9,), search_epochs=1, max_epochs=1)
+    document = run_figure1(small_cifar(train=20), tmp_path, options, RecordingReporter())
     assert document["tanh_over_relu"] is None
     assert [one["epochs_to_threshold"] for one in document["curves"]] == [None, None]
 
 
 def curve(rate: float, *errors: float, diverged: bool = False) -> Curve:
-    """Return a curve with these errors."""
+    """Return a curve with the given errors."""
     epochs = tuple(Epoch(number, 1.0, error, error, 1.0) for number, error in enumerate(errors, start=1))
     return Curve(Plan("18pct", rate, "data"), epochs, diverged)
 
 
-def test_the_best_rate_has_the_lowest_last_error_and_did_not_diverge() -> None:
+def test_the_best_rate_has_the_lowest_last_error_without_divergence() -> None:
     assert best_rate([curve(0.1, 0.2, diverged=True), curve(0.01, 0.5, 0.4), curve(0.001, 0.3, 0.5)]) == 0.01
     assert best_rate([curve(0.01, 0.4), curve(0.001, 0.4)]) == 0.001
     with pytest.raises(TrainingError, match=r"0\.1, 0\.2"):
         best_rate([curve(0.1, diverged=True), curve(0.2, 0.9, diverged=True)])
 
 
-def test_normalisation_is_compared_in_both_nets(tmp_path: Path) -> None:
+def test_normalization_is_compared_in_both_nets(tmp_path: Path) -> None:
     data = small_cifar(train=20, test=9)
-    document = run_lrn(data, tmp_path, Lrn(epochs=2), Told())
+    document = run_lrn(data, tmp_path, LrnOptions(epochs=2), RecordingReporter())
     assert [(one["net"], one["norms"]) for one in document["nets"]] == [
         ("13pct", False),
         ("13pct", True),
@@ -122,36 +128,35 @@ def test_normalisation_is_compared_in_both_nets(tmp_path: Path) -> None:
     assert [change["net"] for change in document["norms_change"]] == ["13pct", "11pct"]
     assert len(rows(tmp_path / "cifar-lrn.csv")) == 8
     assert (tmp_path / "cifar-lrn.png").stat().st_size > 5000
-    again = Told()
-    assert run_lrn(data, tmp_path, Lrn(epochs=2), again) == document
+    again = RecordingReporter()
+    assert run_lrn(data, tmp_path, LrnOptions(epochs=2), again) == document
     assert again.images == 0
 
 
-def test_the_change_is_with_less_without_over_all_seeds() -> None:
+def test_the_change_is_the_error_with_norms_minus_the_error_without() -> None:
     errors = {(False, 0): 0.30, (False, 1): 0.32, (True, 0): 0.28, (True, 1): 0.31}
     results = [
         {"net": "13pct", "norms": norms, "test_error": error, "test_error_ten_views": error / 2}
         for (norms, _), error in errors.items()
     ]
-    assert changes(results) == [{"net": "13pct", "test_error": -0.015, "test_error_ten_views": -0.0075}]
+    assert norms_change(results) == [{"net": "13pct", "test_error": -0.015, "test_error_ten_views": -0.0075}]
 
 
-def test_the_rate_falls_at_the_end_of_the_comparison() -> None:
-    assert Lrn(epochs=10).drops() == (8, 9)
-    assert Lrn(epochs=160).drops() == (128, 144)
+def test_the_learning_rate_drops_after_80_and_90_percent_of_the_epochs() -> None:
+    assert LrnOptions(epochs=10).drops() == (8, 9)
+    assert LrnOptions(epochs=160).drops() == (128, 144)
 
 
-def test_a_loss_that_is_not_finite_ends_the_comparison(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_comparison(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"13pct without LRN.*lower --rate"):
-        run_lrn(small_cifar(train=20), tmp_path, Lrn(epochs=4, rate=1e9), Told())
+        run_lrn(small_cifar(train=20), tmp_path, LrnOptions(epochs=4, rate=1e9), RecordingReporter())
 
 
 def invoke(*arguments: object) -> Any:
-    """Run `fc7 paper`."""
     return CliRunner().invoke(app, ["paper", *map(str, arguments)])
 
 
-def test_the_commands_print_results_and_what_comes_next(tmp_path: Path) -> None:
+def test_the_commands_print_their_results_and_the_next_step(tmp_path: Path) -> None:
     data = write_cifar(tmp_path / "cifar10", train=8, test=4)
     out = tmp_path / "out"
     options = ["--rates", "0.002", "--search-epochs", 1, "--max-epochs", 2]
@@ -169,7 +174,7 @@ def test_the_commands_print_results_and_what_comes_next(tmp_path: Path) -> None:
     assert json.loads((out / "cifar-lrn.json").read_text())["options"]["precision"] == "bfloat16"
 
 
-def test_missing_data_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_the_error_for_missing_data_names_the_path(tmp_path: Path) -> None:
     result = invoke("figure1", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert isinstance(result.exception, DatasetError)
     assert "nowhere" in str(result.exception)
