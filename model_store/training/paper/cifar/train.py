@@ -200,27 +200,20 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self) -> None:
-        self.curve = read_curve(self.path, self.curve.plan)
+        plan = json.loads(json.dumps(asdict(self.curve.plan)))
         try:
             with safe_open(self.path, framework="pt") as tensors:
+                values: dict[str, Any] = json.loads(tensors.metadata()["curve"])
+                if values.pop("format") != _FORMAT or values["plan"] != plan:
+                    raise CheckpointError(f"{self.path} has the curve of another plan. {_REMOVE}")
+                epochs = tuple(Epoch(**epoch) for epoch in values["epochs"])
+                self.curve = replace(self.curve, epochs=epochs, diverged=values["diverged"])
                 for name, value in self.net.named_parameters():
                     value.copy_(tensors.get_tensor(f"net.{name}"))
                     velocity = torch.empty_like(value).copy_(tensors.get_tensor(f"velocity.{name}"))
                     self._optimizer.state[value]["momentum_buffer"] = velocity
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} is damaged: {error}. {_REMOVE}") from error
-
-
-def read_curve(path: Path, plan: Plan) -> Curve:
-    """Return the curve in `path`. Raises CheckpointError if it is damaged or belongs to another plan."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            values: dict[str, Any] = json.loads(tensors.metadata()["curve"])
-        if values.pop("format") != _FORMAT or values["plan"] != json.loads(json.dumps(asdict(plan))):
-            raise CheckpointError(f"{path} has the curve of another plan. {_REMOVE}")
-        return Curve(plan, tuple(Epoch(**epoch) for epoch in values["epochs"]), values["diverged"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}. {_REMOVE}") from error
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path} is damaged: {error!r}. {_REMOVE}") from error
 
 
 def sample(images: Images) -> Images:
