@@ -40,7 +40,7 @@ def bind_io(session: Any, provider: str, options: RunnerOptions) -> BoundSession
 
 
 def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnxruntime.InferenceSession], str]:
-    """Return the sessions and the provider in use. The second session, for concurrent runs, exists only with streams > 1."""
+    """Return the sessions and the provider in use. A second session, for concurrent runs, exists with streams > 1."""
     try:
         import onnxruntime  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
@@ -105,7 +105,7 @@ def _session(
     # Batch sizes vary, and ONNX Runtime would keep a memory pattern for each.
     settings.enable_mem_pattern = False
     settings.intra_op_num_threads = threads
-    # Given a path, ONNX Runtime maps the weights into memory. Editing the file would then change results, and truncating
+    # Given a path, ONNX Runtime maps the weights into memory. Editing the file would then change results, and cutting
     # it would end the process with SIGBUS.
     names, weights = list(graph.weights), list(graph.weights.values())
     settings.add_external_initializers_from_files_in_memory(names, weights, [len(each) for each in weights])
