@@ -11,7 +11,7 @@ RUN python3 -m venv /opt/fc7
 ENV PATH=/opt/fc7/bin:$PATH
 WORKDIR /src
 COPY constraints constraints
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml LICENSE README.md ./
 COPY LICENSE wheel[s]/* /wheels/
 
 FROM build AS build-cpu
