@@ -79,7 +79,7 @@ def test_a_net_with_nan_weights_is_not_published(tmp_path: Path, data: Path) -> 
     run = load_run(write_run(home, data))
     with torch.no_grad():
         run.network.fc8.bias[0] = float("nan")
-    with pytest.raises(ParityError, match=r"nan in probabilities.*nothing was published"):
+    with pytest.raises(ParityError, match=r"nan in probabilities.*Nothing was published"):
         export_run(run, ModelStore(home))
     assert published_models(home) == []
 
