@@ -33,7 +33,7 @@ def write_served_graph(net: AlexNet, mean: NDArray[np.float32], folder: Path) ->
     Raises ShapeError for a mean of another shape, CheckpointError for a net without a hidden layer, and OSError.
     """
     if mean.shape != (SIZE, SIZE, 3):
-        raise ShapeError("the mean image", f"[{SIZE}, {SIZE}, 3]", str(list(mean.shape)))
+        raise ShapeError("The mean image", f"[{SIZE}, {SIZE}, 3]", str(list(mean.shape)))
     edge = (SIZE - CROP) // 2
     center = mean[edge : edge + CROP, edge : edge + CROP]
     net = net.folded()

@@ -140,7 +140,7 @@ def caffe_net(
     )
     preprocessing = (
         f"RGB 0-255, minus {description} (its center {CROP}x{CROP}). The net is Caffe's, for BGR {size}x{size}: "
-        f"its first kernels were converted to RGB{padding}{note}"
+        f"its first kernels were converted to RGB{padding}.{note}"
     )
     return ImportedNet(architecture, weights, image, preprocessing, source, remarks)
 
@@ -154,9 +154,9 @@ def mean_image(mean: str | None) -> tuple[NDArray[np.float32], str, tuple[str, .
     if mean is None:
         blue, green, red = IMAGENET_MEAN_BGR
         remark = (
-            f"no --mean was given, so the mean color of ImageNet is subtracted (B {blue:.2f}, G {green:.2f}, "
+            f"No --mean was given, so the mean color of ImageNet is subtracted (B {blue:.2f}, G {green:.2f}, "
             f"R {red:.2f}). The outputs are closer to Caffe's with the mean image of the training set, "
-            "imagenet_mean.binaryproto"
+            "imagenet_mean.binaryproto."
         )
         return color_image((red, green, blue)), "the mean color of ImageNet", (remark,)
     path = Path(mean)

@@ -118,7 +118,7 @@ def read_onnx(path: Path, *, mean: str | None = None, layers: tuple[Layer, ...] 
         file_names[name] = step.name
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = step.weight_and_bias()
     weights = checked_weights(path, architecture, tensors, file_names)
-    return caffe_net(architecture, weights, source, mean, size=size, note=". Pooling rounds up")
+    return caffe_net(architecture, weights, source, mean, size=size, note=" Pooling rounds up.")
 
 
 def _graph(path: Path, size: int) -> onnx.GraphProto:

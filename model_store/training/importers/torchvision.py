@@ -79,9 +79,9 @@ def read_torchvision(path: Path, *, layers: tuple[Layer, ...] = OWT_LAYERS) -> I
     red, green, blue = mean
     preprocessing = (
         f"RGB 0-255, minus the mean color ({red:.3f}, {green:.3f}, {blue:.3f}), which is torchvision's mean .485 .456 "
-        ".406. The division by 255 and by the deviations .229 .224 .225 is in the first kernels"
+        ".406. The division by 255 and by the deviations .229 .224 .225 is in the first kernels."
     )
-    remark = "this is torchvision's net (owt: one tower, no normalization, 61,100,840 parameters), not the paper's"
+    remark = "This is torchvision's net (owt: one tower, no normalization, 61,100,840 parameters), not the paper's."
     return ImportedNet(architecture, weights, color_image(mean), preprocessing, source, (remark,))
 
 

@@ -73,7 +73,7 @@ def test_without_a_mean_the_color_of_imagenet_is_subtracted_and_reported(
     net = read(model)
     rgb = files.random_images(3)
     assert_outputs_match(published_outputs(net, tmp_path, rgb), files.caffe_outputs(weights, IMAGENET_COLOR, rgb))
-    assert "no --mean was given" in net.remarks[0]
+    assert "No --mean was given" in net.remarks[0]
     assert not read(model, "104,117,123").remarks
 
 
