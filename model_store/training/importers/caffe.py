@@ -11,7 +11,7 @@ of bvlc_alexnet; lrn_layer.cpp, which divides alpha by the number of neighbors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from model_store.training.importers.imported_net import (
 from model_store.training.importers.protobuf import Field, Wire, WireError, fields, float32, varints
 from model_store.training.nets.alexnet import Architecture, Conv, Hidden, Layer, Norm, Pool
 
+CAFFE_CROP: Final = 227
 MAX_BYTES: Final = 1 << 31  # the limit of protocol buffers
 # The mean color of the ILSVRC-2012 mean image, as Caffe's own examples subtract it.
 IMAGENET_MEAN_BGR: Final = (104.00698793, 116.66876762, 122.67891434)
@@ -98,18 +99,19 @@ def read_caffemodel(
             f"{', '.join(expected)}",
         )
     architecture = replace(architecture, layers=tuple(_with_file_norms(path, order, found)))
-    tensors, file_names = {}, {}
+    arrays = []
     for layer, name in zip(weighted, expected, strict=True):
-        file_names[name] = layer.name
         if len(layer.blobs) != 2:
             raise ImportFormatError(
                 path, f"layer {layer.name} has {len(layer.blobs)} arrays instead of weights and biases"
             )
         dimensions = 4 if name.startswith("conv") else 2
-        for parameter, blob, count in zip(("weight", "bias"), layer.blobs, (dimensions, 1), strict=True):
-            tensors[f"{name}.{parameter}"] = torch.from_numpy(blob.values.reshape(_without_ones(blob.shape, count)))
-    weights = checked_weights(path, architecture, tensors, file_names)
-    return caffe_net(architecture, weights, source, mean, size=227)
+        weight, bias = (
+            torch.from_numpy(blob.values.reshape(_without_ones(blob.shape, count)))
+            for blob, count in zip(layer.blobs, (dimensions, 1), strict=True)
+        )
+        arrays.append((layer.name, weight, bias))
+    return caffe_net(architecture, arrays, source, mean, size=CAFFE_CROP)
 
 
 def caffe_architecture(classes: int, order: tuple[Layer, ...], layers: tuple[Layer, ...]) -> Architecture:
@@ -120,7 +122,7 @@ def caffe_architecture(classes: int, order: tuple[Layer, ...], layers: tuple[Lay
 
 def caffe_net(
     architecture: Architecture,
-    weights: Mapping[str, Tensor],
+    arrays: Sequence[tuple[str, Tensor, Tensor]],
     source: SourceFile,
     mean: str | None,
     *,
@@ -129,10 +131,16 @@ def caffe_net(
 ) -> ImportedNet:
     """Return a net that was trained in Caffe on BGR images of `size` pixels, converted to RGB.
 
-    note: added to the description of the preprocessing. Raises ImportFormatError if `mean` cannot be read.
+    arrays: (name in the file, weights, biases) of each layer in order. note: added to the description of the
+    preprocessing. Raises ImportFormatError if the arrays do not fit the architecture or `mean` cannot be read.
     """
-    first = f"{learned_layers(architecture)[0]}.weight"
-    weights = {**weights, first: weights[first].flip(1).contiguous()}
+    tensors, file_names = {}, {}
+    for name, (file_name, weight, bias) in zip(learned_layers(architecture), arrays, strict=True):
+        file_names[name] = file_name
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight, bias
+    weights = checked_weights(source.path, architecture, tensors, file_names)
+    first = next(iter(weights))
+    weights[first] = weights[first].flip(1).contiguous()
     image, description, remarks = mean_image(mean)
     edge = size - CROP
     padding = (

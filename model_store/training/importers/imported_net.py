@@ -111,10 +111,8 @@ def checked_weights(
         alias = f" ({layer})" if file_names[layer] != layer else ""
         where = f"the {parameter} of layer {file_names[layer]}{alias}"
         if tuple(tensor.shape) != shape:
-            raise ImportFormatError(
-                path, f"{where} has the shape {shape_text(tensor.shape)} instead of {architecture.name}'s "
-                f"{shape_text(shape)}, so it is another net"
-            )  # fmt: skip
+            shapes = f"{shape_text(tensor.shape)}, but {architecture.name} has {shape_text(shape)}"
+            raise ImportFormatError(path, f"{where} has the shape {shapes}. It is another net")
         if not tensor.is_floating_point():
             raise ImportFormatError(path, f"{where} is {tensor.dtype} instead of floating point")
         weights[name] = tensor.to(torch.float32).contiguous()

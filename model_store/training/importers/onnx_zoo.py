@@ -20,22 +20,19 @@ from torch import Tensor
 
 from model_store.errors import ImportFormatError
 from model_store.image import CROP
-from model_store.training.importers.caffe import MAX_BYTES, caffe_architecture, caffe_net
+from model_store.training.importers.caffe import CAFFE_CROP, MAX_BYTES, caffe_architecture, caffe_net
 from model_store.training.importers.file_kind import Kind, expect
 from model_store.training.importers.imported_net import (
     ALEXNET_LAYERS,
     ImportedNet,
     SourceFile,
     check_setting,
-    checked_weights,
-    learned_layers,
     norm_of_file,
     pool_first,
     shape_text,
 )
 from model_store.training.nets.alexnet import Conv, Hidden, Layer, Norm, Pool
 
-_CAFFE_SIZE: Final = 227
 _IGNORED: Final = {"Dropout", "Identity", "Reshape", "Flatten"}  # no weights, and no effect on the values at test time
 _OPERATORS: Final[dict[type[Layer], list[str]]] = {
     Conv: ["Conv", "Relu"],
@@ -110,15 +107,10 @@ def read_onnx(path: Path, *, mean: str | None = None, layers: tuple[Layer, ...] 
     if not isinstance(first, Conv):  # pragma: no cover - every table starts with one
         raise TypeError(f"{first.name} is not a convolution")
     table[0] = replace(first, edge=first.edge + size - CROP)
-    weighted = [step for step in steps if step.operator in ("Conv", "Gemm")]
-    classes = weighted[-1].weight_and_bias()[0].shape[0]
+    arrays = [(step.name, *step.weight_and_bias()) for step in steps if step.operator in ("Conv", "Gemm")]
+    classes = arrays[-1][1].shape[0]
     architecture = replace(caffe_architecture(classes, order, layers), layers=tuple(table))
-    tensors, file_names = {}, {}
-    for name, step in zip(learned_layers(architecture), weighted, strict=True):
-        file_names[name] = step.name
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = step.weight_and_bias()
-    weights = checked_weights(path, architecture, tensors, file_names)
-    return caffe_net(architecture, weights, source, mean, size=size, note=" Pooling rounds up.")
+    return caffe_net(architecture, arrays, source, mean, size=size, note=" Pooling rounds up.")
 
 
 def _graph(path: Path, size: int) -> onnx.GraphProto:
@@ -176,7 +168,7 @@ def _input_size(path: Path, graph: onnx.GraphProto) -> int:
     values = {tensor.name for tensor in graph.initializer}
     entry = next(entry for entry in graph.input if entry.name not in values)
     shape = [dimension.dim_value for dimension in entry.type.tensor_type.shape.dim]
-    for size in (CROP, _CAFFE_SIZE):
+    for size in (CROP, CAFFE_CROP):
         if shape[1:] == [3, size, size]:
             return size
     raise ImportFormatError(path, f"its input {entry.name} has the shape {shape_text(shape)} instead of Nx3x224x224")

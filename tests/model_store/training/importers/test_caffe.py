@@ -165,7 +165,7 @@ def test_the_error_for_a_wrong_shape_names_the_layer_and_both_shapes(tmp_path: P
     wrong = {**weights, "conv4.weight": torch.zeros(8, 4, 5, 5)}
     path = files.write_caffemodel(tmp_path / "net.caffemodel", wrong, bare=True)
     message = error_message(read, path)
-    assert "the weight of layer conv4 has the shape 8x4x5x5 instead of bvlc_alexnet's 8x4x3x3" in message
+    assert "the weight of layer conv4 has the shape 8x4x5x5, but bvlc_alexnet has 8x4x3x3" in message
 
 
 def test_the_error_for_a_missing_layer_lists_the_layers(tmp_path: Path, weights: files.Weights) -> None:

@@ -168,7 +168,7 @@ def changed(path: Path, change: str) -> Path:  # noqa: PLR0912 - one branch per 
         ("alpha", "is not a plain fully-connected layer"),
         ("broken weights", "the weights of Conv are damaged"),
         ("integer weights", "the bias of layer .* is torch.int64 instead of floating point"),
-        ("shape", r"the weight of layer .* \(fc6\) has the shape 24x200 instead of bvlc_alexnet's 24x216"),
+        ("shape", r"the weight of layer .* \(fc6\) has the shape 24x200, but bvlc_alexnet has 24x216"),
     ],
 )
 def test_a_graph_of_another_net_is_rejected_with_the_reason(zoo: Path, change: str, expected: str) -> None:

@@ -148,7 +148,7 @@ def test_wrong_shapes_and_names_are_rejected(tmp_path: Path, net: nn.Module) -> 
     path = tmp_path / "net.pth"
     torch.save({**state, "features.8.weight": torch.zeros(8, 8, 5, 5)}, path)
     text = error_message(read, path)
-    assert "the weight of layer features.8 (conv4) has the shape 8x8x5x5 instead of owt's 8x8x3x3" in text
+    assert "the weight of layer features.8 (conv4) has the shape 8x8x5x5, but owt has 8x8x3x3" in text
     torch.save({name: value for name, value in state.items() if name != "classifier.1.bias"}, path)
     assert "it has no classifier.1.bias" in error_message(read, path)
     torch.save({**state, "classifier.9.bias": torch.zeros(1)}, path)
