@@ -39,12 +39,6 @@ class ImportResult:
     labels: Labels
 
 
-def default_name(net: ImportedNet) -> str:
-    """Return a model name derived from the file's: "bvlc_alexnet.caffemodel" -> "bvlc_alexnet"."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", net.source.path.stem).lstrip("._-")[:64]
-    return stem or net.architecture.name
-
-
 def publish_import(
     net: ImportedNet,
     store: ModelStore,
@@ -61,8 +55,10 @@ def publish_import(
     hidden = [layer.neurons for layer in net.architecture.layers if isinstance(layer, Hidden)]
     if not hidden or hidden[-1] != FEATURES:
         raise ImportFormatError(net.source.path, f"a served version requires {FEATURES} neurons in fc7")
+    # "bvlc_alexnet.caffemodel" -> "bvlc_alexnet"
+    file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", net.source.path.stem).lstrip("._-")[:64]
     draft = ManifestDraft(
-        name=name or default_name(net),
+        name=name or file_name or net.architecture.name,
         architecture=net.architecture.name,
         classes=class_labels(labels.names),
         recipe=manifest_recipe(net) | {"labels": labels.origin},
