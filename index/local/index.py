@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
+from index.catalog.database import CATALOG_FILE
 from index.catalog.images import Entry
 from index.catalog.lock import FolderLock, check_exists
-from index.catalog.read_view import Frozen
+from index.catalog.read_view import ReadView
 from index.errors import IndexModelError, IndexMovedError
 from index.filters import Where
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
@@ -132,7 +133,7 @@ class LocalImageIndex:
                 stack.callback(lock.close)
             else:
                 check_exists(folder)
-            catalog = stack.enter_context(Catalog(folder / "catalog.db", read_only=read_only))
+            catalog = stack.enter_context(Catalog(folder / CATALOG_FILE, read_only=read_only))
             cores = threads or usable_cores()
             modes = CodeBuilder(folder, fast_from=fast_from, read_only=read_only)
             stack.callback(modes.close)
@@ -305,8 +306,8 @@ class LocalImageIndex:
         stopped: asked again and again; when true, the pairs found so far are returned. Raises FilterError.
         """
         room = self.spaces.active
-        with self._catalog.frozen(room.searcher.view) as frozen:
-            view = frozen.taken
+        with self._catalog.read_view(room.searcher.view) as frozen:
+            view = frozen.captured
             if where is not None:
                 view = restrict(view, self._fitting(room.space.id, frozen, where))
         pairs = near_pairs(view, threshold, limit, stopped)
@@ -356,8 +357,8 @@ class LocalImageIndex:
             known = self._catalog.describe(found)
         if where is not None or len(known) < len(found):
             # A filter, or some that went while we searched: with the catalogue and the vectors of one moment.
-            with self._catalog.frozen(room.searcher.view) as frozen:
-                view = frozen.taken
+            with self._catalog.read_view(room.searcher.view) as frozen:
+                view = frozen.captured
                 if where is not None:
                     view = restrict(view, self._fitting(room.space.id, frozen, where))
                 hits = room.searcher.search(queries, wanted, view, mode)
@@ -374,7 +375,7 @@ class LocalImageIndex:
             answers.append([Neighbour(key, distance, json.loads(text)) for distance, key, text in sorted(ranked)[:k]])
         return answers
 
-    def _fitting(self, space: int, frozen: Frozen[View], where: Where) -> NDArray[np.int64]:
+    def _fitting(self, space: int, frozen: ReadView[View], where: Where) -> NDArray[np.int64]:
         """Return the ids of the vectors in `space` whose images fit; kept until something is written."""
         if frozen.commits is None:
             return frozen.matching(space, where)

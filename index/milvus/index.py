@@ -24,7 +24,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from index.cursor import make_cursor, read_text_cursor
+from index.cursor import make_cursor, read_cursor
 from index.errors import (
     IndexLimitError,
     IndexMovedError,
@@ -241,7 +241,7 @@ class MilvusImageIndex:
         if limit < 1:
             raise ValueError(f"limit is {limit}, not at least 1")
         limit = min(limit, MOST_ROWS - 1)
-        after = "" if cursor is None else read_text_cursor(cursor, self._meta.identity, where, is_id)
+        after = "" if cursor is None else read_cursor(cursor, self._meta.identity, where, str, is_id)
         condition = self._meta.expression(where)
         rows = self._milvus.page(self._spaces.collection(), RECORD, after=after, limit=limit + 1, where=condition)
         following = make_cursor(self._meta.identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None

@@ -202,7 +202,7 @@ def test_filters_agree_with_python_on_random_metadata(open_index: Opener, tmp_pa
             return
         connection = sqlite3.connect(tmp_path / "index" / "catalog.db")
         for number, key in connection.execute("SELECT id, key FROM images").fetchall():
-            assert attributes.stored(connection, number) == attributes_of(everything[key])
+            assert attributes.load(connection, number) == attributes_of(everything[key])
         connection.close()
 
 
