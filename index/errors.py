@@ -22,7 +22,7 @@ Fc7Error
     ├── IndexUriError              FC7_INDEX_URI is not a valid address
     ├── IndexPlaceError            the operation is not supported by an index on Milvus
     ├── IndexLimitError            the request exceeds a limit of Milvus
-    ├── FolderError                there is nothing to index
+    ├── FolderError                a folder or an index has no images that can be embedded
     ├── SourceError                a folder or URI with images cannot be opened or listed
     ├── ClusterError               the Ray cluster cannot be joined, or failed
     ├── ImageArchiveError          the archive cannot be read, or was rejected
@@ -44,7 +44,7 @@ class ImageIndexError(Fc7Error):
 
 
 class _ReasonError(ImageIndexError):
-    """Base of errors whose message is a template; `reason` is a clause without a full stop."""
+    """Base of errors whose message is a template for the reason."""
 
     message: ClassVar[str]
 
@@ -53,7 +53,7 @@ class _ReasonError(ImageIndexError):
         self.reason = reason
 
     def __str__(self) -> str:
-        # Reasons quoted from libraries may end with a full stop already.
+        # A reason may be a whole sentence, or quoted from a library, and end with a full stop already.
         return self.message.format(reason=self.reason.rstrip("."))
 
 
@@ -154,7 +154,7 @@ class ModeUnavailableError(ImageIndexError):
 
     def __str__(self) -> str:
         if self.reason:
-            return f"mode={self.mode} is not available: {self.reason}. Repeat the request without a mode."
+            return f"mode={self.mode} is not available. {self.reason}. Repeat the request without a mode."
         if self.trained:
             return (
                 f"mode={self.mode} is not available yet: the binary codes of the vectors of {self.model} are being "
@@ -273,9 +273,9 @@ class IndexLimitError(ImageIndexError):
 
 
 class FolderError(_SubjectError):
-    """There is nothing to index."""
+    """A folder or an index has no images that can be embedded."""
 
-    message = "There are no images to index in {subject}: {reason}."
+    message = "{subject} {reason}."
 
 
 class SourceError(_SubjectError):
@@ -290,7 +290,7 @@ class SourceError(_SubjectError):
 class ClusterError(_SubjectError):
     """The Ray cluster cannot be joined, or failed. What was written to the index stays."""
 
-    message = "The Ray cluster {subject} cannot be used: {reason}."
+    message = "The Ray cluster {subject} cannot be used. {reason}."
 
 
 class ImageArchiveError(_ReasonError):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from index.errors import ModeUnavailableError
 from index.filters import parse_where
 from index.local.index import LocalImageIndex
-from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
+from index.search.code_quality import EvaluationSet, exact_search, hamming_search, measure_code, standard_codes
 from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
 from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
@@ -65,12 +65,12 @@ def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
 
 def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
-    collection = Collection(floats, None, np.arange(0, 600, 5))
+    collection = EvaluationSet(floats, None, np.arange(0, 600, 5))
     exact = collection.exact()
     found = []
     for options in (CodeOptions.of_plain_form(64, epochs=5), CodeOptions(64, epochs=5)):
         net = train_codes(rows, replace(options, batch_size=100, learning_rate=2e-3)).net
-        found.append(judge("", 8, hamming(net.bits(floats), net.bits), collection, exact).recall_wide)
+        found.append(measure_code("", 8, hamming_search(net.bits(floats), net.bits), collection, exact).recall_wide)
         used = net.bits(floats).mean(axis=0)
     assert found[1] > found[0] + 0.02
     assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly the same for all rows"
@@ -152,19 +152,19 @@ def test_codes_are_judged_by_neighbours_and_classes() -> None:
     random = np.random.default_rng(0)
     classes = np.repeat(np.arange(4), 100)
     rows = (4 * random.standard_normal((4, 64))[classes] + random.standard_normal((400, 64))).astype(np.float32)
-    collection = Collection(rows, classes, np.arange(0, 400, 9))
+    collection = EvaluationSet(rows, classes, np.arange(0, 400, 9))
     exact = collection.exact()
     truth = [np.argsort(((rows - rows[q]) ** 2).sum(axis=1))[1:11].tolist() for q in collection.queries]
     assert [set(found) for found in exact.tolist()] == [set(found) for found in truth]
-    best = judge("exact", 256, exhaustive(rows), collection, exact)
+    best = measure_code("exact", 256, exact_search(rows), collection, exact)
     assert (best.recall, best.recall_wide, best.bytes) == (1, 1, 256)
     assert best.precision is not None
     assert best.precision > 0.95
     assert best.mean_average_precision is not None
-    blind = judge(
+    blind = measure_code(
         "blind",
         8,
-        hamming(random.random((400, 64)) > 0.5, lambda x: random.random((len(x), 64)) > 0.5),
+        hamming_search(random.random((400, 64)) > 0.5, lambda x: random.random((len(x), 64)) > 0.5),
         collection,
         exact,
     )
@@ -173,16 +173,16 @@ def test_codes_are_judged_by_neighbours_and_classes() -> None:
     assert 0.1 < blind.precision < 0.4
     assert blind.mean_average_precision is not None
     assert 0.2 < blind.mean_average_precision < 0.35
-    unknown = judge("exact", 256, exhaustive(rows), replace(collection, classes=None), exact)
+    unknown = measure_code("exact", 256, exact_search(rows), replace(collection, classes=None), exact)
     assert unknown.precision is None
 
 
 def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
-    collection = Collection(floats, None, np.arange(0, 600, 20))
+    collection = EvaluationSet(floats, None, np.arange(0, 600, 20))
     exact = collection.exact()
     codes = list(standard_codes(floats, 128))
-    judged = {code.name: judge(code.name, 16, code.search, collection, exact).recall for code in codes}
+    judged = {code.name: measure_code(code.name, 16, code.search, collection, exact).recall for code in codes}
     assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
     assert min(judged.values()) > 3 * 10 / 600
     assert judged["PCA+ITQ"] > judged["sign-LSH"]
