@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from index.catalog.database import CATALOG_FILE, MIGRATIONS, connect, translated
 from index.catalog.lock import FolderLock, check_exists
+from index.catalog.spaces import active_space
 from index.errors import SnapshotError, TargetExistsError, translate_os_error
 from index.records import SnapshotManifest
 from model_store.durable import atomic_file, sha256_of, sync, write_atomic
@@ -138,22 +139,14 @@ def _copy_database(source: Path, target: Path, advance: Advance | None) -> dict[
 
 
 def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
-    def one(query: str) -> tuple[str | int, ...]:
-        row: tuple[str | int, ...] = connection.execute(query).fetchone()
-        return row
-
-    active = connection.execute(
-        "SELECT id, model, fingerprint FROM spaces WHERE id = (SELECT value FROM meta WHERE name = 'active_space')"
+    space, model, fingerprint = active_space(connection)
+    identity, schema_version, images, vectors = connection.execute(
+        """SELECT (SELECT value FROM meta WHERE name = 'identity'), (SELECT user_version FROM pragma_user_version),
+                  (SELECT count(*) FROM images), (SELECT count(*) FROM vectors WHERE space_id = ?)""",
+        (space,),
     ).fetchone()
-    space, model, fingerprint = active or (0, "", "")
-    return {
-        "catalogue": one("SELECT value FROM meta WHERE name = 'identity'")[0],
-        "schema_version": one("PRAGMA user_version")[0],
-        "images": one("SELECT count(*) FROM images")[0],
-        "vectors": int(connection.execute("SELECT count(*) FROM vectors WHERE space_id = ?", (space,)).fetchone()[0]),
-        "model": model,
-        "fingerprint": fingerprint,
-    }
+    facts = {"catalogue": identity, "schema_version": schema_version, "images": images, "vectors": vectors}
+    return facts | {"model": model, "fingerprint": fingerprint}
 
 
 def _copy_checked(snapshot: Path, manifest: SnapshotManifest, target: BinaryIO, advance: Advance | None) -> None:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -32,7 +31,7 @@ from index.catalog import spaces as space_table
 from index.catalog.database import check_format, connect, migrate, record_checksum, translated
 from index.catalog.filter_sql import to_sql
 from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
-from index.catalog.read_view import ReadView, describe
+from index.catalog.read_view import ReadView
 from index.catalog.spaces import SwitchResult
 from index.catalog.writer import Writer
 from index.cursor import make_cursor, read_cursor
@@ -77,9 +76,7 @@ class Catalog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -233,7 +230,7 @@ class Catalog:
     def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return {vector id: (key, metadata as JSON)} of the vectors that still exist."""
         with self._reader() as connection:
-            return describe(connection, vector_ids)
+            return ReadView(None, connection, None).describe(vector_ids)
 
     @contextmanager
     def read_view(self, capture: Callable[[], T]) -> Iterator[ReadView[T]]:

@@ -13,6 +13,7 @@ from index.catalog import attributes
 from index.catalog.database import CATALOG_FILE, connect, translated
 from index.catalog.filter_sql import to_sql
 from index.catalog.lock import check_exists
+from index.catalog.spaces import active_space
 from index.filters import Where
 from index.parquet import write_parquet
 from index.records import VectorModel
@@ -32,10 +33,7 @@ def export_parquet(
     catalog = home / "index" / CATALOG_FILE
     with translated(catalog), closing(connect(catalog, read_only=True)) as connection:
         connection.execute("BEGIN")
-        space, model, fingerprint = connection.execute(
-            """SELECT s.id, s.model, s.fingerprint FROM spaces s JOIN meta m ON m.value = s.id
-               WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
-        ).fetchone()
+        space, model, fingerprint = active_space(connection)
         condition, values = ("1", []) if where is None else to_sql(where, attributes.known_fields(connection), "i.id")
         [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
         rows = connection.execute(

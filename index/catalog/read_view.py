@@ -34,7 +34,12 @@ class ReadView(Generic[T]):
 
     def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return {vector id: (key, metadata as JSON)} of the vectors that exist in this view."""
-        return describe(self.connection, vector_ids)
+        rows = self.connection.execute(
+            """SELECT v.id, i.key, i.metadata
+               FROM json_each(?) j JOIN vectors v ON v.id = j.value JOIN images i ON i.id = v.image_id""",
+            (json.dumps(list(vector_ids)),),
+        )
+        return {row[0]: (row[1], row[2]) for row in rows}
 
     def matching(self, space: int, where: Where) -> NDArray[np.int64]:
         """Return the ids, ascending, of the vectors in `space` whose images match. Raises FilterError."""
@@ -45,13 +50,3 @@ class ReadView(Generic[T]):
             (space, *values),
         ).fetchone()
         return np.sort(np.fromstring(text or "", np.int64, sep=","))
-
-
-def describe(connection: sqlite3.Connection, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
-    """Return {vector id: (key, metadata as JSON)} of the vectors that exist."""
-    rows = connection.execute(
-        """SELECT v.id, i.key, i.metadata
-           FROM json_each(?) j JOIN vectors v ON v.id = j.value JOIN images i ON i.id = v.image_id""",
-        (json.dumps(list(vector_ids)),),
-    )
-    return {row[0]: (row[1], row[2]) for row in rows}

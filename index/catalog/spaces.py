@@ -37,6 +37,15 @@ def open_spaces(connection: sqlite3.Connection) -> dict[str, int]:
     )
 
 
+def active_space(connection: sqlite3.Connection) -> tuple[int, str, str]:
+    """Return (id, model, fingerprint) of the active space, or (0, "", "") if there is none."""
+    row: tuple[int, str, str] = connection.execute(
+        """SELECT s.id, s.model, s.fingerprint FROM meta m JOIN spaces s ON s.id = CAST(m.value AS INTEGER)
+           WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
+    ).fetchone()
+    return row
+
+
 def set_target(connection: sqlite3.Connection, space: int) -> None:
     """Make `space` the target of a migration, unless it is active already."""
     if _value(connection, "active_space") != space:

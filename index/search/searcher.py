@@ -104,35 +104,33 @@ class Searcher:
 
         ids: ascending, and greater than all earlier ones. Unknown ids in `removed` are ignored.
         """
+        ids = np.asarray(ids, dtype=np.int64)
         with self._change:
-            self._apply(np.asarray(ids, dtype=np.int64), rows, removed)
-
-    def _apply(self, ids: NDArray[np.int64], rows: NDArray[np.float16], removed: Sequence[int]) -> None:
-        fresh: list[tuple[Segment, slice]] = []
-        segments = list(self._segments)
-        start = 0
-        while start < len(ids):
-            if not segments or segments[-1].count == segments[-1].capacity:
-                needed = max(_FIRST_ROWS, self._live, len(ids) - start)
-                segments.append(self._make(min(SEGMENT_ROWS, 1 << (needed - 1).bit_length())))
-            tail = segments[-1]
-            end = min(len(ids), start + tail.capacity - tail.count)
-            fresh.append((tail, slice(tail.count, tail.count + end - start)))
-            tail.append(ids[start:end], rows[start:end])
-            start = end
-        with self._lock:
-            self._segments = tuple(segments)
-            for segment, span in fresh:
-                segment.alive[span] = True
-            self._live += len(ids)
-            for vector_id in removed:
-                if (found := self._find(vector_id)) is not None:
-                    segment, row = found
-                    segment.alive[row] = False
-                    segment.dead += 1
-                    self._live -= 1
-        if any(_mostly_dead(segment) for segment in segments):
-            self._compact()
+            appended: list[tuple[Segment, slice]] = []
+            segments = list(self._segments)
+            start = 0
+            while start < len(ids):
+                if not segments or segments[-1].count == segments[-1].capacity:
+                    needed = max(_FIRST_ROWS, self._live, len(ids) - start)
+                    segments.append(self._make(min(SEGMENT_ROWS, 1 << (needed - 1).bit_length())))
+                tail = segments[-1]
+                end = min(len(ids), start + tail.capacity - tail.count)
+                appended.append((tail, slice(tail.count, tail.count + end - start)))
+                tail.append(ids[start:end], rows[start:end])
+                start = end
+            with self._lock:
+                self._segments = tuple(segments)
+                for segment, span in appended:
+                    segment.alive[span] = True
+                self._live += len(ids)
+                for vector_id in removed:
+                    if (found := self._find(vector_id)) is not None:
+                        segment, row = found
+                        segment.alive[row] = False
+                        segment.dead += 1
+                        self._live -= 1
+            if any(_mostly_dead(segment) for segment in segments):
+                self._compact()
 
     def ids(self) -> NDArray[np.int64]:
         """Return the ids of all live vectors, ascending."""
@@ -212,7 +210,7 @@ class Searcher:
             return [Hits(np.empty(0, np.int64), np.empty(0)) for _ in queries]
         floats = np.ascontiguousarray(queries, dtype=np.float32)
         # The segments of a view taken before the code was installed have no codes.
-        if code is not None and all(_coded(segment, mode, code) for segment, _ in view):
+        if code is not None and all(mode in each.blocks and each.blocks[mode].code is code for each, _ in view):
             return self._search_codes(view, floats, k, mode, code)
         return self._search_exactly(view, floats, k, total)
 
@@ -346,11 +344,6 @@ def restrict(view: View, ids: NDArray[np.int64]) -> View:
 
 def _mostly_dead(segment: Segment) -> bool:
     return segment.count == segment.capacity and 2 * segment.dead >= segment.capacity
-
-
-def _coded(segment: Segment, mode: Mode, code: Code) -> bool:
-    block = segment.blocks.get(mode)
-    return block is not None and block.code is code
 
 
 def _nearest_in_float32(view: View, query: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> NDArray[np.int64]:

@@ -77,7 +77,7 @@ def exact(vectors: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[n
     return np.asarray(np.linalg.norm(rounded - query.astype(np.float16).astype(np.float64), axis=1))
 
 
-def add_labelled_images(home: Path) -> None:
+def add_labeled_images(home: Path) -> None:
     """Add three images with metadata, one at a time, under the keys LABELS, and write the vector cache."""
     with open_index(home, snapshot_after=1) as index:
         for n, label in enumerate(LABELS):

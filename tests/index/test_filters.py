@@ -221,7 +221,7 @@ def test_delete_where_deletes_only_the_matching_images(open_index: Opener, tmp_p
         assert len(index.search(vector(25)[np.newaxis], 100)[0]) == 30
 
 
-def test_a_filtered_listing_returns_each_image_once_and_rejects_other_filters(open_index: Opener, tmp_path: Path) -> None:
+def test_a_filtered_listing_returns_each_image_once_and_binds_its_cursor(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(f"{n:03}", n, {"even": n % 2 == 0}) for n in range(60)])
         even, odd = parse_where(["even:true"]), parse_where(["even:false"])

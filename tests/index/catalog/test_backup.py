@@ -16,7 +16,7 @@ from index.errors import IndexUnavailableError, SnapshotError, TargetExistsError
 from index.filters import parse_where
 from index.local.verify import verify
 from tests.index.helpers import (
-    add_labelled_images,
+    add_labeled_images,
     all_rows,
     flip_bit,
     image,
@@ -28,7 +28,7 @@ from tests.index.helpers import (
 
 
 def test_a_restored_snapshot_has_the_same_all_rows(tmp_path: Path) -> None:
-    add_labelled_images(tmp_path / "one")
+    add_labeled_images(tmp_path / "one")
     manifest = take_snapshot(tmp_path / "one", tmp_path / "copy")
     assert (manifest.images, manifest.vectors, manifest.model) == (3, 3, "solar:1")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["catalog.db", "manifest.json"]
@@ -100,7 +100,7 @@ def test_a_snapshot_taken_during_writes_shows_one_moment(tmp_path: Path) -> None
 def test_a_bad_snapshot_is_rejected_and_nothing_is_restored(
     tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
-    add_labelled_images(tmp_path / "one")
+    add_labeled_images(tmp_path / "one")
     take_snapshot(tmp_path / "one", tmp_path / "copy")
     damage(tmp_path / "copy")
     with pytest.raises(SnapshotError, match=words):
@@ -118,7 +118,7 @@ def edit_manifest(folder: Path, **values: object) -> None:
 
 
 def test_existing_files_are_never_overwritten(tmp_path: Path) -> None:
-    add_labelled_images(tmp_path / "one")
+    add_labeled_images(tmp_path / "one")
     take_snapshot(tmp_path / "one", tmp_path / "copy")
     manifest = (tmp_path / "copy/manifest.json").read_bytes()
     with pytest.raises(TargetExistsError):

@@ -233,7 +233,7 @@ def test_a_learned_file_that_is_damaged_or_of_another_model_is_not_used(learned:
 def test_closing_does_not_wait_for_the_end_of_learning(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.search.pca_code._ROUNDS", 10_000)
+    monkeypatch.setattr("index.search.pca_code._ITERATIONS", 10_000)
     with open_index(tmp_path, fast_from=100) as index:
         index.add_many(images(rows[:100]))
         assert len(index.search(rows[:1].astype(np.float32), 6)[0]) == 6, "searched exactly meanwhile"

@@ -178,7 +178,7 @@ def test_a_key_that_cannot_be_stored_is_refused(open_index: Opener, tmp_path: Pa
         ({"x": [[[[[[[[1]]]]]]]]}, "nested deeper than 8"),
         ({"x": float("nan")}, "contains nan"),
         ({"x": b"bytes"}, "contains a bytes"),
-        ({"x": "\ud83d"}, "not Unicode"),
+        ({"x": "\ud83d"}, "not valid Unicode"),
         ({1: "x"}, "the name 1"),
     ],
 )

@@ -15,7 +15,7 @@ from index.filters import parse_where
 from index.local.verify import Report, verify
 from tests.index.helpers import (
     LABELS,
-    add_labelled_images,
+    add_labeled_images,
     all_rows,
     flip_bit,
     image,
@@ -50,7 +50,7 @@ def problems(report: Report) -> str:
     ],
 )
 def test_verify_finds_and_names_every_change(tmp_path: Path, statement: str, key: str | None, words: str) -> None:
-    add_labelled_images(tmp_path)
+    add_labeled_images(tmp_path)
     report = verify(tmp_path)
     assert (report.images, report.pictures, report.vectors, report.findings) == (3, 3, 3, [])
     connection = sqlite3.connect(tmp_path / "index/catalog.db")
@@ -63,7 +63,7 @@ def test_verify_finds_and_names_every_change(tmp_path: Path, statement: str, key
 
 
 def test_repair_drops_only_what_is_damaged(tmp_path: Path) -> None:
-    add_labelled_images(tmp_path)
+    add_labeled_images(tmp_path)
     connection = sqlite3.connect(tmp_path / "index/catalog.db")
     connection.execute("UPDATE vectors SET vector = zeroblob(8192) WHERE image_id = 1")
     connection.execute("UPDATE pictures SET jpeg = zeroblob(3000) WHERE image_id = 2")
@@ -84,7 +84,7 @@ def test_repair_drops_only_what_is_damaged(tmp_path: Path) -> None:
 
 
 def test_any_flipped_bit_is_found_or_has_no_effect(tmp_path: Path) -> None:
-    add_labelled_images(tmp_path)
+    add_labeled_images(tmp_path)
     catalog, snapshot = tmp_path / "index/catalog.db", tmp_path / "index/vectors.snapshot"
     original, rows = catalog.read_bytes(), all_rows(catalog)
     rng = random.Random(5)
@@ -105,9 +105,7 @@ def test_any_flipped_bit_is_found_or_has_no_effect(tmp_path: Path) -> None:
         catalog.write_bytes(original)
     for _ in range(100):
         flip_bit(catalog, rng.randrange(len(original)), rng.randrange(8))
-        assert verify(tmp_path).findings or all_rows(catalog) == rows, (
-            "only unused bytes may change unnoticed"
-        )
+        assert verify(tmp_path).findings or all_rows(catalog) == rows, "only unused bytes may change unnoticed"
         catalog.write_bytes(original)
     for offset in (5, 4096, 4096 + 24, 4096 + 24 + 8000, snapshot.stat().st_size - 1):
         flip_bit(snapshot, offset)

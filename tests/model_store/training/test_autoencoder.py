@@ -123,7 +123,7 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
     bits = trained.net.bits(rows.astype(np.float32))
     with open_index(tmp_path) as index:
         index.add_many(images(rows[:300]))
-        with pytest.raises(ModeUnavailableError, match="being made"):
+        with pytest.raises(ModeUnavailableError, match="being computed"):
             index.mode("codes")
 
         def ready() -> bool:
