@@ -15,12 +15,12 @@ Fc7Error
     ├── IndexCorruptError          the catalog on disk is damaged
     ├── IndexFormatError           the catalog was written by a newer fc7
     ├── IndexUnavailableError      the index cannot serve the request now
-    │   ├── IndexMovedError        the index switched to another model during the request
+    │   ├── IndexSwitchedError     the index switched to another model during the request
     │   ├── IndexUnreachableError  Milvus does not respond, or rejected a call
     │   ├── IndexReadOnlyError     the index can be read, but not written
     │   └── IndexFullError         the disk is full
     ├── IndexUriError              FC7_INDEX_URI is not a valid address
-    ├── IndexPlaceError            the operation is not supported by an index on Milvus
+    ├── MilvusUnsupportedError     the operation is not supported by an index on Milvus
     ├── IndexLimitError            the request exceeds a limit of Milvus
     ├── FolderError                a folder or an index has no images that can be embedded
     ├── SourceError                a folder or URI with images cannot be opened or listed
@@ -211,7 +211,7 @@ class IndexUnavailableError(_SubjectError):
     message = "The index in {subject} is not available: {reason}. Nothing was changed."
 
 
-class IndexMovedError(IndexUnavailableError):
+class IndexSwitchedError(IndexUnavailableError):
     """The index switched to the vectors of another model between embedding an image and using the result."""
 
     message = "The index in {subject} switched to another model during the request ({reason}). Try again."
@@ -250,8 +250,8 @@ class IndexUriError(_SubjectError):
     )
 
 
-class IndexPlaceError(ImageIndexError):
-    """The operation is supported by a local index, but not by an index on Milvus."""
+class MilvusUnsupportedError(ImageIndexError):
+    """The operation is not supported by an index on Milvus."""
 
     def __init__(self, uri: str, what: str, fix: str) -> None:
         super().__init__(uri, what, fix)

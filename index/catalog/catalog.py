@@ -35,7 +35,7 @@ from index.catalog.read_view import ReadView
 from index.catalog.spaces import SwitchResult
 from index.catalog.writer import Writer
 from index.cursor import make_cursor, read_cursor
-from index.errors import IndexMovedError, IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
+from index.errors import IndexReadOnlyError, IndexSwitchedError, KeyNotFoundError, PictureNotFoundError
 from index.fields import Scalar
 from index.filters import Where
 from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
@@ -108,7 +108,7 @@ class Catalog:
     def add(self, entries: Sequence[Entry], committed: Callable[[Change], None]) -> Change:
         """Add or replace `entries`, in order, in one transaction; `committed` runs right after the commit.
 
-        Stores vectors of the active space and of the target space. Raises IndexMovedError if an entry has no vector
+        Stores vectors of the active space and of the target space. Raises IndexSwitchedError if an entry has no vector
         for the active space.
         """
 
@@ -119,7 +119,7 @@ class Catalog:
             for entry in entries:
                 vectors = {space: entry.vectors[name] for name, space in spaces.items() if name in entry.vectors}
                 if next(iter(spaces.values())) not in vectors:
-                    raise IndexMovedError(self.path.parent, f"{entry.key!r} was embedded with the previous model")
+                    raise IndexSwitchedError(self.path.parent, f"{entry.key!r} was embedded with the previous model")
                 change.outcomes.append(add_image(connection, vectors, entry, now, change))
             return change
 

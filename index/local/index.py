@@ -27,7 +27,7 @@ from index.catalog.database import CATALOG_FILE
 from index.catalog.images import Entry
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
-from index.errors import IndexModelError, IndexMovedError
+from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
 from index.local.code_builder import CodeBuilder
@@ -173,7 +173,7 @@ class LocalImageIndex:
 
         The same key, bytes and metadata again change nothing. Returns what was done, in order.
         Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError,
-        IndexMovedError when the index is one of another model by now.
+        IndexSwitchedError when the index is one of another model by now.
         """
         own = self.spaces.active.space.fingerprint
         names = list(images[0].vectors) if images and images[0].vectors else [own]
@@ -282,7 +282,7 @@ class LocalImageIndex:
             if known is not None:
                 vector_id, vector = known
                 mode = self._codes.resolve_mode(room, mode)
-                with contextlib.suppress(IndexMovedError):  # then again, with the vectors that it went over to
+                with contextlib.suppress(IndexSwitchedError):  # then again, with the vectors that it went over to
                     return self._neighbours(room, vector[np.newaxis], k, left_out=vector_id, where=where, mode=mode)[0]
 
     def mode(self, asked: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
@@ -364,7 +364,7 @@ class LocalImageIndex:
                 hits = room.searcher.search(queries, wanted, view, mode)
                 known = frozen.describe(_ids(hits))
         if not self.spaces.holds(room):  # its vectors were being deleted, perhaps
-            raise IndexMovedError(self._folder, f"to {self.spaces.active.space.model}")
+            raise IndexSwitchedError(self._folder, f"to {self.spaces.active.space.model}")
         answers = []
         for hit in hits:
             ranked = [

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from index.cursor import make_cursor, read_cursor
 from index.errors import (
     IndexLimitError,
-    IndexMovedError,
-    IndexPlaceError,
     IndexReadOnlyError,
+    IndexSwitchedError,
     KeyNotFoundError,
+    MilvusUnsupportedError,
     ModeUnavailableError,
     PictureNotFoundError,
 )
@@ -183,7 +183,7 @@ class MilvusImageIndex:
         with self._writing:
             wanted = self.wanted
             if images and wanted[0].fingerprint not in encoded:
-                raise IndexMovedError(self._milvus.place, f"{keys[0]!r} was embedded for the one before")
+                raise IndexSwitchedError(self._milvus.place, f"{keys[0]!r} was embedded for the one before")
             collection = self._spaces.collection(wanted[0])
             ids = sorted({id_of(key) for key in keys})
             change = Change(self._milvus.rows(collection, ids, STATE))
@@ -371,9 +371,9 @@ class MilvusImageIndex:
     # --- the whole ----------------------------------------------------------------------------------------------------
 
     def snapshot(self, target: Path) -> SnapshotManifest:
-        """Raise IndexPlaceError: Milvus has a tool of its own for it."""
+        """Raise MilvusUnsupportedError: Milvus has a tool of its own for it."""
         del target
-        raise IndexPlaceError(
+        raise MilvusUnsupportedError(
             self._milvus.place,
             "no snapshot of it can be taken here",
             "Use Milvus's own: milvus-backup create -n NAME, of the index's collections",

@@ -16,6 +16,7 @@ from index.local.index import LocalImageIndex, NewImage
 from index.milvus.index import MilvusImageIndex
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
+_RANK = 40
 LABELS = ["heron", "gull", "ferry"]
 
 
@@ -31,6 +32,15 @@ def vector(number: int) -> NDArray[np.float32]:
     values = np.random.default_rng(number).standard_normal(4096, dtype=np.float32)
     activations: NDArray[np.float32] = np.maximum(values - 0.4, 0)
     return activations
+
+
+def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
+    """Return rows as fc7 has them: none negative, in some groups, most of their variance in few directions."""
+    rng = np.random.default_rng(seed)
+    axes = np.random.default_rng(99).standard_normal((_RANK, 4096), dtype=np.float32)
+    axes *= (1 / np.sqrt(1 + np.arange(_RANK, dtype=np.float32)))[:, None]
+    noise = 0.3 * rng.standard_normal((n, 4096), dtype=np.float32)
+    return np.maximum(rng.standard_normal((n, _RANK), dtype=np.float32) @ axes + noise, 0).astype(np.float16)
 
 
 def picture(number: int) -> bytes:

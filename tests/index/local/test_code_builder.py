@@ -18,18 +18,7 @@ from index.local.index import NewImage
 from index.search.pca_code import Projection
 from index.search.searcher import Searcher, restrict
 from index.search.segment import Segment
-from tests.index.helpers import open_index, sha256
-
-RANK = 40
-
-
-def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
-    """Return rows as fc7 has them: none negative, in some groups, most of their variance in few directions."""
-    random = np.random.default_rng(seed)
-    shape = np.random.default_rng(99).standard_normal((RANK, 4096), dtype=np.float32)
-    shape *= (1 / np.sqrt(1 + np.arange(RANK, dtype=np.float32)))[:, None]
-    noise = 0.3 * random.standard_normal((n, 4096), dtype=np.float32)
-    return np.maximum(random.standard_normal((n, RANK), dtype=np.float32) @ shape + noise, 0).astype(np.float16)
+from tests.index.helpers import activations, open_index, sha256
 
 
 def nearest(rows: NDArray[np.float16], query: NDArray[np.float16], k: int) -> list[int]:

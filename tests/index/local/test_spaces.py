@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from index.catalog.spaces import SwitchResult
-from index.errors import IndexModelError, IndexMovedError
+from index.errors import IndexModelError, IndexSwitchedError
 from index.local.index import LocalImageIndex, NewImage
 from tests.index.helpers import MODEL, image, open_index, picture, sha256, vector
 
@@ -57,7 +57,7 @@ def test_it_goes_over_when_all_have_a_vector_and_not_before(tmp_path: Path) -> N
             "5": True,
             "6": False,
         }
-        with pytest.raises(IndexMovedError):
+        with pytest.raises(IndexSwitchedError):
             index.add_many([NewImage("7", sha256(7), 1, 1, 1, None, None, vector(7), {OLD: vector(7)})])
         assert not index.contains("7")
     with open_index(tmp_path, fingerprint=NEW, model="solar:2") as index:

@@ -20,11 +20,11 @@ from index.errors import (
     FilterError,
     IndexLimitError,
     IndexModelError,
-    IndexPlaceError,
     IndexReadOnlyError,
     IndexUnavailableError,
     IndexUnreachableError,
     IndexUriError,
+    MilvusUnsupportedError,
     ModeUnavailableError,
     TargetExistsError,
 )
@@ -194,7 +194,7 @@ def test_nearly_the_same_images_are_found(open_index: Opener, tmp_path: Path) ->
         assert [(pair.first, pair.second) for pair in index.duplicates(1.0, 10, where=parse_where(["n:1"]))] == [
             ("a", "b")
         ]
-        with pytest.raises(IndexPlaceError, match="milvus-backup"):
+        with pytest.raises(MilvusUnsupportedError, match="milvus-backup"):
             index.snapshot(tmp_path / "copy")
 
 

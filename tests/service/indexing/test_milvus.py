@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
 
-from index.errors import IndexPlaceError
+from index.errors import MilvusUnsupportedError
 from service.cli.main import app
 from service.indexing import milvus_watcher as shared
 from service.settings import PREFIX
@@ -185,7 +185,7 @@ def test_the_commands_work_on_milvus_or_say_what_does(home: Path, tmp_path: Path
         (("codes", "train"), "Unset FC7_INDEX_URI"),
     ]:
         refused = run(*words).exception
-        assert isinstance(refused, IndexPlaceError), words
+        assert isinstance(refused, MilvusUnsupportedError), words
         assert f"The index is on Milvus at {milvus.uri} (FC7_INDEX_URI)" in str(refused)
         assert mend in str(refused)
 
