@@ -125,7 +125,7 @@ class VectorModel:
 class Space:
     """A vector space: the stored vectors of one model. `SearchSpace` is the same in memory.
 
-    missing_vectors: how many images have no vector of this model. kept: it is the previous space, kept for a roll-back.
+    missing_vectors: how many images have no vector of this model. kept: it is the previous space, kept for a rollback.
     """
 
     id: int

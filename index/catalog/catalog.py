@@ -300,7 +300,7 @@ class Catalog:
         return space
 
     def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
-        """Make `space` the active one. With `keep`, the previous one is kept for a roll-back."""
+        """Make `space` the active one. With `keep`, the previous one is kept for a rollback."""
         self.writer.run(lambda connection: space_table.activate(connection, space, keep=keep), committed)
 
     def activate_if_complete(

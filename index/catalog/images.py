@@ -60,26 +60,25 @@ def add_image(
 
     vectors: the vectors to store, by vector space. now: in microseconds since 1970, UTC.
     """
-    row = connection.execute(
+    found = connection.execute(
         """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
            FROM images WHERE key = ?""",
         (entry.key,),
     ).fetchone()
-    have: set[int] = set()
-    if row is None:
-        same, metadata, added = False, entry.metadata or "{}", now
-    else:
-        same, added = row[1] == entry.sha256, row[4]
-        metadata = row[2] if entry.metadata is None else entry.metadata
-        if same:
-            have = {r[0] for r in connection.execute("SELECT space_id FROM vectors WHERE image_id = ?", (row[0],))}
-        if same and metadata == row[2] and vectors.keys() <= have and (row[3] or entry.picture is None):
+    old_id, old_sha256, old_metadata, has_picture, added = found or (None, None, None, False, now)
+    same_file = old_sha256 == entry.sha256
+    metadata = entry.metadata if entry.metadata is not None else old_metadata or "{}"
+    existing: set[int] = set()
+    if same_file:
+        existing = {r[0] for r in connection.execute("SELECT space_id FROM vectors WHERE image_id = ?", (old_id,))}
+        complete = vectors.keys() <= existing and (has_picture or entry.picture is None)
+        if complete and metadata == old_metadata:
             return AddOutcome.UNCHANGED
     record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, now)
-    image = _write(connection, None if row is None else row[0], record)
-    if row is None or metadata != row[2]:
+    image = _write(connection, old_id, record)
+    if metadata != old_metadata:
         attributes.store(connection, image, metadata)
-    if row is not None and not same:  # vectors of every model were made from the old picture
+    if old_id is not None and not same_file:  # the vectors of all models were made from the old picture
         change.removed += _vector_ids(connection, image)
         connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
         connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
@@ -89,9 +88,9 @@ def add_image(
             (image, entry.picture, record_checksum(entry.picture)),
         )
     for space, vector in vectors.items():
-        if space not in have:
+        if space not in existing:
             add_vector(connection, space, image, vector, change)
-    return AddOutcome.ADDED if row is None else AddOutcome.REPLACED
+    return AddOutcome.ADDED if old_id is None else AddOutcome.REPLACED
 
 
 def add_vector(

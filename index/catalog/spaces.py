@@ -2,7 +2,7 @@
 
 A vector space is the set of vectors made by one model. The table `meta` gives up to three of them a role:
 `active_space` is searched; `target_space` is being filled during a migration and is searched next; `kept_space` was
-searched before and is kept for a roll-back. All other spaces are unused and can be dropped.
+searched before and is kept for a rollback. All other spaces are unused and can be dropped.
 Out of scope: committing (see writer.py), and vectors in memory (see index/local/spaces.py).
 """
 
@@ -53,7 +53,7 @@ def set_target(connection: sqlite3.Connection, space: int) -> None:
 
 
 def activate(connection: sqlite3.Connection, space: int, *, keep: bool) -> None:
-    """Make `space` the active one. With `keep`, the previous one is kept for a roll-back."""
+    """Make `space` the active one. With `keep`, the previous one is kept for a rollback."""
     previous = _value(connection, "active_space")
     if previous is not None and previous != space:
         if keep:

@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
-    home = tmp_path_factory.mktemp("catalogue") / "home"
+    home = tmp_path_factory.mktemp("catalog") / "home"
     publish_tiny_model(home)
     with thread_server(home) as server:
         yield server
@@ -34,7 +34,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServe
 
 @pytest.fixture(scope="module", params=["local", "milvus"])
 def any_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
-    folder = tmp_path_factory.mktemp("catalogue")
+    folder = tmp_path_factory.mktemp("catalog")
     publish_tiny_model(folder / "home")
     with thread_server(
         folder / "home", index_uri=str(folder / "index.db") if request.param == "milvus" else None
@@ -325,7 +325,7 @@ def test_a_full_disk_is_507_and_loses_nothing(home: Path) -> None:
         assert keys(again.client.get("/v1/images")) == [*added, "later"]
 
 
-def test_a_catalogue_that_cannot_be_written_is_503_and_loses_nothing(
+def test_a_catalog_that_cannot_be_written_is_503_and_loses_nothing(
     own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
     fill(own_client, 2)
