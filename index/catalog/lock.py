@@ -6,13 +6,12 @@ Out of scope: file systems without `flock`, and programs that ignore this adviso
 
 from __future__ import annotations
 
+import fcntl
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 from index.catalog.database import CATALOG_FILE
 from index.errors import IndexLockedError, IndexUnavailableError, translate_os_error
-from model_store.durable import locked
 
 
 class FolderLock:
@@ -20,21 +19,26 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         """Acquire the lock; create a missing folder. Raises IndexLockedError, IndexReadOnlyError, IndexFullError."""
-        file = folder / "lock"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as stack:
-                if not stack.enter_context(locked(file, wait=False)):
-                    holder = file.read_text()
-                    raise IndexLockedError(folder, int(holder) if holder.isdigit() else None)
-                file.write_text(str(os.getpid()))
-                self._held = stack.pop_all()
+            # A plain descriptor is not closed by garbage collection, so a leaked index keeps its lock.
+            self._descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
+            raise translate_os_error(error, folder) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            holder = os.pread(self._descriptor, 32, 0)
+            os.close(self._descriptor)
+            if isinstance(error, BlockingIOError):
+                raise IndexLockedError(folder, int(holder) if holder.isdigit() else None) from None
             raise translate_os_error(error, folder) from error
 
     def close(self) -> None:
         """Release the lock."""
-        self._held.close()
+        os.close(self._descriptor)
 
 
 def check_exists(folder: Path) -> None:
