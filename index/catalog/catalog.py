@@ -87,11 +87,6 @@ class Catalog:
             self._writer.close()  # closed last: SQLite then moves its write-ahead log into the file
 
     @property
-    def commits(self) -> int:
-        """How many transactions were committed since the catalog was opened."""
-        return self.writer.commits
-
-    @property
     def writer(self) -> Writer:
         """The writer thread. Raises IndexReadOnlyError if the catalog was opened read-only."""
         if self._writer is None:

@@ -48,7 +48,7 @@ class Writer:
         self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
-        self.commits = 0
+        self.commits = 0  # since the catalog was opened
         # Held from the start of a commit until its callbacks have run. Its holder sees the same state on disk and in
         # memory.
         self.commit_lock = threading.Lock()

@@ -211,10 +211,10 @@ def test_delete_where_deletes_only_the_matching_images(open_index: Opener, tmp_p
         index.add_many([image(str(n), n % 40, {"n": n}) for n in range(1040)])
         where = parse_where(["n>=20", "n<1030"])
         assert where is not None
-        commits = index._catalog.commits if isinstance(index, LocalImageIndex) else 0
+        commits = index._catalog.writer.commits if isinstance(index, LocalImageIndex) else 0
         assert index.delete_where(where) == 1010
         if isinstance(index, LocalImageIndex):
-            assert index._catalog.commits - commits == 3, "batches of 500"
+            assert index._catalog.writer.commits - commits == 3, "batches of 500"
         assert index.delete_where(where) == 0
         assert index.stats().vectors == index.stats().images == 30
         assert {record.metadata["n"] for record in index.list(100).images} == {*range(20), *range(1030, 1040)}
