@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.search_runs import recall
 from benchmarks.vectors import read_vectors
-from index.search.code_quality import Search, exhaustive, hamming, standard_codes
+from index.search.code_quality import Search, exact_search, hamming_search, standard_codes
 from index.search.pca_code import BYTES, SAMPLE, Projection, principal_axes
 from index.search.segment import CodeBlock, rows_nearest
 
@@ -78,8 +78,8 @@ def codes(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epochs: int)
     alive = np.ones(len(rows), np.bool_)
     yield Made(PRESENT, BYTES, lambda queries, k: block.search(projection.query(queries), k, alive)[1], learned)
     floats = rows.astype(np.float32)
-    for code in standard_codes(floats, BITS, learn_from=few, names=RIVALS):
-        yield Made(code.name, BYTES, code.search, code.learned_s)
+    for code in standard_codes(floats, BITS, train_on=few, names=RIVALS):
+        yield Made(code.name, BYTES, code.search, code.train_s)
     yield _rotated_signs(floats, few)
     if epochs:
         yield _auto_encoder(rows, learn_from, epochs)
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     vectors = read_vectors(given.vectors, given.queries)
     rows, classes = vectors.rows[: given.size], vectors.classes[: given.size]
     queries = vectors.queries.astype(np.float32)
-    truth = exhaustive(rows.astype(np.float32))(queries, K)
+    truth = exact_search(rows.astype(np.float32))(queries, K)
     random = np.random.default_rng(0)
     some = np.sort(random.permutation(len(rows))[: given.learned])
     known = np.unique(classes)
@@ -176,7 +176,7 @@ def _rotated_signs(rows: NDArray[np.float32], few: NDArray[np.int64]) -> Made:
     def bits(some: NDArray[np.float32]) -> NDArray[np.bool_]:
         return np.concatenate([(part - mean) @ axes > 0 for part in np.array_split(some, -(-len(some) // 4096))])
 
-    return Made("PCA+ITQ", axes.shape[1] // 8, hamming(bits(rows), bits), learned)
+    return Made("PCA+ITQ", axes.shape[1] // 8, hamming_search(bits(rows), bits), learned)
 
 
 def _auto_encoder(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epochs: int) -> Made:
@@ -187,7 +187,7 @@ def _auto_encoder(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epoc
     learned = time.perf_counter() - began
     bits: Callable[[NDArray[np.float32]], NDArray[np.bool_]] = net.bits
     coded = np.concatenate([bits(part.astype(np.float32)) for part in np.array_split(rows, -(-len(rows) // 4096))])
-    return Made("auto-encoder, 256 bits", ENCODER_BITS // 8, hamming(coded, bits), learned)
+    return Made("auto-encoder, 256 bits", ENCODER_BITS // 8, hamming_search(coded, bits), learned)
 
 
 def _best(rows: NDArray[np.float16], query: NDArray[np.float32], candidates: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,1 +1,1 @@
-"""The image index: which images there are, their fc7 vectors, and what is near what."""
+"""The image index: images with their metadata and fc7 vectors, and search for similar ones."""

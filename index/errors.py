@@ -1,105 +1,114 @@
-"""Every error that this room raises on purpose, drawn once.
+"""Exception hierarchy of the index package.
 
 Fc7Error
 └── ImageIndexError
-    ├── InvalidKeyError            a key that cannot be stored
-    ├── MetadataError              metadata that is no JSON object, or too large or too deep
-    ├── VectorError                a vector with values that cannot be stored or compared
-    ├── CursorError                a cursor that this listing did not give
-    ├── FilterError                a `where` that cannot be read, or compares what cannot be compared
-    ├── KeyNotFoundError           no image under this key
-    │   └── PictureNotFoundError   the image is there, its stored picture is not
+    ├── InvalidKeyError            the key cannot be stored
+    ├── MetadataError              the metadata is not a JSON object, is too large or is nested too deeply
+    ├── VectorError                the vector has values that cannot be stored or compared
+    ├── CursorError                the cursor was not returned by this listing
+    ├── FilterError                the `where` filter has a syntax error or does not suit the field
+    ├── KeyNotFoundError           no image has this key
+    │   └── PictureNotFoundError   the image exists, but its picture was not stored
     ├── IndexModelError            the vectors were made by another model
-    ├── ModeUnavailableError       a search in a mode that has no code yet
+    ├── ModeUnavailableError       the search mode has no code yet, or is not supported
     ├── IndexLockedError           another process has the index open
-    ├── IndexCorruptError          the catalogue on disk is damaged
-    ├── IndexFormatError           the catalogue was written by a newer fc7
-    ├── IndexUnavailableError      the index cannot answer now
-    │   ├── IndexMovedError        it went over to another model meanwhile
-    │   ├── IndexUnreachableError  Milvus does not answer, or cannot do it
-    │   ├── IndexReadOnlyError     it can be read, and not written
-    │   └── IndexFullError         no room on the disk
-    ├── IndexUriError              a place for the index that cannot be one
-    ├── IndexPlaceError            what an index in this place cannot do
-    ├── IndexLimitError            more than Milvus takes or gives at a time
-    ├── FolderError                a folder with nothing to index
-    ├── SourceError                a folder or a URI that cannot be opened or listed
-    ├── ClusterError               a cluster that cannot be joined, or cannot work
-    ├── ImageArchiveError               an archive that cannot be read, or must not be
-    ├── SnapshotError              a snapshot that is not whole, or of another format
-    └── TargetExistsError          something is already where this was to be written
+    ├── IndexCorruptError          the catalog on disk is damaged
+    ├── IndexFormatError           the catalog was written by a newer fc7
+    ├── IndexUnavailableError      the index cannot serve the request now
+    │   ├── IndexSwitchedError     the index switched to another model during the request
+    │   ├── IndexUnreachableError  Milvus does not respond, or rejected a call
+    │   ├── IndexReadOnlyError     the index can be read, but not written
+    │   └── IndexFullError         the disk is full
+    ├── IndexUriError              FC7_INDEX_URI is not a valid address
+    ├── MilvusUnsupportedError     the operation is not supported by an index on Milvus
+    ├── IndexLimitError            the request exceeds a limit of Milvus
+    ├── FolderError                a folder or an index has no images that can be embedded
+    ├── SourceError                a folder or URI with images cannot be opened or listed
+    ├── ClusterError               the Ray cluster cannot be joined, or failed
+    ├── ImageArchiveError          the archive cannot be read, or was rejected
+    ├── SnapshotError              the snapshot is incomplete, damaged or of another format
+    └── TargetExistsError          the file or folder to write already exists
 """
 
 from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import ClassVar
 
 from model_store.errors import Fc7Error
 
 
 class ImageIndexError(Fc7Error):
-    """Base of all errors of the index."""
+    """Base class of all errors of the index."""
 
 
-class InvalidKeyError(ImageIndexError):
-    """A key is empty, too long, or has characters that cannot be shown."""
+class _ReasonError(ImageIndexError):
+    """Base of errors whose message is a template for the reason."""
 
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(key, reason)
-        self.key, self.reason = key, reason
-
-    def __str__(self) -> str:
-        shown = self.key if len(self.key) <= 40 else self.key[:40] + "..."
-        return f"The key {shown!a} {self.reason}. A key has 1 to 200 characters, none of them a control character."
-
-
-class MetadataError(ImageIndexError):
-    """Metadata is not a JSON object, or over a limit."""
+    message: ClassVar[str]
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"The metadata {self.reason}. It must be a JSON object of at most 16 KB and 8 levels."
+        # A reason may be a whole sentence, or quoted from a library, and end with a full stop already.
+        return self.message.format(reason=self.reason.rstrip("."))
 
 
-class VectorError(ImageIndexError):
-    """A vector has values that float16 cannot hold."""
+class _SubjectError(ImageIndexError):
+    """Base of errors about a subject (a path, key or URI); the template puts it and the reason into a sentence."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    message: ClassVar[str]
+    shown: ClassVar[int | None] = None
+    """How many characters of the subject the message shows; None shows all of them."""
 
-    def __str__(self) -> str:
-        return (
-            f"The vector {self.reason}. Vectors are kept as float16, so every value must be finite and within ±65504: "
-            "check the model with fc7 evaluate, its activations are out of all proportion."
-        )
-
-
-class CursorError(ImageIndexError):
-    """A cursor was changed, or comes from another index or filter."""
-
-    def __init__(self, cursor: str, reason: str) -> None:
-        super().__init__(cursor, reason)
-        self.cursor, self.reason = cursor, reason
+    def __init__(self, subject: Path | str, reason: str) -> None:
+        super().__init__(subject, reason)
+        self.subject, self.reason = subject, reason
 
     def __str__(self) -> str:
-        return f"The cursor {self.cursor[:40]!a} {self.reason}: list again without a cursor."
+        subject = str(self.subject)
+        if self.shown is not None and len(subject) > self.shown:
+            subject = f"{subject[: self.shown]}..."
+        return self.message.format(subject=subject, reason=self.reason.rstrip("."))
 
 
-class FilterError(ImageIndexError):
-    """A filter that cannot be read, on an unknown field, or with a value of another type than the field's."""
+class InvalidKeyError(_SubjectError):
+    """The key is empty, too long, or contains control characters."""
 
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(where, reason)
-        self.where, self.reason = where, reason
+    message = "The key {subject!a} {reason}. A key must have 1 to 200 characters and no control characters."
+    shown = 40
 
-    def __str__(self) -> str:
-        shown = self.where if len(self.where) <= 80 else self.where[:80] + "..."
-        return f"where={shown!a} {self.reason}. Filters are like label:cat, label:cat,dog and year>=2020."
+
+class MetadataError(_ReasonError):
+    """The metadata is not a JSON object, or exceeds a limit."""
+
+    message = "The metadata {reason}. It must be a JSON object of at most 16 KB and 8 levels."
+
+
+class VectorError(_ReasonError):
+    """The vector has values that float16 cannot hold."""
+
+    message = (
+        "Vector {reason}. Vectors are stored as float16, so every value must be finite and within ±65504. "
+        "The model's weights may be damaged: check it with fc7 evaluate."
+    )
+
+
+class CursorError(_SubjectError):
+    """The cursor was modified, or belongs to another index or filter."""
+
+    message = "The cursor {subject!a} {reason}. List again without a cursor."
+    shown = 40
+
+
+class FilterError(_SubjectError):
+    """The filter has a syntax error, names an unknown field, or has a value of the wrong type."""
+
+    message = "where={subject!a} {reason}. Examples of filters: label:cat, label:cat,dog and year>=2020."
+    shown = 80
 
 
 class KeyNotFoundError(ImageIndexError):
@@ -114,14 +123,14 @@ class KeyNotFoundError(ImageIndexError):
 
 
 class PictureNotFoundError(KeyNotFoundError):
-    """The image is in the index, but it was added without a picture."""
+    """The image is in the index, but was added without storing its picture."""
 
     def __str__(self) -> str:
-        return f"The image {self.key!r} was added without its picture being kept: add it again to have one."
+        return f"The picture of {self.key!r} was not stored. Add the image again to store it."
 
 
 class IndexModelError(ImageIndexError):
-    """The index's vectors were made by another model than the one at hand; the two cannot be compared."""
+    """The index's vectors were made by another model, so they cannot be compared with this model's vectors."""
 
     def __init__(self, path: Path | str, found: str, expected: str, missing_vectors: int) -> None:
         super().__init__(path, found, expected, missing_vectors)
@@ -129,14 +138,15 @@ class IndexModelError(ImageIndexError):
 
     def __str__(self) -> str:
         return (
-            f"The index in {self.path} has vectors made by {self.found}; {self.missing_vectors} of its images have none "
-            f"by {self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
-            "fc7 index reembed. Or index their folder again: fc7 index build DIR --rebuild"
+            f"The vectors of the index in {self.path} were made by {self.found}, and {self.missing_vectors} of its "
+            f"images have no vector made by {self.expected}. Vectors of different models cannot be compared. Embed the "
+            "stored pictures again with fc7 index reembed, or index the folder again with fc7 index build DIR "
+            "--rebuild."
         )
 
 
 class ModeUnavailableError(ImageIndexError):
-    """A search in a mode whose code was not trained for this model, or that an index on Milvus does not have."""
+    """The search mode has no trained code for this model, or is not supported by an index on Milvus."""
 
     def __init__(self, mode: str, model: str, *, trained: bool = False, reason: str = "") -> None:
         super().__init__(mode, model, trained, reason)
@@ -144,10 +154,16 @@ class ModeUnavailableError(ImageIndexError):
 
     def __str__(self) -> str:
         if self.reason:
-            return f"{self.reason}, so no mode={self.mode}: leave the mode out."
+            return f"mode={self.mode} is not available. {self.reason}. Repeat the request without a mode."
         if self.trained:
-            return f"The binary codes of {self.model} for mode={self.mode} are being made now: ask again in a moment."
-        return f"There are no binary codes for {self.model}, so no mode={self.mode}: fc7 codes train makes them."
+            return (
+                f"mode={self.mode} is not available yet: the binary codes of the vectors of {self.model} are being "
+                "computed. Try again in a moment."
+            )
+        return (
+            f"mode={self.mode} is not available: no binary codes were trained for {self.model}. Train them with "
+            "fc7 codes train."
+        )
 
 
 class IndexLockedError(ImageIndexError):
@@ -158,193 +174,147 @@ class IndexLockedError(ImageIndexError):
         self.path, self.pid = path, pid
 
     def __str__(self) -> str:
-        holder = f"process {self.pid}" if self.pid is not None else "another process"
+        holder = "another process" if self.pid is None else f"process {self.pid}"
         return (
-            f"The index in {self.path} is open in {holder}: stop it, or send it your request, or use another FC7_HOME."
+            f"The index in {self.path} is open in {holder}. Stop that process, send your request to it, or use another "
+            "FC7_HOME."
         )
 
 
-class IndexCorruptError(ImageIndexError):
-    """A file of the index is not what was written."""
+class IndexCorruptError(_SubjectError):
+    """A file of the index differs from what was written."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path} is damaged ({self.reason}). fc7 index verify says what else is, and what can be mended; "
-            "to go back: move the index away, and fc7 index restore SNAPSHOT, or index the images again: "
-            "fc7 index build DIR"
-        )
+    message = (
+        "The file {subject} is damaged ({reason}). Run fc7 index verify to list all damage and what can be repaired. "
+        "To start over, move the index away; then restore a snapshot with fc7 index restore SNAPSHOT, or index the "
+        "images again with fc7 index build DIR."
+    )
 
 
 class IndexFormatError(ImageIndexError):
-    """The catalogue's format is newer than this program."""
+    """The format of the catalog is newer than this program."""
 
     def __init__(self, path: Path, found: int, known: int) -> None:
         super().__init__(path, found, known)
         self.path, self.found, self.known = path, found, known
 
     def __str__(self) -> str:
-        return f"{self.path} has format {self.found}; this fc7 knows formats up to {self.known}. Use a newer fc7."
+        return (
+            f"The catalog {self.path} has format {self.found}, but this fc7 supports formats up to {self.known}. "
+            "Upgrade fc7."
+        )
 
 
-class IndexUnavailableError(ImageIndexError):
-    """The index cannot do this now; the same request may work later."""
+class IndexUnavailableError(_SubjectError):
+    """The index cannot serve this request now; the same request may succeed later."""
 
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"The index in {self.path} cannot answer: {self.reason}. Nothing was changed."
+    message = "The index in {subject} is not available: {reason}. Nothing was changed."
 
 
-class IndexMovedError(IndexUnavailableError):
-    """The index went over to the vectors of another model between the embedding of an image and its use."""
+class IndexSwitchedError(IndexUnavailableError):
+    """The index switched to the vectors of another model between embedding an image and using the result."""
 
-    def __str__(self) -> str:
-        return f"The index in {self.path} went over to another model just now ({self.reason}): try again."
+    message = "The index in {subject} switched to another model during the request ({reason}). Try again."
 
 
 class IndexUnreachableError(IndexUnavailableError):
-    """Milvus does not answer in time, or refuses a call."""
+    """Milvus does not respond in time, or rejected a call."""
 
-    def __str__(self) -> str:
-        return (
-            f"Milvus at {self.path} (FC7_INDEX_URI) cannot answer: {self.reason}. What was acknowledged stays; a "
-            "change that was under way may have been made, and sending it again is safe."
-        )
+    message = (
+        "Milvus at {subject} (FC7_INDEX_URI) is not available: {reason}. Acknowledged changes are kept. A change in "
+        "progress may have been applied; it is safe to send it again."
+    )
 
 
 class IndexReadOnlyError(IndexUnavailableError):
     """The index can be read, but not written."""
 
-    def __str__(self) -> str:
-        return f"The index in {self.path} cannot be written ({self.reason}). Nothing was changed."
+    message = "The index in {subject} cannot be written ({reason}). Nothing was changed."
 
 
 class IndexFullError(IndexUnavailableError):
-    """There is no room on the disk for this write."""
+    """The disk is too full for this write."""
+
+    message = (
+        "The disk is too full to write to the index in {subject} ({reason}). Nothing was changed or lost. Free disk "
+        "space and try again."
+    )
+
+
+class IndexUriError(_SubjectError):
+    """FC7_INDEX_URI is not a valid address of an index."""
+
+    message = (
+        "FC7_INDEX_URI={subject} is not valid: {reason}. Use http://HOST:19530, https://HOST or, for Milvus Lite, a "
+        "file ending in .db. Unset it to keep the index in FC7_HOME."
+    )
+
+
+class MilvusUnsupportedError(ImageIndexError):
+    """The operation is not supported by an index on Milvus."""
+
+    def __init__(self, uri: str, what: str, fix: str) -> None:
+        super().__init__(uri, what, fix)
+        self.uri, self.what, self.fix = uri, what, fix
 
     def __str__(self) -> str:
-        return (
-            f"No room on the disk for the index in {self.path} ({self.reason}). Nothing was changed, what was in it "
-            "is still there: make room and try again."
-        )
-
-
-class IndexUriError(ImageIndexError):
-    """FC7_INDEX_URI names no place where an index can be."""
-
-    def __init__(self, uri: str, reason: str) -> None:
-        super().__init__(uri, reason)
-        self.uri, self.reason = uri, reason
-
-    def __str__(self) -> str:
-        return (
-            f"FC7_INDEX_URI={self.uri}: {self.reason}. It is like http://milvus:19530, https://HOST, or a file ending "
-            "in .db for Milvus Lite; unset, the index is in FC7_HOME."
-        )
-
-
-class IndexPlaceError(ImageIndexError):
-    """A thing that an index of this machine can do, and one on Milvus cannot."""
-
-    def __init__(self, place: str, what: str, mend: str) -> None:
-        super().__init__(place, what, mend)
-        self.place, self.what, self.mend = place, what, mend
-
-    def __str__(self) -> str:
-        return f"The index is on Milvus at {self.place} (FC7_INDEX_URI): {self.what}. {self.mend}"
+        return f"The index is on Milvus at {self.uri} (FC7_INDEX_URI): {self.what}. {self.fix}"
 
 
 class IndexLimitError(ImageIndexError):
-    """More than Milvus takes or gives in one call."""
+    """The request exceeds what Milvus accepts or returns in one call."""
 
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(what, limit)
         self.what, self.limit = what, limit
 
     def __str__(self) -> str:
-        return f"{self.what}, and an index on Milvus takes {self.limit:,} at most."
+        return f"{self.what}, but an index on Milvus supports {self.limit:,} at most."
 
 
-class FolderError(ImageIndexError):
-    """A folder has nothing that can be indexed."""
+class FolderError(_SubjectError):
+    """A folder or an index has no images that can be embedded."""
 
-    def __init__(self, folder: Path | str, reason: str) -> None:
-        super().__init__(folder, reason)
-        self.folder, self.reason = folder, reason
-
-    def __str__(self) -> str:
-        return f"{self.folder} {self.reason}"
+    message = "{subject} {reason}."
 
 
-class SourceError(ImageIndexError):
-    """A place with images that cannot be opened or listed."""
+class SourceError(_SubjectError):
+    """A folder or URI with images cannot be opened or listed."""
 
-    def __init__(self, place: str, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place, self.reason = place, reason
-
-    def __str__(self) -> str:
-        return (
-            f"{self.place} cannot be read: {self.reason}. Give a folder, or a URI of a file system that pyarrow knows: "
-            "s3://BUCKET/PATH, gs://BUCKET/PATH, hdfs://HOST:PORT/PATH, file:///PATH"
-        )
+    message = (
+        "The images in {subject} cannot be read: {reason}. Give a folder, or a URI of a file system that pyarrow "
+        "supports: s3://BUCKET/PATH, gs://BUCKET/PATH, hdfs://HOST:PORT/PATH or file:///PATH."
+    )
 
 
-class ClusterError(ImageIndexError):
-    """The Ray cluster cannot be joined, or cannot do its part. What was written to the index stays."""
+class ClusterError(_SubjectError):
+    """The Ray cluster cannot be joined, or failed. What was written to the index stays."""
 
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(address, reason)
-        self.address, self.reason = address, reason
-
-    def __str__(self) -> str:
-        return f"The Ray cluster {self.address}: {self.reason}"
+    message = "The Ray cluster {subject} cannot be used. {reason}."
 
 
-class ImageArchiveError(ImageIndexError):
-    """An archive that is none, is damaged, or has what no archive of images needs."""
+class ImageArchiveError(_ReasonError):
+    """The archive cannot be read, is damaged, or has entries that are not allowed."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return (
-            f"The archive {self.reason}. Nothing of it was added. "
-            "Send a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz of images."
-        )
+    message = (
+        "The archive {reason}. No image was added. Send a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file with images."
+    )
 
 
-class SnapshotError(ImageIndexError):
-    """A snapshot that is not whole, or that this program does not know."""
+class SnapshotError(_SubjectError):
+    """The snapshot is incomplete, damaged, or of an unsupported format."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.reason}. Copy the snapshot again, or take another one."
+    message = "The snapshot {subject} {reason}. Copy it again, or use another snapshot."
 
 
-class TargetExistsError(ImageIndexError):
-    """What was to be written is there already; it is never replaced."""
+class TargetExistsError(_SubjectError):
+    """The file or folder to write already exists; it is never overwritten."""
 
-    def __init__(self, path: Path, mend: str) -> None:
-        super().__init__(path, mend)
-        self.path, self.mend = path, mend
-
-    def __str__(self) -> str:
-        return f"{self.path} exists already, and is not replaced: {self.mend}."
+    message = "Cannot write {subject}: it already exists. {reason}."
 
 
 def translate_os_error(error: OSError, folder: Path) -> ImageIndexError:
-    """Return the index's error for a failure to write in `folder`."""
+    """Return the index's error for an OSError raised while writing in `folder`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return IndexFullError(folder, error.strerror or "disk full")
     return IndexReadOnlyError(folder, str(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from index.catalog.catalog import Catalog
+from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import check_exists
 from index.interface import ImageIndex
 from index.local.code_builder import saved_mode
@@ -79,7 +80,7 @@ def read_stats(
         return read_stats_on_milvus(uri, token, name=name, timeout_s=timeout_s)
     folder = home / "index"
     check_exists(folder)
-    with Catalog(folder / "catalog.db", read_only=True) as catalog:
+    with Catalog(folder / CATALOG_FILE, read_only=True) as catalog:
         active = next((space for space in catalog.spaces() if space.active), None)
         return IndexStats(
             images=catalog.images(),

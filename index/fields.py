@@ -1,8 +1,7 @@
-"""The values in metadata that filters compare, in a table of their own beside the JSON.
+"""Metadata fields: the values inside an image's metadata that filters can compare.
 
-Promises: after `store`, the table has exactly the values of this metadata: texts, numbers and booleans, at any depth of
-objects, and those directly in lists.
-Does not: hold nulls, lists of lists or objects in lists; forget a field when its last value goes.
+Guarantees: `attributes` finds every string, number and boolean in nested objects and directly in lists.
+Out of scope: nulls, lists of lists and objects in lists; filters cannot compare them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ Scalar = str | int | float | bool
 
 
 class FieldType(StrEnum):
-    """What a field's value can be."""
+    """Types of values that filters can compare."""
 
     STRING = "string"
     NUMBER = "number"
@@ -29,12 +28,12 @@ Attribute = tuple[str, FieldType, Scalar]
 
 
 def field_name(path: Sequence[str]) -> str:
-    """Return a field's name, such as camera.model; parts with other characters than names have are JSON strings."""
+    """Return a field's name, such as camera.model; parts with special characters are written as JSON strings."""
     return ".".join(part if re.fullmatch(BARE_NAME, part) else json.dumps(part, ensure_ascii=False) for part in path)
 
 
 def attributes(metadata: Mapping[str, Any]) -> set[Attribute]:
-    """Return (field, type, value) of every value that a filter can compare."""
+    """Return the (field, type, value) of every value that a filter can compare."""
     return set(_walk(metadata, ()))
 
 
@@ -55,7 +54,7 @@ def _walk(value: object, path: tuple[str, ...]) -> Iterator[Attribute]:
 
 
 def _number(value: int | float) -> int | float:
-    """Return a number that SQLite can hold: whole ones past 64 bits as the nearest float."""
+    """Return a number that SQLite can store: integers beyond 64 bits become the nearest float."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         try:
             return float(value)

@@ -1,18 +1,15 @@
-"""The index as a Parquet file: keys, metadata and vectors, for whatever else reads them.
+"""Write images with their metadata and vectors to a Parquet file.
 
-Promises: the file is one moment of the index of a home (of one on Milvus, index/milvus/export.py, each line is), whole
-under its name or not there; memory stays small, whatever the index has; a running server goes on writing.
-Does not: write pictures, read Parquet.
+Guarantees: the file is written completely or not at all; memory use does not grow with the number of images.
+Out of scope: pictures; reading Parquet.
 
-Columns: key, sha256, size, width, height, metadata (JSON), added, updated (UTC), vector (4,096 float32, null where the
-image has none of the index's model). The model and its fingerprint are in the file's own metadata.
+Columns: key, sha256, size, width, height, metadata (JSON), added, updated (UTC) and vector (4,096 float32, null for an
+image without a vector of the index's model). The file's own metadata names the model and its fingerprint.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +17,20 @@ import numpy as np
 
 from index.errors import TargetExistsError, translate_os_error
 from index.records import DIMENSIONS, VectorModel
-from model_store.durable import sync
+from model_store.durable import atomic_file
 from model_store.errors import MissingExtraError
 
-# An image, in the order of the columns; times in microseconds since 1970, the vector as float16 bytes or None.
-Line = tuple[str, str, int, int, int, str, int, int, bytes | None]
+# An image, in the order of the columns. Times are in microseconds since 1970; the vector is float16 bytes or None.
+ExportRow = tuple[str, str, int, int, int, str, int, int, bytes | None]
 
 
 def write_parquet(
-    target: Path, model: VectorModel, groups: Iterable[list[Line]], *, advance: Callable[[int], None] | None = None
+    target: Path, model: VectorModel, groups: Iterable[list[ExportRow]], *, advance: Callable[[int], None] | None = None
 ) -> int:
-    """Write lines, a row group for each list of them, to the new file `target`, and return how many.
+    """Write each list of rows as a row group to the new file `target`; return the number of rows.
 
-    advance: called with the lines written. Raises MissingExtraError, TargetExistsError, IndexFullError,
-    IndexReadOnlyError, and what `groups` raises; then there is no file.
+    advance: called with the number of rows written so far. Raises MissingExtraError, TargetExistsError, IndexFullError,
+    IndexReadOnlyError and the errors of `groups`; then no file is left.
     """
     try:
         import pyarrow  # noqa: PLC0415
@@ -41,25 +38,21 @@ def write_parquet(
     except ImportError:
         raise MissingExtraError("pyarrow", "export") from None
     if target.exists():
-        raise TargetExistsError(target, "name a new file")
-    staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        raise TargetExistsError(target, "Choose the name of a new file")
     schema = _schema(pyarrow, {"fc7.model": model.model, "fc7.fingerprint": model.fingerprint})
     done = 0
     try:
-        with pyarrow.parquet.ParquetWriter(staged, schema, compression="zstd") as writer:
+        with (
+            atomic_file(target) as file,
+            pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
             for group in groups:
                 writer.write_table(_table(pyarrow, schema, group))
                 done += len(group)
                 if advance is not None:
                     advance(done)
-        sync(staged)
-        staged.rename(target)
-        sync(target.parent)
     except OSError as error:
         raise translate_os_error(error, target.parent) from error
-    finally:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
     return done
 
 
@@ -72,7 +65,7 @@ def _schema(pyarrow: Any, metadata: dict[str, str]) -> Any:
     return pyarrow.schema(columns, metadata=metadata)
 
 
-def _table(pyarrow: Any, schema: Any, rows: list[Line]) -> Any:
+def _table(pyarrow: Any, schema: Any, rows: list[ExportRow]) -> Any:
     *columns, vectors = zip(*rows, strict=True)
     arrays = [pyarrow.array(column, schema.field(n).type) for n, column in enumerate(columns)]
     empty = bytes(2 * DIMENSIONS)

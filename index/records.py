@@ -1,7 +1,7 @@
-"""The values that go into the index and come out of it, and the rules for keys, metadata and vectors.
+"""Data classes of the index, and the validation of keys, metadata and vectors.
 
-Promises: whatever passes `check_key`, `encode_metadata` and `encode_vectors` can be stored, and comes back equal.
-Does not: touch the disk.
+Guarantees: what passes `check_key`, `encode_metadata` and `encode_vectors` can be stored and is read back unchanged.
+Out of scope: reading or writing files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FLOAT16_MAX = 65504.0
 
 
 class AddOutcome(StrEnum):
-    """What an add did."""
+    """The effect of adding one image."""
 
     ADDED = "added"
     REPLACED = "replaced"
@@ -41,11 +41,11 @@ class AddOutcome(StrEnum):
 class NewImage:
     """An image to add.
 
-    key: 1 to 200 characters; None takes `sha256`. sha256: of the file's bytes, hex. size: of the file, in bytes.
-    width, height: of the upright original, in pixels. metadata: a JSON object; None keeps what the key has.
-    picture: the prepared 256x256 JPEG, or None. vector: float32 [4096], the fc7 activations; kept as float16.
-    vectors: where it has vectors of several models, by the fingerprint of the model that made each (the same models
-    for all images of a call). Without them `vector` is of the index's model.
+    key: 1 to 200 characters; None uses `sha256` as the key. sha256: of the file's bytes, in hexadecimal. size: of the
+    file, in bytes. width, height: of the original after applying its EXIF orientation, in pixels. metadata: a JSON
+    object; None keeps the metadata that the key already has. picture: the prepared 256x256 JPEG, or None. vector:
+    float32 [4096], the fc7 activations; stored as float16. vectors: vectors of several models, by model fingerprint,
+    with the same models for all images of a call; if empty, `vector` was made by the index's model.
     """
 
     key: str | None
@@ -61,7 +61,7 @@ class NewImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as the catalogue knows it; `added` and `updated` are UTC, `size` in bytes."""
+    """An image in the catalog. Times are in UTC, `size` is in bytes."""
 
     key: str
     sha256: str
@@ -76,7 +76,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An image near a query. distance: Euclidean, not squared, between float16 fc7 vectors."""
+    """A search result. distance: Euclidean (not squared), between float16 fc7 vectors."""
 
     key: str
     distance: float
@@ -85,7 +85,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class NearPair:
-    """Two images that are nearly the same. distance: as of a Neighbour."""
+    """Two near-duplicate images. distance: as in `Neighbour`."""
 
     first: str
     second: str
@@ -94,7 +94,7 @@ class NearPair:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some images of a listing; `next_cursor` is None on the last page."""
+    """One page of a listing; `next_cursor` is None on the last page."""
 
     images: list[ImageRecord]
     next_cursor: str | None
@@ -102,7 +102,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class IndexStats:
-    """Counts and sizes. images: all; vectors: those that search can find, made by `model`; sizes in bytes."""
+    """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`."""
 
     images: int
     vectors: int
@@ -115,7 +115,7 @@ class IndexStats:
 
 @dataclass(frozen=True, slots=True)
 class VectorModel:
-    """The model that vectors are made by: its fingerprint, and its name to show, such as "solar:1"."""
+    """The model that made some vectors: its fingerprint and its display name, such as "solar:1"."""
 
     fingerprint: str
     model: str
@@ -123,7 +123,10 @@ class VectorModel:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The vectors of one model. missing_vectors: how many images have none among them. kept: to go back to at once."""
+    """A vector space: the stored vectors of one model. `SearchSpace` is the same in memory.
+
+    missing_vectors: how many images have no vector of this model. kept: it is the previous space, kept for a rollback.
+    """
 
     id: int
     fingerprint: str
@@ -136,7 +139,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Unembedded:
-    """An image without a vector in some space; `sha256` tells later whether it is still the same picture."""
+    """An image without a vector in some space. A changed `sha256` means that it was replaced since."""
 
     id: int
     key: str
@@ -145,22 +148,22 @@ class Unembedded:
 
 
 def check_key(key: str) -> str:
-    """Return `key`, or raise InvalidKeyError saying what is wrong with it."""
+    """Return `key` if it is valid. Raises InvalidKeyError."""
     if not key:
         raise InvalidKeyError(key, "is empty")
     if len(key) > MAX_KEY_LENGTH:
         raise InvalidKeyError(key, f"has {len(key)} characters")
     for character in key:
-        # Cs: lone surrogates, which file names that are no UTF-8 decode to; SQLite cannot store them.
+        # Cs: lone surrogates. File names that are not UTF-8 decode to them, and SQLite cannot store them.
         if unicodedata.category(character) in ("Cc", "Cs"):
             raise InvalidKeyError(key, f"contains {character!a}")
     return key
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> str:
-    """Return `metadata` as compact JSON with sorted names, so that equal objects are equal texts.
+    """Return `metadata` as compact JSON with sorted names, so that equal objects give equal strings.
 
-    Raises MetadataError unless it is an object with text names, JSON values (no NaN), 16 KB and 8 levels at most.
+    Raises MetadataError unless it is an object with string names, JSON values (no NaN), 16 KB and 8 levels at most.
     """
     if not isinstance(metadata, Mapping):
         raise MetadataError(f"is a {type(metadata).__name__}, not an object")
@@ -169,32 +172,32 @@ def encode_metadata(metadata: Mapping[str, Any]) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise MetadataError("contains text that is not Unicode") from None
+        raise MetadataError("contains a string that is not valid Unicode") from None
     if size > MAX_METADATA_BYTES:
-        raise MetadataError(f"takes {size} bytes")
+        raise MetadataError(f"has {size} bytes")
     return text
 
 
 def _check_json(value: object, levels: int) -> None:
-    """Refuse what JSON cannot hold, before the encoder recurses into it."""
+    """Raise MetadataError for what JSON cannot represent, before the encoder recurses into it."""
     if isinstance(value, Mapping | list | tuple):
         if levels == 0:
             raise MetadataError(f"is nested deeper than {MAX_METADATA_DEPTH} levels")
         if isinstance(value, Mapping):
             for name in value:
                 if not isinstance(name, str):
-                    raise MetadataError(f"has the name {name!r}, which is not text")
+                    raise MetadataError(f"has the name {name!r}, which is not a string")
         for item in value.values() if isinstance(value, Mapping) else value:
             _check_json(item, levels - 1)
     elif isinstance(value, float):
         if not np.isfinite(value):
-            raise MetadataError(f"contains {value}, which JSON cannot hold")
+            raise MetadataError(f"contains {value}, which JSON cannot represent")
     elif not isinstance(value, str | int | None):
-        raise MetadataError(f"contains a {type(value).__name__}, which JSON cannot hold")
+        raise MetadataError(f"contains a {type(value).__name__}, which JSON cannot represent")
 
 
 def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]]) -> NDArray[np.float16]:
-    """Round float32 [n, 4096] to the float16 [n, 4096] that is stored and searched with.
+    """Round vectors, float32 [n, 4096], to the float16 [n, 4096] that are stored and compared.
 
     Raises ShapeError for another shape, VectorError for NaN, infinity or a value beyond ±65504.
     """
@@ -203,7 +206,7 @@ def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]])
             raise ShapeError(f"vector {row}", f"[{DIMENSIONS}]", str(list(np.shape(vector))))
     values = np.asarray(vectors, dtype=np.float32).reshape(-1, DIMENSIONS)
     largest = np.max(np.abs(values), axis=1, initial=0.0)
-    # Written so that NaN, for which every comparison is false, fails it too.
+    # Negated, so that NaN is found too: every comparison with NaN is false.
     bad = np.flatnonzero(~(largest <= _FLOAT16_MAX))
     if bad.size:
         raise VectorError(f"{bad[0]} has a largest magnitude of {largest[bad[0]]}")
@@ -211,18 +214,18 @@ def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]])
 
 
 def checksum(row: NDArray[np.float16] | bytes) -> int:
-    """Return the CRC-32 of one stored vector: what tells a flipped bit on disk."""
+    """Return the CRC-32 of one stored vector, which detects flipped bits on disk."""
     return zlib.crc32(row if isinstance(row, bytes) else row.tobytes())
 
 
 class SnapshotManifest(BaseModel):
-    """What a snapshot is of. sizes in bytes; model: the one whose vectors search used, and its fingerprint."""
+    """Manifest of a snapshot. size: of the catalog, in bytes. model, fingerprint: of the active vector space."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1]
     created: datetime
-    catalogue: str
+    catalog: Annotated[str, Field(alias="catalogue")]  # the spelling in the file
     schema_version: Annotated[int, Field(ge=1)]
     images: int
     vectors: int

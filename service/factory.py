@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from index.errors import IndexPlaceError
+from index.errors import MilvusUnsupportedError
 from index.factory import open_index, read_stats
 from index.interface import ImageIndex
 from index.milvus.client import Milvus
@@ -93,9 +93,9 @@ def read_stats_of(settings: Settings) -> IndexStats:
 
 
 def check_local(settings: Settings, what: str, mend: str) -> None:
-    """Raise IndexPlaceError when the index is on Milvus: `what` it cannot do, and what to do instead."""
+    """Raise MilvusUnsupportedError when the index is on Milvus: `what` it cannot do, and what to do instead."""
     if settings.index_uri is not None:
-        raise IndexPlaceError(settings.index_uri, what, mend)
+        raise MilvusUnsupportedError(settings.index_uri, what, mend)
 
 
 def _token(settings: Settings) -> str | None:

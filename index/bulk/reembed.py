@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from index.bulk.pipeline import batches, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.catalog.catalog import Catalog
+from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import FolderLock, check_exists
 from index.errors import FolderError
 from index.records import Unembedded, encode_vectors
@@ -40,8 +41,8 @@ def reembed(
     check_exists(folder)
     lock = FolderLock(folder)
     try:
-        with Catalog(folder / "catalog.db") as catalog:
-            space = catalog.follow_space(runner.artifact.fingerprint, runner.artifact.embedder)
+        with Catalog(folder / CATALOG_FILE) as catalog:
+            space = catalog.start_migration(runner.artifact.fingerprint, runner.artifact.embedder)
             total = next(each.missing_vectors for each in catalog.spaces() if each.id == space)
             report = ReembedReport(total=total)
             with (
@@ -56,7 +57,7 @@ def reembed(
                 if total and not report.embedded:
                     raise FolderError(folder, "keeps no pictures to embed again: fc7 index build DIR --rebuild")
                 catalog.activate_space(space)
-                catalog.drop_spares()
+                catalog.drop_unused_spaces()
             return report
     finally:
         lock.close()

@@ -1,4 +1,7 @@
-"""The `attributes` table: the metadata fields of each image, stored for filtering."""
+"""The `attributes` table: the metadata fields of each image, stored so that filters can use them.
+
+Out of scope: removing a field from `fields` when its last value is deleted. Filters may still name it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from index.fields import Attribute, FieldType, attributes
 
 
 def store(connection: sqlite3.Connection, image: int, metadata: str) -> None:
-    """Make the table hold the values of `metadata` (JSON) for the image with this id, inside a transaction."""
-    wanted = attributes(json.loads(metadata))
-    have = stored(connection, image)
-    for name, kind, value in have - wanted:
+    """Replace the stored attributes of an image (by id) by those of `metadata` (JSON), inside a transaction."""
+    new = attributes(json.loads(metadata))
+    old = load(connection, image)
+    for name, kind, value in old - new:
         connection.execute(
             """DELETE FROM attributes WHERE image_id = ? AND value = ?
                AND field_id = (SELECT id FROM fields WHERE name = ? AND type = ?)""",
             (image, value, name, kind),
         )
-    for name, kind, value in wanted - have:
+    for name, kind, value in new - old:
         connection.execute("INSERT OR IGNORE INTO fields (name, type) VALUES (?, ?)", (name, kind))
         connection.execute(
             "INSERT INTO attributes SELECT id, ?, ? FROM fields WHERE name = ? AND type = ?",
@@ -26,8 +29,8 @@ def store(connection: sqlite3.Connection, image: int, metadata: str) -> None:
         )
 
 
-def stored(connection: sqlite3.Connection, image: int) -> set[Attribute]:
-    """Return what the table holds for an image."""
+def load(connection: sqlite3.Connection, image: int) -> set[Attribute]:
+    """Return the stored attributes of an image."""
     rows = connection.execute(
         "SELECT f.name, f.type, a.value FROM attributes a JOIN fields f ON f.id = a.field_id WHERE a.image_id = ?",
         (image,),
@@ -35,9 +38,9 @@ def stored(connection: sqlite3.Connection, image: int) -> set[Attribute]:
     return {(name, FieldType(kind), value) for name, kind, value in rows}
 
 
-def known(connection: sqlite3.Connection) -> dict[str, dict[FieldType, int]]:
-    """Return every field that an image ever had, with the types that it held and their numbers."""
+def known_fields(connection: sqlite3.Connection) -> dict[str, dict[FieldType, int]]:
+    """Return every field that an image ever had, with the types of its values and the id of each (field, type)."""
     fields: dict[str, dict[FieldType, int]] = {}
-    for number, name, kind in connection.execute("SELECT id, name, type FROM fields"):
-        fields.setdefault(name, {})[FieldType(kind)] = number
+    for id_, name, kind in connection.execute("SELECT id, name, type FROM fields"):
+        fields.setdefault(name, {})[FieldType(kind)] = id_
     return fields

@@ -1,10 +1,13 @@
-"""The catalogue: every image, its metadata, picture and vectors, in one SQLite file. The truth.
+"""The catalog: one SQLite file with all images, their metadata, pictures and vectors.
 
-Promises: a change that returned is on disk whole, one that did not left nothing; changes that arrive together share a
-commit; listing sees each image once however many are added and deleted meanwhile.
-Does not: search (see searcher.py), check keys and metadata (see records.py), keep a second process from writing.
+All other data of the index is derived from it and can be deleted.
+Guarantees: a change is on disk when the method returns, and is applied completely or not at all. Concurrent changes
+share a commit. A listing returns each image once, even if others are added or deleted meanwhile.
+Out of scope: similarity search (see index/search), validation (see index/records.py), and locking out a second process
+(see lock.py).
 
-A space is what one model's vectors have in common. An image has at most one vector in each; search uses the active one.
+A vector space is the set of vectors made by one model. An image has at most one vector in each space; search uses the
+active space.
 """
 
 from __future__ import annotations
@@ -18,38 +21,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.catalog import attributes
-from index.catalog import spaces as spacetable
+from index.catalog import spaces as space_table
 from index.catalog.database import check_format, connect, migrate, record_checksum, translated
 from index.catalog.filter_sql import to_sql
 from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
-from index.catalog.read_view import Frozen, describe
-from index.catalog.spaces import Finish
+from index.catalog.read_view import ReadView
+from index.catalog.spaces import SwitchResult
 from index.catalog.writer import Writer
 from index.cursor import make_cursor, read_cursor
-from index.errors import IndexMovedError, IndexReadOnlyError, KeyNotFoundError, PictureNotFoundError
+from index.errors import IndexReadOnlyError, IndexSwitchedError, KeyNotFoundError, PictureNotFoundError
 from index.fields import Scalar
 from index.filters import Where
 from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
 
 T = TypeVar("T")
-_DELETED_AT_ONCE = 500
+_DELETE_BATCH = 500
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
     EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
 
 
 class Catalog:
-    """The catalogue in one file. Every method may be called from any thread; a context manager."""
+    """The catalog file. All methods are thread-safe. Also a context manager that closes it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open the file `path`, made when missing.
+        """Open the file `path`; create it if it is missing.
 
         Raises IndexCorruptError, IndexFormatError, IndexFullError, IndexReadOnlyError.
         """
@@ -74,58 +76,52 @@ class Catalog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Finish the writes that are queued and close every connection."""
+        """Finish the queued writes and close all connections."""
         while not self._readers.empty():
             self._readers.get().close()
         if self._writer is not None:
-            self._writer.close()  # the last connection: with it, SQLite empties its log into the file
-
-    @property
-    def commits(self) -> int:
-        """How many transactions were committed since it was opened."""
-        return self.writer.commits
+            self._writer.close()  # closed last: SQLite then moves its write-ahead log into the file
 
     @property
     def writer(self) -> Writer:
-        """The writing thread. Raises IndexReadOnlyError when the catalogue was opened for reading."""
+        """The writer thread. Raises IndexReadOnlyError if the catalog was opened read-only."""
         if self._writer is None:
-            raise IndexReadOnlyError(self.path, "it was opened for reading only")
+            raise IndexReadOnlyError(self.path, "it was opened read-only")
         return self._writer
 
     @property
-    def settled(self) -> contextlib.AbstractContextManager[object]:
-        """What is held from the start of a commit until memory has heard of it; nothing where nobody writes."""
-        return contextlib.nullcontext() if self._writer is None else self._writer.settled
+    def commit_lock(self) -> contextlib.AbstractContextManager[object]:
+        """The lock held from the start of a commit until its callback has run; no lock if opened read-only."""
+        return contextlib.nullcontext() if self._writer is None else self._writer.commit_lock
 
     # --- images -----------------------------------------------------------------------------------------------------
 
     def add(self, entries: Sequence[Entry], committed: Callable[[Change], None]) -> Change:
-        """Add or replace `entries`, in order, in one transaction; `committed` hears of it before anybody else.
+        """Add or replace `entries`, in order, in one transaction; `committed` runs right after the commit.
 
-        Vectors go where search is, and where it is to go next. Raises IndexMovedError when one for search is missing.
+        Stores vectors of the active space and of the target space. Raises IndexSwitchedError if an entry has no vector
+        for the active space.
         """
 
         def work(connection: sqlite3.Connection) -> Change:
             change = Change()
             now = _now()
-            spaces = spacetable.open_spaces(connection)
+            spaces = space_table.open_spaces(connection)
             for entry in entries:
                 vectors = {space: entry.vectors[name] for name, space in spaces.items() if name in entry.vectors}
                 if next(iter(spaces.values())) not in vectors:
-                    raise IndexMovedError(self.path.parent, f"{entry.key!r} was embedded for the one before")
+                    raise IndexSwitchedError(self.path.parent, f"{entry.key!r} was embedded with the previous model")
                 change.outcomes.append(add_image(connection, vectors, entry, now, change))
             return change
 
         return self.writer.run(work, committed)
 
     def delete(self, key: str, committed: Callable[[Change], None]) -> None:
-        """Delete an image with all that belongs to it. Raises KeyNotFoundError."""
+        """Delete an image with its picture and vectors. Raises KeyNotFoundError."""
 
         def work(connection: sqlite3.Connection) -> Change:
             row = connection.execute("SELECT id FROM images WHERE key = ?", (key,)).fetchone()
@@ -138,9 +134,9 @@ class Catalog:
         self.writer.run(work, committed)
 
     def delete_where(self, where: Where, committed: Callable[[Change], None]) -> int:
-        """Delete the images that fit `where` now, some at a time so that others can write in between.
+        """Delete the images that match `where` now; return how many. Raises FilterError.
 
-        Returns how many. Raises FilterError.
+        They are deleted in batches, so that other writes can run in between.
         """
         condition, values = self._condition(where)
         last = int(self._one("SELECT coalesce(max(id), 0) FROM images")[0])
@@ -149,22 +145,22 @@ class Catalog:
         def work(connection: sqlite3.Connection) -> tuple[Change, int]:
             rows = connection.execute(
                 f"SELECT i.id FROM images i WHERE i.id <= ? AND {condition} LIMIT ?",  # noqa: S608
-                (last, *values, _DELETED_AT_ONCE),
+                (last, *values, _DELETE_BATCH),
             ).fetchall()
             change = Change()
             delete_images(connection, [row[0] for row in rows], change)
             return change, len(rows)
 
-        while (count := self.writer.run(work, lambda done: committed(done[0]))[1]) == _DELETED_AT_ONCE:
+        while (count := self.writer.run(work, lambda done: committed(done[0]))[1]) == _DELETE_BATCH:
             deleted += count
         return deleted + count
 
     def change_metadata(self, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-        """Replace an image's metadata by `update` of it, in one transaction. Raises KeyNotFoundError, MetadataError."""
+        """Replace the metadata by `update(metadata)` in one transaction. Raises KeyNotFoundError, MetadataError."""
         self.writer.run(lambda connection: change_metadata(connection, key, update, _now()))
 
     def lookup(self, spaces: Sequence[int], keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those among `keys` that are here with a vector in each of `spaces`."""
+        """Return {key: sha256} of those among `keys` that have a vector in each of `spaces`."""
         rows = self._all(
             """SELECT i.key, i.sha256 FROM json_each(?) j JOIN images i ON i.key = j.value
                WHERE NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
@@ -181,7 +177,7 @@ class Catalog:
         return _record(rows[0])
 
     def contains(self, key: str) -> bool:
-        """Tell whether an image has this key."""
+        """Return whether an image has this key."""
         return bool(self._one("SELECT EXISTS (SELECT 1 FROM images WHERE key = ?)", (key,))[0])
 
     def picture(self, key: str) -> bytes:
@@ -196,28 +192,27 @@ class Catalog:
         return bytes(rows[0][0])
 
     def page(self, limit: int, cursor: str | None, where: Where | None = None) -> Page:
-        """Return `limit` images that fit, in the order of their first adding, from `cursor` on.
+        """Return `limit` images that match, in the order in which they were first added, starting at `cursor`.
 
         Raises CursorError, FilterError.
         """
-        after = 0 if cursor is None else read_cursor(cursor, self.identity, where)
+        after = 0 if cursor is None else read_cursor(cursor, self.identity, where, int, lambda id_: 0 <= id_ < 2**63)
         condition, values = ("1", []) if where is None else self._condition(where)
         rows = self._all(
             f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? AND {condition} ORDER BY i.id LIMIT ?",  # noqa: S608
             (after, *values, limit + 1),
         )
-        more = len(rows) > limit
-        following = make_cursor(self.identity, where, rows[limit - 1][0]) if more else None
-        return Page([_record(row[1:]) for row in rows[:limit]], following)
+        next_cursor = make_cursor(self.identity, where, rows[limit - 1][0]) if len(rows) > limit else None
+        return Page([_record(row[1:]) for row in rows[:limit]], next_cursor)
 
     def images(self) -> int:
-        """Return how many images there are."""
+        """Return the number of images."""
         return int(self._one("SELECT count(*) FROM images")[0])
 
     # --- vectors ----------------------------------------------------------------------------------------------------
 
     def vector(self, space: int, key: str) -> tuple[int, NDArray[np.float16]] | None:
-        """Return an image's vector in `space` with its id, None when it has none. Raises KeyNotFoundError."""
+        """Return the id and value of an image's vector in `space`, or None if it has none. Raises KeyNotFoundError."""
         rows = self._all(
             """SELECT v.id, v.vector FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
                WHERE i.key = ?""",
@@ -228,35 +223,34 @@ class Catalog:
         return None if rows[0][0] is None else (int(rows[0][0]), np.frombuffer(rows[0][1], np.float16))
 
     def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
-        """Return {vector id: (key, metadata as JSON)} of those vectors that are still here."""
+        """Return {vector id: (key, metadata as JSON)} of the vectors that still exist."""
         with self._reader() as connection:
-            return describe(connection, vector_ids)
+            return ReadView(None, connection, None).describe(vector_ids)
 
     @contextmanager
-    def frozen(self, take: Callable[[], T]) -> Iterator[Frozen[T]]:
-        """Give what `take()` returns, called between two commits, and the catalogue as of that moment.
+    def read_view(self, capture: Callable[[], T]) -> Iterator[ReadView[T]]:
+        """Give a view of the catalog together with the result of `capture()`, called between two commits.
 
-        `take` is what memory knows; everything committed before has been told to it. Writers wait for `take` only.
+        `capture` copies state in memory; the callbacks of all earlier commits have run. Writers wait only for it.
         """
         with self._reader() as connection:
-            with self.settled:
-                connection.execute("BEGIN")
-                connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
-                taken = take()
+            with self.commit_lock:
+                _begin_read(connection)
+                captured = capture()
                 commits = None if self._writer is None else self._writer.commits
             try:
-                yield Frozen(taken, connection, commits)
+                yield ReadView(captured, connection, commits)
             finally:
                 connection.execute("COMMIT")
 
     def vector_checksums(self, space: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        """Return the ids, ascending, and the checksums of all vectors in `space`."""
+        """Return the ids, ascending, and the CRC-32 checksums of all vectors in `space`."""
         rows = self._all("SELECT id, crc FROM vectors WHERE space_id = ? ORDER BY id", (space,))
         table = np.array(rows, dtype=np.int64).reshape(-1, 2)
         return table[:, 0].copy(), table[:, 1].astype(np.uint32)
 
     def vectors(self, ids: Sequence[int]) -> NDArray[np.float16]:
-        """Return stored vectors, float16 [len(ids), 4096]; `ids` ascending, all of them here."""
+        """Return stored vectors, float16 [len(ids), 4096]. All `ids` must exist, in ascending order."""
         rows = self._all(
             "SELECT v.vector FROM json_each(?) j CROSS JOIN vectors v ON v.id = j.value ORDER BY j.key",
             (json.dumps(list(ids)),),
@@ -266,7 +260,7 @@ class Catalog:
     # --- spaces -----------------------------------------------------------------------------------------------------
 
     def spaces(self) -> list[Space]:
-        """Return every model's space, oldest first."""
+        """Return all vector spaces, oldest first."""
         rows = self._all(
             """SELECT s.id, s.fingerprint, s.model, s.id = CAST(a.value AS INTEGER),
                       (SELECT count(*) FROM vectors v WHERE v.space_id = s.id), (SELECT count(*) FROM images),
@@ -278,8 +272,8 @@ class Catalog:
             Space(i, print_, model, bool(on), n, all_ - n, bool(kept)) for i, print_, model, on, n, all_, kept in rows
         ]
 
-    def make_space(self, fingerprint: str, model: str) -> int:
-        """Return the id of a model's space, made when missing; `model` is the name to show."""
+    def ensure_space(self, fingerprint: str, model: str) -> int:
+        """Return the id of a model's space, created if missing. `model` becomes its display name."""
 
         def work(connection: sqlite3.Connection) -> int:
             row = connection.execute(
@@ -291,29 +285,34 @@ class Catalog:
 
         return self.writer.run(work)
 
-    def follow_space(self, fingerprint: str, model: str) -> int:
-        """Return the id of a model's space, made when missing: search is to go there, and adds go there from now on."""
-        space = self.make_space(fingerprint, model)
-        self.writer.run(lambda connection: spacetable.follow(connection, space))
+    def start_migration(self, fingerprint: str, model: str) -> int:
+        """Make a model's space, created if missing, the target of a migration; return its id.
+
+        From now on, added images get a vector there too.
+        """
+        space = self.ensure_space(fingerprint, model)
+        self.writer.run(lambda connection: space_table.set_target(connection, space))
         return space
 
     def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
-        """Make search use `space`. The one it used before is kept for a roll-back, or becomes spare."""
-        self.writer.run(lambda connection: spacetable.activate(connection, space, keep=keep), committed)
+        """Make `space` the active one. With `keep`, the previous one is kept for a rollback."""
+        self.writer.run(lambda connection: space_table.activate(connection, space, keep=keep), committed)
 
-    def finish_space(
-        self, space: int, skipped: frozenset[int], *, keep: bool, committed: Callable[[Finish], None]
-    ) -> Finish:
-        """Make search use `space` when all images but those with the ids `skipped` have a vector there."""
-        return self.writer.run(lambda connection: spacetable.finish(connection, space, skipped, keep=keep), committed)
+    def activate_if_complete(
+        self, space: int, skipped: frozenset[int], *, keep: bool, committed: Callable[[SwitchResult], None]
+    ) -> SwitchResult:
+        """Make `space` the active one if all images, except those with ids in `skipped`, have a vector there."""
+        return self.writer.run(
+            lambda connection: space_table.activate_if_complete(connection, space, skipped, keep=keep), committed
+        )
 
-    def drop_spares(self) -> None:
-        """Delete the spaces that are neither searched, nor to be searched, nor kept; some rows at a time."""
-        while self.writer.run(spacetable.drop_some):
+    def drop_unused_spaces(self) -> None:
+        """Delete the spaces without a role, in batches."""
+        while self.writer.run(space_table.drop_unused):
             pass
 
     def unembedded(self, space: int, after: int, limit: int) -> Sequence[Unembedded]:
-        """Return up to `limit` images without a vector in `space`, by id, those after the id `after`."""
+        """Return up to `limit` images without a vector in `space`, in the order of their ids, after the id `after`."""
         rows = self._all(
             """SELECT i.id, i.key, i.sha256, p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id
                WHERE i.id > ? AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?)
@@ -329,28 +328,27 @@ class Catalog:
         vectors: NDArray[np.float16],
         committed: Callable[[Change], None] | None = None,
     ) -> int:
-        """Give `images` their vectors in `space`, except those replaced or deleted since. Returns how many got one."""
+        """Store the vectors of `images`, except images replaced or deleted since; return how many were stored."""
 
         def work(connection: sqlite3.Connection) -> Change:
             change = Change()
             for image, row in zip(images, vectors, strict=True):
-                if spacetable.lacks(connection, space, image):
+                if space_table.needs_vector(connection, space, image):
                     add_vector(connection, space, image.id, row, change)
             return change
 
         return len(self.writer.run(work, committed).ids)
 
-    def begin(self) -> None:
-        """Read from now on what is there at this moment. Only for a catalogue opened to read, in one thread."""
+    def pin(self) -> None:
+        """Make later reads see the catalog as of now. Only if it was opened read-only and is used in one thread."""
         with self._reader() as connection:
-            connection.execute("BEGIN")
-            connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite's snapshot begins with the first read
+            _begin_read(connection)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        """Lend a reading connection to one thread at a time."""
+        """Lend a read-only connection to the calling thread."""
         try:
             connection = self._readers.get_nowait()
         except queue.Empty:
@@ -370,7 +368,12 @@ class Catalog:
 
     def _condition(self, where: Where) -> tuple[str, list[Scalar | int]]:
         with self._reader() as connection:
-            return to_sql(where, attributes.known(connection), "i.id")
+            return to_sql(where, attributes.known_fields(connection), "i.id")
+
+
+def _begin_read(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN")
+    connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite takes its snapshot at the first read
 
 
 def _record(row: tuple[Any, ...]) -> ImageRecord:

@@ -1,8 +1,8 @@
-"""SQLite underneath the catalogue: connections, the schema and its migrations, and what SQLite's errors mean.
+"""The SQLite database of the catalog: connections, schema, migrations and error translation.
 
-Promises: a commit that returned is on disk (WAL, synchronous=FULL); readers see committed states only and never wait
-for the writer; every `sqlite3` error leaves this file's `translated` as one of ours.
-Does not: know images; work on a network file system (SQLite's write-ahead log needs shared memory).
+Guarantees: a commit that returned is on disk (WAL, synchronous=FULL). Readers see only committed data and never wait
+for the writer. Inside `translated`, every `sqlite3` error becomes an error of the index.
+Out of scope: network file systems, because SQLite's write-ahead log needs shared memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from index.errors import (
     IndexUnavailableError,
 )
 
-# One script a version of the schema, applied in order; never changed once released. `PRAGMA user_version` counts them.
+CATALOG_FILE = "catalog.db"
+# One script for each version of the schema, applied in order. `PRAGMA user_version` is the number of applied scripts.
+# A released script is never changed.
 MIGRATIONS = (
     """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
     CREATE TABLE images (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,   -- the order of listing; never given twice
+        id INTEGER PRIMARY KEY AUTOINCREMENT,   -- the order of listings; never reused
         key TEXT NOT NULL UNIQUE,
         sha256 TEXT NOT NULL,
         size INTEGER NOT NULL,
@@ -53,7 +55,7 @@ MIGRATIONS = (
     );
 
     CREATE TABLE vectors (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,   -- the searcher's name for it; a replaced vector gets a new one
+        id INTEGER PRIMARY KEY AUTOINCREMENT,   -- used by the searcher; a replaced vector gets a new id
         image_id INTEGER NOT NULL REFERENCES images ON DELETE CASCADE,
         space_id INTEGER NOT NULL REFERENCES spaces ON DELETE CASCADE,
         crc INTEGER NOT NULL,
@@ -62,7 +64,7 @@ MIGRATIONS = (
     CREATE UNIQUE INDEX vectors_of_image ON vectors (image_id, space_id);
     CREATE INDEX vectors_of_space ON vectors (space_id, id, crc);
     """,
-    # Checksums, so that a flipped bit is found wherever it is; metadata in a form that filters can compare.
+    # Checksums of all records, which detect flipped bits; metadata in a form that filters can compare.
     """
     ALTER TABLE images ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE pictures ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
@@ -71,7 +73,7 @@ MIGRATIONS = (
     UPDATE pictures SET crc = crc32(jpeg);
     UPDATE spaces SET crc = crc32(fingerprint, model);
 
-    CREATE TABLE fields (                       -- what filters may name; never forgotten
+    CREATE TABLE fields (                       -- what filters may name; never deleted
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL,
         type TEXT NOT NULL,                     -- string, number or boolean
@@ -94,7 +96,7 @@ _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def record_checksum(*values: str | int | bytes) -> int:
-    """Return the CRC-32 of a record's values; in SQL it is `crc32(...)`."""
+    """Return the CRC-32 of a record's values; available in SQL as `crc32(...)`."""
     total = 0
     for value in values:
         data = value if isinstance(value, bytes) else str(value).encode()
@@ -103,9 +105,9 @@ def record_checksum(*values: str | int | bytes) -> int:
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """Open the database at `path` (made when missing, unless `read_only`) in autocommit mode, usable in any thread.
+    """Open the database at `path` in autocommit mode; create it if it is missing and not `read_only`.
 
-    Only one thread may use it at a time. Raises the errors of `translated`.
+    Any thread may use the connection, but only one at a time. Raises the errors of `translated`.
     """
     with translated(path):
         uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
@@ -124,7 +126,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the schema up to date, each step with its number in one transaction. Raises IndexFormatError if newer."""
+    """Apply the missing migrations, each in a transaction. Raises IndexFormatError if the schema is newer."""
     found = check_format(connection, path)
     with translated(path):
         for number, script in enumerate(MIGRATIONS[found:], start=found + 1):
@@ -140,7 +142,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> int:
-    """Return the schema's version, or raise IndexFormatError when this program does not know it yet."""
+    """Return the version of the schema. Raises IndexFormatError if it is newer than this program."""
     with translated(path):
         found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > len(MIGRATIONS):
@@ -149,7 +151,7 @@ def check_format(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Split a script: `executescript` would commit the transaction that it must be part of."""
+    """Split a script into statements. `executescript` would commit the open transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -160,7 +162,7 @@ def _statements(script: str) -> Iterator[str]:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the block in one write transaction: committed at its end, undone by any exception."""
+    """Run the block in one write transaction: commit at its end, roll back on any exception."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -171,14 +173,14 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
-    """Undo the open transaction. SQLite has done so by itself after a full disk or an I/O error."""
+    """Roll back the open transaction, if any: SQLite rolls back by itself after a full disk or an I/O error."""
     if connection.in_transaction:
         connection.execute("ROLLBACK")
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into the index's; `path` is the database that they name."""
+    """Translate SQLite's errors in the block to errors of the index about the database `path`."""
     try:
         yield
     except sqlite3.Error as error:
@@ -186,9 +188,9 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def translate(error: sqlite3.Error, path: Path) -> ImageIndexError:
-    """Return the index's error for SQLite's."""
+    """Return the index's error for an error of SQLite."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     for codes, kind in ((_FULL, IndexFullError), (_READ_ONLY, IndexReadOnlyError), (_CORRUPT, IndexCorruptError)):
-        if code in codes or code & 0xFF in codes:  # the low byte is the kind, the rest the detail
+        if code in codes or code & 0xFF in codes:  # the low byte is the primary result code
             return kind(path, str(error))
     return IndexUnavailableError(path, str(error))

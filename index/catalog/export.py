@@ -1,4 +1,7 @@
-"""Export the catalog to a Parquet file, one row an image, in the order the images were added."""
+"""Export the catalog to a Parquet file: one row for each image, in the order in which they were added.
+
+Guarantees: the file shows the catalog at one moment; a running server can write meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 from index.catalog import attributes
-from index.catalog.database import connect, translated
+from index.catalog.database import CATALOG_FILE, connect, translated
 from index.catalog.filter_sql import to_sql
 from index.catalog.lock import check_exists
+from index.catalog.spaces import active_space
 from index.filters import Where
 from index.parquet import write_parquet
 from index.records import VectorModel
@@ -20,20 +24,17 @@ _GROUP_ROWS = 1024
 def export_parquet(
     home: Path, target: Path, *, where: Where | None = None, advance: Callable[[int, int], None] | None = None
 ) -> int:
-    """Write the images that fit, in the order of their adding, to the new file `target`, and return how many.
+    """Write the images that match `where` to the new file `target`; return how many.
 
-    advance: called with the images written and all images.
+    advance: called with the numbers of images written and to write.
     Raises MissingExtraError, TargetExistsError, FilterError, IndexUnavailableError, IndexFullError, IndexReadOnlyError.
     """
     check_exists(home / "index")
-    catalogue = home / "index" / "catalog.db"
-    with translated(catalogue), closing(connect(catalogue, read_only=True)) as connection:
+    catalog = home / "index" / CATALOG_FILE
+    with translated(catalog), closing(connect(catalog, read_only=True)) as connection:
         connection.execute("BEGIN")
-        space, model, fingerprint = connection.execute(
-            """SELECT s.id, s.model, s.fingerprint FROM spaces s JOIN meta m ON m.value = s.id
-               WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
-        ).fetchone()
-        condition, values = ("1", []) if where is None else to_sql(where, attributes.known(connection), "i.id")
+        space, model, fingerprint = active_space(connection)
+        condition, values = ("1", []) if where is None else to_sql(where, attributes.known_fields(connection), "i.id")
         [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
         rows = connection.execute(
             f"""SELECT i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated, v.vector

@@ -1,6 +1,6 @@
-"""Storing, changing and deleting images inside a transaction, and what that did to their vectors.
+"""Write, update and delete images in the catalog, inside a transaction, and record the changes to their vectors.
 
-Does not: commit (writer.py does), or check what it stores (records.py did).
+Out of scope: committing (see writer.py), and validating keys, metadata and vectors (see index/records.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from index.records import AddOutcome, checksum, encode_metadata
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image ready to be stored: checked, its metadata encoded (None keeps what is there), its vectors rounded.
+    """A validated image, ready to be stored.
 
-    vectors: by the fingerprint of the model that made each.
+    metadata: as JSON; None keeps the metadata that the key already has. vectors: float16 [4096] each, by the
+    fingerprint of the model that made it.
     """
 
     key: str
@@ -39,9 +40,10 @@ class Entry:
 
 @dataclass(slots=True)
 class Change:
-    """What a write did to the vectors: `ids` and `rows` came (ids ascending), `removed` went, perhaps the same ones.
+    """The vectors that one write added and removed; the searchers in memory apply it after the commit.
 
-    spaces: to which each that came belongs. removed: of all spaces.
+    ids, rows, spaces: id (ascending), values and vector space of each added vector. removed: ids of removed vectors of
+    all spaces; a vector can be added and removed by the same write. outcomes: one for each image added.
     """
 
     outcomes: list[AddOutcome] = field(default_factory=list)
@@ -54,31 +56,30 @@ class Change:
 def add_image(
     connection: sqlite3.Connection, vectors: Mapping[int, NDArray[np.float16]], entry: Entry, now: int, change: Change
 ) -> AddOutcome:
-    """Store one image, noting in `change` which vectors came and went; `now` in microseconds since 1970, UTC.
+    """Add or replace one image and record the added and removed vectors in `change`.
 
-    vectors: those of the entry that are stored, by space.
+    vectors: the vectors to store, by vector space. now: in microseconds since 1970, UTC.
     """
-    row = connection.execute(
+    found = connection.execute(
         """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
            FROM images WHERE key = ?""",
         (entry.key,),
     ).fetchone()
-    have: set[int] = set()
-    if row is None:
-        same, metadata, added = False, entry.metadata or "{}", now
-    else:
-        same, added = row[1] == entry.sha256, row[4]
-        metadata = row[2] if entry.metadata is None else entry.metadata
-        if same:
-            have = {r[0] for r in connection.execute("SELECT space_id FROM vectors WHERE image_id = ?", (row[0],))}
-        if same and metadata == row[2] and vectors.keys() <= have and (row[3] or entry.picture is None):
+    old_id, old_sha256, old_metadata, has_picture, added = found or (None, None, None, False, now)
+    same_file = old_sha256 == entry.sha256
+    metadata = entry.metadata if entry.metadata is not None else old_metadata or "{}"
+    existing: set[int] = set()
+    if same_file:
+        existing = {r[0] for r in connection.execute("SELECT space_id FROM vectors WHERE image_id = ?", (old_id,))}
+        complete = vectors.keys() <= existing and (has_picture or entry.picture is None)
+        if complete and metadata == old_metadata:
             return AddOutcome.UNCHANGED
     record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, now)
-    image = _write(connection, None if row is None else row[0], record)
-    if row is None or metadata != row[2]:
+    image = _write(connection, old_id, record)
+    if metadata != old_metadata:
         attributes.store(connection, image, metadata)
-    if row is not None and not same:  # other models' vectors are of the old picture too
-        change.removed += vector_ids_of(connection, image)
+    if old_id is not None and not same_file:  # the vectors of all models were made from the old picture
+        change.removed += _vector_ids(connection, image)
         connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
         connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
     if entry.picture is not None:
@@ -87,49 +88,49 @@ def add_image(
             (image, entry.picture, record_checksum(entry.picture)),
         )
     for space, vector in vectors.items():
-        if space not in have:
+        if space not in existing:
             add_vector(connection, space, image, vector, change)
-    return AddOutcome.ADDED if row is None else AddOutcome.REPLACED
+    return AddOutcome.ADDED if old_id is None else AddOutcome.REPLACED
 
 
 def add_vector(
     connection: sqlite3.Connection, space: int, image: int, vector: NDArray[np.float16], change: Change
 ) -> None:
-    """Give an image, which has none there, its vector in `space`."""
-    number = connection.execute(
+    """Store the vector of an image in `space`, where it must not have one yet."""
+    vector_id = connection.execute(
         "INSERT INTO vectors (image_id, space_id, crc, vector) VALUES (?, ?, ?, ?)",
         (image, space, checksum(vector), vector.tobytes()),
     ).lastrowid
     change.spaces.append(space)
-    change.ids.append(int(number or 0))
+    change.ids.append(int(vector_id or 0))
     change.rows.append(vector)
 
 
 def change_metadata(
     connection: sqlite3.Connection, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]], now: int
 ) -> None:
-    """Replace an image's metadata by `update` of it. Raises KeyNotFoundError, MetadataError."""
+    """Replace the metadata of an image by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
     row = connection.execute(
         "SELECT id, key, sha256, size, width, height, metadata, added FROM images WHERE key = ?", (key,)
     ).fetchone()
     if row is None:
         raise KeyNotFoundError(key)
-    image, *record, before, added = row
-    metadata = encode_metadata(update(json.loads(before)))
-    if metadata != before:
+    image, *record, old, added = row
+    metadata = encode_metadata(update(json.loads(old)))
+    if metadata != old:
         _write(connection, image, (*record, metadata, added, now))
         attributes.store(connection, image, metadata)
 
 
 def delete_images(connection: sqlite3.Connection, images: Sequence[int], change: Change) -> None:
-    """Delete images by their ids, with all that belongs to them."""
+    """Delete images by id, with their pictures, attributes and vectors."""
     for image in images:
-        change.removed += vector_ids_of(connection, image)
+        change.removed += _vector_ids(connection, image)
         connection.execute("DELETE FROM images WHERE id = ?", (image,))
 
 
 def _write(connection: sqlite3.Connection, image: int | None, record: tuple[str | int, ...]) -> int:
-    """Insert a record (key, sha256, size, width, height, metadata, added, updated), or write it over `image`'s."""
+    """Insert a record (key, sha256, size, width, height, metadata, added, updated), or update that of `image`."""
     values = (*record, record_checksum(*record))
     if image is not None:
         connection.execute(
@@ -138,17 +139,15 @@ def _write(connection: sqlite3.Connection, image: int | None, record: tuple[str 
             (*values, image),
         )
         return image
-    return int(
-        connection.execute(
-            """INSERT INTO images (key, sha256, size, width, height, metadata, added, updated, crc)
-               VALUES (?,?,?,?,?,?,?,?,?)""",
-            values,
-        ).lastrowid
-        or 0
+    inserted = connection.execute(
+        """INSERT INTO images (key, sha256, size, width, height, metadata, added, updated, crc)
+           VALUES (?,?,?,?,?,?,?,?,?)""",
+        values,
     )
+    return int(inserted.lastrowid or 0)
 
 
-def vector_ids_of(connection: sqlite3.Connection, image: int) -> list[int]:
-    """Return the ids of an image's vectors, one at most in each space."""
+def _vector_ids(connection: sqlite3.Connection, image: int) -> list[int]:
+    """Return the ids of an image's vectors in all spaces."""
     rows = connection.execute("SELECT id FROM vectors WHERE image_id = ?", (image,))
     return [row[0] for row in rows]

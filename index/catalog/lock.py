@@ -1,7 +1,7 @@
-"""One process at a time writes to an index: an advisory lock on a file in its folder.
+"""The lock of an index folder: only one process at a time may write to an index.
 
-Promises: the lock goes with its process, however that ends; who is refused is told which process has it.
-Does not: hold on file systems without `flock`, or against a program that does not ask.
+Guarantees: the kernel releases the lock when its process ends, even after a kill; the error names the other process.
+Out of scope: file systems without `flock`, and programs that ignore this advisory lock.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import fcntl
 import os
 from pathlib import Path
 
-from index.errors import (
-    IndexLockedError,
-    IndexUnavailableError,
-    translate_os_error,
-)
+from index.catalog.database import CATALOG_FILE
+from index.errors import IndexLockedError, IndexUnavailableError, translate_os_error
 
 
 class FolderLock:
-    """The lock on an index's folder, held from construction until `close`."""
+    """The lock of an index folder, held from construction until `close`. The file contains the process id."""
 
     def __init__(self, folder: Path) -> None:
-        """Take it; the folder is made when missing. Raises IndexLockedError, IndexReadOnlyError, IndexFullError."""
+        """Acquire the lock; create a missing folder. Raises IndexLockedError, IndexReadOnlyError, IndexFullError."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # A plain descriptor is not closed by garbage collection, so a leaked index keeps its lock.
             self._descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise translate_os_error(error, folder) from error
@@ -39,11 +37,11 @@ class FolderLock:
             raise translate_os_error(error, folder) from error
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 
 def check_exists(folder: Path) -> None:
-    """Raise IndexUnavailableError unless `folder` has a catalogue."""
-    if not (folder / "catalog.db").exists():
-        raise IndexUnavailableError(folder, "there is none yet, make one with fc7 index build DIR")
+    """Raise IndexUnavailableError unless `folder` contains a catalog."""
+    if not (folder / CATALOG_FILE).exists():
+        raise IndexUnavailableError(folder, "it does not exist yet; create it with fc7 index build DIR")

@@ -1,8 +1,9 @@
-"""Which spaces there are and what each is for, inside a transaction.
+"""The roles of the vector spaces, read and changed inside a transaction.
 
-The table `meta` names them: `active_space` is searched; `target_space` is being filled and will be searched;
-`kept_space` was searched before, and is kept to go back to at once. Any other is spare.
-Does not: commit (writer.py does), or hold vectors in memory (spaces.py does).
+A vector space is the set of vectors made by one model. The table `meta` gives up to three of them a role:
+`active_space` is searched; `target_space` is being filled during a migration and is searched next; `kept_space` was
+searched before and is kept for a rollback. All other spaces are unused and can be dropped.
+Out of scope: committing (see writer.py), and vectors in memory (see index/local/spaces.py).
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from enum import StrEnum
 
 from index.records import Unembedded
 
-_DROPPED_AT_ONCE = 500
-_SPARE = """SELECT id FROM spaces WHERE id NOT IN
+_DELETE_BATCH = 500
+_UNUSED = """SELECT id FROM spaces WHERE id NOT IN
     (SELECT CAST(value AS INTEGER) FROM meta WHERE name IN ('active_space', 'target_space', 'kept_space'))"""
 
 
-class Finish(StrEnum):
-    """What came of an attempt to go over to a space."""
+class SwitchResult(StrEnum):
+    """Result of trying to switch to a vector space."""
 
-    AGAIN = "again"  # images came that have no vector there yet
-    STUCK = "stuck"  # most images cannot have one
+    INCOMPLETE = "incomplete"  # images were added that have no vector there yet
+    TOO_FEW_VECTORS = "too_few_vectors"  # most images would no longer be found
     DONE = "done"
 
 
 def open_spaces(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return {fingerprint: space} of where vectors go: the searched one first, then the one to be searched."""
+    """Return {fingerprint: space} of the spaces that get the vectors of added images: active, then target."""
     return dict(
         connection.execute(
             """SELECT s.fingerprint, s.id FROM meta m JOIN spaces s ON s.id = CAST(m.value AS INTEGER)
@@ -36,29 +37,37 @@ def open_spaces(connection: sqlite3.Connection) -> dict[str, int]:
     )
 
 
-def follow(connection: sqlite3.Connection, space: int) -> None:
-    """Make `space` the one to be searched, unless it is searched already."""
-    active = _value(connection, "active_space")
-    if active != space:
+def active_space(connection: sqlite3.Connection) -> tuple[int, str, str]:
+    """Return (id, model, fingerprint) of the active space, or (0, "", "") if there is none."""
+    row: tuple[int, str, str] = connection.execute(
+        """SELECT s.id, s.model, s.fingerprint FROM meta m JOIN spaces s ON s.id = CAST(m.value AS INTEGER)
+           WHERE m.name = 'active_space' UNION ALL SELECT 0, '', '' LIMIT 1"""
+    ).fetchone()
+    return row
+
+
+def set_target(connection: sqlite3.Connection, space: int) -> None:
+    """Make `space` the target of a migration, unless it is active already."""
+    if _value(connection, "active_space") != space:
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('target_space', ?)", (str(space),))
 
 
 def activate(connection: sqlite3.Connection, space: int, *, keep: bool) -> None:
-    """Make `space` the one that is searched; keep the one before it, or make it spare."""
-    before = _value(connection, "active_space")
-    if before is not None and before != space:
+    """Make `space` the active one. With `keep`, the previous one is kept for a rollback."""
+    previous = _value(connection, "active_space")
+    if previous is not None and previous != space:
         if keep:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('kept_space', ?)", (str(before),))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('kept_space', ?)", (str(previous),))
         else:
             connection.execute("DELETE FROM meta WHERE name = 'kept_space'")
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('active_space', ?)", (str(space),))
     connection.execute("DELETE FROM meta WHERE name = 'target_space' AND value = ?", (str(space),))
 
 
-def finish(connection: sqlite3.Connection, space: int, skipped: Set[int], *, keep: bool) -> Finish:
-    """Make `space` the searched one when every image but those in `skipped` has a vector there.
+def activate_if_complete(connection: sqlite3.Connection, space: int, skipped: Set[int], *, keep: bool) -> SwitchResult:
+    """Make `space` the active one if all images, except those with ids in `skipped`, have a vector there.
 
-    Not when most have none: they would leave the search.
+    It is not activated if most images have no vector there, because searches would no longer find them.
     """
     missing = connection.execute(
         """SELECT id FROM images i
@@ -66,17 +75,17 @@ def finish(connection: sqlite3.Connection, space: int, skipped: Set[int], *, kee
         (space, len(skipped) + 1),
     ).fetchall()
     if any(row[0] not in skipped for row in missing):
-        return Finish.AGAIN
+        return SwitchResult.INCOMPLETE
     images = int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
     if _value(connection, "active_space") != space:
         if 2 * len(missing) > images:
-            return Finish.STUCK
+            return SwitchResult.TOO_FEW_VECTORS
         activate(connection, space, keep=keep)
-    return Finish.DONE
+    return SwitchResult.DONE
 
 
-def lacks(connection: sqlite3.Connection, space: int, image: Unembedded) -> bool:
-    """Tell whether the image is still the same picture, and has no vector in `space`."""
+def needs_vector(connection: sqlite3.Connection, space: int, image: Unembedded) -> bool:
+    """Return whether the image was not replaced or deleted since, and has no vector in `space`."""
     row = connection.execute(
         """SELECT 1 FROM images i WHERE i.id = ? AND i.sha256 = ?
            AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?)""",
@@ -85,14 +94,14 @@ def lacks(connection: sqlite3.Connection, space: int, image: Unembedded) -> bool
     return row is not None
 
 
-def drop_some(connection: sqlite3.Connection) -> int:
-    """Delete some vectors of spare spaces, or, when there are none left, those spaces. Returns how many vectors."""
+def drop_unused(connection: sqlite3.Connection) -> int:
+    """Delete a batch of vectors of unused spaces and return its size; delete the spaces once they are empty."""
     dropped = connection.execute(
-        f"DELETE FROM vectors WHERE id IN (SELECT id FROM vectors WHERE space_id IN ({_SPARE}) LIMIT ?)",  # noqa: S608
-        (_DROPPED_AT_ONCE,),
+        f"DELETE FROM vectors WHERE id IN (SELECT id FROM vectors WHERE space_id IN ({_UNUSED}) LIMIT ?)",  # noqa: S608
+        (_DELETE_BATCH,),
     ).rowcount
     if not dropped:
-        connection.execute(f"DELETE FROM spaces WHERE id IN ({_SPARE})")  # noqa: S608
+        connection.execute(f"DELETE FROM spaces WHERE id IN ({_UNUSED})")  # noqa: S608
     return dropped
 
 

@@ -1,7 +1,8 @@
-"""Is SQLite's write-ahead log whole? It holds what was committed, but SQLite takes a damaged log for a shorter one.
+"""Check SQLite's write-ahead log (WAL) for damage.
 
-Does not: run beside a process that writes the log; change anything.
-Source: SQLite's file format, section 4 ("The Write-Ahead Log").
+The log contains committed transactions. SQLite itself silently ignores a damaged frame and all frames after it.
+Out of scope: logs that another process is writing; repairs.
+References: SQLite's file format, section 4 ("The Write-Ahead Log").
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-_MAGIC = 0x377F0682  # its lowest bit tells the byte order of the checksums
+_MAGIC = 0x377F0682  # the lowest bit gives the byte order of the checksums
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 
 
 def first_damaged_frame(path: Path) -> int | None:
-    """Return the number, from 1, of the first frame that is not as it was written; 0: the header; None: all is well.
+    """Return the number of the first damaged frame, from 1; 0 if the header is damaged, None if nothing is.
 
-    A last frame that was cut by a kill is well: it was not committed. Raises OSError.
+    An incomplete last frame is not damage: the process was killed before it was committed. Raises OSError.
     """
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
@@ -28,18 +29,18 @@ def first_damaged_frame(path: Path) -> int | None:
         sums = _checksum(header[:24], (0, 0), order)
         if magic & ~1 != _MAGIC or list(sums) != expected or not 512 <= page_size <= 65536:
             return 0
-        number, broken = 0, None
+        number, damaged = 0, None
         while len(frame := file.read(_FRAME.size + page_size)) == _FRAME.size + page_size:
             number += 1
             _, _, *salts, found1, found2 = _FRAME.unpack_from(frame)
-            if broken is None:
+            if damaged is None:
                 sums = _checksum(frame[_FRAME.size :], _checksum(frame[:8], sums, order), order)
                 if salts == [salt1, salt2] and sums == (found1, found2):
                     continue
-                broken = number
-            # Old frames, from before the log was begun anew, have other salts: nothing was lost with them.
+                damaged = number
+            # Frames with other salts are left over from before the log was last reset; they are not part of it.
             if salts == [salt1, salt2]:
-                return broken
+                return damaged
     return None
 
 

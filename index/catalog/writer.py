@@ -1,8 +1,8 @@
-"""The one thread that writes: what arrives while it commits shares the next commit.
+"""The writer thread with group commit: jobs that arrive during a commit share the next one.
 
-Promises: `run` returns after the job's changes are on disk, and its `committed` callback has run; jobs take effect in
-one order, the same on disk and in the callbacks; a job that fails is undone alone, its neighbours are kept.
-Does not: retry a job that failed by itself; read.
+Guarantees: `run` returns after the job's changes are on disk and its `committed` callback has run. Callbacks run in the
+order of the commits. A job that fails is rolled back alone; the other jobs of its group are committed.
+Out of scope: retrying failed jobs; reading.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from index.catalog.database import roll_back, transaction, translate
 from index.errors import IndexUnavailableError
 
 T = TypeVar("T")
-_MOST_JOBS = 256
+_MAX_GROUP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _Job(Generic[T]):
     future: Future[T]
 
     def finish(self, result: T) -> None:
-        """Tell those in memory, then the caller: who has the answer must find it applied."""
+        """Run the callback, then return the result to the caller, who must find the change applied in memory."""
         try:
             if self.committed is not None:
                 self.committed(result)
@@ -41,34 +41,35 @@ class _Job(Generic[T]):
 
 
 class Writer:
-    """Owns the writing connection, in a thread of its own."""
+    """Owns the only writing connection and runs the jobs in its own thread."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
         self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
-        self.commits = 0
-        # Held from the start of a commit until memory has heard of it: who holds it finds disk and memory alike.
-        self.settled = threading.Lock()
+        self.commits = 0  # since the catalog was opened
+        # Held from the start of a commit until its callbacks have run. Its holder sees the same state on disk and in
+        # memory.
+        self.commit_lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="fc7-index-writer", daemon=True)
         self._thread.start()
 
     def run(self, work: Callable[[sqlite3.Connection], T], committed: Callable[[T], None] | None = None) -> T:
         """Run `work(connection)` in a transaction, wait until it is on disk, and return its result.
 
-        `committed(result)` runs in the writer's thread after the commit and before anybody is answered.
-        Raises what `work` raised, with its changes undone, or the index's error for a failed commit.
+        `committed(result)` runs in the writer thread, after the commit and before `run` returns. If `work` raises, its
+        changes are rolled back and the error is raised here; a failed commit raises an error of the index.
         """
         job = _Job(work, committed, Future())
-        with self._closing:  # no job may be queued behind the end
+        with self._closing:  # no job may be queued after the end mark
             if self._closed:
-                raise IndexUnavailableError(self._path, "it is closed")
+                raise IndexUnavailableError(self._path, "it was closed")
             self._queue.put(job)
         return job.future.result()
 
     def close(self) -> None:
-        """Finish what is queued, then end the thread and close the connection."""
+        """Finish the queued jobs, stop the thread and close the connection."""
         with self._closing:
             if not self._closed:
                 self._closed = True
@@ -79,27 +80,23 @@ class Writer:
     def _serve(self) -> None:
         while (job := self._queue.get()) is not None:
             jobs = [job]
-            ending = False
-            while len(jobs) < _MOST_JOBS and not self._queue.empty():
-                following = self._queue.get()
-                if following is None:
-                    ending = True
-                    break
+            following: _Job[Any] | None = job
+            while len(jobs) < _MAX_GROUP and not self._queue.empty() and (following := self._queue.get()) is not None:
                 jobs.append(following)
-            with self.settled:
+            with self.commit_lock:
                 self._commit(jobs)
-            if ending:
+            if following is None:
                 return
 
     def _commit(self, jobs: list[_Job[Any]]) -> None:
-        """Commit the jobs together; when that fails, one by one, so that each gets its own outcome."""
+        """Commit the jobs together; if that fails, one by one, so that each gets its own result or error."""
         done: list[tuple[_Job[Any], Any]] = []
         failed: list[tuple[_Job[Any], BaseException]] = []
         try:
             with transaction(self._connection):
                 for job in jobs:
                     try:
-                        done.append((job, self._step(job)))
+                        done.append((job, self._run_job(job)))
                     except sqlite3.Error:
                         raise
                     except BaseException as error:
@@ -116,11 +113,11 @@ class Writer:
         self.commits += 1
         for job, result in done:
             job.finish(result)
-        for job, problem in failed:
-            job.future.set_exception(problem)
+        for job, failure in failed:
+            job.future.set_exception(failure)
 
-    def _step(self, job: _Job[T]) -> T:
-        """Run one job so that its failure takes back its own changes only."""
+    def _run_job(self, job: _Job[T]) -> T:
+        """Run one job in a savepoint, so that a failure rolls back only its own changes."""
         self._connection.execute("SAVEPOINT job")
         try:
             result = job.work(self._connection)

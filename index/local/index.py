@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
+from index.catalog.database import CATALOG_FILE
 from index.catalog.images import Entry
 from index.catalog.lock import FolderLock, check_exists
-from index.catalog.read_view import Frozen
-from index.errors import IndexModelError, IndexMovedError
+from index.catalog.read_view import ReadView
+from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update
 from index.local.code_builder import CodeBuilder
@@ -132,7 +133,7 @@ class LocalImageIndex:
                 stack.callback(lock.close)
             else:
                 check_exists(folder)
-            catalog = stack.enter_context(Catalog(folder / "catalog.db", read_only=read_only))
+            catalog = stack.enter_context(Catalog(folder / CATALOG_FILE, read_only=read_only))
             cores = threads or usable_cores()
             modes = CodeBuilder(folder, fast_from=fast_from, read_only=read_only)
             stack.callback(modes.close)
@@ -172,7 +173,7 @@ class LocalImageIndex:
 
         The same key, bytes and metadata again change nothing. Returns what was done, in order.
         Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError,
-        IndexMovedError when the index is one of another model by now.
+        IndexSwitchedError when the index is one of another model by now.
         """
         own = self.spaces.active.space.fingerprint
         names = list(images[0].vectors) if images and images[0].vectors else [own]
@@ -281,7 +282,7 @@ class LocalImageIndex:
             if known is not None:
                 vector_id, vector = known
                 mode = self._codes.resolve_mode(room, mode)
-                with contextlib.suppress(IndexMovedError):  # then again, with the vectors that it went over to
+                with contextlib.suppress(IndexSwitchedError):  # then again, with the vectors that it went over to
                     return self._neighbours(room, vector[np.newaxis], k, left_out=vector_id, where=where, mode=mode)[0]
 
     def mode(self, asked: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
@@ -305,8 +306,8 @@ class LocalImageIndex:
         stopped: asked again and again; when true, the pairs found so far are returned. Raises FilterError.
         """
         room = self.spaces.active
-        with self._catalog.frozen(room.searcher.view) as frozen:
-            view = frozen.taken
+        with self._catalog.read_view(room.searcher.view) as frozen:
+            view = frozen.captured
             if where is not None:
                 view = restrict(view, self._fitting(room.space.id, frozen, where))
         pairs = near_pairs(view, threshold, limit, stopped)
@@ -356,14 +357,14 @@ class LocalImageIndex:
             known = self._catalog.describe(found)
         if where is not None or len(known) < len(found):
             # A filter, or some that went while we searched: with the catalogue and the vectors of one moment.
-            with self._catalog.frozen(room.searcher.view) as frozen:
-                view = frozen.taken
+            with self._catalog.read_view(room.searcher.view) as frozen:
+                view = frozen.captured
                 if where is not None:
                     view = restrict(view, self._fitting(room.space.id, frozen, where))
                 hits = room.searcher.search(queries, wanted, view, mode)
                 known = frozen.describe(_ids(hits))
         if not self.spaces.holds(room):  # its vectors were being deleted, perhaps
-            raise IndexMovedError(self._folder, f"to {self.spaces.active.space.model}")
+            raise IndexSwitchedError(self._folder, f"to {self.spaces.active.space.model}")
         answers = []
         for hit in hits:
             ranked = [
@@ -374,7 +375,7 @@ class LocalImageIndex:
             answers.append([Neighbour(key, distance, json.loads(text)) for distance, key, text in sorted(ranked)[:k]])
         return answers
 
-    def _fitting(self, space: int, frozen: Frozen[View], where: Where) -> NDArray[np.int64]:
+    def _fitting(self, space: int, frozen: ReadView[View], where: Where) -> NDArray[np.int64]:
         """Return the ids of the vectors in `space` whose images fit; kept until something is written."""
         if frozen.commits is None:
             return frozen.matching(space, where)

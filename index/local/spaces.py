@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from index.catalog.catalog import Catalog
 from index.catalog.images import Change
-from index.catalog.spaces import Finish
+from index.catalog.spaces import SwitchResult
 from index.errors import IndexModelError, IndexUnavailableError
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
@@ -59,7 +59,7 @@ class Spaces:
                 return
             if read_only:
                 raise IndexModelError(self._folder, active.model if active else "none", model, missing)
-            self._catalog.activate_space(self._catalog.make_space(fingerprint, model), keep=self._keep)
+            self._catalog.activate_space(self._catalog.ensure_space(fingerprint, model), keep=self._keep)
             own = next(space for space in self._catalog.spaces() if space.active)
         self._active = self._open(own)
 
@@ -116,7 +116,7 @@ class Spaces:
         with self._moving:
             self._target = None
             if fingerprint == self.active.space.fingerprint:
-                self._catalog.make_space(fingerprint, model)  # the newest name of it is shown
+                self._catalog.ensure_space(fingerprint, model)  # the newest name of it is shown
                 self.active.space = replace(self.active.space, model=model)
                 return True
             own = next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
@@ -143,19 +143,19 @@ class Spaces:
         """Give images their vectors, float32 [4096], in `room`, except those replaced or deleted since."""
         return self._catalog.add_vectors(room.space.id, images, encode_vectors(vectors), self.apply)
 
-    def finish(self, room: SearchSpace, skipped: frozenset[int]) -> Finish:
+    def finish(self, room: SearchSpace, skipped: frozenset[int]) -> SwitchResult:
         """Go over to `room` when every image, but those with the ids `skipped`, has a vector there."""
 
-        def committed(result: Finish) -> None:
-            if result is Finish.DONE and room is self._target:
+        def committed(result: SwitchResult) -> None:
+            if result is SwitchResult.DONE and room is self._target:
                 self._moved(room)
 
         with self._moving:
-            return self._catalog.finish_space(room.space.id, skipped, keep=self._keep, committed=committed)
+            return self._catalog.activate_if_complete(room.space.id, skipped, keep=self._keep, committed=committed)
 
     def drop_unused(self) -> None:
         """Delete what is neither searched, nor followed, nor kept; others can write in between."""
-        self._catalog.drop_spares()
+        self._catalog.drop_unused_spaces()
 
     def describe(self) -> list[Space]:
         """Return every space on disk, oldest first."""
@@ -167,11 +167,11 @@ class Spaces:
             room.searcher.close()
 
     def _made(self, fingerprint: str, model: str) -> Space:
-        number = self._catalog.make_space(fingerprint, model)
+        number = self._catalog.ensure_space(fingerprint, model)
         return next(space for space in self._catalog.spaces() if space.id == number)
 
     def _migrate(self, fingerprint: str, model: str) -> Space:
-        number = self._catalog.follow_space(fingerprint, model)
+        number = self._catalog.start_migration(fingerprint, model)
         return next(space for space in self._catalog.spaces() if space.id == number)
 
     def _go(self, room: SearchSpace) -> None:
@@ -195,8 +195,8 @@ class Spaces:
         room = SearchSpace(space, Searcher(threads=self._threads), pending=[])
         self._codes.attach(room)
         with Catalog(self._catalog.path, read_only=True) as reader:
-            with self._catalog.settled:
-                reader.begin()
+            with self._catalog.commit_lock:
+                reader.pin()
                 self._rooms = {**self._rooms, space.fingerprint: room}
             try:
                 room.unsaved = load(room.searcher, reader, space.id, self._folder / SNAPSHOT_FILE, space.fingerprint)
@@ -204,7 +204,7 @@ class Spaces:
                 self._rooms = {name: each for name, each in self._rooms.items() if each is not room}
                 room.searcher.close()
                 raise
-        with self._catalog.settled:
+        with self._catalog.commit_lock:
             pending, room.pending = room.pending or [], None
             for change in pending:
                 room.apply(change)

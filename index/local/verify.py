@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from index.catalog import attributes
-from index.catalog.backup import CATALOGUE, MANIFEST, read_manifest
+from index.catalog.backup import MANIFEST, read_manifest
 from index.catalog.catalog import Catalog
-from index.catalog.database import MIGRATIONS, connect, record_checksum, transaction
+from index.catalog.database import CATALOG_FILE, MIGRATIONS, connect, record_checksum, transaction
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.wal import first_damaged_frame
 from index.errors import ImageIndexError, IndexFormatError, SnapshotError
@@ -81,24 +81,24 @@ def _verify_snapshot(folder: Path, advance: Advance | None) -> Report:
     report = Report()
     try:
         manifest = read_manifest(folder)
-        file = folder / CATALOGUE
+        file = folder / CATALOG_FILE
         if file.stat().st_size != manifest.size or sha256_of(file) != manifest.sha256:
-            raise SnapshotError(folder, f"has a {CATALOGUE} that is not the one of its {MANIFEST}")
+            raise SnapshotError(folder, f"has a {CATALOG_FILE} that is not the one of its {MANIFEST}")
     except (SnapshotError, OSError) as error:
         report.findings.append(Finding(str(error), "take another snapshot"))
     else:
-        _Look(folder / CATALOGUE, report, repair=False).at_everything(advance)
+        _Look(folder / CATALOG_FILE, report, repair=False).at_everything(advance)
     return report
 
 
 def _verify_index(folder: Path, *, alone: bool, repair: bool, advance: Advance | None) -> Report:
     report = Report()
-    log, rows = folder / f"{CATALOGUE}-wal", folder / ROWS
+    log, rows = folder / f"{CATALOG_FILE}-wal", folder / ROWS
     if alone and log.exists() and (frame := first_damaged_frame(log)) is not None:
         problem = f"{log} is damaged in frame {frame}: what was committed there and later is lost"
         report.findings.append(Finding(problem, _RESTORE))
-    _Look(folder / CATALOGUE, report, repair=repair).at_everything(advance)
-    with contextlib.suppress(ImageIndexError), Catalog(folder / CATALOGUE, read_only=True) as catalog:
+    _Look(folder / CATALOG_FILE, report, repair=repair).at_everything(advance)
+    with contextlib.suppress(ImageIndexError), Catalog(folder / CATALOG_FILE, read_only=True) as catalog:
         for space in catalog.spaces():
             if space.active and (found := damage(rows, catalog, space.id, space.fingerprint)):
                 report.findings.append(
@@ -202,7 +202,7 @@ class _Look:
 
     def _filters_agree(self, image: int, metadata: str) -> bool:
         try:
-            return attributes.stored(self._connection, image) == attributes_of(json.loads(metadata))
+            return attributes.load(self._connection, image) == attributes_of(json.loads(metadata))
         except ValueError:  # a type that is none
             return False
 

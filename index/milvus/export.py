@@ -15,7 +15,7 @@ from index.milvus.client import Milvus
 from index.milvus.registry import Meta
 from index.milvus.schema import RECORD, collection_of, image_schema, key_of, vector_of
 from index.milvus.spaces import check_exists
-from index.parquet import Line, write_parquet
+from index.parquet import ExportRow, write_parquet
 from index.records import VectorModel
 
 _GROUP = 512  # rows of one answer: 8 MB of vectors, of the 64 MB that Milvus sends at most
@@ -49,7 +49,7 @@ def export_from_milvus(
         return write_parquet(target, model, _groups(milvus, collection, condition), advance=report)
 
 
-def _groups(milvus: Milvus, collection: str, condition: str) -> Iterator[list[Line]]:
+def _groups(milvus: Milvus, collection: str, condition: str) -> Iterator[list[ExportRow]]:
     for rows in milvus.pages(collection, [*RECORD, "vector"], size=_GROUP, where=condition):
         yield [
             (

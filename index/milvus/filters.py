@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from index.fields import FieldType, Scalar, attributes
-from index.filters import Where, chosen
+from index.filters import Where, compared_types
 
 TOKEN_LENGTH = 16
 MAX_TOKENS = 4096
@@ -59,12 +59,12 @@ def field_id(name: str, kind: FieldType) -> str:
 def expression(where: Where, types: Types) -> str:
     """Return the expression that is true for the rows that fit; `types`: which every field ever held.
 
-    Raises FilterError as `index.filters.chosen` does.
+    Raises FilterError as `index.filters.compared_types` does.
     """
     known = {name: dict.fromkeys(kinds, 0) for name, kinds in types.items()}
     parts = []
     for condition in where.conditions:
-        kinds = chosen(condition, known)
+        kinds = compared_types(condition, known)
         if condition.operator == "=":
             wanted = {
                 _token(condition.field, kind, scalar)

@@ -24,13 +24,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from index.cursor import make_cursor, read_text_cursor
+from index.cursor import make_cursor, read_cursor
 from index.errors import (
     IndexLimitError,
-    IndexMovedError,
-    IndexPlaceError,
     IndexReadOnlyError,
+    IndexSwitchedError,
     KeyNotFoundError,
+    MilvusUnsupportedError,
     ModeUnavailableError,
     PictureNotFoundError,
 )
@@ -183,7 +183,7 @@ class MilvusImageIndex:
         with self._writing:
             wanted = self.wanted
             if images and wanted[0].fingerprint not in encoded:
-                raise IndexMovedError(self._milvus.place, f"{keys[0]!r} was embedded for the one before")
+                raise IndexSwitchedError(self._milvus.place, f"{keys[0]!r} was embedded for the one before")
             collection = self._spaces.collection(wanted[0])
             ids = sorted({id_of(key) for key in keys})
             change = Change(self._milvus.rows(collection, ids, STATE))
@@ -241,7 +241,7 @@ class MilvusImageIndex:
         if limit < 1:
             raise ValueError(f"limit is {limit}, not at least 1")
         limit = min(limit, MOST_ROWS - 1)
-        after = "" if cursor is None else read_text_cursor(cursor, self._meta.identity, where, is_id)
+        after = "" if cursor is None else read_cursor(cursor, self._meta.identity, where, str, is_id)
         condition = self._meta.expression(where)
         rows = self._milvus.page(self._spaces.collection(), RECORD, after=after, limit=limit + 1, where=condition)
         following = make_cursor(self._meta.identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
@@ -371,9 +371,9 @@ class MilvusImageIndex:
     # --- the whole ----------------------------------------------------------------------------------------------------
 
     def snapshot(self, target: Path) -> SnapshotManifest:
-        """Raise IndexPlaceError: Milvus has a tool of its own for it."""
+        """Raise MilvusUnsupportedError: Milvus has a tool of its own for it."""
         del target
-        raise IndexPlaceError(
+        raise MilvusUnsupportedError(
             self._milvus.place,
             "no snapshot of it can be taken here",
             "Use Milvus's own: milvus-backup create -n NAME, of the index's collections",

@@ -1,1 +1,1 @@
-"""Vector search in memory with FAISS: exact, and with short codes."""
+"""Vector search in memory with FAISS: exact search, and search with short codes."""

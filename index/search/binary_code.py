@@ -1,6 +1,7 @@
-"""The code of the mode `codes`: bits that an auto-encoder makes, compared by how many differ, with FAISS.
+"""The code of the search mode `codes`: bits computed by an auto-encoder, compared by Hamming distance with FAISS.
 
-Does not: train or load the auto-encoder (model_store/code_store.py loads it).
+Out of scope: training the auto-encoder (see model_store/training/autoencoder.py) and loading it (see
+model_store/code_store.py).
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ _faiss: Any = faiss
 
 
 class BinaryCode:
-    """The codes of one encoder. width: bytes, an eighth of the bits."""
+    """The codes of one encoder. width: bytes of a code, an eighth of its bits."""
 
     def __init__(self, encoder: BinaryEncoder) -> None:
         self._encoder = encoder
         self.width = encoder.width
 
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
-        """Return the codes of rows: float16 [n, 4096] -> uint8 [n, width]."""
+        """Return the codes of rows, float16 [n, 4096] -> uint8 [n, width]."""
         return self._encoder.encode(rows)
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the codes of queries: float32 [n, 4096] -> uint8 [n, width]."""
+        """Return the codes of queries, float32 [n, 4096] -> uint8 [n, width]."""
         return self._encoder.encode(queries)
 
     def scanner(self, memory: NDArray[np.uint8]) -> Any:

@@ -1,19 +1,18 @@
-"""The short code of `fast`: a row's principal components and what is left of its length, a byte each.
+"""The short code of the search mode `fast`: principal components of a row and the length of the rest, a byte each.
 
-Promises: 128 bytes a row; learned in seconds from a sample, and never in need of another one to take adds or deletes: a
-row unlike the sample only makes a worse estimate, and exact distances decide. A file is whole or refused.
-Does not: rank by itself (the searcher compares the candidates exactly).
-Source: principal components by subspace iteration (Halko, Martinsson and Tropp, 2011); FAISS's 8-bit quantiser.
+Guarantees: 128 bytes for each row. Training takes seconds and is never repeated when rows are added or removed: a row
+unlike the sample only gets a worse estimate, and exact distances decide. A damaged file is never loaded.
+Out of scope: the final ranking; the searcher compares the candidates exactly.
+References: subspace iteration for principal components (Halko, Martinsson and Tropp, 2011); FAISS's 8-bit quantizer.
 
-With a row x = components p + rest r, |x - q|^2 is |p_x - p_q|^2 + |r_x|^2 + |r_q|^2 - 2 r_x r_q. The last term is about
-nothing, the one before is the same for all rows, and |r_x| is kept as one more coordinate, which is 0 for the query.
+Split a row x into its principal part p and the rest r. Then |x - q|^2 = |p_x - p_q|^2 + |r_x|^2 + |r_q|^2 - 2 r_x r_q.
+The last term is close to 0, and |r_q|^2 is the same for all rows. So |r_x| is stored as one more coordinate, which is 0
+for the query.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import threading
 import zlib
 from dataclasses import dataclass
@@ -25,24 +24,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.search.segment import lend
+from model_store.durable import atomic_file
 
 BYTES: Final = 128
 SAMPLE: Final = 8192
 _FORMAT: Final = b"fc7 projection 1\n"
 _COMPONENTS: Final = BYTES - 1
-_SPARE: Final = 24  # directions beside those wanted, which make the wanted ones converge
-_ROUNDS: Final = 4
-_AT_ONCE: Final = 1024
+_OVERSAMPLING: Final = 24  # extra directions, which make the needed ones converge
+_ITERATIONS: Final = 4
+_BATCH: Final = 1024
 _faiss: Any = faiss
 
 
 class _StoppedError(Exception):
-    """Another thread asked to leave it."""
+    """Another thread requested to stop the training."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What was learned. mean: float32 [4096]; axes: float32 [4096, 127]; ranges: float32 [2, 128], low and width."""
+    """A trained code. mean: float32 [4096]; axes: float32 [4096, 127]; ranges: float32 [2, 128], minimum and width."""
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
@@ -51,7 +51,7 @@ class Projection:
 
     @classmethod
     def train(cls, sample: NDArray[np.float16], *, seed: int = 0, stop: threading.Event | None = None) -> Self | None:
-        """Learn from rows, float16 [n, 4096], n >= 1; some thousands do. None when `stop` was set meanwhile."""
+        """Train on rows, float16 [n, 4096], n >= 1; some thousand rows suffice. Returns None once `stop` is set."""
         rows = sample.astype(np.float32)
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows -= mean
@@ -63,52 +63,43 @@ class Projection:
             axes = np.pad(axes, ((0, 0), (0, _COMPONENTS - axes.shape[1])))
         coordinates = _coordinates(rows, axes)
         low, high = coordinates.min(axis=0), coordinates.max(axis=0)
-        # A little room, so that rows beyond the sample's extremes are not all cut to the same value.
-        room = np.maximum(high - low, 1e-6) * 0.1
-        return cls(mean, axes.astype(np.float32), np.stack([low - room, high - low + 2 * room]).astype(np.float32))
+        # A margin, so that rows somewhat beyond the sample's extremes are not all clipped to the same value.
+        margin = np.maximum(high - low, 1e-6) * 0.1
+        return cls(mean, axes.astype(np.float32), np.stack([low - margin, high - low + 2 * margin]).astype(np.float32))
 
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
-        """Return the codes of rows: float16 [n, 4096] -> uint8 [n, 128]."""
-        quantiser = self._quantiser()
+        """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128]."""
+        quantizer = self._quantizer()
         parts = [
-            _coordinates(rows[start : start + _AT_ONCE].astype(np.float32) - self.mean, self.axes)
-            for start in range(0, len(rows), _AT_ONCE)
+            _coordinates(rows[start : start + _BATCH].astype(np.float32) - self.mean, self.axes)
+            for start in range(0, len(rows), _BATCH)
         ]
-        codes: NDArray[np.uint8] = quantiser.sa_encode(np.concatenate(parts)).reshape(-1, BYTES)
+        codes: NDArray[np.uint8] = quantizer.sa_encode(np.concatenate(parts)).reshape(-1, BYTES)
         return codes
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the coordinates of queries: float32 [n, 4096] -> float32 [n, 128]."""
+        """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 128]."""
         coordinates = _coordinates(queries - self.mean, self.axes)
         coordinates[:, -1] = 0
         return coordinates
 
     def scanner(self, memory: NDArray[np.uint8]) -> Any:
         """Return an empty FAISS index over `memory`, uint8 [capacity, 128]."""
-        index = self._quantiser()
+        index = self._quantizer()
         lend(index.codes, memory)
         return index
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write this to `path`, for the vectors of one model. Raises OSError, with the old file as it was."""
+        """Write the code to `path`, for the vectors of the model with this fingerprint. Raises OSError."""
         buffer = io.BytesIO()
         np.savez(buffer, fingerprint=np.array(fingerprint), mean=self.mean, axes=self.axes, ranges=self.ranges)
         data = buffer.getvalue()
-        temporary = path.with_name(path.name + ".new")
-        try:
-            with temporary.open("wb") as file:
-                file.write(_FORMAT + zlib.crc32(data).to_bytes(4, "little") + data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with atomic_file(path) as file:
+            file.write(_FORMAT + zlib.crc32(data).to_bytes(4, "little") + data)
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Self | None:
-        """Return what was saved for the vectors of this model; None when that is not there, or not as it was saved."""
+        """Return the code saved for this model's vectors; None if it is missing, damaged or of another model."""
         try:
             content = path.read_bytes()
             head, data = content[: len(_FORMAT) + 4], content[len(_FORMAT) + 4 :]
@@ -121,7 +112,7 @@ class Projection:
         except OSError:
             return None
 
-    def _quantiser(self) -> Any:
+    def _quantizer(self) -> Any:
         index = _faiss.IndexScalarQuantizer(BYTES, _faiss.ScalarQuantizer.QT_8bit, _faiss.METRIC_L2)
         _faiss.copy_array_to_vector(self.ranges.reshape(-1), index.sq.trained)
         index.is_trained = True
@@ -129,26 +120,26 @@ class Projection:
 
 
 def principal_axes(
-    centred: NDArray[np.float32], count: int, *, seed: int = 0, stop: threading.Event | None = None
+    centered: NDArray[np.float32], count: int, *, seed: int = 0, stop: threading.Event | None = None
 ) -> NDArray[np.float32]:
-    """Return the directions of greatest variance of centred rows, float32 [n, d] -> [d, count], greatest first.
+    """Return the directions of greatest variance of centered rows, float32 [n, d] -> [d, count], greatest first.
 
-    Fewer than `count` when there are fewer rows. Ends with an exception when `stop` is set.
+    Returns fewer than `count` if there are fewer rows. Raises an exception once `stop` is set.
     """
-    start = np.random.default_rng(seed).standard_normal((centred.shape[1], count + _SPARE), dtype=np.float32)
+    start = np.random.default_rng(seed).standard_normal((centered.shape[1], count + _OVERSAMPLING), dtype=np.float32)
     axes, _ = np.linalg.qr(start)
-    for _ in range(_ROUNDS):
+    for _ in range(_ITERATIONS):
         if stop is not None and stop.is_set():
             raise _StoppedError
-        axes, _ = np.linalg.qr(centred.T @ (centred @ axes))
-    # Within the subspace that was found, the directions of greatest variance, in order.
-    _, _, turned = np.linalg.svd(centred @ axes, full_matrices=False)
-    return np.ascontiguousarray((axes @ turned.T)[:, :count])
+        axes, _ = np.linalg.qr(centered.T @ (centered @ axes))
+    # Sort the directions within the subspace by variance.
+    _, _, rotation = np.linalg.svd(centered @ axes, full_matrices=False)
+    return np.ascontiguousarray((axes @ rotation.T)[:, :count])
 
 
-def _coordinates(centred: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return components and the length of what they leave: float32 [n, 4096] -> [n, 128]."""
-    components = centred @ axes
-    whole = np.einsum("ij,ij->i", centred, centred, dtype=np.float64)
-    rest = np.sqrt(np.maximum(whole - np.einsum("ij,ij->i", components, components, dtype=np.float64), 0))
+def _coordinates(centered: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the components and the length of the rest, float32 [n, 4096] -> [n, 128]."""
+    components = centered @ axes
+    total = np.einsum("ij,ij->i", centered, centered, dtype=np.float64)
+    rest = np.sqrt(np.maximum(total - np.einsum("ij,ij->i", components, components, dtype=np.float64), 0))
     return np.column_stack([components, rest.astype(np.float32)])

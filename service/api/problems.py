@@ -93,7 +93,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ImageError: Kind(422, "image", "Bad image"),
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels"),
     model_errors.ModelNameError: Kind(422, "model-name", "Not a model's name"),
-    index_errors.IndexPlaceError: Kind(409, "index-on-milvus", "Not with an index on Milvus"),
+    index_errors.MilvusUnsupportedError: Kind(409, "index-on-milvus", "Not with an index on Milvus"),
     index_errors.IndexLimitError: Kind(422, "index-limit", "More than the index takes"),
     index_errors.ModeUnavailableError: Kind(409, "mode-unavailable", "No codes for this mode"),
     index_errors.CursorError: Kind(422, "cursor", "Not a cursor of this index"),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
 from index.bulk.archive import ArchiveLimits, Packed, count_images, read_images
-from index.errors import IndexMovedError, InvalidKeyError, translate_os_error
+from index.errors import IndexSwitchedError, InvalidKeyError, translate_os_error
 from index.records import AddOutcome, NewImage, check_key
 from model_store.durable import sync
 from model_store.errors import ImageError
@@ -180,7 +180,7 @@ def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Ca
             )
             for (key, image), *own in zip(decoded.items(), *vectors, strict=True)
         ]
-        with suppress(IndexMovedError):  # embed them again, with the model that the index went over to meanwhile
+        with suppress(IndexSwitchedError):  # embed them again, with the model that the index went over to meanwhile
             outcomes = index.add_many(images)
     job.added += outcomes.count(AddOutcome.ADDED)
     job.replaced += outcomes.count(AddOutcome.REPLACED)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog.spaces import Finish
+from index.catalog.spaces import SwitchResult
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.records import Unembedded
@@ -109,7 +109,7 @@ class Follower:
                     outcome = self._fill(room, model)
                     if outcome is None:
                         return
-                    self._report(state=FollowState.DONE if outcome is Finish.DONE else FollowState.STUCK)
+                    self._report(state=FollowState.DONE if outcome is SwitchResult.DONE else FollowState.STUCK)
                 if self._progress is None or self._progress.state is FollowState.DONE:
                     self._spaces.drop_unused()
                     return
@@ -119,7 +119,7 @@ class Follower:
                 self._report(state=FollowState.WAITING, detail=str(error))
                 self._nudged.wait(_RETRY_S)
 
-    def _fill(self, room: SearchSpace, model: str) -> Finish | None:
+    def _fill(self, room: SearchSpace, model: str) -> SwitchResult | None:
         """Make what is missing, then go over; None when it was stopped."""
         done = self._progress.done if self._progress else 0
         self._report(state=FollowState.RUNNING, detail="")
@@ -135,9 +135,9 @@ class Follower:
                     return None
                 after = page[-1].id
             outcome = self._spaces.finish(room, frozenset(skipped))
-            if outcome is not Finish.AGAIN:
+            if outcome is not SwitchResult.INCOMPLETE:
                 self._log.info("index followed", model=model, outcome=outcome.value, skipped=len(skipped))
-                if outcome is Finish.DONE:
+                if outcome is SwitchResult.DONE:
                     self._on_done()
                 return outcome
 

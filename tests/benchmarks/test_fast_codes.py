@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fast_codes
-from tests.index.local.test_code_builder import activations
+from tests.index.helpers import activations
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Images to put into an index: everything about one follows from a number, so that a test knows what it should be."""
+"""Test images whose content is derived from a number, and functions that open, read and damage an index."""
 
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,44 +16,55 @@ from index.local.index import LocalImageIndex, NewImage
 from index.milvus.index import MilvusImageIndex
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
+_RANK = 40
+LABELS = ["heron", "gull", "ferry"]
 
 
 class Opener(Protocol):
-    """Opens the index of the tests' first model, wherever it is."""
+    """Opens the index of the first test model, in a folder or on Milvus."""
 
     def __call__(self, home: Path, **options: Any) -> ImageIndex:
-        """Open the index of `home`; options as of LocalImageIndex.open."""
+        """Open the index of `home`; options as in LocalImageIndex.open."""
 
 
 def vector(number: int) -> NDArray[np.float32]:
-    """Return fc7-like activations: float32 [4096], none negative, a third of them not zero."""
+    """Return activations like those of fc7: float32 [4096], none negative, a third of them positive."""
     values = np.random.default_rng(number).standard_normal(4096, dtype=np.float32)
     activations: NDArray[np.float32] = np.maximum(values - 0.4, 0)
     return activations
 
 
+def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
+    """Return rows as fc7 has them: none negative, in some groups, most of their variance in few directions."""
+    rng = np.random.default_rng(seed)
+    axes = np.random.default_rng(99).standard_normal((_RANK, 4096), dtype=np.float32)
+    axes *= (1 / np.sqrt(1 + np.arange(_RANK, dtype=np.float32)))[:, None]
+    noise = 0.3 * rng.standard_normal((n, 4096), dtype=np.float32)
+    return np.maximum(rng.standard_normal((n, _RANK), dtype=np.float32) @ axes + noise, 0).astype(np.float16)
+
+
 def picture(number: int) -> bytes:
-    """Stand for a stored JPEG."""
+    """Return random bytes in place of a JPEG."""
     return np.random.default_rng(number).bytes(3000)
 
 
 def sha256(number: int) -> str:
-    """Return the hash of the picture."""
+    """Return the hash of `picture(number)`."""
     return hashlib.sha256(picture(number)).hexdigest()
 
 
 def image(key: str | None, number: int, metadata: dict[str, Any] | None = None) -> NewImage:
-    """Return the image that `number` stands for, under `key`."""
+    """Return the test image with this number, under `key`."""
     return NewImage(key, sha256(number), 3000, 640, 480, metadata, picture(number), vector(number))
 
 
 def open_index(home: Path, **options: Any) -> LocalImageIndex:
-    """Open the index of the tests' first model."""
+    """Open the local index of the first test model."""
     return LocalImageIndex.open(home, **{**MODEL, **options})
 
 
 def open_on_milvus() -> Iterator[Opener]:
-    """Give what opens an index on Milvus Lite, in a file of `home`; the Milvus Lites end with it."""
+    """Yield an opener of indexes on Milvus Lite, in a file in `home`; stop the Milvus Lite servers at the end."""
     from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415
 
     opened: set[str] = set()
@@ -70,6 +82,35 @@ def open_on_milvus() -> Iterator[Opener]:
 
 
 def exact(vectors: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the Euclidean distances that NumPy finds between float16 values."""
+    """Return the Euclidean distances between float16 values, computed with NumPy."""
     rounded = vectors.astype(np.float16).astype(np.float64)
     return np.asarray(np.linalg.norm(rounded - query.astype(np.float16).astype(np.float64), axis=1))
+
+
+def add_labeled_images(home: Path) -> None:
+    """Add three images with metadata, one at a time, under the keys LABELS, and write the vector cache."""
+    with open_index(home, snapshot_after=1) as index:
+        for n, label in enumerate(LABELS):
+            index.add_many([image(label, n, {"label": label, "n": n, "tags": ["a", label]})])
+
+
+def all_rows(catalog: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of all tables of a database."""
+    connection = sqlite3.connect(f"file:{catalog}?mode=ro", uri=True)
+    try:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in tables}
+    finally:
+        connection.close()
+
+
+def truncate_to_half(path: Path) -> None:
+    """Cut off the second half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Filters over metadata: what they mean, that they hold inside the search, and what they refuse."""
+"""Metadata filters: what they match, in listings and inside the search, and which ones are rejected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def index(open_index: Opener, tmp_path: Path) -> Iterator[ImageIndex]:
 
 
 def keys(index: ImageIndex, *where: str) -> str:
-    """Return the keys that fit, found by listing and by searching."""
+    """Return the keys that match, and check that listing and searching find the same ones."""
     parsed = parse_where(where)
     listed = "".join(record.key for record in index.list(100, where=parsed).images)
     found = index.search(vector(1)[np.newaxis], 100, where=parsed)[0]
@@ -46,7 +46,7 @@ def keys(index: ImageIndex, *where: str) -> str:
     return listed
 
 
-def becomes(metadata: dict[str, Any]) -> Update:
+def replace_by(metadata: dict[str, Any]) -> Update:
     return lambda _: metadata
 
 
@@ -89,26 +89,26 @@ def becomes(metadata: dict[str, Any]) -> Update:
         (["label:nobody"], ""),
     ],
 )
-def test_a_filter_finds_what_fits(index: ImageIndex, where: list[str], expected: str) -> None:
+def test_a_filter_finds_the_matching_images(index: ImageIndex, where: list[str], expected: str) -> None:
     assert keys(index, *where) == expected
 
 
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("", "does not begin with a field"),
-        (":cat", "does not begin with a field"),
+        ("", "does not start with a field name"),
+        (":cat", "does not start with a field name"),
         ("label", "no operator"),
         ("label!cat", "no operator"),
-        ("label.:cat", "does not begin with a field"),
+        ("label.:cat", "does not start with a field name"),
         ("label:", "empty"),
         ("label:cat,", "empty"),
         ("label:,cat", "empty"),
         ('label:"cat', "quote that is not closed"),
         ('label:"cat"dog', "quote that is not closed"),
-        ('label:"\\q"', "no JSON string"),
-        ('label:"\\ud800"', "no JSON string"),
-        ("year>=1,2", "2 values; 1 at most"),
+        ('label:"\\q"', "not a valid JSON string"),
+        ('label:"\\ud800"', "not a valid JSON string"),
+        ("year>=1,2", "2 values, but at most 1"),
         ("label:" + "x," * 100 + "x", "101 values"),
         ("lable:cat", "the field lable, which no image has had; did you mean label"),
         ("camera:D90", "the field camera, which no image has had"),
@@ -121,8 +121,8 @@ def test_a_filter_finds_what_fits(index: ImageIndex, where: list[str], expected:
         ("mixed:x,8,y", ""),
     ],
 )
-def test_a_filter_that_cannot_be_says_why(index: ImageIndex, where: str, words: str) -> None:
-    if not words:  # a field of several types takes values of each
+def test_an_invalid_filter_is_rejected_with_the_reason(index: ImageIndex, where: str, words: str) -> None:
+    if not words:  # a field with several types accepts values of each type
         assert keys(index, where) == ""
         return
     for use in (lambda w: index.list(1, where=w), lambda w: index.search(vector(0)[None], 1, where=w)):
@@ -134,13 +134,13 @@ def test_a_filter_that_cannot_be_says_why(index: ImageIndex, where: str, words: 
     assert index.stats().images == len(METADATA)
 
 
-def test_too_many_filters_are_refused_and_none_is_no_filter() -> None:
-    with pytest.raises(FilterError, match="one too many"):
+def test_too_many_filters_are_rejected_and_no_filter_is_none() -> None:
+    with pytest.raises(FilterError, match="one filter too many"):
         parse_where(["a:1"] * 17)
     assert parse_where([]) is None
 
 
-def test_k_neighbours_are_found_when_k_fit_however_many_are_nearer(open_index: Opener, tmp_path: Path) -> None:
+def test_k_matching_neighbors_are_found_even_if_others_are_nearer(open_index: Opener, tmp_path: Path) -> None:
     vectors = np.stack([vector(n) for n in range(300)])
     rare = set(range(7, 300, 50))
     with open_index(tmp_path) as index:
@@ -159,7 +159,7 @@ def test_k_neighbours_are_found_when_k_fit_however_many_are_nearer(open_index: O
             assert [neighbour.key for neighbour in answer] == [f"{n:03}" for n in np.argsort(distances)[:6]]
 
 
-def test_a_filtered_search_sees_every_change_before_it(index: ImageIndex) -> None:
+def test_a_filtered_search_sees_all_earlier_changes(index: ImageIndex) -> None:
     assert keys(index, "label:cat") == "ac"
     index.add_many([image("f", 20, {"label": "cat"}), image("a", 21, {"label": "cow"})])
     assert keys(index, "label:cat") == "cf"
@@ -167,34 +167,34 @@ def test_a_filtered_search_sees_every_change_before_it(index: ImageIndex) -> Non
     index.change_metadata("c", lambda metadata: {**metadata, "label": "cow"})
     assert keys(index, "label:cat") == "f"
     assert keys(index, "label:cow") == "ac"
-    index.add_many([image("c", 22)])  # other bytes, the metadata stays
+    index.add_many([image("c", 22)])  # new bytes, but the metadata stays
     assert keys(index, "label:cow") == "ac"
     index.delete("a")
     assert keys(index, "label:cow") == "c"
-    assert keys(index, "camera.model:D90") == "", "the field of the only image that had it is still known"
+    assert keys(index, "camera.model:D90") == "", "a field is still known after its only image was deleted"
 
 
 def test_filters_agree_with_python_on_random_metadata(open_index: Opener, tmp_path: Path) -> None:
-    chance = random.Random(3)
+    rng = random.Random(3)
     words = ["x", "y", "z", "12", "true"]
 
     def scalar() -> Any:
-        return chance.choice([chance.choice(words), chance.randint(-2, 13), chance.random() < 0.5])
+        return rng.choice([rng.choice(words), rng.randint(-2, 13), rng.random() < 0.5])
 
-    everything = {f"{n:03}": {name: scalar() for name in "pqr" if chance.random() < 0.8} for n in range(80)}
+    everything = {f"{n:03}": {name: scalar() for name in "pqr" if rng.random() < 0.8} for n in range(80)}
     with open_index(tmp_path) as index:
         index.add_many([image(key, n, metadata) for n, (key, metadata) in enumerate(everything.items())])
         for _ in range(60):
-            key = chance.choice(list(everything))
-            everything[key] = {name: scalar() for name in "pqr" if chance.random() < 0.8}
-            index.change_metadata(key, becomes(everything[key]))
-            name, value = chance.choice("pqr"), chance.choice(words)
+            key = rng.choice(list(everything))
+            everything[key] = {name: scalar() for name in "pqr" if rng.random() < 0.8}
+            index.change_metadata(key, replace_by(everything[key]))
+            name, value = rng.choice("pqr"), rng.choice(words)
             expected = [
                 key
                 for key, metadata in sorted(everything.items())
-                if (held := metadata.get(name)) == value
-                or (value == "12" and held == 12 and not isinstance(held, bool))
-                or (value == "true" and held is True)
+                if (current := metadata.get(name)) == value
+                or (value == "12" and current == 12 and not isinstance(current, bool))
+                or (value == "true" and current is True)
             ]
             listed = index.list(100, where=parse_where([f"{name}:{value}"])).images
             assert [record.key for record in listed] == expected
@@ -202,26 +202,26 @@ def test_filters_agree_with_python_on_random_metadata(open_index: Opener, tmp_pa
             return
         connection = sqlite3.connect(tmp_path / "index" / "catalog.db")
         for number, key in connection.execute("SELECT id, key FROM images").fetchall():
-            assert attributes.stored(connection, number) == attributes_of(everything[key])
+            assert attributes.load(connection, number) == attributes_of(everything[key])
         connection.close()
 
 
-def test_bulk_delete_deletes_all_that_fit_and_nothing_else(open_index: Opener, tmp_path: Path) -> None:
+def test_delete_where_deletes_only_the_matching_images(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n % 40, {"n": n}) for n in range(1040)])
         where = parse_where(["n>=20", "n<1030"])
         assert where is not None
-        commits = index._catalog.commits if isinstance(index, LocalImageIndex) else 0
+        commits = index._catalog.writer.commits if isinstance(index, LocalImageIndex) else 0
         assert index.delete_where(where) == 1010
         if isinstance(index, LocalImageIndex):
-            assert index._catalog.commits - commits == 3, "500 at a time"
+            assert index._catalog.writer.commits - commits == 3, "batches of 500"
         assert index.delete_where(where) == 0
         assert index.stats().vectors == index.stats().images == 30
         assert {record.metadata["n"] for record in index.list(100).images} == {*range(20), *range(1030, 1040)}
         assert len(index.search(vector(25)[np.newaxis], 100)[0]) == 30
 
 
-def test_a_filtered_listing_sees_each_image_once_and_its_cursor_is_its_own(open_index: Opener, tmp_path: Path) -> None:
+def test_a_filtered_listing_returns_each_image_once_and_binds_its_cursor(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(f"{n:03}", n, {"even": n % 2 == 0}) for n in range(60)])
         even, odd = parse_where(["even:true"]), parse_where(["even:false"])
@@ -244,7 +244,7 @@ def test_a_filtered_listing_sees_each_image_once_and_its_cursor_is_its_own(open_
         assert len(set(seen)) == len(seen)
 
 
-def test_changed_metadata_is_stored_whole_or_not_at_all(index: ImageIndex) -> None:
+def test_metadata_is_changed_completely_or_not_at_all(index: ImageIndex) -> None:
     before = index.get("a")
     record = index.change_metadata("a", lambda metadata: {"label": metadata["label"], "new": [1, None]})
     assert record.metadata == index.get("a").metadata == {"label": "cat", "new": [1, None]}
@@ -255,13 +255,13 @@ def test_changed_metadata_is_stored_whole_or_not_at_all(index: ImageIndex) -> No
     assert index.change_metadata("a", lambda metadata: metadata).updated == record.updated, "no change"
     for bad in ({"x": "y" * 17_000}, {"x": float("nan")}):
         with pytest.raises(MetadataError):
-            index.change_metadata("a", becomes(bad))
+            index.change_metadata("a", replace_by(bad))
     assert index.get("a") == record
     with pytest.raises(KeyNotFoundError):
         index.change_metadata("nobody", lambda metadata: metadata)
 
 
-def test_an_index_of_the_first_format_gets_filters_and_checksums(tmp_path: Path) -> None:
+def test_a_catalog_of_format_1_is_migrated(tmp_path: Path) -> None:
     path = tmp_path / "index" / "catalog.db"
     path.parent.mkdir()
     connection = sqlite3.connect(path, isolation_level=None)

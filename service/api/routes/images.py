@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from starlette.routing import Match
 from starlette.types import Scope as AsgiScope
 
-from index.errors import IndexMovedError, MetadataError
+from index.errors import IndexSwitchedError, MetadataError
 from index.filters import parse_where
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api.auth import require
@@ -300,7 +300,7 @@ async def _add(
                 ]
                 done = await state.in_index(index.add_many, images)
                 break
-            except (IndexMovedError, ModelNotLoadedError):
+            except (IndexSwitchedError, ModelNotLoadedError):
                 if _wanted(state) == prints:
                     raise  # else the index went over to another model meanwhile
         for i, outcome in zip(new, done, strict=True):

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 
-from index.errors import IndexModelError, IndexMovedError
+from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import parse_where
 from index.interface import Answers
 from service.api.auth import require
@@ -56,7 +56,7 @@ async def _search(
             mode = await state.in_index(partial(index.mode, query.mode, fingerprint=fingerprint))
             found = await state.in_index(partial(find, vectors, fingerprint=fingerprint, mode=mode))
             break
-        except (IndexModelError, IndexMovedError, ModelNotLoadedError):
+        except (IndexModelError, IndexSwitchedError, ModelNotLoadedError):
             if model is not None or index.searched.fingerprint == own:
                 raise  # else the index went over to another model meanwhile
     return SearchAnswer(

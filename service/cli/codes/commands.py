@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from index.search.code_quality import Judged
+    from index.search.code_quality import CodeQuality
 
 app = typer.Typer(name="codes", help="Binary codes of the index's vectors, for mode=codes.", no_args_is_help=True)
 
@@ -123,7 +123,14 @@ def evaluate(
         import matplotlib as _  # noqa: F401, PLC0415 - before the work
 
         from model_store.training.autoencoder import CodeOptions, train_codes  # noqa: PLC0415 - torch
-    from index.search.code_quality import Collection, Search, exhaustive, hamming, judge, standard_codes  # noqa: PLC0415
+    from index.search.code_quality import (  # noqa: PLC0415
+        EvaluationSet,
+        Search,
+        exact_search,
+        hamming_search,
+        measure_code,
+        standard_codes,
+    )
     from service.cli.codes.data import collect, raw_pixels  # noqa: PLC0415
 
     settings = load_settings(home=home)
@@ -132,26 +139,26 @@ def evaluate(
         sample = collect(index, classes or None, limit, seed)
         small = raw_pixels(index, sample.keys) if pixels else None
     chosen = np.sort(np.random.default_rng(seed).permutation(len(sample.keys))[:queries])
-    collection = Collection(sample.vectors, sample.classes, chosen)
+    collection = EvaluationSet(sample.vectors, sample.classes, chosen)
     exact = collection.exact()
-    judged: list[Judged] = []
+    judged: list[CodeQuality] = []
 
     def add(name: str, size: int, search: Search, rows: NDArray[np.float32] | None = None) -> None:
-        judged.append(judge(name, size, search, collection, exact, rows=rows))
+        judged.append(measure_code(name, size, search, collection, exact, rows=rows))
 
     def train_and_add(name: str, count: int, rows: NDArray[np.float32], options: CodeOptions) -> None:
         with _bar(f"training {count} bits, {name}") as advance:
             net = train_codes(rows, options, advance).net
-        add(name, count // 8, hamming(net.bits(rows), net.bits), rows)
+        add(name, count // 8, hamming_search(net.bits(rows), net.bits), rows)
 
-    add("exact fc7", 2 * sample.vectors.shape[1], exhaustive(sample.vectors))
+    add("exact fc7", 2 * sample.vectors.shape[1], exact_search(sample.vectors))
     if small is not None:
-        add("raw pixels", small.shape[1], exhaustive(small), small)
+        add("raw pixels", small.shape[1], exact_search(small), small)
     for count in counts:
         usual, without = (make(count, epochs=epochs, seed=seed) for make in (CodeOptions, CodeOptions.of_plain_form))
         encoder = CodeStore(settings.home).find(fingerprint, count)
         if encoder is not None:
-            add("auto-encoder", count // 8, hamming(encoder.encode_bits(sample.vectors), encoder.encode_bits))
+            add("auto-encoder", count // 8, hamming_search(encoder.encode_bits(sample.vectors), encoder.encode_bits))
         else:
             console.print(f"There is no auto-encoder of {count} bits for this model: fc7 codes train --bits {count}")
         if plain:
@@ -201,7 +208,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
         yield lambda step, steps, loss: bar.update(task, completed=step, total=steps, loss=loss)
 
 
-def _table(judged: list[Judged]) -> Table:
+def _table(judged: list[CodeQuality]) -> Table:
     table = Table(
         "code", "bytes", "recall@10", "10 in 100", "class precision@6", "mAP", "queries/s", box=None, header_style="dim"
     )

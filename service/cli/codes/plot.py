@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from index.search.code_quality import Judged
+from index.search.code_quality import CodeQuality
 from model_store.durable import write_atomic
 
 _DPI: Final = 90
@@ -25,7 +25,7 @@ _PANELS: Final = (
 _MOST_BYTES: Final = 64  # of a code; what takes more is no code
 
 
-def draw_codes(judged: Sequence[Judged], path: Path) -> None:
+def draw_codes(judged: Sequence[CodeQuality], path: Path) -> None:
     """Draw what was judged, of one collection, at one or several sizes. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - of the extra `train`
     from matplotlib.figure import Figure  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Changes that arrive together share a commit, and each caller gets the outcome of its own."""
+"""Group commit: concurrent changes share a commit, and each caller gets its own result or error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "t.db"
 
 
-def stored(path: Path) -> list[int]:
+def stored_numbers(path: Path) -> list[int]:
     connection = connect(path, read_only=True)
     found = [row[0] for row in connection.execute("SELECT x FROM t ORDER BY x")]
     connection.close()
@@ -36,39 +36,39 @@ def insert(number: int, connection: sqlite3.Connection) -> int:
     return number
 
 
-def queue_up(
+def run_as_one_group(
     writer: Writer, pool: ThreadPoolExecutor, *works: Callable[[sqlite3.Connection], object]
 ) -> list[Future[object]]:
-    """Hold the writer until all of `works` wait for it, so that they make one group."""
-    started, go = threading.Event(), threading.Event()
+    """Block the writer until all of `works` are queued, so that they form one group."""
+    started, release = threading.Event(), threading.Event()
 
-    def hold(_: sqlite3.Connection) -> None:
+    def block(_: sqlite3.Connection) -> None:
         started.set()
-        go.wait(10)
+        release.wait(10)
 
-    held = pool.submit(writer.run, hold)
+    blocking = pool.submit(writer.run, block)
     assert started.wait(10)
-    waiting = [pool.submit(writer.run, work) for work in works]
+    queued = [pool.submit(writer.run, work) for work in works]
     while writer._queue.qsize() < len(works):
         pass
-    go.set()
-    held.result(10)
-    return waiting
+    release.set()
+    blocking.result(10)
+    return queued
 
 
-def test_what_waits_together_shares_one_commit(path: Path) -> None:
+def test_queued_jobs_share_one_commit(path: Path) -> None:
     writer = Writer(connect(path), path)
     with ThreadPoolExecutor(20) as pool:
         works = [partial(insert, n) for n in range(10)]
-        results = queue_up(writer, pool, *works)
+        results = run_as_one_group(writer, pool, *works)
         assert sorted(result.result(10) for result in results) == list(range(10))  # type: ignore[type-var]
     assert writer.commits == 2
-    assert stored(path) == list(range(10))
+    assert stored_numbers(path) == list(range(10))
     writer.close()
 
 
-def test_one_that_fails_takes_back_its_own_changes_only(path: Path) -> None:
-    def refuse(connection: sqlite3.Connection) -> None:
+def test_a_failed_job_rolls_back_only_its_own_changes(path: Path) -> None:
+    def reject(connection: sqlite3.Connection) -> None:
         insert(50, connection)
         raise InvalidKeyError("x", "is bad")
 
@@ -78,8 +78,8 @@ def test_one_that_fails_takes_back_its_own_changes_only(path: Path) -> None:
 
     writer = Writer(connect(path), path)
     with ThreadPoolExecutor(20) as pool:
-        for number, bad, error in ((1, refuse, InvalidKeyError), (3, break_sql, IndexUnavailableError)):
-            results = queue_up(
+        for number, bad, error in ((1, reject, InvalidKeyError), (3, break_sql, IndexUnavailableError)):
+            results = run_as_one_group(
                 writer,
                 pool,
                 partial(insert, number),
@@ -90,24 +90,24 @@ def test_one_that_fails_takes_back_its_own_changes_only(path: Path) -> None:
             assert results[2].result(10) == number + 1
             with pytest.raises(error):
                 results[1].result(10)
-    assert stored(path) == [1, 2, 3, 4]
+    assert stored_numbers(path) == [1, 2, 3, 4]
     writer.close()
 
 
-def test_the_change_is_on_disk_before_memory_hears_of_it_and_both_before_the_caller(path: Path) -> None:
+def test_the_callback_runs_after_the_commit_and_before_run_returns(path: Path) -> None:
     writer = Writer(connect(path), path)
-    heard: list[list[int]] = []
-    assert writer.run(partial(insert, 7), lambda _: heard.append(stored(path))) == 7
-    assert heard == [[7]]
+    seen_by_callback: list[list[int]] = []
+    assert writer.run(partial(insert, 7), lambda _: seen_by_callback.append(stored_numbers(path))) == 7
+    assert seen_by_callback == [[7]]
     writer.close()
 
 
-def test_closing_finishes_what_is_queued(path: Path) -> None:
+def test_close_finishes_the_queued_jobs(path: Path) -> None:
     writer = Writer(connect(path), path)
     with ThreadPoolExecutor(20) as pool:
-        results = queue_up(writer, pool, *(partial(insert, n) for n in range(5)))
+        results = run_as_one_group(writer, pool, *(partial(insert, n) for n in range(5)))
         writer.close()
         assert all(result.done() for result in results)
-    assert stored(path) == [0, 1, 2, 3, 4]
+    assert stored_numbers(path) == [0, 1, 2, 3, 4]
     with pytest.raises(IndexUnavailableError, match="closed"):
         writer.run(partial(insert, 9))

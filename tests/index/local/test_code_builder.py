@@ -18,18 +18,7 @@ from index.local.index import NewImage
 from index.search.pca_code import Projection
 from index.search.searcher import Searcher, restrict
 from index.search.segment import Segment
-from tests.index.helpers import open_index, sha256
-
-RANK = 40
-
-
-def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
-    """Return rows as fc7 has them: none negative, in some groups, most of their variance in few directions."""
-    random = np.random.default_rng(seed)
-    shape = np.random.default_rng(99).standard_normal((RANK, 4096), dtype=np.float32)
-    shape *= (1 / np.sqrt(1 + np.arange(RANK, dtype=np.float32)))[:, None]
-    noise = 0.3 * random.standard_normal((n, 4096), dtype=np.float32)
-    return np.maximum(random.standard_normal((n, RANK), dtype=np.float32) @ shape + noise, 0).astype(np.float16)
+from tests.index.helpers import activations, open_index, sha256
 
 
 def nearest(rows: NDArray[np.float16], query: NDArray[np.float16], k: int) -> list[int]:
@@ -233,7 +222,7 @@ def test_a_learned_file_that_is_damaged_or_of_another_model_is_not_used(learned:
 def test_closing_does_not_wait_for_the_end_of_learning(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.search.pca_code._ROUNDS", 10_000)
+    monkeypatch.setattr("index.search.pca_code._ITERATIONS", 10_000)
     with open_index(tmp_path, fast_from=100) as index:
         index.add_many(images(rows[:100]))
         assert len(index.search(rows[:1].astype(np.float32), 6)[0]) == 6, "searched exactly meanwhile"

@@ -121,7 +121,7 @@ def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     *added, full, nearest = done.stdout.splitlines()
     assert len(added) > 10
-    assert full.startswith("full: No room on the disk")
+    assert full.startswith("full: The disk is too full")
     assert str(tmp_path) in full
     assert nearest == "nearest 1 0.0 first"
     with open_index(tmp_path) as index:

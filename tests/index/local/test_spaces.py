@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.catalog.spaces import Finish
-from index.errors import IndexModelError, IndexMovedError
+from index.catalog.spaces import SwitchResult
+from index.errors import IndexModelError, IndexSwitchedError
 from index.local.index import LocalImageIndex, NewImage
 from tests.index.helpers import MODEL, image, open_index, picture, sha256, vector
 
@@ -43,12 +43,12 @@ def test_it_goes_over_when_all_have_a_vector_and_not_before(tmp_path: Path) -> N
         index.add_many([both("5", 5)])
         index.delete("0")
         index.add_many([image("6", 6)])  # embedded before the following began
-        assert index.spaces.finish(target, frozenset()) is Finish.AGAIN
+        assert index.spaces.finish(target, frozenset()) is SwitchResult.INCOMPLETE
         assert index.stats().model == "solar:1"
         assert index.lookup(["5", "6"]).keys() == {"5"}, "6 has no vector of the new model yet"
         assert distances(index, 5)["5"] == 0
         fill(index)
-        assert index.spaces.finish(target, frozenset()) is Finish.DONE
+        assert index.spaces.finish(target, frozenset()) is SwitchResult.DONE
         assert index.stats().model == "solar:2"
         assert {key: value == 0 for key, value in distances(index, 1005).items()} == {
             "1": False,
@@ -57,7 +57,7 @@ def test_it_goes_over_when_all_have_a_vector_and_not_before(tmp_path: Path) -> N
             "5": True,
             "6": False,
         }
-        with pytest.raises(IndexMovedError):
+        with pytest.raises(IndexSwitchedError):
             index.add_many([NewImage("7", sha256(7), 1, 1, 1, None, None, vector(7), {OLD: vector(7)})])
         assert not index.contains("7")
     with open_index(tmp_path, fingerprint=NEW, model="solar:2") as index:
@@ -71,7 +71,7 @@ def test_going_back_is_at_once_and_a_third_model_makes_the_first_spare(tmp_path:
             assert index.spaces.start_migration(fingerprint, model) is False
             fill(index)
             assert index.spaces.target is not None
-            assert index.spaces.finish(index.spaces.target, frozenset()) is Finish.DONE
+            assert index.spaces.finish(index.spaces.target, frozenset()) is SwitchResult.DONE
         index.spaces.drop_unused()
         assert [(space.model, space.active, space.kept) for space in index.spaces.describe()] == [
             ("solar:2", False, True),
@@ -92,9 +92,9 @@ def test_most_images_without_a_vector_keep_it_where_it_is(tmp_path: Path) -> Non
         assert target is not None
         missing = index.spaces.missing_vectors(target, 0, 10)
         skipped = frozenset(each.id for each in missing)
-        assert index.spaces.finish(target, skipped) is Finish.STUCK
+        assert index.spaces.finish(target, skipped) is SwitchResult.TOO_FEW_VECTORS
         index.spaces.add_vectors(target, missing[:2], [vector(1000), vector(1001)])
-        assert index.spaces.finish(target, frozenset(each.id for each in missing[2:])) is Finish.DONE
+        assert index.spaces.finish(target, frozenset(each.id for each in missing[2:])) is SwitchResult.DONE
         assert distances(index, 1000).keys() == {"0", "1"}
 
 

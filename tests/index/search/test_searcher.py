@@ -1,4 +1,4 @@
-"""The exact searcher against NumPy, over blocks, removals and ties."""
+"""The exact search agrees with NumPy across segments, removals and ties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.search import searcher as module
+from index.search import searcher as searcher_module
 from index.search.searcher import Searcher
 from index.search.segment import Segment
 from tests.index.helpers import exact
@@ -20,29 +20,29 @@ def rows(n: int, seed: int = 0) -> NDArray[np.float16]:
     return np.maximum(values, 0).astype(np.float16)
 
 
-def test_it_finds_what_numpy_finds_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEGMENT_ROWS", 512)
+def test_results_agree_with_numpy_across_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searcher_module, "SEGMENT_ROWS", 512)
     searcher = Searcher(threads=2)
     vectors, queries = rows(2000), rows(4, seed=1)
     searcher.apply(np.arange(10, 1210), vectors[:1200])
     searcher.apply(np.arange(1210, 2010), vectors[1200:])
     removed = np.random.default_rng(2).choice(np.arange(10, 2010), 700, replace=False)
     searcher.apply([], rows(0), removed.tolist())
-    left = np.setdiff1d(np.arange(10, 2010), removed)
-    assert len(searcher) == len(left) == 1300
-    assert searcher.ids().tolist() == left.tolist()
+    remaining = np.setdiff1d(np.arange(10, 2010), removed)
+    assert len(searcher) == len(remaining) == 1300
+    assert searcher.ids().tolist() == remaining.tolist()
     for hits, query in zip(searcher.search(queries, 25), queries, strict=True):
-        distances = exact(vectors[left - 10].astype(np.float32), query.astype(np.float32))
+        distances = exact(vectors[remaining - 10].astype(np.float32), query.astype(np.float32))
         order = np.argsort(distances, kind="stable")[:25]
-        assert hits.ids.tolist() == left[order].tolist()
+        assert hits.ids.tolist() == remaining[order].tolist()
         assert hits.distances == pytest.approx(distances[order], rel=1e-9)
     everything = searcher.search(queries[:1], 5000)[0]
-    assert sorted(everything.ids.tolist()) == left.tolist()
+    assert sorted(everything.ids.tolist()) == remaining.tolist()
     searcher.close()
 
 
-def test_memory_of_removed_vectors_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEGMENT_ROWS", 256)
+def test_the_memory_of_removed_vectors_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searcher_module, "SEGMENT_ROWS", 256)
     searcher = Searcher(threads=1)
     vectors = rows(1024)
     searcher.apply(np.arange(1024), vectors)
@@ -57,23 +57,23 @@ def test_memory_of_removed_vectors_is_given_back(monkeypatch: pytest.MonkeyPatch
     searcher.close()
 
 
-def test_near_identical_vectors_are_told_apart_and_all_that_tie_are_returned() -> None:
+def test_near_identical_vectors_are_ranked_correctly_and_all_ties_are_returned() -> None:
     searcher = Searcher(threads=1)
     base = rows(1)[0]
     base[:] = np.maximum(base, np.float16(1))
     copies = np.tile(base, (300, 1))
-    for n in range(100):  # each a single last bit away, further and further
+    for n in range(100):  # each differs in one more value, by the last bit
         copies[n, : n + 1] = np.nextafter(copies[n, : n + 1], np.float16(np.inf))
     searcher.apply(np.arange(300), copies)
     hits = searcher.search(base[np.newaxis], 250)[0]
     assert hits.ids.tolist() == [*range(100, 300), *range(50)]
     assert hits.distances[199] == 0 < hits.distances[200]
     tied = searcher.search(base[np.newaxis], 3)[0]
-    assert tied.ids.tolist() == list(range(100, 300)), "the caller chooses among equals, so it must have them all"
+    assert tied.ids.tolist() == list(range(100, 300)), "the caller sorts ties by key, so it needs all of them"
     searcher.close()
 
 
-def test_a_block_shows_only_rows_that_are_alive() -> None:
+def test_a_segment_returns_only_live_rows() -> None:
     segment = Segment(16)
     vectors = rows(3)
     segment.append(np.array([5, 6, 7]), vectors)
@@ -82,7 +82,7 @@ def test_a_block_shows_only_rows_that_are_alive() -> None:
     assert found.tolist() == [[1]]
 
 
-def test_short_products_leave_the_other_cores_alone() -> None:
+def test_small_matrix_products_use_one_core() -> None:
     program = """
 import time
 import numpy as np
@@ -100,5 +100,5 @@ for _ in range(100):
 process, thread = time.process_time() - process, time.thread_time() - thread
 print(process / thread)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert float(ran.stdout) < 1.5
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert float(process.stdout) < 1.5

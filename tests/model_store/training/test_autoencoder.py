@@ -16,13 +16,13 @@ from typer.testing import CliRunner, Result
 from index.errors import ModeUnavailableError
 from index.filters import parse_where
 from index.local.index import LocalImageIndex
-from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
+from index.search.code_quality import EvaluationSet, hamming_search, measure_code
 from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
 from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
 from service.cli.main import app
-from tests.index.helpers import MODEL, image, open_index, vector
-from tests.index.local.test_code_builder import activations, images, until
+from tests.index.helpers import MODEL, activations, image, open_index, vector
+from tests.index.local.test_code_builder import images, until
 from tests.support import pictures
 from tests.support.tiny_model import publish_tiny_model
 
@@ -65,12 +65,12 @@ def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
 
 def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
-    collection = Collection(floats, None, np.arange(0, 600, 5))
+    collection = EvaluationSet(floats, None, np.arange(0, 600, 5))
     exact = collection.exact()
     found = []
     for options in (CodeOptions.of_plain_form(64, epochs=5), CodeOptions(64, epochs=5)):
         net = train_codes(rows, replace(options, batch_size=100, learning_rate=2e-3)).net
-        found.append(judge("", 8, hamming(net.bits(floats), net.bits), collection, exact).recall_wide)
+        found.append(measure_code("", 8, hamming_search(net.bits(floats), net.bits), collection, exact).recall_wide)
         used = net.bits(floats).mean(axis=0)
     assert found[1] > found[0] + 0.02
     assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly the same for all rows"
@@ -123,7 +123,7 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
     bits = trained.net.bits(rows.astype(np.float32))
     with open_index(tmp_path) as index:
         index.add_many(images(rows[:300]))
-        with pytest.raises(ModeUnavailableError, match="being made"):
+        with pytest.raises(ModeUnavailableError, match="being computed"):
             index.mode("codes")
 
         def ready() -> bool:
@@ -146,49 +146,6 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
         odd = index.similar("i00301", 300, where=parse_where(["odd:1"]), mode="codes")
         assert len(odd) == 248
         assert index.search(query, 1, mode="exact")[0][0].distance > 0
-
-
-def test_codes_are_judged_by_neighbours_and_classes() -> None:
-    random = np.random.default_rng(0)
-    classes = np.repeat(np.arange(4), 100)
-    rows = (4 * random.standard_normal((4, 64))[classes] + random.standard_normal((400, 64))).astype(np.float32)
-    collection = Collection(rows, classes, np.arange(0, 400, 9))
-    exact = collection.exact()
-    truth = [np.argsort(((rows - rows[q]) ** 2).sum(axis=1))[1:11].tolist() for q in collection.queries]
-    assert [set(found) for found in exact.tolist()] == [set(found) for found in truth]
-    best = judge("exact", 256, exhaustive(rows), collection, exact)
-    assert (best.recall, best.recall_wide, best.bytes) == (1, 1, 256)
-    assert best.precision is not None
-    assert best.precision > 0.95
-    assert best.mean_average_precision is not None
-    blind = judge(
-        "blind",
-        8,
-        hamming(random.random((400, 64)) > 0.5, lambda x: random.random((len(x), 64)) > 0.5),
-        collection,
-        exact,
-    )
-    assert blind.recall < 0.2
-    assert blind.precision is not None
-    assert 0.1 < blind.precision < 0.4
-    assert blind.mean_average_precision is not None
-    assert 0.2 < blind.mean_average_precision < 0.35
-    unknown = judge("exact", 256, exhaustive(rows), replace(collection, classes=None), exact)
-    assert unknown.precision is None
-
-
-def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16]) -> None:
-    floats = rows.astype(np.float32)
-    collection = Collection(floats, None, np.arange(0, 600, 20))
-    exact = collection.exact()
-    codes = list(standard_codes(floats, 128))
-    judged = {code.name: judge(code.name, 16, code.search, collection, exact).recall for code in codes}
-    assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
-    assert min(judged.values()) > 3 * 10 / 600
-    assert judged["PCA+ITQ"] > judged["sign-LSH"]
-    # Centroids know distances, and bits of signs only sides.
-    assert min(judged["OPQ+PQ"], judged["OPQ+PQ fast-scan"]) > judged["PCA+ITQ"]
-    assert [code.name for code in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
 
 
 def test_the_commands_train_judge_and_draw(

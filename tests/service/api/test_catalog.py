@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
-    home = tmp_path_factory.mktemp("catalogue") / "home"
+    home = tmp_path_factory.mktemp("catalog") / "home"
     publish_tiny_model(home)
     with thread_server(home) as server:
         yield server
@@ -34,7 +34,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServe
 
 @pytest.fixture(scope="module", params=["local", "milvus"])
 def any_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
-    folder = tmp_path_factory.mktemp("catalogue")
+    folder = tmp_path_factory.mktemp("catalog")
     publish_tiny_model(folder / "home")
     with thread_server(
         folder / "home", index_uri=str(folder / "index.db") if request.param == "milvus" else None
@@ -119,7 +119,7 @@ def test_a_cursor_of_another_index_is_refused(client: httpx.Client, tmp_path: Pa
         fill(other.client, 3)
         answer = other.client.get("/v1/images", params={"cursor": cursor})
         assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:cursor")
-        assert "not one of this index" in answer.json()["detail"]
+        assert "does not belong to this index" in answer.json()["detail"]
 
 
 def test_bulk_delete_wants_a_filter(client: httpx.Client) -> None:
@@ -240,7 +240,7 @@ def test_a_snapshot_restores_to_the_same_answers(
         assert other.client.get("/v1/images/03/thumbnail").status_code == 200
     again = run(tmp_path / "other", "index", "restore", snapshot["path"])
     assert again.returncode == 1
-    assert "not replaced" in again.stderr
+    assert "already exists" in again.stderr
 
 
 def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -268,7 +268,7 @@ def test_snapshot_and_verify_beside_a_running_server(
     assert "take another snapshot" in damaged.stderr
     refused = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
     assert refused.returncode == 1
-    assert "differs from its SHA-256" in refused.stderr
+    assert "SHA-256 differs from the manifest" in refused.stderr
     locked = run(home, "index", "verify", "--repair")
     assert locked.returncode == 1
     assert "is open in process" in locked.stderr
@@ -325,7 +325,7 @@ def test_a_full_disk_is_507_and_loses_nothing(home: Path) -> None:
         assert keys(again.client.get("/v1/images")) == [*added, "later"]
 
 
-def test_a_catalogue_that_cannot_be_written_is_503_and_loses_nothing(
+def test_a_catalog_that_cannot_be_written_is_503_and_loses_nothing(
     own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
     fill(own_client, 2)

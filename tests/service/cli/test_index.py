@@ -99,8 +99,8 @@ def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         command, env=os.environ | {"FC7_HOME": str(home)}, stderr=subprocess.PIPE, text=True
     ) as process:
-        catalogue = home / "index" / "catalog.db-wal"
-        while process.poll() is None and not (catalogue.exists() and catalogue.stat().st_size > 300_000):
+        catalog = home / "index" / "catalog.db-wal"
+        while process.poll() is None and not (catalog.exists() and catalog.stat().st_size > 300_000):
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
