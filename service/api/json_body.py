@@ -31,7 +31,7 @@ async def receive_document(request: Request, accepted: Sequence[str], timeout_s:
     """
     kind = media_type(request)
     if kind not in accepted:
-        raise BodyTypeError(kind, "send " + " or ".join(accepted))
+        raise BodyTypeError(kind, f"Send {' or '.join(accepted)}.")
     data = b"".join([chunk async for chunk in read_body(request, MAX_DOCUMENT_BYTES, timeout_s)])
     try:
         document = json.loads(data)

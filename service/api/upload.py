@@ -34,8 +34,8 @@ from service.errors import (
 )
 
 _ACCEPTED = (
-    "send the image itself as image/* or application/octet-stream, "
-    "or use multipart/form-data with one part named 'file' for each image"
+    "Send one image as image/* or application/octet-stream, "
+    "or use multipart/form-data with one part named 'file' for each image."
 )
 
 

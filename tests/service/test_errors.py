@@ -33,7 +33,9 @@ def subclasses(kind: type[Fc7Error]) -> Iterator[type[Fc7Error]]:
 @pytest.mark.parametrize("kind", sorted(set(subclasses(Fc7Error)), key=str))
 def test_every_error_finds_a_status(kind: type[Fc7Error]) -> None:
     found = next((ancestor for ancestor in kind.__mro__ if ancestor in STATUS), None)
-    assert found is not None, f"{kind.__qualname__} has no entry in service.problems.STATUS, and no ancestor of it has"
+    assert found is not None, (
+        f"{kind.__qualname__} has no entry in service.api.problems.STATUS, and no ancestor of it has"
+    )
 
 
 def test_the_nearest_ancestor_decides() -> None:
@@ -49,7 +51,7 @@ def test_slugs_are_unique() -> None:
 
 
 def test_one_bad_image_of_several_keeps_its_own_status() -> None:
-    answer = problem_of(BadImageError(3, ImageFormatError("PDF", ("JPEG",))))
+    answer = problem_of("/v1/classify", BadImageError(3, ImageFormatError("PDF", ("JPEG",))))
     assert answer.status_code == 415
     assert json.loads(bytes(answer.body))["index"] == 3
 

@@ -69,4 +69,5 @@ def inference_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": InferenceProblem, "description": _DESCRIPTIONS[status]} for status in sorted(statuses)}
 
 
+READY_RETRY = {"Retry-After": "5"}  # seconds
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.fast_route import FastRoute
+from service.api.routes.fast_route import FastRoute
 from service.settings import ApiKey, Scope
 from tests.support.pictures import jpeg
 from tests.support.server import ThreadServer, thread_server
