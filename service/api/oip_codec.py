@@ -343,15 +343,15 @@ def _elements(texts: Sequence[str]) -> bytes:
 
 def _object(value: object, subject: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise BodyMalformedError(f"{_capitalized(subject)} must be a JSON object, but is {_show(value)}.")
+        raise BodyMalformedError(f"Expected a JSON object for {subject}, but found {_show(value)}.")
     return value
 
 
 def _parameters(entry: Mapping[str, Any], subject: str, accepted: set[str]) -> Mapping[str, Any]:
-    parameters = _object(entry.get("parameters", {}), f"parameters of {subject}")
+    parameters = _object(entry.get("parameters", {}), f"the parameters of {subject}")
     if unknown := parameters.keys() - accepted:
         raise BodyMalformedError(
-            f"{_capitalized(subject)}: the parameter {_show(min(unknown))} is not supported. "
+            f"The parameter {_show(min(unknown))} of {subject} is not supported. "
             f"Supported parameters: {', '.join(sorted(accepted))}."
         )
     return parameters
@@ -360,12 +360,8 @@ def _parameters(entry: Mapping[str, Any], subject: str, accepted: set[str]) -> M
 def _flag(parameters: Mapping[str, Any], name: str, subject: str, *, default: bool = False) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise BodyMalformedError(f"{_capitalized(subject)}: {name} must be true or false, but is {_show(value)}.")
+        raise BodyMalformedError(f"The parameter {name} of {subject} must be true or false, but is {_show(value)}.")
     return value
-
-
-def _capitalized(subject: str) -> str:
-    return subject[:1].upper() + subject[1:]
 
 
 def _is_whole(value: object) -> bool:

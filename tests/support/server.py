@@ -46,7 +46,7 @@ def thread_server(
     home: Path, *, make_runner: Callable[[Artifact, RunnerOptions], Runner] = Runner, **settings: Any
 ) -> Iterator[ThreadServer]:
     """Serve `home` from a thread; leaving drains and stops it."""
-    chosen = Settings(home=home, port=0, log_level="error", **settings)
+    chosen = Settings(**{"home": home, "port": 0, "log_level": "error"} | settings)
     app = create_app(chosen, make_runner=make_runner)
     state: State = app.state.fc7
     listener = bind(chosen)
