@@ -178,14 +178,14 @@ class ModelStore:
             raise NoActiveModelError(self._known())
         return self.get(active.active.name, active.active.version, verify=verify)
 
-    def activate(self, name: str, version: int | None = None) -> Artifact:
+    def activate(self, name: str, version: int | None = None, *, verify: bool = True) -> Artifact:
         """Verify a version (the newest unless one is given) and make it the one that is served.
 
-        The one that was served becomes the previous one; activating it again changes nothing.
+        verify: False only if the caller has just verified its files. The one that was served becomes the previous one; activating it again changes nothing.
         Raises as `get` does, and PublishError when `active.json` cannot be written: the old one stays active then.
         """
         with self._changing(self._active_file):
-            return self._activate(self.get(name, version))
+            return self._activate(self.get(name, version, verify=verify))
 
     def rollback(self) -> Artifact:
         """Verify the previous version and serve it again; the one that is left becomes the previous one.

@@ -72,7 +72,9 @@ class Direct:
         lacks. Raises QueueFullError after the body was read.
         """
         length = request.headers.get("content-length", "")
-        full = self._state.full() if length.isdigit() and int(length) <= self._state.settings.max_body_bytes else None
+        full = (
+            self._state.refusal() if length.isdigit() and int(length) <= self._state.settings.max_body_bytes else None
+        )
         if full is None:
             return
         with suppress(TimeoutError):

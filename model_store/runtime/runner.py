@@ -42,7 +42,7 @@ class Runner:
     """
 
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
-        """Load `artifact`, after comparing its files with the manifest if nobody did yet.
+        """Load `artifact`. Files that were not verified yet are compared with the manifest, each read once.
 
         Raises ArtifactCorruptError, PrecisionNotFoundError, DeviceUnavailableError when CUDA was asked for and cannot
         be used, RunnerError for a graph that cannot be loaded or has another contract, MissingExtraError without ONNX
@@ -51,12 +51,11 @@ class Runner:
         self.options = options or RunnerOptions()
         if self.options.precision is not None:
             artifact = artifact.at(self.options.precision)
-        if not artifact.verified:
-            artifact.verify()
         self.artifact = artifact
         self.classes = len(artifact.manifest.classes)
         self._session: onnxruntime.InferenceSession | None
         (self._session, *shared), self.provider = load_sessions(artifact, self.options)
+        artifact.verify()  # the files that were not loaded; `load_sessions` verified the others as it read them
         self._shared: onnxruntime.InferenceSession | None = shared[0] if shared else None
         self.streams = self.options.streams if shared else 1
         self.device = "cpu" if self.provider == CPU else f"cuda:{self.options.cuda_device}"

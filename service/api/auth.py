@@ -77,7 +77,7 @@ def check_key(request: Request, needed: Scope) -> None:
 
 
 def _check(request: Request, needed: Scope, secret: str | None) -> None:
-    keyring: Keyring = request.app.state.fc7.keyring
+    keyring: Keyring = request.app.state.keyring
     keyring.check(secret, needed, request.headers.get("sec-fetch-site"))
 
 

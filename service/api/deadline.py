@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from service.errors import ClientGoneError, DeadlineError
-from service.inference.embed import _T
 from service.state import State
+
+_T = TypeVar("_T")
 
 
 async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T]) -> _T:

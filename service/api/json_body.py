@@ -30,7 +30,7 @@ async def receive_document(request: Request, taken: Sequence[str], seconds: floa
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in taken:
-        raise BodyTypeError(kind, "send " + " or ".join(taken))
+        raise BodyTypeError(kind, f"Send {' or '.join(taken)}.")
     data = bytearray()
     try:
         async with asyncio.timeout(seconds):

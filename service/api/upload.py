@@ -35,8 +35,8 @@ from service.errors import (
 )
 
 _TAKEN = (
-    "send the image itself with image/* or application/octet-stream, "
-    "or multipart/form-data with one part named file for each image"
+    "Send one image as image/* or application/octet-stream, "
+    "or multipart/form-data with one part named file for each image."
 )
 
 
@@ -92,8 +92,20 @@ class BodyBudget:
             self.give_back(count)
 
 
+def limits_of(request: Request) -> BodyLimits:
+    """Return the application's limits for the body of one request."""
+    limits: BodyLimits = request.app.state.body_limits
+    return limits
+
+
+def budget_of(request: Request) -> BodyBudget:
+    """Return the application's budget for the bodies of all requests."""
+    budget: BodyBudget = request.app.state.body_budget
+    return budget
+
+
 @asynccontextmanager
-async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[Body]:
+async def receive(request: Request) -> AsyncIterator[Body]:
     """Read a body: an image, or multipart with parts named `file` (and `metadata`). Its bytes count until the end.
 
     Raises BodyTooLargeError, TooManyImagesError, BodyTimeoutError, BodyTypeError, BodyMalformedError, MetadataError,
@@ -102,31 +114,30 @@ async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> A
     kind, options = parse_options_header(request.headers.get("content-type"))
     parser: _MultipartReader | _RawReader
     if kind == b"multipart/form-data":
-        parser = _MultipartReader(options.get(b"boundary", b""), limits.images)
+        parser = _MultipartReader(options.get(b"boundary", b""), limits_of(request).images)
     elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
         parser = _RawReader()
     else:
         raise BodyTypeError(kind.decode("latin-1"), _TAKEN)
-    async with _collected(request, limits, budget, parser.write):
+    async with _collected(request, parser.write):
         yield parser.finish()
 
 
 @asynccontextmanager
-async def receive_raw(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[bytes]:
+async def receive_raw(request: Request) -> AsyncIterator[bytes]:
     """Read a body as it is, whatever its Content-Type. Its bytes count until the end.
 
     Raises BodyTooLargeError, BodyTimeoutError, QueueFullError, ClientGoneError.
     """
     chunks: list[bytes] = []
-    async with _collected(request, limits, budget, chunks.append):
+    async with _collected(request, chunks.append):
         yield b"".join(chunks)
 
 
 @asynccontextmanager
-async def _collected(
-    request: Request, limits: BodyLimits, budget: BodyBudget, write: Callable[[bytes], None]
-) -> AsyncIterator[None]:
+async def _collected(request: Request, write: Callable[[bytes], None]) -> AsyncIterator[None]:
     """Hand the whole body to `write`, counting; what was counted is given back at the end."""
+    limits, budget = limits_of(request), budget_of(request)
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limits.bytes:
         raise BodyTooLargeError(limits.bytes)

@@ -14,7 +14,7 @@ from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, pro
 from service.api.schemas import ClassifyAnswer, ClassifyResult, ModelName
 from service.api.upload import Upload, receive
 from service.errors import ParameterError
-from service.inference.embed import embed
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -33,7 +33,7 @@ _DEFAULT_K = 5
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], state: StateDep) -> ClassifyAnswer:
     """Send one image as the body, or several as multipart parts named `file`."""
     _check_k(query.k, await state.artifact(query.model))
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         return await within_limits(request, state, _classify(request, state, query, body.uploads))
 
 
@@ -41,10 +41,12 @@ async def _classify(request: Request, state: State, query: ClassifyQuery, upload
     async with state.use(query.model) as serving:
         artifact = serving.artifact
         k = _check_k(query.k, artifact)  # again: another version may have been activated while the body came
-        embedded = await embed(request, state, serving, uploads, views=query.views)
+        embedded = await state.embedder.embed(
+            notes_of(request.scope), serving, [upload.data for upload in uploads], views=query.views
+        )
         return ClassifyAnswer(
             model=ModelName.of(artifact),
-            results=[ClassifyResult.of(image.row, artifact.labels, k) for image in embedded],
+            results=[ClassifyResult.of(image.prediction.probabilities, artifact.labels, k) for image in embedded],
         )
 
 

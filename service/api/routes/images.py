@@ -10,6 +10,7 @@ Does not: fetch URLs.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from functools import partial
 from typing import Annotated, Any
@@ -44,7 +45,8 @@ from service.api.schemas import (
 )
 from service.api.upload import Upload, receive
 from service.errors import BodyMalformedError, ModelNotLoadedError
-from service.inference.embed import Embedded, embed, hashes
+from service.inference.embed import Embedded
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -104,7 +106,7 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
 async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
     """Add all images or none. One without a file name gets the SHA-256 of its bytes as its key."""
     state.index()
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         metadata = body.metadata or {}
         names = [upload.name for upload in body.uploads]
         _check_names([name for name in names if name is not None], metadata)
@@ -172,7 +174,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
     """Send the image as the body, or as the one multipart part named `file`, with `metadata` beside it."""
     state.index()
     check_key(key)
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         if len(body.uploads) != 1:
             raise BodyMalformedError(f"one key takes one image, but {len(body.uploads)} were sent")
         work = _add(request, state, body.uploads, [key], [body.metadata])
@@ -255,9 +257,11 @@ async def _embed_for_index(
     for number, name in enumerate(prints):
         async with state.use_for(name) as serving:
             pictures = state.settings.keep_pictures and not number
-            answers.append(await embed(request, state, serving, uploads, pictures=pictures))
+            images = [upload.data for upload in uploads]
+            answers.append(await state.embedder.embed(notes_of(request.scope), serving, images, pictures=pictures))
     vectors = [
-        {name: image.row.fc7 for name, image in zip(prints, row, strict=True)} for row in zip(*answers, strict=True)
+        {name: image.prediction.fc7 for name, image in zip(prints, row, strict=True)}
+        for row in zip(*answers, strict=True)
     ]
     return answers[0], vectors
 
@@ -274,7 +278,7 @@ async def _add(
     for entry in metadata:
         if entry is not None:
             encode_metadata(entry)
-    digests = await hashes(state, uploads)
+    digests = await state.decode(lambda: [hashlib.sha256(upload.data).hexdigest() for upload in uploads])
     names = [key or digest for key, digest in zip(keys, digests, strict=True)]
     known = await state.in_index(index.lookup, names)
     new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
@@ -293,7 +297,7 @@ async def _add(
                         height=image.prepared.height,
                         metadata=metadata[i],
                         picture=image.picture,
-                        vector=image.row.fc7,
+                        vector=image.prediction.fc7,
                         vectors=own,
                     )
                     for i, image, own in zip(new, embedded, vectors, strict=True)

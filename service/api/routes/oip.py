@@ -32,9 +32,9 @@ from service.api.oip_codec import (
 from service.api.problems import INFERENCE_PATH, STATUS, problem
 from service.api.routes.common import WITH_BODY, WORK, StateDep, inference_problems
 from service.api.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
-from service.api.upload import Upload, receive_raw
+from service.api.upload import budget_of, limits_of, receive_raw
 from service.errors import NotReadyError
-from service.inference.embed import embed, embed_views
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -178,23 +178,24 @@ async def version_infer(
 
 async def _infer(request: Request, state: State, reference: str | None, length: str | None) -> Response:
     await state.artifact(reference)  # before the body is read: what is not there needs no upload
-    async with receive_raw(request, state.body_limits, state.budget) as body:
+    async with receive_raw(request) as body:
         return await within_limits(request, state, _answer(request, state, reference, body, length))
 
 
 async def _answer(request: Request, state: State, reference: str | None, body: bytes, length: str | None) -> Response:
-    plain = await state.decode(inflate, body, request.headers.get("content-encoding"), state.body_limits.bytes)
-    with state.budget.holding(0 if plain is body else len(plain)):
+    limits, notes = limits_of(request), notes_of(request.scope)
+    plain = await state.decode(inflate, body, request.headers.get("content-encoding"), limits.bytes)
+    with budget_of(request).holding(0 if plain is body else len(plain)):
         async with state.use(reference) as serving:
             artifact = serving.artifact
             wanted: InferRequest = await state.decode(
-                lambda: parse(plain, length, most_images=state.body_limits.images, classes=len(artifact.labels))
+                lambda: parse(plain, length, most_images=limits.images, classes=len(artifact.labels))
             )
             if wanted.views is not None:
-                rows = await embed_views(request, state, serving, wanted.views)
+                rows = await state.embedder.embed_views(notes, serving, wanted.views)
             else:
-                uploads = [Upload(picture) for picture in wanted.pictures]
-                rows = [image.row for image in await embed(request, state, serving, uploads, views=wanted.count)]
+                images = await state.embedder.embed(notes, serving, wanted.pictures, views=wanted.count)
+                rows = [image.prediction for image in images]
     outputs = Outputs(np.stack([row.probabilities for row in rows]), np.stack([row.fc7 for row in rows]))
     answer = await state.decode(write, wanted, outputs, artifact.labels, artifact.name, artifact.version)
     if answer.header_length is None:

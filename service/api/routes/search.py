@@ -19,7 +19,7 @@ from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, pro
 from service.api.schemas import ModelName, SearchAnswer, SearchResult
 from service.api.upload import Upload, receive
 from service.errors import ModelNotLoadedError
-from service.inference.embed import embed
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -37,7 +37,7 @@ async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], 
     """Send one image as the body, or several as multipart parts named `file`."""
     find = partial(state.index().search, k=query.k, where=parse_where(query.where))
     await state.artifact(query.model)
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         return await within_limits(request, state, _search(request, state, find, body.uploads, query))
 
 
@@ -51,8 +51,10 @@ async def _search(
         own = index.searched.fingerprint
         try:
             async with state.use_for(own) if model is None else state.use(model) as serving:
-                embedded = await embed(request, state, serving, uploads)
-            vectors, fingerprint = np.stack([image.row.fc7 for image in embedded]), serving.artifact.fingerprint
+                embedded = await state.embedder.embed(
+                    notes_of(request.scope), serving, [upload.data for upload in uploads]
+                )
+            vectors, fingerprint = np.stack([image.prediction.fc7 for image in embedded]), serving.artifact.fingerprint
             mode = await state.in_index(partial(index.mode, query.mode, fingerprint=fingerprint))
             found = await state.in_index(partial(find, vectors, fingerprint=fingerprint, mode=mode))
             break
