@@ -25,7 +25,7 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, ViewportSize, expect, sync_playwright
 
 from service.app import create_app
-from service.server import bind, serve_until_told
+from service.server import bind, serve_until_stopped
 from service.settings import Settings, load_settings
 from tests.support.tiny_model import publish_tiny_model
 
@@ -72,7 +72,7 @@ def crops() -> Iterator[tuple[str, bytes]]:
 def running(settings: Settings) -> Iterator[str]:
     """Serve in a thread until the block ends; yield the address."""
     app, listener = create_app(settings), bind(settings)
-    thread = threading.Thread(target=lambda: asyncio.run(serve_until_told(app, settings, listener)))
+    thread = threading.Thread(target=lambda: asyncio.run(serve_until_stopped(app, settings, listener)))
     thread.start()
     try:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
