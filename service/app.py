@@ -1,13 +1,14 @@
-"""Put the application together: state, middleware, error answers, routers.
+"""Assembles the application: state, middleware, error handlers and routers.
 
-Promises: importing does nothing; one application holds all of its state in `app.state.fc7`; torch is never imported.
-Does not: listen (see `service.server`), read the environment (see `service.settings`).
+Guarantees: importing this module has no side effects. Every application keeps its state in `app.state`. torch is not
+imported.
+Out of scope: listening on a socket (see `service.server`), reading the environment (see `service.settings`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -16,13 +17,14 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
-from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
+from service.api.auth import Keyring
 from service.api.middleware import LingeringClose, Observe
 from service.api.problems import INFERENCE_PATH, PROBLEM_TYPE, handle_error
 from service.api.routes import ROUTERS
+from service.api.upload import BodyBudget, BodyLimits
+from service.inference.loader import MakeRunner
 from service.settings import Settings
 from service.state import State
 
@@ -34,7 +36,7 @@ _DESCRIPTION = (
 
 
 class _Application(FastAPI):
-    """FastAPI, whose OpenAPI document gives errors the type that they have."""
+    """FastAPI with an OpenAPI document that declares errors as application/problem+json."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
@@ -50,21 +52,21 @@ class _Application(FastAPI):
         return super().openapi()
 
 
-def create_app(settings: Settings, *, make_runner: Callable[[Artifact, RunnerOptions], Runner] = Runner) -> FastAPI:
-    """Return the application. Its lifespan opens model and index, and raises Fc7Error where it must not serve.
+def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastAPI:
+    """Return the application. Its lifespan opens the model and the index; it raises Fc7Error if it must not start.
 
-    make_runner: loads a version; for what has to stand before a Runner.
+    make_runner: creates the Runner of a version (tests pass a subclass).
     """
     state = State(settings, make_runner)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(state.open)
+        await asyncio.to_thread(state.resources.open)
         try:
             yield
         finally:
             state.drain()
-            await asyncio.to_thread(state.close)
+            await asyncio.to_thread(state.resources.close)
 
     app = _Application(
         title="fc7",
@@ -75,6 +77,9 @@ def create_app(settings: Settings, *, make_runner: Callable[[Artifact, RunnerOpt
         redoc_url=None,
     )
     app.state.fc7 = state
+    app.state.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
+    app.state.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images, settings.upload_timeout_s)
+    app.state.body_budget = BodyBudget(settings.max_buffer_bytes)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(Fc7Error, handle_error)

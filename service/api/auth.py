@@ -78,7 +78,7 @@ def check_key(request: Request, needed: Scope) -> None:
     """Raise UnauthorizedError or ForbiddenError unless the request's key has the scope `needed`."""
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     bearer = credentials.strip() if scheme.lower() == "bearer" else ""
-    keyring: Keyring = request.app.state.fc7.keyring
+    keyring: Keyring = request.app.state.keyring
     secret = bearer or request.headers.get("x-api-key") or None
     keyring.check(secret, needed, request.headers.get("sec-fetch-site"))
 

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_of_bug
 from service.observability.request_log import Notes
-from service.observability.tracing import Answered
+from service.observability.tracing import RequestSpan
 
 if TYPE_CHECKING:
     from service.state import State
@@ -101,7 +101,7 @@ class Observe:
         more: dict[str, object] = {"images": notes.images} if notes.images else {}
         if self._state.tracing is not None:
             now = time.time_ns()
-            answered = Answered(
+            answered = RequestSpan(
                 scope["method"], route, status, notes.request_id, notes.images, now - int(seconds * 1e9), now
             )
             more["trace_id"] = self._state.tracing.record(Headers(scope=scope), answered, notes.stages)

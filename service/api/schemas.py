@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, SnapshotManifest, Space
@@ -16,7 +18,6 @@ from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
 from service.indexing.jobs import JobInfo
 from service.indexing.reembedder import FollowState, Progress
-from service.inference.batch import Row
 
 
 class ModelName(BaseModel):
@@ -51,9 +52,9 @@ class ClassifyResult(BaseModel):
     predictions: list[Prediction]
 
     @classmethod
-    def of(cls, row: Row, labels: tuple[str, ...], k: int) -> ClassifyResult:
-        """Return the `k` most probable classes of one image."""
-        indices, values = top_k(row.probabilities[None], k)
+    def of(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> ClassifyResult:
+        """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
+        indices, values = top_k(probabilities[None], k)
         pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
         return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
 

@@ -63,6 +63,11 @@ class Body:
     uploads: list[Upload]
     metadata: dict[str, Any] | None = None
 
+    @property
+    def images(self) -> list[bytes]:
+        """The bytes of each image."""
+        return [upload.data for upload in self.uploads]
+
 
 class BodyBudget:
     """Counts the body bytes held by all requests together. Use it from the event loop only."""
@@ -89,6 +94,18 @@ class BodyBudget:
             yield
         finally:
             self.give_back(count)
+
+
+def limits_of(request: Request) -> BodyLimits:
+    """Return the application's limits for the body of one request."""
+    limits: BodyLimits = request.app.state.body_limits
+    return limits
+
+
+def budget_of(request: Request) -> BodyBudget:
+    """Return the application's budget for the bodies of all requests."""
+    budget: BodyBudget = request.app.state.body_budget
+    return budget
 
 
 def media_type(request: Request) -> str:
@@ -129,7 +146,7 @@ async def read_body(
 
 
 @asynccontextmanager
-async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[Body]:
+async def receive(request: Request) -> AsyncIterator[Body]:
     """Read an image, or multipart/form-data with parts named `file` and `metadata`.
 
     The bytes count towards the budget until the block ends. An empty body is one image of 0 bytes: decoding it fails.
@@ -138,33 +155,31 @@ async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> A
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
-        multipart = _MultipartReader(options.get(b"boundary", b""), limits.images)
-        async with _buffered(request, limits, budget, multipart.write):
+        multipart = _MultipartReader(options.get(b"boundary", b""), limits_of(request).images)
+        async with _buffered(request, multipart.write):
             yield multipart.finish()
     elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
-        async with receive_raw(request, limits, budget) as data:
+        async with receive_raw(request) as data:
             yield Body([Upload(data)])
     else:
         raise BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
 
 
 @asynccontextmanager
-async def receive_raw(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[bytes]:
+async def receive_raw(request: Request) -> AsyncIterator[bytes]:
     """Read a body of any Content-Type. Its bytes count towards the budget until the block ends.
 
     Raises BodyTooLargeError, BodyTimeoutError, QueueFullError, ClientGoneError.
     """
     chunks: list[bytes] = []
-    async with _buffered(request, limits, budget, chunks.append):
+    async with _buffered(request, chunks.append):
         yield b"".join(chunks)
 
 
 @asynccontextmanager
-async def _buffered(
-    request: Request, limits: BodyLimits, budget: BodyBudget, write: Callable[[bytes], None]
-) -> AsyncIterator[None]:
+async def _buffered(request: Request, write: Callable[[bytes], None]) -> AsyncIterator[None]:
     """Pass the whole body to `write`. Its bytes count towards the budget until the block ends."""
-    count = 0
+    limits, budget, count = limits_of(request), budget_of(request), 0
     try:
         async for chunk in read_body(request, limits.bytes, limits.seconds):
             budget.take(len(chunk))

@@ -38,7 +38,7 @@ from service.errors import (
 from service.indexing.jobs import ARCHIVE, JobInfo, Jobs
 
 if TYPE_CHECKING:
-    from service.state import State
+    from service.state import Resources, State
 
 TYPES = (
     "application/zip",
@@ -53,7 +53,7 @@ _BUFFER = 1 << 20
 _WAIT_S = 0.2
 
 
-def archive_limits(state: State) -> ArchiveLimits:
+def archive_limits(state: State | Resources) -> ArchiveLimits:
     """Return what an archive may have, by the settings."""
     return ArchiveLimits(_MOST_ENTRIES, state.settings.max_body_bytes, state.settings.max_archive_bytes)
 
@@ -67,7 +67,7 @@ async def receive_archive(request: Request, state: State, jobs: Jobs) -> JobInfo
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in TYPES:
-        raise BodyTypeError(kind, "send an archive as " + ", ".join(TYPES))
+        raise BodyTypeError(kind, f"Send an archive as one of: {', '.join(TYPES)}.")
     limit = state.settings.max_archive_bytes
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
@@ -110,7 +110,7 @@ async def _store(request: Request, path: Path, limit: int, silence_s: float) -> 
         raise translate_os_error(error, path.parent) from error
 
 
-def import_archive(state: State, job: JobInfo, folder: Path, stopped: Callable[[], bool]) -> None:
+def import_archive(state: Resources, job: JobInfo, folder: Path, stopped: Callable[[], bool]) -> None:
     """Add the images of the job's archive, counting them in `job`, until all are seen or `stopped()`."""
     batch: list[tuple[str, bytes]] = []
     for packed in read_images(folder / ARCHIVE, archive_limits(state)):
@@ -126,7 +126,7 @@ def import_archive(state: State, job: JobInfo, folder: Path, stopped: Callable[[
         _add(state, job, batch, stopped)
 
 
-def _key(packed: Packed, job: JobInfo, state: State) -> str | None:
+def _key(packed: Packed, job: JobInfo, state: Resources) -> str | None:
     """Return the image's key; None for one that is skipped."""
     if packed.data is None:
         job.skip(packed.name, f"it has more than {state.settings.max_body_bytes:,} bytes")
@@ -138,9 +138,11 @@ def _key(packed: Packed, job: JobInfo, state: State) -> str | None:
         return None
 
 
-def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Callable[[], bool]) -> None:
+def _add(state: Resources, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Callable[[], bool]) -> None:
     """Add some images in one commit."""
-    index = state.index()
+    index = state.index
+    if index is None:
+        return
     files = dict(batch)  # a name that comes twice: the later one counts, as when unpacking
     digests = {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
     known = index.lookup(list(files))
@@ -161,7 +163,7 @@ def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Ca
         if stopped():
             return
         try:
-            wanted = [model.fingerprint for model in state.index().wanted]
+            wanted = [model.fingerprint for model in index.wanted]
             vectors = [_embed(state, fingerprint, list(decoded.values())) for fingerprint in wanted]
         except (QueueFullError, ModelNotLoadedError):
             time.sleep(_WAIT_S)
@@ -188,7 +190,7 @@ def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Ca
     job.seen += unchanged + len(outcomes)
 
 
-def _embed(state: State, fingerprint: str, images: list[PreparedImage]) -> list[NDArray[np.float32]]:
+def _embed(state: Resources, fingerprint: str, images: list[PreparedImage]) -> list[NDArray[np.float32]]:
     """Return each image's fc7 by the loaded model with this fingerprint."""
     with (
         state.models.use(state.models.find(fingerprint) or fingerprint, background=True) as serving,

@@ -21,13 +21,13 @@ from service.indexing.milvus_watcher import Mover
 from service.indexing.reembedder import Follower
 
 if TYPE_CHECKING:
-    from service.state import State
+    from service.state import Resources
 
 
 class IndexSync:
     """Keeps the index with the model: which loaded version search uses, and the following of a new one."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: Resources) -> None:
         self._state = state
         self.follower: Follower | None = None
         self._spaces: Spaces | None = None

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from service.app import create_app
-from service.server import bind, serve_until_told
+from service.server import bind, serve_until_stopped
 from service.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -38,7 +38,7 @@ def main() -> None:
 def _serve(home: Path) -> None:
     settings = Settings(home=home, port=0, threads=1, decode_threads=2, deadline_s=60)
     try:
-        code = asyncio.run(serve_until_told(create_app(settings), settings, bind(settings)))
+        code = asyncio.run(serve_until_stopped(create_app(settings), settings, bind(settings)))
     except BaseException as error:
         print(f"failed: {error}", flush=True)
         code = 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.server import PATIENCE_S, wait_until
+from tests.support.server import TIMEOUT_S, wait_until
 
 
 class MilvusServer:
@@ -36,7 +36,7 @@ class MilvusServer:
         """End it with SIGKILL."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(PATIENCE_S)
+            self._process.wait(TIMEOUT_S)
 
     def _listens(self) -> bool:
         with socket.socket() as probe:

@@ -10,6 +10,7 @@ Out of scope: fetching URLs.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from functools import partial
 from typing import Annotated, Any
@@ -43,9 +44,10 @@ from service.api.schemas import (
     SearchResult,
     thumbnail_path,
 )
-from service.api.upload import Upload, receive
+from service.api.upload import receive
 from service.errors import BodyMalformedError, ModelNotLoadedError
-from service.inference.embed import Embedded, embed, hashes
+from service.inference.embed import Embedded
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -106,11 +108,11 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
 async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
     """Add all images, or none of them if one is invalid. The key of an image without a file name is its SHA-256."""
     state.index()
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         metadata = body.metadata or {}
         names = [upload.name for upload in body.uploads]
         _check_names([name for name in names if name is not None], metadata)
-        work = _add(request, state, body.uploads, names, [metadata.get(name or "") for name in names])
+        work = _add(request, state, body.images, names, [metadata.get(name or "") for name in names])
         results = await within_limits(request, state, work)
     if any(result.outcome is AddOutcome.ADDED for result in results):
         response.status_code = status.HTTP_201_CREATED
@@ -178,10 +180,10 @@ async def put_image(request: Request, response: Response, key: Key, state: State
     """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`."""
     state.index()
     check_key(key)
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         if len(body.uploads) != 1:
             raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.uploads)} were sent.")
-        work = _add(request, state, body.uploads, [key], [body.metadata])
+        work = _add(request, state, body.images, [key], [body.metadata])
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
         response.status_code = status.HTTP_201_CREATED
@@ -260,16 +262,16 @@ def _fingerprints(state: State) -> list[str]:
 
 
 async def _embed_for_index(
-    request: Request, state: State, uploads: list[Upload], fingerprints: list[str]
+    request: Request, state: State, images: list[bytes], fingerprints: list[str]
 ) -> tuple[list[Embedded], list[dict[str, NDArray[np.float32]]]]:
     """Return the images, and the vectors of each image by fingerprint."""
     by_model = []
     for i, fingerprint in enumerate(fingerprints):
         async with state.use_for(fingerprint) as serving:
             pictures = state.settings.keep_pictures and i == 0
-            by_model.append(await embed(request, state, serving, uploads, pictures=pictures))
+            by_model.append(await state.embedder.embed(notes_of(request.scope), serving, images, pictures=pictures))
     vectors = [
-        {fingerprint: image.row.fc7 for fingerprint, image in zip(fingerprints, row, strict=True)}
+        {fingerprint: image.prediction.fc7 for fingerprint, image in zip(fingerprints, row, strict=True)}
         for row in zip(*by_model, strict=True)
     ]
     return by_model[0], vectors
@@ -278,7 +280,7 @@ async def _embed_for_index(
 async def _add(
     request: Request,
     state: State,
-    uploads: list[Upload],
+    images: list[bytes],
     keys: list[str | None],
     metadata: list[dict[str, Any] | None],
 ) -> list[AddResult]:
@@ -287,31 +289,31 @@ async def _add(
     for entry in metadata:
         if entry is not None:
             encode_metadata(entry)
-    digests = await hashes(state, uploads)
+    digests = await state.decode(lambda: [hashlib.sha256(image).hexdigest() for image in images])
     names = [key or digest for key, digest in zip(keys, digests, strict=True)]
     known = await state.in_index(index.lookup, names)
     new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
-    outcomes = [AddOutcome.UNCHANGED] * len(uploads)
+    outcomes = [AddOutcome.UNCHANGED] * len(images)
     if new:
         while True:
             fingerprints = _fingerprints(state)
             try:
-                embedded, vectors = await _embed_for_index(request, state, [uploads[i] for i in new], fingerprints)
-                images = [
+                embedded, vectors = await _embed_for_index(request, state, [images[i] for i in new], fingerprints)
+                new_images = [
                     NewImage(
                         key=names[i],
                         sha256=digests[i],
-                        size=len(uploads[i].data),
+                        size=len(images[i]),
                         width=image.prepared.width,
                         height=image.prepared.height,
                         metadata=metadata[i],
                         picture=image.picture,
-                        vector=image.row.fc7,
+                        vector=image.prediction.fc7,
                         vectors=own,
                     )
                     for i, image, own in zip(new, embedded, vectors, strict=True)
                 ]
-                added = await state.in_index(index.add_many, images)
+                added = await state.in_index(index.add_many, new_images)
                 break
             except (IndexMovedError, ModelNotLoadedError):
                 if _fingerprints(state) == fingerprints:

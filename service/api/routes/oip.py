@@ -32,9 +32,9 @@ from service.api.oip_codec import (
 from service.api.problems import INFERENCE_PATH, STATUS, problem
 from service.api.routes.common import READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems
 from service.api.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
-from service.api.upload import Upload, receive_raw
+from service.api.upload import budget_of, limits_of, receive_raw
 from service.errors import NotReadyError
-from service.inference.embed import embed, embed_views
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -185,26 +185,29 @@ async def infer(
     """
     reference = _reference(request, state, model)
     await state.artifact(reference)  # reject an unknown model before the body is read
-    async with receive_raw(request, state.body_limits, state.budget) as body:
+    async with receive_raw(request) as body:
         return await within_limits(request, state, _infer(request, state, reference, body, length))
 
 
 async def _infer(request: Request, state: State, reference: str | None, body: bytes, length: str | None) -> Response:
-    plain = await state.decode(inflate, body, request.headers.get("content-encoding"), state.body_limits.bytes)
-    with state.budget.holding(0 if plain is body else len(plain)):
+    limits, notes = limits_of(request), notes_of(request.scope)
+    plain = await state.decode(inflate, body, request.headers.get("content-encoding"), limits.bytes)
+    with budget_of(request).holding(0 if plain is body else len(plain)):
         async with state.use(reference) as serving:
             artifact = serving.artifact
             infer_request: InferRequest = await state.decode(
-                lambda: parse(plain, length, max_images=state.body_limits.images, classes=len(artifact.labels))
+                lambda: parse(plain, length, max_images=limits.images, classes=len(artifact.labels))
             )
             if infer_request.views is not None:
-                rows = await embed_views(request, state, serving, infer_request.views)
+                predictions = await state.embedder.embed_views(notes, serving, infer_request.views)
             else:
-                uploads = [Upload(image) for image in infer_request.images]
-                rows = [
-                    image.row for image in await embed(request, state, serving, uploads, views=infer_request.view_count)
-                ]
-    outputs = Outputs(np.stack([row.probabilities for row in rows]), np.stack([row.fc7 for row in rows]))
+                views = infer_request.view_count
+                embedded = await state.embedder.embed(notes, serving, infer_request.images, views=views)
+                predictions = [image.prediction for image in embedded]
+    outputs = Outputs(
+        np.stack([prediction.probabilities for prediction in predictions]),
+        np.stack([prediction.fc7 for prediction in predictions]),
+    )
     answer = await state.decode(write, infer_request, outputs, artifact.labels, artifact.name, artifact.version)
     if answer.header_length is None:
         return Response(answer.body, media_type="application/json")

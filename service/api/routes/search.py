@@ -17,9 +17,9 @@ from service.api.parameters import ModelSearchQuery
 from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
 from service.api.routes.fast_route import FastRoute
 from service.api.schemas import ModelName, SearchAnswer, SearchResult
-from service.api.upload import Upload, receive
+from service.api.upload import receive
 from service.errors import ModelNotLoadedError
-from service.inference.embed import embed
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -42,11 +42,11 @@ async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], 
     where = parse_where(query.where)
     await state.artifact(query.model)
     async with receive(request, state.body_limits, state.budget) as body:
-        return await within_limits(request, state, _search(request, state, body.uploads, query, where))
+        return await within_limits(request, state, _search(request, state, body.images, query, where))
 
 
 async def _search(
-    request: Request, state: State, uploads: list[Upload], query: ModelSearchQuery, where: Where | None
+    request: Request, state: State, images: list[bytes], query: ModelSearchQuery, where: Where | None
 ) -> SearchAnswer:
     index = state.index()
     if query.model is None and query.mode is not None:
@@ -55,8 +55,8 @@ async def _search(
         searched = index.searched.fingerprint
         try:
             async with state.use_for(searched) if query.model is None else state.use(query.model) as serving:
-                embedded = await embed(request, state, serving, uploads)
-            vectors = np.stack([image.row.fc7 for image in embedded])
+                embedded = await state.embedder.embed(notes_of(request.scope), serving, images)
+            vectors = np.stack([image.prediction.fc7 for image in embedded])
             mode, found = await state.in_index(_find, index, query, where, vectors, serving.artifact.fingerprint)
             break
         except (IndexModelError, IndexMovedError, ModelNotLoadedError):

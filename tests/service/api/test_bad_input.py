@@ -92,9 +92,11 @@ def test_an_animation_is_its_first_frame(client: httpx.Client) -> None:
 def test_a_turned_photograph_gets_the_answer_of_the_upright_one(client: httpx.Client, orientation: int) -> None:
     picture = pictures.scene(3)
     upright = probabilities(client, pictures.encoded(picture, "PNG"))
-    assert probabilities(client, pictures.turned(picture, orientation)) == pytest.approx(upright, abs=1e-6)
+    assert probabilities(client, pictures.with_orientation(picture, orientation)) == pytest.approx(upright, abs=1e-6)
     if orientation > 1:
-        stored = pictures.encoded(Image.open(io.BytesIO(pictures.turned(picture, orientation))), "PNG", exif=b"")
+        stored = pictures.encoded(
+            Image.open(io.BytesIO(pictures.with_orientation(picture, orientation))), "PNG", exif=b""
+        )
         assert probabilities(client, stored) != pytest.approx(upright, abs=1e-3)
 
 
@@ -213,7 +215,7 @@ def test_file_parts_count_too(shared_server: ThreadServer) -> None:
     chunks = [f"{len(part):x}\r\n".encode() + part + b"\r\n"] + [b"100000\r\n" + bytes(0x100000) + b"\r\n"] * 20
     status, problem, _ = raw_answer(shared_server.port, head, *chunks)
     assert (status, problem["limit"]) == (413, 20_000_000)
-    wait_until(lambda: shared_server.state.budget.held == 0)
+    wait_until(lambda: shared_server.app.state.body_budget.held == 0)
 
 
 def test_a_client_that_sends_all_25_mb_still_reads_the_answer(shared_server: ThreadServer) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.test_lifecycle import GatedRunner
 from tests.support import pictures
+from tests.support.pausable_model import PausableRunner
 from tests.support.server import ProcessServer, ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
 
@@ -112,7 +112,7 @@ def _the_next_request_is_served(client: httpx.Client) -> Iterator[None]:
         (image(element(JPEG) * 2), element(JPEG) * 2, 400, ["bytes follow its 1 elements"]),
         (image(b""), b"", 400, ["1 elements are announced, but 0"]),
         (image(element(b"")), element(b""), 400, ["empty"]),
-        (image(element(b"text")), element(b"text"), 400, ["not a readable image"]),
+        (image(element(b"text")), element(b"text"), 400, ["The image cannot be read"]),
         (image(element(JPEG) + element(b"text"), 2), element(JPEG) + element(b"text"), 400, ["image 1"]),
         (image(element(b"%PDF-1.7")), element(b"%PDF-1.7"), 415, ["PDF"]),
         (image(element(pictures.bomb())), element(pictures.bomb()), 422, ["900,000,000 pixels"]),
@@ -232,7 +232,7 @@ def test_inflated_bytes_count_as_held(home: Path) -> None:
         check_error(
             server.client.post(PATH, content=body, headers={"Content-Encoding": "gzip"}), 503, "bytes of bodies"
         )
-        wait_until(lambda: server.state.budget.held == 0)
+        wait_until(lambda: server.app.state.body_budget.held == 0)
 
 
 @pytest.mark.parametrize(
@@ -277,15 +277,15 @@ def test_a_body_that_stops_half_way_ends_in_time(home: Path) -> None:
             assert "0.3 s" in json.loads(answer.read())["error"]
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
             connection.sendall(start.encode() + head + bytes(1000))
-        wait_until(lambda: server.state.budget.held == 0 and server.state.in_flight == 0)
+        wait_until(lambda: server.app.state.body_budget.held == 0 and server.state.in_flight == 0)
         assert post(server.client, {"inputs": [pixels()]}, bytes(VIEW)).status_code == 200
 
 
 def test_deadline_full_queue_and_drain_speak_the_protocol(home: Path) -> None:
-    with thread_server(home, make_runner=GatedRunner, deadline_s=0.4, queue_size=2, max_images=2) as server:
+    with thread_server(home, make_runner=PausableRunner, deadline_s=0.4, queue_size=2, max_images=2) as server:
         runner = server.state.serving().runner
-        assert isinstance(runner, GatedRunner)
-        runner.gate.clear()
+        assert isinstance(runner, PausableRunner)
+        runner.pause()
         try:
             late = post(server.client, {"inputs": [pixels()]}, bytes(VIEW))
             check_error(late, 504, "0.4 s")
@@ -296,7 +296,7 @@ def test_deadline_full_queue_and_drain_speak_the_protocol(home: Path) -> None:
             assert full.headers["retry-after"]
             ticket.__exit__(None, None, None)
         finally:
-            runner.gate.set()
+            runner.resume()
         server.state.in_flight += 1  # keeps the draining server up
         server.state.drain()
         check_error(post(server.client, {"inputs": [pixels()]}, bytes(VIEW)), 503, "shutting down")
