@@ -110,7 +110,7 @@ def test_a_server_without_a_model_explains_how_to_get_one(browser: Browser, tmp_
                 expect(notice).to_contain_text(reason)
             expect(page.get_by_role("alert")).to_be_empty()
             upload(page, photograph("coffee.png"))
-            expect(page.get_by_role("alert")).to_contain_text("No active model")
+            expect(page.get_by_role("alert")).to_contain_text("No model")
         publish_tiny_model(tmp_path)
         with thread_server(tmp_path, port=server.port):
             expect(notice).to_be_hidden()

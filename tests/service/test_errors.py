@@ -51,7 +51,7 @@ def test_slugs_are_unique() -> None:
 
 
 def test_one_bad_image_of_several_keeps_its_status() -> None:
-    answer = problem_of(BadImageError(3, ImageFormatError("PDF", ("JPEG",))))
+    answer = problem_of("/v1/classify", BadImageError(3, ImageFormatError("PDF", ("JPEG",))))
     assert answer.status_code == 415
     assert json.loads(bytes(answer.body))["index"] == 3
 

@@ -48,9 +48,11 @@ class ThreadServer:
 
 
 @contextmanager
-def thread_server(home: Path, *, make_runner: MakeRunner = Runner, **settings: Any) -> Iterator[ThreadServer]:
+def thread_server(
+    home: Path, *, port: int = 0, make_runner: MakeRunner = Runner, **settings: Any
+) -> Iterator[ThreadServer]:
     """Serve `home` from a thread. On exit, the server is drained and stopped."""
-    all_settings = Settings(**{"home": home, "port": 0, "log_level": "error"} | settings)
+    all_settings = Settings(home=home, port=port, log_level="error", **settings)
     app = create_app(all_settings, make_runner=make_runner)
     listener = bind(all_settings)
     port = listener.getsockname()[1]

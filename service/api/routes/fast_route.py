@@ -52,14 +52,14 @@ async def _reject_if_full(request: Request, state: State) -> None:
     At three times the sustainable load, two of three requests are rejected: what each costs is lost to the third.
     """
     length = request.headers.get("content-length", "")
-    full = state.full() if length.isdigit() and int(length) <= state.settings.max_body_bytes else None
-    if full is None:
+    error = state.refusal() if length.isdigit() and int(length) <= state.settings.max_body_bytes else None
+    if error is None:
         return
     with suppress(TimeoutError):
         async with asyncio.timeout(state.settings.upload_timeout_s):
             while (await request.receive()).get("more_body", False):
                 pass
-    raise full
+    raise error
 
 
 def _parse(model: type[BaseModel], parameters: QueryParams) -> BaseModel:

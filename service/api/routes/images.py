@@ -25,8 +25,8 @@ from starlette.types import Scope as AsgiScope
 
 from index.errors import IndexMovedError, MetadataError
 from index.filters import parse_where
-from index.interface import Mode
 from index.records import AddOutcome, Neighbour, NewImage, check_key, encode_metadata
+from index.search.searcher import Mode
 from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.json_body import JSON, MERGE_PATCH, merge_patch, receive_document

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from index.errors import IndexModelError, IndexMovedError
 from index.filters import Where, parse_where
-from index.interface import Answers, ImageIndex, Mode
+from index.interface import Answers, ImageIndex
+from index.search.searcher import Mode
 from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.parameters import ModelSearchQuery
@@ -41,7 +42,7 @@ async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], 
     state.index()
     where = parse_where(query.where)
     await state.artifact(query.model)
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         return await within_limits(request, state, _search(request, state, body.images, query, where))
 
 

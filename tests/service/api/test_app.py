@@ -1,4 +1,4 @@
-"""What surrounds the answers: page, headers, metrics, log lines, and what is not imported."""
+"""The page, headers, metrics and log lines, and which modules are imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.server import process_server, thread_server, wait_until
 JPEG = {"Content-Type": "image/jpeg"}
 
 
-def test_nothing_of_the_service_imports_torch() -> None:
+def test_the_service_does_not_import_torch() -> None:
     program = (
         "import sys, pkgutil, importlib, service, index\n"
         "for package in (service, index):\n"
@@ -31,9 +31,15 @@ def test_nothing_of_the_service_imports_torch() -> None:
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [("/", "text/html"), ("/web/app.js", "text/javascript"), ("/web/style.css", "text/css"), ("/docs", "text/html")],
+    [
+        ("/", "text/html"),
+        ("/web/app.js", "text/javascript"),
+        ("/web/server.js", "text/javascript"),
+        ("/web/style.css", "text/css"),
+        ("/docs", "text/html"),
+    ],
 )
-def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client, path: str, kind: str) -> None:
+def test_the_page_loads_nothing_from_other_servers(client: httpx.Client, path: str, kind: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith(kind)
@@ -45,24 +51,24 @@ def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client, path: str, 
 
 
 @pytest.mark.parametrize("name", ["..%2fapp.py", "%2e%2e/app.py", "index.html.bak", "app.py"])
-def test_no_other_file_is_served(client: httpx.Client, name: str) -> None:
+def test_other_files_are_not_served(client: httpx.Client, name: str) -> None:
     assert client.get(f"/web/{name}").status_code == 404
 
 
-def test_docs_name_every_operation(client: httpx.Client) -> None:
+def test_docs_describe_every_operation(client: httpx.Client) -> None:
     text = client.get("/docs").text
     for methods in client.get("/openapi.json").json()["paths"].values():
         for operation in methods.values():
             assert f"id='{operation['operationId']}'" in text
 
 
-def test_a_request_id_is_taken_or_made(client: httpx.Client) -> None:
+def test_a_valid_request_id_is_kept_and_an_invalid_one_replaced(client: httpx.Client) -> None:
     assert client.get("/livez", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
     made = client.get("/livez", headers={"X-Request-ID": "two words"}).headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", made)
 
 
-def test_metrics_tell_of_requests_images_and_stages(home: Path) -> None:
+def test_metrics_count_requests_images_and_stages(home: Path) -> None:
     with thread_server(home) as server:
         files = [("file", (f"{i}.jpg", pictures.jpeg(i), "image/jpeg")) for i in range(3)]
         answer = server.client.post("/v1/images", files=files)
@@ -86,14 +92,14 @@ def test_metrics_tell_of_requests_images_and_stages(home: Path) -> None:
         assert line in text
 
 
-def test_two_applications_share_no_counter(home: Path, tmp_path: Path) -> None:
+def test_two_applications_have_separate_counters(home: Path, tmp_path: Path) -> None:
     with thread_server(home) as one, thread_server(tmp_path / "empty") as other:
         one.client.post("/v1/classify", content=pictures.jpeg(), headers=JPEG)
         assert "fc7_images_total 1.0" in one.client.get("/metrics").text
         assert "fc7_images_total 0.0" in other.client.get("/metrics").text
 
 
-def test_one_json_line_a_request_and_no_key_in_it(home: Path) -> None:
+def test_each_request_logs_one_json_line_without_the_key(home: Path) -> None:
     key = "read-0123456789abcdef"
     with process_server(home, FC7_API_KEYS=f"read:{key}", FC7_MAXBATCH="3") as server:
         httpx.post(
@@ -102,7 +108,7 @@ def test_one_json_line_a_request_and_no_key_in_it(home: Path) -> None:
             headers=JPEG | {"X-API-Key": key, "X-Request-ID": "mine"},
         )
         httpx.get(f"{server.url}/v1/models")
-        # A line is written after its answer was sent.
+        # A request is logged after its response was sent.
         wait_until(lambda: sum(line["event"] == "request" and "/v1/" in line["path"] for line in server.lines()) == 2)
         lines = server.lines()
         [line] = [line for line in lines if line.get("request_id") == "mine"]
