@@ -297,7 +297,8 @@ def test_a_path_can_name_a_version_that_is_not_active(
         first = client.infer("tiny", [pixels_input()], model_version="1")
         assert first.get_response()["model_version"] == "1"
         check(first, expected)
-        with pytest.raises(InferenceServerException, match=r"The model tiny:3 does not exist\. Published: tiny:1, tiny:2") as refusal:
+        missing = r"The model tiny:3 does not exist\. Published: tiny:1, tiny:2"
+        with pytest.raises(InferenceServerException, match=missing) as refusal:
             client.infer("tiny", [pixels_input()], model_version="3")
         assert refusal.value.status() == "404"
 
