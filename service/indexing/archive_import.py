@@ -161,7 +161,7 @@ def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Ca
         if stopped():
             return
         try:
-            wanted = [model.fingerprint for model in state.index().wanted]
+            wanted = [model.fingerprint for model in state.index().required]
             vectors = [_embed(state, fingerprint, list(decoded.values())) for fingerprint in wanted]
         except (QueueFullError, ModelNotLoadedError):
             time.sleep(_WAIT_S)

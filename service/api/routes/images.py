@@ -141,11 +141,10 @@ async def similar_images(
 ) -> SearchAnswer:
     """Search with the stored vector of an image, itself left out."""
     index, where = state.index(), parse_where(query.where)
-    mode = await state.in_index(index.mode, query.mode)
-    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=mode))
+    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return SearchAnswer(model=model, mode=mode, results=[SearchResult.of(neighbours)])
+    return SearchAnswer(model=model, mode=neighbours.mode, results=[SearchResult.of(neighbours)])
 
 
 @router.get(
@@ -244,7 +243,7 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
 
 
 def _wanted(state: State) -> list[str]:
-    return [model.fingerprint for model in state.index().wanted]
+    return [model.fingerprint for model in state.index().required]
 
 
 async def _embed_for_index(
@@ -305,8 +304,7 @@ async def _add(
                     raise  # else the index went over to another model meanwhile
         for i, outcome in zip(new, done, strict=True):
             outcomes[i] = outcome
-        if state.index_sync.follower is not None:
-            state.index_sync.follower.nudge()
+        state.index_sync.images_added()
     records = await state.in_index(lambda: [index.get(name) for name in names])
     return [
         AddResult(outcome=outcome, image=ImageInfo.of(record))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from index.errors import ModeUnavailableError
 from index.filters import parse_where
-from index.local.index import NewImage
+from index.records import NewImage
 from index.search.pca_code import Projection
 from index.search.searcher import Searcher, restrict
 from index.search.segment import Segment

@@ -40,7 +40,7 @@ def work(thread):
             index.add_many([image(key, number)])
             say(f"done + {key} {number}")
 
-index = open_index(Path(sys.argv[1]), snapshot_after=1)
+index = open_index(Path(sys.argv[1]), cache_after=1)
 for thread in range(4):
     threading.Thread(target=work, args=(thread,), daemon=True).start()
 sys.stdin.read()
@@ -52,7 +52,7 @@ from pathlib import Path
 from index.errors import IndexFullError
 from tests.index.helpers import image, open_index, vector
 
-index = open_index(Path(sys.argv[1]), snapshot_after=1)
+index = open_index(Path(sys.argv[1]), cache_after=1)
 index.add_many([image("first", 0)])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 number = 0
@@ -95,7 +95,7 @@ def test_after_kill_9_every_acknowledged_change_is_there_and_nothing_half(tmp_pa
             process.send_signal(signal.SIGKILL)
             lines += process.stdout.readlines()
         expected = state([line for line in lines if line.endswith("\n")], expected)
-        with open_index(tmp_path, snapshot_after=1) as index:
+        with open_index(tmp_path, cache_after=1) as index:
             records = {record.key: record for record in index.list(1000).images}
             assert len(expected) > 4
             for key, possible in expected.items():
@@ -145,20 +145,20 @@ def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None
     ],
 )
 def test_a_damaged_snapshot_is_made_again_from_the_catalogue(tmp_path: Path, damage: object) -> None:
-    with open_index(tmp_path, snapshot_after=1) as index:
+    with open_index(tmp_path, cache_after=1) as index:
         index.add_many([image(str(n), n) for n in range(30)])
     snapshot = tmp_path / "index" / "vectors.snapshot"
     whole = snapshot.read_bytes()
     snapshot.write_bytes(damage(whole))  # type: ignore[operator]
     for _ in range(2):
-        with open_index(tmp_path, snapshot_after=1) as index:
+        with open_index(tmp_path, cache_after=1) as index:
             assert [index.search(vector(n)[np.newaxis], 1)[0][0].distance for n in range(30)] == [0] * 30
         assert snapshot.read_bytes() == whole
 
 
 def test_a_snapshot_of_another_catalogue_is_not_used(tmp_path: Path) -> None:
     for home in ("one", "two"):
-        with open_index(tmp_path / home, snapshot_after=1) as index:
+        with open_index(tmp_path / home, cache_after=1) as index:
             index.add_many([image(f"{home}{n}", n + 100 * (home == "two")) for n in range(3)])
     (tmp_path / "one/index/vectors.snapshot").replace(tmp_path / "two/index/vectors.snapshot")
     with open_index(tmp_path / "two") as index:
@@ -166,15 +166,15 @@ def test_a_snapshot_of_another_catalogue_is_not_used(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_is_used_and_what_came_and_went_since_is_not_forgotten(tmp_path: Path) -> None:
-    with open_index(tmp_path, snapshot_after=1) as index:
+    with open_index(tmp_path, cache_after=1) as index:
         index.add_many([image(str(n), n) for n in range(30)])
-    with open_index(tmp_path, snapshot_after=10**6) as index:
+    with open_index(tmp_path, cache_after=10**6) as index:
         index.delete("7")
         index.add_many([image("8", 108), image("new", 200)])
     snapshot = tmp_path / "index" / "vectors.snapshot"
     assert b'"rows": 30' in snapshot.read_bytes()[:4096]
     with open_index(tmp_path) as index:
-        assert index.spaces.active.unsaved == 2, "only the two new vectors came from the catalogue"
+        assert index.spaces.active.uncached == 2, "only the two new vectors came from the catalogue"
         found = {n.key: n.distance for n in index.search(vector(108)[np.newaxis], 100)[0]}
         assert set(found) == {str(n) for n in range(30) if n != 7} | {"new"}
         assert found["8"] == 0

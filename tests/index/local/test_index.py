@@ -105,7 +105,7 @@ def test_a_deleted_image_is_gone_from_everything_at_once(open_index: Opener, tmp
 def test_random_changes_leave_what_a_dictionary_and_numpy_say(open_index: Opener, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     expected: dict[str, int] = {}
-    index = open_index(tmp_path, snapshot_after=1)
+    index = open_index(tmp_path, cache_after=1)
     for step in range(120):
         key = f"key{random.integers(40)}"
         if random.random() < 0.3 and key in expected:
@@ -116,7 +116,7 @@ def test_random_changes_leave_what_a_dictionary_and_numpy_say(open_index: Opener
             expected[key] = step
         if step % 30 == 29:
             index.close()
-            index = open_index(tmp_path, snapshot_after=1)
+            index = open_index(tmp_path, cache_after=1)
         if step % 10 == 9:
             query = vector(1000 + step)
             distances = exact(np.stack([vector(n) for n in expected.values()]), query)

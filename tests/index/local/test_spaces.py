@@ -10,7 +10,8 @@ import pytest
 
 from index.catalog.spaces import Finish
 from index.errors import IndexModelError, IndexMovedError
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
+from index.records import NewImage, VectorModel
 from tests.index.helpers import MODEL, image, open_index, picture, sha256, vector
 
 OLD, NEW = MODEL["fingerprint"], "e" * 64
@@ -24,9 +25,9 @@ def both(key: str, number: int) -> NewImage:
 
 def fill(index: LocalImageIndex) -> None:
     """Give the images of numbers 0, 1, ... (their keys) their vectors of the new model."""
-    room = index.spaces.target or index.spaces.active
-    missing = index.spaces.missing_vectors(room, 0, 100)
-    index.spaces.add_vectors(room, missing, [vector(1000 + int(each.key)) for each in missing])
+    model = index.spaces.target or index.spaces.searched
+    missing = index.spaces.missing_vectors(model, 0, 100)
+    index.spaces.add_vectors(model, missing, [vector(1000 + int(each.key)) for each in missing])
 
 
 def distances(index: LocalImageIndex, number: int) -> dict[str, float]:
@@ -36,7 +37,7 @@ def distances(index: LocalImageIndex, number: int) -> dict[str, float]:
 def test_it_goes_over_when_all_have_a_vector_and_not_before(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(4)])
-        assert index.spaces.start_migration(NEW, "solar:2") is False
+        assert index.spaces.start_migration(VectorModel(NEW, "solar:2")) is False
         target = index.spaces.target
         assert target is not None
         fill(index)
@@ -68,7 +69,7 @@ def test_going_back_is_at_once_and_a_third_model_makes_the_first_spare(tmp_path:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(3)])
         for fingerprint, model in ((NEW, "solar:2"), ("d" * 64, "solar:3")):
-            assert index.spaces.start_migration(fingerprint, model) is False
+            assert index.spaces.start_migration(VectorModel(fingerprint, model)) is False
             fill(index)
             assert index.spaces.target is not None
             assert index.spaces.finish(index.spaces.target, frozenset()) is Finish.DONE
@@ -77,7 +78,7 @@ def test_going_back_is_at_once_and_a_third_model_makes_the_first_spare(tmp_path:
             ("solar:2", False, True),
             ("solar:3", True, False),
         ]
-        assert index.spaces.start_migration(NEW, "solar:2") is True
+        assert index.spaces.start_migration(VectorModel(NEW, "solar:2")) is True
         assert distances(index, 1001)["1"] == 0
         with pytest.raises(IndexModelError):
             index.search(vector(1)[np.newaxis], 1, fingerprint=OLD)
@@ -87,7 +88,7 @@ def test_going_back_is_at_once_and_a_third_model_makes_the_first_spare(tmp_path:
 def test_most_images_without_a_vector_keep_it_where_it_is(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(4)])
-        index.spaces.start_migration(NEW, "solar:2")
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
         target = index.spaces.target
         assert target is not None
         missing = index.spaces.missing_vectors(target, 0, 10)
@@ -101,7 +102,7 @@ def test_most_images_without_a_vector_keep_it_where_it_is(tmp_path: Path) -> Non
 def test_a_space_that_is_opened_while_others_write_misses_nothing(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(300)])
-        index.spaces.start_migration(NEW, "solar:2")
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
         fill_all = [
             index.spaces.missing_vectors(index.spaces.target, after, 100)
             for after in (0, 100, 200)
@@ -111,7 +112,7 @@ def test_a_space_that_is_opened_while_others_write_misses_nothing(tmp_path: Path
             assert index.spaces.target is not None
             index.spaces.add_vectors(index.spaces.target, page, [vector(1000 + int(each.key)) for each in page])
     stop = threading.Event()
-    with open_index(tmp_path, follow=True) as index:
+    with open_index(tmp_path, migrate=True) as index:
         done: list[int] = []
 
         def write() -> None:
@@ -122,12 +123,14 @@ def test_a_space_that_is_opened_while_others_write_misses_nothing(tmp_path: Path
                     index.delete(str(number - 200))
                 done.append(number)
 
-        index.spaces.start_migration(OLD, "solar:1")
+        index.spaces.start_migration(VectorModel(OLD, "solar:1"))
         writer = threading.Thread(target=write)
         writer.start()
         while len(done) < 10:
             stop.wait(0.01)
-        index.spaces.start_migration(NEW, "solar:2")  # every image has both: it is read from disk, and goes over
+        index.spaces.start_migration(
+            VectorModel(NEW, "solar:2")
+        )  # every image has both: it is read from disk, and goes over
         stop.wait(0.2)
         stop.set()
         writer.join()

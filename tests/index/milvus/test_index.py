@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from index.catalog.export import export_parquet
+from index.catalog.spaces import Finish
 from index.errors import (
     FilterError,
     IndexLimitError,
@@ -36,11 +37,11 @@ from index.milvus.client import Milvus
 from index.milvus.export import export_from_milvus
 from index.milvus.index import MilvusImageIndex
 from index.milvus.reembed import reembed_on_milvus
-from index.records import AddOutcome, NewImage, VectorModel
+from index.records import AddOutcome, MilvusAddress, NewImage, VectorModel
 from model_store.errors import MissingExtraError
 from model_store.image import encode_jpeg
 from model_store.runtime.runner import Runner
-from tests.index.helpers import MODEL, Opener, exact, image, open_on_milvus, picture, sha256, vector
+from tests.index.helpers import MODEL, Opener, exact, image, index_options, open_on_milvus, picture, sha256, vector
 from tests.index.helpers import open_index as open_locally
 from tests.support.milvus import free_port, milvus_server
 from tests.support.tiny_model import publish_tiny_model
@@ -53,8 +54,8 @@ def open_index() -> Iterator[Opener]:
     yield from open_on_milvus()
 
 
-def opened(uri: str, **options: object) -> MilvusImageIndex:
-    return MilvusImageIndex.open(uri, TOKEN, **{**MODEL, **options})  # type: ignore[arg-type]
+def open_with_token(uri: str) -> MilvusImageIndex:
+    return MilvusImageIndex.open(MilvusAddress(uri, TOKEN, timeout_s=1.0), index_options())
 
 
 def test_what_one_replica_changes_the_other_finds_at_once(open_index: Opener, tmp_path: Path) -> None:
@@ -204,29 +205,29 @@ def test_nearly_the_same_images_are_found(open_index: Opener, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("ftp://milvus", "no kind of index"),
-        ("milvus:19530", "no kind of index"),
+        ("ftp://milvus", "scheme is not supported"),
+        ("milvus:19530", "scheme is not supported"),
         ("http://", "no host"),
-        ("http://milvus:port", "cannot be read"),
-        ("nowhere/at/all/x.db", "there is no folder"),
-        ("index.sqlite", "no kind of index"),
+        ("http://milvus:port", "cannot be parsed"),
+        ("nowhere/at/all/x.db", "the folder .* does not exist"),
+        ("index.sqlite", "scheme is not supported"),
     ],
 )
 def test_an_address_that_cannot_be_one_is_refused(uri: str, words: str) -> None:
     with pytest.raises(IndexUriError, match=words):
-        open_anywhere(Path(), uri, None, fingerprint="f" * 64, model="solar:1")
+        open_anywhere(Path(), MilvusAddress(uri), index_options())
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
     with pytest.raises(IndexUriError, match="FC7_INDEX_TOKEN") as caught:
-        open_anywhere(Path(), "http://root:s3cret@milvus:19530", None, fingerprint="f" * 64, model="solar:1")
+        open_anywhere(Path(), MilvusAddress("http://root:s3cret@milvus:19530"), index_options())
     assert "s3cret" not in str(caught.value)
 
 
 def test_without_pymilvus_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fc7\[scale\]'"):
-        open_anywhere(Path(), "http://milvus:19530", None, fingerprint="f" * 64, model="solar:1")
+        open_anywhere(Path(), MilvusAddress("http://milvus:19530"), index_options())
 
 
 def test_pymilvus_is_imported_where_it_is_asked_for_only() -> None:
@@ -244,14 +245,14 @@ def test_a_milvus_that_is_down_or_silent_is_named_in_time() -> None:
         for port in (free_port(), silent.getsockname()[1]):
             began = time.monotonic()
             with pytest.raises(IndexUnreachableError, match=rf"127.0.0.1:{port} \(FC7_INDEX_URI\)") as caught:
-                opened(f"http://127.0.0.1:{port}", timeout_s=1.0)
+                open_with_token(f"http://127.0.0.1:{port}")
             assert time.monotonic() - began < 5
             assert "s3cret" not in str(caught.value)
             assert TOKEN not in repr(caught.value)
 
 
 def test_a_milvus_that_is_killed_refuses_in_time_and_has_everything_when_it_is_back(tmp_path: Path) -> None:
-    with milvus_server(tmp_path / "data") as server, opened(server.uri, timeout_s=1.0) as index:
+    with milvus_server(tmp_path / "data") as server, open_with_token(server.uri) as index:
         index.add_many([image(str(n), n, {"n": n}) for n in range(20)])
         server.kill()
         where = parse_where(["n>3"])
@@ -284,12 +285,12 @@ def test_an_index_that_is_not_there_or_closed_or_to_read_says_so(open_index: Ope
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
         open_index(tmp_path, read_only=True)
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
-        read_stats(tmp_path, str(tmp_path / "milvus.db"))
+        read_stats(tmp_path, MilvusAddress(str(tmp_path / "milvus.db")))
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1)])
     with pytest.raises(IndexUnavailableError, match="closed"):
         index.get("a")
-    assert read_stats(tmp_path, str(tmp_path / "milvus.db")).images == 1
+    assert read_stats(tmp_path, MilvusAddress(str(tmp_path / "milvus.db"))).images == 1
     with open_index(tmp_path, read_only=True) as index:
         for change in (
             lambda: index.add_many([image("b", 1)]),
@@ -318,29 +319,27 @@ def test_another_models_index_is_refused_until_its_vectors_are_made(open_index: 
         return report.embedded, report.skipped
 
     with open_index(tmp_path) as index:
-        assert isinstance(index, MilvusImageIndex)
         index.add_many([kept(str(n), n) for n in range(9)] + [image("broken", 20)])
         with pytest.raises(IndexModelError, match=r"solar:1; 10 of its images.*fc7 index reembed"):
             open_index(tmp_path, **options)
-        with open_index(tmp_path, **options, follow=True) as follower:
-            assert isinstance(follower, MilvusImageIndex)
-            assert (follower.searched.model, follower.target) == ("solar:1", other)
+        with open_index(tmp_path, **options, migrate=True) as replica:
+            assert (replica.searched.model, replica.spaces.target) == ("solar:1", other)
             both = {MODEL["fingerprint"]: vector(30), other.fingerprint: vector(31)}
             new = NewImage("new", sha256(30), 1, 1, 1, {"n": 30}, jpeg, vector(30), both)
-            assert follower.lookup(["0"]) == {}, "its vector of the other model is still to be made"
-            assert follower.add_many([new]) == [AddOutcome.ADDED]
-            assert not follower.advance()
-            assert follower.search(vector(30)[np.newaxis], 1)[0][0].distance == 0
+            assert replica.lookup(["0"]) == {}, "its vector of the other model is still missing"
+            assert replica.add_many([new]) == [AddOutcome.ADDED]
+            assert replica.spaces.finish(other) is Finish.AGAIN
+            assert replica.search(vector(30)[np.newaxis], 1)[0][0].distance == 0
             embedded, skipped = reembed()
             assert (embedded, [key for key, _ in skipped]) == (9, ["broken"])
-            assert follower.advance()
-            assert follower.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
-            assert follower.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
-            assert [(s.model, s.active, s.vectors) for s in follower.describe()] == [
+            assert replica.spaces.finish(other) is Finish.DONE
+            assert replica.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
+            assert replica.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
+            assert [(s.model, s.active, s.vectors) for s in replica.describe()] == [
                 (other.model, True, 10),
                 ("solar:1", False, 11),
             ]
-            assert index.searched.model == "solar:1", "who did not follow stays"
+            assert index.searched.model == "solar:1", "a replica that does not migrate keeps its model"
             with pytest.raises(IndexModelError):
                 index.search(vector(1)[np.newaxis], 1, fingerprint=other.fingerprint)
     with open_index(tmp_path, **options) as index:
@@ -377,7 +376,7 @@ def test_the_parquet_file_is_that_of_a_local_index_by_key(
             export("all.parquet")
         with pytest.raises(FilterError):
             export("none.parquet", where=parse_where(["m:1"]))
-        with pytest.raises(IndexUnavailableError, match="none of the name other"):
+        with pytest.raises(IndexUnavailableError, match="no index named other"):
             export_from_milvus(Milvus(uri, None, 5.0), "other", tmp_path / "none.parquet")
     assert calls == [(3, 8), (6, 8), (8, 8)]
     ours, theirs = (pyarrow.parquet.read_table(tmp_path / f"{name}.parquet") for name in ("all", "local"))

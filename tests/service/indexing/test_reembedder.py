@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
+from index.records import IndexOptions, NewImage
 from model_store.artifact import Artifact
 from model_store.image import encode_jpeg, prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
-from service.indexing import reembedder as following
+from service.indexing import reembedder
 from tests.support import pictures
 from tests.support.server import ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
@@ -36,7 +37,7 @@ class HeldRunner(Runner):
     leave = threading.Semaphore(0)
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        if threading.current_thread().name == "fc7-follow":
+        if threading.current_thread().name == "fc7-migrate":
             assert self.leave.acquire(timeout=30)
         return super().run(pixels)
 
@@ -53,7 +54,7 @@ def held_server(home: Path, **settings: Any) -> Iterator[ThreadServer]:
 
 @pytest.fixture(autouse=True)
 def no_wait_for_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "QUIET_S", 0.0)
+    monkeypatch.setattr(reembedder, "QUIET_S", 0.0)
 
 
 def add(server: ThreadServer, key: str, seed: int) -> httpx.Response:
@@ -73,9 +74,9 @@ def index_info(server: ThreadServer) -> dict[str, Any]:
     return info
 
 
-def followed(server: ThreadServer, version: int) -> bool:
+def migrated(server: ThreadServer, version: int) -> bool:
     info = index_info(server)
-    return bool(info["model"] == f"tiny:{version}" and (info["following"] or {"state": "done"})["state"] == "done")
+    return bool(info["model"] == f"tiny:{version}" and (info["migration"] or {"state": "done"})["state"] == "done")
 
 
 def activate(server: ThreadServer, version: int) -> Any:
@@ -90,7 +91,7 @@ def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path)
         for number in range(6):
             add(server, f"{number}", number)
         before = nearest(server, 0)
-        assert activate(server, 2)["index"] == "following"
+        assert activate(server, 2)["index_status"] == "migrating"
         assert server.client.post("/v1/classify", content=pictures.jpeg()).json()["model"]["version"] == 2
         assert nearest(server, 0) == before
         assert before[0] == 1
@@ -101,14 +102,14 @@ def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path)
         version, found = nearest(server, 10)
         assert (version, found[0][0], found[0][1] < 1e-3) == (1, "new", True)
         HeldRunner.leave.release(2)
-        following_now = index_info(server)["following"]
-        assert (following_now["model"], following_now["state"], following_now["total"]) == ("tiny:2", "running", 6)
+        migration = index_info(server)["migration"]
+        assert (migration["model"], migration["state"], migration["total"]) == ("tiny:2", "running", 6)
         assert [(s["model"], s["searched"]) for s in index_info(server)["spaces"]] == [
             ("tiny:1", True),
             ("tiny:2", False),
         ]
         HeldRunner.leave.release(1000)
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         wait_until(lambda: server.state.models.ids() == ["tiny:2"])
         version, found = nearest(server, 10)
         assert (version, {key for key, _ in found}) == (2, {"0", "1", "2", "3", "5", "new"})
@@ -130,18 +131,18 @@ def test_going_back_is_immediate_while_the_old_vectors_are_kept(home: Path) -> N
         before = nearest(server, 1)
         HeldRunner.leave.release(1)
         activate(server, 2)
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         add(server, "between", 2)
         named = nearest(server, 1, model="tiny:2")
         assert (named[0], len(named[1])) == (2, 2)
         back = server.client.post("/v1/models/rollback").json()
-        assert (back["model"]["version"], back["index"]) == (1, "followed")
+        assert (back["model"]["version"], back["index_status"]) == (1, "ready")
         assert nearest(server, 1) == before
         assert index_info(server)["missing_vectors"] == 1
         HeldRunner.leave.release(1)
         wait_until(lambda: index_info(server)["missing_vectors"] == 0)
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
-        assert activate(server, 2)["index"] == "followed"
+        assert activate(server, 2)["index_status"] == "ready"
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
 
 
@@ -151,12 +152,12 @@ def test_dropped_vectors_leave_the_disk_and_going_back_embeds_again(home: Path) 
         for number in range(3):
             add(server, f"{number}", number)
         activate(server, 2)
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         wait_until(lambda: [space["model"] for space in index_info(server)["spaces"]] == ["tiny:2"])
         refused = server.client.post("/v1/search?model=tiny:1", content=pictures.jpeg(), headers=JPEG)
         assert (refused.status_code, refused.json()["type"]) == (409, "urn:fc7:problem:index-of-another-model")
         server.client.post("/v1/models/rollback")
-        wait_until(lambda: followed(server, 1))
+        wait_until(lambda: migrated(server, 1))
         assert nearest(server, 1)[0] == 1
     rows = sqlite3.connect(home / "index/catalog.db").execute("SELECT count(*) FROM vectors").fetchone()
     assert rows == (3,)
@@ -171,16 +172,16 @@ def test_a_rollback_during_the_following_ends_it(home: Path) -> None:
         activate(server, 2)
         HeldRunner.leave.release(3)
         threading.Timer(0.3, HeldRunner.leave.release).start()  # the run that it waits for
-        assert server.client.post("/v1/models/rollback").json()["index"] == "followed"
+        assert server.client.post("/v1/models/rollback").json()["index_status"] == "ready"
         assert nearest(server, 0) == before
-        assert index_info(server)["following"] is None
+        assert index_info(server)["migration"] is None
         wait_until(lambda: server.state.models.ids() == ["tiny:1"])
 
 
 def fill(home: Path, artifact: Artifact, count: int) -> None:
     """Put `count` images with pictures into the index, without a server."""
     runner = Runner(artifact, RunnerOptions(device="cpu"))
-    with LocalImageIndex.open(home, fingerprint=artifact.fingerprint, model=artifact.id) as index:
+    with LocalImageIndex.open(home, IndexOptions(artifact.fingerprint, artifact.id)) as index:
         images = []
         for number in range(count):
             pixels = prepare(pictures.jpeg(number % 10)).copy()
@@ -210,8 +211,8 @@ def test_killed_half_way_it_goes_on_after_a_restart(tmp_path: Path) -> None:
     assert vectors() == [300, made]
     assert 32 <= made < 300, "it was killed half-way"
     with thread_server(home) as again:
-        wait_until(lambda: followed(again, 2))
-        assert index_info(again)["following"]["total"] == 300 - made
+        wait_until(lambda: migrated(again, 2))
+        assert index_info(again)["migration"]["total"] == 300 - made
         version, found = nearest(again, 3)
         assert (version, len(found)) == (2, 50)
         assert index_info(again)["missing_vectors"] == 0
@@ -224,17 +225,17 @@ def test_images_without_a_picture_are_counted_named_and_embedded_when_sent_again
         for number in range(3):
             add(server, f"{number}", number)
         activate(server, 2)
-        wait_until(lambda: index_info(server)["following"]["state"] == "stuck")
-        progress = index_info(server)["following"]
+        wait_until(lambda: index_info(server)["migration"]["state"] == "stuck")
+        progress = index_info(server)["migration"]
         assert (progress["skipped"], sorted(progress["skipped_keys"])) == (3, ["0", "1", "2"])
-        assert "no picture" in progress["skipped_keys"]["0"]
+        assert "picture is not stored" in progress["skipped_keys"]["0"]
         [note] = server.client.get("/readyz").json()["notes"]
         assert "3 images" in note
         assert "stays with the model before" in note
         assert nearest(server, 1)[0] == 1
         for number in range(2):
             assert add(server, f"{number}", number).status_code == 200
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         version, found = nearest(server, 1)
         assert (version, {key for key, _ in found}) == (2, {"0", "1"})
         assert index_info(server)["missing_vectors"] == 1
@@ -250,9 +251,9 @@ def test_when_the_old_model_is_gone_search_finds_what_is_embedded(home: Path) ->
     store.activate("tiny", 2)
     store.remove("tiny", 1)
     with thread_server(home) as server:
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         assert nearest(server, 1)[0] == 2
-        assert "not published any more" in server.client.get("/readyz").json()["notes"][0]
+        assert "no longer published" in server.client.get("/readyz").json()["notes"][0]
 
 
 def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) -> None:
@@ -286,7 +287,7 @@ def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) 
         for turn in range(6):
             version = 2 - turn % 2
             activate(server, version)
-            wait_until(partial(followed, server, version))
+            wait_until(partial(migrated, server, version))
         done.set()
         for thread in threads:
             thread.join()
