@@ -1,4 +1,4 @@
-"""The index follows the model: search goes on in the old space until the new one is whole, whatever comes between."""
+"""Migration of the index: search uses the previous vectors until the new ones are complete, whatever happens."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from tests.support.tiny_model import publish_tiny_model
 JPEG = {"Content-Type": "image/jpeg"}
 
 
-class HeldRunner(Runner):
-    """A real runner that lets the following thread make as many vectors as it is given leave for."""
+class GatedRunner(Runner):
+    """A real runner whose migration thread computes a vector only after a test has released a permit."""
 
-    leave = threading.Semaphore(0)
+    permits = threading.Semaphore(0)
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         if threading.current_thread().name == "fc7-migrate":
-            assert self.leave.acquire(timeout=30)
+            assert self.permits.acquire(timeout=30)
         return super().run(pixels)
 
 
 @contextmanager
-def held_server(home: Path, **settings: Any) -> Iterator[ThreadServer]:
-    HeldRunner.leave = threading.Semaphore(0)
-    with thread_server(home, make_runner=HeldRunner, **settings) as server:
+def gated_server(home: Path, **settings: Any) -> Iterator[ThreadServer]:
+    GatedRunner.permits = threading.Semaphore(0)
+    with thread_server(home, make_runner=GatedRunner, **settings) as server:
         try:
             yield server
         finally:
-            HeldRunner.leave.release(1000)
+            GatedRunner.permits.release(1000)
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +85,9 @@ def activate(server: ThreadServer, version: int) -> Any:
     return answer.json()
 
 
-def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path) -> None:
+def test_search_switches_when_all_is_embedded_and_changes_are_written_to_both(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
-    with held_server(home) as server:
+    with gated_server(home) as server:
         for number in range(6):
             add(server, f"{number}", number)
         before = nearest(server, 0)
@@ -101,14 +101,14 @@ def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path)
         server.client.delete("/v1/images/4")
         version, found = nearest(server, 10)
         assert (version, found[0][0], found[0][1] < 1e-3) == (1, "new", True)
-        HeldRunner.leave.release(2)
+        GatedRunner.permits.release(2)
         migration = index_info(server)["migration"]
         assert (migration["model"], migration["state"], migration["total"]) == ("tiny:2", "running", 6)
         assert [(s["model"], s["searched"]) for s in index_info(server)["spaces"]] == [
             ("tiny:1", True),
             ("tiny:2", False),
         ]
-        HeldRunner.leave.release(1000)
+        GatedRunner.permits.release(1000)
         wait_until(lambda: migrated(server, 2))
         wait_until(lambda: server.state.models.ids() == ["tiny:2"])
         version, found = nearest(server, 10)
@@ -124,12 +124,12 @@ def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path)
         )
 
 
-def test_going_back_is_immediate_while_the_old_vectors_are_kept(home: Path) -> None:
+def test_a_rollback_is_immediate_if_the_previous_vectors_are_kept(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
-    with held_server(home) as server:
+    with gated_server(home) as server:
         add(server, "a", 1)
         before = nearest(server, 1)
-        HeldRunner.leave.release(1)
+        GatedRunner.permits.release(1)
         activate(server, 2)
         wait_until(lambda: migrated(server, 2))
         add(server, "between", 2)
@@ -139,14 +139,14 @@ def test_going_back_is_immediate_while_the_old_vectors_are_kept(home: Path) -> N
         assert (back["model"]["version"], back["index_status"]) == (1, "ready")
         assert nearest(server, 1) == before
         assert index_info(server)["missing_vectors"] == 1
-        HeldRunner.leave.release(1)
+        GatedRunner.permits.release(1)
         wait_until(lambda: index_info(server)["missing_vectors"] == 0)
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
         assert activate(server, 2)["index_status"] == "ready"
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
 
 
-def test_dropped_vectors_leave_the_disk_and_going_back_embeds_again(home: Path) -> None:
+def test_dropped_vectors_are_deleted_and_a_rollback_computes_them_again(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     with thread_server(home, previous_vectors="drop") as server:
         for number in range(3):
@@ -163,15 +163,15 @@ def test_dropped_vectors_leave_the_disk_and_going_back_embeds_again(home: Path) 
     assert rows == (3,)
 
 
-def test_a_rollback_during_the_following_ends_it(home: Path) -> None:
+def test_a_rollback_cancels_a_running_migration(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
-    with held_server(home) as server:
+    with gated_server(home) as server:
         for number in range(6):
             add(server, f"{number}", number)
         before = nearest(server, 0)
         activate(server, 2)
-        HeldRunner.leave.release(3)
-        threading.Timer(0.3, HeldRunner.leave.release).start()  # the run that it waits for
+        GatedRunner.permits.release(3)
+        threading.Timer(0.3, GatedRunner.permits.release).start()  # for the run that is waiting
         assert server.client.post("/v1/models/rollback").json()["index_status"] == "ready"
         assert nearest(server, 0) == before
         assert index_info(server)["migration"] is None
@@ -191,7 +191,7 @@ def fill(home: Path, artifact: Artifact, count: int) -> None:
         index.add_many(images)
 
 
-def test_killed_half_way_it_goes_on_after_a_restart(tmp_path: Path) -> None:
+def test_a_killed_migration_resumes_after_a_restart(tmp_path: Path) -> None:
     home = tmp_path / "home"
     first, second = publish_tiny_model(home, seed=0), publish_tiny_model(home, seed=1, activate=False)
     fill(home, first, 300)
@@ -209,7 +209,7 @@ def test_killed_half_way_it_goes_on_after_a_restart(tmp_path: Path) -> None:
         server.process.wait(10)
         made = vectors()[1]
     assert vectors() == [300, made]
-    assert 32 <= made < 300, "it was killed half-way"
+    assert 32 <= made < 300, "the migration was not interrupted"
     with thread_server(home) as again:
         wait_until(lambda: migrated(again, 2))
         assert index_info(again)["migration"]["total"] == 300 - made
@@ -243,7 +243,7 @@ def test_images_without_a_picture_are_counted_named_and_embedded_when_sent_again
         assert "search does not find them" in note
 
 
-def test_when_the_old_model_is_gone_search_finds_what_is_embedded(home: Path) -> None:
+def test_search_finds_embedded_images_if_the_previous_model_was_removed(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     with thread_server(home) as server:
         add(server, "a", 1)
@@ -256,7 +256,7 @@ def test_when_the_old_model_is_gone_search_finds_what_is_embedded(home: Path) ->
         assert "no longer published" in server.client.get("/readyz").json()["notes"][0]
 
 
-def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) -> None:
+def test_no_search_and_no_add_fails_during_repeated_migrations(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     with thread_server(home, previous_vectors="drop", deadline_s=60) as server:
         for number in range(4):
@@ -264,7 +264,7 @@ def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) 
         done = threading.Event()
         answers: list[tuple[int, str]] = []
 
-        def ask(thread: int) -> None:
+        def send_requests(thread: int) -> None:
             with httpx.Client(base_url=server.url, timeout=60) as client:
                 for number in range(10_000):
                     if done.is_set():
@@ -281,11 +281,11 @@ def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) 
                             answers.append((0, f"models mixed: {answer.text}"))
                     answers.append((answer.status_code, answer.text))
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+        threads = [threading.Thread(target=send_requests, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
-        for turn in range(6):
-            version = 2 - turn % 2
+        for step in range(6):
+            version = 2 - step % 2
             activate(server, version)
             wait_until(partial(migrated, server, version))
         done.set()
