@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from benchmarks import rivals
 from benchmarks.vectors import Vectors, nearest, rows_of
 from index.errors import ModeUnavailableError
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
+from index.records import IndexOptions, NewImage
 from index.search.searcher import Mode
 from model_store.code_store import CodesManifest, CodeStore
 
@@ -148,7 +149,7 @@ def measure_writes(folder: Path, vectors: Vectors) -> dict[str, float]:
 def _open(home: Path, fast_from: int | None) -> Iterator[LocalImageIndex]:
     """Open a prepared index; nothing is learned and no snapshot is written that was not there."""
     with LocalImageIndex.open(
-        home, fingerprint=FINGERPRINT, model=MODEL, fast_from=fast_from, snapshot_after=1 << 40
+        home, IndexOptions(FINGERPRINT, MODEL, fast_from=fast_from, cache_after=1 << 40)
     ) as index:
         yield index
 
@@ -213,9 +214,7 @@ def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
 
 def _fill(home: Path, vectors: Vectors, size: int) -> None:
     """Put rows into a new index until it has `size`, as keys "0", "1", ..., and wait until `fast` is learned."""
-    with LocalImageIndex.open(
-        home, fingerprint=FINGERPRINT, model=MODEL, fast_from=None, snapshot_after=1 << 40
-    ) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, cache_after=1 << 40)) as index:
         start = index.stats().images
         position = 0
         for block in rows_of(vectors, size):
@@ -225,7 +224,7 @@ def _fill(home: Path, vectors: Vectors, size: int) -> None:
                 index.add_many([_image(str(first + n), row) for n, row in enumerate(fresh.astype(np.float32))])
             position += len(block)
     after = 1 if size <= SNAPSHOT_UP_TO else 1 << 40
-    with LocalImageIndex.open(home, fingerprint=FINGERPRINT, model=MODEL, fast_from=1, snapshot_after=after) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, fast_from=1, cache_after=after)) as index:
         while index.mode("fast") != "fast":
             time.sleep(0.2)
 

@@ -163,7 +163,7 @@ def _add(state: Resources, job: JobInfo, batch: list[tuple[str, bytes]], stopped
         if stopped():
             return
         try:
-            wanted = [model.fingerprint for model in index.wanted]
+            wanted = [model.fingerprint for model in index.required]
             vectors = [_embed(state, fingerprint, list(decoded.values())) for fingerprint in wanted]
         except (QueueFullError, ModelNotLoadedError):
             time.sleep(_WAIT_S)

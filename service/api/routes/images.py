@@ -25,8 +25,7 @@ from starlette.types import Scope as AsgiScope
 
 from index.errors import IndexMovedError, MetadataError
 from index.filters import parse_where
-from index.records import AddOutcome, Neighbour, NewImage, check_key, encode_metadata
-from index.search.searcher import Mode
+from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.json_body import JSON, MERGE_PATCH, merge_patch, receive_document
@@ -146,14 +145,10 @@ async def similar_images(
 ) -> SearchAnswer:
     """Search with the stored vector of an indexed image. The image itself is not part of the result."""
     index, where = state.index(), parse_where(query.where)
-
-    def find() -> tuple[Mode, list[Neighbour]]:
-        mode = index.mode(query.mode)
-        return mode, index.similar(key, query.k, where=where, mode=mode)
-
+    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
-    mode, neighbours = await within_limits(request, state, state.in_index(find))
-    return SearchAnswer(model=model, mode=mode, results=[SearchResult.of(neighbours)])
+    neighbours = await within_limits(request, state, work)
+    return SearchAnswer(model=model, mode=neighbours.mode, results=[SearchResult.of(neighbours)])
 
 
 @router.get(
@@ -258,7 +253,7 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
 
 def _fingerprints(state: State) -> list[str]:
     """Return the fingerprints of the models whose vectors the index needs for a new image."""
-    return [model.fingerprint for model in state.index().wanted]
+    return [model.fingerprint for model in state.index().required]
 
 
 async def _embed_for_index(
@@ -321,8 +316,7 @@ async def _add(
                 # The index switched to another model in the meantime: embed the images with that model.
         for i, outcome in zip(new, added, strict=True):
             outcomes[i] = outcome
-        if state.index_sync.follower is not None:
-            state.index_sync.follower.nudge()
+        state.index_sync.images_added()
     records = await state.in_index(lambda: [index.get(name) for name in names])
     return [
         AddResult(outcome=outcome, image=ImageInfo.of(record))

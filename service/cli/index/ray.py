@@ -14,7 +14,7 @@ from index.bulk.ray.build import ClusterBuild, ClusterReport
 from index.bulk.ray.cluster import join
 from index.bulk.report import BuildReport
 from index.bulk.sources import open_source
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats
 from model_store.store import ModelStore
 from service.factory import open_index_of, runner_options
 from service.settings import Settings
@@ -54,9 +54,7 @@ def build_on_ray(
     files.check()
     room = sum(entry.size for entry in artifact.manifest.files.values()) + _ROOM_FOR_BLOCKS
     with (
-        open_index_of(
-            settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
-        ) as index,
+        open_index_of(settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)) as index,
         join(address, object_store_bytes=room) as cluster,
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)

@@ -16,6 +16,7 @@ from index.bulk.report import BuildReport, ReembedReport
 from index.errors import FolderError, IndexModelError, IndexUnavailableError
 from index.factory import read_stats
 from index.local.index import LocalImageIndex
+from index.records import IndexOptions
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
 from model_store.runtime.runner import Outputs, Runner
@@ -51,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 def open_for(home: Path, runner: Runner, *, switch: bool = False) -> LocalImageIndex:
     artifact = runner.artifact
-    return LocalImageIndex.open(home, fingerprint=artifact.fingerprint, model=artifact.id, switch=switch)
+    return LocalImageIndex.open(home, IndexOptions(artifact.fingerprint, artifact.id, switch=switch))
 
 
 def test_a_folder_is_indexed_once_and_each_picture_is_its_own_nearest(home: Path, folder: Path, runner: Runner) -> None:

@@ -19,6 +19,7 @@ from index.bulk.folder import build_index
 from index.errors import IndexUnavailableError
 from index.factory import read_stats
 from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions, MilvusAddress
 from model_store.runtime.runner import Runner
 from tests.index.bulk.test_folder import open_for, save
 from tests.support.milvus import milvus_server
@@ -176,7 +177,7 @@ def test_on_milvus_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, h
         with (
             open_for(tmp_path / "alone", runner) as alone,
             MilvusImageIndex.open(
-                milvus.uri, None, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True
+                MilvusAddress(milvus.uri), IndexOptions(artifact.fingerprint, artifact.id, read_only=True)
             ) as shared,
         ):
             build_index(photos, alone, runner)
@@ -197,7 +198,7 @@ def test_on_milvus_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, h
 
 def images_on(uri: str) -> int:
     try:
-        return read_stats(Path(), uri).images
+        return read_stats(Path(), MilvusAddress(uri)).images
     except IndexUnavailableError:  # not made yet
         return 0
 
