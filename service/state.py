@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
@@ -36,7 +35,7 @@ from service.errors import (
     RunnerDeadError,
 )
 from service.factory import open_index_of, serving_options
-from service.indexing.archive_import import import_archive
+from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import FollowState
 from service.indexing.sync import IndexSync
@@ -264,7 +263,7 @@ class State:
                 self.settings, fingerprint=artifact.fingerprint, model=artifact.embedder, follow=True
             )
             self.index_sync.begin(self._index, artifact)
-            self._jobs = self._open_jobs()
+            self._jobs = self._open_jobs(self._index)
         else:
             self.index_sync.follow(artifact)
 
@@ -302,11 +301,11 @@ class State:
         )
         return Serving(runner.artifact, runner, batcher)
 
-    def _open_jobs(self) -> Jobs:
+    def _open_jobs(self, index: ImageIndex) -> Jobs:
         return Jobs(
             self.settings.home / "jobs",
-            partial(import_archive, self),
-            lambda job, error: self.log.error("job failed", job=job, exc_info=error),
+            ArchiveImport(self.settings, index, self.models, self.decode_pool).run,
+            on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
         )
 
     def _on_death(self, model: str, error: RunnerDeadError) -> None:

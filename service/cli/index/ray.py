@@ -60,7 +60,7 @@ def build_on_ray(
         join(address, object_store_bytes=room) as cluster,
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)
-        cluster.check(files.place)
+        cluster.check(files.location)
         build = ClusterBuild(
             cluster,
             files,
