@@ -30,8 +30,7 @@ from service.api.problems import (
     problem_of_http,
     problem_of_validation,
 )
-from service.api.routes import DIRECT, ROUTERS
-from service.direct import Direct
+from service.api.routes import ROUTERS
 from service.errors import BadImageError
 from service.observability.request_log import notes_of
 from service.settings import Settings
@@ -91,7 +90,6 @@ def create_app(settings: Settings, *, make_runner: Callable[[Artifact, RunnerOpt
     app.add_exception_handler(Fc7Error, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
-    app.add_middleware(Direct, state=state, paths=DIRECT, on_error=_answer_error)
     app.add_middleware(LingeringClose)
     app.add_middleware(Observe, state=state)  # the last added is the outermost
     return app

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from model_store.artifact import Artifact
 from service.api.auth import require
 from service.api.deadline import within_limits
+from service.api.fast_route import FastRoute
 from service.api.parameters import ClassifyQuery
 from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
 from service.api.schemas import ClassifyAnswer, ClassifyResult, ModelName
@@ -18,7 +19,7 @@ from service.inference.embed import embed
 from service.settings import Scope
 from service.state import State
 
-router = APIRouter(tags=["classify"], dependencies=[Depends(require(Scope.READ)), WORK])
+router = APIRouter(tags=["classify"], dependencies=[Depends(require(Scope.READ)), WORK], route_class=FastRoute)
 
 _DEFAULT_K = 5
 

@@ -14,6 +14,7 @@ from index.filters import parse_where
 from index.interface import Answers
 from service.api.auth import require
 from service.api.deadline import within_limits
+from service.api.fast_route import FastRoute
 from service.api.parameters import ModelSearchQuery
 from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
 from service.api.schemas import ModelName, SearchAnswer, SearchResult
@@ -23,7 +24,7 @@ from service.inference.embed import embed
 from service.settings import Scope
 from service.state import State
 
-router = APIRouter(tags=["search"], dependencies=[Depends(require(Scope.READ)), WORK])
+router = APIRouter(tags=["search"], dependencies=[Depends(require(Scope.READ)), WORK], route_class=FastRoute)
 
 
 @router.post(
