@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +66,12 @@ class ArchiveImport:
                 yield key, image.data
 
     def _add(self, job: JobInfo, batch: Sequence[tuple[str, bytes]], stopped: Callable[[], bool]) -> None:
-        """Add the images in one commit; wait while the queue is full, and embed again if the index changed its model."""
+        """Add the images in one commit. Waits while the queue is full; embeds again if the index switched its model."""
         files = dict(batch)  # if a name occurs twice, the last one counts, as when unpacking
         known = self._index.lookup(list(files))
-        options = {"max_pixels": self._settings.max_pixels, "keep_picture": self._settings.keep_pictures}
+        prepare = partial(prepare_file, max_pixels=self._settings.max_pixels, keep_picture=self._settings.keep_pictures)
         prepared = PreparedBatch.of(
-            (key, self._decode_pool.submit(prepare_file, key, data, known.get(key), **options))
-            for key, data in files.items()
+            (key, self._decode_pool.submit(prepare, key, data, known.get(key))) for key, data in files.items()
         )
         for key, reason in prepared.skipped:
             job.skip(key, reason)
