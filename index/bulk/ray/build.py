@@ -23,16 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from index.bulk.ray.cluster import Cluster, Placement, first_line
-from index.bulk.ray.worker import EMBEDDED, FAILED, UNCHANGED, Embedder, WorkerPlan, code_identity
+from index.bulk.ray.worker import EMBEDDED, FAILED, UNCHANGED, Embedder, WorkerPlan
 from index.bulk.report import BuildReport, count_outcomes, interruptible
 from index.bulk.sources import NO_IMAGES, Source
 from index.errors import ClusterError, FolderError, ImageIndexError, InvalidKeyError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
 from model_store.artifact import Artifact
-from model_store.image import DEFAULT_MAX_PIXELS
 from model_store.remote_artifact import ship
-from model_store.runtime.options import RunnerOptions
 
 if TYPE_CHECKING:
     import pyarrow
@@ -42,6 +40,7 @@ _BATCHES_PER_BLOCK = 4
 _LOOKUP_SIZE = 1_000
 _MAX_RETRIES = 3
 _MAX_FAILED_BLOCKS = 64
+_STALL_TIMEOUT_S = 600.0
 
 
 @dataclass(slots=True)
@@ -80,33 +79,17 @@ class ClusterBuild:
         source: Source,
         index: ImageIndex,
         artifact: Artifact,
-        *,
-        options: RunnerOptions,
+        plan: WorkerPlan,
         placement: Placement,
-        batch_size: int = 32,
+        *,
         key_prefix: str = "",
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        keep_pictures: bool = True,
-        stall_timeout_s: float = 600.0,
         progress: Callable[[ClusterReport], None] | None = None,
     ) -> None:
-        """batch_size: images in one run of the model; a worker gets, and a commit has, four times as many.
-
-        key_prefix: a key is this prefix and the path within the source. stall_timeout_s: the build fails after so many
-        seconds without a result. The other parameters are those of `build_index`.
+        """plan: of the workers; a worker gets, and a commit has, four batches. key_prefix: a key is this prefix and the
+        path within the source. progress: called after each commit with the report so far.
         """
-        self._cluster, self._source, self._index, self._placement = cluster, source, index, placement
-        self._prefix, self._stall_timeout_s, self._progress = key_prefix, stall_timeout_s, progress
-        self._block_size = _BATCHES_PER_BLOCK * batch_size
-        self._plan = WorkerPlan(
-            location=source.location,
-            code=code_identity(),
-            options=options,
-            batch_size=batch_size,
-            threads=placement.threads,
-            max_pixels=max_pixels,
-            keep_pictures=keep_pictures,
-        )
+        self._cluster, self._source, self._index, self._plan = cluster, source, index, plan
+        self._placement, self._prefix, self._progress = placement, key_prefix, progress
         self._version = cluster.ray.put(ship(artifact))
         self.report = ClusterReport()
 
@@ -144,7 +127,7 @@ class ClusterBuild:
         for start in range(0, len(valid), _LOOKUP_SIZE):
             known |= self._index.lookup([self._prefix + name for name in valid[start : start + _LOOKUP_SIZE]])
         pending = {name: known.get(self._prefix + name, "") for name in valid}
-        self._process(pending, self._block_size)
+        self._process(pending, _BATCHES_PER_BLOCK * self._plan.batch_size)
         if len(pending) == len(valid) and valid:
             raise ClusterError(
                 self._cluster.address,
@@ -180,7 +163,7 @@ class ClusterBuild:
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.max_errored_blocks = _MAX_FAILED_BLOCKS
-        context.execution_no_progress_timeout_s = self._stall_timeout_s
+        context.execution_no_progress_timeout_s = _STALL_TIMEOUT_S
         block_size = min(block_size, -(-len(files) // (2 * self._placement.actors)))  # few files: use every actor
         schema = pyarrow.schema([("name", pyarrow.string()), ("known", pyarrow.string())])
         blocks = [

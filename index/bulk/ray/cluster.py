@@ -56,22 +56,13 @@ class Placement:
     gpus: int
 
 
+@dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster that this process has joined. ray: the package; nodes: those that can run actors."""
+    """A cluster that this process has joined (see `join`). ray: the package; nodes: those that can run actors."""
 
-    def __init__(self, ray: Any, address: str) -> None:
-        """Use `join`; the constructor only lists the nodes."""
-        self.ray, self.address = ray, address
-        self.nodes = [
-            Node(
-                node["NodeID"],
-                node["NodeManagerAddress"],
-                int(node["Resources"].get("CPU", 0)),
-                int(node["Resources"].get("GPU", 0)),
-            )
-            for node in ray.nodes()
-            if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-        ]
+    ray: Any
+    address: str
+    nodes: Sequence[Node]
 
     def check(self, location: str) -> None:
         """Check that every node has the same fc7 and access to the source at `location`. Raises ClusterError."""
@@ -86,7 +77,25 @@ class Cluster:
             raise ClusterError(self.address, f"Not all nodes ran a task within {_PROBE_S:.0f} s.") from None
         except self.ray.exceptions.RayError as error:
             raise ClusterError(self.address, f"A node cannot run a task: {first_line(error)}") from error
-        check_probes(self.address, self.nodes, results)
+        self.check_probes(results)
+
+    def check_probes(self, results: Sequence[tuple[str, str]]) -> None:
+        """Raise ClusterError for the first node that cannot do the work. results: of the probe on each node."""
+        if not self.nodes:
+            raise ClusterError(self.address, "It has no node with a CPU.")
+        expected = code_identity()
+        for node, (code, problem) in zip(self.nodes, results, strict=True):
+            name = f"Node {node.address}"
+            if not code:
+                fix = (
+                    "Run pip install 'fc7[cpu,ray]' (or 'fc7[gpu,ray]') in the Python environment of Ray on this node."
+                )
+                raise ClusterError(self.address, f"{name} cannot import fc7 ({problem}). {fix}")
+            if code != expected:
+                raise ClusterError(self.address, code_mismatch(name, code, expected))
+            if problem:
+                fix = "Every node must have access to it under the same path or URI."
+                raise ClusterError(self.address, f"{name} cannot open the source: {problem}. {fix}")
 
     def place_actors(self, actors: int | None, threads: int | None, device: str) -> Placement:
         """Return the placement of at most `actors` actors, by default as many as fit. Raises ClusterError if none fits.
@@ -94,43 +103,19 @@ class Cluster:
         threads: CPUs of each actor; by default 1, or the CPUs per GPU of a node if actors use GPUs. device: as in
         RunnerOptions; "auto" uses GPUs if the cluster has some.
         """
-        return place_actors(self.address, self.nodes, actors, threads, device)
-
-
-def place_actors(
-    address: str, nodes: Sequence[Node], actors: int | None, threads: int | None, device: str
-) -> Placement:
-    """Place actors on these nodes, as `Cluster.place_actors` does."""
-    gpus = 0 if device == "cpu" or (device == "auto" and not any(node.gpus for node in nodes)) else 1
-    usable = [node for node in nodes if node.gpus >= gpus]
-    if threads is None:
-        threads = min([1 if not gpus else max(1, node.cpus // node.gpus) for node in usable], default=1)
-    capacity = sum(min(node.cpus // threads, node.gpus if gpus else node.cpus) for node in usable)
-    if not capacity:
-        found = "; ".join(f"{node.address} has {node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "none"
-        raise ClusterError(
-            address,
-            f"No node has {threads} CPUs{' and a GPU' * gpus} for an actor (nodes: {found}). "
-            "FC7_THREADS sets the number of CPUs of an actor, FC7_DEVICE whether it uses a GPU.",
-        )
-    return Placement(min(actors or capacity, capacity), threads, gpus)
-
-
-def check_probes(address: str, nodes: Sequence[Node], results: Sequence[tuple[str, str]]) -> None:
-    """Raise ClusterError for the first node that cannot do the work. results: of the probe on each node."""
-    if not nodes:
-        raise ClusterError(address, "It has no node with a CPU.")
-    expected = code_identity()
-    for node, (code, problem) in zip(nodes, results, strict=True):
-        name = f"Node {node.address}"
-        if not code:
-            fix = "Run pip install 'fc7[cpu,ray]' (or 'fc7[gpu,ray]') in the Python environment of Ray on this node."
-            raise ClusterError(address, f"{name} cannot import fc7 ({problem}). {fix}")
-        if code != expected:
-            raise ClusterError(address, code_mismatch(name, code, expected))
-        if problem:
-            fix = "Every node must have access to it under the same path or URI."
-            raise ClusterError(address, f"{name} cannot open the source: {problem}. {fix}")
+        gpus = 0 if device == "cpu" or (device == "auto" and not any(node.gpus for node in self.nodes)) else 1
+        usable = [node for node in self.nodes if node.gpus >= gpus]
+        if threads is None:
+            threads = min([1 if not gpus else max(1, node.cpus // node.gpus) for node in usable], default=1)
+        capacity = sum(min(node.cpus // threads, node.gpus if gpus else node.cpus) for node in usable)
+        if not capacity:
+            found = "; ".join(f"{node.address} has {node.cpus} CPUs and {node.gpus} GPUs" for node in self.nodes)
+            raise ClusterError(
+                self.address,
+                f"No node has {threads} CPUs{' and a GPU' * gpus} for an actor (nodes: {found or 'none'}). "
+                "FC7_THREADS sets the number of CPUs of an actor, FC7_DEVICE whether it uses a GPU.",
+            )
+        return Placement(min(actors or capacity, capacity), threads, gpus)
 
 
 @contextmanager
@@ -159,12 +144,26 @@ def join(address: str, *, object_store_bytes: int) -> Iterator[Cluster]:
                 options = {"address": address}
             try:
                 _connect(ray, address, options)
-                yield Cluster(ray, address)
+                yield Cluster(ray, address, _usable_nodes(ray))
             finally:
                 ray.shutdown()
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _usable_nodes(ray: Any) -> list[Node]:
+    """Return the nodes with a CPU."""
+    return [
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
 
 
 def _prepare_environment(address: str) -> None:

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +42,17 @@ _File = tuple[str, str]  # name, and the SHA-256 that the index has for it, or "
 class WorkerPlan:
     """Parameters shared by all workers of a build.
 
-    location: of the source, for `open_source`. code: the `code_identity` that workers must have. batch_size: images in
-    one run of the model. threads: for reading and decoding, and for a run on a CPU.
+    location: of the source, for `open_source`. batch_size: images in one run of the model. threads: for reading and
+    decoding, and for a run on a CPU. code: the `code_identity` that workers must have.
     """
 
     location: str
-    code: str
     options: RunnerOptions
     batch_size: int
     threads: int
     max_pixels: int
     keep_pictures: bool
+    code: str = field(default_factory=lambda: code_identity())
 
 
 def code_identity(root: Path | None = None) -> str:

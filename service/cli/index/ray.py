@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from index.bulk.ray.build import ClusterBuild, ClusterReport
 from index.bulk.ray.cluster import join
+from index.bulk.ray.worker import WorkerPlan
 from index.bulk.report import BuildReport
 from index.bulk.sources import open_source
 from index.records import IndexStats
@@ -61,18 +62,16 @@ def build_on_ray(
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)
         cluster.check(files.location)
-        build = ClusterBuild(
-            cluster,
-            files,
-            index,
-            artifact,
+        plan = WorkerPlan(
+            location=files.location,
             options=runner_options(settings, batches=True),
-            placement=placement,
             batch_size=options.batch_size,
-            key_prefix=options.key_prefix,
+            threads=placement.threads,
             max_pixels=settings.max_pixels,
             keep_pictures=settings.keep_pictures,
-            progress=progress,
+        )
+        build = ClusterBuild(
+            cluster, files, index, artifact, plan, placement, key_prefix=options.key_prefix, progress=progress
         )
         report = build.run()
         return report, index.stats()

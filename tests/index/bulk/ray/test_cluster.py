@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from index.bulk.ray.cluster import Node, Placement, check_probes, join, place_actors
+from index.bulk.ray.cluster import Cluster, Node, Placement, join
 from index.bulk.ray.worker import code_identity
 from index.errors import ClusterError
 from model_store.errors import MissingExtraError
@@ -43,28 +43,28 @@ def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nodes_without_the_same_fc7_or_the_source_are_rejected() -> None:
-    check_probes("x", [CPUS, GPUS], [(code_identity(), ""), (code_identity(), "")])
+    Cluster(None, "x", [CPUS, GPUS]).check_probes([(code_identity(), ""), (code_identity(), "")])
     with pytest.raises(
         ClusterError, match=r"10\.0\.0\.1 cannot import fc7 \(No module named 'index'\)\. Run pip install"
     ):
-        check_probes("x", [CPUS], [("", "No module named 'index'")])
+        Cluster(None, "x", [CPUS]).check_probes([("", "No module named 'index'")])
     with pytest.raises(
         ClusterError, match=r"10\.0\.0\.2 has another version of fc7 \(code 0123.*Install the same version"
     ):
-        check_probes("x", [CPUS, GPUS], [(code_identity(), ""), ("0123", "")])
+        Cluster(None, "x", [CPUS, GPUS]).check_probes([(code_identity(), ""), ("0123", "")])
     with pytest.raises(ClusterError, match=r"10\.0\.0\.1 cannot open the source: gone"):
-        check_probes("x", [CPUS], [(code_identity(), "gone")])
+        Cluster(None, "x", [CPUS]).check_probes([(code_identity(), "gone")])
     with pytest.raises(ClusterError, match="no node with a CPU"):
-        check_probes("x", [], [])
+        Cluster(None, "x", []).check_probes([])
 
 
 def test_actors_are_placed_by_cpus_gpus_and_device() -> None:
-    assert place_actors("x", [CPUS], None, None, "auto") == Placement(8, 1, 0)
-    assert place_actors("x", [CPUS], 3, 2, "cpu") == Placement(3, 2, 0)
-    assert place_actors("x", [CPUS, GPUS], None, None, "cpu") == Placement(24, 1, 0)
-    assert place_actors("x", [CPUS, GPUS], None, None, "auto") == Placement(2, 8, 1)
-    assert place_actors("x", [CPUS, GPUS], 9, 4, "cuda") == Placement(2, 4, 1)
+    assert Cluster(None, "x", [CPUS]).place_actors(None, None, "auto") == Placement(8, 1, 0)
+    assert Cluster(None, "x", [CPUS]).place_actors(3, 2, "cpu") == Placement(3, 2, 0)
+    assert Cluster(None, "x", [CPUS, GPUS]).place_actors(None, None, "cpu") == Placement(24, 1, 0)
+    assert Cluster(None, "x", [CPUS, GPUS]).place_actors(None, None, "auto") == Placement(2, 8, 1)
+    assert Cluster(None, "x", [CPUS, GPUS]).place_actors(9, 4, "cuda") == Placement(2, 4, 1)
     with pytest.raises(ClusterError, match=r"9 CPUs for an actor \(nodes: 10\.0\.0\.1 has 8 CPUs"):
-        place_actors("x", [CPUS], None, 9, "auto")
+        Cluster(None, "x", [CPUS]).place_actors(None, 9, "auto")
     with pytest.raises(ClusterError, match="and a GPU"):
-        place_actors("x", [CPUS], None, None, "cuda")
+        Cluster(None, "x", [CPUS]).place_actors(None, None, "cuda")

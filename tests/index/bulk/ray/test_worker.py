@@ -37,12 +37,12 @@ def test_code_identity_covers_sub_packages_but_not_training(tmp_path: Path) -> N
 def plan(source: Path, code: str | None = None) -> WorkerPlan:
     return WorkerPlan(
         location=str(source),
-        code=code or code_identity(),
         options=RunnerOptions(device="cpu"),
         batch_size=2,
         threads=2,
         max_pixels=DEFAULT_MAX_PIXELS,
         keep_pictures=True,
+        code=code or code_identity(),
     )
 
 
