@@ -81,7 +81,8 @@ _UNSUPPORTED = (
     (re.compile(rb"DDS "), "DDS"),
     (re.compile(rb"v/1\x01"), "OpenEXR"),
     (re.compile(rb"%!PS"), "PostScript"),
-    (re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE svg[^>]*>\s*)?<svg", re.DOTALL), "SVG"),
+    # A lookahead for each part: nested repetition would take exponential time on hostile input.
+    (re.compile(rb"(?=\s*<)(?=.*<svg)", re.DOTALL), "SVG"),
 )
 
 # EXIF orientation -> transformation of an array [height, width, 3] to the upright picture. See EXIF 2.32, 4.6.4 A.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
-from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
 from model_store.errors import NoActiveModelError
@@ -37,7 +37,7 @@ from service.errors import (
 from service.factory import open_index_of, serving_options
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
-from service.indexing.reembedder import FollowState
+from service.indexing.reembedder import MigrationState
 from service.indexing.sync import IndexSync
 from service.inference.activation import Activator, changed_files, file_stamps
 from service.inference.batcher import Batcher, BatchLimits
@@ -74,7 +74,7 @@ class State:
         self._no_model = NoActiveModelError()
         self._index: ImageIndex | None = None
         self._stamps: dict[str, dict[str, tuple[int, int]]] = {}
-        self.index_sync = IndexSync(self)
+        self.index_sync = IndexSync(self.store, self.models, settings.reembed_share, self.log)
         self.activator = Activator(self)
         self._open = ExitStack()
         self.tracing: Tracing | None = None
@@ -140,7 +140,7 @@ class State:
     def notes(self) -> list[str]:
         """Return what a ready service cannot do, in words."""
         notes = [self.index_sync.note] if self.index_sync.note else []
-        if isinstance(self._index, MilvusImageIndex) and self._index.trouble:
+        if self._index is not None and self._index.trouble:
             notes.append(f"Milvus did not answer the last time, so search may not: {self._index.trouble}")
         serving = self.models.active
         if serving is not None:
@@ -151,10 +151,9 @@ class State:
                     f"{', '.join(changed)} of {model} changed on disk since it was loaded; what answers is what was "
                     f"loaded: fc7 models verify {model}"
                 )
-        follower = self.index_sync.follower
-        progress = follower.progress if follower else None
+        progress = self.index_sync.progress
         if progress is not None and progress.skipped:
-            stays = progress.state is FollowState.STUCK
+            stays = progress.state is MigrationState.STUCK
             notes.append(
                 f"{progress.skipped} images keep no picture that {progress.model} could embed: "
                 + ("search stays with the model before." if stays else "search does not find them.")
@@ -259,13 +258,12 @@ class State:
         self.metrics.model.clear()
         self.metrics.model.labels(artifact.name, str(artifact.version), artifact.precision, device).set(1)
         if self._index is None:
-            self._index = open_index_of(
-                self.settings, fingerprint=artifact.fingerprint, model=artifact.embedder, follow=True
-            )
-            self.index_sync.begin(self._index, artifact)
+            options = IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True)
+            self._index = open_index_of(self.settings, options)
+            self.index_sync.start(self._index, artifact)
             self._jobs = self._open_jobs(self._index)
         else:
-            self.index_sync.follow(artifact)
+            self.index_sync.migrate(artifact)
 
     def _close_index(self) -> None:
         if self._jobs is not None:

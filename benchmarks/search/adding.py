@@ -19,7 +19,8 @@ from benchmarks.photographs import read_photographs
 from benchmarks.search.measure import FINGERPRINT, MODEL
 from index.bulk.folder import build_index
 from index.interface import ImageIndex
-from index.local.index import AddOutcome, LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
+from index.records import AddOutcome, IndexOptions, NewImage
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 
@@ -53,7 +54,7 @@ def measure_adding(index_home: Path, home: Path, source: Path, *, rounds: int = 
         with (
             closing(Runner(ModelStore(home).active_artifact())) as runner,
             LocalImageIndex.open(
-                index_home, fingerprint=FINGERPRINT, model=MODEL, fast_from=1, snapshot_after=1 << 40
+                index_home, IndexOptions(FINGERPRINT, MODEL, fast_from=1, cache_after=1 << 40)
             ) as index,
         ):
             runner.warm_up((32,))

@@ -25,7 +25,8 @@ from benchmarks.search import libraries
 from benchmarks.search.libraries import Search
 from benchmarks.search.vectors import Vectors, nearest, rows_of
 from index.errors import ModeUnavailableError
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
+from index.records import IndexOptions, NewImage
 from index.search.searcher import Mode
 from model_store.code_store import CodesManifest, CodeStore
 
@@ -144,7 +145,7 @@ def measure_writes(folder: Path, vectors: Vectors) -> dict[str, float]:
 def _open(home: Path, fast_from: int | None) -> Iterator[LocalImageIndex]:
     """Open a prepared index without training a code or writing a vector cache."""
     with LocalImageIndex.open(
-        home, fingerprint=FINGERPRINT, model=MODEL, fast_from=fast_from, snapshot_after=1 << 40
+        home, IndexOptions(FINGERPRINT, MODEL, fast_from=fast_from, cache_after=1 << 40)
     ) as index:
         yield index
 
@@ -209,9 +210,7 @@ def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
 
 def _fill(home: Path, vectors: Vectors, size: int) -> None:
     """Add rows to an index until it has `size`, with the keys "0", "1", ..., and train the `fast` code."""
-    with LocalImageIndex.open(
-        home, fingerprint=FINGERPRINT, model=MODEL, fast_from=None, snapshot_after=1 << 40
-    ) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, cache_after=1 << 40)) as index:
         start = index.stats().images
         position = 0
         for block in rows_of(vectors, size):
@@ -221,7 +220,7 @@ def _fill(home: Path, vectors: Vectors, size: int) -> None:
                 index.add_many([_image(str(first + n), row) for n, row in enumerate(fresh.astype(np.float32))])
             position += len(block)
     after = 1 if size <= SNAPSHOT_UP_TO else 1 << 40
-    with LocalImageIndex.open(home, fingerprint=FINGERPRINT, model=MODEL, fast_from=1, snapshot_after=after) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, fast_from=1, cache_after=after)) as index:
         while index.mode("fast") != "fast":
             time.sleep(0.2)
 

@@ -94,9 +94,9 @@ class PreparedBatch(Generic[In]):
         return batch
 
 
-def wanted_fingerprints(index: ImageIndex) -> list[str]:
+def required_fingerprints(index: ImageIndex) -> list[str]:
     """Return the fingerprints of the models for which an added image needs a vector, the searched model first."""
-    return [model.fingerprint for model in index.wanted]
+    return [model.fingerprint for model in index.required]
 
 
 def new_images(files: Sequence[PreparedFile], vectors: Mapping[str, Sequence[NDArray[np.float32]]]) -> list[NewImage]:
@@ -110,10 +110,10 @@ def add_files(
     files: Sequence[PreparedFile],
     embed: Callable[[str, Sequence[PreparedFile]], Sequence[NDArray[np.float32]]],
 ) -> list[AddOutcome]:
-    """Embed the files for every model that the index wants, and add them in one commit.
+    """Embed the files with every model that the index requires, and add them in one commit.
 
     embed: returns the vectors of the files by the model with this fingerprint. Raises what `embed` and
     `ImageIndex.add_many` raise; after IndexMovedError, call it again.
     """
-    vectors = {fingerprint: embed(fingerprint, files) for fingerprint in wanted_fingerprints(index)}
+    vectors = {fingerprint: embed(fingerprint, files) for fingerprint in required_fingerprints(index)}
     return index.add_many(new_images(files, vectors))

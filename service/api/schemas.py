@@ -18,7 +18,7 @@ from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Snapsh
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
 from service.indexing.jobs import JobInfo
-from service.indexing.reembedder import FollowState, Progress
+from service.indexing.reembedder import MigrationState, Progress
 from service.inference.batch import Row
 
 
@@ -167,15 +167,15 @@ class SpaceInfo(BaseModel):
     kept: bool
 
 
-class FollowInfo(BaseModel):
-    """How far the index is on its way to a model: images that lacked a vector, that got one, that cannot have one."""
+class MigrationInfo(BaseModel):
+    """A migration to another model: images without a vector at its start, embedded since, and not embeddable."""
 
     model: str
-    state: FollowState
+    state: MigrationState
     total: int
     done: int
     skipped: int
-    skipped_keys: dict[str, str] = Field(description="The first of those that cannot have one, and why.")
+    skipped_keys: dict[str, str] = Field(description="The first images that cannot be embedded, and why.")
     detail: str
 
 
@@ -193,7 +193,7 @@ class IndexInfo(BaseModel):
         description="Images that search does not find, because they have no vector of this model."
     )
     spaces: list[SpaceInfo]
-    following: FollowInfo | None = Field(description="The last going over to another model; null when none was needed.")
+    migration: MigrationInfo | None = Field(description="The last migration to another model; null if none was needed.")
 
     @classmethod
     def of(cls, stats: IndexStats, spaces: Sequence[Space], progress: Progress | None) -> IndexInfo:
@@ -218,7 +218,7 @@ class IndexInfo(BaseModel):
                 )
                 for space in spaces
             ],
-            following=None if progress is None else FollowInfo.model_validate(asdict(progress)),
+            migration=None if progress is None else MigrationInfo.model_validate(asdict(progress)),
         )
 
 
@@ -300,14 +300,14 @@ class ModelInfo(BaseModel):
 class ActivationAnswer(BaseModel):
     """The version that answers from now on, the one before it, and how long the switch took.
 
-    `index`: followed (search uses this model already), following (it uses the one before until every image is
-    embedded: see GET /v1/index).
+    index_status: ready (search uses this model already), or migrating (search uses the previous model until every
+    image is embedded: see GET /v1/index).
     """
 
     model: ModelName
-    before: ModelName | None
+    previous: ModelName | None
     seconds: float
-    index: Literal["followed", "following"]
+    index_status: Literal["ready", "migrating"]
 
 
 class ModelsAnswer(BaseModel):

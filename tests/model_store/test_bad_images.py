@@ -6,6 +6,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from typing import Any
@@ -94,12 +95,23 @@ def test_unsupported_format_is_named_with_the_supported_ones(form: str, name: st
         (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "MP4"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"<!-- a --> <!-- b -->\n<!DOCTYPE svg>\n<svg/>", "SVG"),
         (b"\xff\x0a\0\0\0\0", "JPEG XL"),
     ],
 )
 def test_unsupported_format_that_pillow_cannot_write_is_named(data: bytes, name: str) -> None:
     with pytest.raises(ImageFormatError, match=name):
         prepare(data)
+
+
+@pytest.mark.parametrize(
+    "part", [b"<!---->", b"<!-- -->", b" ", b"<?xml?>", b"<", b"<!DOCTYPE svg>", b"<sv"]
+)
+def test_recognizing_a_format_takes_linear_time(part: bytes) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ImageUnreadableError, match="known image format"):
+        prepare(part * 40_000 + b"x")
+    assert time.perf_counter() - started < 0.5
 
 
 def test_image_of_exactly_the_pixel_limit_is_accepted() -> None:

@@ -79,9 +79,9 @@ class ClusterBuild:
         source: Source,
         index: ImageIndex,
         artifact: Artifact,
+        *,
         plan: WorkerPlan,
         placement: Placement,
-        *,
         key_prefix: str = "",
         progress: Callable[[ClusterReport], None] | None = None,
     ) -> None:

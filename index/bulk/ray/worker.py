@@ -38,23 +38,6 @@ EMBEDDED, UNCHANGED, SKIPPED, FAILED = "embedded", "unchanged", "skipped", "fail
 _File = tuple[str, str]  # name, and the SHA-256 that the index has for it, or ""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
-    """Parameters shared by all workers of a build.
-
-    location: of the source, for `open_source`. batch_size: images in one run of the model. threads: for reading and
-    decoding, and for a run on a CPU. code: the `code_identity` that workers must have.
-    """
-
-    location: str
-    options: RunnerOptions
-    batch_size: int
-    threads: int
-    max_pixels: int
-    keep_pictures: bool
-    code: str = field(default_factory=lambda: code_identity())
-
-
 def code_identity(root: Path | None = None) -> str:
     """Return the identity of the code that makes pictures and vectors: the first 16 hex digits of its SHA-256.
 
@@ -74,6 +57,23 @@ def code_identity(root: Path | None = None) -> str:
 def code_mismatch(where: str, found: str, expected: str) -> str:
     """Return the error message for a node or worker whose `code_identity` differs from the command's."""
     return f"{where} has another version of fc7 (code {found}, this command: {expected}). Install the same version."
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """Parameters shared by all workers of a build.
+
+    location: of the source, for `open_source`. batch_size: images in one run of the model. threads: for reading and
+    decoding, and for a run on a CPU. code: the `code_identity` that workers must have.
+    """
+
+    location: str
+    options: RunnerOptions
+    batch_size: int
+    threads: int
+    max_pixels: int
+    keep_pictures: bool
+    code: str = field(default_factory=code_identity)
 
 
 class Embedder:

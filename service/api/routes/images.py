@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from starlette.routing import Match
 from starlette.types import Scope as AsgiScope
 
-from index.bulk.add import PreparedFile, new_images, wanted_fingerprints
+from index.bulk.add import PreparedFile, new_images, required_fingerprints
 from index.errors import IndexMovedError, MetadataError
 from index.filters import parse_where
 from index.interface import ImageIndex
@@ -145,11 +145,10 @@ async def similar_images(
 ) -> SearchAnswer:
     """Search with the stored vector of an image. The image itself is not in the results."""
     index, where = state.index(), parse_where(query.where)
-    mode = await state.in_index(index.mode, query.mode)
-    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=mode))
+    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return SearchAnswer(model=model, mode=mode, results=[SearchResult.of(neighbours)])
+    return SearchAnswer(model=model, mode=neighbours.mode, results=[SearchResult.of(neighbours)])
 
 
 @router.get(
@@ -287,7 +286,7 @@ async def _add(
 
     digests, names, new, results = await state.in_index(find_new)
     while new:
-        fingerprints = wanted_fingerprints(index)
+        fingerprints = required_fingerprints(index)
         try:
             embedded, vectors = await _embed_for_index(request, state, [uploads[i] for i in new], fingerprints)
             files = [
@@ -297,10 +296,10 @@ async def _add(
             results = await state.in_index(_store, index, new_images(files, vectors), names, new)
             break
         except (IndexMovedError, ModelNotLoadedError):
-            if wanted_fingerprints(index) == fingerprints:
+            if required_fingerprints(index) == fingerprints:
                 raise  # otherwise the index switched to another model in the meantime: embed again
-    if new and state.index_sync.follower is not None:
-        state.index_sync.follower.nudge()
+    if new:
+        state.index_sync.images_added()
     return results
 
 

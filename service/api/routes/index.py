@@ -29,11 +29,9 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
     responses=problems(401, 403, 409, 503),
 )
 async def index_stats(state: StateDep) -> IndexInfo:
-    """Count images and bytes, name the model that made the vectors, and tell how far the index follows another."""
-    index, follower = state.index(), state.index_sync.follower
-    return await state.in_index(
-        lambda: IndexInfo.of(index.stats(), index.describe(), follower.progress if follower else None)
-    )
+    """Count images and bytes, name the model that made the vectors, and show the progress of a migration to another."""
+    index = state.index()
+    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.describe(), state.index_sync.progress))
 
 
 @router.post(

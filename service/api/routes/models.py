@@ -62,9 +62,9 @@ def _answer(state: State, done: Activated) -> ActivationAnswer:
     searched = state.index().searched.fingerprint == done.model.fingerprint
     return ActivationAnswer(
         model=ModelName.of(done.model),
-        before=None if done.before is None else ModelName.of_reference(done.before),
+        previous=None if done.before is None else ModelName.of_reference(done.before),
         seconds=round(done.seconds, 3),
-        index="followed" if searched else "following",
+        index_status="ready" if searched else "migrating",
     )
 
 

@@ -36,7 +36,7 @@ router = APIRouter(tags=["search"], dependencies=[Depends(require(Scope.READ)), 
 )
 async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], state: StateDep) -> SearchAnswer:
     """Send one image as the body, or several as multipart parts named `file`."""
-    find = partial(state.index().search, k=query.k, where=parse_where(query.where))
+    find = partial(state.index().search, k=query.k, where=parse_where(query.where), mode=query.mode)
     await state.artifact(query.model)
     async with receive(request, state.body_limits, state.budget) as body:
         return await within_limits(request, state, _search(request, state, find, body.uploads, query))
@@ -46,20 +46,21 @@ async def _search(
     request: Request, state: State, find: Callable[..., Answers], uploads: list[Upload], query: ModelSearchQuery
 ) -> SearchAnswer:
     index, model = state.index(), query.model
-    if model is None:
-        await state.in_index(index.mode, query.mode)  # refused before the model runs
+    if model is None and query.mode is not None:
+        await state.in_index(index.mode, query.mode)  # reject an unavailable mode before the model runs
     while True:
         own = index.searched.fingerprint
         try:
             async with state.use_for(own) if model is None else state.use(model) as serving:
                 embedded = await embed(request, state, serving, uploads)
             vectors, fingerprint = np.stack([image.row.fc7 for image in embedded]), serving.artifact.fingerprint
-            mode = await state.in_index(partial(index.mode, query.mode, fingerprint=fingerprint))
-            found = await state.in_index(partial(find, vectors, fingerprint=fingerprint, mode=mode))
+            found = await state.in_index(partial(find, vectors, fingerprint=fingerprint))
             break
         except (IndexModelError, IndexMovedError, ModelNotLoadedError):
             if model is not None or index.searched.fingerprint == own:
                 raise  # else the index went over to another model meanwhile
     return SearchAnswer(
-        model=ModelName.of(serving.artifact), mode=mode, results=[SearchResult.of(neighbours) for neighbours in found]
+        model=ModelName.of(serving.artifact),
+        mode=found[0].mode,
+        results=[SearchResult.of(neighbours) for neighbours in found],
     )

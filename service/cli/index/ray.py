@@ -15,7 +15,7 @@ from index.bulk.ray.cluster import join
 from index.bulk.ray.worker import WorkerPlan
 from index.bulk.report import BuildReport
 from index.bulk.sources import open_source
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats
 from model_store.store import ModelStore
 from service.factory import open_index_of, runner_options
 from service.settings import Settings
@@ -55,9 +55,7 @@ def build_on_ray(
     files.check()
     room = sum(entry.size for entry in artifact.manifest.files.values()) + _ROOM_FOR_BLOCKS
     with (
-        open_index_of(
-            settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
-        ) as index,
+        open_index_of(settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)) as index,
         join(address, object_store_bytes=room) as cluster,
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)
@@ -71,7 +69,14 @@ def build_on_ray(
             keep_pictures=settings.keep_pictures,
         )
         build = ClusterBuild(
-            cluster, files, index, artifact, plan, placement, key_prefix=options.key_prefix, progress=progress
+            cluster,
+            files,
+            index,
+            artifact,
+            plan=plan,
+            placement=placement,
+            key_prefix=options.key_prefix,
+            progress=progress,
         )
         report = build.run()
         return report, index.stats()

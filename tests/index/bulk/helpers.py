@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from index.local.index import LocalImageIndex
+from index.records import IndexOptions
 from model_store.runtime.runner import Runner
 
 
@@ -21,4 +22,4 @@ def save_image(path: Path, seed: int) -> None:
 def open_index(home: Path, runner: Runner, *, switch: bool = False) -> LocalImageIndex:
     """Open the index of `home` for the model of `runner`."""
     artifact = runner.artifact
-    return LocalImageIndex.open(home, fingerprint=artifact.fingerprint, model=artifact.id, switch=switch)
+    return LocalImageIndex.open(home, IndexOptions(artifact.fingerprint, artifact.id, switch=switch))

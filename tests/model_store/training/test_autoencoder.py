@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from index.errors import ModeUnavailableError
 from index.filters import parse_where
 from index.local.index import LocalImageIndex
+from index.records import IndexOptions
 from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
 from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
@@ -200,7 +201,7 @@ def test_the_commands_train_judge_and_draw(
     new = [
         replace(each, key=f"{n % 3}/{n}", picture=pictures.jpeg(n, 64, 64)) for n, each in enumerate(images(rows[:300]))
     ]
-    with LocalImageIndex.open(home, fingerprint=model.fingerprint, model=model.id) as index:
+    with LocalImageIndex.open(home, IndexOptions(model.fingerprint, model.id)) as index:
         index.add_many(new)
 
     def fc7(*words: str) -> Result:

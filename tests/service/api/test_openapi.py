@@ -9,7 +9,7 @@ from typing import Any
 from service.app import create_app
 from service.settings import Settings
 
-KEPT = Path(__file__).parent.parent.parent / "docs" / "openapi.json"
+KEPT = Path(__file__).parents[3] / "docs" / "openapi.json"
 
 
 def current() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 
 from index.factory import open_index
 from index.local.index import LocalImageIndex
+from index.records import IndexOptions
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
@@ -69,9 +70,7 @@ def test_many_images_are_embedded_by_the_graph_for_batches(tmp_path: Path) -> No
     assert run(tmp_path / "home", "build", tmp_path / "photos").returncode == 0
     pixels = views(prepare((tmp_path / "photos" / "0.png").read_bytes()))
     wanted = Runner(artifact, RunnerOptions(device="cpu", batches=True)).run(pixels).fc7
-    with closing(
-        open_index(tmp_path / "home", None, None, fingerprint=artifact.fingerprint, model=artifact.embedder)
-    ) as index:
+    with closing(open_index(tmp_path / "home", None, IndexOptions(artifact.fingerprint, artifact.embedder))) as index:
         assert isinstance(index, LocalImageIndex)
         found = index.vectors(["0.png"])["0.png"]
     np.testing.assert_allclose(found, wanted[0], atol=1e-2)

@@ -19,6 +19,7 @@ from index.bulk.folder import build_index
 from index.errors import IndexUnavailableError
 from index.factory import read_stats
 from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions, MilvusAddress
 from model_store.runtime.runner import Runner
 from tests.index.bulk.helpers import open_index, save_image
 from tests.support.milvus import milvus_server
@@ -178,7 +179,7 @@ def test_killed_worker_loses_and_duplicates_nothing_on_milvus(ray: Ray, home: Pa
         with (
             open_index(tmp_path / "alone", runner) as alone,
             MilvusImageIndex.open(
-                milvus.uri, None, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True
+                MilvusAddress(milvus.uri), IndexOptions(artifact.fingerprint, artifact.id, read_only=True)
             ) as shared,
         ):
             build_index(photos, alone, runner)
@@ -199,7 +200,7 @@ def test_killed_worker_loses_and_duplicates_nothing_on_milvus(ray: Ray, home: Pa
 
 def images_on(uri: str) -> int:
     try:
-        return read_stats(Path(), uri).images
+        return read_stats(Path(), MilvusAddress(uri)).images
     except IndexUnavailableError:  # not created yet
         return 0
 
