@@ -42,7 +42,7 @@ async def receive_archive(request: Request, state: State) -> JobInfo:
     """
     kind = media_type(request)
     if kind not in ARCHIVE_TYPES:
-        raise BodyTypeError(kind, "send an archive as " + ", ".join(ARCHIVE_TYPES))
+        raise BodyTypeError(kind, f"Send an archive as one of: {', '.join(ARCHIVE_TYPES)}.")
     jobs, settings = state.jobs, state.settings
     jobs.check_capacity()
     folder = await asyncio.to_thread(jobs.new_folder)

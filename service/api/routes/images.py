@@ -1,10 +1,10 @@
-"""`/v1/images`: add, show, list, change and delete indexed images; thumbnails; images similar to an indexed one.
+"""`/v1/images`: add, get, list, update and delete indexed images; their thumbnails; images similar to an indexed one.
 
-A key may contain slashes, sent as / or as %2F. Only a raw slash separates a key from `/thumbnail` and `/similar`: for a
-key that ends with one of these, send its own slashes as %2F.
+A key may contain slashes, sent raw or as %2F. Only a raw slash separates a key from `/thumbnail` and `/similar`. To
+address a key that itself ends in one of these, encode the slashes of the key.
 
-Guarantees: after a 2xx response to an add or a delete, the change is on disk; an image that is already indexed with the
-same bytes under its key is not embedded again.
+Guarantees: after a 2xx response, the change is on disk; an image whose key already has the same bytes is not embedded
+again.
 Out of scope: fetching URLs.
 """
 
@@ -53,15 +53,16 @@ from service.state import State
 
 
 class KeyRoute(APIRoute):
-    """A route that is matched before the path is decoded, so that a slash sent as %2F belongs to the key."""
+    """A route that matches the raw path, so that a slash sent as %2F belongs to the key."""
 
     def matches(self, scope: AsgiScope) -> tuple[Match, AsgiScope]:
-        """Match the raw path, and decode the key in it."""
+        """Match the raw path and decode the key."""
         raw = scope.get("raw_path")
         match, child = super().matches({**scope, "path": raw.decode("ascii")} if raw else scope)
         parameters = child.get("path_params", {})
         if raw and "key" in parameters:
-            # Invalid UTF-8 becomes lone surrogates, which the index rejects. Replacing it could merge two keys.
+            # Invalid UTF-8 becomes lone surrogates, which the index rejects. Replacement characters could make two
+            # different keys equal.
             child["path_params"] = {**parameters, "key": unquote(parameters["key"], errors="surrogateescape")}
         return match, child
 
@@ -69,7 +70,7 @@ class KeyRoute(APIRoute):
 router = APIRouter(tags=["images"], dependencies=[WORK], route_class=KeyRoute)
 
 _READ, _WRITE = Depends(require(Scope.READ)), Depends(require(Scope.WRITE))
-_METADATA_ONE = "A JSON object that is stored with the image."
+_METADATA_ONE = "A JSON object to store with the image."
 _METADATA_MANY = "A JSON object that maps each key (file name) to the JSON object to store with that image."
 
 _PATCH_BODY = {
@@ -90,7 +91,7 @@ Key = Annotated[str, Path(description="The image's key: 1 to 200 characters.")]
     responses=problems(401, 403, 409, 422, 503),
 )
 async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> ImagePage:
-    """List the images page by page, in the order in which they were first added."""
+    """Return a page of images, in the order in which they were first added."""
     index, where = state.index(), parse_where(query.where)
     page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
     return ImagePage(images=[ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor)
@@ -99,14 +100,14 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
 @router.post(
     "/v1/images",
     operation_id="add_images",
-    summary="Add images, keyed by their file names",
+    summary="Add images with their file names as keys",
     dependencies=[_WRITE],
     responses=problems(*WITH_BODY, 409, 507)
     | {201: {"model": AddAnswer, "description": "At least one image was added."}},
     openapi_extra=image_body(metadata=_METADATA_MANY),
 )
 async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
-    """Add all images or none. The key of an image without a file name is the SHA-256 of its bytes."""
+    """Add all images, or none of them if one is invalid. The key of an image without a file name is its SHA-256."""
     state.index()
     async with receive(request, state.body_limits, state.budget) as body:
         metadata = body.metadata or {}
@@ -128,7 +129,7 @@ async def add_images(request: Request, response: Response, state: StateDep) -> A
     responses=problems(401, 403, 404, 409, 422, 503) | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}},
 )
 async def get_thumbnail(key: Key, state: StateDep) -> Response:
-    """Return the stored picture of an image, a JPEG of 256x256 pixels."""
+    """Return the stored 256x256 thumbnail."""
     picture = await state.in_index(state.index().picture, key)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
 
@@ -143,7 +144,7 @@ async def get_thumbnail(key: Key, state: StateDep) -> Response:
 async def similar_images(
     request: Request, key: Key, query: Annotated[SearchQuery, Query()], state: StateDep
 ) -> SearchAnswer:
-    """Search with the stored vector of an image. The image itself is not in the results."""
+    """Search with the stored vector of an indexed image. The image itself is not part of the result."""
     index, where = state.index(), parse_where(query.where)
     work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
@@ -159,7 +160,7 @@ async def similar_images(
     responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def get_image(key: Key, state: StateDep) -> ImageInfo:
-    """Return the size, hash, times and metadata of an image."""
+    """Return the size, the SHA-256, the times and the metadata of an image."""
     return ImageInfo.of(await state.in_index(state.index().get, key))
 
 
@@ -172,12 +173,12 @@ async def get_image(key: Key, state: StateDep) -> ImageInfo:
     openapi_extra=image_body(metadata=_METADATA_ONE, many=False),
 )
 async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> AddResult:
-    """Send the image as the body, or as multipart/form-data with one part `file` and an optional part `metadata`."""
+    """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`."""
     state.index()
     check_key(key)
     async with receive(request, state.body_limits, state.budget) as body:
         if len(body.uploads) != 1:
-            raise BodyMalformedError(f"Exactly one image is required, but {len(body.uploads)} were sent.")
+            raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.uploads)} were sent.")
         work = _add(request, state, body.uploads, [key], [body.metadata])
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
@@ -189,17 +190,17 @@ async def put_image(request: Request, response: Response, key: Key, state: State
 @router.patch(
     "/v1/images/{key:path}",
     operation_id="patch_image",
-    summary="Change the metadata of an image",
+    summary="Update the metadata of an image",
     dependencies=[_WRITE],
     responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=_PATCH_BODY,
 )
 async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
-    """Send a JSON merge patch (RFC 7396) such as {"metadata": {"label": "cat", "year": null}}; null removes a field."""
+    """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}. Null removes a name."""
     index = state.index()
     patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_timeout_s)
     for name in patch.keys() - {"metadata"}:
-        raise MetadataError(f'is the only field that can be changed, not {name!r}: send {{"metadata": {{...}}}}')
+        raise MetadataError(f'is the only part that can be changed, not {name!r}; send {{"metadata": {{...}}}}')
     changes = patch.get("metadata", {})
     update = partial(merge_patch, patch={} if changes is None else changes)
     empty = changes is None
@@ -215,7 +216,10 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
     responses=problems(401, 403, 409, 422, 503, 507),
 )
 async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> DeletedAnswer:
-    """Delete the matching images, a few hundred per commit. If interrupted, repeat the request to delete the rest."""
+    """Delete all images that match, a few hundred per commit.
+
+    If interrupted, some images may already be deleted; repeat the request.
+    """
     index, where = state.index(), parse_where(query.where)
     return DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
 
@@ -242,10 +246,10 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
         check_key(name)
         if count > 1:
             raise BodyMalformedError(
-                f"{count} images have the file name {name!r}. File names are the keys of the images and must be unique."
+                f"{count} images have the file name {name!r}. File names are keys and must be unique."
             )
     for name in metadata.keys() - set(names):
-        raise MetadataError(f"has the key {name!r}, but no image of this request has this file name")
+        raise MetadataError(f"names {name!r}, but no image of this request has that file name")
 
 
 async def _embed_for_index(
