@@ -25,7 +25,7 @@ from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.factory import open_index_of, serving_options
-from service.indexing.archive_import import import_archive
+from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
 from service.indexing.sync import IndexSync
@@ -114,8 +114,8 @@ class Resources:
         self.index_sync.start(self.index, artifact)
         self.jobs = Jobs(
             self.settings.home / "jobs",
-            partial(import_archive, self),
-            lambda job, error: self.log.error("job failed", job=job, exc_info=error),
+            ArchiveImport(self.settings, self.index, self.models, self.decode_pool).run,
+            on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
         )
 
     def _close_index(self) -> None:

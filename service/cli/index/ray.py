@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from index.bulk.ray.build import ClusterBuild, ClusterReport
 from index.bulk.ray.cluster import join
+from index.bulk.ray.worker import WorkerPlan
 from index.bulk.report import BuildReport
 from index.bulk.sources import open_source
 from index.records import IndexOptions, IndexStats
@@ -58,18 +59,23 @@ def build_on_ray(
         join(address, object_store_bytes=room) as cluster,
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)
-        cluster.check(files.place)
+        cluster.check(files.location)
+        plan = WorkerPlan(
+            location=files.location,
+            options=runner_options(settings, batches=True),
+            batch_size=options.batch_size,
+            threads=placement.threads,
+            max_pixels=settings.max_pixels,
+            keep_pictures=settings.keep_pictures,
+        )
         build = ClusterBuild(
             cluster,
             files,
             index,
             artifact,
-            options=runner_options(settings, batches=True),
+            plan=plan,
             placement=placement,
-            batch_size=options.batch_size,
             key_prefix=options.key_prefix,
-            max_pixels=settings.max_pixels,
-            keep_pictures=settings.keep_pictures,
             progress=progress,
         )
         report = build.run()
