@@ -129,8 +129,8 @@ class IndexModelError(ImageIndexError):
 
     def __str__(self) -> str:
         return (
-            f"The index in {self.path} has vectors made by {self.found}; {self.missing_vectors} of its images have none "
-            f"by {self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
+            f"The index in {self.path} has vectors made by {self.found}; {self.missing_vectors} of its images have "
+            f"none by {self.expected}, and vectors of two models cannot be compared. Embed the stored pictures again: "
             "fc7 index reembed. Or index their folder again: fc7 index build DIR --rebuild"
         )
 

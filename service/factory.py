@@ -11,7 +11,7 @@ from index.errors import IndexPlaceError
 from index.factory import open_index, read_stats
 from index.interface import ImageIndex
 from index.milvus.client import Milvus
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats, MilvusAddress
 from model_store.artifact import Artifact
 from model_store.runtime.options import RunnerOptions
 from service.inference.memory import needed_to_load
@@ -49,32 +49,18 @@ def serving_options(settings: Settings, artifact: Artifact, available: int | Non
     return replace(options, streams=2 if fits else 1)
 
 
-def open_index_of(
-    settings: Settings,
-    *,
-    fingerprint: str,
-    model: str,
-    switch: bool = False,
-    follow: bool = False,
-    read_only: bool = False,
-    fast_from: int | None = None,
-) -> ImageIndex:
-    """Open the index for the model with this fingerprint. Raises as `open_index` does."""
-    return open_index(
-        settings.home,
-        settings.index_uri,
-        _token(settings),
-        fingerprint=fingerprint,
-        model=model,
+def open_index_of(settings: Settings, options: IndexOptions) -> ImageIndex:
+    """Open the index that these settings name. Raises as `open_index` does.
+
+    The settings override the options `keep_pictures` and `keep_previous`, and `fast_from` if it is None.
+    """
+    options = replace(
+        options,
         keep_pictures=settings.keep_pictures,
-        name=settings.index_name,
-        timeout_s=settings.index_timeout_s,
-        switch=switch,
-        follow=follow,
-        keep_spaces=settings.previous_vectors == "keep",
-        read_only=read_only,
-        fast_from=(settings.fast_from or None) if fast_from is None else fast_from,
+        keep_previous=settings.previous_vectors == "keep",
+        fast_from=(settings.fast_from or None) if options.fast_from is None else options.fast_from,
     )
+    return open_index(settings.home, _milvus_address(settings), options)
 
 
 def milvus_of(settings: Settings, uri: str) -> Milvus:
@@ -84,19 +70,19 @@ def milvus_of(settings: Settings, uri: str) -> Milvus:
 
 def read_stats_of(settings: Settings) -> IndexStats:
     """Return the counts of the index. Raises as `read_stats` does."""
-    return read_stats(
-        settings.home,
-        settings.index_uri,
-        _token(settings),
-        name=settings.index_name,
-        timeout_s=settings.index_timeout_s,
-    )
+    return read_stats(settings.home, _milvus_address(settings))
 
 
 def check_local(settings: Settings, problem: str, fix: str) -> None:
     """Raise IndexPlaceError if the index is on Milvus. The message says what is not supported, and how to fix it."""
     if settings.index_uri is not None:
         raise IndexPlaceError(settings.index_uri, problem, fix)
+
+
+def _milvus_address(settings: Settings) -> MilvusAddress | None:
+    if settings.index_uri is None:
+        return None
+    return MilvusAddress(settings.index_uri, _token(settings), settings.index_name, settings.index_timeout_s)
 
 
 def _token(settings: Settings) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
-from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
 from model_store.errors import NoActiveModelError
@@ -25,9 +25,9 @@ from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.factory import open_index_of, serving_options
-from service.indexing.archive_import import import_archive
+from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
-from service.indexing.reembedder import FollowState
+from service.indexing.reembedder import MigrationState
 from service.indexing.sync import IndexSync
 from service.inference.activation import Activator
 from service.inference.batch import BatchLimits
@@ -66,7 +66,7 @@ class Resources:
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
         self.index: ImageIndex | None = None
         self.jobs: Jobs | None = None
-        self.index_sync = IndexSync(self)
+        self.index_sync = IndexSync(self.store, self.models, settings.reembed_share, self.log)
         self.activator = Activator(self.store, self.models, self.log, self.switch_to)
         self.no_model = NoActiveModelError()
         self._stack = ExitStack()
@@ -102,22 +102,20 @@ class Resources:
         self._stack.close()
 
     def switch_to(self, artifact: Artifact) -> None:
-        """Answer with a loaded version from the next request on, and let the index follow it."""
+        """Answer with a loaded version from the next request on, and migrate the index to it."""
         self.index_sync.close()  # first, so that search does not switch to a model that is being retired
         needed = None if self.index is None else self.models.find(self.index.searched.fingerprint)
         serving = self.models.activate(artifact.id, needed=needed)
         self.metrics.set_model(artifact.name, artifact.version, artifact.precision, serving.runner.device)
         if self.index is not None:
-            self.index_sync.follow(artifact)
+            self.index_sync.migrate(artifact)
             return
-        self.index = open_index_of(
-            self.settings, fingerprint=artifact.fingerprint, model=artifact.embedder, follow=True
-        )
-        self.index_sync.begin(self.index, artifact)
+        self.index = open_index_of(self.settings, IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
+        self.index_sync.start(self.index, artifact)
         self.jobs = Jobs(
             self.settings.home / "jobs",
-            partial(import_archive, self),
-            lambda job, error: self.log.error("job failed", job=job, exc_info=error),
+            ArchiveImport(self.settings, self.index, self.models, self.decode_pool).run,
+            on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
         )
 
     def _close_index(self) -> None:
@@ -184,8 +182,8 @@ class State:
     def notes(self) -> list[str]:
         """Return the limitations of a service that is ready."""
         notes = [self.index_sync.note] if self.index_sync.note else []
-        index, serving, follower = self.resources.index, self.models.active, self.index_sync.follower
-        if isinstance(index, MilvusImageIndex) and index.trouble:
+        index, serving, progress = self.resources.index, self.models.active, self.index_sync.progress
+        if index is not None and index.trouble:
             notes.append(f"The last call to Milvus failed, so searches may fail: {index.trouble}")
         if serving is not None and (changed := changed_files(serving)):
             model = serving.artifact.id
@@ -193,11 +191,10 @@ class State:
                 f"{', '.join(changed)} of {model} changed on disk since the version was loaded. The service still "
                 f"answers with the loaded version. Check the files: fc7 models verify {model}"
             )
-        progress = follower.progress if follower else None
         if progress is not None and progress.skipped:
             effect = (
                 "Search stays with the previous model."
-                if progress.state is FollowState.STUCK
+                if progress.state is MigrationState.STUCK
                 else "Search does not find them."
             )
             notes.append(

@@ -17,7 +17,7 @@ from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Snapsh
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
 from service.indexing.jobs import JobInfo
-from service.indexing.reembedder import FollowState, Progress
+from service.indexing.reembedder import MigrationState, Progress
 
 
 class ModelName(BaseModel):
@@ -169,7 +169,7 @@ class SpaceInfo(BaseModel):
     kept: bool
 
 
-class FollowInfo(BaseModel):
+class MigrationInfo(BaseModel):
     """Progress of the migration of the index to another model.
 
     `total`: images that had no vector of the model. `done`: images embedded so far. `skipped`: images that cannot be
@@ -177,7 +177,7 @@ class FollowInfo(BaseModel):
     """
 
     model: str
-    state: FollowState
+    state: MigrationState
     total: int
     done: int
     skipped: int
@@ -199,7 +199,7 @@ class IndexInfo(BaseModel):
         description="Number of images that searches cannot find, because they have no vector of this model."
     )
     spaces: list[SpaceInfo]
-    following: FollowInfo | None = Field(description="The last migration to another model. Null if there was none.")
+    migration: MigrationInfo | None = Field(description="The last migration to another model. Null if there was none.")
 
     @classmethod
     def of(cls, stats: IndexStats, spaces: Sequence[Space], progress: Progress | None) -> IndexInfo:
@@ -224,7 +224,7 @@ class IndexInfo(BaseModel):
                 )
                 for space in spaces
             ],
-            following=None if progress is None else FollowInfo.model_validate(asdict(progress)),
+            migration=None if progress is None else MigrationInfo.model_validate(asdict(progress)),
         )
 
 
@@ -307,14 +307,14 @@ class ModelInfo(BaseModel):
 class ActivationAnswer(BaseModel):
     """The version that now answers, the previous one, and the duration of the switch.
 
-    `index`: followed (searches use this model already) or following (searches use the previous model until all images
-    are embedded again; see GET /v1/index).
+    `index_status`: ready (searches use this model already) or migrating (searches use the previous model until all
+    images are embedded again; see GET /v1/index).
     """
 
     model: ModelName
-    before: ModelName | None
+    previous: ModelName | None
     seconds: float
-    index: Literal["followed", "following"]
+    index_status: Literal["ready", "migrating"]
 
 
 class ModelsAnswer(BaseModel):

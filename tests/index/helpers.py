@@ -1,4 +1,4 @@
-"""Images to put into an index: everything about one follows from a number, so that a test knows what it should be."""
+"""Images to add to an index, each derived from a number, and functions that open the index under test."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.interface import ImageIndex
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
 from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions, MilvusAddress, NewImage
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
 
 
 class Opener(Protocol):
-    """Opens the index of the tests' first model, wherever it is."""
+    """Opens the index of the tests' first model, on this machine or on Milvus."""
 
     def __call__(self, home: Path, **options: Any) -> ImageIndex:
-        """Open the index of `home`; options as of LocalImageIndex.open."""
+        """Open the index of `home`; the options are the fields of IndexOptions."""
 
 
 def vector(number: int) -> NDArray[np.float32]:
-    """Return fc7-like activations: float32 [4096], none negative, a third of them not zero."""
+    """Return fc7-like activations: float32 [4096], none negative, one third of them not zero."""
     values = np.random.default_rng(number).standard_normal(4096, dtype=np.float32)
     activations: NDArray[np.float32] = np.maximum(values - 0.4, 0)
     return activations
 
 
 def picture(number: int) -> bytes:
-    """Stand for a stored JPEG."""
+    """Return bytes that take the place of a stored JPEG."""
     return np.random.default_rng(number).bytes(3000)
 
 
@@ -42,17 +43,22 @@ def sha256(number: int) -> str:
 
 
 def image(key: str | None, number: int, metadata: dict[str, Any] | None = None) -> NewImage:
-    """Return the image that `number` stands for, under `key`."""
+    """Return the image of `number` with this key."""
     return NewImage(key, sha256(number), 3000, 640, 480, metadata, picture(number), vector(number))
 
 
 def open_index(home: Path, **options: Any) -> LocalImageIndex:
     """Open the index of the tests' first model."""
-    return LocalImageIndex.open(home, **{**MODEL, **options})
+    return LocalImageIndex.open(home, index_options(**options))
+
+
+def index_options(**options: Any) -> IndexOptions:
+    """Return options for the tests' first model, unless they name another model."""
+    return IndexOptions(**{**MODEL, **options})
 
 
 def open_on_milvus() -> Iterator[Opener]:
-    """Give what opens an index on Milvus Lite, in a file of `home`; the Milvus Lites end with it."""
+    """Yield a function that opens an index on Milvus Lite in a file of `home`, and stop Milvus Lite afterwards."""
     from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415
 
     opened: set[str] = set()
@@ -61,8 +67,7 @@ def open_on_milvus() -> Iterator[Opener]:
         home.mkdir(exist_ok=True)
         uri = str(home / "milvus.db")
         opened.add(uri)
-        options.pop("snapshot_after", None)
-        return MilvusImageIndex.open(uri, None, **{**MODEL, **options})
+        return MilvusImageIndex.open(MilvusAddress(uri), index_options(**options))
 
     yield open_index
     for uri in opened:
@@ -70,6 +75,6 @@ def open_on_milvus() -> Iterator[Opener]:
 
 
 def exact(vectors: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the Euclidean distances that NumPy finds between float16 values."""
+    """Return the Euclidean distances between float16 values, computed with NumPy."""
     rounded = vectors.astype(np.float16).astype(np.float64)
     return np.asarray(np.linalg.norm(rounded - query.astype(np.float16).astype(np.float64), axis=1))

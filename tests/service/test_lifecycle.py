@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 
 @contextmanager
-def pausable_server(home: Path, **settings: object) -> Iterator[tuple[ThreadServer, PausableRunner]]:
+def pausable_server(home: Path, **settings: Any) -> Iterator[tuple[ThreadServer, PausableRunner]]:
     with thread_server(home, make_runner=PausableRunner, **settings) as server:
         runner = server.state.serving().runner
         assert isinstance(runner, PausableRunner)

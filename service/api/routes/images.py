@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from starlette.routing import Match
 from starlette.types import Scope as AsgiScope
 
+from index.bulk.add import PreparedFile, new_images, required_fingerprints
 from index.errors import IndexMovedError, MetadataError
 from index.filters import parse_where
-from index.records import AddOutcome, Neighbour, NewImage, check_key, encode_metadata
-from index.search.searcher import Mode
+from index.interface import ImageIndex
+from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.json_body import JSON, MERGE_PATCH, merge_patch, receive_document
@@ -80,13 +81,13 @@ _PATCH_BODY = {
     }
 }
 
-Key = Annotated[str, Path(description="The key of the image, 1 to 200 characters.")]
+Key = Annotated[str, Path(description="The image's key: 1 to 200 characters.")]
 
 
 @router.get(
     "/v1/images",
     operation_id="list_images",
-    summary="List indexed images",
+    summary="List the indexed images",
     dependencies=[_READ],
     responses=problems(401, 403, 409, 422, 503),
 )
@@ -102,7 +103,8 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
     operation_id="add_images",
     summary="Add images with their file names as keys",
     dependencies=[_WRITE],
-    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": AddAnswer, "description": "At least one key is new."}},
+    responses=problems(*WITH_BODY, 409, 507)
+    | {201: {"model": AddAnswer, "description": "At least one image was added."}},
     openapi_extra=image_body(metadata=_METADATA_MANY),
 )
 async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
@@ -125,8 +127,7 @@ async def add_images(request: Request, response: Response, state: StateDep) -> A
     summary="Get the thumbnail of an indexed image",
     dependencies=[_READ],
     response_class=Response,
-    responses=problems(401, 403, 404, 409, 422, 503)
-    | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."}},
+    responses=problems(401, 403, 404, 409, 422, 503) | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}},
 )
 async def get_thumbnail(key: Key, state: StateDep) -> Response:
     """Return the stored 256x256 thumbnail."""
@@ -146,14 +147,10 @@ async def similar_images(
 ) -> SearchAnswer:
     """Search with the stored vector of an indexed image. The image itself is not part of the result."""
     index, where = state.index(), parse_where(query.where)
-
-    def find() -> tuple[Mode, list[Neighbour]]:
-        mode = index.mode(query.mode)
-        return mode, index.similar(key, query.k, where=where, mode=mode)
-
+    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
-    mode, neighbours = await within_limits(request, state, state.in_index(find))
-    return SearchAnswer(model=model, mode=mode, results=[SearchResult.of(neighbours)])
+    neighbours = await within_limits(request, state, work)
+    return SearchAnswer(model=model, mode=neighbours.mode, results=[SearchResult.of(neighbours)])
 
 
 @router.get(
@@ -256,75 +253,71 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
         raise MetadataError(f"names {name!r}, but no image of this request has that file name")
 
 
-def _fingerprints(state: State) -> list[str]:
-    """Return the fingerprints of the models whose vectors the index needs for a new image."""
-    return [model.fingerprint for model in state.index().wanted]
-
-
 async def _embed_for_index(
-    request: Request, state: State, images: list[bytes], fingerprints: list[str]
-) -> tuple[list[Embedded], list[dict[str, NDArray[np.float32]]]]:
-    """Return the images, and the vectors of each image by fingerprint."""
-    by_model = []
-    for i, fingerprint in enumerate(fingerprints):
+    request: Request, state: State, data: list[bytes], fingerprints: list[str]
+) -> tuple[list[Embedded], dict[str, list[NDArray[np.float32]]]]:
+    """Return the images, and their vectors from the model with each of the fingerprints."""
+    images: list[Embedded] = []
+    vectors = {}
+    for fingerprint in fingerprints:
         async with state.use_for(fingerprint) as serving:
-            pictures = state.settings.keep_pictures and i == 0
-            by_model.append(await state.embedder.embed(notes_of(request.scope), serving, images, pictures=pictures))
-    vectors = [
-        {fingerprint: image.prediction.fc7 for fingerprint, image in zip(fingerprints, row, strict=True)}
-        for row in zip(*by_model, strict=True)
-    ]
-    return by_model[0], vectors
+            pictures = state.settings.keep_pictures and not images
+            embedded = await state.embedder.embed(notes_of(request.scope), serving, data, pictures=pictures)
+        images = images or embedded
+        vectors[fingerprint] = [image.prediction.fc7 for image in embedded]
+    return images, vectors
 
 
 async def _add(
     request: Request,
     state: State,
-    images: list[bytes],
+    data: list[bytes],
     keys: list[str | None],
     metadata: list[dict[str, Any] | None],
 ) -> list[AddResult]:
-    """Add all images or none. An image that is already indexed under its key is skipped if it brings no metadata."""
+    """Add all images or none. An image that is already indexed with the same bytes and metadata does not change."""
     index = state.index()
     for entry in metadata:
         if entry is not None:
             encode_metadata(entry)
-    digests = await state.decode(lambda: [hashlib.sha256(image).hexdigest() for image in images])
-    names = [key or digest for key, digest in zip(keys, digests, strict=True)]
-    known = await state.in_index(index.lookup, names)
-    new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
-    outcomes = [AddOutcome.UNCHANGED] * len(images)
+
+    def find_new() -> tuple[list[str], list[str], list[int], list[AddResult]]:
+        """Return hashes, keys, the numbers of the images to add and, if there are none, the results."""
+        digests = [hashlib.sha256(image).hexdigest() for image in data]
+        names = [key or digest for key, digest in zip(keys, digests, strict=True)]
+        known = index.lookup(names)
+        new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
+        return digests, names, new, [] if new else _results(index, names, [AddOutcome.UNCHANGED] * len(names))
+
+    digests, names, new, results = await state.in_index(find_new)
+    while new:
+        fingerprints = required_fingerprints(index)
+        try:
+            embedded, vectors = await _embed_for_index(request, state, [data[i] for i in new], fingerprints)
+            files = [
+                PreparedFile(names[i], digests[i], len(data[i]), image.prepared, image.picture, metadata[i])
+                for i, image in zip(new, embedded, strict=True)
+            ]
+            results = await state.in_index(_store, index, new_images(files, vectors), names, new)
+            break
+        except (IndexMovedError, ModelNotLoadedError):
+            if required_fingerprints(index) == fingerprints:
+                raise  # otherwise the index switched to another model in the meantime: embed again
     if new:
-        while True:
-            fingerprints = _fingerprints(state)
-            try:
-                embedded, vectors = await _embed_for_index(request, state, [images[i] for i in new], fingerprints)
-                new_images = [
-                    NewImage(
-                        key=names[i],
-                        sha256=digests[i],
-                        size=len(images[i]),
-                        width=image.prepared.width,
-                        height=image.prepared.height,
-                        metadata=metadata[i],
-                        picture=image.picture,
-                        vector=image.prediction.fc7,
-                        vectors=own,
-                    )
-                    for i, image, own in zip(new, embedded, vectors, strict=True)
-                ]
-                added = await state.in_index(index.add_many, new_images)
-                break
-            except (IndexMovedError, ModelNotLoadedError):
-                if _fingerprints(state) == fingerprints:
-                    raise
-                # The index switched to another model in the meantime: embed the images with that model.
-        for i, outcome in zip(new, added, strict=True):
-            outcomes[i] = outcome
-        if state.index_sync.follower is not None:
-            state.index_sync.follower.nudge()
-    records = await state.in_index(lambda: [index.get(name) for name in names])
+        state.index_sync.images_added()
+    return results
+
+
+def _store(index: ImageIndex, images: list[NewImage], names: list[str], new: list[int]) -> list[AddResult]:
+    """Add the images, which are those with the numbers `new`, and return the result for every name."""
+    outcomes = [AddOutcome.UNCHANGED] * len(names)
+    for i, outcome in zip(new, index.add_many(images), strict=True):
+        outcomes[i] = outcome
+    return _results(index, names, outcomes)
+
+
+def _results(index: ImageIndex, names: list[str], outcomes: list[AddOutcome]) -> list[AddResult]:
     return [
-        AddResult(outcome=outcome, image=ImageInfo.of(record))
-        for outcome, record in zip(outcomes, records, strict=True)
+        AddResult(outcome=outcome, image=ImageInfo.of(index.get(name)))
+        for outcome, name in zip(outcomes, names, strict=True)
     ]

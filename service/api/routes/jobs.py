@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response, status
 
+from service.api.archive_upload import ARCHIVE_TYPES, receive_archive
 from service.api.auth import require
 from service.api.routes.common import WORK, StateDep, problems
 from service.api.schemas import JobsAnswer
-from service.indexing.archive_import import TYPES, receive_archive
 from service.indexing.jobs import JobInfo
 from service.settings import Scope
 
@@ -19,7 +19,7 @@ _READ, _WRITE = Depends(require(Scope.READ)), Depends(require(Scope.WRITE))
 _BODY = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in TYPES},
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVE_TYPES},
     }
 }
 
@@ -41,7 +41,7 @@ async def add_archive(request: Request, response: Response, state: StateDep) -> 
     Poll the returned job for its progress.
     """
     state.index()
-    job = await receive_archive(request, state, state.jobs)
+    job = await receive_archive(request, state)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
 

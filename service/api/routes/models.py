@@ -65,9 +65,9 @@ def _answer(state: State, done: Activated) -> ActivationAnswer:
     searched = state.index().searched.fingerprint == done.model.fingerprint
     return ActivationAnswer(
         model=ModelName.of(done.model),
-        before=None if done.previous is None else ModelName.of_reference(done.previous),
+        previous=None if done.previous is None else ModelName.of_reference(done.previous),
         seconds=round(done.seconds, 3),
-        index="followed" if searched else "following",
+        index_status="ready" if searched else "migrating",
     )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
-from numpy.typing import NDArray
 
 from index.errors import IndexModelError, IndexMovedError
 from index.filters import Where, parse_where
-from index.interface import Answers, ImageIndex
-from index.search.searcher import Mode
 from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.parameters import ModelSearchQuery
@@ -58,20 +56,16 @@ async def _search(
             async with state.use_for(searched) if query.model is None else state.use(query.model) as serving:
                 embedded = await state.embedder.embed(notes_of(request.scope), serving, images)
             vectors = np.stack([image.prediction.fc7 for image in embedded])
-            mode, found = await state.in_index(_find, index, query, where, vectors, serving.artifact.fingerprint)
+            fingerprint = serving.artifact.fingerprint
+            find = partial(index.search, vectors, query.k, where=where, fingerprint=fingerprint, mode=query.mode)
+            found = await state.in_index(find)
             break
         except (IndexModelError, IndexMovedError, ModelNotLoadedError):
             if query.model is not None or index.searched.fingerprint == searched:
                 raise
             # The index switched to another model in the meantime: embed the images with that model.
     return SearchAnswer(
-        model=ModelName.of(serving.artifact), mode=mode, results=[SearchResult.of(neighbours) for neighbours in found]
+        model=ModelName.of(serving.artifact),
+        mode=found[0].mode,
+        results=[SearchResult.of(neighbours) for neighbours in found],
     )
-
-
-def _find(
-    index: ImageIndex, query: ModelSearchQuery, where: Where | None, vectors: NDArray[np.float32], fingerprint: str
-) -> tuple[Mode, Answers]:
-    """Return the resolved search mode and the neighbours of each vector."""
-    mode = index.mode(query.mode, fingerprint=fingerprint)
-    return mode, index.search(vectors, query.k, where=where, fingerprint=fingerprint, mode=mode)

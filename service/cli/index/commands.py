@@ -31,7 +31,7 @@ from index.bulk.report import BuildReport, ReembedReport
 from index.bulk.sources import is_uri
 from index.errors import FolderError, SourceError
 from index.milvus.reembed import reembed_on_milvus
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli.index.ray import BuildOptions, build_on_ray, print_json
@@ -113,7 +113,7 @@ def _build_here(
     runner = _runner(settings, options.model)
     artifact = runner.artifact
     with open_index_of(
-        settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
+        settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)
     ) as index:
         report = build_index(
             folder,

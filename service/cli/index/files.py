@@ -19,6 +19,7 @@ from index.catalog.backup import restore_snapshot, take_snapshot
 from index.filters import parse_where
 from index.local.verify import verify
 from index.milvus.export import export_from_milvus
+from index.records import IndexOptions
 from service.cli.index.commands import Home
 from service.factory import check_local, milvus_of, open_index_of, read_stats_of
 from service.settings import load_settings
@@ -74,7 +75,7 @@ def verify_command(
         report = verify(place, repair=repair, advance=advance)
     for finding in report.findings[:_MOST_LISTED]:
         name = f"{finding.key}: " if finding.key is not None else ""
-        _say(f"{name}{finding.problem}.\n    {finding.mend}")
+        _say(f"{name}{finding.problem}.\n    {finding.fix}")
     if len(report.findings) > _MOST_LISTED:
         _say(f"... and {len(report.findings) - _MOST_LISTED} more")
     counts = f"{report.images} images, {report.pictures} pictures, {report.vectors} vectors"
@@ -115,7 +116,7 @@ def duplicates(
     """List the pairs of images that are nearly the same, nearest first."""
     settings = load_settings(home=home)
     stats = read_stats_of(settings)
-    with open_index_of(settings, fingerprint=stats.fingerprint, model=stats.model, read_only=True) as index:
+    with open_index_of(settings, IndexOptions(stats.fingerprint, stats.model, read_only=True)) as index:
         pairs = index.duplicates(threshold, limit, where=parse_where(where or []))
     for pair in pairs:
         line = {"first": pair.first, "second": pair.second, "distance": pair.distance}

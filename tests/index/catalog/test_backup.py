@@ -24,7 +24,7 @@ KEYS = ["heron", "gull", "ferry"]
 
 
 def fill(home: Path) -> None:
-    with open_index(home, snapshot_after=1) as index:
+    with open_index(home, cache_after=1) as index:
         for n, key in enumerate(KEYS):
             index.add_many([image(key, n, {"label": key, "n": n, "tags": ["a", key]})])
 
@@ -40,7 +40,7 @@ def rows(catalogue: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def problems(report: Report) -> str:
-    return "\n".join(f"{finding.key}: {finding.problem}: {finding.mend}" for finding in report.findings)
+    return "\n".join(f"{finding.key}: {finding.problem}: {finding.fix}" for finding in report.findings)
 
 
 def test_a_restored_snapshot_is_the_index_row_by_row(tmp_path: Path) -> None:
@@ -161,20 +161,20 @@ def test_nothing_is_ever_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "key", "words"),
     [
-        ("UPDATE images SET metadata = '{\"label\":\"herom\"}' WHERE key = 'heron'", "heron", "delete the image"),
+        ("UPDATE images SET metadata = '{\"label\":\"herom\"}' WHERE key = 'heron'", "heron", "Delete the image"),
         ("UPDATE images SET width = 641 WHERE key = 'heron'", "heron", "record differs"),
         ("UPDATE images SET added = added + 1 WHERE key = 'heron'", "heron", "record differs"),
         ("UPDATE pictures SET jpeg = zeroblob(3000) WHERE image_id = 2", "gull", "picture differs"),
         ("UPDATE vectors SET vector = zeroblob(8192) WHERE image_id = 3", "ferry", "fc7 index reembed"),
         ("UPDATE vectors SET crc = crc + 1 WHERE image_id = 3", "ferry", "vector differs"),
-        ("DELETE FROM attributes WHERE image_id = 1 AND value = 'heron'", "heron", "what filters compare"),
-        ("UPDATE fields SET name = 'lapel' WHERE name = 'label'", "heron", "what filters compare"),
-        ("UPDATE fields SET type = 'strung' WHERE type = 'string'", "heron", "what filters compare"),
+        ("DELETE FROM attributes WHERE image_id = 1 AND value = 'heron'", "heron", "attributes that filters compare"),
+        ("UPDATE fields SET name = 'lapel' WHERE name = 'label'", "heron", "attributes that filters compare"),
+        ("UPDATE fields SET type = 'strung' WHERE type = 'string'", "heron", "attributes that filters compare"),
         ("UPDATE spaces SET model = 'lunar:1'", None, "record of the model"),
         ("UPDATE meta SET value = '7' WHERE name = 'active_space'", None, "does not say which model"),
-        ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'images'", None, "the count of images"),
+        ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'images'", None, "the id counter of images"),
         ("DELETE FROM images WHERE key = 'gull'", None, "belongs to nothing"),
-        ("PRAGMA user_version = 1", None, "without checksums"),
+        ("PRAGMA user_version = 1", None, "which has no checksums"),
     ],
 )
 def test_verify_finds_what_was_changed_and_names_it(

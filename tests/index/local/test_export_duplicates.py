@@ -13,7 +13,7 @@ from index.catalog import export
 from index.catalog.export import export_parquet
 from index.errors import FilterError, TargetExistsError
 from index.filters import parse_where
-from index.local.index import NewImage
+from index.records import NewImage
 from index.search import duplicates
 from index.search.duplicates import near_pairs
 from index.search.searcher import Searcher

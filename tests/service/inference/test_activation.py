@@ -100,9 +100,9 @@ def test_activation_and_rollback_are_persistent_and_require_the_admin_scope(home
         server.client.headers["X-API-Key"] = "admin-0123456789abcdef"
         assert server.client.post("/v1/models/rollback").json()["type"] == "urn:fc7:problem:no-previous-model"
         done = activate(server.client, 2).json()
-        assert (done["model"], done["before"]) == ({"name": "tiny", "version": 2}, {"name": "tiny", "version": 1})
-        assert done["index"] == "followed"  # the index is empty
-        assert activate(server.client, 2).json()["before"] == {"name": "tiny", "version": 2}
+        assert (done["model"], done["previous"]) == ({"name": "tiny", "version": 2}, {"name": "tiny", "version": 1})
+        assert done["index_status"] == "ready"  # the index is empty
+        assert activate(server.client, 2).json()["previous"] == {"name": "tiny", "version": 2}
         assert server.client.post("/v1/models/rollback").json()["model"]["version"] == 1
         assert (
             'fc7_model_info{device="cpu",name="tiny",precision="fp32",version="1"} 1.0'
@@ -206,7 +206,7 @@ def test_a_service_without_a_model_can_activate_one(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path, activate=False)
     with thread_server(tmp_path) as server:
         assert server.client.get("/readyz").status_code == 503
-        assert activate(server.client, 1).json()["before"] is None
+        assert activate(server.client, 1).json()["previous"] is None
         assert server.client.get("/readyz").status_code == 200
         assert server.client.put("/v1/images/a", content=pictures.jpeg()).status_code == 201
 

@@ -1,8 +1,7 @@
-"""The vectors that benchmarks/search.py searches in: read from a folder, or made from photographs; more than there are.
+"""The vectors of the search benchmark: read from a folder, or embedded from photographs; extended by simulated ones.
 
-Promises: queries are never among the rows; the same arguments give the same rows in the same order, on any machine;
-what is simulated comes after all that is real.
-Does not: keep what it made; simulate queries.
+Guarantees: queries are never among the rows; the same arguments give the same rows in the same order on any machine;
+simulated rows come after all real ones.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from model_store.store import ModelStore
 
 DIMENSIONS = 4096
 BLOCK = 1024
-_LEAST, _MOST = 0.5, 0.95  # the share of the first of two vectors in a simulated one
+_MIN_WEIGHT, _MAX_WEIGHT = 0.5, 0.95  # weight of the first of two vectors in a mixture
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Vectors:
 
     @property
     def digest(self) -> str:
-        """What tells these vectors from others."""
+        """A hash of a sample of the vectors, to recognize prepared data."""
         state = hashlib.sha256(repr((self.rows.shape, self.queries.shape)).encode())
         state.update(self.rows[:: max(1, len(self.rows) // 64)].tobytes())
         state.update(self.queries[:: max(1, len(self.queries) // 64)].tobytes())
@@ -46,10 +45,11 @@ class Vectors:
 
 
 def read_vectors(folder: Path, queries: int) -> Vectors:
-    """Return the vectors in a folder's .npz and .npy files, in the order of the names; at most `queries` queries.
+    """Return the vectors in the .npz and .npy files of a folder, ordered by file name, and up to `queries` queries.
 
-    A .npy file is an array [n, 4096]; a .npz file has it under `v`, and classes, integers [n], perhaps under `y`. Files
-    whose names begin with "query" hold the queries; without any, the last `queries` rows are those. Raises SystemExit.
+    A .npy file is an array [n, 4096]. A .npz file has this array as `v` and, optionally, class numbers [n] as `y`.
+    Files whose names start with "query" contain the queries; without such files, the last `queries` rows are used.
+    Raises SystemExit.
     """
     parts: dict[bool, list[tuple[NDArray[np.float16], NDArray[np.int64]]]] = {True: [], False: []}
     for path in sorted([*folder.glob("*.npz"), *folder.glob("*.npy")]):
@@ -57,27 +57,31 @@ def read_vectors(folder: Path, queries: int) -> Vectors:
             loaded = np.load(file, allow_pickle=False)
             values = loaded if isinstance(loaded, np.ndarray) else loaded["v"]
             if values.ndim != 2 or values.shape[1] != DIMENSIONS:
-                raise SystemExit(f"{path} has an array of {values.shape}, not [n, {DIMENSIONS}]")
+                raise SystemExit(f"{path} has an array of the shape {values.shape}. Expected [n, {DIMENSIONS}].")
             known = not isinstance(loaded, np.ndarray) and "y" in loaded
             classes = loaded["y"].astype(np.int64) if known else np.full(len(values), -1)
         parts[path.name.startswith("query")].append((values.astype(np.float16), classes))
     if not parts[False]:
-        raise SystemExit(f"{folder} has no .npz or .npy files with vectors")
+        raise SystemExit(f"{folder} has no .npz or .npy files with vectors.")
     rows = np.concatenate([values for values, _ in parts[False]])
     classes = np.concatenate([classes for _, classes in parts[False]])
     if parts[True]:
-        asked = np.concatenate([values for values, _ in parts[True]])
-        # Spread over them, or all of them would be of the first kind where kinds follow each other.
-        return Vectors(rows, asked[np.linspace(0, len(asked) - 1, min(queries, len(asked))).astype(np.int64)], classes)
+        candidates = np.concatenate([values for values, _ in parts[True]])
+        # Evenly spaced: in files that are sorted by class, the first ones would all be of one class.
+        return Vectors(
+            rows,
+            candidates[np.linspace(0, len(candidates) - 1, min(queries, len(candidates))).astype(np.int64)],
+            classes,
+        )
     if len(rows) <= queries:
-        raise SystemExit(f"{folder} has {len(rows)} vectors, and {queries} queries are to be held out of them")
+        raise SystemExit(f"{folder} has only {len(rows)} vectors: {queries} queries cannot be held out.")
     return Vectors(rows[:-queries], rows[-queries:], classes[:-queries])
 
 
 def embed_photographs(source: Path, home: Path, count: int, queries: int) -> Vectors:
-    """Return `count` vectors of photographs and of random crops of them, and queries from further crops.
+    """Return `count` vectors of photographs and of random crops of them, with queries from other crops.
 
-    home: its active version makes them. Raises SystemExit without photographs.
+    home: its active version embeds them. Raises SystemExit if there are no photographs.
     """
     photographs = read_photographs(source, count)
     with closing(Runner(ModelStore(home).active_artifact())) as runner:
@@ -92,7 +96,7 @@ def embed_photographs(source: Path, home: Path, count: int, queries: int) -> Vec
 
 
 def _crop(data: bytes, random: np.random.Generator, *, whole: bool) -> NDArray[np.uint8]:
-    """Return a photograph, or a part of it with 35 to 95 % of its shorter side, prepared: uint8 [256, 256, 3]."""
+    """Return the prepared photograph, or a crop with 35 to 95 % of its shorter side: uint8 [256, 256, 3]."""
     if whole:
         return prepare(data)
     with Image.open(io.BytesIO(data)) as opened:
@@ -104,10 +108,10 @@ def _crop(data: bytes, random: np.random.Generator, *, whole: bool) -> NDArray[n
 
 
 def rows_of(vectors: Vectors, size: int) -> Iterator[NDArray[np.float16]]:
-    """Yield `size` rows in blocks of up to 1,024: the real ones, then as many simulated ones as are wanted.
+    """Yield `size` rows in blocks of up to 1,024: first the real ones, then simulated ones.
 
-    A simulated row is a mixture of two real ones of the same class (of any two where classes are unknown), the first
-    with a share of .5 to .95: it lies among the real ones, as dense as they do and with fewer zeros.
+    A simulated row is a mixture of two real rows of the same class (of any two if classes are unknown). The first has a
+    weight of 0.5 to 0.95. So simulated rows lie among the real ones, with a similar density but fewer zeros.
     """
     real = min(size, len(vectors.rows))
     for start in range(0, real, BLOCK):
@@ -120,15 +124,15 @@ def rows_of(vectors: Vectors, size: int) -> Iterator[NDArray[np.float16]]:
         some = min(BLOCK, size - start)
         first = random.integers(0, len(vectors.rows), some)
         second = order[random.integers(starts[first], ends[first])]
-        share = random.uniform(_LEAST, _MOST, (some, 1)).astype(np.float32)
+        share = random.uniform(_MIN_WEIGHT, _MAX_WEIGHT, (some, 1)).astype(np.float32)
         mixed = share * vectors.rows[first].astype(np.float32) + (1 - share) * vectors.rows[second].astype(np.float32)
         yield mixed.astype(np.float16)
 
 
 def nearest(vectors: Vectors, size: int, k: int) -> NDArray[np.int64]:
-    """Return the numbers of each query's `k` nearest among `size` rows, nearest first: int64 [m, k]. With NumPy alone.
+    """Return the numbers of the `k` rows nearest to each query, nearest first, int64 [m, k], computed with NumPy.
 
-    Distances are float32 products first; the best 4k of each block and all are ranked again in float64.
+    Distances are estimated in float32; the best 4k of each block are computed again in float64.
     """
     queries = vectors.queries.astype(np.float32)
     best = np.empty((len(queries), 0))

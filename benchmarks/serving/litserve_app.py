@@ -1,14 +1,15 @@
-"""The other server: a LitServe application with the same graph, preparation, batches and answers as fc7.
+"""A LitServe application with the same graph, preprocessing, batches and responses as fc7.
 
-`python -m benchmarks.litserve_app HOME PORT THREADS [--batches] [--graph FILE]`: with `--batches` it runs the version's
-graph for batches, with FILE that one, in a session as it comes.
-What it has in common with fc7 is fc7's own code: the session (`Runner`), `prepare`, `views`, `top_k`. What is
-LitServe's is LitServe's: HTTP, queues, processes, batching (16 images, 10 ms), with the options that its documentation
-advises for throughput (`fast_queue`). Images come as multipart uploads. Its documented form decodes image by image in
-`decode_request`; with THREADS above 1 they are decoded by a pool in `batch`, which is the better half of what fc7 does.
+    python -m benchmarks.serving.litserve_app HOME PORT THREADS [--batches] [--graph FILE]
+
+With `--batches` it runs the version's graph for batches; with FILE it runs that graph in a default session.
+The session (`Runner`), `prepare`, `views` and `top_k` are those of fc7. HTTP, queues, processes and batching (16
+images, 10 ms) are those of LitServe, with the options that its documentation recommends for throughput
+(`fast_queue`). Images are multipart uploads. With one thread, images are decoded one by one in `decode_request`, as in
+LitServe's documentation; with more, a thread pool decodes them in `batch`, which is half of what fc7 does.
 """
 
-import argparse  # no `from __future__ import annotations`: LitServe compares the annotation of `request` with the class
+import argparse  # without `from __future__ import annotations`: LitServe compares annotations with classes
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,15 @@ BATCH = 16
 WAIT_S = 0.01
 
 
-class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
-    """One image in, the five most probable classes out."""
+class Classify(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
+    """Classify an image: return the five most probable classes."""
 
     def __init__(self, home: Path, threads: int, *, batches: bool, graph: Path | None) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=WAIT_S)
         self.home, self.threads, self.batches, self.graph = home, threads, batches, graph
 
     def setup(self, device: str) -> None:
-        """Load the active version, in the worker process."""
+        """Load the active version in the worker process."""
         del device
         artifact = ModelStore(self.home).active_artifact()
         self.labels = artifact.labels
@@ -50,12 +51,12 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
         self.pool = ThreadPoolExecutor(self.threads)
 
     def decode_request(self, request: Request) -> bytes | NDArray[np.uint8]:
-        """Read the upload, and prepare it here unless a pool does."""
+        """Read the upload, and decode it unless the pool does."""
         data = request["file"].file.read()
         return data if self.threads > 1 else prepare(data)
 
     def batch(self, inputs: list[Any]) -> NDArray[np.uint8]:
-        """Put the images of a batch together."""
+        """Combine the images into a batch."""
         pixels = list(self.pool.map(prepare, inputs)) if self.threads > 1 else inputs
         return views(np.stack(pixels))
 
@@ -64,11 +65,11 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # it has no types
         return self.run(x)
 
     def unbatch(self, output: Outputs) -> list[NDArray[np.float32]]:
-        """Take the batch apart."""
+        """Split the batch into the probabilities of each image."""
         return list(output.probabilities)
 
     def encode_response(self, output: NDArray[np.float32]) -> dict[str, Any]:
-        """Name the five most probable classes."""
+        """Return the five most probable classes."""
         indices, values = top_k(output[None], min(5, len(self.labels)))
         return {
             "predictions": [

@@ -1,8 +1,7 @@
-"""Other libraries' graphs of neighbours, for benchmarks/search.py: hnswlib and usearch over the same vectors.
+"""Approximate nearest neighbors with hnswlib and usearch over the same vectors, for comparison.
 
-Promises: the same distance (squared Euclidean, all 4096 values) and the same numbers of links and of candidates
-while building for both; hnswlib keeps float32, usearch float16.
-Does not: choose their settings for them: they are the two libraries' usual ones, M = 16 and 100 candidates.
+Guarantees: both use the squared Euclidean distance of all 4096 values, and the same build parameters, the usual ones of
+these libraries (M = 16, 100 candidates). hnswlib stores float32, usearch float16.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.vectors import DIMENSIONS
+from benchmarks.search.vectors import DIMENSIONS
 
 NAMES = ("hnswlib", "usearch")
 LINKS = 16
-WHILE_BUILDING = 100
-EFFORTS = (10, 20, 40, 80, 160, 320)  # candidates while searching: `ef`, `expansion_search`
+BUILD_CANDIDATES = 100
+SEARCH_CANDIDATES = (10, 20, 40, 80, 160, 320)  # `ef` in hnswlib, `expansion_search` in usearch
 
-# (queries float32 [n, 4096], k) -> rows' numbers, int64 [n, k]
+# (queries float32 [n, 4096], k) -> row numbers, int64 [n, k]
 Search = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 
 
 def build(name: str, blocks: Iterator[NDArray[np.float16]], size: int, path: Path, threads: int) -> None:
-    """Build one library's index of `size` rows and write it to `path`. Raises ImportError without the library."""
+    """Build the index of a library with `size` rows and write it to `path`. Raises ImportError without the library."""
     start = 0
     if name == "hnswlib":
         index = _hnswlib()
-        index.init_index(max_elements=size, M=LINKS, ef_construction=WHILE_BUILDING)
+        index.init_index(max_elements=size, M=LINKS, ef_construction=BUILD_CANDIDATES)
         index.set_num_threads(threads)
         for block in blocks:
             index.add_items(block.astype(np.float32), np.arange(start, start + len(block)))
@@ -45,7 +44,7 @@ def build(name: str, blocks: Iterator[NDArray[np.float16]], size: int, path: Pat
 
 
 def load(name: str, path: Path, threads: int) -> tuple[Callable[[int], None], Search]:
-    """Return an index that was built: how to set its effort, and its search."""
+    """Load an index. Return a function that sets the number of candidates, and the search function."""
     if name == "hnswlib":
         index = _hnswlib()
         index.load_index(str(path))
@@ -54,14 +53,14 @@ def load(name: str, path: Path, threads: int) -> tuple[Callable[[int], None], Se
     index = _usearch()
     index.load(str(path))
 
-    def effort(candidates: int) -> None:
+    def set_candidates(candidates: int) -> None:
         index.expansion_search = candidates
 
     def search(queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         keys = index.search(queries.astype(np.float16), k, threads=threads).keys
         return np.asarray(keys).astype(np.int64).reshape(len(queries), -1)
 
-    return effort, search
+    return set_candidates, search
 
 
 def _hnswlib() -> Any:
@@ -74,5 +73,5 @@ def _usearch() -> Any:
     from usearch.index import Index  # noqa: PLC0415 - an extra
 
     return Index(
-        ndim=DIMENSIONS, metric="l2sq", dtype="f16", connectivity=LINKS, expansion_add=WHILE_BUILDING, multi=False
+        ndim=DIMENSIONS, metric="l2sq", dtype="f16", connectivity=LINKS, expansion_add=BUILD_CANDIDATES, multi=False
     )

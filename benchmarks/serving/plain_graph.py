@@ -1,8 +1,8 @@
-"""The same net as a plain export has it: what a user of another server would serve.
+"""The same net as a plain export, as a user of another server would serve it.
 
-`nn.LocalResponseNorm` and the rest of torch's modules through `torch.onnx.export`, with the weights and the mean image
-of a published version; it answers as the version does, which is checked. The export writes the normalisation as
-padding, an average over three dimensions and a power.
+`nn.LocalResponseNorm` and torch's other modules are exported by `torch.onnx.export`, with the weights and the mean
+image of a published version. The export is checked to give the same probabilities as the version. It writes the
+normalization as padding, an average over three dimensions, and a power.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from model_store.training.parents import find_parent
 from model_store.training.runs.fine_tuning import Parent
 
 _MEAN = "mean"
-_MOST_APART = 1e-4
+_MAX_DIFFERENCE = 1e-4
 
 
 class PlainNet(nn.Module):
-    """A version's net in torch's own modules: pixels uint8 [n, 224, 224, 3] -> probabilities, fc7."""
+    """The net of a version in torch's own modules: pixels uint8 [n, 224, 224, 3] -> probabilities, fc7."""
 
     mean: Tensor
 
@@ -76,9 +76,9 @@ class PlainNet(nn.Module):
 
 
 def write_plain_graph(home: Path, folder: Path) -> Path:
-    """Export the active version of `home` plainly into `folder`; return the graph's path.
+    """Export the active version of `home` into `folder` with torch.onnx, and return the path of the graph.
 
-    Raises SystemExit when it does not answer as the version does.
+    Raises SystemExit if its probabilities differ from those of the version.
     """
     artifact = ModelStore(home).active_artifact()
     graph = onnx.load_model(artifact.path / "model.onnx").graph
@@ -89,7 +89,7 @@ def write_plain_graph(home: Path, folder: Path) -> Path:
     path = folder / "plain.onnx"
     pixels = np.random.default_rng(0).integers(0, 256, (2, CROP, CROP, 3), np.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
+        warnings.simplefilter("ignore")  # the exporter warns about its own code
         torch.onnx.export(
             net,
             (torch.from_numpy(pixels),),
@@ -100,7 +100,9 @@ def write_plain_graph(home: Path, folder: Path) -> Path:
             verbose=False,
         )
     [found, _] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"pixels": pixels})
-    apart = float(np.abs(found - Runner(artifact).run(pixels).probabilities).max())
-    if not apart <= _MOST_APART:
-        raise SystemExit(f"the plain export answers otherwise than {artifact.id}: probabilities differ by {apart:.1e}")
+    difference = float(np.abs(found - Runner(artifact).run(pixels).probabilities).max())
+    if not difference <= _MAX_DIFFERENCE:
+        raise SystemExit(
+            f"The probabilities of the plain export differ from those of {artifact.id} by {difference:.1e}."
+        )
     return path

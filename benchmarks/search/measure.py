@@ -1,8 +1,7 @@
-"""What benchmarks/search.py makes and measures: an index of some size in a folder, and one way to search in it.
+"""Prepare an index of some size in a folder, and measure one way to search in it.
 
-Promises: fc7's figures come through LocalImageIndex, as the service uses it; each way to search is measured in a
-process of its own, so that its memory and its start are its own.
-Does not: compare; print.
+Guarantees: fc7 is measured through LocalImageIndex, as the service uses it. Each search is measured in its own process,
+so that memory and start-up time are those of this search alone.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,10 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import rivals
-from benchmarks.vectors import Vectors, nearest, rows_of
+from benchmarks.search import libraries
+from benchmarks.search.libraries import Search
+from benchmarks.search.vectors import Vectors, nearest, rows_of
 from index.errors import ModeUnavailableError
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
+from index.records import IndexOptions, NewImage
 from index.search.searcher import Mode
 from model_store.code_store import CodesManifest, CodeStore
 
@@ -33,19 +34,19 @@ K = 10
 WIDE = 100
 FINGERPRINT, MODEL = "b" * 64, "bench:1"
 BATCH = 32
-CANDIDATES = (40, 60, 100, 200, 400)  # the searcher takes no fewer than 40 for 10 neighbours
-SNAPSHOT_UP_TO = 200_000  # the searcher's snapshot is as large as the vectors: beyond, they come from the catalogue
-_MOST_S = 20.0  # for one query after the other, and again for batches
-_FEWEST = 20
+CANDIDATES = (40, 60, 100, 200, 400)  # the searcher uses at least 40 for 10 neighbors
+SNAPSHOT_UP_TO = 200_000  # the vector cache is as large as the vectors; larger indexes load them from the catalog
+_MAX_S = 20.0  # for single queries, and again for batches
+_MIN_QUERIES = 20
 _WRITES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One way to search. recall: of the 10 nearest among the first 10; wide: among the first 100 (codes alone).
+    """The measurements of one search. recall: of the 10 nearest, in the first 10 results; wide: in the first 100.
 
-    p50, p99: milliseconds of one query, one after the other; rate: queries a second, 32 at a time; bytes: of memory for
-    each vector; start_s: seconds to open it; resident: MB of the process's own memory that opening took.
+    p50, p99: milliseconds of single queries; rate: queries per second in batches of 32; bytes: memory per vector;
+    start_s: seconds to open the index; resident: MB of private memory that opening it needed.
     """
 
     name: str
@@ -61,14 +62,10 @@ class Point:
     queries: int
 
 
-# (queries float32 [n, 4096], k) -> rows' numbers, int64 [n, k]
-Search = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
-
-
 def prepare(vectors: Vectors, size: int, folder: Path, *, bits: int, epochs: int, others: tuple[str, ...]) -> None:
-    """Make everything that is measured at one size, in `folder`; what is there already is taken as it is.
+    """Prepare the data for one size in `folder`. Data that is already there is reused.
 
-    bits, epochs: of the auto-encoder, trained on the real vectors; 0 bits: none. others: libraries to compare with.
+    bits, epochs: of the auto-encoder, which is trained on the real vectors; 0 bits: none. others: libraries to compare.
     """
     folder.mkdir(parents=True, exist_ok=True)
     truth, home = folder / "truth.npz", folder / "home"
@@ -80,75 +77,75 @@ def prepare(vectors: Vectors, size: int, folder: Path, *, bits: int, epochs: int
         _fill(home, vectors, size)
         (home / "ready").touch()
     if bits and not CodeStore(home).has(FINGERPRINT):
-        _codes(home, folder.parent / f"codes-{bits}", vectors, bits, epochs)
+        _copy_codes(home, folder.parent / f"codes-{bits}", vectors, bits, epochs)
     for name in others:
         path = folder / f"{name}.index"
         if not path.exists():
             new = path.with_suffix(".new")
-            rivals.build(name, rows_of(vectors, size), size, new, os.cpu_count() or 1)
+            libraries.build(name, rows_of(vectors, size), size, new, os.cpu_count() or 1)
             new.rename(path)
 
 
 def measure(folder: Path, size: int, task: str) -> list[Point]:
-    """Measure what `prepare` made: "exact", "fast", "codes" or another library's name."""
+    """Measure a search with the prepared data. task: "exact", "fast", "codes" or the name of a library."""
     with np.load(folder / "truth.npz") as known:
         queries, truth = known["queries"].astype(np.float32), known["nearest"]
-    before, began = _resident(), time.perf_counter()
-    if task in rivals.NAMES:
-        effort, search = rivals.load(task, folder / f"{task}.index", os.cpu_count() or 1)
-        start_s, resident = time.perf_counter() - began, _resident() - before
+    memory_before, started = _resident(), time.perf_counter()
+    if task in libraries.NAMES:
+        set_candidates, search = libraries.load(task, folder / f"{task}.index", os.cpu_count() or 1)
+        start_s, resident = time.perf_counter() - started, _resident() - memory_before
         points = []
-        for candidates in rivals.EFFORTS:
-            effort(candidates)
+        for candidates in libraries.SEARCH_CANDIDATES:
+            set_candidates(candidates)
             point = _point(f"{task}, {candidates} candidates", size, search, queries, truth)
             points.append(replace(point, bytes=resident * 1e6 / size, start_s=start_s, resident=resident))
         return points
     mode: Mode = task  # type: ignore[assignment]
     with _open(folder / "home", None if mode == "exact" else 1) as index:
-        start_s, resident = time.perf_counter() - began, _resident() - before
+        start_s, resident = time.perf_counter() - started, _resident() - memory_before
         if mode == "codes":
-            _until_coded(index)
+            _wait_for_codes(index)
         if index.mode(mode) != mode:
             raise RuntimeError(f"{folder} has no {mode} search")
         search = _of_index(index, mode)
         common: dict[str, Any] = {"start_s": start_s, "resident": resident}
-        each = index.stats().bytes_in_memory / len(index.spaces.active.searcher)
+        vector_bytes = index.stats().bytes_in_memory / len(index.spaces.active.searcher)
         if mode == "exact":
-            return [replace(_point("fc7 exact", size, search, queries, truth), bytes=each, **common)]
+            return [replace(_point("fc7 exact", size, search, queries, truth), bytes=vector_bytes, **common)]
         if mode == "codes":
-            return [replace(_point("fc7 codes", size, search, queries, truth, wide=True), bytes=each, **common)]
+            return [replace(_point("fc7 codes", size, search, queries, truth, wide=True), bytes=vector_bytes, **common)]
         points = []
         searcher = index.spaces.active.searcher
-        usual = searcher.candidates
+        default = searcher.candidates
         for candidates in CANDIDATES:
             searcher.candidates = candidates
-            note = " (as served)" if candidates == usual else ""
+            note = " (as served)" if candidates == default else ""
             point = _point(f"fc7 fast, {candidates} compared exactly{note}", size, search, queries, truth)
-            points.append(replace(point, bytes=each, **common))
+            points.append(replace(point, bytes=vector_bytes, **common))
         return points
 
 
 def measure_writes(folder: Path, vectors: Vectors) -> dict[str, float]:
-    """Return vectors a second that are added, 32 to a commit, and deleted one by one, while `fast` is kept up."""
+    """Return vectors per second added (32 per commit) and deleted (one by one), with the `fast` codes maintained."""
     with _open(folder / "home", 1) as index:
         rows = vectors.queries[np.arange(_WRITES) % len(vectors.queries)].astype(np.float32)
         keys = [f"written/{number}" for number in range(_WRITES)]
         images = [_image(key, row) for key, row in zip(keys, rows, strict=True)]
-        began = time.perf_counter()
+        started = time.perf_counter()
         for start in range(0, _WRITES, BATCH):
             index.add_many(images[start : start + BATCH])
-        added = time.perf_counter() - began
-        began = time.perf_counter()
+        added = time.perf_counter() - started
+        started = time.perf_counter()
         for key in keys:
             index.delete(key)
-        return {"adds_per_s": _WRITES / added, "deletes_per_s": _WRITES / (time.perf_counter() - began)}
+        return {"adds_per_s": _WRITES / added, "deletes_per_s": _WRITES / (time.perf_counter() - started)}
 
 
 @contextmanager
 def _open(home: Path, fast_from: int | None) -> Iterator[LocalImageIndex]:
-    """Open a prepared index; nothing is learned and no snapshot is written that was not there."""
+    """Open a prepared index without training a code or writing a vector cache."""
     with LocalImageIndex.open(
-        home, fingerprint=FINGERPRINT, model=MODEL, fast_from=fast_from, snapshot_after=1 << 40
+        home, IndexOptions(FINGERPRINT, MODEL, fast_from=fast_from, cache_after=1 << 40)
     ) as index:
         yield index
 
@@ -161,7 +158,7 @@ def _of_index(index: LocalImageIndex, mode: Mode) -> Search:
     return search
 
 
-def _until_coded(index: LocalImageIndex) -> None:
+def _wait_for_codes(index: LocalImageIndex) -> None:
     while True:
         try:
             index.mode("codes")
@@ -175,20 +172,20 @@ def _until_coded(index: LocalImageIndex) -> None:
 def _point(
     name: str, size: int, search: Search, queries: NDArray[np.float32], truth: NDArray[np.int64], *, wide: bool = False
 ) -> Point:
-    """Measure one way to search; sizes and memory are the caller's."""
+    """Measure recall and speed of a search; the caller fills in the memory figures."""
     for query in queries[:3]:
         search(query[np.newaxis], K)
     times: list[float] = []
-    while len(times) < len(queries) and (sum(times) < _MOST_S or len(times) < _FEWEST):
+    while len(times) < len(queries) and (sum(times) < _MAX_S or len(times) < _MIN_QUERIES):
         query = queries[len(times)][np.newaxis]
-        began = time.perf_counter()
+        started = time.perf_counter()
         search(query, K)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     found: list[NDArray[np.int64]] = []
-    began = time.perf_counter()
-    while (done := BATCH * len(found)) < len(queries) and (not found or time.perf_counter() - began < _MOST_S):
+    started = time.perf_counter()
+    while (done := BATCH * len(found)) < len(queries) and (not found or time.perf_counter() - started < _MAX_S):
         found.append(search(queries[done : done + BATCH], K))
-    elapsed = time.perf_counter() - began
+    elapsed = time.perf_counter() - started
     answered = np.concatenate(found)
     known = truth[: len(answered)]
     first = None if not wide else recall(search(queries[: len(known)], WIDE), known)
@@ -207,15 +204,13 @@ def _point(
 
 
 def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
-    """Return the mean share of `truth`, int64 [n, k], that is in the same row of `found`, int64 [n, any]."""
+    """Return the mean share of `truth`, int64 [n, k], found in the same row of `found`, int64 [n, m]."""
     return float(np.mean([np.isin(true, some).mean() for true, some in zip(truth, found, strict=True)]))
 
 
 def _fill(home: Path, vectors: Vectors, size: int) -> None:
-    """Put rows into a new index until it has `size`, as keys "0", "1", ..., and wait until `fast` is learned."""
-    with LocalImageIndex.open(
-        home, fingerprint=FINGERPRINT, model=MODEL, fast_from=None, snapshot_after=1 << 40
-    ) as index:
+    """Add rows to an index until it has `size`, with the keys "0", "1", ..., and train the `fast` code."""
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, cache_after=1 << 40)) as index:
         start = index.stats().images
         position = 0
         for block in rows_of(vectors, size):
@@ -225,16 +220,16 @@ def _fill(home: Path, vectors: Vectors, size: int) -> None:
                 index.add_many([_image(str(first + n), row) for n, row in enumerate(fresh.astype(np.float32))])
             position += len(block)
     after = 1 if size <= SNAPSHOT_UP_TO else 1 << 40
-    with LocalImageIndex.open(home, fingerprint=FINGERPRINT, model=MODEL, fast_from=1, snapshot_after=after) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, fast_from=1, cache_after=after)) as index:
         while index.mode("fast") != "fast":
             time.sleep(0.2)
 
 
-def _codes(home: Path, kept: Path, vectors: Vectors, bits: int, epochs: int) -> None:
-    """Give an index the auto-encoder, trained once for all sizes."""
+def _copy_codes(home: Path, trained_codes: Path, vectors: Vectors, bits: int, epochs: int) -> None:
+    """Copy the auto-encoder, which is trained once for all sizes, into an index."""
     from model_store.training.autoencoder import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
 
-    if not kept.exists():
+    if not trained_codes.exists():
         options = CodeOptions(bits, epochs=epochs)
         trained = train_codes(vectors.rows, options)
         content = export_codes(trained.net, vectors.rows)
@@ -247,9 +242,9 @@ def _codes(home: Path, kept: Path, vectors: Vectors, bits: int, epochs: int) -> 
             loss=trained.loss,
             training=asdict(options),
         )
-        CodeStore(kept.parent).publish(content, manifest).rename(kept)
+        CodeStore(trained_codes.parent).publish(content, manifest).rename(trained_codes)
     target = CodeStore(home).folder(FINGERPRINT, bits)
-    shutil.copytree(kept, target)
+    shutil.copytree(trained_codes, target)
 
 
 def _image(key: str, row: NDArray[np.float32]) -> NewImage:
@@ -257,7 +252,7 @@ def _image(key: str, row: NDArray[np.float32]) -> NewImage:
 
 
 def _resident() -> float:
-    """Return the MB of memory that are this process's own: neither files nor what it shares."""
+    """Return the MB of private memory of this process, without files and shared pages."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1e3

@@ -1,12 +1,13 @@
-"""The load generator: a process of its own that sends photographs over plain sockets and measures each answer.
+"""A load generator that sends requests over plain sockets, and measures the latency of each response.
 
-`run_load` starts it (`python -m benchmarks.load`) with a plan and returns what it saw, its own processor time included:
-on a machine that also runs the server, that is what the measuring took away.
-Promises: requests are made of bytes once, before the clock starts; one thread, one `epoll`, no HTTP library; a latency
-is the time from when a request was due to the last byte of its answer. Closed load: each of `clients` connections
-sends its next request when its answer is there. Open load: requests are due at a fixed rate whether or not the earlier
-ones were answered, so a slow server cannot slow its load down.
-Does not: understand chunked answers, follow redirects, use TLS.
+`run_load` starts it in its own process (`python -m benchmarks.serving.load`) and returns the result with the CPU time
+of the generator, because the server usually runs on the same machine.
+
+Closed load: each of `clients` connections sends its next request when its response has arrived. Open load: requests are
+due at a fixed rate, whether or not earlier ones were answered, so a slow server does not reduce its load.
+Guarantees: all requests are encoded before the clock starts; there is one thread, one `epoll` and no HTTP library; a
+latency is the time from the moment a request is due to the last byte of its response.
+Out of scope: chunked responses, redirects, TLS.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from pathlib import Path
 import numpy as np
 
 _CHUNK = 1 << 16
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to send: `requests` (whole, as bytes) in a shuffled round; closed load unless `rate` (a second) is given.
+    """The load: `requests`, encoded, in shuffled order and again and again. rate: per second; None: closed load.
 
-    What is answered in the first `warm_up_s` seconds is not counted. Open load of `clients` connections at most.
+    Responses in the first `warm_up_s` seconds are not counted. clients: the connections (for open load, at most).
     """
 
     port: int
@@ -47,11 +48,11 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What came back: latencies in seconds of the answers of each status, connections that broke, seconds measured.
+class LoadResult:
+    """The result: latencies in seconds by status, broken connections, and the seconds of the measurement.
 
-    `unsent`: requests of an open load that found no free connection. `processor_s`: user and system time of the
-    generator. `retry_after`: the header's values, of the answers that had one.
+    unsent: requests of an open load without a free connection. processor_s: CPU time of the generator. retry_after: how
+    often each value of this header occurred.
     """
 
     latencies: dict[int, list[float]]
@@ -63,46 +64,46 @@ class Seen:
 
     @property
     def answered(self) -> int:
-        """Answers with status 200."""
+        """The number of responses with status 200."""
         return len(self.latencies.get(200, []))
 
     @property
     def rate(self) -> float:
-        """Answers with status 200 in a second."""
+        """The responses with status 200 per second."""
         return self.answered / self.seconds
 
     @property
     def errors(self) -> int:
-        """Answers with another status, and connections that broke."""
+        """The number of other responses and of broken connections."""
         return sum(len(times) for status, times in self.latencies.items() if status != 200) + self.broken
 
     def percentile(self, percent: float) -> float:
-        """Return a percentile of the latencies of status 200, in ms; NaN without any."""
-        good = self.latencies.get(200)
-        return float(np.percentile(good, percent)) * 1000 if good else float("nan")
+        """Return a percentile of the latencies of responses with status 200, in ms; NaN if there are none."""
+        latencies = self.latencies.get(200)
+        return float(np.percentile(latencies, percent)) * 1000 if latencies else float("nan")
 
 
 def request(path: str, body: bytes, content_type: str = "image/jpeg", *, method: str = "POST") -> bytes:
-    """Return a whole HTTP/1.1 request."""
+    """Return an encoded HTTP/1.1 request."""
     headers = f"Host: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
     return f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body
 
 
-def run_load(plan: Plan) -> Seen:
-    """Run the plan in a process of its own. Raises RuntimeError with what that process said, if it fails."""
+def run_load(plan: Plan) -> LoadResult:
+    """Run the plan in its own process. Raises RuntimeError with the error output if that process fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load"],
+        [sys.executable, "-m", "benchmarks.serving.load"],
         input=pickle.dumps(plan),
         capture_output=True,
-        cwd=Path(__file__).parent.parent,
-        timeout=plan.seconds + plan.warm_up_s + 2 * _PATIENCE_S,
+        cwd=Path(__file__).parents[2],
+        timeout=plan.seconds + plan.warm_up_s + 2 * _TIMEOUT_S,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"the load generator failed:\n{done.stderr.decode()}")
+        raise RuntimeError(f"The load generator failed:\n{done.stderr.decode()}")
     values = json.loads(done.stdout)
     values["latencies"] = {int(status): times for status, times in values["latencies"].items()}
-    return Seen(**values)
+    return LoadResult(**values)
 
 
 @dataclass(slots=True)
@@ -110,8 +111,8 @@ class _Connection:
     socket: socket.socket
     due: float = 0.0
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
-    answer: bytearray = field(default_factory=bytearray)
-    length: int = -1  # of the whole answer, once its head is there
+    response: bytearray = field(default_factory=bytearray)
+    length: int = -1  # of the whole response, once its headers have arrived
 
 
 class _Load:
@@ -130,35 +131,35 @@ class _Load:
         self.counted_from = 0.0
         self.until = 0.0
 
-    def run(self) -> Seen:
-        begun = time.perf_counter()
-        self.counted_from = begun + self.plan.warm_up_s
+    def run(self) -> LoadResult:
+        started = time.perf_counter()
+        self.counted_from = started + self.plan.warm_up_s
         self.until = self.counted_from + self.plan.seconds
-        busy_at = 0.0
-        due, step = begun, 1 / self.plan.rate if self.plan.rate else 0.0
-        if not step:
+        cpu_start = 0.0
+        due, interval = started, 1 / self.plan.rate if self.plan.rate else 0.0
+        if not interval:
             for _ in range(self.plan.clients):
-                self.send(self.connect(), begun)
+                self.send(self.connect(), started)
         while (now := time.perf_counter()) < self.until:
-            if not busy_at and now >= self.counted_from:
-                busy_at = time.process_time()
-            while step and due <= now:
+            if not cpu_start and now >= self.counted_from:
+                cpu_start = time.process_time()
+            while interval and due <= now:
                 self.send_when_free(due)
-                due += step
-            wait = min(self.until, due if step else self.until) - now
+                due += interval
+            wait = min(self.until, due if interval else self.until) - now
             for number, events in self.poll.poll(max(wait, 0.0)):
-                self.turn(self.connections[number], events)
-        return Seen(
+                self.handle(self.connections[number], events)
+        return LoadResult(
             latencies=self.latencies,
             broken=self.broken,
             unsent=self.unsent,
             seconds=self.plan.seconds,
-            processor_s=time.process_time() - busy_at,
+            processor_s=time.process_time() - cpu_start,
             retry_after=dict(self.retry_after),
         )
 
     def connect(self) -> _Connection:
-        link = socket.create_connection(("127.0.0.1", self.plan.port), timeout=_PATIENCE_S)
+        link = socket.create_connection(("127.0.0.1", self.plan.port), timeout=_TIMEOUT_S)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link.setblocking(False)
         connection = _Connection(link)
@@ -180,7 +181,7 @@ class _Load:
     def send(self, connection: _Connection, due: float) -> None:
         body = self.plan.requests[self.order[self.next % len(self.order)]]
         self.next += 1
-        connection.due, connection.answer, connection.length = due, bytearray(), -1
+        connection.due, connection.response, connection.length = due, bytearray(), -1
         connection.unsent = memoryview(body)
         self.push(connection)
 
@@ -191,11 +192,11 @@ class _Load:
         except BlockingIOError:
             self.poll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
         except OSError:
-            pass  # the answer, or the end, is read
+            pass  # reading gives the response or the end of the connection
         else:
             self.poll.modify(connection.socket, select.EPOLLIN)
 
-    def turn(self, connection: _Connection, events: int) -> None:
+    def handle(self, connection: _Connection, events: int) -> None:
         if events & select.EPOLLOUT:
             self.push(connection)
         if not events & ~select.EPOLLOUT:
@@ -209,15 +210,15 @@ class _Load:
         if not chunk:
             self.close(connection)
             return
-        connection.answer += chunk
-        if connection.length < 0 and (end := connection.answer.find(b"\r\n\r\n")) >= 0:
-            connection.length = end + 4 + int(_header(connection.answer[:end], b"content-length") or 0)
-        if 0 <= connection.length <= len(connection.answer):
+        connection.response += chunk
+        if connection.length < 0 and (end := connection.response.find(b"\r\n\r\n")) >= 0:
+            connection.length = end + 4 + int(_header(connection.response[:end], b"content-length") or 0)
+        if 0 <= connection.length <= len(connection.response):
             self.finish(connection)
 
     def finish(self, connection: _Connection) -> None:
         now = time.perf_counter()
-        head = bytes(connection.answer).partition(b"\r\n\r\n")[0]
+        head = bytes(connection.response).partition(b"\r\n\r\n")[0]
         if self.counted_from <= now <= self.until:
             self.latencies.setdefault(int(head[9:12]), []).append(now - connection.due)
             if (wait := _header(head, b"retry-after")) is not None:
@@ -231,7 +232,7 @@ class _Load:
             self.send(connection, now)
 
     def close(self, connection: _Connection) -> None:
-        """Take note of an end: expected on an idle connection, else an answer that never came."""
+        """Handle the end of a connection: an idle one may end, otherwise the response is missing."""
         self.drop(connection)
         if connection in self.idle:
             self.idle.remove(connection)
@@ -256,8 +257,8 @@ def _header(head: bytes | bytearray, name: bytes) -> bytes | None:
 
 def _main() -> None:
     plan = pickle.load(sys.stdin.buffer)
-    seen = _Load(plan).run()
-    json.dump({name: getattr(seen, name) for name in Seen.__dataclass_fields__}, sys.stdout)
+    result = _Load(plan).run()
+    json.dump({name: getattr(result, name) for name in LoadResult.__dataclass_fields__}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`fc7 index build --ray` on a real Ray, whose workers are killed; one Ray serves all tests here."""
+"""`fc7 index build --ray` on a real Ray cluster whose workers are killed. All tests here share one cluster."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from index.bulk.folder import build_index
 from index.errors import IndexUnavailableError
 from index.factory import read_stats
 from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions, MilvusAddress
 from model_store.runtime.runner import Runner
-from tests.index.bulk.test_folder import open_for, save
+from tests.index.bulk.helpers import open_index, save_image
 from tests.support.milvus import milvus_server
 from tests.support.tiny_model import publish_tiny_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 COMMAND = [sys.executable, "-c", "from service.cli import main; main()", "index", "build"]
-# In the workers of this Ray, to open a file of this name is to die, and a job that says so finds no fc7.
+# A worker of this cluster dies when it opens POISON, and cannot import fc7 when WITHOUT_FC7 is set.
 POISON = "poison.png"
-LACKING = "TEST_LACKS_FC7"
+WITHOUT_FC7 = "TEST_WITHOUT_FC7"
 CLUSTER = f"""
 import os, sys, tempfile
 with tempfile.TemporaryDirectory(prefix="fc7-ray-", ignore_cleanup_errors=True) as folder:
     with open(folder + "/sitecustomize.py", "w") as file:
         file.write('''import os, sys
 sys.addaudithook(lambda event, args: os._exit(9) if event == "open" and str(args[0]).endswith("{POISON}") else None)
-if "{LACKING}" in os.environ:
+if "{WITHOUT_FC7}" in os.environ:
     sys.modules["index"] = None
 ''')
     os.environ["PYTHONPATH"] = folder + os.pathsep + {str(ROOT)!r}
@@ -50,14 +51,14 @@ if "{LACKING}" in os.environ:
 
 @dataclass(frozen=True)
 class Ray:
-    """A running Ray: where it is, and the environment of whoever may join it; `mark` is in that of its workers."""
+    """A running cluster: its address, the environment to join it, and a mark in the environment of its workers."""
 
     address: str
     environment: Mapping[str, str]
     mark: str
 
     def workers(self) -> list[int]:
-        """Return the processes that hold an actor of a build."""
+        """Return the ids of the processes that run an actor of a build."""
         found = []
         for process in Path("/proc").iterdir():
             try:
@@ -93,9 +94,9 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def start(ray: Ray, home: Path, *words: str | Path, **environment: str) -> subprocess.Popen[str]:
+def start(ray: Ray, home: Path, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, *words, "--ray", ray.address, "--json"],
+        [*COMMAND, *arguments, "--ray", ray.address, "--json"],
         env={**ray.environment, "FC7_HOME": str(home), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -110,24 +111,26 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def stored(home: Path, runner: Runner) -> dict[str, tuple[str, bytes, bytes]]:
-    """Return what the index has under each key: hash, picture, vector; a listing gives each image once."""
-    with open_for(home, runner) as index:
+    """Return hash, picture and vector of each key, after checking that every image is listed once."""
+    with open_index(home, runner) as index:
         keys = [record.key for record in index.list(10_000).images]
         assert len(set(keys)) == len(keys) == index.stats().vectors
         vectors = index.vectors(keys)
         return {key: (index.get(key).sha256, index.picture(key), vectors[key].tobytes()) for key in keys}
 
 
-def test_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, home: Path, tmp_path: Path) -> None:
+def test_killed_worker_loses_and_duplicates_nothing(ray: Ray, home: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for n in range(240):
-        save(photos / f"{n % 3}" / f"{n}.png", n)
-    (photos / "text.jpg").write_text("no picture")
-    save(photos / ("x" * 120) / ("y" * 100 + ".png"), 1)
+        save_image(photos / f"{n % 3}" / f"{n}.png", n)
+    (photos / "text.jpg").write_text("not an image")
+    save_image(photos / ("x" * 120) / ("y" * 100 + ".png"), 1)
     process = start(ray, home, photos.as_uri(), "--batch-size", "1", "--key-prefix", "all/")
     log = home / "index" / "catalog.db-wal"
-    until = time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size > 200_000) and process.poll() is None and time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while (
+        not (log.exists() and log.stat().st_size > 200_000) and process.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     victim = ray.workers()[0]
     os.kill(victim, signal.SIGKILL)
@@ -143,7 +146,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, home: Path,
     assert f"/{victim} " not in max(report["workers"], key=lambda worker: report["workers"][worker]["images"])
 
     runner = Runner(publish_tiny_model(tmp_path / "alone"))
-    with open_for(tmp_path / "alone", runner) as index:
+    with open_index(tmp_path / "alone", runner) as index:
         build_index(photos, index, runner, key=lambda path, folder: f"all/{path.relative_to(folder).as_posix()}")
     assert stored(home, runner) == stored(tmp_path / "alone", runner)
     runner.close()
@@ -155,14 +158,14 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, home: Path,
     assert (again["seen"], again["added"], again["replaced"], again["unchanged"]) == (242, 0, 1, 239)
 
 
-def test_on_milvus_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, home: Path, tmp_path: Path) -> None:
+def test_killed_worker_loses_and_duplicates_nothing_on_milvus(ray: Ray, home: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for n in range(160):
-        save(photos / f"{n}.png", n)
+        save_image(photos / f"{n}.png", n)
     with milvus_server(tmp_path / "milvus") as milvus:
         process = start(ray, home, photos.as_uri(), "--batch-size", "1", FC7_INDEX_URI=milvus.uri)
-        until = time.monotonic() + 60
-        while process.poll() is None and images_on(milvus.uri) < 10 and time.monotonic() < until:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and images_on(milvus.uri) < 10 and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(ray.workers()[0], signal.SIGKILL)
         assert process.poll() is None
@@ -174,9 +177,9 @@ def test_on_milvus_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, h
         runner = Runner(publish_tiny_model(tmp_path / "alone"))
         artifact = runner.artifact
         with (
-            open_for(tmp_path / "alone", runner) as alone,
+            open_index(tmp_path / "alone", runner) as alone,
             MilvusImageIndex.open(
-                milvus.uri, None, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True
+                MilvusAddress(milvus.uri), IndexOptions(artifact.fingerprint, artifact.id, read_only=True)
             ) as shared,
         ):
             build_index(photos, alone, runner)
@@ -197,16 +200,14 @@ def test_on_milvus_a_killed_worker_loses_nothing_and_doubles_nothing(ray: Ray, h
 
 def images_on(uri: str) -> int:
     try:
-        return read_stats(Path(), uri).images
-    except IndexUnavailableError:  # not made yet
+        return read_stats(Path(), MilvusAddress(uri)).images
+    except IndexUnavailableError:  # not created yet
         return 0
 
 
-def test_workers_without_this_fc7_or_a_wrong_token_are_named_with_the_mend(
-    ray: Ray, home: Path, tmp_path: Path
-) -> None:
-    save(tmp_path / "photos" / "1.png", 1)
-    workers = {"runtime_env": {"env_vars": {LACKING: "1"}}}
+def test_workers_without_fc7_and_a_wrong_token_are_reported_with_a_fix(ray: Ray, home: Path, tmp_path: Path) -> None:
+    save_image(tmp_path / "photos" / "1.png", 1)
+    workers = {"runtime_env": {"env_vars": {WITHOUT_FC7: "1"}}}
     publish_tiny_model(tmp_path / "other")
     missing = start(ray, home, tmp_path / "photos", RAY_JOB_CONFIG_JSON_ENV_VAR=json.dumps(workers))
     stranger = start(ray, tmp_path / "other", tmp_path / "photos", RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -221,12 +222,10 @@ def test_workers_without_this_fc7_or_a_wrong_token_are_named_with_the_mend(
 
 
 @pytest.mark.slow
-def test_a_picture_that_kills_its_workers_is_skipped_and_the_rest_is_indexed(
-    ray: Ray, home: Path, tmp_path: Path
-) -> None:
+def test_image_that_kills_its_workers_is_skipped_and_the_rest_is_indexed(ray: Ray, home: Path, tmp_path: Path) -> None:
     for n in range(40):
-        save(tmp_path / "photos" / f"{n}.png", n)
-    save(tmp_path / "photos" / POISON, 99)
+        save_image(tmp_path / "photos" / f"{n}.png", n)
+    save_image(tmp_path / "photos" / POISON, 99)
     code, out, errors = finish(start(ray, home, tmp_path / "photos", "--batch-size", "2"))
     assert code == 0, errors
     report = json.loads(out)
@@ -236,26 +235,24 @@ def test_a_picture_that_kills_its_workers_is_skipped_and_the_rest_is_indexed(
 
 
 @pytest.mark.slow
-def test_a_local_ray_leaves_nothing_behind_even_when_the_command_is_killed(
-    ray: Ray, home: Path, tmp_path: Path
-) -> None:
+def test_local_ray_leaves_no_processes_when_the_command_is_killed(ray: Ray, home: Path, tmp_path: Path) -> None:
     for n in range(400):
-        save(tmp_path / "photos" / f"{n}.png", n)
-    words = [*COMMAND, str(tmp_path / "photos"), "--ray", "local", "--batch-size", "1"]
+        save_image(tmp_path / "photos" / f"{n}.png", n)
+    command = [*COMMAND, str(tmp_path / "photos"), "--ray", "local", "--batch-size", "1"]
     mark = secrets.token_hex(16)
     environment = {**ray.environment, "FC7_HOME": str(home), "TEST_MARK": mark, "TMPDIR": "/tmp"}
     log = home / "index" / "catalog.db-wal"
-    with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         while not (log.exists() and log.stat().st_size > 200_000) and process.poll() is None:
             time.sleep(0.01)
         local = Ray("local", environment, mark)
         assert local.workers()
         process.kill()
-    until = time.monotonic() + 30
-    while local.workers() and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while local.workers() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert local.workers() == []
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     assert " 0 unchanged" not in done.stderr
     assert "The index has 400 images" in done.stderr

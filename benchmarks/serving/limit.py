@@ -1,10 +1,11 @@
-"""The limit: decoding and ONNX Runtime in one process, with nothing between them. No server can be faster than this.
+"""The limit: decoding and ONNX Runtime in one process with nothing in between. No server can be faster.
 
-Decoding runs in a pool, the version's graph for batches in batches, in both of the ways that share the cores: one after
-the other (all cores decode a batch, then all run it), or overlapping (the next batch is decoded while one runs). The
-faster is the limit. Beside it: each core decodes and runs batches of its own, with a second session of one thread a
-run. That is the limit of whoever pays the memory of a second copy of the weights for it. And one image alone.
-Does not: HTTP, queues, answers beyond the arrays.
+A thread pool decodes, and the version's graph for batches runs in batches. There are two ways to share the cores:
+alternating (all cores decode a batch, then all run it) and overlapping (the next batch is decoded while one runs). The
+faster of the two is the limit. Two more figures: `parallel`, where each core decodes and runs its own batches with a
+second session of one thread per run, which is the limit if a second copy of the weights fits in memory; and `one`, a
+single image alone.
+Out of scope: HTTP, queues, and responses beyond the arrays.
 """
 
 from __future__ import annotations
@@ -32,33 +33,33 @@ BATCH = 16
 
 
 class Limit:
-    """The machine's limit on the active version of `home`, in a process of its own, measured when asked."""
+    """A process that measures the limit of the machine with the active version of a home."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def measure(self, way: str, seconds: float) -> float:
-        """Return images a second in batches of 16, or for "one" the median of one image alone in ms."""
+    def measure(self, name: str, seconds: float) -> float:
+        """Return the images per second in batches of 16 or, for "one", the median time of a single image in ms."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(way, seconds, file=self._process.stdin, flush=True)
-        while not (line := self._process.stdout.readline()).startswith(f"{way}: "):
+        print(name, seconds, file=self._process.stdin, flush=True)
+        while not (line := self._process.stdout.readline()).startswith(f"{name}: "):
             if not line:
-                raise SystemExit(f"the limit's process ended with code {self._process.wait()}")
+                raise SystemExit(f"The process that measures the limit ended with exit code {self._process.wait()}.")
         return float(line.partition(": ")[2])
 
 
 @contextmanager
 def limit_of(home: Path, images: list[bytes], scratch: Path) -> Iterator[Limit]:
-    """Start the process with these photographs; it is gone when the block is left."""
-    given = scratch / "limit.pickle"
-    given.write_bytes(pickle.dumps((home, images)))
+    """Start the process with these photographs, and end it after the block."""
+    arguments = scratch / "limit.pickle"
+    arguments.write_bytes(pickle.dumps((home, images)))
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.limit", str(given)],
+        [sys.executable, "-m", "benchmarks.serving.limit", str(arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     with process:
         try:
@@ -67,7 +68,9 @@ def limit_of(home: Path, images: list[bytes], scratch: Path) -> Iterator[Limit]:
             process.terminate()
 
 
-class _Ways:
+class _Limits:
+    """Each public method measures the limit of its name until the time `until`, and returns the number of images."""
+
     def __init__(self, home: Path, images: list[bytes]) -> None:
         self.cores = usable_cores()
         artifact = ModelStore(home).active_artifact()
@@ -77,10 +80,10 @@ class _Ways:
         self.runner.warm_up((BATCH,))
         self.runner.run(np.zeros((BATCH, CROP, CROP, 3), np.uint8))
         self.source = itertools.cycle(images)
-        self.turn = threading.Lock()
+        self.source_lock = threading.Lock()
         self.pool = ThreadPoolExecutor(self.cores)
 
-    def batch(self) -> list[bytes]:
+    def _batch(self) -> list[bytes]:
         return list(itertools.islice(self.source, BATCH))
 
     def one(self, until: float) -> float:
@@ -91,44 +94,44 @@ class _Ways:
             times.append(time.perf_counter() - started)
         return float(np.median(times)) * 1000
 
-    def in_turn(self, until: float) -> int:
+    def alternating(self, until: float) -> int:
         done = 0
         while time.perf_counter() < until:
-            self.runner.run(views(np.stack(list(self.pool.map(prepare, self.batch())))))
+            self.runner.run(views(np.stack(list(self.pool.map(prepare, self._batch())))))
             done += BATCH
         return done
 
     def overlapping(self, until: float) -> int:
         done = 0
-        decoding = [self.pool.submit(prepare, data) for data in self.batch()]
+        decoding = [self.pool.submit(prepare, data) for data in self._batch()]
         while time.perf_counter() < until:
             pixels = np.stack([future.result() for future in decoding])
-            decoding = [self.pool.submit(prepare, data) for data in self.batch()]
+            decoding = [self.pool.submit(prepare, data) for data in self._batch()]
             self.runner.run(views(pixels))
             done += BATCH
         return done
 
-    def side_by_side(self, until: float) -> int:
-        return sum(self.pool.map(self.own_batches, [until] * self.cores))
+    def parallel(self, until: float) -> int:
+        return sum(self.pool.map(self._run_batches, [until] * self.cores))
 
-    def own_batches(self, until: float) -> int:
+    def _run_batches(self, until: float) -> int:
         done = 0
         while time.perf_counter() < until:
-            with self.turn:
-                data = self.batch()
+            with self.source_lock:
+                data = self._batch()
             self.runner.run_beside(views(np.stack([prepare(each) for each in data])))
             done += BATCH
         return done
 
 
 def _main() -> None:
-    ways = _Ways(*pickle.loads(Path(sys.argv[1]).read_bytes()))
+    limits = _Limits(*pickle.loads(Path(sys.argv[1]).read_bytes()))
     for line in sys.stdin:
-        way, seconds = line.split()
+        name, seconds = line.split()
         started = time.perf_counter()
-        found = getattr(ways, way)(started + float(seconds))
-        value = found if way == "one" else found / (time.perf_counter() - started)
-        print(f"{way}: {value}", flush=True)
+        count = getattr(limits, name)(started + float(seconds))
+        value = count if name == "one" else count / (time.perf_counter() - started)
+        print(f"{name}: {value}", flush=True)
 
 
 if __name__ == "__main__":

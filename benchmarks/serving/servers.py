@@ -1,9 +1,7 @@
-"""The servers under measurement, each a process tree of its own on loopback: fc7, and LitServe with the same graph.
+"""The measured servers, each with its own processes on the loopback interface: fc7, and LitServe with the same graph.
 
-Promises: a server is ready when it is handed out, and gone when the block is left; its memory is the proportional share
-(PSS) summed over its processes, its processor time the sum of theirs. One that was put to sleep takes no core from the
-one that is measured.
-Does not: share anything with the server but its port.
+Guarantees: a server is ready when it is yielded, and has ended after the block. Its memory is the proportional share
+(PSS) of all its processes, its CPU time the sum of theirs. A suspended server uses no CPU.
 """
 
 from __future__ import annotations
@@ -20,14 +18,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_PATIENCE_S = 90.0
-_LAST_ANSWERS_S = 0.5
-_ROOT = Path(__file__).parent.parent
+_START_TIMEOUT_S = 90.0
+_SETTLE_S = 0.5
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is ready: how it is reached, and how long it took from process start to ready."""
+    """A server that is ready. start_s: seconds from process start to ready."""
 
     name: str
     port: int
@@ -36,25 +34,25 @@ class Server:
     start_s: float
 
     def memory(self) -> int:
-        """Return the bytes that its processes hold, pages shared among processes counted once."""
+        """Return the memory of its processes in bytes; pages that they share are counted once."""
         return sum(_pss(process) for process in _tree(self.process.pid))
 
-    def sleep(self) -> None:
-        """Stop its processes where they are."""
+    def suspend(self) -> None:
+        """Suspend its processes."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let its processes go on inside the block, and sleep after it."""
+    def resumed(self) -> Iterator[None]:
+        """Resume its processes for the block."""
         os.killpg(self.process.pid, signal.SIGCONT)
         try:
             yield
         finally:
-            time.sleep(_LAST_ANSWERS_S)  # what it still works on would take as long as it sleeps, by its clock
-            self.sleep()
+            time.sleep(_SETTLE_S)  # otherwise the suspension would count as time of the last requests
+            self.suspend()
 
     def processor_s(self) -> float:
-        """Return the processor time of its living processes."""
+        """Return the CPU time of its running processes."""
         ticks = 0
         for process in _tree(self.process.pid):
             with suppress(OSError):
@@ -65,7 +63,7 @@ class Server:
 
 @contextmanager
 def fc7_server(home: Path, log: Path, environment: Mapping[str, str]) -> Iterator[Server]:
-    """Serve the active version of `home` with `fc7 serve`; `environment` has settings that are not the defaults."""
+    """Serve the active version of `home` with `fc7 serve`. environment: further settings."""
     settings = {"FC7_HOME": str(home), "FC7_PORT": str(port := _free_port()), "FC7_LOG_LEVEL": "info", **environment}
     command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
     with _running("fc7", command, log, settings, port=port, ready="/readyz", path="/v1/classify") as server:
@@ -76,9 +74,9 @@ def fc7_server(home: Path, log: Path, environment: Mapping[str, str]) -> Iterato
 def litserve_server(
     home: Path, log: Path, *, threads: int, batches: bool = False, graph: Path | None = None
 ) -> Iterator[Server]:
-    """Serve the active version of `home` with LitServe, its graph for batches or `graph`; `threads` decode a batch."""
+    """Serve the active version of `home` with LitServe. The parameters are those of `litserve_app`."""
     port = _free_port()
-    command = [sys.executable, "-m", "benchmarks.litserve_app", str(home), str(port), str(threads)]
+    command = [sys.executable, "-m", "benchmarks.serving.litserve_app", str(home), str(port), str(threads)]
     command += ["--batches"] * batches + ([] if graph is None else ["--graph", str(graph)])
     with _running("LitServe", command, log, {}, port=port, ready="/health", path="/predict") as server:
         yield server
@@ -95,15 +93,15 @@ def _running(
             command, env=inherited | dict(settings), cwd=_ROOT, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        while not _answers(port, ready):
-            if process.poll() is not None or time.perf_counter() - started > _PATIENCE_S:
-                raise SystemExit(f"{name} did not become ready; it said:\n{log.read_text()[-4000:]}")
+        while not _is_ready(port, ready):
+            if process.poll() is not None or time.perf_counter() - started > _START_TIMEOUT_S:
+                raise SystemExit(f"{name} did not become ready. Its output:\n{log.read_text()[-4000:]}")
             time.sleep(0.01)
         yield Server(name, port, path, process, time.perf_counter() - started)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-            os.killpg(process.pid, signal.SIGCONT)  # asleep, it would not hear of it
+            os.killpg(process.pid, signal.SIGCONT)  # a suspended process handles no signal
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -119,7 +117,7 @@ def _free_port() -> int:
     return port
 
 
-def _answers(port: int, path: str) -> bool:
+def _is_ready(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
