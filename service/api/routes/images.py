@@ -81,13 +81,13 @@ _PATCH_BODY = {
     }
 }
 
-Key = Annotated[str, Path(description="The image's key: 1 to 200 characters.")]
+Key = Annotated[str, Path(description="The key of the image, 1 to 200 characters.")]
 
 
 @router.get(
     "/v1/images",
     operation_id="list_images",
-    summary="List the indexed images",
+    summary="List indexed images",
     dependencies=[_READ],
     responses=problems(401, 403, 409, 422, 503),
 )
@@ -127,7 +127,8 @@ async def add_images(request: Request, response: Response, state: StateDep) -> A
     summary="Get the thumbnail of an indexed image",
     dependencies=[_READ],
     response_class=Response,
-    responses=problems(401, 403, 404, 409, 422, 503) | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}},
+    responses=problems(401, 403, 404, 409, 422, 503)
+    | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."}},
 )
 async def get_thumbnail(key: Key, state: StateDep) -> Response:
     """Return the stored 256x256 thumbnail."""
