@@ -120,17 +120,8 @@ class ImageInfo(BaseModel):
     @classmethod
     def of(cls, record: ImageRecord) -> ImageInfo:
         """Convert a record of the index."""
-        return cls(
-            key=record.key,
-            sha256=record.sha256,
-            size=record.size,
-            width=record.width,
-            height=record.height,
-            metadata=record.metadata,
-            added=record.added,
-            updated=record.updated,
-            thumbnail=thumbnail_path(record.key) if record.has_picture else None,
-        )
+        thumbnail = thumbnail_path(record.key) if record.has_picture else None
+        return cls.model_validate(asdict(record) | {"thumbnail": thumbnail})
 
 
 class ImagePage(BaseModel):
@@ -205,25 +196,9 @@ class IndexInfo(BaseModel):
     def of(cls, stats: IndexStats, spaces: Sequence[Space], progress: Progress | None) -> IndexInfo:
         """Convert the statistics of an index."""
         return cls(
-            images=stats.images,
-            vectors=stats.vectors,
-            bytes_on_disk=stats.bytes_on_disk,
-            bytes_in_memory=stats.bytes_in_memory,
-            mode=stats.mode,
-            model=stats.model,
-            fingerprint=stats.fingerprint,
+            **asdict(stats),
             missing_vectors=next((space.missing_vectors for space in spaces if space.active), 0),
-            spaces=[
-                SpaceInfo(
-                    model=space.model,
-                    fingerprint=space.fingerprint,
-                    vectors=space.vectors,
-                    missing_vectors=space.missing_vectors,
-                    searched=space.active,
-                    kept=space.kept,
-                )
-                for space in spaces
-            ],
+            spaces=[SpaceInfo.model_validate(asdict(space) | {"searched": space.active}) for space in spaces],
             migration=None if progress is None else MigrationInfo.model_validate(asdict(progress)),
         )
 
@@ -256,15 +231,7 @@ class SnapshotInfo(BaseModel):
     @classmethod
     def of(cls, path: Path, manifest: SnapshotManifest) -> SnapshotInfo:
         """Convert the manifest of a snapshot."""
-        return cls(
-            name=path.name,
-            path=str(path),
-            created=manifest.created,
-            images=manifest.images,
-            vectors=manifest.vectors,
-            size=manifest.size,
-            sha256=manifest.sha256,
-        )
+        return cls.model_validate(manifest.model_dump() | {"name": path.name, "path": str(path)})
 
 
 class MetadataPatch(BaseModel):

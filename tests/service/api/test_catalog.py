@@ -90,8 +90,8 @@ def test_a_filter_applies_to_search_similar_and_list(client: httpx.Client) -> No
     rest = client.get("/v1/images", params={"where": "rare:true", "cursor": first["next_cursor"]})
     assert keys(rest) == even[4:]
     for other in ({}, {"where": "rare:false"}):
-        refused = client.get("/v1/images", params={**other, "cursor": first["next_cursor"]})
-        assert (refused.status_code, refused.json()["type"]) == (422, "urn:fc7:problem:cursor")
+        rejected = client.get("/v1/images", params={**other, "cursor": first["next_cursor"]})
+        assert (rejected.status_code, rejected.json()["type"]) == (422, "urn:fc7:problem:cursor")
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_an_invalid_patch_changes_nothing(client: httpx.Client, body: Any, statu
 
 def test_a_patch_requires_its_content_type_and_an_existing_key(client: httpx.Client) -> None:
     assert patch(client, {"metadata": {}}).json()["type"] == "urn:fc7:problem:no-such-image"
-    refused = patch(client, {"metadata": {}}, {"Content-Type": "text/plain"})
-    assert (refused.status_code, refused.json()["type"]) == (415, "urn:fc7:problem:content-type")
-    assert "application/merge-patch+json" in refused.json()["detail"]
+    rejected = patch(client, {"metadata": {}}, {"Content-Type": "text/plain"})
+    assert (rejected.status_code, rejected.json()["type"]) == (415, "urn:fc7:problem:content-type")
+    assert "application/merge-patch+json" in rejected.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def test_snapshot_and_verify_while_a_server_runs(
     damaged = run(home, "index", "verify", str(tmp_path / "copy"))
     assert damaged.returncode == 1
     assert "take another snapshot" in damaged.stderr
-    refused = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
-    assert refused.returncode == 1
-    assert "differs from its SHA-256" in refused.stderr
+    rejected = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
+    assert rejected.returncode == 1
+    assert "differs from its SHA-256" in rejected.stderr
     locked = run(home, "index", "verify", "--repair")
     assert locked.returncode == 1
     assert "is open in process" in locked.stderr

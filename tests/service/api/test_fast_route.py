@@ -120,7 +120,7 @@ def test_headers_are_treated_alike(
 
 @pytest.mark.parametrize("path", PATHS)
 def test_errors_are_alike(both: tuple[ThreadServer, ThreadServer], path: str) -> None:
-    assert post_to_both(both, path, ADMITTED, b"no picture").status_code == 400
+    assert post_to_both(both, path, ADMITTED, b"not an image").status_code == 400
     answers = [server.client.get(path, headers=ADMITTED) for server in both]
     assert [answer.status_code for answer in answers] == [405, 405]
     assert answers[0].json() == answers[1].json()

@@ -214,6 +214,6 @@ def test_a_large_index_uses_fast_search_unless_another_mode_is_requested(home: P
         assert client.get("/v1/images/4/similar?mode=exact").json()["mode"] == "exact"
         assert client.get("/v1/images/4/similar").json()["mode"] == "fast"
         for path in ("/v1/images/4/similar?mode=codes", "/v1/images/4/similar?mode=near"):
-            refused = client.get(path)
-            assert refused.status_code == (409 if "codes" in path else 422)
-        assert "mode" in refused.json()["detail"]
+            rejected = client.get(path)
+            assert rejected.status_code == (409 if "codes" in path else 422)
+        assert "mode" in rejected.json()["detail"]

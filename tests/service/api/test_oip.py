@@ -262,9 +262,9 @@ def test_keys_are_required_except_for_health(home: Path) -> None:
             lambda: client.get_model_metadata("tiny"),
             lambda: client.infer("tiny", [pixels_input()]),
         ):
-            with pytest.raises(InferenceServerException, match="A valid API key is required") as refusal:
+            with pytest.raises(InferenceServerException, match="A valid API key is required") as rejection:
                 call()
-            assert refusal.value.status() == "401"
+            assert rejection.value.status() == "401"
         headers = {"Authorization": f"Bearer {KEY}"}
         assert client.infer("tiny", [pixels_input()], headers=headers).as_numpy("fc7").shape == (3, 4096)
 
@@ -298,9 +298,9 @@ def test_a_path_can_name_a_version_that_is_not_active(
         assert first.get_response()["model_version"] == "1"
         check(first, expected)
         missing = r"The model tiny:3 does not exist\. Published: tiny:1, tiny:2"
-        with pytest.raises(InferenceServerException, match=missing) as refusal:
+        with pytest.raises(InferenceServerException, match=missing) as rejection:
             client.infer("tiny", [pixels_input()], model_version="3")
-        assert refusal.value.status() == "404"
+        assert rejection.value.status() == "404"
 
 
 def test_a_gzip_body(client: httpx.Client) -> None:
