@@ -205,11 +205,6 @@ class Milvus:
         return result
 
 
-def is_local(uri: str) -> bool:
-    """Return whether this is a file of Milvus Lite."""
-    return uri.endswith(".db")
-
-
 def _check_uri(uri: str) -> None:
     """Raise IndexUriError if `uri` is not an address of Milvus."""
     if "://" in uri and "@" in uri:
@@ -225,7 +220,7 @@ def _check_uri(uri: str) -> None:
         if not host or port == 0:
             raise IndexUriError(uri, "it has no host")
         return
-    if parts.scheme or not is_local(uri):
+    if parts.scheme or not uri.endswith(".db"):
         raise IndexUriError(uri, "its scheme is not supported")
     folder = Path(uri).absolute().parent
     if not folder.is_dir():

@@ -56,7 +56,7 @@ class Registry:
         return None if fingerprint is None else self.model(fingerprint)
 
     def activate(self, model: VectorModel) -> None:
-        """Make every replica that can, search the vectors of this model."""
+        """Store that the vectors of this model are complete, so that the replicas that migrate to it search them."""
         self.add_model(model)
         self._put({_ACTIVE: model.fingerprint})
 
