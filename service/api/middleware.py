@@ -17,7 +17,6 @@ import re
 import time
 import uuid
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,9 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.problems import problem_of_bug
 from service.observability.request_log import Notes
 from service.observability.tracing import RequestSpan
-
-if TYPE_CHECKING:
-    from service.state import State
+from service.state import State
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LINGER_S = 2.0

@@ -116,5 +116,5 @@ def test_each_request_logs_one_json_line_without_the_key(home: Path) -> None:
         assert line["images"] == 1
         assert line["ms"] > 0
         assert any(line.get("reason") == "unauthorized" and line["status"] == 401 for line in lines)
-        assert any("did you mean FC7_MAX_BATCH" in line.get("detail", "") for line in lines)
+        assert any("Did you mean FC7_MAX_BATCH" in line.get("detail", "") for line in lines)
         assert key not in server.log.read_text()

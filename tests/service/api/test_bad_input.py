@@ -50,7 +50,7 @@ def check_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
         (b"", 400, "empty"),
         (b"I am a text that was named .jpg", 400, "image"),
         (pictures.jpeg()[:2000], 400, "image"),
-        (b"%PDF-1.7 and so on", 415, "taken"),
+        (b"%PDF-1.7 and so on", 415, "PDF is not supported"),
     ],
     ids=["empty", "text", "cut", "pdf"],
 )
@@ -129,7 +129,7 @@ def test_an_invalid_image_is_named_by_its_index(client: httpx.Client) -> None:
         answer = client.post("/v1/classify", files=[good, good, ("file", ("b.jpg", data, "image/jpeg")), good])
         problem = check_problem(answer, status)
         assert problem["index"] == 2
-        assert "image 2" in problem["detail"]
+        assert "Image 2" in problem["detail"]
 
 
 def test_33_images_are_too_many_and_32_are_not(client: httpx.Client) -> None:

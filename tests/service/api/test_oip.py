@@ -188,7 +188,7 @@ def test_the_asyncio_client(
             )
             for result in results:
                 check(result, expected)
-            with pytest.raises(InferenceServerException, match=r"no model another\. Published: tiny:1"):
+            with pytest.raises(InferenceServerException, match=r"The model another does not exist\. Published: tiny:1"):
                 await client.get_model_metadata("another")
             broken = triton.InferInput("image", [1], "BYTES")
             broken.set_data_from_numpy(np.array([b"text"], np.object_))
@@ -262,7 +262,7 @@ def test_keys_are_required_except_for_health(home: Path) -> None:
             lambda: client.get_model_metadata("tiny"),
             lambda: client.infer("tiny", [pixels_input()]),
         ):
-            with pytest.raises(InferenceServerException, match="this needs a key") as refusal:
+            with pytest.raises(InferenceServerException, match="A valid API key is required") as refusal:
                 call()
             assert refusal.value.status() == "401"
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -297,7 +297,8 @@ def test_a_path_can_name_a_version_that_is_not_active(
         first = client.infer("tiny", [pixels_input()], model_version="1")
         assert first.get_response()["model_version"] == "1"
         check(first, expected)
-        with pytest.raises(InferenceServerException, match=r"no model tiny:3\. Published: tiny:1, tiny:2") as refusal:
+        missing = r"The model tiny:3 does not exist\. Published: tiny:1, tiny:2"
+        with pytest.raises(InferenceServerException, match=missing) as refusal:
             client.infer("tiny", [pixels_input()], model_version="3")
         assert refusal.value.status() == "404"
 
