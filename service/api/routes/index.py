@@ -31,7 +31,7 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 async def index_stats(state: StateDep) -> IndexInfo:
     """Count images and bytes, name the model that made the vectors, and show the progress of a migration to another."""
     index = state.index()
-    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.describe(), state.index_sync.progress))
+    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.spaces.describe(), state.index_sync.progress))
 
 
 @router.post(

@@ -23,7 +23,7 @@ from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFin
 from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
 from service.cli.main import app
 from tests.index.helpers import MODEL, image, open_index, vector
-from tests.index.local.test_code_builder import activations, images, until
+from tests.index.local.test_code_builder import activations, images, wait_until
 from tests.support import pictures
 from tests.support.tiny_model import publish_tiny_model
 
@@ -133,7 +133,7 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
             except ModeUnavailableError:
                 return False
 
-        until(ready)
+        wait_until(ready)
         assert index.mode() == "exact", "codes are used only where they are asked for"
         index.add_many(images(rows[300:500], start=300))
         index.delete("i00007")

@@ -265,7 +265,7 @@ def test_snapshot_and_verify_beside_a_running_server(
     (tmp_path / "copy/catalog.db").write_bytes(data)
     damaged = run(home, "index", "verify", str(tmp_path / "copy"))
     assert damaged.returncode == 1
-    assert "take another snapshot" in damaged.stderr
+    assert "Take another snapshot" in damaged.stderr
     refused = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
     assert refused.returncode == 1
     assert "differs from its SHA-256" in refused.stderr
