@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -101,99 +100,8 @@ class VectorSpaces(Protocol):
         """Search the target's vectors although some are missing. Raises IndexModelError if replicas share the index."""
 
 
-class ImageIndex(Protocol):
+class ImageIndex(ABC):
     """An index of images, wherever it is stored. All methods are thread-safe. It is a context manager."""
-
-    @property
-    def spaces(self) -> VectorSpaces:
-        """The vector spaces of the index."""
-
-    @property
-    def searched(self) -> VectorModel:
-        """The model whose vectors are searched."""
-
-    @property
-    def required(self) -> Sequence[VectorModel]:
-        """The models for which every added image needs a vector, the searched one first."""
-
-    @property
-    def trouble(self) -> str:
-        """Why the last call to the index's server failed; "" if it succeeded, or if there is no server."""
-
-    def describe(self) -> Sequence[Space]:
-        """Return the vector spaces that exist."""
-
-    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
-        """Add or replace all of `images`, or none of them if one is rejected."""
-
-    def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model."""
-
-    def get(self, key: str) -> ImageRecord:
-        """Return one image's record. Raises KeyNotFoundError."""
-
-    def contains(self, key: str) -> bool:
-        """Return whether an image has this key."""
-
-    def picture(self, key: str) -> bytes:
-        """Return the stored 256x256 JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
-
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
-        """Return a page of the images that match, in a stable order (by first addition, or by key)."""
-
-    def delete(self, key: str) -> None:
-        """Delete one image. Raises KeyNotFoundError."""
-
-    def delete_where(self, where: Where) -> int:
-        """Delete the images that match, and return how many were deleted."""
-
-    def change_metadata(self, key: str, update: Update) -> ImageRecord:
-        """Replace an image's metadata by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
-
-    def search(
-        self,
-        vectors: NDArray[np.float32],
-        k: int,
-        *,
-        exclude: str | None = None,
-        where: Where | None = None,
-        fingerprint: str | None = None,
-        mode: Mode | None = None,
-    ) -> Answers:
-        """Return the `k` nearest matching images for each vector, float32 [n, 4096].
-
-        fingerprint: of the model that computed `vectors`; the searched model by default.
-        """
-
-    def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
-        """Return the `k` matching images nearest to an indexed image, without that image itself."""
-
-    def duplicates(
-        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
-    ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
-
-    def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
-        """Return the mode that a search with the `requested` mode uses now. Raises ModeUnavailableError."""
-
-    def snapshot(self, target: Path) -> SnapshotManifest:
-        """Copy the index in its current state to the new folder `target`, without blocking writers."""
-
-    def stats(self) -> IndexStats:
-        """Return counts and sizes."""
-
-    def close(self) -> None:
-        """Finish running work and release the index."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
-
-
-class IndexBase(ABC):
-    """The parts of `ImageIndex` that are the same for every backend."""
 
     def __init__(self, spaces: VectorSpaces, *, keep_pictures: bool) -> None:
         self.spaces = spaces
@@ -214,9 +122,79 @@ class IndexBase(ABC):
         """Why the last call to the index's server failed; "" if it succeeded, or if there is no server."""
         return ""
 
-    def describe(self) -> Sequence[Space]:
-        """Return the vector spaces that exist."""
-        return self.spaces.describe()
+    @abstractmethod
+    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
+        """Add or replace all of `images`, or none of them if one is rejected."""
+
+    @abstractmethod
+    def lookup(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return {key: sha256} of those `keys` that have a vector of every required model."""
+
+    @abstractmethod
+    def get(self, key: str) -> ImageRecord:
+        """Return one image's record. Raises KeyNotFoundError."""
+
+    @abstractmethod
+    def contains(self, key: str) -> bool:
+        """Return whether an image has this key."""
+
+    @abstractmethod
+    def picture(self, key: str) -> bytes:
+        """Return the stored 256x256 JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
+
+    @abstractmethod
+    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
+        """Return a page of the images that match, in a stable order (by first addition, or by key)."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete one image. Raises KeyNotFoundError."""
+
+    @abstractmethod
+    def delete_where(self, where: Where) -> int:
+        """Delete the images that match, and return how many were deleted."""
+
+    @abstractmethod
+    def change_metadata(self, key: str, update: Update) -> ImageRecord:
+        """Replace an image's metadata by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
+
+    @abstractmethod
+    def search(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: str | None = None,
+        where: Where | None = None,
+        fingerprint: str | None = None,
+        mode: Mode | None = None,
+    ) -> Answers:
+        """Return the `k` nearest matching images for each vector, float32 [n, 4096].
+
+        fingerprint: of the model that computed `vectors`; the searched model by default.
+        """
+
+    @abstractmethod
+    def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
+        """Return the `k` matching images nearest to an indexed image, without that image itself."""
+
+    @abstractmethod
+    def duplicates(
+        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
+    ) -> Pairs:
+        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
+
+    @abstractmethod
+    def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
+        """Return the mode that a search with the `requested` mode uses now. Raises ModeUnavailableError."""
+
+    @abstractmethod
+    def snapshot(self, target: Path) -> SnapshotManifest:
+        """Copy the index in its current state to the new folder `target`, without blocking writers."""
+
+    @abstractmethod
+    def stats(self) -> IndexStats:
+        """Return counts and sizes."""
 
     @abstractmethod
     def close(self) -> None:

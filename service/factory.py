@@ -10,7 +10,6 @@ from dataclasses import replace
 from index.errors import IndexPlaceError
 from index.factory import open_index, read_stats
 from index.interface import ImageIndex
-from index.milvus.client import Milvus
 from index.records import IndexOptions, IndexStats, MilvusAddress
 from model_store.artifact import Artifact
 from model_store.runtime.options import RunnerOptions
@@ -60,30 +59,23 @@ def open_index_of(settings: Settings, options: IndexOptions) -> ImageIndex:
         keep_previous=settings.previous_vectors == "keep",
         fast_from=(settings.fast_from or None) if options.fast_from is None else options.fast_from,
     )
-    return open_index(settings.home, _milvus_address(settings), options)
+    return open_index(settings.home, milvus_address(settings), options)
 
 
-def milvus_of(settings: Settings, uri: str) -> Milvus:
-    """Connect to Milvus at `uri`. Raises as `Milvus` does."""
-    return Milvus(uri, _token(settings), settings.index_timeout_s)
+def milvus_address(settings: Settings) -> MilvusAddress | None:
+    """Return where the index is stored on Milvus, or None if it is in FC7_HOME."""
+    if settings.index_uri is None:
+        return None
+    token = None if settings.index_token is None else settings.index_token.get_secret_value()
+    return MilvusAddress(settings.index_uri, token, settings.index_name, settings.index_timeout_s)
 
 
 def read_stats_of(settings: Settings) -> IndexStats:
     """Return the counts of the index. Raises as `read_stats` does."""
-    return read_stats(settings.home, _milvus_address(settings))
+    return read_stats(settings.home, milvus_address(settings))
 
 
 def check_local(settings: Settings, problem: str, fix: str) -> None:
     """Raise IndexPlaceError if the index is on Milvus. The message says what is not supported, and how to fix it."""
     if settings.index_uri is not None:
         raise IndexPlaceError(settings.index_uri, problem, fix)
-
-
-def _milvus_address(settings: Settings) -> MilvusAddress | None:
-    if settings.index_uri is None:
-        return None
-    return MilvusAddress(settings.index_uri, _token(settings), settings.index_name, settings.index_timeout_s)
-
-
-def _token(settings: Settings) -> str | None:
-    return None if settings.index_token is None else settings.index_token.get_secret_value()

@@ -75,14 +75,10 @@ class Settings(BaseSettings):
         description="Device that runs the model: auto (CUDA if available, otherwise the CPU), cpu, cuda or cuda:N.",
     )
     precision: Literal["fp32", "int8", "fp16"] = Field(
-        default="fp32",
-        description="Numeric precision of the model; the service does not start if the active version has no files for "
-        "it.",
+        default="fp32", description="Precision of the model; the start fails if the active version has no files for it."
     )
     cuda_memory_mb: int | None = Field(
-        default=None,
-        ge=64,
-        description="Maximum memory (MB) that ONNX Runtime allocates on the CUDA device (unset: no limit).",
+        default=None, ge=64, description="Maximum memory (MB) of ONNX Runtime on the CUDA device (unset: no limit)."
     )
     cuda_graphs: bool = Field(default=False, description="Replay each batch size as one CUDA graph (requires CUDA).")
     tensorrt: bool = Field(
@@ -99,59 +95,51 @@ class Settings(BaseSettings):
         default=12,
         ge=1,
         le=1024,
-        description="Maximum number of rows in one run of the model (a row is an image, or one of its ten views).",
+        description="Maximum rows (an image, or one of its ten views) in one run of the model.",
     )
     max_delay_ms: float = Field(
         default=5.0,
         ge=0,
         le=1000,
-        description="Maximum time (ms) that a batch waits for more images; an idle server does not wait.",
+        description="Maximum wait (ms) of a batch for more images; an idle server does not wait.",
     )
     queue_size: int = Field(
         default=256,
         ge=1,
         le=100_000,
-        description="Maximum number of images admitted and not yet answered; more are refused with 503.",
+        description="Maximum images admitted and not yet answered; more are refused (503).",
     )
     deadline_s: float = Field(
         default=10.0,
         gt=0,
         le=3600,
-        description="Maximum time (s) for decoding, queueing and running a request; later it is answered with 504.",
+        description="Maximum time (s) for decoding, queueing and running a request (else 504).",
     )
     upload_timeout_s: float = Field(
-        default=30.0,
-        gt=0,
-        le=3600,
-        description="Maximum time (s) for receiving a request body; later the request is answered with 408.",
+        default=30.0, gt=0, le=3600, description="Maximum time (s) for receiving a request body (else 408)."
     )
     shutdown_timeout_s: float = Field(
         default=20.0, ge=0, le=3600, description="Maximum time (s) for answering the admitted requests after SIGTERM."
     )
     keep_alive_s: int = Field(default=75, ge=1, le=3600, description="Time (s) that an idle connection is kept open.")
     max_body_bytes: int = Field(
-        default=20_000_000,
-        ge=1_000,
-        description="Maximum size (bytes) of a request body; a larger one is refused with 413.",
+        default=20_000_000, ge=1_000, description="Maximum size (bytes) of a request body (else 413)."
     )
     max_archive_bytes: int = Field(
         default=4_000_000_000,
         ge=1_000,
-        description="Maximum size (bytes) of an archive of images, compressed (else 413) and unpacked (else 422).",
+        description="Maximum size (bytes) of an archive, compressed (else 413) and unpacked (else 422).",
     )
     max_buffer_bytes: int = Field(
-        default=256_000_000,
-        ge=1_000,
-        description="Maximum total size (bytes) of the request bodies in memory; further ones are refused with 503.",
+        default=256_000_000, ge=1_000, description="Maximum size (bytes) of all request bodies in memory (else 503)."
     )
     max_images: int = Field(
-        default=32, ge=1, le=10_000, description="Maximum number of images in one request; more are refused with 413."
+        default=32, ge=1, le=10_000, description="Maximum number of images in one request (else 413)."
     )
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,
-        description="Maximum number of pixels of an image, checked in its header before decoding; more are refused with"
-        " 422.",
+        description="Maximum number of pixels of an image, checked before it is decoded (else 422).",
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = Field(
         default=(), description=f"API keys, as {_KEYS_EXPECTED}."
@@ -178,35 +166,28 @@ class Settings(BaseSettings):
         description="Prefix of the collection names on Milvus; each prefix is a separate index.",
     )
     index_timeout_s: float = Field(
-        default=4.0,
-        gt=0,
-        le=3600,
-        description="Maximum time (s) of one call to Milvus; later the request is answered with 503.",
+        default=4.0, gt=0, le=3600, description="Maximum time (s) of one call to Milvus (else 503)."
     )
     fast_from: int = Field(
         default=20_000,
         ge=0,
-        description="Number of vectors from which short codes for the search mode fast are trained in the background "
-        "(0: never).",
+        description="Number of vectors from which short codes for the mode fast are trained (0: never).",
     )
     max_loaded: int = Field(
         default=3,
         ge=1,
         le=100,
-        description="Maximum number of versions in memory: the active one, the one that the index still uses, and those"
-        " named in requests.",
+        description="Maximum versions in memory: the active one, the index's, and those named in requests.",
     )
     previous_vectors: Literal["keep", "drop"] = Field(
         default="keep",
-        description="What to do with the previous model's vectors after a migration: keep them for a quick rollback, or"
-        " drop them.",
+        description="Keep the previous model's vectors for a quick rollback, or drop them after a migration.",
     )
     reembed_share: float = Field(
         default=0.02,
         gt=0,
         le=1,
-        description="Maximum share of time that re-embedding may use while requests arrive; an idle server uses all of "
-        "it.",
+        description="Maximum share of time for re-embedding while requests arrive; an idle server uses all of it.",
     )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="Number of ONNX Runtime threads (unset: one per core)."

@@ -52,7 +52,7 @@ class CodeBuilder:
         if self._fast_from is None or self._read_only or len(space.searcher) < self._fast_from:
             return
         if space.pending is None and not space.searcher.has("fast"):
-            self._start_thread(space, "fast", self._train_fast)
+            self._prepare(space, "fast", self._train_fast)
 
     def resolve_mode(self, space: SearchSpace, requested: Mode | None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now.
@@ -62,7 +62,7 @@ class CodeBuilder:
         if requested == "codes" and not space.searcher.has("codes"):
             trained = self._encoders.has(space.record.fingerprint)
             if trained:
-                self._start_thread(space, "codes", self._load_codes)
+                self._prepare(space, "codes", self._load_codes)
             raise ModeUnavailableError("codes", space.record.model, trained=trained)
         if requested in (None, "fast"):
             return "fast" if space.searcher.has("fast") else "exact"
@@ -75,37 +75,35 @@ class CodeBuilder:
         for thread in self._threads.values():
             thread.join()
 
-    def _start_thread(self, space: SearchSpace, mode: Mode, work: Callable[[SearchSpace], None]) -> None:
+    def _prepare(self, space: SearchSpace, mode: Mode, work: Callable[[SearchSpace], None]) -> None:
+        """Run `work` in a thread, unless it ran before for this space and mode."""
         name = space.record.fingerprint, mode
+        log = structlog.get_logger(__name__).bind(mode=mode, model=space.record.model)
+
+        def run() -> None:
+            try:
+                work(space)
+                log.info("search mode prepared", ready=space.searcher.has(mode), vectors=len(space.searcher))
+            except Exception:
+                log.exception("search mode not prepared")  # otherwise the traceback would be printed, not logged
+
         with self._lock:
             if name not in self._threads and not self._stop.is_set():
-                self._threads[name] = threading.Thread(target=work, args=(space,), name=f"fc7-{mode}")
+                self._threads[name] = threading.Thread(target=run, name=f"fc7-{mode}")
                 self._threads[name].start()
 
     def _load_codes(self, space: SearchSpace) -> None:
-        log = structlog.get_logger(__name__)
-        try:
-            encoder = self._encoders.best(space.record.fingerprint)
-            if encoder is not None:
-                space.searcher.install("codes", BinaryCode(encoder), stop=self._stop)
-                log.info("binary codes ready", model=space.record.model, bits=encoder.bits)
-        except Exception:
-            log.exception("binary codes failed", model=space.record.model)
+        encoder = self._encoders.best(space.record.fingerprint)
+        if encoder is not None:
+            space.searcher.install("codes", BinaryCode(encoder), stop=self._stop)
 
     def _train_fast(self, space: SearchSpace) -> None:
-        log = structlog.get_logger(__name__)
-        try:
-            vectors = len(space.searcher)
-            projection = Projection.train(space.searcher.sample(SAMPLE), stop=self._stop)
-            if projection is None:
-                return
-            with contextlib.suppress(OSError):  # if the disk is full, the code is trained again at the next start
-                projection.save(_code_file(self._folder, space.record.fingerprint), space.record.fingerprint)
-            self._install_fast(space, projection)
-            log.info("fast search ready", model=space.record.model, vectors=vectors)
-        except Exception:
-            # Searches stay exact. Without this handler, the traceback would be printed instead of logged.
-            log.exception("fast search failed", model=space.record.model)
+        projection = Projection.train(space.searcher.sample(SAMPLE), stop=self._stop)
+        if projection is None:
+            return
+        with contextlib.suppress(OSError):  # if the disk is full, the code is trained again at the next start
+            projection.save(_code_file(self._folder, space.record.fingerprint), space.record.fingerprint)
+        self._install_fast(space, projection)
 
     def _install_fast(self, space: SearchSpace, projection: Projection) -> None:
         space.searcher.install("fast", projection, stop=self._stop)

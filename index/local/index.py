@@ -26,7 +26,7 @@ from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import Frozen
 from index.errors import IndexModelError, IndexMovedError
 from index.filters import Where
-from index.interface import Answers, IndexBase, Neighbours, Outcomes, Pairs, Update, check_at_least_one
+from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update, check_at_least_one
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
@@ -50,7 +50,7 @@ from model_store.cores import usable_cores
 _CACHED_FILTERS = 64
 
 
-class LocalImageIndex(IndexBase):
+class LocalImageIndex(ImageIndex):
     """The index in the folder `home`/index: a catalog on disk and a searcher in memory. Open it with `open`."""
 
     spaces: Spaces

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from index.errors import IndexUnavailableError, IndexUnreachableError, IndexUriError
 from index.milvus.schema import MAX_ROWS, Row, ids_in
+from index.records import MilvusAddress
 from model_store.errors import MissingExtraError
 
 T = TypeVar("T")
@@ -30,27 +31,24 @@ _NOT_LOADED = 101  # error code of Milvus
 class Milvus:
     """A connection to Milvus. All methods may be called from any thread, and raise IndexUnreachableError.
 
-    uri: the address. trouble: why the last call failed; "" if it succeeded.
+    uri: the address. name: prefix of the index's collections. trouble: why the last call failed; "" if it succeeded.
     """
 
-    def __init__(self, uri: str, token: str | None, timeout_s: float) -> None:
-        """uri, token, timeout_s: as in `MilvusAddress`.
-
-        Raises IndexUriError, MissingExtraError, IndexUnreachableError.
-        """
-        _check_uri(uri)
+    def __init__(self, address: MilvusAddress) -> None:
+        """Connect. Raises IndexUriError, MissingExtraError, IndexUnreachableError."""
+        _check_uri(address.uri)
         try:
             import pymilvus  # noqa: PLC0415 - slow to import, and an optional dependency
         except ImportError:
             raise MissingExtraError("pymilvus", "scale") from None
         # pymilvus logs every error with a traceback in its own format. Our errors are logged by the program instead.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-        self.uri, self.module, self.trouble = uri, pymilvus, ""
-        self._token, self._timeout = token, timeout_s
+        self.uri, self.name, self.module, self.trouble = address.uri, address.name, pymilvus, ""
+        self._token, self._timeout = address.token, address.timeout_s
         self._index_types: dict[str, tuple[float, str]] = {}  # by collection: (time of reading, type)
         self._client: Any = None
         self._client = self._translate_errors(
-            lambda: pymilvus.MilvusClient(uri, token=token or "", timeout=timeout_s, dedicated=True)
+            lambda: pymilvus.MilvusClient(self.uri, token=self._token or "", timeout=self._timeout, dedicated=True)
         )
 
     def close(self) -> None:
@@ -207,11 +205,6 @@ class Milvus:
         return result
 
 
-def is_local(uri: str) -> bool:
-    """Return whether this is a file of Milvus Lite."""
-    return uri.endswith(".db")
-
-
 def _check_uri(uri: str) -> None:
     """Raise IndexUriError if `uri` is not an address of Milvus."""
     if "://" in uri and "@" in uri:
@@ -227,7 +220,7 @@ def _check_uri(uri: str) -> None:
         if not host or port == 0:
             raise IndexUriError(uri, "it has no host")
         return
-    if parts.scheme or not is_local(uri):
+    if parts.scheme or not uri.endswith(".db"):
         raise IndexUriError(uri, "its scheme is not supported")
     folder = Path(uri).absolute().parent
     if not folder.is_dir():

@@ -13,34 +13,34 @@ from pathlib import Path
 
 from index.filters import Where
 from index.milvus.client import Milvus
+from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, collection_of, image_schema, key_of, vector_of
-from index.milvus.spaces import open_existing
 from index.parquet import Line, write_parquet
-from index.records import VectorModel
+from index.records import MilvusAddress, VectorModel
 
 _GROUP = 512  # rows of one call: 8 MB of vectors; Milvus sends 64 MB at most
 
 
 def export_from_milvus(
-    milvus: Milvus,
-    name: str,
+    address: MilvusAddress,
     target: Path,
     *,
     where: Where | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write the images of the index `name` that match to the new file `target`, and return how many.
+    """Write the matching images of an index to the new file `target`, and return how many.
 
-    Closes the connection. advance: called with the number of images written so far and the number of all.
+    advance: called with the number of images written so far and the number of all.
     Raises MissingExtraError, TargetExistsError, FilterError, IndexUnavailableError, IndexUnreachableError,
     IndexFullError, IndexReadOnlyError.
     """
-    with closing(milvus):
-        registry = open_existing(milvus, name)
+    with closing(Milvus(address)) as milvus:
+        registry = Registry(milvus)
+        registry.open(create=False)
         model = registry.active
         if model is None:
             return write_parquet(target, VectorModel("", ""), [])
-        collection, condition = collection_of(name, model.fingerprint), registry.expression(where)
+        collection, condition = collection_of(address.name, model.fingerprint), registry.expression(where)
         milvus.open(collection, image_schema)
         total = milvus.count(collection, condition)
         report = None if advance is None else lambda done: advance(done, max(done, total))

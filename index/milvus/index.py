@@ -32,7 +32,7 @@ from index.errors import (
     PictureNotFoundError,
 )
 from index.filters import Where
-from index.interface import Answers, IndexBase, Neighbours, Outcomes, Pairs, Update, check_at_least_one
+from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update, check_at_least_one
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
 from index.milvus.schema import (
@@ -72,7 +72,7 @@ _WRITE_BATCH = 128
 _DELETE_BATCH = 500
 
 
-class MilvusImageIndex(IndexBase):
+class MilvusImageIndex(ImageIndex):
     """The collections on Milvus whose names start with `name`. Open it with `open`."""
 
     spaces: Spaces
@@ -93,9 +93,9 @@ class MilvusImageIndex(IndexBase):
         Raises IndexUriError, MissingExtraError, IndexUnreachableError, IndexModelError if the vectors are of another
         model, IndexUnavailableError if there is no index to read.
         """
-        milvus = Milvus(address.uri, address.token, address.timeout_s)
+        milvus = Milvus(address)
         try:
-            spaces = Spaces(milvus, address.name, read_only=options.read_only)
+            spaces = Spaces(milvus, read_only=options.read_only)
             spaces.open(options)
         except BaseException:
             milvus.close()

@@ -20,9 +20,9 @@ from index.bulk.pipeline import batches, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.errors import FolderError
 from index.milvus.client import Milvus
+from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, Row, collection_of, image_schema, key_of, picture_of, searchable
-from index.milvus.spaces import open_existing
-from index.records import VectorModel, encode_vectors
+from index.records import MilvusAddress, VectorModel, encode_vectors
 from model_store.errors import ImageError
 from model_store.image import inspect_and_prepare
 from model_store.runtime.runner import Runner
@@ -32,8 +32,7 @@ _COMPARED = ["id", "sha256", "updated"]
 
 
 def reembed_on_milvus(
-    milvus: Milvus,
-    name: str,
+    address: MilvusAddress,
     runner: Runner,
     *,
     batch_size: int = 32,
@@ -42,17 +41,18 @@ def reembed_on_milvus(
 ) -> ReembedReport:
     """Compute every image's vector of the runner's model from its stored picture, then search these vectors.
 
-    As `index.bulk.reembed.reembed`. Closes the connection. Raises IndexUnavailableError if there is no index,
+    As `index.bulk.reembed.reembed`. Raises IndexUnavailableError if there is no index,
     IndexUnreachableError, FolderError if no image could be embedded.
     """
     model = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
-    with closing(milvus):
-        registry = open_existing(milvus, name)
+    with closing(Milvus(address)) as milvus:
+        registry = Registry(milvus)
+        registry.open(create=False)
         active = registry.active
         report = ReembedReport()
         if active is None or active.fingerprint == model.fingerprint:
             return report
-        source, target = (collection_of(name, each.fingerprint) for each in (active, model))
+        source, target = (collection_of(address.name, each.fingerprint) for each in (active, model))
         milvus.open(source, image_schema)
         milvus.open(target, image_schema)
         registry.add_model(model)

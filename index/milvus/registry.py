@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterable
 
+from index.errors import IndexUnavailableError
 from index.fields import FieldType
 from index.filters import Where
 from index.milvus.client import Milvus
@@ -26,18 +27,17 @@ _PAGE = 1000
 class Registry:
     """The collection `name`_meta. All methods may be called from any thread, and raise IndexUnreachableError."""
 
-    def __init__(self, milvus: Milvus, name: str) -> None:
-        self._milvus, self._name = milvus, name
-        self._collection = name + META_SUFFIX
+    def __init__(self, milvus: Milvus) -> None:
+        self._milvus = milvus
+        self._collection = milvus.name + META_SUFFIX
         self._registered: set[tuple[str, FieldType]] = set()  # fields are never removed, so they can be cached
         self._registering = threading.Lock()
 
-    def exists(self) -> bool:
-        """Return whether an index of this name exists."""
-        return self._milvus.has(self._collection)
-
-    def open(self) -> None:
-        """Load the collection, and create it if it does not exist."""
+    def open(self, *, create: bool = True) -> None:
+        """Load the collection. If it does not exist, create it, or raise IndexUnavailableError without `create`."""
+        if not create and not self._milvus.has(self._collection):
+            reason = f"there is no index named {self._milvus.name}; create one with fc7 index build DIR"
+            raise IndexUnavailableError(self._milvus.uri, reason)
         self._milvus.open(self._collection, meta_schema)
 
     @property
@@ -56,7 +56,7 @@ class Registry:
         return None if fingerprint is None else self.model(fingerprint)
 
     def activate(self, model: VectorModel) -> None:
-        """Make every replica that can, search the vectors of this model."""
+        """Store that the vectors of this model are complete, so that the replicas that migrate to it search them."""
         self.add_model(model)
         self._put({_ACTIVE: model.fingerprint})
 
@@ -74,10 +74,10 @@ class Registry:
         active = self._get(_ACTIVE)
         models = [self.model(each.removeprefix(_SPACE)) for each in self._all(_SPACE)]
         models.sort(key=lambda each: (each.fingerprint != active, each.model))
-        existing = {each for each in self._milvus.collections() if each.startswith(self._name + IMAGES_INFIX)}
+        existing = {each for each in self._milvus.collections() if each.startswith(self._milvus.name + IMAGES_INFIX)}
         found: list[Space] = []
         for model in models:
-            collection = collection_of(self._name, model.fingerprint)
+            collection = collection_of(self._milvus.name, model.fingerprint)
             if collection in existing:
                 searched = model.fingerprint == active
                 vectors = self._milvus.count(collection)

@@ -27,10 +27,10 @@ class Spaces:
 
     missing = None  # `fc7 index reembed` computes the missing vectors: otherwise every replica would compute the same
 
-    def __init__(self, milvus: Milvus, name: str, *, read_only: bool) -> None:
-        self.registry = Registry(milvus, name)
+    def __init__(self, milvus: Milvus, *, read_only: bool) -> None:
+        self.registry = Registry(milvus)
         self.writing = threading.Lock()
-        self._milvus, self._name, self._read_only = milvus, name, read_only
+        self._milvus, self._read_only = milvus, read_only
         self._switching = threading.Lock()
         self._searched: VectorModel | None = None
         self._target: VectorModel | None = None
@@ -41,9 +41,7 @@ class Spaces:
         Raises IndexModelError if the vectors are of another model and neither `switch` nor `migrate` is set,
         IndexUnavailableError if there is no index to read.
         """
-        if self._read_only:
-            check_exists(self.registry, self._milvus.uri, self._name)
-        self.registry.open()
+        self.registry.open(create=not self._read_only)
         model, active = options.vector_model, self.registry.active
         if active is not None:
             self._milvus.open(self.collection(active), image_schema)
@@ -118,7 +116,7 @@ class Spaces:
 
     def collection(self, model: VectorModel | None = None) -> str:
         """Return the name of a model's collection; the searched model's by default."""
-        return collection_of(self._name, (model or self.searched).fingerprint)
+        return collection_of(self._milvus.name, (model or self.searched).fingerprint)
 
     def model(self, fingerprint: str | None) -> VectorModel:
         """Return the searched model. Raises IndexModelError if `fingerprint` is of another model."""
@@ -129,24 +127,12 @@ class Spaces:
         return searched
 
 
-def check_exists(registry: Registry, uri: str, name: str) -> None:
-    """Raise IndexUnavailableError if there is no index of this name."""
-    if not registry.exists():
-        raise IndexUnavailableError(uri, f"there is no index named {name}; create one with fc7 index build DIR")
-
-
-def open_existing(milvus: Milvus, name: str) -> Registry:
-    """Return the registry of the index `name`. Raises IndexUnavailableError if there is none."""
-    registry = Registry(milvus, name)
-    check_exists(registry, milvus.uri, name)
-    registry.open()
-    return registry
-
-
 def read_stats_on_milvus(address: MilvusAddress) -> IndexStats:
     """Return the counts of an index, whatever its model. Raises IndexUnavailableError if there is none."""
-    with contextlib.closing(Milvus(address.uri, address.token, address.timeout_s)) as milvus:
-        active = open_existing(milvus, address.name).active
+    with contextlib.closing(Milvus(address)) as milvus:
+        registry = Registry(milvus)
+        registry.open(create=False)
+        active = registry.active
         if active is None:
             return stats_of(VectorModel("", ""), 0, "exact")
         collection = collection_of(address.name, active.fingerprint)

@@ -71,14 +71,6 @@ class _Batch(NamedTuple):
     cores: int
 
 
-def _ignore_run(_rows: int, _seconds: float) -> None:
-    return None
-
-
-def _ignore_death(_error: RunnerDeadError) -> None:
-    return None
-
-
 class Batcher:
     """A queue of images, and one thread per stream that runs batches of them."""
 
@@ -90,8 +82,8 @@ class Batcher:
         infer_beside: InferFn | None = None,
         streams: int = 1,
         cores: int | None = None,
-        on_run: Callable[[int, float], None] = _ignore_run,
-        on_death: Callable[[RunnerDeadError], None] = _ignore_death,
+        on_run: Callable[[int, float], None] = lambda _rows, _seconds: None,
+        on_death: Callable[[RunnerDeadError], None] = lambda _error: None,
     ) -> None:
         """Start the threads.
 

@@ -31,7 +31,7 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 async def index_stats(state: StateDep) -> IndexInfo:
     """Return the number of images, the sizes, the vector spaces, and the progress of a migration to another model."""
     index = state.index()
-    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.describe(), state.index_sync.progress))
+    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.spaces.describe(), state.index_sync.progress))
 
 
 @router.post(

@@ -35,7 +35,7 @@ from index.records import IndexOptions, IndexStats
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli.index.ray import BuildOptions, build_on_ray, print_json
-from service.factory import milvus_of, open_index_of, read_stats_of, runner_options
+from service.factory import milvus_address, open_index_of, read_stats_of, runner_options
 from service.settings import Settings, load_settings
 
 app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
@@ -180,12 +180,10 @@ def _reembed(
     settings: Settings, runner: Runner, batch_size: int, progress: Callable[[ReembedReport], None]
 ) -> ReembedReport:
     workers = settings.decode_threads or 2
-    if settings.index_uri is None:
+    address = milvus_address(settings)
+    if address is None:
         return reembed(settings.home, runner, batch_size=batch_size, workers=workers, progress=progress)
-    milvus = milvus_of(settings, settings.index_uri)
-    return reembed_on_milvus(
-        milvus, settings.index_name, runner, batch_size=batch_size, workers=workers, progress=progress
-    )
+    return reembed_on_milvus(address, runner, batch_size=batch_size, workers=workers, progress=progress)
 
 
 def _runner(settings: Settings, model: str | None) -> Runner:

@@ -21,7 +21,7 @@ from index.local.verify import verify
 from index.milvus.export import export_from_milvus
 from index.records import IndexOptions
 from service.cli.index.commands import Home
-from service.factory import check_local, milvus_of, open_index_of, read_stats_of
+from service.factory import check_local, milvus_address, open_index_of, read_stats_of
 from service.settings import load_settings
 
 _MOST_LISTED = 20
@@ -98,11 +98,11 @@ def export(
     settings = load_settings(home=home)
     condition = parse_where(where or [])
     with _bar("writing") as advance:
-        if settings.index_uri is None:
+        address = milvus_address(settings)
+        if address is None:
             count = export_parquet(settings.home, target, where=condition, advance=advance)
         else:
-            milvus, name = milvus_of(settings, settings.index_uri), settings.index_name
-            count = export_from_milvus(milvus, name, target, where=condition, advance=advance)
+            count = export_from_milvus(address, target, where=condition, advance=advance)
     _say(f"{target}: {count} images, {target.stat().st_size / 1e6:,.1f} MB.")
 
 

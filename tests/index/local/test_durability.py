@@ -165,6 +165,16 @@ def test_a_vector_cache_of_another_index_is_not_used(tmp_path: Path) -> None:
         assert index.search(vector(100)[np.newaxis], 1)[0][0].distance == 0
 
 
+def test_writing_the_vector_cache_removes_temporary_files_of_killed_processes(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    leftover = tmp_path / "index" / ".vectors.snapshot.0123abcd"
+    leftover.write_bytes(b"incomplete")
+    with open_index(tmp_path, cache_after=1) as index:
+        index.add_many([image("a", 1)])
+    assert (tmp_path / "index" / "vectors.snapshot").exists()
+    assert not leftover.exists()
+
+
 def test_a_vector_cache_is_used_with_the_changes_made_since(tmp_path: Path) -> None:
     with open_index(tmp_path, cache_after=1) as index:
         index.add_many([image(str(n), n) for n in range(30)])

@@ -165,7 +165,7 @@ def test_the_type_of_the_vector_index_determines_the_mode(open_index: Opener, tm
         assert [index.mode(requested) for requested in (None, "exact", "fast")] == ["exact"] * 3
         with pytest.raises(ModeUnavailableError, match="on Milvus has no binary codes"):
             index.mode("codes")
-        milvus = Milvus(str(tmp_path / "milvus.db"), None, 5.0)
+        milvus = Milvus(MilvusAddress(str(tmp_path / "milvus.db")))
         collection = next(each for each in milvus.collections() if "_images_" in each)
         client = milvus._client
         client.release_collection(collection)
@@ -317,7 +317,7 @@ def test_an_index_migrates_to_another_model_once_its_vectors_are_complete(open_i
         return NewImage(key, sha256(number), 3000, 640, 480, {"n": number}, jpeg, vector(number))
 
     def reembed() -> tuple[int, list[tuple[str, str]]]:
-        report = reembed_on_milvus(Milvus(str(tmp_path / "milvus.db"), None, 5.0), "fc7", runner, batch_size=4)
+        report = reembed_on_milvus(MilvusAddress(str(tmp_path / "milvus.db")), runner, batch_size=4)
         return report.embedded, report.skipped
 
     with open_index(tmp_path) as index:
@@ -337,7 +337,7 @@ def test_an_index_migrates_to_another_model_once_its_vectors_are_complete(open_i
             assert replica.spaces.finish(other) is Finish.DONE
             assert replica.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
             assert replica.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
-            assert [(s.model, s.active, s.vectors) for s in replica.describe()] == [
+            assert [(s.model, s.active, s.vectors) for s in replica.spaces.describe()] == [
                 (other.model, True, 10),
                 ("solar:1", False, 11),
             ]
@@ -370,7 +370,7 @@ def test_the_parquet_file_equals_that_of_a_local_index_ordered_by_key(
         uri = str(tmp_path / "milvus.db")
 
         def export(name: str, **options: Any) -> int:
-            return export_from_milvus(Milvus(uri, None, 5.0), "fc7", tmp_path / name, **options)
+            return export_from_milvus(MilvusAddress(uri), tmp_path / name, **options)
 
         assert export("all.parquet", advance=lambda *call: calls.append(call)) == 8
         assert export("some.parquet", where=parse_where(["n>=6"])) == 2
@@ -379,7 +379,7 @@ def test_the_parquet_file_equals_that_of_a_local_index_ordered_by_key(
         with pytest.raises(FilterError):
             export("none.parquet", where=parse_where(["m:1"]))
         with pytest.raises(IndexUnavailableError, match="no index named other"):
-            export_from_milvus(Milvus(uri, None, 5.0), "other", tmp_path / "none.parquet")
+            export_from_milvus(MilvusAddress(uri, name="other"), tmp_path / "none.parquet")
     assert calls == [(3, 8), (6, 8), (8, 8)]
     ours, theirs = (pyarrow.parquet.read_table(tmp_path / f"{name}.parquet") for name in ("all", "local"))
     assert ours.schema.equals(theirs.schema, check_metadata=True)

@@ -263,7 +263,7 @@ def test_snapshot_and_verify_while_a_server_runs(
     (tmp_path / "copy/catalog.db").write_bytes(data)
     damaged = run(home, "index", "verify", str(tmp_path / "copy"))
     assert damaged.returncode == 1
-    assert "take another snapshot" in damaged.stderr
+    assert "Take another snapshot" in damaged.stderr
     rejected = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
     assert rejected.returncode == 1
     assert "differs from its SHA-256" in rejected.stderr
