@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running, which tests with asyncio do not tolerate
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("requires the chromium package of Debian (.ci/run installs it)")
