@@ -1,11 +1,11 @@
-"""How fast images reach the device, and which share of its time training waits for them.
+"""Measure how fast images are loaded for training, and the share of its time that training waits for them.
 
     python -m benchmarks.loading --data DIR [--images 400] [--batch 64]
 
-DIR: class folders of photographs (<root>/{train,val}/<class>/*). It prepares shards in a temporary folder and measures
-in one run: originals and shards decoded by threads and by processes; crops, flips and colour noise; then training
-itself, with the paper's net, from class folders and from shards, and the share of the time that it waited for data.
-Does not: use a GPU. Waiting depends on the device's speed: the images a second below are what decides.
+DIR has photographs in class folders (<root>/{train,val}/<class>/*). The benchmark prepares shards in a temporary folder
+and measures, in one run: decoding of originals and of shards with threads and with processes; crops, flips and color
+noise; and training the paper's net from class folders and from shards, with the share of the time spent waiting.
+Out of scope: GPUs. The share depends on the speed of the device, so the images per second are the figures to compare.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from model_store.image import prepare
-from model_store.training import device as machine
+from model_store.training import device
 from model_store.training.data.augment import Augmenter
 from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.dataset import Readable
@@ -36,43 +36,45 @@ from model_store.training.runs.run import read_metrics
 
 
 def decode(sample: Readable) -> int:
-    """Decode one image in a worker that keeps its pixels."""
+    """Decode an image without returning its pixels to the caller."""
     return int(prepare(sample.read())[0, 0, 0])
 
 
 def decode_and_return(sample: Readable) -> np.ndarray:
-    """Decode one image and hand its pixels back, as training needs them."""
+    """Decode an image and return its pixels, as training needs them."""
     return prepare(sample.read())
 
 
 def rate(pool: Executor, work: Callable[[Readable], object], samples: Sequence[Readable], chunk: int) -> float:
-    """Return images a second, after a warm-up."""
+    """Return the images per second, after a warm-up."""
     list(pool.map(work, samples[:32], chunksize=chunk))
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in pool.map(work, samples, chunksize=chunk):
         pass
-    return len(samples) / (time.perf_counter() - began)
+    return len(samples) / (time.perf_counter() - started)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--images", type=int, default=400, help="decoded in each measurement")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="class folders of photographs")
+    parser.add_argument("--images", type=int, default=400, help="images per measurement")
+    parser.add_argument("--batch", type=int, default=64, help="batch size")
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    machine.keep_memory()
-    print(f"{cores} cores of {machine.versions()['processor']}, torch {torch.__version__}")
+    device.keep_memory()
+    print(f"{cores} cores of {device.versions()['processor']}, torch {torch.__version__}")
     print(f"load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
         source = class_folder_source(given.data)
-        began = time.perf_counter()
+        started = time.perf_counter()
         prepare_shards(source, shards, workers=cores)
         total = sum(len(items) for items in source.splits.values())
         size = sum(path.stat().st_size for path in shards.glob("*.tar"))
-        print(f"prepare: {total / (time.perf_counter() - began):,.0f} images/s, {size / total / 1e3:.1f} kB an image")
+        print(
+            f"prepare: {total / (time.perf_counter() - started):,.0f} images/s, {size / total / 1e3:.1f} kB per image"
+        )
         with ThreadPoolExecutor(cores) as workers:
             opened = {
                 "originals": open_dataset(given.data, memory_budget=0, workers=workers),
@@ -82,27 +84,27 @@ def main() -> None:
                 samples = data.train.samples[: given.images]
                 for count in sorted({1, cores}):
                     with ThreadPoolExecutor(count) as pool:
-                        found = rate(pool, decode_and_return, samples, 1)
-                    print(f"decode {name}, {count} threads: {found:,.0f} images/s")
+                        speed = rate(pool, decode_and_return, samples, 1)
+                    print(f"decode {name}, {count} threads: {speed:,.0f} images/s")
                 context = get_context("spawn")
                 with ProcessPoolExecutor(cores, context) as processes:
                     alone = rate(processes, decode, samples, 8)
                     moved = rate(processes, decode_and_return, samples, 8)
-                print(f"decode {name}, {cores} processes: {alone:,.0f} images/s; {moved:,.0f} with pixels handed over")
+                print(f"decode {name}, {cores} processes: {alone:,.0f} images/s; {moved:,.0f} with pixels returned")
             recipe = load_recipe("paper").with_settings([f"batch_size={given.batch}", "epochs=1"])
             augmenter = Augmenter(recipe, opened["shards"].statistics)
             pixels = opened["shards"].train.pixels(np.arange(given.batch))
             augmenter.training_batch(pixels, 0, 0, 0)
-            began = time.perf_counter()
+            started = time.perf_counter()
             for step in range(10):
                 augmenter.training_batch(pixels, 0, 0, step)
-            print(f"crops, flips, colour noise: {10 * given.batch / (time.perf_counter() - began):,.0f} images/s")
+            print(f"crops, flips, color noise: {10 * given.batch / (time.perf_counter() - started):,.0f} images/s")
         for name, data_folder in (("class folders", given.data), ("shards", shards)):
             run = train(data_folder, recipe, home=Path(folder), name="bench", resources=Resources(memory_budget=0)).run
             epoch = next(line for line in read_metrics(run) if line["kind"] == "epoch")
             print(
                 f"training from {name}: {epoch['images_per_second']:.1f} images/s, "
-                f"{epoch['wait_share']:.2%} of the time waiting for data"
+                f"{epoch['wait_share']:.2%} of the time spent waiting for data"
             )
     print(f"load {os.getloadavg()[0]:.1f} after")
 

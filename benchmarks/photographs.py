@@ -1,6 +1,6 @@
-"""The photographs that a benchmark sends: read from a folder or a tar, and enlarged to 12 megapixels.
+"""Photographs for the benchmarks: read from a folder or a tar file, and enlarged to 12 megapixels.
 
-Does not: decode what it reads; a file that is no picture is found by its suffix alone.
+Out of scope: decoding what is read; files are selected by their suffix.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from PIL import Image
 
 from model_store.image import SUFFIXES, find_images
 
-LARGE = (4032, 3024)  # of a telephone: 12.2 megapixels
+LARGE = (4032, 3024)  # 12.2 megapixels, as from a phone
 
 
 def read_photographs(source: Path, count: int) -> list[bytes]:
-    """Return up to `count` picture files of a folder or a tar, in the order of their names. Raises SystemExit."""
+    """Return up to `count` image files of a folder or a tar file, in the order of their names. Raises SystemExit."""
     found: list[bytes] = []
     if source.is_dir():
         found = [path.read_bytes() for path, _ in zip(find_images(source), range(count), strict=False)]
@@ -32,7 +32,7 @@ def read_photographs(source: Path, count: int) -> list[bytes]:
                 if file is not None:
                     found.append(file.read())
     if not found:
-        raise SystemExit(f"{source} is no folder or tar with photographs ({', '.join(SUFFIXES)})")
+        raise SystemExit(f"{source} is not a folder or tar file with photographs ({', '.join(SUFFIXES)}).")
     return found
 
 

@@ -1,12 +1,12 @@
-"""Images a second of one training step: fc7's net and loop against a plain torch loop, same net and batch, in one run.
+"""Compare the speed of a training step with that of a plain torch loop, with the same net and batch size.
 
     python -m benchmarks.training [--batch 64] [--steps 6] [--rounds 3] [--precision bfloat16] [--profile] [--json FILE]
 
-The plain loop is what the paper's net becomes when it is written down with torch's modules: nn.LocalResponseNorm,
-nn.Dropout, images in rows of channels (NCHW), SGD as it comes. Both start from the same weights, and their answers are
-compared before the clock runs. Each measurement is a process of its own (fc7's way of keeping memory is a process's),
-and the two take turns, so that a change in the machine's load meets both.
-Does not: read images (both get a batch in memory), measure accuracy.
+The plain loop is the paper's net written with torch's modules: nn.LocalResponseNorm, nn.Dropout, images in NCHW layout,
+and SGD with default options. Both nets start from the same weights, and their outputs are compared before the timing.
+Each measurement runs in its own process (fc7's memory settings apply to a whole process). The two alternate, so that a
+change in the load of the machine affects both.
+Out of scope: reading images (both nets get a batch in memory), accuracy.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_store.training import device as machine
+from model_store.training import device
 from model_store.training.nets.alexnet import AlexNet, Architecture, initialise
 from model_store.training.optim import build_optimiser, set_rate
 from model_store.training.recipe import Recipe
 
 CLASSES = 1000
 RATE = 1e-4  # so small that the loss stays finite on noise
-# Which of torch's operators belong to what, in the order of asking.
+# Parts of operator names by kind of work. The first kind that matches counts.
 KINDS = {
     "optimiser": ("_fused_sgd", "_foreach", "aten::sgd"),
     "convolution, backward": ("convolution_backward", "mkldnn_convolution_backward"),
@@ -47,7 +47,7 @@ KINDS = {
 
 
 def plain_net() -> nn.Sequential:
-    """Return the paper's net in torch's own modules; the 3 zeros at the edge make 224 the original's 227."""
+    """Return the paper's net in torch's own modules. Padding with 3 zeros makes 224 pixels the original 227."""
 
     def norm() -> nn.Module:
         return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
@@ -69,26 +69,26 @@ def plain_net() -> nn.Sequential:
 
 
 def our_net() -> AlexNet:
-    """Return fc7's net with drawn weights."""
+    """Return fc7's net with random weights."""
     net = AlexNet(Architecture(CLASSES, dropout="inverted"))
     initialise(net, "he", torch.Generator().manual_seed(0))
     return net
 
 
-def same_answers() -> float:
-    """Return the largest difference of the two nets' logits for the same weights, as a share of the largest logit."""
+def output_difference() -> float:
+    """Return the largest difference between the logits of the two nets, relative to the largest logit."""
     ours, plain = our_net(), plain_net()
     layers = [module for module in plain if isinstance(module, nn.Conv2d | nn.Linear)]
     for layer, name in zip(layers, ours.parameter_counts(), strict=True):
         layer.load_state_dict(ours.get_submodule(name).state_dict())
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 60
     with torch.no_grad():
-        mine, theirs = ours.eval()(x), plain.eval()(x)
-    return float((mine - theirs).abs().max() / theirs.abs().max())
+        our_logits, plain_logits = ours.eval()(x), plain.eval()(x)
+    return float((our_logits - plain_logits).abs().max() / plain_logits.abs().max())
 
 
 def stepper(which: str, precision: str, batch: int) -> Callable[[], None]:
-    """Return a function that makes one training step of `batch` images: "ours" or "plain"."""
+    """Return a function that performs one training step with `batch` images. which: "ours" or "plain"."""
     random = torch.Generator().manual_seed(2)
     pixels = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8, generator=random)
     labels = torch.randint(0, CLASSES, (batch,), generator=random)
@@ -99,7 +99,7 @@ def stepper(which: str, precision: str, batch: int) -> Callable[[], None]:
         optimiser: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=0.0005)
         x = x.contiguous()
     else:
-        machine.keep_memory()
+        device.keep_memory()
         net = our_net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = build_optimiser(net, Recipe(update="torch"))
         set_rate(optimiser, RATE)
@@ -118,50 +118,52 @@ def stepper(which: str, precision: str, batch: int) -> Callable[[], None]:
 
 
 def measure(which: str, precision: str, batch: int, steps: int) -> tuple[float, float]:
-    """Return images a second, and images a second of processor time: medians of `steps` steps, after one for nothing.
+    """Return images per second, and images per second of CPU time: medians of `steps` steps, after a warm-up step.
 
-    Processor time is that of all threads together; on a machine with other work it is the figure that still means much.
+    CPU time is the sum over all threads. On a machine with other load, it is the more reliable figure.
     """
     step = stepper(which, precision, batch)
     step()
-    times, works = [], []
+    times, cpu_times = [], []
     for _ in range(steps):
-        began, worked = time.perf_counter(), time.process_time()
+        started, cpu_started = time.perf_counter(), time.process_time()
         step()
-        times.append(time.perf_counter() - began)
-        works.append(time.process_time() - worked)
-    return batch / statistics.median(times), batch / statistics.median(works)
+        times.append(time.perf_counter() - started)
+        cpu_times.append(time.process_time() - cpu_started)
+    return batch / statistics.median(times), batch / statistics.median(cpu_times)
 
 
 def profile(which: str, precision: str, batch: int) -> dict[str, float]:
-    """Return the share of a step's time that each kind of work takes, by torch's profiler, largest first."""
+    """Return the share of a step's time for each kind of work, from torch's profiler, largest first."""
     step = stepper(which, precision, batch)
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         step()
     shares: dict[str, float] = {}
     for event in recorded.key_averages():
-        kind = next((kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks)), "the rest")
+        kind = next((kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks)), "other")
         shares[kind] = shares.get(kind, 0) + event.self_cpu_time_total
     total = sum(shares.values())
     return {kind: share / total for kind, share in sorted(shares.items(), key=lambda item: -item[1])}
 
 
-def in_a_process(*task: str) -> Any:
-    """Run this file's hidden task in a process of its own and return the JSON that it prints."""
+def in_own_process(*task: str) -> Any:
+    """Run a task of this module in its own process, and return the JSON that it prints."""
     command = [sys.executable, "-m", "benchmarks.training", "--task", *task]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Measure in turns and print a table."""
-    parser = argparse.ArgumentParser(description="Training speed against a plain torch loop.")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=6, help="timed steps of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), action="append")
-    parser.add_argument("--profile", action="store_true", help="also say where a step's time goes")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    """Measure both loops alternately and print the results."""
+    parser = argparse.ArgumentParser(description="Training speed compared with a plain torch loop.")
+    parser.add_argument("--batch", type=int, default=64, help="batch size")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps per measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating measurements of each loop")
+    parser.add_argument(
+        "--precision", choices=("bfloat16", "float32"), action="append", help="may be repeated; both by default"
+    )
+    parser.add_argument("--profile", action="store_true", help="also print the shares of a step's time")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.task:
@@ -175,21 +177,24 @@ def main() -> None:
             )
         )
         return
-    difference = same_answers()
-    print(f"the same weights give the same logits to {difference:.1e} of the largest")
+    difference = output_difference()
+    print(f"relative difference of the logits for the same weights: {difference:.1e}")
     if difference > 1e-4:
-        raise SystemExit("the two nets are not the same: nothing was measured")
-    has = machine.versions()
-    print(f"{has['processor']}, {has['threads']} threads, torch {has['torch']}, batch {given.batch}, ", end="")
+        raise SystemExit("The outputs of the two nets differ. Nothing was measured.")
+    versions = device.versions()
+    print(
+        f"{versions['processor']}, {versions['threads']} threads, torch {versions['torch']}, batch {given.batch}, ",
+        end="",
+    )
     print(f"load {os.getloadavg()[0]:.1f} before")
-    results: dict[str, Any] = {"machine": has, "batch": given.batch, "load_before": os.getloadavg()[0]}
+    results: dict[str, Any] = {"machine": versions, "batch": given.batch, "load_before": os.getloadavg()[0]}
     for precision in given.precision or ("bfloat16", "float32"):
         found: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
         for _ in range(given.rounds):
             for which, speeds in found.items():
-                speeds.append(in_a_process("measure", which, precision, str(given.batch), str(given.steps)))
+                speeds.append(in_own_process("measure", which, precision, str(given.batch), str(given.steps)))
         results[precision] = {}
-        for index, clock in enumerate(("by the clock", "by processor time")):
+        for index, clock in enumerate(("wall time", "CPU time")):
             plain, ours = ([speeds[index] for speeds in found[which]] for which in ("plain", "ours"))
             ratios = [mine / theirs for theirs, mine in zip(plain, ours, strict=True)]
             ratio = statistics.median(ratios)
@@ -199,11 +204,11 @@ def main() -> None:
             print(f"(rounds: {', '.join(f'{each:.2f}' for each in ratios)})", flush=True)
         if given.profile:
             for which in found:
-                shares = in_a_process("profile", which, precision, str(given.batch))
+                shares = in_own_process("profile", which, precision, str(given.batch))
                 results[precision][f"{which}_profile"] = shares
                 print(f"  {which}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()))
     results["load_after"] = os.getloadavg()[0]
-    print(f"load {results['load_after']:.1f} after (this benchmark itself makes about {has['threads']})")
+    print(f"load {results['load_after']:.1f} after (about {versions['threads']} of it from this benchmark)")
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -1,7 +1,7 @@
-"""Open the index where the settings say that it is: in the folder of this home, or on Milvus.
+"""Open the configured index: in a folder of this machine, or on Milvus.
 
-Promises: who opens an index here need not know which of the two it is.
-Does not: read settings (service/factory.py hands them over).
+Guarantees: callers need not know which of the two it is.
+Out of scope: reading settings (service/factory.py).
 """
 
 from __future__ import annotations
@@ -16,68 +16,27 @@ from index.local.code_builder import saved_mode
 from index.local.index import LocalImageIndex, bytes_on_disk
 from index.milvus.index import MilvusImageIndex
 from index.milvus.spaces import read_stats_on_milvus
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats, MilvusAddress
 
 
-def open_index(
-    home: Path,
-    uri: str | None,
-    token: str | None,
-    *,
-    fingerprint: str,
-    model: str,
-    keep_pictures: bool = True,
-    name: str = "fc7",
-    timeout_s: float = 5.0,
-    switch: bool = False,
-    follow: bool = False,
-    keep_spaces: bool = True,
-    read_only: bool = False,
-    fast_from: int | None = None,
-) -> ImageIndex:
-    """Open the index for the model with this `fingerprint`; made when missing.
+def open_index(home: Path, milvus: MilvusAddress | None, options: IndexOptions) -> ImageIndex:
+    """Open the index at `milvus`, or the local index of the folder `home` for None. Creates it if it does not exist.
 
-    home: folder of the local index, used where `uri` is None. uri: of Milvus, http://host:19530, or a file ending in
-    .db for Milvus Lite. token: for Milvus, "user:password" or an API key. name: what the names of its collections begin
-    with. timeout_s: of one call to it. The others, and what is raised: as of LocalImageIndex.open and
-    MilvusImageIndex.open; `keep_spaces` and `fast_from` are nothing to Milvus.
+    Raises as LocalImageIndex.open and MilvusImageIndex.open do.
     """
-    if uri is None:
-        return LocalImageIndex.open(
-            home,
-            fingerprint=fingerprint,
-            model=model,
-            keep_pictures=keep_pictures,
-            switch=switch,
-            follow=follow,
-            keep_spaces=keep_spaces,
-            read_only=read_only,
-            fast_from=fast_from,
-        )
-    return MilvusImageIndex.open(
-        uri,
-        token,
-        fingerprint=fingerprint,
-        model=model,
-        name=name,
-        timeout_s=timeout_s,
-        keep_pictures=keep_pictures,
-        switch=switch,
-        follow=follow,
-        read_only=read_only,
-    )
+    if milvus is None:
+        return LocalImageIndex.open(home, options)
+    return MilvusImageIndex.open(milvus, options)
 
 
-def read_stats(
-    home: Path, uri: str | None = None, token: str | None = None, *, name: str = "fc7", timeout_s: float = 5.0
-) -> IndexStats:
+def read_stats(home: Path, milvus: MilvusAddress | None = None) -> IndexStats:
     """Return the counts of the index without opening it for search; another process may have it open.
 
-    The arguments are as in `open_index`. Raises IndexUnavailableError when there is none, IndexCorruptError,
+    The arguments are as in `open_index`. Raises IndexUnavailableError if there is none, IndexCorruptError,
     IndexFormatError, and for Milvus IndexUriError, MissingExtraError, IndexUnreachableError.
     """
-    if uri is not None:
-        return read_stats_on_milvus(uri, token, name=name, timeout_s=timeout_s)
+    if milvus is not None:
+        return read_stats_on_milvus(milvus)
     folder = home / "index"
     check_exists(folder)
     with Catalog(folder / CATALOG_FILE, read_only=True) as catalog:

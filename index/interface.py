@@ -1,15 +1,20 @@
-"""What an index can do, wherever it keeps its images: the interface that the service and the command line use."""
+"""The interface that every index implements, on one machine or on Milvus, and the code that both share.
+
+The service and the command line use `ImageIndex` and `VectorSpaces` only, so they never need to know which one is open.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.catalog.images import Entry
+from index.catalog.spaces import Finish
 from index.filters import Where
 from index.records import (
     AddOutcome,
@@ -21,59 +26,139 @@ from index.records import (
     Page,
     SnapshotManifest,
     Space,
+    Unembedded,
     VectorModel,
+    check_key,
+    encode_metadata,
+    encode_vectors,
 )
 from index.search.searcher import Mode
 
-# Named, because inside the classes `list` is their method.
+
+class Neighbours(list[Neighbour]):
+    """The images nearest to one query, nearest first. mode: the search mode that found them."""
+
+    def __init__(self, neighbours: Iterable[Neighbour], mode: Mode) -> None:
+        super().__init__(neighbours)
+        self.mode = mode
+
+
+# These types have names because inside the classes below `list` is a method.
 Outcomes = list[AddOutcome]
-Neighbours = list[Neighbour]
 Answers = list[Neighbours]
 Pairs = list[NearPair]
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
-class ImageIndex(Protocol):
-    """What an index can do, wherever it keeps its images. All methods are thread-safe; a context manager."""
+class MissingVectors(Protocol):
+    """Access to the images without a vector of some model, for the process that computes these vectors."""
+
+    def missing_vectors(self, model: VectorModel, after: int, limit: int) -> Sequence[Unembedded]:
+        """Return up to `limit` images without a vector of `model`, ordered by id, starting after the id `after`."""
+
+    def add_vectors(
+        self, model: VectorModel, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]
+    ) -> int:
+        """Store the vectors of `images`, float32 [4096], and return how many were stored.
+
+        Images that were replaced or deleted in the meantime are skipped.
+        """
+
+    def drop_unused(self) -> None:
+        """Delete the vectors that are neither searched, nor the target of a migration, nor kept for a rollback."""
+
+
+class VectorSpaces(Protocol):
+    """The vector spaces of an index, one per model, and the migration from one to another. Thread-safe."""
 
     @property
     def searched(self) -> VectorModel:
-        """The model whose vectors search compares."""
+        """The model whose vectors are searched."""
 
     @property
-    def wanted(self) -> Sequence[VectorModel]:
-        """The models of which an image that is added is to have a vector, the searched one first."""
+    def target(self) -> VectorModel | None:
+        """The model that the index is migrating to, or None."""
+
+    @property
+    def required(self) -> Sequence[VectorModel]:
+        """The models for which every added image needs a vector, the searched one first."""
+
+    @property
+    def missing(self) -> MissingVectors | None:
+        """Access to the missing vectors; None if `fc7 index reembed` computes them, once for all replicas."""
 
     def describe(self) -> Sequence[Space]:
-        """Return the vectors that there are, by model."""
+        """Return the vector spaces that exist."""
 
+    def start_migration(self, model: VectorModel) -> bool:
+        """Start to migrate to this model. Returns True if its vectors are complete and search uses them already."""
+
+    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> Finish:
+        """Search the vectors of `model` if every image has one, except the images with the ids `skipped`."""
+
+    def switch_now(self) -> None:
+        """Search the target's vectors although some are missing. Raises IndexModelError if replicas share the index."""
+
+
+class ImageIndex(ABC):
+    """An index of images, wherever it is stored. All methods are thread-safe. It is a context manager."""
+
+    def __init__(self, spaces: VectorSpaces, *, keep_pictures: bool) -> None:
+        self.spaces = spaces
+        self._keep_pictures = keep_pictures
+
+    @property
+    def searched(self) -> VectorModel:
+        """The model whose vectors are searched."""
+        return self.spaces.searched
+
+    @property
+    def required(self) -> Sequence[VectorModel]:
+        """The models for which every added image needs a vector, the searched one first."""
+        return self.spaces.required
+
+    @property
+    def trouble(self) -> str:
+        """Why the last call to the index's server failed; "" if it succeeded, or if there is no server."""
+        return ""
+
+    @abstractmethod
     def add_many(self, images: Sequence[NewImage]) -> Outcomes:
-        """Add or replace all of `images`, or none of them when one is refused."""
+        """Add or replace all of `images`, or none of them if one is rejected."""
 
+    @abstractmethod
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those among `keys` that have a vector of this index's model."""
+        """Return {key: sha256} of those `keys` that have a vector of every required model."""
 
+    @abstractmethod
     def get(self, key: str) -> ImageRecord:
-        """Return one image's record, or raise KeyNotFoundError."""
+        """Return one image's record. Raises KeyNotFoundError."""
 
+    @abstractmethod
     def contains(self, key: str) -> bool:
-        """Tell whether an image has this key."""
+        """Return whether an image has this key."""
 
+    @abstractmethod
     def picture(self, key: str) -> bytes:
-        """Return the stored 256x256 JPEG, or raise KeyNotFoundError or PictureNotFoundError."""
+        """Return the stored 256x256 JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
 
+    @abstractmethod
     def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
-        """Return a page of those images that fit, in an order that no change disturbs: of their adding, or of keys."""
+        """Return a page of the images that match, in a stable order (by first addition, or by key)."""
 
+    @abstractmethod
     def delete(self, key: str) -> None:
-        """Delete one image, or raise KeyNotFoundError."""
+        """Delete one image. Raises KeyNotFoundError."""
 
+    @abstractmethod
     def delete_where(self, where: Where) -> int:
-        """Delete the images that fit; return how many."""
+        """Delete the images that match, and return how many were deleted."""
 
+    @abstractmethod
     def change_metadata(self, key: str, update: Update) -> ImageRecord:
-        """Replace an image's metadata by `update` of it, or raise KeyNotFoundError or MetadataError."""
+        """Replace an image's metadata by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
 
+    @abstractmethod
     def search(
         self,
         vectors: NDArray[np.float32],
@@ -84,33 +169,66 @@ class ImageIndex(Protocol):
         fingerprint: str | None = None,
         mode: Mode | None = None,
     ) -> Answers:
-        """Return the `k` nearest of those images that fit to each vector, float32 [n, 4096], nearest first.
+        """Return the `k` nearest matching images for each vector, float32 [n, 4096].
 
-        fingerprint: of the model that made the vectors; the searched one by default.
+        fingerprint: of the model that computed `vectors`; the searched model by default.
         """
 
+    @abstractmethod
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
-        """Return the `k` images that fit and are nearest to an indexed one, itself left out."""
+        """Return the `k` matching images nearest to an indexed image, without that image itself."""
 
+    @abstractmethod
     def duplicates(
         self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
     ) -> Pairs:
-        """Return the nearest `limit` pairs of images that fit and are at most `threshold` apart, nearest first."""
+        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
 
-    def mode(self, asked: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
-        """Return how a search that asks for this mode is done now in a model's space, or raise ModeUnavailableError."""
+    @abstractmethod
+    def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
+        """Return the mode that a search with the `requested` mode uses now. Raises ModeUnavailableError."""
 
+    @abstractmethod
     def snapshot(self, target: Path) -> SnapshotManifest:
-        """Copy the index, as it is now, into the new folder `target`, while others write."""
+        """Copy the index in its current state to the new folder `target`, without blocking writers."""
 
+    @abstractmethod
     def stats(self) -> IndexStats:
         """Return counts and sizes."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Finish what is running and let the index go."""
+        """Finish running work and release the index."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _encode(self, images: Sequence[NewImage]) -> Sequence[Entry]:
+        """Check and encode images before they are stored.
+
+        Raises InvalidKeyError, MetadataError, ShapeError, VectorError.
+        """
+        names = list(images[0].vectors) if images and images[0].vectors else [self.searched.fingerprint]
+        vectors = {name: encode_vectors([image.vectors.get(name, image.vector) for image in images]) for name in names}
+        return [
+            Entry(
+                key=check_key(image.sha256 if image.key is None else image.key),
+                sha256=image.sha256,
+                size=image.size,
+                width=image.width,
+                height=image.height,
+                metadata=None if image.metadata is None else encode_metadata(image.metadata),
+                picture=image.picture if self._keep_pictures else None,
+                vectors={name: rows[number] for name, rows in vectors.items()},
+            )
+            for number, image in enumerate(images)
+        ]
+
+
+def check_at_least_one(name: str, value: int) -> None:
+    """Raise ValueError unless `value` is at least 1."""
+    if value < 1:
+        raise ValueError(f"{name} is {value}, but must be at least 1.")

@@ -122,6 +122,52 @@ class VectorModel:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexOptions:
+    """How to open an index.
+
+    fingerprint, model: of the model that embeds the images and queries, and its name to show, such as "solar:1".
+    keep_pictures: store the prepared picture of every added image.
+    switch: search this model's vectors even if images have none; search finds these images once they are added again.
+    migrate: if images have no vector of this model, search the previous vectors until all have one.
+    keep_previous: keep the previous vectors for a rollback (local index only).
+    read_only: take no lock, reject writes, and show the state at the time of opening.
+    threads: CPU cores for one search; by default all that this process may use (local index only).
+    cache_after: number of changed vectors from which on closing writes the vector cache again (local index only).
+    fast_from: number of vectors from which on the codes of the mode `fast` are trained; None: never (local index only).
+    """
+
+    fingerprint: str
+    model: str
+    keep_pictures: bool = True
+    switch: bool = False
+    migrate: bool = False
+    keep_previous: bool = True
+    read_only: bool = False
+    threads: int | None = None
+    cache_after: int = 1024
+    fast_from: int | None = None
+
+    @property
+    def vector_model(self) -> VectorModel:
+        """The model that embeds the images and queries."""
+        return VectorModel(self.fingerprint, self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class MilvusAddress:
+    """Where an index on Milvus is stored.
+
+    uri: http://HOST:19530, https://HOST, or a file ending in .db for Milvus Lite. token: "user:password" or an API key.
+    name: prefix of the names of its collections. timeout_s: time limit of each call to Milvus, in seconds.
+    """
+
+    uri: str
+    token: str | None = field(default=None, repr=False)
+    name: str = "fc7"
+    timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """A vector space: the stored vectors of one model. `SearchSpace` is the same in memory.
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
 
@@ -242,7 +243,7 @@ class Artifact:
         self.path = path
         self.precision = precision
         self.manifest = manifest
-        self.verified = verified
+        self._unverified = set() if verified else set(manifest.files)
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Artifact:
@@ -256,15 +257,23 @@ class Artifact:
             artifact.verify()
         return artifact
 
+    @property
+    def verified(self) -> bool:
+        """Whether every file was compared with the manifest, by `verify` or `read`."""
+        return not self._unverified
+
     def verify(self) -> None:
-        """Compare every file with the manifest. Raises ArtifactCorruptError for the first one that differs."""
-        for name, entry in self.manifest.files.items():
-            path = self.path / name
+        """Compare the files that were not verified yet with the SHA-256 in the manifest.
+
+        Raises ArtifactCorruptError for the first file that differs or is missing.
+        """
+        for name in [name for name in self.manifest.files if name in self._unverified]:
+            path, entry = self.path / name, self.manifest.files[name]
             with _read_errors(path, entry):
                 found = sha256_of(path)
             if found != entry.sha256:
                 raise ArtifactCorruptError(path, entry.sha256, found)
-        self.verified = True
+            self._unverified.discard(name)
 
     def differing(self) -> list[str]:
         """Return the names of all files that are missing or differ from the manifest. Raises ArtifactFormatError."""
@@ -288,13 +297,16 @@ class Artifact:
         found = hashlib.sha256(data).hexdigest()
         if found != entry.sha256:
             raise ArtifactCorruptError(path, entry.sha256, found)
+        self._unverified.discard(name)
         return data
 
     def at(self, precision: str) -> Artifact:
         """Return the same version in another precision. Raises PrecisionNotFoundError."""
         if precision not in self.precisions:
             raise PrecisionNotFoundError(self.id, precision, self.precisions)
-        return Artifact(self.path, self.manifest, verified=self.verified, precision=precision)
+        other = Artifact(self.path, self.manifest, verified=False, precision=precision)
+        other._unverified = set(self._unverified)
+        return other
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -328,7 +340,7 @@ class Artifact:
             return self.manifest.fingerprint
         return self.manifest.precisions[self.precision].fingerprint
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of the columns of `probabilities`."""
         return tuple(entry.label for entry in self.manifest.classes)

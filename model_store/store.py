@@ -181,14 +181,15 @@ class ModelStore:
             raise NoActiveModelError(self._known())
         return self.get(active.active.name, active.active.version, verify=verify)
 
-    def activate(self, name: str, version: int | None = None) -> Artifact:
+    def activate(self, name: str, version: int | None = None, *, verify: bool = True) -> Artifact:
         """Verify a version (the newest for None) and make it the active one. No effect if it is active already.
 
-        The version that was active becomes the previous one. Raises the errors of `get`, and PublishError if
-        `active.json` cannot be written; the active version does not change then.
+        verify: False if the caller has just verified the files. The version that was active becomes the previous one.
+        Raises the errors of `get`, and PublishError if `active.json` cannot be written; the active version does not
+        change then.
         """
         with self._changing(self._active_file):
-            return self._activate(self.get(name, version))
+            return self._activate(self.get(name, version, verify=verify))
 
     def rollback(self) -> Artifact:
         """Verify the previous version and make it the active one. The active version becomes the previous one.

@@ -1,36 +1,36 @@
-"""Errors of this room.
+"""Exception hierarchy of the service package.
 
 Fc7Error
 └── ServiceError
-    ├── SettingError          a setting with a value that cannot be
-    ├── RequestError          a request that cannot be answered as it is
-    │   ├── ParameterError        a parameter outside its range
-    │   ├── BodyMalformedError    a multipart body that breaks its own rules
-    │   ├── BodyTypeError         a Content-Type that is not taken
-    │   ├── BodyEncodingError     a Content-Encoding that is not taken
-    │   ├── BodyTooLargeError     more bytes than the limit
+    ├── SettingError          a setting has an invalid value
+    ├── RequestError          the request is invalid
+    │   ├── ParameterError        a parameter is out of range
+    │   ├── BodyMalformedError    the body violates the rules of its type
+    │   ├── BodyTypeError         the Content-Type is not supported
+    │   ├── BodyEncodingError     the Content-Encoding is not supported
+    │   ├── BodyTooLargeError     the body exceeds the size limit
     │   ├── BodyTimeoutError      the body did not arrive in time
-    │   ├── TooManyImagesError    more images than the limit
-    │   ├── ClientGoneError       the client left before its answer
-    │   └── BadImageError         one image of several; its cause decides
+    │   ├── TooManyImagesError    the request has more images than allowed
+    │   ├── ClientGoneError       the client disconnected before the response
+    │   └── BadImageError         one image of several failed; its own error decides the status
     ├── AccessError
-    │   ├── UnauthorizedError     no key, or an unknown one
-    │   └── ForbiddenError        a key without the scope
-    ├── UnavailableError      not now: try again after `retry_after` seconds
-    │   ├── QueueFullError        as many images admitted as the queue takes
+    │   ├── UnauthorizedError     the key is missing or unknown
+    │   └── ForbiddenError        the key does not have the required scope
+    ├── UnavailableError      temporary: try again after `retry_after` seconds
+    │   ├── QueueFullError        the queue is full
     │   ├── DrainingError         the server is shutting down
-    │   ├── NotReadyError         no model to answer with
-    │   ├── RunnerDeadError       the model's device failed for good
-    │   ├── MemoryShortError      no memory to load another version
-    │   └── ModelNotLoadedError   a version that just left memory
-    ├── ConflictError         what is asked for does not go with what is there
+    │   ├── NotReadyError         no model is active
+    │   ├── RunnerDeadError       the model's device failed permanently
+    │   ├── MemoryShortError      not enough memory to load another version
+    │   └── ModelNotLoadedError   the version was just removed from memory
+    ├── ConflictError         the request conflicts with the current state
     │   ├── ActivationRunningError  another version is being activated
-    │   └── TooManyModelsError    as many versions in memory as are allowed
-    ├── JobNotFoundError      no job of this id
-    └── DeadlineError         decoding, waiting and running took too long
+    │   └── TooManyModelsError    the limit of versions in memory is reached
+    ├── JobNotFoundError      no job has this id
+    └── DeadlineError         decoding, queueing and running took too long
 
-Promises: each has its values as attributes, and its text names the thing and the mend.
-Does not: know how it is answered over HTTP (see problems.py).
+Guarantees: every error has its values as attributes, and its message says what failed and how to fix it.
+Out of scope: HTTP status codes (see `service.api.problems`).
 """
 
 from __future__ import annotations
@@ -41,70 +41,71 @@ from model_store.errors import Fc7Error
 
 
 class ServiceError(Fc7Error):
-    """Base of the errors of the service."""
+    """Base of all errors of the service."""
 
 
 class SettingError(ServiceError):
-    """A setting whose value cannot be: the service does not start with it."""
+    """A setting has an invalid value, so the service does not start."""
 
     def __init__(self, variable: str, value: str, expected: str) -> None:
         super().__init__(variable, value, expected)
         self.variable, self.value, self.expected = variable, value, expected
 
     def __str__(self) -> str:
-        return f"{self.variable}={self.value}: expected {self.expected}"
+        return f"{self.variable}={self.value} is not valid: expected {self.expected}."
 
 
 class RequestError(ServiceError):
-    """A request that cannot be answered as it is."""
+    """The request is invalid."""
 
 
 class ParameterError(RequestError):
-    """A parameter whose value is not in its range."""
+    """A parameter is out of range."""
 
     def __init__(self, name: str, value: object, expected: str, limit: int | None = None) -> None:
         super().__init__(name, value, expected, limit)
         self.name, self.value, self.expected, self.limit = name, value, expected, limit
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value}: expected {self.expected}"
+        return f"{self.name}={self.value} is not valid: expected {self.expected}."
 
 
 class BodyMalformedError(RequestError):
-    """The body breaks the rules of its own type. The text says how."""
+    """The body violates the rules of its type. The message says how."""
 
 
 class BodyTypeError(RequestError):
-    """A Content-Type that is not taken."""
+    """The Content-Type is not supported. `fix` is a sentence that says what to send instead."""
 
-    def __init__(self, found: str, mend: str) -> None:
-        super().__init__(found, mend)
-        self.found, self.mend = found, mend
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__(found, fix)
+        self.found, self.fix = found, fix
 
     def __str__(self) -> str:
-        return f"Content-Type {self.found or '(none)'} is not taken: {self.mend}"
+        problem = f"The Content-Type {self.found} is not supported." if self.found else "The Content-Type is missing."
+        return f"{problem} {self.fix}"
 
 
 class BodyEncodingError(RequestError):
-    """A Content-Encoding that is not taken."""
+    """The Content-Encoding is not supported."""
 
     def __init__(self, found: str) -> None:
         super().__init__(found)
         self.found = found
 
     def __str__(self) -> str:
-        return f"Content-Encoding {self.found} is not taken: send gzip, deflate, or the body as it is"
+        return f"The Content-Encoding {self.found} is not supported. Send gzip, deflate or an uncompressed body."
 
 
 class BodyTooLargeError(RequestError):
-    """The body has more bytes than the limit. What comes after the limit is not read."""
+    """The body exceeds the size limit. The rest of it is not read."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"the body is larger than {self.limit:,} bytes: send smaller copies, or fewer images in a request"
+        return f"The body is larger than {self.limit:,} bytes. Send smaller images, or fewer images per request."
 
 
 class BodyTimeoutError(RequestError):
@@ -115,51 +116,51 @@ class BodyTimeoutError(RequestError):
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"the body did not arrive within {self.limit:g} s"
+        return f"The body did not arrive within {self.limit:g} s. Try again on a faster connection, or send less data."
 
 
 class TooManyImagesError(RequestError):
-    """More images in one request than the limit."""
+    """The request has more images than allowed."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"a request takes at most {self.limit} images: send the rest in another one"
+        return f"A request may contain at most {self.limit} images. Send the others in another request."
 
 
 class ClientGoneError(RequestError):
-    """The client closed the connection before its answer was ready: nobody reads this."""
+    """The client disconnected before the response. Nobody receives this error."""
 
     def __str__(self) -> str:
-        return "the client closed the connection"
+        return "The client closed the connection."
 
 
 class BadImageError(RequestError):
-    """One image of a request cannot be taken. `index` counts from 0; `error` decides the status."""
+    """One image of a request failed. `index` counts from 0; `error` decides the status."""
 
     def __init__(self, index: int, error: Fc7Error) -> None:
         super().__init__(index, error)
         self.index, self.error = index, error
 
     def __str__(self) -> str:
-        return f"image {self.index}: {self.error}"
+        return f"Image {self.index}: {self.error}"
 
 
 class AccessError(ServiceError):
-    """The caller may not do this."""
+    """The caller is not allowed to do this."""
 
 
 class UnauthorizedError(AccessError):
-    """No key was sent, or one that is not known."""
+    """The key is missing or unknown."""
 
     def __str__(self) -> str:
-        return "this needs a key: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY' with a key that the server knows"
+        return "A valid API key is required. Send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
 
 
 class ForbiddenError(AccessError):
-    """The caller is known, but may not do this. The text says what is missing."""
+    """The key does not have the required scope. The message says which one is required."""
 
 
 class JobNotFoundError(ServiceError):
@@ -170,41 +171,41 @@ class JobNotFoundError(ServiceError):
         self.job = job
 
     def __str__(self) -> str:
-        return f"no job has the id {self.job[:80]!r}; GET /v1/jobs lists them"
+        return f"No job has the id {self.job[:80]!r}. GET /v1/jobs lists all jobs."
 
 
 class UnavailableError(ServiceError):
-    """The service cannot answer now. `retry_after` is a whole number of seconds."""
+    """The service cannot answer now. `retry_after` is in whole seconds."""
 
     retry_after = 1
 
 
 class QueueFullError(UnavailableError):
-    """As many images (or bytes of bodies) are admitted as the server takes at one time."""
+    """The limit of images (or bytes of bodies, or jobs) in the server is reached."""
 
     def __init__(self, what: str, limit: int, retry_after: int) -> None:
         super().__init__(what, limit, retry_after)
         self.what, self.limit, self.retry_after = what, limit, retry_after
 
     def __str__(self) -> str:
-        return f"the server holds as many {self.what} as it takes ({self.limit:,}): try again in {self.retry_after} s"
+        return f"The server is at its limit of {self.limit:,} {self.what}. Try again in {self.retry_after} s."
 
 
 class DrainingError(UnavailableError):
-    """The server answers what it admitted and then stops."""
+    """The server answers the admitted requests, and then stops."""
 
     def __str__(self) -> str:
-        return "the server is shutting down: try again in a moment"
+        return "The server is shutting down. Try again in a moment."
 
 
 class NotReadyError(UnavailableError):
-    """There is nothing to answer with. The text says what is missing and how to get it."""
+    """No model is active, or the index is not open. The message says how to fix it."""
 
     retry_after = 30
 
 
 class RunnerDeadError(UnavailableError):
-    """The model's device failed and does not come back: the process ends, so that its supervisor starts a new one."""
+    """The model's device failed permanently. The process exits, so that its supervisor starts a new one."""
 
     retry_after = 5
 
@@ -214,12 +215,13 @@ class RunnerDeadError(UnavailableError):
 
     def __str__(self) -> str:
         return (
-            f"the model stopped working: {self.reason}. The server restarts if it is supervised; its log has the cause"
+            f"The model stopped working: {self.reason.rstrip('.')}. The server exits and is restarted if it runs under "
+            "a supervisor. Its log shows the cause."
         )
 
 
 class MemoryShortError(UnavailableError):
-    """Loading a version would take more memory than there is. `needed` and `available` in bytes."""
+    """There is not enough memory to load another version. `needed` and `available` are in bytes."""
 
     retry_after = 30
 
@@ -229,25 +231,25 @@ class MemoryShortError(UnavailableError):
 
     def __str__(self) -> str:
         return (
-            f"loading {self.model} takes {self.needed / 1e6:,.0f} MB for a moment, and {self.available / 1e6:,.0f} MB "
-            "are available: give the service more memory, lower FC7_MAX_LOADED, or activate it with "
-            "fc7 models activate and start the service again"
+            f"Loading {self.model} temporarily needs {self.needed / 1e6:,.0f} MB of memory, but only "
+            f"{self.available / 1e6:,.0f} MB are available. Give the service more memory, lower FC7_MAX_LOADED, or run "
+            f"fc7 models activate {self.model} and restart the service."
         )
 
 
 class ModelNotLoadedError(UnavailableError):
-    """A version is not in memory (any more)."""
+    """A version is not in memory, or not any more."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
         self.model = model
 
     def __str__(self) -> str:
-        return f"the model {self.model} is not in memory: try again"
+        return f"The model {self.model} is not in memory. Try again."
 
 
 class ConflictError(ServiceError):
-    """What is asked for does not go with what is there now."""
+    """The request conflicts with the current state."""
 
 
 class ActivationRunningError(ConflictError):
@@ -258,11 +260,11 @@ class ActivationRunningError(ConflictError):
         self.model = model
 
     def __str__(self) -> str:
-        return f"{self.model} is being activated just now: ask again when that is done"
+        return f"Another activation is running ({self.model}). Try again when it is done."
 
 
 class TooManyModelsError(ConflictError):
-    """As many versions are in memory as are allowed, and all of them are needed."""
+    """The limit of versions in memory is reached, and none of them can be removed."""
 
     def __init__(self, limit: int, loaded: Sequence[str]) -> None:
         super().__init__(limit, tuple(loaded))
@@ -270,17 +272,17 @@ class TooManyModelsError(ConflictError):
 
     def __str__(self) -> str:
         return (
-            f"{', '.join(self.loaded)} must stay in memory, and at most {self.limit} versions may be there: "
-            "raise FC7_MAX_LOADED, or leave the model out of the request"
+            f"At most {self.limit} versions may be in memory, and {', '.join(self.loaded)} must stay loaded. "
+            "Raise FC7_MAX_LOADED, or omit the model from the request."
         )
 
 
 class DeadlineError(ServiceError):
-    """Decoding, waiting and running together took longer than the limit."""
+    """Decoding, queueing and running together took longer than the deadline."""
 
     def __init__(self, limit: float) -> None:
         super().__init__(limit)
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"the answer was not ready within {self.limit:g} s: try again, or send fewer images in a request"
+        return f"The response was not ready within {self.limit:g} s. Try again, or send fewer images per request."

@@ -1,6 +1,6 @@
-"""From the settings to the options of a runner, and to the index: the one place that joins them.
+"""Creates runner options and opens the index according to the settings.
 
-Does not: read the environment.
+Out of scope: reading the environment.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from dataclasses import replace
 from index.errors import MilvusUnsupportedError
 from index.factory import open_index, read_stats
 from index.interface import ImageIndex
-from index.milvus.client import Milvus
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats, MilvusAddress
 from model_store.artifact import Artifact
 from model_store.runtime.options import RunnerOptions
 from service.inference.memory import needed_to_load
@@ -19,9 +18,9 @@ from service.settings import Settings
 
 
 def runner_options(settings: Settings, *, batches: bool = False) -> RunnerOptions:
-    """Return how these settings want a version to be run; `batches`: for many images, not for one at a time.
+    """Return the options of a runner. batches: optimize for many images instead of one at a time.
 
-    Raises DeviceUnavailableError for a contradiction.
+    Raises DeviceUnavailableError if the settings contradict each other.
     """
     return RunnerOptions(
         device=settings.device,
@@ -34,69 +33,49 @@ def runner_options(settings: Settings, *, batches: bool = False) -> RunnerOption
     )
 
 
-def serving_options(settings: Settings, artifact: Artifact, free: int | None) -> RunnerOptions:
-    """As `runner_options`, for a service: with runs side by side, where their second copy of the weights has room.
+def serving_options(settings: Settings, artifact: Artifact, available: int | None) -> RunnerOptions:
+    """Return the options of a runner for serving, with parallel runs if a second copy of the weights fits in memory.
 
-    free: bytes that the process may still take; None for not known. Raises DeviceUnavailableError for a contradiction.
+    available: bytes that the process can still allocate; None if unknown. Raises DeviceUnavailableError if the settings
+    contradict each other.
     """
     options = runner_options(settings)
     if settings.streams is not None:
         return replace(options, streams=settings.streams)
     if options.threads == 1 or options.device.startswith("cuda"):
         return options
-    room = free is None or free >= needed_to_load(artifact, streams=2)
-    return replace(options, streams=2 if room else 1)
+    fits = available is None or available >= needed_to_load(artifact, streams=2)
+    return replace(options, streams=2 if fits else 1)
 
 
-def open_index_of(
-    settings: Settings,
-    *,
-    fingerprint: str,
-    model: str,
-    switch: bool = False,
-    follow: bool = False,
-    read_only: bool = False,
-    fast_from: int | None = None,
-) -> ImageIndex:
-    """Open the index that these settings name, for the model with this fingerprint. Raises as `open_index` does."""
-    return open_index(
-        settings.home,
-        settings.index_uri,
-        _token(settings),
-        fingerprint=fingerprint,
-        model=model,
+def open_index_of(settings: Settings, options: IndexOptions) -> ImageIndex:
+    """Open the index that these settings name. Raises as `open_index` does.
+
+    The settings override the options `keep_pictures` and `keep_previous`, and `fast_from` if it is None.
+    """
+    options = replace(
+        options,
         keep_pictures=settings.keep_pictures,
-        name=settings.index_name,
-        timeout_s=settings.index_timeout_s,
-        switch=switch,
-        follow=follow,
-        keep_spaces=settings.previous_vectors == "keep",
-        read_only=read_only,
-        fast_from=(settings.fast_from or None) if fast_from is None else fast_from,
+        keep_previous=settings.previous_vectors == "keep",
+        fast_from=(settings.fast_from or None) if options.fast_from is None else options.fast_from,
     )
+    return open_index(settings.home, milvus_address(settings), options)
 
 
-def milvus_of(settings: Settings, uri: str) -> Milvus:
-    """Connect to Milvus at `uri` as these settings say. Raises as Milvus does."""
-    return Milvus(uri, _token(settings), settings.index_timeout_s)
+def milvus_address(settings: Settings) -> MilvusAddress | None:
+    """Return where the index is stored on Milvus, or None if it is in FC7_HOME."""
+    if settings.index_uri is None:
+        return None
+    token = None if settings.index_token is None else settings.index_token.get_secret_value()
+    return MilvusAddress(settings.index_uri, token, settings.index_name, settings.index_timeout_s)
 
 
 def read_stats_of(settings: Settings) -> IndexStats:
-    """Return the counts of the index that these settings name. Raises as `read_stats` does."""
-    return read_stats(
-        settings.home,
-        settings.index_uri,
-        _token(settings),
-        name=settings.index_name,
-        timeout_s=settings.index_timeout_s,
-    )
+    """Return the counts of the index. Raises as `read_stats` does."""
+    return read_stats(settings.home, milvus_address(settings))
 
 
-def check_local(settings: Settings, what: str, mend: str) -> None:
-    """Raise MilvusUnsupportedError when the index is on Milvus: `what` it cannot do, and what to do instead."""
+def check_local(settings: Settings, problem: str, fix: str) -> None:
+    """Raise IndexPlaceError if the index is on Milvus. The message says what is not supported, and how to fix it."""
     if settings.index_uri is not None:
-        raise MilvusUnsupportedError(settings.index_uri, what, mend)
-
-
-def _token(settings: Settings) -> str | None:
-    return None if settings.index_token is None else settings.index_token.get_secret_value()
+        raise IndexPlaceError(settings.index_uri, problem, fix)

@@ -1,12 +1,12 @@
-"""Listen and serve: uvicorn, run by us, with an orderly end.
+"""HTTP server: uvicorn with header limits and a graceful shutdown.
 
-Promises:
-- On SIGTERM or Ctrl-C new work is refused (503, readiness false) while what was admitted is answered; then the process
-  ends with exit code 0, at the latest after `shutdown_timeout_s`. A second signal ends it at once.
-- When the model dies, the process ends with exit code 1 after its waiting requests were answered.
-- A connection that does not finish its headers in time, or within 32 KiB, is closed.
+Guarantees:
+- On SIGTERM or Ctrl-C, new requests are refused with 503 while admitted ones are answered. Then the process exits with
+  code 0, at the latest after `shutdown_timeout_s`. A second signal stops it immediately.
+- If the model dies, the process exits with code 1 after the waiting requests were answered.
+- A connection whose headers do not arrive in time, or exceed 32 KiB, is closed.
 
-Does not: fork, reload, speak TLS or HTTP/2 (a proxy does).
+Out of scope: several worker processes, reloading, TLS and HTTP/2 (use a proxy).
 """
 
 from __future__ import annotations
@@ -30,90 +30,90 @@ from service.state import State
 
 _HEADER_S = 20.0
 _HEADER_BYTES = 32 * 1024
-_LAST_ANSWERS_S = 1
+_LAST_RESPONSES_S = 1
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with limits on the bytes and on the time that a request's headers may take."""
+    """uvicorn's HTTP/1.1 protocol, with a size and a time limit for the headers of a request."""
 
-    _head_complete = False
-    _head_bytes = 0
-    _late: asyncio.TimerHandle | None = None
+    _headers_complete = False
+    _header_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start waiting for the first headers."""
+        """Start the timer for the first headers."""
         super().connection_made(transport)
-        self._watch()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; those that do not complete a head keep the clock running, and count."""
+        """Parse data; while the headers are incomplete, count it and keep the timer running."""
         super().data_received(data)
-        if self._head_complete:
+        if self._headers_complete:
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > _HEADER_BYTES and not self.transport.is_closing():
+        self._header_bytes += len(data)
+        if self._header_bytes > _HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The headers are longer than {_HEADER_BYTES} bytes.")
-        self._watch()
+        self._start_timer()
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
+        """Note that the headers of a request start."""
         super().on_message_begin()
-        self._head_complete = False
+        self._headers_complete = False
 
     def on_headers_complete(self) -> None:
-        """Stop the clock, and begin to answer."""
-        self._head_complete, self._head_bytes = True, 0
-        self._stop()
+        """Stop the timer, and start to answer."""
+        self._headers_complete, self._header_bytes = True, 0
+        self._stop_timer()
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next head; what comes before it (empty lines are allowed) counts as part of it."""
+        """Wait for the next headers; empty lines before them are allowed, and count as part of them."""
         super().on_response_complete()
         if self.cycle.response_complete:
-            self._head_complete = False
+            self._headers_complete = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._stop()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
-        if self._late is None and not self.transport.is_closing():
-            self._late = self.loop.call_later(_HEADER_S, self.transport.close)
+    def _start_timer(self) -> None:
+        if self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(_HEADER_S, self.transport.close)
 
-    def _stop(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with our end: drained, not cut. `exit_code` tells how it ended."""
+    """uvicorn's server with a graceful shutdown. `exit_code` is the exit code of the process."""
 
     def __init__(self, config: uvicorn.Config, state: State, shutdown_timeout_s: float) -> None:
         super().__init__(config)
         self._state = state
-        self._drain_s = shutdown_timeout_s
-        self._told = False
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._signalled = False
         self._loop = asyncio.get_running_loop()
         self.exit_code = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain at the first signal, stop at once at the second. Not passed on: the exit code is ours.
+        """Start draining at the first signal, stop immediately at the second.
 
-        This runs between any two steps of the main thread: what it needs may be held by what it interrupts (the log's
-        lock, say), so the loop does it, as its next thing.
+        Signals interrupt the main thread anywhere, even while it holds a lock such as the log's. Draining needs that
+        lock, so it is scheduled on the event loop instead.
         """
         del sig, frame
-        if self._told:
+        if self._signalled:
             self.should_exit = self.force_exit = True
-        self._told = True
+        self._signalled = True
         self._loop.call_soon_threadsafe(self._state.drain)
 
     async def on_tick(self, counter: int) -> bool:
-        """Look, ten times a second, whether it is time to stop."""
+        """Check, ten times a second, whether to stop."""
         since = self._state.draining_since
-        if since is not None and (self._state.in_flight == 0 or time.monotonic() - since > self._drain_s):
+        if since is not None and (self._state.in_flight == 0 or time.monotonic() - since > self._shutdown_timeout_s):
             self.should_exit = True
         if self._state.dead is not None:
             self.exit_code = 1
@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Return a socket bound to host and port. Raises SettingError where that cannot be, or must not without keys."""
+    """Return a socket bound to host and port. Raises SettingError if it is not possible or not allowed."""
     check_binding(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -132,42 +132,42 @@ def bind(settings: Settings) -> socket.socket:
     except OSError as exc:
         listener.close()
         if exc.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise SettingError("FC7_PORT", str(settings.port), f"a port that is free ({exc.strerror})") from exc
+            raise SettingError("FC7_PORT", str(settings.port), f"a free port ({exc.strerror})") from exc
         raise SettingError("FC7_HOST", settings.host, f"an address of this machine ({exc.strerror})") from exc
     return listener
 
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
-    """Do `serve_until_told` in an event loop of its own: uvloop's, which takes a third less time for a request.
+    """Run `serve_until_stopped` on uvloop, which takes a third less time per request than asyncio's event loop.
 
-    It also switches Nagle's algorithm off, which asyncio's own does not for a socket that was bound before: an answer
-    is two writes, and the second would wait 40 ms for the client's acknowledgement.
+    uvloop also disables Nagle's algorithm; asyncio does not for a socket that was bound before. A response is two
+    writes, and the second one would wait 40 ms for the client's acknowledgement.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve_until_told(app, settings, listener))
+        return runner.run(serve_until_stopped(app, settings, listener))
 
 
-async def serve_until_told(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
-    """Open the application, answer on `listener` until told to stop, and return the exit code.
+async def serve_until_stopped(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
+    """Open the application, answer on `listener` until a signal arrives, and return the exit code.
 
-    Raises Fc7Error where the application refuses to open.
+    Raises Fc7Error if the application must not start.
     """
     state: State = app.state.fc7
     config = uvicorn.Config(
         app,
         http=Protocol,
         ws="none",
-        lifespan="off",  # opened here, so that its errors come as they are
+        lifespan="off",  # opened below, so that its errors are raised unchanged
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        timeout_graceful_shutdown=_LAST_RESPONSES_S,
     )
     server = Server(config, state, settings.shutdown_timeout_s)
     with listener:
         async with app.router.lifespan_context(app):
-            # What is there now stays: collections need not walk through it again, some 50 ms each.
+            # The objects created so far stay alive. Without freezing them, each full collection would take about 50 ms.
             gc.collect()
             gc.freeze()
             listener.listen(config.backlog)

@@ -1,8 +1,8 @@
-"""Settings of the service and the command line: `FC7_...` environment variables, typed, read once at an entry point.
+"""Settings of the service and the command line: typed `FC7_...` environment variables, read once at start.
 
-Promises: a bad value is one `SettingError` with the variable's name, its value and what was expected; a variable that
-starts with `FC7_` and is no setting is reported with the nearest one; keys are never printed.
-Does not: read anything at import, look at files, change after start.
+Guarantees: an invalid value raises a `SettingError` with the variable's name, its value and the expected values. An
+unknown variable that starts with `FC7_` is reported with the closest known name. Keys are never printed.
+Out of scope: reading the environment at import, configuration files, changes after start.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from service.errors import SettingError
 PREFIX = "FC7_"
 KEY_LENGTH = 16
 _KEYS_EXPECTED = (
-    f"scope:key pairs separated by commas; scope is read, write or admin, key at least {KEY_LENGTH} characters"
+    "scope:key pairs separated by commas, where scope is read, write or admin "
+    f"and a key has at least {KEY_LENGTH} characters"
 )
 
 
 class Scope(IntEnum):
-    """What a key allows; each scope allows what the lower ones do."""
+    """What a key permits. Each scope includes the lower ones."""
 
     READ = 1
     WRITE = 2
@@ -37,14 +38,14 @@ class Scope(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One key and its scope."""
+    """An API key and its scope."""
 
     scope: Scope
     secret: SecretStr
 
 
 def _parse_keys(value: object) -> object:
-    """Read `read:KEY,write:KEY`; anything that is no text goes through as it is."""
+    """Parse `read:KEY,write:KEY`; return a value that is not text unchanged."""
     if not isinstance(value, str):
         return value
     keys = []
@@ -53,152 +54,165 @@ def _parse_keys(value: object) -> object:
         if not colon or scope.upper() not in Scope.__members__:
             raise ValueError(f"entry {position} does not start with read:, write: or admin:")
         if len(secret) < KEY_LENGTH or not secret.isascii() or not secret.isprintable() or " " in secret:
-            raise ValueError(f"entry {position} has a key shorter than {KEY_LENGTH} characters, or one not plain ASCII")
+            raise ValueError(
+                f"entry {position} needs a key of at least {KEY_LENGTH} printable ASCII characters without spaces"
+            )
         keys.append(ApiKey(Scope[scope.upper()], SecretStr(secret)))
     return tuple(keys)
 
 
 class Settings(BaseSettings):
-    """Every setting, with its default. The variable is the field's name in capitals after `FC7_`."""
+    """All settings with their defaults. The variable is `FC7_` and the field's name in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    home: Path = Field(default=Path("var"), description="Folder of all state: models, index, training runs.")
+    home: Path = Field(default=Path("var"), description="Folder for all state: models, index and training runs.")
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="Where the model runs: auto (CUDA where it works), cpu, cuda or cuda:N (refused where it is not).",
+        description="Device that runs the model: auto (CUDA if available, otherwise the CPU), cpu, cuda or cuda:N.",
     )
     precision: Literal["fp32", "int8", "fp16"] = Field(
-        default="fp32",
-        description="Which of a version's graphs answers; refused where the version has no such files.",
+        default="fp32", description="Precision of the model; the start fails if the active version has no files for it."
     )
     cuda_memory_mb: int | None = Field(
-        default=None, ge=64, description="Most memory (MB) of ONNX Runtime on the CUDA device; unset: no limit."
+        default=None, ge=64, description="Maximum memory (MB) of ONNX Runtime on the CUDA device (unset: no limit)."
     )
-    cuda_graphs: bool = Field(
-        default=False, description="Replay each batch size as one CUDA graph; refused where there is no CUDA."
-    )
+    cuda_graphs: bool = Field(default=False, description="Replay each batch size as one CUDA graph (requires CUDA).")
     tensorrt: bool = Field(
         default=False,
-        description="Run with TensorRT, engines kept under FC7_HOME/tensorrt; refused where it is not.",
+        description="Run the model with TensorRT (requires CUDA), and cache its engines under FC7_HOME/tensorrt.",
     )
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address to listen on. Other than loopback wants FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
+        description="Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
     )
-    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port and prints it.")
     max_batch: int = Field(
-        default=12, ge=1, le=1024, description="Most rows (an image, or one of its ten views) in one run."
+        default=12,
+        ge=1,
+        le=1024,
+        description="Maximum rows (an image, or one of its ten views) in one run of the model.",
     )
     max_delay_ms: float = Field(
         default=5.0,
         ge=0,
         le=1000,
-        description="Longest wait of a batch for more images (ms); an idle server does not wait.",
+        description="Maximum wait (ms) of a batch for more images; an idle server does not wait.",
     )
     queue_size: int = Field(
-        default=256, ge=1, le=100_000, description="Most images admitted and not yet answered; beyond: 503."
+        default=256,
+        ge=1,
+        le=100_000,
+        description="Maximum images admitted and not yet answered; more are refused (503).",
     )
     deadline_s: float = Field(
         default=10.0,
         gt=0,
         le=3600,
-        description="Longest time for decoding, waiting and running a request (s); beyond: 504.",
+        description="Maximum time (s) for decoding, queueing and running a request (else 504).",
     )
     upload_timeout_s: float = Field(
-        default=30.0, gt=0, le=3600, description="Longest time for receiving a request's body (s); beyond: 408."
+        default=30.0, gt=0, le=3600, description="Maximum time (s) for receiving a request body (else 408)."
     )
     shutdown_timeout_s: float = Field(
-        default=20.0, ge=0, le=3600, description="Longest time for answering what is admitted after SIGTERM (s)."
+        default=20.0, ge=0, le=3600, description="Maximum time (s) for answering the admitted requests after SIGTERM."
     )
-    keep_alive_s: int = Field(default=75, ge=1, le=3600, description="How long an idle connection is kept open (s).")
-    max_body_bytes: int = Field(default=20_000_000, ge=1_000, description="Largest request body (bytes); beyond: 413.")
+    keep_alive_s: int = Field(default=75, ge=1, le=3600, description="Time (s) that an idle connection is kept open.")
+    max_body_bytes: int = Field(
+        default=20_000_000, ge=1_000, description="Maximum size (bytes) of a request body (else 413)."
+    )
     max_archive_bytes: int = Field(
         default=4_000_000_000,
         ge=1_000,
-        description="Largest archive of images, as it is sent and when it is unpacked (bytes); beyond: 413 or 422.",
+        description="Maximum size (bytes) of an archive, compressed (else 413) and unpacked (else 422).",
     )
     max_buffer_bytes: int = Field(
-        default=256_000_000,
-        ge=1_000,
-        description="Most bytes of bodies held at one time over all requests; beyond: 503.",
+        default=256_000_000, ge=1_000, description="Maximum size (bytes) of all request bodies in memory (else 503)."
     )
-    max_images: int = Field(default=32, ge=1, le=10_000, description="Most images in one request; beyond: 413.")
+    max_images: int = Field(
+        default=32, ge=1, le=10_000, description="Maximum number of images in one request (else 413)."
+    )
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,
-        description="Most pixels of one image, read from its header before decoding; beyond: 422.",
+        description="Maximum number of pixels of an image, checked before it is decoded (else 422).",
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = Field(
-        default=(), description=f"Keys: {_KEYS_EXPECTED}. Sent as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+        default=(), description=f"API keys, as {_KEYS_EXPECTED}."
     )
     allow_anonymous: bool = Field(
         default=False,
-        description="Serve without keys on any address; where keys are set, let callers without one read.",
+        description="Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read.",
     )
     keep_pictures: bool = Field(
-        default=True, description="Keep a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
+        default=True, description="Store a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
     )
     index_uri: str | None = Field(
         default=None,
         min_length=1,
-        description="Where the index is: Milvus (http://milvus:19530), a .db file of Milvus Lite; unset: FC7_HOME.",
+        description="Location of the index: the URL of a Milvus server (http://milvus:19530) or a .db file of Milvus "
+        "Lite (unset: FC7_HOME).",
     )
-    index_token: SecretStr | None = Field(default=None, description="For Milvus: user:password, or an API key.")
+    index_token: SecretStr | None = Field(
+        default=None, description="Credentials for Milvus: user:password or an API key."
+    )
     index_name: str = Field(
         default="fc7",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$",
-        description="What the names of the collections on Milvus begin with: one index each.",
+        description="Prefix of the collection names on Milvus; each prefix is a separate index.",
     )
     index_timeout_s: float = Field(
-        default=4.0, gt=0, le=3600, description="Longest time of one call to Milvus (s); beyond: 503."
+        default=4.0, gt=0, le=3600, description="Maximum time (s) of one call to Milvus (else 503)."
     )
     fast_from: int = Field(
         default=20_000,
         ge=0,
-        description="Vectors from which on search learns short codes (mode fast) in the background; 0: never.",
+        description="Number of vectors from which short codes for the mode fast are trained (0: never).",
     )
     max_loaded: int = Field(
         default=3,
         ge=1,
         le=100,
-        description="Most versions in memory: the active one, the index's while it moves to another, and named ones.",
+        description="Maximum versions in memory: the active one, the index's, and those named in requests.",
     )
     previous_vectors: Literal["keep", "drop"] = Field(
         default="keep",
-        description="The index's vectors of the model before: keep them, to go back at once, or drop them.",
+        description="Keep the previous model's vectors for a quick rollback, or drop them after a migration.",
     )
     reembed_share: float = Field(
         default=0.02,
         gt=0,
         le=1,
-        description="Share of the time that re-embedding may take while requests come; without any it takes all.",
+        description="Maximum share of time for re-embedding while requests arrive; an idle server uses all of it.",
     )
-    threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of ONNX Runtime; unset: one a core.")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Number of ONNX Runtime threads (unset: one per core)."
+    )
     streams: int | None = Field(
         default=None,
         ge=1,
         le=64,
-        description="Runs side by side on the CPU, each on its share of FC7_THREADS; unset: two, where there are two "
-        "cores and room for a second copy of the weights.",
+        description="Number of parallel runs on the CPU, each on an equal share of FC7_THREADS (unset: 2 if there are "
+        "two cores and memory for a second copy of the weights, otherwise 1).",
     )
     decode_threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Threads that decode images; unset: one a core."
+        default=None, ge=1, le=1024, description="Number of threads that decode images (unset: one per core)."
     )
     otlp_endpoint: str | None = Field(
         default=None,
         min_length=1,
-        description="Where spans go: an OTLP collector (http://localhost:4318); unset: OTEL_EXPORTER_OTLP_ENDPOINT's.",
+        description="URL of an OTLP collector that receives traces, such as http://localhost:4318 (unset: "
+        "OTEL_EXPORTER_OTLP_ENDPOINT).",
     )
     log_format: Literal["json", "text"] = Field(
-        default="json", description="One JSON object a line, or text for a reader."
+        default="json", description="Log format: json (one object per line) or text."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least level that is logged."
+        default="info", description="Minimum level of logged events."
     )
 
     @model_validator(mode="after")
@@ -216,7 +230,7 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class SettingLine:
-    """One setting as `fc7 config` prints it: secrets masked."""
+    """A setting as `fc7 config` prints it. Secrets are masked."""
 
     variable: str
     value: str
@@ -230,9 +244,9 @@ def variable(field: str) -> str:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings from the environment; `overrides` (from the command line) win where not None.
+    """Read the settings from the environment. `overrides` from the command line take precedence unless None.
 
-    Raises SettingError for the first bad value: its variable, the value (masked when secret) and what was expected.
+    Raises SettingError for the first invalid value. The value of a secret is not shown.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
@@ -247,19 +261,19 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each `FC7_` variable that no setting reads, with the nearest name that one does."""
+    """Return a warning for each unknown `FC7_` variable, with the closest known name."""
     known = [variable(field) for field in Settings.model_fields]
-    sentences = []
+    warnings = []
     for name in sorted(environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            sentences.append(f"{name} is set, but is no setting of fc7{hint}")
-    return sentences
+            hint = f" Did you mean {near[0]}?" if near else ""
+            warnings.append(f"{name} is set, but fc7 has no such setting.{hint}")
+    return warnings
 
 
 def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> Iterator[SettingLine]:
-    """Yield each setting with value and source; `overridden` names the fields that the command line gave."""
+    """Yield each setting with its value and source. overridden: the fields set on the command line."""
     for field, info in Settings.model_fields.items():
         value = getattr(settings, field)
         if field == "api_keys":
@@ -275,7 +289,7 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
 
 
 def _expected(field: str) -> str:
-    """Say in words what the field takes, from its JSON schema."""
+    """Describe the valid values of a field, from its JSON schema."""
     schema = Settings.model_json_schema()["properties"][field]
     schema = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
     if "enum" in schema:
@@ -283,12 +297,12 @@ def _expected(field: str) -> str:
     if field == "device":
         return "auto, cpu, cuda or cuda:N"
     if field == "index_name":
-        return "up to 64 letters, digits and underscores, no digit first"
+        return "at most 64 letters, digits and underscores, not starting with a digit"
     words = {
         "integer": "a whole number",
         "number": "a number",
         "boolean": "true or false",
-        "string": "a text that is not empty",
+        "string": "text that is not empty",
     }[schema["type"]]
     low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
     if low is None:

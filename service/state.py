@@ -1,9 +1,8 @@
-"""The one object that holds what a running service is made of, opened and closed with the application.
+"""State of a running service: `Resources` is what the process owns, `State` is what requests use.
 
-Promises: everything is opened in `State.open` and closed in the reverse order; without a model the service is open too,
-and says why it cannot answer; a model whose files are not right, a device that is not there and a locked index are
-refusals to start.
-Does not: know HTTP.
+Guarantees: resources are opened with the application and closed in reverse order. Without an active model the service
+still starts, and reports how to get one. A corrupt model, a missing device or a locked index prevents the start.
+Out of scope: HTTP.
 """
 
 from __future__ import annotations
@@ -18,31 +17,22 @@ from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
-from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
 from model_store.errors import NoActiveModelError
-from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
-from service.api.auth import Keyring
-from service.api.upload import BodyBudget, BodyLimits
-from service.errors import (
-    DrainingError,
-    MemoryShortError,
-    ModelNotLoadedError,
-    NotReadyError,
-    QueueFullError,
-    RunnerDeadError,
-)
+from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.factory import open_index_of, serving_options
-from service.indexing.archive_import import import_archive
+from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
-from service.indexing.reembedder import FollowState
+from service.indexing.reembedder import MigrationState
 from service.indexing.sync import IndexSync
-from service.inference.activation import Activator, changed_files, file_stamps
-from service.inference.batcher import Batcher, BatchLimits
-from service.inference.memory import available, give_back, needed_to_load
+from service.inference.activation import Activator
+from service.inference.batch import BatchLimits
+from service.inference.embed import Embedder
+from service.inference.loader import MakeRunner, ModelLoader, changed_files
 from service.inference.model_pool import ModelPool, Serving
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
@@ -50,39 +40,39 @@ from service.observability.tracing import Tracing
 from service.settings import Settings
 
 _T = TypeVar("_T")
-_INDEX_THREADS = 16  # they mostly wait: for a commit they share, for FAISS
+_INDEX_THREADS = 16  # they mostly wait, for a shared commit or for FAISS
 
 
-class State:
-    """What the routes use. Everything but `settings`, `log`, `metrics`, `keyring`, `store` needs `open`."""
+class Resources:
+    """What the process owns: models, index, jobs and thread pools. They can be used after `open`."""
 
-    decode_pool: ThreadPoolExecutor
-    index_pool: ThreadPoolExecutor
-
-    def __init__(self, settings: Settings, make_runner: Callable[[Artifact, RunnerOptions], Runner] = Runner) -> None:
-        """`make_runner` loads a version: Runner, or what stands before it."""
+    def __init__(self, settings: Settings, make_runner: MakeRunner) -> None:
         self.settings = settings
-        self._make_runner = make_runner
         self.log = make_logger(settings.log_format, settings.log_level)
         self.metrics = Metrics()
-        self.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
-        self.store = ModelStore(settings.home, precision=settings.precision)
-        self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images, settings.upload_timeout_s)
-        self.budget = BodyBudget(settings.max_buffer_bytes)
-        self.in_flight = 0
-        self.draining_since: float | None = None
-        self.models = ModelPool(self._load, settings.max_loaded)
-        self._no_model = NoActiveModelError()
-        self._index: ImageIndex | None = None
-        self._stamps: dict[str, dict[str, tuple[int, int]]] = {}
-        self.index_sync = IndexSync(self)
-        self.activator = Activator(self)
-        self._open = ExitStack()
         self.tracing: Tracing | None = None
-        self._jobs: Jobs | None = None
+        self.store = ModelStore(settings.home, precision=settings.precision)
+        self._loader = ModelLoader(
+            make_runner,
+            partial(serving_options, settings),
+            BatchLimits(
+                settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size, deadline_s=settings.deadline_s
+            ),
+            on_run=self.metrics.record_run,
+            on_death=self._on_death,
+        )
+        self.models = ModelPool(self._load, settings.max_loaded)
+        self.decode_pool = ThreadPoolExecutor(settings.decode_threads or usable_cores(), "fc7-decode")
+        self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
+        self.index: ImageIndex | None = None
+        self.jobs: Jobs | None = None
+        self.index_sync = IndexSync(self.store, self.models, settings.reembed_share, self.log)
+        self.activator = Activator(self.store, self.models, self.log, self.switch_to)
+        self.no_model = NoActiveModelError()
+        self._stack = ExitStack()
 
     def open(self) -> None:
-        """Load the active model and the index. Raises Fc7Error for what must not be served."""
+        """Load the active model and open the index. Raises Fc7Error if the service must not start."""
         started = time.perf_counter()
         with ExitStack() as stack:
             if self.settings.otlp_endpoint:
@@ -90,45 +80,96 @@ class State:
                 stack.callback(self.tracing.close)
             stack.callback(self.models.close)
             self.metrics.admitted.set_function(lambda: self.models.admitted)
-            threads = self.settings.decode_threads or usable_cores()
-            self.decode_pool = stack.enter_context(ThreadPoolExecutor(threads, "fc7-decode"))
-            self.index_pool = stack.enter_context(ThreadPoolExecutor(_INDEX_THREADS, "fc7-index"))
+            stack.enter_context(self.decode_pool)
+            stack.enter_context(self.index_pool)
             stack.callback(self._close_index)
             stack.callback(self.activator.close)
+            model = None
             try:
-                artifact = self.store.active_artifact()
+                artifact = self.store.active_artifact(verify=False)  # `load` verifies it
             except NoActiveModelError as error:
-                self._no_model = error
+                self.no_model = error
                 self.log.warning("no model", detail=str(error))
             else:
                 self.models.load(artifact)
-                self.answer_with(artifact)
-            self._open = stack.pop_all()
-        self.log.info("opened", model=self.served, seconds=round(time.perf_counter() - started, 2))
+                self.switch_to(artifact)
+                model = artifact.id
+            self._stack = stack.pop_all()
+        self.log.info("opened", model=model, seconds=round(time.perf_counter() - started, 2))
 
     def close(self) -> None:
-        """Answer what is queued, and close everything."""
-        self._open.close()
+        """Answer the queued images and close everything."""
+        self._stack.close()
+
+    def switch_to(self, artifact: Artifact) -> None:
+        """Answer with a loaded version from the next request on, and migrate the index to it."""
+        self.index_sync.close()  # first, so that search does not switch to a model that is being retired
+        needed = None if self.index is None else self.models.find(self.index.searched.fingerprint)
+        serving = self.models.activate(artifact.id, needed=needed)
+        self.metrics.set_model(artifact.name, artifact.version, artifact.precision, serving.runner.device)
+        if self.index is not None:
+            self.index_sync.migrate(artifact)
+            return
+        self.index = open_index_of(self.settings, IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
+        self.index_sync.start(self.index, artifact)
+        self.jobs = Jobs(
+            self.settings.home / "jobs",
+            ArchiveImport(self.settings, self.index, self.models, self.decode_pool).run,
+            on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
+        )
+
+    def _close_index(self) -> None:
+        if self.jobs is not None:
+            self.jobs.close()
+        self.index_sync.close()
+        if self.index is not None:
+            self.index.close()
+
+    def _load(self, artifact: Artifact) -> Serving:
+        return self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first version must be loaded
+
+    def _on_death(self, model: str, error: RunnerDeadError) -> None:
+        self.log.error("model dead", model=model, detail=error.reason, exc_info=error.__cause__)
+        self.models.retire(model)  # unless it is active; the next request that names it loads it again
+
+
+class State:
+    """What requests use: the resources, whether they may be used now, and threads to use them in."""
+
+    def __init__(self, settings: Settings, make_runner: MakeRunner = Runner) -> None:
+        """make_runner: creates the Runner of a version (tests pass a subclass)."""
+        self.resources = resources = Resources(settings, make_runner)
+        self.settings = settings
+        self.log = resources.log
+        self.metrics = resources.metrics
+        self.store = resources.store
+        self.models = resources.models
+        self.decode_pool = resources.decode_pool
+        self.activator = resources.activator
+        self.index_sync = resources.index_sync
+        self.embedder = Embedder(resources.decode_pool, resources.metrics, settings.max_pixels)
+        self.in_flight = 0
+        self.draining_since: float | None = None
 
     def drain(self) -> None:
-        """Refuse new work from now on; what was admitted is still answered."""
+        """Refuse new work from now on; admitted requests are still answered."""
         if self.draining_since is None:
             self.draining_since = time.monotonic()
             self.log.info("draining", in_flight=self.in_flight)
 
     @property
     def dead(self) -> RunnerDeadError | None:
-        """Why the model stopped working for good, or None."""
+        """Why the active model stopped working permanently, or None."""
         active = self.models.active
         return active.batcher.death if active else None
 
-    def full(self) -> QueueFullError | None:
-        """Return why the active model would admit no image now, or None."""
+    def refusal(self) -> QueueFullError | None:
+        """Return the error that a request of one image to the active model would get now, or None."""
         active = self.models.active
-        return None if active is None else active.batcher.full()
+        return None if active is None else active.batcher.refusal()
 
     def why_not_ready(self) -> list[str]:
-        """Return what keeps the service from answering, in words; empty when it is ready."""
+        """Return the reasons why the service cannot answer; an empty list if it is ready."""
         reasons = []
         if self.draining_since is not None:
             reasons.append(str(DrainingError()))
@@ -139,57 +180,59 @@ class State:
         return reasons
 
     def notes(self) -> list[str]:
-        """Return what a ready service cannot do, in words."""
+        """Return the limitations of a service that is ready."""
         notes = [self.index_sync.note] if self.index_sync.note else []
-        if isinstance(self._index, MilvusImageIndex) and self._index.trouble:
-            notes.append(f"Milvus did not answer the last time, so search may not: {self._index.trouble}")
-        serving = self.models.active
-        if serving is not None:
+        index, serving, progress = self.resources.index, self.models.active, self.index_sync.progress
+        if index is not None and index.trouble:
+            notes.append(f"The last call to Milvus failed, so searches may fail: {index.trouble}")
+        if serving is not None and (changed := changed_files(serving)):
             model = serving.artifact.id
-            changed = changed_files(serving.artifact, self._stamps.get(model, {}))
-            if changed:
-                notes.append(
-                    f"{', '.join(changed)} of {model} changed on disk since it was loaded; what answers is what was "
-                    f"loaded: fc7 models verify {model}"
-                )
-        follower = self.index_sync.follower
-        progress = follower.progress if follower else None
-        if progress is not None and progress.skipped:
-            stays = progress.state is FollowState.STUCK
             notes.append(
-                f"{progress.skipped} images keep no picture that {progress.model} could embed: "
-                + ("search stays with the model before." if stays else "search does not find them.")
-                + " Add them again, or: fc7 index build DIR --rebuild"
+                f"{', '.join(changed)} of {model} changed on disk since the version was loaded. The service still "
+                f"answers with the loaded version. Check the files: fc7 models verify {model}"
+            )
+        if progress is not None and progress.skipped:
+            effect = (
+                "Search stays with the previous model."
+                if progress.state is MigrationState.STUCK
+                else "Search does not find them."
+            )
+            notes.append(
+                f"{progress.skipped} images have no stored picture that {progress.model} could embed. {effect} "
+                "Add them again, or rebuild the index: fc7 index build DIR --rebuild"
             )
         return notes
 
     @property
+    def tracing(self) -> Tracing | None:
+        """Where spans are sent, or None."""
+        return self.resources.tracing
+
+    @property
     def served(self) -> str | None:
-        """Reference of the model that answers ("solar:1"), or None."""
+        """Reference of the active model ("solar:1"), or None."""
         active = self.models.active
         return None if active is None else active.artifact.id
 
     def measure_index(self) -> None:
         """Write the size of the index into the metrics."""
-        if self._index is None:
+        if self.resources.index is None:
             return
         try:
-            stats = self._index.stats()
+            stats = self.resources.index.stats()
         except IndexUnavailableError:
-            return  # the other metrics are wanted all the more
-        self.metrics.index_images.set(stats.images)
-        self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
-        self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
+            return  # the other metrics are still reported
+        self.metrics.set_index(stats.images, stats.bytes_on_disk, stats.bytes_in_memory)
 
     def serving(self) -> Serving:
-        """Return the model that answers, to look at; to run it, `use` it. Raises NotReadyError."""
+        """Return the active model for inspection; to run it, use `use`. Raises NotReadyError."""
         active = self.models.active
         if active is None:
             raise NotReadyError(self._how_to_get_a_model())
         return active
 
     async def artifact(self, reference: str | None) -> Artifact:
-        """Return the version that "solar:1" or "solar" (its newest) names, the active one for None.
+        """Return the version named by "solar:1" or "solar" (its newest version); the active one for None.
 
         Raises NotReadyError, ModelNameError, ModelNotFoundError, ArtifactFormatError.
         """
@@ -203,9 +246,9 @@ class State:
 
     @asynccontextmanager
     async def use(self, reference: str | None = None) -> AsyncIterator[Serving]:
-        """Hold the version that is named, loaded if it is not yet; the active one for None.
+        """Use the named version inside the block, loading it if necessary; the active one for None.
 
-        Raises as `artifact` does, TooManyModelsError, and what loading raises.
+        Raises as `artifact` does, TooManyModelsError, and the errors of loading.
         """
         artifact = await self.artifact(reference)
         with ExitStack() as stack:
@@ -219,96 +262,32 @@ class State:
 
     @asynccontextmanager
     async def use_for(self, fingerprint: str) -> AsyncIterator[Serving]:
-        """Hold a loaded version that makes vectors with this fingerprint. Raises ModelNotLoadedError."""
-        with self.models.use(self.models.find(fingerprint) or f"of the vectors {fingerprint[:12]}") as serving:
+        """Use a loaded version with this fingerprint inside the block. Raises ModelNotLoadedError."""
+        with self.models.use(self.models.find(fingerprint) or f"with fingerprint {fingerprint[:12]}") as serving:
             yield serving
 
     def index(self) -> ImageIndex:
         """Return the index. Raises NotReadyError."""
         self.serving()
-        if self._index is None:
-            raise NotReadyError("the index is not open")
-        return self._index
+        if self.resources.index is None:
+            raise NotReadyError("The index is not open.")
+        return self.resources.index
 
     @property
     def jobs(self) -> Jobs:
-        """The jobs of this home. Raises NotReadyError, IndexModelError."""
+        """The import jobs. Raises NotReadyError."""
         self.index()
-        if self._jobs is None:
-            raise NotReadyError("the index is not open")
-        return self._jobs
+        if self.resources.jobs is None:
+            raise NotReadyError("The index is not open.")
+        return self.resources.jobs
 
     async def decode(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Run `work` in a thread for decoding; cancelled while it waits, it never starts."""
+        """Run `work` in a decoding thread. If cancelled while it is queued, it never starts."""
         return await asyncio.get_running_loop().run_in_executor(self.decode_pool, work, *arguments)
 
     async def in_index(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Run `work` in a thread for the index."""
-        return await asyncio.get_running_loop().run_in_executor(self.index_pool, work, *arguments)
+        """Run `work` in a thread for index operations."""
+        return await asyncio.get_running_loop().run_in_executor(self.resources.index_pool, work, *arguments)
 
     def _how_to_get_a_model(self) -> str:
-        return f"{self._no_model} Then start the service again, or POST /v1/models/NAME/VERSION/activate."
-
-    def answer_with(self, artifact: Artifact) -> None:
-        """Answer with a loaded version from the next request on, and let the index follow it."""
-        self.index_sync.close()  # before anything moves: it must not go over to a model that is leaving
-        needed = None
-        if self._index is not None:
-            needed = self.models.find(self._index.searched.fingerprint)
-        self.models.activate(artifact.id, needed=needed)
-        device = self.serving().runner.device
-        self.metrics.model.clear()
-        self.metrics.model.labels(artifact.name, str(artifact.version), artifact.precision, device).set(1)
-        if self._index is None:
-            self._index = open_index_of(
-                self.settings, fingerprint=artifact.fingerprint, model=artifact.embedder, follow=True
-            )
-            self.index_sync.begin(self._index, artifact)
-            self._jobs = self._open_jobs()
-        else:
-            self.index_sync.follow(artifact)
-
-    def _close_index(self) -> None:
-        if self._jobs is not None:
-            self._jobs.close()
-        self.index_sync.close()
-        if self._index is not None:
-            self._index.close()
-
-    def _load(self, artifact: Artifact) -> Serving:
-        settings = self.settings
-        free = available()
-        options = serving_options(settings, artifact, free)
-        needed = needed_to_load(artifact, options.streams)
-        if self.models.ids() and free is not None and free < needed:  # the first one has no choice
-            raise MemoryShortError(artifact.id, needed, free)
-        self._stamps[artifact.id] = file_stamps(artifact)
-        runner = self._make_runner(artifact, options)
-        try:
-            runner.warm_up((1, settings.max_batch))
-        except BaseException:
-            runner.close()
-            raise
-        give_back()  # what arranging the weights took
-        limits = BatchLimits(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size, settings.deadline_s)
-        batcher = Batcher(
-            runner.run,
-            limits,
-            run_beside=runner.run_beside,
-            streams=runner.streams,
-            cores=runner.options.threads if runner.device == "cpu" else None,
-            on_run=self.metrics.ran,
-            on_death=lambda error: self._on_death(artifact.id, error),
-        )
-        return Serving(runner.artifact, runner, batcher)
-
-    def _open_jobs(self) -> Jobs:
-        return Jobs(
-            self.settings.home / "jobs",
-            partial(import_archive, self),
-            lambda job, error: self.log.error("job failed", job=job, exc_info=error),
-        )
-
-    def _on_death(self, model: str, error: RunnerDeadError) -> None:
-        self.log.error("model dead", model=model, detail=error.reason, exc_info=error.__cause__)
-        self.models.retire(model)  # a named one is loaded again when it is named again
+        return f"{self.resources.no_model} Then restart the service, or send POST /v1/models/NAME/VERSION/activate."

@@ -1,1 +1,1 @@
-"""Many images at once: folders, archives, re-embedding, and builds on a Ray cluster."""
+"""Add or re-embed many images: folders, archives, stored pictures, and Ray clusters."""

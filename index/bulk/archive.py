@@ -1,9 +1,9 @@
-"""The images in a .zip, .tar, .tar.gz or .tar.bz2 that a stranger packed.
+"""Read images from an untrusted .zip, .tar, .tar.gz or .tar.bz2 archive.
 
-Promises: nothing is ever unpacked to disk; before the first image is handed out, every entry was looked at, and an
-archive with a path that leads out of it, a link, a device, a password, too many entries, or more bytes than allowed
-when unpacked, is refused whole, with the entry's name; no entry is ever held in memory past its limit.
-Does not: look into archives inside archives, take entries that are no images by their name.
+Guarantees: nothing is unpacked to disk; `count_images` checks every entry before the first image is read, and rejects
+the whole archive, naming the entry, if a path leads out of it, an entry is a link, a device or encrypted, or there are
+too many entries or unpacked bytes; no entry larger than the limit is read into memory.
+Out of scope: archives inside archives; entries whose names do not end like an image's.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from index.errors import ImageArchiveError
 from model_store.image import SUFFIXES
 
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
-_LONGEST_HEADER = 64 * 1024
+_MAX_HEADER_BYTES = 64 * 1024
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """`entries` in an archive, bytes of one image, and bytes of all entries together when unpacked."""
+    """entries: in an archive; image_bytes: of one image; bytes: of all entries together when unpacked."""
 
     entries: int
     image_bytes: int
@@ -39,75 +40,87 @@ class ArchiveLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """An image in an archive: its path there, and its bytes; None when it is larger than the limit."""
+class ArchivedImage:
+    """An image in an archive: its path there, and its bytes, or None if it is larger than the limit."""
 
     name: str
     data: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry that may be read. size: in bytes, unpacked."""
+
+    name: str
+    size: int
+    is_image: bool
+    read: Callable[[], bytes]
+
+
 def count_images(path: Path, limits: ArchiveLimits) -> int:
-    """Look at every entry, and return how many are images. Raises ImageArchiveError."""
+    """Check every entry, and return the number of images. Raises ImageArchiveError."""
     images = total = 0
-    for entries, (name, size, image) in enumerate(_entries(path), start=1):
-        total += size
-        if entries > limits.entries:
+    for number, entry in enumerate(_entries(path), start=1):
+        total += entry.size
+        if number > limits.entries:
             raise ImageArchiveError(f"has more than {limits.entries:,} entries")
         if total > limits.bytes:
-            raise ImageArchiveError(f"has more than {limits.bytes:,} bytes when it is unpacked (at {name[:80]!a})")
-        images += image
+            raise ImageArchiveError(f"unpacks to more than {limits.bytes:,} bytes (at entry {entry.name[:80]!a})")
+        images += entry.is_image
     return images
 
 
-def read_images(path: Path, limits: ArchiveLimits) -> Iterator[Packed]:
-    """Yield the images of an archive that `count_images` found good, in its order. Raises ImageArchiveError."""
-    with _damage_named():
+def read_images(path: Path, limits: ArchiveLimits) -> Iterator[ArchivedImage]:
+    """Yield the images of an archive that `count_images` accepted, in its order. Raises ImageArchiveError."""
+    with _translate_errors():
+        for entry in _entries(path):
+            if entry.is_image:
+                name = "/".join(part for part in entry.name.split("/") if part not in ("", "."))
+                yield ArchivedImage(name, entry.read() if entry.size <= limits.image_bytes else None)
+
+
+def _entries(path: Path) -> Iterator[_Entry]:
+    """Yield every entry after checking it."""
+    with _translate_errors():
         if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
-                    if not info.is_dir() and _is_image(info.filename):
-                        small = info.file_size <= limits.image_bytes
-                        yield Packed(_key(info.filename), archive.read(info) if small else None)
+                    _check_zip_entry(info)
+                    is_image = not info.is_dir() and _is_image(info.filename)
+                    yield _Entry(info.filename, info.file_size, is_image, partial(archive.read, info))
             return
         with _open_tar(path) as tar:
             for member in tar:
-                if member.isfile() and _is_image(member.name):
-                    file = tar.extractfile(member) if member.size <= limits.image_bytes else None
-                    yield Packed(_key(member.name), None if file is None else file.read())
-
-
-def _entries(path: Path) -> Iterator[tuple[str, int, bool]]:
-    """Yield (name, bytes when unpacked, whether it is an image) of every entry, each of them checked."""
-    with _damage_named():
-        if _is_zip(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    _check_name(info.filename)
-                    kind = stat.S_IFMT(info.external_attr >> 16)
-                    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                        raise ImageArchiveError(f"has {info.filename[:80]!a}, which is a link or a device")
-                    if info.flag_bits & 1:
-                        raise ImageArchiveError(f"has {info.filename[:80]!a}, which is encrypted")
-                    if info.compress_type not in _ZIP_METHODS:
-                        raise ImageArchiveError(f"has {info.filename[:80]!a}, compressed in a way that is not taken")
-                    yield info.filename, info.file_size, not info.is_dir() and _is_image(info.filename)
-            return
-        with _open_tar(path) as tar:
-            for member in tar:
-                _check_name(member.name)
+                _check_path(member.name)
                 if not (member.isfile() or member.isdir()) or member.issparse():
-                    raise ImageArchiveError(f"has {member.name[:80]!a}, which is a link, a device or a file with holes")
-                yield member.name, member.size, member.isfile() and _is_image(member.name)
+                    raise _forbidden(member.name, "a link, a device or a sparse file")
+                is_image = member.isfile() and _is_image(member.name)
+                yield _Entry(member.name, member.size, is_image, partial(_read_member, tar, member))
 
 
-class _Member(tarfile.TarInfo):
-    """A tar header; the ones that only describe the next are read into memory whole, so they must be small."""
+def _check_zip_entry(info: zipfile.ZipInfo) -> None:
+    _check_path(info.filename)
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise _forbidden(info.filename, "a link or a device")
+    if info.flag_bits & 1:
+        raise _forbidden(info.filename, "encrypted")
+    if info.compress_type not in _ZIP_METHODS:
+        raise _forbidden(info.filename, "compressed with a method that is not supported")
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()  # None only for what is not a file
+
+
+class _TarHeader(tarfile.TarInfo):
+    """A tar header. Those that only describe the next one are read into memory, so their size is limited."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Read a header."""
+        """Parse a header."""
         member = super().frombuf(buf, encoding, errors)
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and member.size > _LONGEST_HEADER:
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and member.size > _MAX_HEADER_BYTES:
             raise ImageArchiveError(f"has a header of {member.size:,} bytes")
         return member
 
@@ -117,25 +130,23 @@ def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     with path.open("rb") as file:
         start = file.read(3)
         file.seek(0)
+        plain: BinaryIO | gzip.GzipFile | bz2.BZ2File = file
         if start[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=file) as plain, tarfile.open(fileobj=plain, mode="r|", tarinfo=_Member) as tar:
-                yield tar
+            plain = gzip.GzipFile(fileobj=file)
         elif start == b"BZh":
-            with bz2.BZ2File(file) as plain2, tarfile.open(fileobj=plain2, mode="r|", tarinfo=_Member) as tar:
-                yield tar
-        else:
-            with tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
-                yield tar
+            plain = bz2.BZ2File(file)
+        with plain, tarfile.open(fileobj=plain, mode="r|", tarinfo=_TarHeader) as tar:
+            yield tar
 
 
 @contextmanager
-def _damage_named() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise ImageArchiveError(f"is damaged, or of another kind ({error})") from error
+        raise ImageArchiveError(f"is damaged or has an unknown format ({error})") from error
     except (NotImplementedError, RuntimeError) as error:
-        raise ImageArchiveError(f"needs what is not taken ({error})") from error
+        raise ImageArchiveError(f"uses a feature that is not supported ({error})") from error
 
 
 def _is_zip(path: Path) -> bool:
@@ -145,15 +156,15 @@ def _is_zip(path: Path) -> bool:
 
 def _is_image(name: str) -> bool:
     parts = name.split("/")
-    # Finder's shadows of files end like images, and are none.
+    # macOS adds a "._" file for each file; it has the same suffix, but contains no image.
     return Path(name).suffix.lower() in SUFFIXES and "__MACOSX" not in parts and not parts[-1].startswith("._")
 
 
-def _key(name: str) -> str:
-    return "/".join(part for part in name.split("/") if part not in ("", "."))
-
-
-def _check_name(name: str) -> None:
+def _check_path(name: str) -> None:
     parts = re.split(r"[/\\]", name)
     if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
-        raise ImageArchiveError(f"has {name[:80]!a}, a path that leads out of it")
+        raise _forbidden(name, "a path that leads out of the archive")
+
+
+def _forbidden(name: str, reason: str) -> ImageArchiveError:
+    return ImageArchiveError(f"has the entry {name[:80]!a}, which is {reason}")

@@ -1,60 +1,40 @@
-"""A folder into the index, and the whole index to another model: many images, with progress, resumable.
+"""Add all images of a folder to the index, with progress. An interrupted build can be resumed.
 
-Promises: what was committed stays when either is interrupted, and the same call goes on from there; an image that
-cannot be read is listed with its reason and skipped, and nothing else is.
-Does not: delete images whose files are gone, or follow a folder that changes while it is read.
+Guarantees: committed images stay in the index when the build is interrupted, and the same call resumes from there; an
+image that cannot be read is skipped and listed with its reason.
+Out of scope: deleting images whose files were deleted; changes of the folder during the build.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from index.bulk.add import PreparedBatch, PreparedFile, prepare_file
 from index.bulk.pipeline import batches, embed, run_in_background
-from index.bulk.report import BuildReport, interruptible
-from index.bulk.sources import read_file
-from index.errors import FolderError, InvalidKeyError
+from index.bulk.report import BuildReport, count_outcomes, interruptible
+from index.bulk.sources import NO_IMAGES, read_file
+from index.errors import FolderError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
-from model_store.errors import ImageError
-from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, encode_jpeg, find_images, inspect_and_prepare
+from model_store.image import DEFAULT_MAX_PIXELS, find_images
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner
 
+_Batch = PreparedBatch[Path]
+
 
 class KeyOf(Protocol):
-    """How an image's key follows from its path and the folder being indexed."""
+    """Makes an image's key from its path and the folder that is indexed."""
 
     def __call__(self, path: Path, folder: Path) -> str:
         """Return the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A file that was read; `prepared` is None when the index has these very bytes already."""
-
-    key: str
-    sha256: str
-    size: int
-    prepared: PreparedImage | None
-    picture: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Files that were read: the images with their vectors, how many the index has already, and (path, reason)."""
-
-    images: list[NewImage]
-    unchanged: int
-    skipped: list[tuple[Path | str, str]]
-
-
 def relative_path(path: Path, folder: Path) -> str:
-    """Return the path within the folder, with forward slashes: the usual key."""
+    """Return the path within the folder, with forward slashes. This is the default key."""
     return path.relative_to(folder).as_posix()
 
 
@@ -70,62 +50,45 @@ def build_index(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     keep_pictures: bool = True,
 ) -> BuildReport:
-    """Add every image in `folder`, at any depth, to `index`; what it has already, bytes and model alike, is passed by.
+    """Add every image in `folder`, at any depth, to `index`.
 
-    batch_size: images in one run and one commit. workers: threads that read and decode. progress: called after each
-    batch with the report so far. key: the path within the folder by default. Ctrl-C ends it with what was committed.
-    Raises FolderError when no file in `folder` is an image by its name, DatasetError when it is no folder, and whatever
-    stops the index or the runner, with what was committed before kept.
+    Images already indexed with the same bytes and model are skipped. Ctrl-C ends the build; what was committed stays.
+
+    batch_size: images in one run of the model and in one commit. workers: threads that read and decode. progress:
+    called after each batch with the report so far. key: the path within the folder by default.
+    Raises FolderError if no file in `folder` has the name of an image, DatasetError if the folder does not exist, and
+    any error of the index or the runner.
     """
     paths = list(find_images(folder))
     if not paths:
-        raise FolderError(folder, "has no images: none of its files ends in .jpg, .png, .webp, .gif, .bmp or .tiff.")
+        raise FolderError(folder, NO_IMAGES)
     report = BuildReport(total=len(paths))
 
-    def read(path: Path) -> _Read:
-        data = read_file(path)
-        name = check_key(key(path, folder))
-        sha256 = hashlib.sha256(data).hexdigest()
-        if index.lookup([name]).get(name) == sha256:
-            return _Read(name, sha256, len(data), None, None)
-        prepared = inspect_and_prepare(data, max_pixels=max_pixels)
-        picture = encode_jpeg(prepared.pixels) if keep_pictures else None
-        return _Read(name, sha256, len(data), prepared, picture)
+    def read(path: Path) -> PreparedFile | None:
+        data, name = read_file(path), check_key(key(path, folder))
+        known = index.lookup([name]).get(name)
+        return prepare_file(name, data, known, max_pixels=max_pixels, keep_picture=keep_pictures)
 
-    def commit(batch: _Batch) -> list[AddOutcome]:
-        return list(index.add_many(batch.images)) if batch.images else []
+    def commit(embedded: tuple[_Batch, list[NewImage]]) -> tuple[_Batch, list[AddOutcome]]:
+        batch, images = embedded
+        return batch, list(index.add_many(images)) if images else []
 
     with interruptible(report), prefetch(read, paths, workers, 2 * batch_size) as results:
-        made = (_make(runner, batch) for batch in batches(results, batch_size))
+        embedded = (_embed(runner, batch) for batch in batches(results, batch_size))
         # A commit waits for the disk: the next batch is embedded meanwhile.
-        for batch, outcomes in run_in_background(lambda batch: (batch, commit(batch)), made):
+        for batch, outcomes in run_in_background(commit, embedded):
             report.skipped += batch.skipped
-            report.added += outcomes.count(AddOutcome.ADDED)
-            report.replaced += outcomes.count(AddOutcome.REPLACED)
-            report.unchanged += batch.unchanged + outcomes.count(AddOutcome.UNCHANGED)
-            report.seen += len(batch.images) + batch.unchanged + len(batch.skipped)
+            count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * len(batch.unchanged)])
+            report.seen += len(batch.skipped)
             if progress is not None:
                 progress(report)
     return report
 
 
-def _make(runner: Runner, batch: list[tuple[Path, Future[_Read]]]) -> _Batch:
-    unchanged = 0
-    skipped: list[tuple[Path | str, str]] = []
-    fresh: list[tuple[_Read, PreparedImage]] = []
-    for path, result in batch:
-        try:
-            image = result.result()
-        except (OSError, ImageError, InvalidKeyError) as error:
-            skipped.append((path, str(error)))
-            continue
-        if image.prepared is None:
-            unchanged += 1
-        else:
-            fresh.append((image, image.prepared))
-    vectors = embed(runner, [prepared.pixels for _, prepared in fresh]) if fresh else ()
-    images = [
-        NewImage(i.key, i.sha256, i.size, prepared.width, prepared.height, None, i.picture, vector)
-        for (i, prepared), vector in zip(fresh, vectors, strict=True)
-    ]
-    return _Batch(images, unchanged, skipped)
+def _embed(
+    runner: Runner, results: Iterable[tuple[Path, Future[PreparedFile | None]]]
+) -> tuple[_Batch, list[NewImage]]:
+    batch = PreparedBatch.of(results)
+    files = [file for _, file in batch.files]
+    vectors = embed(runner, [file.image.pixels for file in files]) if files else ()
+    return batch, [file.new_image(vector) for file, vector in zip(files, vectors, strict=True)]

@@ -1,8 +1,8 @@
-"""Images to vectors in batches: decoding in threads ahead of the runner, whoever asks and wherever the images lie.
+"""Steps of the bulk pipeline: batch the decoded images, embed a batch, and write it while the next one is embedded.
 
-Promises: results come in the order of the items, each once; no more than a window of them is held at a time; what
-was handed over to be written is written, and told, also when the making of the next is interrupted.
-Does not: know an index, catch what the work raises (its future does).
+Guarantees: results come in the order of the items, each exactly once; work that was started is finished and its
+result is yielded, even when the source of the items raises.
+Out of scope: the index. The caller passes the function that writes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from model_store.runtime.runner import Runner
 
 
 def embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Return fc7, float32 [n,4096], of the central views of prepared pictures, each uint8 [256,256,3]."""
+    """Return the fc7 activations, float32 [n, 4096], of the center views of prepared images, each uint8 [256,256,3]."""
     return runner.run(views(np.stack(pixels))).fc7
 
 
 def run_in_background(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """Yield `work` of each item, done in a thread while the next item is made; none runs while the reader has a result.
+    """Yield the result of `work` for each item; `work` runs in a thread while the next item is produced.
 
-    What `items` raises, Ctrl-C too, comes after the work under way was done and yielded; what `work` raises, at once.
+    `work` never runs while the caller handles a result. An exception of `items`, Ctrl-C included, is raised after the
+    running work has finished and its result was yielded. An exception of `work` is raised immediately.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="fc7-commit") as executor:
         running: Future[Out] | None = None
@@ -46,7 +47,7 @@ def run_in_background(work: Callable[[In], Out], items: Iterable[In]) -> Iterato
 
 
 def batches(items: Iterable[In], size: int) -> Iterator[list[In]]:
-    """Yield the items in lists of `size`, the last one shorter."""
+    """Yield the items in lists of `size`; the last list may be shorter."""
     batch: list[In] = []
     for item in items:
         batch.append(item)

@@ -1,4 +1,4 @@
-"""Re-embed every indexed image for another model, from the stored pictures."""
+"""Re-embed every indexed image with another model, from the stored pictures."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def reembed(
     workers: int = 2,
     progress: Callable[[ReembedReport], None] | None = None,
 ) -> ReembedReport:
-    """Give every image of the index in `home` a vector of the runner's model, from its stored picture; then switch.
+    """Compute the missing vectors of the runner's model for the index in `home`, then switch search to this model.
 
-    Until it is complete the index stays with the model that it had. Images without a usable picture are listed; search
-    does not find them after the switch, until they are added again. Ctrl-C keeps what is done.
-    Raises IndexUnavailableError when there is no index, IndexLockedError and what opening a catalogue raises,
-    FolderError when no image could be embedded.
+    Search uses the previous model until all vectors are computed. Images without a usable picture are listed in the
+    report; after the switch, search finds them only once they are added again. Ctrl-C keeps the vectors computed so
+    far, and the next call resumes.
+    Raises IndexUnavailableError if there is no index, IndexLockedError and the errors of opening a catalog, and
+    FolderError if no image could be embedded.
     """
     folder = home / "index"
     check_exists(folder)
@@ -55,7 +56,10 @@ def reembed(
                         progress(report)
             if not report.interrupted:
                 if total and not report.embedded:
-                    raise FolderError(folder, "keeps no pictures to embed again: fc7 index build DIR --rebuild")
+                    raise FolderError(
+                        folder,
+                        "stores no pictures to embed again. Index the files again: fc7 index build DIR --rebuild",
+                    )
                 catalog.activate_space(space)
                 catalog.drop_unused_spaces()
             return report
@@ -75,10 +79,10 @@ def _embed_batch(
         try:
             decoded = result.result()
         except ImageError as error:
-            report.skipped.append((image.key, f"its stored picture is damaged: {error}"))
+            report.skipped.append((image.key, f"The stored picture is damaged: {error}"))
             continue
         if decoded is None:
-            report.skipped.append((image.key, "no picture of it is stored"))
+            report.skipped.append((image.key, "No picture is stored."))
         else:
             images.append(image)
             pixels.append(decoded)
@@ -91,7 +95,7 @@ def _decode(image: Unembedded) -> NDArray[np.uint8] | None:
 
 
 def _images_without_vector(catalog: Catalog, space: int) -> Iterator[Unembedded]:
-    """Yield the images without a vector in `space`, by id."""
+    """Yield the images without a vector in `space`, in the order of their ids."""
     after = 0
     while page := catalog.unembedded(space, after, 64):
         yield from page

@@ -1,18 +1,30 @@
-"""Reports of bulk operations, kept correct when the operation is interrupted."""
+"""Reports of bulk operations. They stay correct when the operation is interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+from index.records import AddOutcome
+
+
+class AddCounts(Protocol):
+    """The counters that `count_outcomes` increases."""
+
+    seen: int
+    added: int
+    replaced: int
+    unchanged: int
 
 
 @dataclass(slots=True)
 class BuildReport:
-    """What became of a folder's images. seen = added + replaced + unchanged + len(skipped) when it ran to its end.
+    """Progress and result of adding many images. seen = added + replaced + unchanged + len(skipped).
 
-    skipped: (path, reason). interrupted: Ctrl-C ended it early.
+    skipped: (path, reason). interrupted: Ctrl-C ended the operation early.
     """
 
     total: int = 0
@@ -26,7 +38,7 @@ class BuildReport:
 
 @dataclass(slots=True)
 class ReembedReport:
-    """What became of the images that had no vector of the model; skipped: (key, reason)."""
+    """Progress and result of re-embedding. total: images that had no vector of the model; skipped: (key, reason)."""
 
     total: int = 0
     embedded: int = 0
@@ -34,9 +46,17 @@ class ReembedReport:
     interrupted: bool = False
 
 
+def count_outcomes(report: AddCounts, outcomes: Sequence[AddOutcome]) -> None:
+    """Count added, replaced and unchanged images in the report."""
+    report.added += outcomes.count(AddOutcome.ADDED)
+    report.replaced += outcomes.count(AddOutcome.REPLACED)
+    report.unchanged += outcomes.count(AddOutcome.UNCHANGED)
+    report.seen += len(outcomes)
+
+
 @contextmanager
 def interruptible(report: BuildReport | ReembedReport) -> Iterator[None]:
-    """End the block at Ctrl-C, and note it in the report."""
+    """End the block at Ctrl-C without an exception, and record the interruption in the report."""
     try:
         yield
     except KeyboardInterrupt:

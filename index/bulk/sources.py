@@ -1,10 +1,10 @@
-"""Where images to index come from: a folder of this machine, or any file system that pyarrow has a URI for.
+"""Sources of images to index: a local folder, or any file system that pyarrow can open from a URI.
 
-Promises: images are listed folder by folder, sorted, as `find_images` finds them; what is listed on one machine can be
-read by the same name on another that sees the same storage; a source that cannot be opened or listed is one
-`SourceError`, a file that cannot be read one `OSError`.
-Does not: look into archives, hold more than one folder's names at a time, keep credentials (pyarrow's own rules hold:
-environment, configuration files, the machine's role).
+Guarantees: images are listed folder by folder and sorted, in the order of `find_images`; every machine with access to
+the same storage can read a listed file by the same name; only the names of one folder at a time are in memory; a source
+that cannot be opened or listed raises `SourceError`, a file that cannot be read raises `OSError`.
+Out of scope: archives; credentials (pyarrow takes them from the environment, its configuration files or the machine's
+role).
 """
 
 from __future__ import annotations
@@ -18,55 +18,57 @@ from model_store.errors import DatasetError, MissingExtraError
 from model_store.image import SUFFIXES, find_images
 
 MAX_FILE_BYTES = 200_000_000
+NO_IMAGES = "has no images: none of its files ends in .jpg, .png, .webp, .gif, .bmp or .tiff."
+"""The reason of a FolderError for a folder or source without images."""
 
 
 class Source(Protocol):
-    """A tree of files. `place` is what `open_source` makes the same source of, on any machine that sees it."""
+    """A tree of files. location: the path or URI from which `open_source` opens the same source on any machine."""
 
-    place: str
+    location: str
 
     def list(self) -> Iterator[str]:
-        """Yield the images' paths below the source, with forward slashes. Raises SourceError."""
+        """Yield the paths of the images below the source, with forward slashes. Raises SourceError."""
 
     def read(self, name: str) -> bytes:
-        """Return a listed file's bytes. Raises OSError: also for more than `MAX_FILE_BYTES`."""
+        """Return the bytes of a listed file. Raises OSError, also if it has more than `MAX_FILE_BYTES`."""
 
     def check(self) -> None:
-        """Raise SourceError when it is not there."""
+        """Raise SourceError if the source does not exist."""
 
 
 class FolderSource:
-    """A folder that this machine has mounted."""
+    """A local or mounted folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.place = str(self.folder)
+        self.location = str(self.folder)
 
     def list(self) -> Iterator[str]:
-        """Yield the images' paths within the folder. Raises SourceError."""
+        """Yield the paths of the images within the folder. Raises SourceError."""
         try:
             for path in find_images(self.folder):
                 yield path.relative_to(self.folder).as_posix()
         except DatasetError as error:
-            raise SourceError(self.place, str(error)) from error
+            raise SourceError(self.location, str(error)) from error
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes. Raises OSError."""
+        """Return the bytes of a file. Raises OSError."""
         return read_file(self.folder / name)
 
     def check(self) -> None:
-        """Raise SourceError when the folder is not there."""
+        """Raise SourceError if the folder does not exist."""
         if not self.folder.is_dir():
-            raise SourceError(self.place, "there is no such folder")
+            raise SourceError(self.location, "the folder does not exist")
 
 
 class RemoteSource:
-    """A folder or a bucket behind a pyarrow file system: `s3://bucket/photos`, `gs://`, `hdfs://`, `file:///`."""
+    """A folder or bucket that pyarrow opens from a URI: `s3://bucket/photos`, `gs://`, `hdfs://`, `file:///`."""
 
     def __init__(self, uri: str) -> None:
-        """Raises SourceError for a URI that pyarrow cannot open, MissingExtraError without pyarrow."""
+        """Raises SourceError if pyarrow cannot open the URI, MissingExtraError if pyarrow is not installed."""
         fs = _pyarrow_fs()
-        self.place = uri
+        self.location = uri
         try:
             self._files, path = fs.FileSystem.from_uri(uri)
         except (OSError, ValueError, TypeError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
@@ -74,7 +76,7 @@ class RemoteSource:
         self._root = path.rstrip("/")
 
     def list(self) -> Iterator[str]:
-        """Yield the images' paths below the URI. Raises SourceError."""
+        """Yield the paths of the images below the URI. Raises SourceError."""
         yield from self._below(self._root)
 
     def _below(self, folder: str) -> Iterator[str]:
@@ -82,7 +84,7 @@ class RemoteSource:
         try:
             entries = self._files.get_file_info(fs.FileSelector(folder or "/"))
         except (OSError, ValueError) as error:
-            raise SourceError(self.place, _one_line(error)) from error
+            raise SourceError(self.location, _one_line(error)) from error
         for entry in sorted(entries, key=lambda each: each.base_name):
             if entry.base_name.startswith("."):
                 continue
@@ -92,42 +94,42 @@ class RemoteSource:
                 yield entry.path[len(self._root) :].lstrip("/")
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes. Raises OSError."""
+        """Return the bytes of a file. Raises OSError."""
         with self._files.open_input_file(f"{self._root}/{name}") as file:
             _check_size(file.size())
             data: bytes = file.read()
         return data
 
     def check(self) -> None:
-        """Raise SourceError when nothing is there."""
+        """Raise SourceError if the folder or bucket does not exist."""
         fs = _pyarrow_fs()
         try:
             info = self._files.get_file_info(self._root or "/")
         except (OSError, ValueError) as error:
-            raise SourceError(self.place, _one_line(error)) from error
+            raise SourceError(self.location, _one_line(error)) from error
         if info.type != fs.FileType.Directory:
-            raise SourceError(self.place, "there is no such folder")
+            raise SourceError(self.location, "the folder does not exist")
 
 
 def read_file(path: Path) -> bytes:
-    """Return a file's bytes. Raises OSError: also for more than `MAX_FILE_BYTES`."""
+    """Return the bytes of a file. Raises OSError, also if it has more than `MAX_FILE_BYTES`."""
     _check_size(path.stat().st_size)
     return path.read_bytes()
 
 
 def is_uri(source: str) -> bool:
-    """Tell whether `source` is a URI rather than a path."""
+    """Return whether `source` is a URI, not a path."""
     return "://" in source
 
 
 def open_source(source: str) -> Source:
-    """Return the source that a path or a URI names. Raises SourceError, MissingExtraError."""
+    """Open the source at a path or URI. Raises SourceError, MissingExtraError."""
     return RemoteSource(source) if is_uri(source) else FolderSource(Path(source))
 
 
 def _check_size(size: int) -> None:
     if size > MAX_FILE_BYTES:
-        raise OSError(f"it has {size:,} bytes, and {MAX_FILE_BYTES:,} is the most")
+        raise OSError(f"The file has {size:,} bytes; the limit is {MAX_FILE_BYTES:,}.")
 
 
 def _one_line(error: Exception) -> str:
@@ -136,7 +138,7 @@ def _one_line(error: Exception) -> str:
 
 def _pyarrow_fs() -> Any:
     try:
-        from pyarrow import fs  # noqa: PLC0415 - an extra: only who reads from a URI needs it
+        from pyarrow import fs  # noqa: PLC0415 - an extra, needed only for URIs
     except ModuleNotFoundError:
         raise MissingExtraError("pyarrow", "ray") from None
     return fs

@@ -1,1 +1,1 @@
-"""The index on one machine: the SQLite catalog and the FAISS searchers, kept in step."""
+"""The index on one machine: a SQLite catalog, and FAISS searchers that are updated with it."""

@@ -1,4 +1,4 @@
-"""A vector space in memory: its searcher, and the changes that arrive while the searcher is filled."""
+"""One vector space in memory: its searcher, and the changes that arrive while the searcher is being filled."""
 
 from __future__ import annotations
 
@@ -7,26 +7,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from index.catalog.images import Change
-from index.records import Space
+from index.records import Space, VectorModel
 from index.search.searcher import Searcher
 
 
 @dataclass(slots=True)
 class SearchSpace:
-    """A space in memory. unsaved: how many of its vectors the snapshot does not have."""
+    """A vector space in memory.
 
-    space: Space
+    uncached: number of vectors added or removed since the vector cache was written.
+    pending: changes committed while the searcher is being filled; None once it is ready.
+    """
+
+    record: Space
     searcher: Searcher
-    unsaved: int = 0
-    pending: list[Change] | None = None  # what was committed while the searcher was being filled
+    uncached: int = 0
+    pending: list[Change] | None = None
+
+    @property
+    def model(self) -> VectorModel:
+        """The model that computed these vectors."""
+        return VectorModel(self.record.fingerprint, self.record.model)
 
     def apply(self, change: Change) -> None:
-        """Bring the searcher up to what was committed; runs in the writer's thread."""
+        """Apply a committed change to the searcher. Called in the writer's thread."""
         if self.pending is not None:
             self.pending.append(change)
             return
-        own = [number for number, space in enumerate(change.spaces) if space == self.space.id]
+        own = [number for number, space in enumerate(change.spaces) if space == self.record.id]
         if own or change.removed:
             rows = np.asarray([change.rows[number] for number in own], np.float16)
             self.searcher.apply([change.ids[number] for number in own], rows, change.removed)
-            self.unsaved += len(own) + len(change.removed)
+            self.uncached += len(own) + len(change.removed)

@@ -1,9 +1,23 @@
-"""The spaces in memory: a searcher for the one that is searched, and for the one that the index goes over to.
+"""The vector spaces of a local index: one space per model, on disk and, if needed, in memory.
 
-Promises: vectors of two models are never compared; what is added goes to both, what is deleted leaves all; going over
-happens between two commits, when every image that can have a vector there has one; until then, and when it is
-interrupted, search stays where it is; going back to a kept space is immediate.
-Does not: make vectors (service/indexing/reembedder.py has them made), or decide which model is to be followed.
+A vector space is in one of four states. The catalog stores the state on disk.
+
+    active   Search uses it. Added images get a vector in it.
+    target   The index is migrating to it. Added images get a vector in it too.
+    kept     It was active before, and is kept for an immediate rollback. Added images get no vector in it.
+    unused   Any other space. `drop_unused` deletes it.
+
+    new ----> target    start_migration
+    new ----> active    start_migration, if the index is empty; or the index is opened with `switch`
+    target -> active    finish, once every image that can be embedded has a vector; or switch_now
+    kept ---> active    start_migration
+    active -> kept      another space becomes active and `keep_previous` is set (the space kept so far becomes unused)
+    active -> unused    another space becomes active and `keep_previous` is not set
+    target -> unused    start_migration to a third model
+
+Guarantees: vectors of two models are never compared. Deleting an image deletes its vectors in all spaces. The active
+space changes between two commits. Until then, and if the migration is interrupted, search uses the previous space.
+Out of scope: computing vectors (service/indexing/reembedder.py) and choosing the model.
 """
 
 from __future__ import annotations
@@ -22,191 +36,219 @@ from index.catalog.spaces import SwitchResult
 from index.errors import IndexModelError, IndexUnavailableError
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
-from index.local.vector_cache import load
-from index.records import Space, Unembedded, encode_vectors
+from index.local.vector_cache import CACHE_FILE, load_vectors
+from index.records import IndexOptions, Space, Unembedded, VectorModel, encode_vectors
 from index.search.searcher import Searcher
-
-SNAPSHOT_FILE = "vectors.snapshot"
 
 
 class Spaces:
-    """The spaces of one index. All methods may be called from any thread."""
+    """The vector spaces of one index. All methods may be called from any thread."""
 
-    def __init__(self, folder: Path, catalog: Catalog, modes: CodeBuilder, *, threads: int, keep: bool) -> None:
-        """keep: a space that was left is kept, on disk and in memory, to go back to at once; else it is dropped."""
-        self._folder, self._catalog, self._threads, self._keep = folder, catalog, threads, keep
-        self._codes = modes
-        self._moving = threading.Lock()
-        self._rooms: dict[str, SearchSpace] = {}  # by fingerprint; replaced, never changed, when one comes or goes
+    def __init__(
+        self, folder: Path, catalog: Catalog, codes: CodeBuilder, *, threads: int, keep_previous: bool
+    ) -> None:
+        """keep_previous: keep the previously active space, on disk and in memory, instead of dropping it."""
+        self._folder, self._catalog, self._threads, self._keep_previous = folder, catalog, threads, keep_previous
+        self.codes = codes
+        self._switching = threading.Lock()
+        self._loaded: dict[str, SearchSpace] = {}  # by fingerprint; replaced as a whole, never modified
         self._active: SearchSpace | None = None
         self._target: SearchSpace | None = None
 
-    def open(self, fingerprint: str, model: str, *, switch: bool, follow: bool, read_only: bool) -> None:
-        """Search this model's space if every image has a vector there, or `switch`; or with `follow` go over to it.
+    def open(self, options: IndexOptions) -> None:
+        """Load the spaces to search, and to migrate to, for the model of the options.
 
-        Raises IndexModelError where neither can be.
+        Raises IndexModelError if images have no vector of this model and neither `switch` nor `migrate` is set.
         """
         spaces = self._catalog.spaces()
-        own = next((space for space in spaces if space.fingerprint == fingerprint), None)
+        model = options.vector_model
+        own = next((space for space in spaces if space.fingerprint == model.fingerprint), None)
         active = next((space for space in spaces if space.active), None)
         if own is None or not own.active:
             missing = own.missing_vectors if own is not None else self._catalog.images()
-            if active is not None and active.vectors and missing and not switch:
-                if not follow or read_only:
-                    raise IndexModelError(self._folder, active.model, model, missing)
-                self._active = self._open(active)
-                self._target = self._open(self._migrate(fingerprint, model))
+            if active is not None and active.vectors and missing and not options.switch:
+                if not options.migrate or options.read_only:
+                    raise IndexModelError(self._folder, active.model, model.model, missing)
+                self._active = self._load(active)
+                self._target = self._load_target(model)
                 return
-            if read_only:
-                raise IndexModelError(self._folder, active.model if active else "none", model, missing)
-            self._catalog.activate_space(self._catalog.ensure_space(fingerprint, model), keep=self._keep)
-            own = next(space for space in self._catalog.spaces() if space.active)
-        self._active = self._open(own)
+            if options.read_only:
+                raise IndexModelError(self._folder, active.model if active else "none", model.model, missing)
+            own = self._record(self._catalog.make_space(model.fingerprint, model.model))
+            self._catalog.activate_space(own.id, keep=self._keep_previous)
+        self._active = self._load(own)
 
     @property
     def active(self) -> SearchSpace:
         """The space that is searched."""
         if self._active is None:
-            raise IndexUnavailableError(self._folder, "it was not entered")
+            raise IndexUnavailableError(self._folder, "no vector space was opened")
         return self._active
 
     @property
-    def target(self) -> SearchSpace | None:
-        """The space that the index goes over to, or None."""
-        return self._target
+    def searched(self) -> VectorModel:
+        """The model whose vectors are searched."""
+        return self.active.model
 
     @property
-    def wanted(self) -> Sequence[SearchSpace]:
-        """The spaces in which every image is to have a vector, the searched one first."""
+    def target(self) -> VectorModel | None:
+        """The model that the index is migrating to, or None."""
+        target = self._target
+        return None if target is None else target.model
+
+    @property
+    def required(self) -> Sequence[VectorModel]:
+        """The models for which every added image needs a vector, the searched one first."""
+        return [space.model for space in self.required_spaces]
+
+    @property
+    def required_spaces(self) -> Sequence[SearchSpace]:
+        """The spaces in which every added image needs a vector, the active one first."""
         target = self._target
         return [self.active] if target is None else [self.active, target]
 
     @property
+    def missing(self) -> Spaces:
+        """Access to the missing vectors."""
+        return self
+
+    @property
     def bytes_in_memory(self) -> int:
-        """The memory of all searchers."""
-        return sum(room.searcher.bytes_in_memory for room in self._rooms.values())
+        """The memory that all searchers use."""
+        return sum(space.searcher.bytes_in_memory for space in self._loaded.values())
 
-    def room(self, fingerprint: str | None) -> SearchSpace:
-        """Return a space to search in, filled now if it was kept on disk; the active one for None.
+    def space(self, fingerprint: str | None) -> SearchSpace:
+        """Return the active or the kept space of a model, loaded if needed; the active one for None.
 
-        Raises IndexModelError when images have no vector of this model, or there is no such space.
+        Raises IndexModelError if there is none.
         """
-        active = self.active  # read once: it may be another one the next time
-        if fingerprint is None or fingerprint == active.space.fingerprint:
+        active = self.active  # read once: another thread may switch to another space
+        if fingerprint is None or fingerprint == active.record.fingerprint:
             return active
-        with self._moving:  # a space that is left meanwhile must not be opened again: it may be about to be deleted
-            space = next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
-            if space is None or not (space.kept or space.active):
-                missing = self._catalog.images() if space is None else space.missing_vectors
-                raise IndexModelError(self._folder, self.active.space.model, "the model that was asked for", missing)
-            return self._open(space)
+        with self._switching:  # a space that was just replaced must not be loaded again: it may be deleted soon
+            record = self._find(fingerprint)
+            if record is None or not (record.kept or record.active):
+                missing = self._catalog.images() if record is None else record.missing_vectors
+                raise IndexModelError(self._folder, self.active.record.model, "the requested model", missing)
+            return self._load(record)
 
-    def holds(self, room: SearchSpace) -> bool:
-        """Tell whether this space is still here; one that was left may be deleted under a search."""
-        return self._rooms.get(room.space.fingerprint) is room
+    def is_loaded(self, space: SearchSpace) -> bool:
+        """Return whether this space is still loaded. The vectors of a replaced space may be deleted during a search."""
+        return self._loaded.get(space.record.fingerprint) is space
 
     def apply(self, change: Change) -> None:
-        """Tell all that is in memory of a commit; runs in the writer's thread."""
-        for room in self._rooms.values():
-            room.apply(change)
-            self._codes.maybe_train(room)
+        """Apply a committed change to every in-memory searcher. Called in the writer's thread."""
+        for space in self._loaded.values():
+            space.apply(change)
+            self.codes.maybe_train(space)
 
-    def start_migration(self, fingerprint: str, model: str) -> bool:
-        """Go over to this model's space: at once when it can be (True), else when it is filled (False)."""
-        with self._moving:
+    def start_migration(self, model: VectorModel) -> bool:
+        """Start to migrate to this model. Returns True if its vectors are complete and search uses them already."""
+        with self._switching:
             self._target = None
-            if fingerprint == self.active.space.fingerprint:
-                self._catalog.ensure_space(fingerprint, model)  # the newest name of it is shown
-                self.active.space = replace(self.active.space, model=model)
-                return True
-            own = next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
-            complete = own is not None and (own.kept or not own.missing_vectors)
-            if complete or not self._catalog.images():
-                self._go(self._open(self._made(fingerprint, model)))
-                return True
-            self._target = self._open(self._migrate(fingerprint, model))
-            return False
+            own = self._find(model.fingerprint)
+            complete = own is not None and (own.active or own.kept or not own.missing_vectors)
+            if not complete and self._catalog.images():
+                self._target = self._load_target(model)
+                return False
+            own = self._record(self._catalog.make_space(model.fingerprint, model.model))  # stores the newest name
+            if own.active:
+                self.active.record = replace(self.active.record, model=model.model)
+            else:
+                self._activate(self._load(own))
+            return True
 
     def switch_now(self) -> None:
-        """Search the space that is followed although images lack vectors there: they are found when they have them."""
-        with self._moving:
+        """Search the target although images have no vector in it. Search finds these once they are embedded."""
+        with self._switching:
             if self._target is not None:
-                self._go(self._target)
+                self._activate(self._target)
 
-    def missing_vectors(self, room: SearchSpace, after: int, limit: int) -> Sequence[Unembedded]:
-        """Return up to `limit` images without a vector in `room`, by id, those after the id `after`."""
-        return self._catalog.unembedded(room.space.id, after, limit)
+    def missing_vectors(self, model: VectorModel, after: int, limit: int) -> Sequence[Unembedded]:
+        """Return up to `limit` images without a vector of `model`, ordered by id, starting after the id `after`."""
+        return self._catalog.unembedded(self._loaded[model.fingerprint].record.id, after, limit)
 
     def add_vectors(
-        self, room: SearchSpace, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]
+        self, model: VectorModel, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]
     ) -> int:
-        """Give images their vectors, float32 [4096], in `room`, except those replaced or deleted since."""
-        return self._catalog.add_vectors(room.space.id, images, encode_vectors(vectors), self.apply)
+        """Store the vectors of `images`, float32 [4096], and return how many were stored.
 
-    def finish(self, room: SearchSpace, skipped: frozenset[int]) -> SwitchResult:
-        """Go over to `room` when every image, but those with the ids `skipped`, has a vector there."""
+        Images that were replaced or deleted in the meantime are skipped.
+        """
+        space = self._loaded[model.fingerprint].record.id
+        return self._catalog.add_vectors(space, images, encode_vectors(vectors), self.apply)
 
-        def committed(result: SwitchResult) -> None:
-            if result is SwitchResult.DONE and room is self._target:
-                self._moved(room)
+    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> Finish:
+        """Search the vectors of `model` if every image has one, except the images with the ids `skipped`."""
+        space = self._loaded[model.fingerprint]
 
-        with self._moving:
-            return self._catalog.activate_if_complete(room.space.id, skipped, keep=self._keep, committed=committed)
+        def committed(result: Finish) -> None:
+            if result is Finish.DONE and space is self._target:
+                self._switch_to(space)
+
+        with self._switching:
+            return self._catalog.finish_space(space.record.id, skipped, keep=self._keep_previous, committed=committed)
 
     def drop_unused(self) -> None:
-        """Delete what is neither searched, nor followed, nor kept; others can write in between."""
-        self._catalog.drop_unused_spaces()
+        """Delete the unused spaces. Other threads can write in between."""
+        self._catalog.drop_spares()
 
-    def describe(self) -> list[Space]:
+    def describe(self) -> Sequence[Space]:
         """Return every space on disk, oldest first."""
         return self._catalog.spaces()
 
     def close(self) -> None:
         """Wait for running searches."""
-        for room in self._rooms.values():
-            room.searcher.close()
+        for space in self._loaded.values():
+            space.searcher.close()
 
-    def _made(self, fingerprint: str, model: str) -> Space:
-        number = self._catalog.ensure_space(fingerprint, model)
+    def _find(self, fingerprint: str) -> Space | None:
+        return next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
+
+    def _record(self, number: int) -> Space:
         return next(space for space in self._catalog.spaces() if space.id == number)
 
-    def _migrate(self, fingerprint: str, model: str) -> Space:
-        number = self._catalog.start_migration(fingerprint, model)
-        return next(space for space in self._catalog.spaces() if space.id == number)
+    def _load_target(self, model: VectorModel) -> SearchSpace:
+        """Store that the index is migrating to this model, and load its space."""
+        return self._load(self._record(self._catalog.follow_space(model.fingerprint, model.model)))
 
-    def _go(self, room: SearchSpace) -> None:
-        self._catalog.activate_space(room.space.id, keep=self._keep, committed=lambda _: self._moved(room))
+    def _activate(self, space: SearchSpace) -> None:
+        self._catalog.activate_space(
+            space.record.id, keep=self._keep_previous, committed=lambda _: self._switch_to(space)
+        )
 
-    def _moved(self, room: SearchSpace) -> None:
-        """Search `room` from now on; runs in the writer's thread, so between two commits."""
-        before = self.active
-        self._active = room
+    def _switch_to(self, space: SearchSpace) -> None:
+        """Search `space` from now on. Called in the writer's thread, so between two commits."""
+        previous = self.active
+        self._active = space
         self._target = None
-        # Those that leave are not closed: searches may be running in them, and their threads end with the last one.
-        stay = (room, before) if self._keep else (room,)
-        self._rooms = {each.space.fingerprint: each for each in stay}
+        # The searchers of other spaces are not closed: searches may still use them, and their threads end with those.
+        loaded = (space, previous) if self._keep_previous else (space,)
+        self._loaded = {each.record.fingerprint: each for each in loaded}
 
-    def _open(self, space: Space) -> SearchSpace:
-        """Return the space in memory, its searcher filled while others write."""
-        known = self._rooms.get(space.fingerprint)
-        if known is not None:
-            known.space = space
-            return known
-        room = SearchSpace(space, Searcher(threads=self._threads), pending=[])
-        self._codes.attach(room)
+    def _load(self, record: Space) -> SearchSpace:
+        """Return a space in memory, its searcher filled. Other threads can write in the meantime."""
+        loaded = self._loaded.get(record.fingerprint)
+        if loaded is not None:
+            loaded.record = record
+            return loaded
+        space = SearchSpace(record, Searcher(threads=self._threads), pending=[])
+        self.codes.attach(space)
         with Catalog(self._catalog.path, read_only=True) as reader:
-            with self._catalog.commit_lock:
-                reader.pin()
-                self._rooms = {**self._rooms, space.fingerprint: room}
+            with self._catalog.settled:
+                reader.begin()
+                self._loaded = {**self._loaded, record.fingerprint: space}
             try:
-                room.unsaved = load(room.searcher, reader, space.id, self._folder / SNAPSHOT_FILE, space.fingerprint)
+                space.uncached = load_vectors(
+                    space.searcher, reader, record.id, self._folder / CACHE_FILE, record.fingerprint
+                )
             except BaseException:
-                self._rooms = {name: each for name, each in self._rooms.items() if each is not room}
-                room.searcher.close()
+                self._loaded = {name: each for name, each in self._loaded.items() if each is not space}
+                space.searcher.close()
                 raise
-        with self._catalog.commit_lock:
-            pending, room.pending = room.pending or [], None
+        with self._catalog.settled:
+            pending, space.pending = space.pending or [], None
             for change in pending:
-                room.apply(change)
-        self._codes.maybe_train(room)
-        return room
+                space.apply(change)
+        self.codes.maybe_train(space)
+        return space

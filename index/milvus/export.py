@@ -1,7 +1,8 @@
-"""An index on Milvus as a Parquet file, like that of an index of one machine (index/parquet.py), by key.
+"""Export an index on Milvus to a Parquet file, in the format of index/parquet.py, ordered by key.
 
-Promises: an image that is there, and fits, throughout is in the file once; replicas go on writing meanwhile.
-Does not: hold one moment of the index still: what comes, goes or changes meanwhile is in it or not, each image whole.
+Guarantees: an image that exists and matches throughout is in the file exactly once. Replicas can write meanwhile.
+Out of scope: a consistent state. An image that is added, deleted or changed meanwhile may or may not be in the file;
+if it is, it is complete.
 """
 
 from __future__ import annotations
@@ -12,37 +13,34 @@ from pathlib import Path
 
 from index.filters import Where
 from index.milvus.client import Milvus
-from index.milvus.registry import Meta
+from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, collection_of, image_schema, key_of, vector_of
-from index.milvus.spaces import check_exists
-from index.parquet import ExportRow, write_parquet
-from index.records import VectorModel
+from index.parquet import Line, write_parquet
+from index.records import MilvusAddress, VectorModel
 
-_GROUP = 512  # rows of one answer: 8 MB of vectors, of the 64 MB that Milvus sends at most
+_GROUP = 512  # rows of one call: 8 MB of vectors; Milvus sends 64 MB at most
 
 
 def export_from_milvus(
-    milvus: Milvus,
-    name: str,
+    address: MilvusAddress,
     target: Path,
     *,
     where: Where | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write the images of the index `name` that fit to the new file `target`, and return how many.
+    """Write the matching images of an index to the new file `target`, and return how many.
 
-    Closes the connection. advance: as of `index.parquet.export_parquet`.
+    advance: called with the number of images written so far and the number of all.
     Raises MissingExtraError, TargetExistsError, FilterError, IndexUnavailableError, IndexUnreachableError,
     IndexFullError, IndexReadOnlyError.
     """
-    with closing(milvus):
-        meta = Meta(milvus, name)
-        check_exists(meta, milvus.place, name)
-        meta.open()
-        model = meta.active
+    with closing(Milvus(address)) as milvus:
+        registry = Registry(milvus)
+        registry.open(create=False)
+        model = registry.active
         if model is None:
             return write_parquet(target, VectorModel("", ""), [])
-        collection, condition = collection_of(name, model.fingerprint), meta.expression(where)
+        collection, condition = collection_of(address.name, model.fingerprint), registry.expression(where)
         milvus.open(collection, image_schema)
         total = milvus.count(collection, condition)
         report = None if advance is None else lambda done: advance(done, max(done, total))

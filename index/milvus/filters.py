@@ -1,11 +1,11 @@
-"""Filters over metadata in Milvus: what a row holds for them, and the expression of a `where`.
+"""Filters on metadata in Milvus: the fields of a row that filters use, and the expression of a `where`.
 
-A row has a token for every (field, type, value) of its metadata: the hash of the three. Equality is to have one of the
-wanted tokens. For ranges it has each field's value, or the least and the greatest of several, under a name that is the
-hash of field and type; a text as the hexadecimal of its UTF-8, which sorts by code point.
-Promises: the meaning is that of `index.filters`. Nothing a user wrote gets into an expression except as a hash, a
+A row has a token for every (field, type, value) of its metadata: the hash of the three. A condition with "=" matches if
+the row has one of the tokens of its values. For ranges, a row has each field's value, or the smallest and largest of
+several, under the hash of field and type. A text is stored as the hexadecimal of its UTF-8, which sorts by code point.
+Guarantees: the meaning is that of `index.filters`. Text of users is part of an expression only as a hash or in
 hexadecimal.
-Does not: tell whole numbers past 2**53 apart in ranges (they are compared as float64; equality is exact).
+Out of scope: distinguishing whole numbers above 2**53 in ranges, which compare as float64. Equality is exact.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from index.fields import FieldType, Scalar, attributes
 from index.filters import Where, compared_types
 
 TOKEN_LENGTH = 16
-MAX_TOKENS = 4096
-"""More values than 16 KB of metadata can have."""
+MAX_TOKENS = 4096  # more values than 16 KB of metadata can have
 _NAME_LENGTH = 8
 Types = Mapping[str, Iterable[FieldType]]
 
 
 def tokens(metadata: Mapping[str, Any]) -> list[str]:
-    """Return a token for every value that a filter can be equal to, sorted."""
+    """Return the sorted tokens of all values that a filter can match with "="."""
     return sorted({_token(name, kind, value) for name, kind, value in attributes(metadata)})
 
 
 def bounds(metadata: Mapping[str, Any]) -> dict[str, str | float]:
-    """Return what ranges are compared with: by "v" and a field's id its value, by "l" and "h" the ends of several."""
+    """Return the values that ranges compare: "v" + field id for a single value, "l" and "h" + field id for several."""
     values: dict[str, list[str | float]] = {}
     for name, kind, value in attributes(metadata):
         if kind is not FieldType.BOOLEAN:
@@ -47,17 +46,17 @@ def bounds(metadata: Mapping[str, Any]) -> dict[str, str | float]:
 
 
 def fields_of(metadata: Mapping[str, Any]) -> set[tuple[str, FieldType]]:
-    """Return the fields that metadata has, with their types."""
+    """Return the fields of some metadata, with their types."""
     return {(name, kind) for name, kind, _ in attributes(metadata)}
 
 
 def field_id(name: str, kind: FieldType) -> str:
-    """Return the short name of a field and a type: letters, digits, "-" and "_"."""
+    """Return a short name for a field and a type, of letters, digits, "-" and "_"."""
     return _hash(f"{kind}:{name}", _NAME_LENGTH)
 
 
 def expression(where: Where, types: Types) -> str:
-    """Return the expression that is true for the rows that fit; `types`: which every field ever held.
+    """Return the expression that matches the rows. types: the types of the values that each field ever had.
 
     Raises FilterError as `index.filters.compared_types` does.
     """
@@ -66,13 +65,13 @@ def expression(where: Where, types: Types) -> str:
     for condition in where.conditions:
         kinds = compared_types(condition, known)
         if condition.operator == "=":
-            wanted = {
+            accepted = {
                 _token(condition.field, kind, scalar)
                 for kind in kinds
                 for value in condition.values
                 if (scalar := value.as_type(kind)) is not None
             }
-            parts.append(f"array_contains_any(tokens, {json.dumps(sorted(wanted))})")
+            parts.append(f"array_contains_any(tokens, {json.dumps(sorted(accepted))})")
         else:
             ranges = []
             for kind in kinds:
@@ -88,7 +87,7 @@ def expression(where: Where, types: Types) -> str:
 
 def _token(name: str, kind: FieldType, value: Scalar) -> str:
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        value = int(value)  # 2020.0 is equal to 2020
+        value = int(value)  # 2020.0 equals 2020
     return _hash(f"{kind}:{name}\0{int(value) if isinstance(value, bool) else value}", TOKEN_LENGTH)
 
 

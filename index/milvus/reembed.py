@@ -1,9 +1,10 @@
-"""An index on Milvus to another model: its collection filled from the one that is searched, then made the searched one.
+"""Migrate an index on Milvus to another model: fill its collection from the searched one, then switch.
 
-Promises: until every image that can have a vector there has one, search stays where it is; interrupted, the same call
-goes on from there; what replicas change meanwhile is found by the next pass, and there is another one until nothing is.
-Does not: take along images without a usable picture (they are listed, and leave the index when it goes over); hear of
-what a replica that does not follow this model changes after the last pass: the same call again does.
+Guarantees: search uses the previous vectors until every image that can be embedded has a vector of the new model. If
+interrupted, the same call resumes. Changes that replicas make meanwhile are found by the next pass; passes are repeated
+until one finds no difference.
+Out of scope: images without a usable picture. They are listed, and are no longer in the index after the switch.
+A replica that does not migrate to this model may change images after the last pass: repeat the call to include these.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from index.bulk.pipeline import batches, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.errors import FolderError
 from index.milvus.client import Milvus
-from index.milvus.registry import Meta
+from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, Row, collection_of, image_schema, key_of, picture_of, searchable
-from index.milvus.spaces import check_exists
-from index.records import VectorModel, encode_vectors
+from index.records import MilvusAddress, VectorModel, encode_vectors
 from model_store.errors import ImageError
 from model_store.image import inspect_and_prepare
 from model_store.runtime.runner import Runner
@@ -32,48 +32,48 @@ _COMPARED = ["id", "sha256", "updated"]
 
 
 def reembed_on_milvus(
-    milvus: Milvus,
-    name: str,
+    address: MilvusAddress,
     runner: Runner,
     *,
     batch_size: int = 32,
     workers: int = 2,
     progress: Callable[[ReembedReport], None] | None = None,
 ) -> ReembedReport:
-    """Give every image of the index `name` a vector of the runner's model, from its stored picture; then switch.
+    """Compute every image's vector of the runner's model from its stored picture, then search these vectors.
 
-    As `index.bulk.folder.reembed`. Closes the connection. Raises IndexUnavailableError when there is no index,
-    IndexUnreachableError, FolderError when no image could be embedded.
+    As `index.bulk.reembed.reembed`. Raises IndexUnavailableError if there is no index,
+    IndexUnreachableError, FolderError if no image could be embedded.
     """
     model = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
-    with closing(milvus):
-        meta = Meta(milvus, name)
-        check_exists(meta, milvus.place, name)
-        meta.open()
-        active = meta.active
+    with closing(Milvus(address)) as milvus:
+        registry = Registry(milvus)
+        registry.open(create=False)
+        active = registry.active
         report = ReembedReport()
         if active is None or active.fingerprint == model.fingerprint:
             return report
-        source, target = (collection_of(name, each.fingerprint) for each in (active, model))
+        source, target = (collection_of(address.name, each.fingerprint) for each in (active, model))
         milvus.open(source, image_schema)
         milvus.open(target, image_schema)
-        meta.note_model(model)
+        registry.add_model(model)
         with interruptible(report), ThreadPoolExecutor(workers, "fc7-decode") as executor:
-            work = _Work(milvus, source, target, runner=runner, executor=executor, report=report)
-            while todo := work.differences():
-                for ids in batches(todo, batch_size):
-                    work.fill(ids)
+            copy = _CollectionCopy(milvus, source, target, runner=runner, executor=executor, report=report)
+            while outdated := copy.find_outdated():
+                for ids in batches(outdated, batch_size):
+                    copy.update(ids)
                     if progress is not None:
                         progress(report)
         if not report.interrupted:
             if report.skipped and not report.embedded and not milvus.count(target):
-                raise FolderError(milvus.place, "keeps no pictures to embed again: fc7 index build DIR --rebuild")
-            meta.activate(model)
+                raise FolderError(
+                    milvus.uri, "has no stored pictures to embed. Index the images again: fc7 index build DIR --rebuild"
+                )
+            registry.activate(model)
         return report
 
 
-class _Work:
-    """One run from a collection to another."""
+class _CollectionCopy:
+    """Fills one collection from another."""
 
     def __init__(
         self,
@@ -89,42 +89,41 @@ class _Work:
         self._executor, self._report = executor, report
         self._skipped: set[tuple[str, str]] = set()  # (id, sha256)
 
-    def differences(self) -> list[str]:
-        """Delete from the target what the source has no more; return the ids of what is to be made there."""
-        here = _walk(self._milvus, self._target)
-        there = next(here, None)
-        todo, gone = [], []
-        for row in _walk(self._milvus, self._source):
-            while there is not None and there["id"] < row["id"]:
-                gone.append(there["id"])
-                there = next(here, None)
-            same = there is not None and there["id"] == row["id"]
-            if not (same and there == row) and (row["id"], row["sha256"]) not in self._skipped:
-                todo.append(row["id"])
-            if same:
-                there = next(here, None)
-        gone += [] if there is None else [there["id"], *(row["id"] for row in here)]
-        for ids in batches(gone, _PAGE):
+    def find_outdated(self) -> list[str]:
+        """Delete the target rows that the source no longer has; return the ids of missing and outdated rows."""
+        copied = _rows(self._milvus, self._target)
+        copy = next(copied, None)
+        outdated, deleted = [], []
+        for row in _rows(self._milvus, self._source):
+            while copy is not None and copy["id"] < row["id"]:
+                deleted.append(copy["id"])
+                copy = next(copied, None)
+            if copy != row and (row["id"], row["sha256"]) not in self._skipped:
+                outdated.append(row["id"])
+            if copy is not None and copy["id"] == row["id"]:
+                copy = next(copied, None)
+        deleted += [] if copy is None else [copy["id"], *(row["id"] for row in copied)]
+        for ids in batches(deleted, _PAGE):
             self._milvus.delete(self._target, ids)
-        self._report.total += len(todo)
-        return todo
+        self._report.total += len(outdated)
+        return outdated
 
-    def fill(self, ids: Sequence[str]) -> None:
-        """Make these rows in the target, out of what the source has now."""
+    def update(self, ids: Sequence[str]) -> None:
+        """Write these rows to the target, with the current content of the source."""
         rows = self._milvus.rows(self._source, ids, [*RECORD, "picture"])
-        known = self._milvus.rows(self._target, ids, ["id", "sha256", "vector"])
-        fresh: list[Row] = []
+        copies = self._milvus.rows(self._target, ids, ["id", "sha256", "vector"])
+        to_embed: list[Row] = []
         ready: list[Row] = []
         for row_id, row in rows.items():
             row |= {**searchable(row["metadata"]), "picture": list(row["picture"])}
-            old = known.get(row_id)
-            if old is not None and old["sha256"] == row["sha256"]:  # only its metadata was changed
-                ready.append(row | {"vector": old["vector"]})
+            copy = copies.get(row_id)
+            if copy is not None and copy["sha256"] == row["sha256"]:  # only the metadata has changed
+                ready.append(row | {"vector": copy["vector"]})
             else:
-                fresh.append(row)
+                to_embed.append(row)
         pictures: list[NDArray[np.uint8]] = []
         embedded: list[Row] = []
-        for row, decoded in zip(fresh, self._executor.map(_decode, fresh), strict=True):
+        for row, decoded in zip(to_embed, self._executor.map(_decode, to_embed), strict=True):
             if isinstance(decoded, str):
                 self._skipped.add((row["id"], row["sha256"]))
                 self._report.skipped.append((key_of(row["id"]), decoded))
@@ -138,16 +137,16 @@ class _Work:
         self._report.embedded += len(ready)
 
 
-def _walk(milvus: Milvus, collection: str) -> Iterator[Row]:
+def _rows(milvus: Milvus, collection: str) -> Iterator[Row]:
     for rows in milvus.pages(collection, _COMPARED, size=_PAGE):
         yield from rows
 
 
 def _decode(row: Row) -> NDArray[np.uint8] | str:
-    """Return the picture's pixels, uint8 [256, 256, 3], or why there are none."""
+    """Return the picture's pixels, uint8 [256, 256, 3], or the reason why there are none."""
     picture = picture_of(row)
     if picture is None:
-        return "no picture of it is stored"
+        return "its picture is not stored"
     try:
         return inspect_and_prepare(picture).pixels
     except ImageError as error:

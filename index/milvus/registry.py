@@ -1,7 +1,8 @@
-"""What all replicas of an index on Milvus agree by: its identity, which collection is searched, the fields it knows.
+"""The state that all replicas of an index on Milvus share: its identity, the searched model, and the known fields.
 
-Promises: nothing is remembered that another replica may change; a field is known from before the first row that has it.
-Does not: forget a field when its last value goes; order two replicas that write the same entry (the later one stays).
+Guarantees: nothing is cached that another replica may change. A field is registered before the first row has it.
+Out of scope: removing a field when its last value is deleted; ordering two replicas that write the same entry (the
+later one wins).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterable
 
+from index.errors import IndexUnavailableError
 from index.fields import FieldType
 from index.filters import Where
 from index.milvus.client import Milvus
@@ -22,26 +24,25 @@ _ACTIVE, _IDENTITY, _SPACE, _FIELD = "active", "identity", "space-", "field-"
 _PAGE = 1000
 
 
-class Meta:
+class Registry:
     """The collection `name`_meta. All methods may be called from any thread, and raise IndexUnreachableError."""
 
-    def __init__(self, milvus: Milvus, name: str) -> None:
-        self._milvus, self._name = milvus, name
-        self._collection = name + META_SUFFIX
-        self._noted: set[tuple[str, FieldType]] = set()  # never unsaid, so it may be remembered
-        self._noting = threading.Lock()
+    def __init__(self, milvus: Milvus) -> None:
+        self._milvus = milvus
+        self._collection = milvus.name + META_SUFFIX
+        self._registered: set[tuple[str, FieldType]] = set()  # fields are never removed, so they can be cached
+        self._registering = threading.Lock()
 
-    def exists(self) -> bool:
-        """Tell whether there is an index of this name."""
-        return self._milvus.has(self._collection)
-
-    def open(self) -> None:
-        """Make it when it is missing, and load it."""
+    def open(self, *, create: bool = True) -> None:
+        """Load the collection. If it does not exist, create it, or raise IndexUnavailableError without `create`."""
+        if not create and not self._milvus.has(self._collection):
+            reason = f"there is no index named {self._milvus.name}; create one with fc7 index build DIR"
+            raise IndexUnavailableError(self._milvus.uri, reason)
         self._milvus.open(self._collection, meta_schema)
 
     @property
     def identity(self) -> str:
-        """What tells this index from every other."""
+        """The random identifier of this index."""
         found = self._get(_IDENTITY)
         if found is None:
             self._put({_IDENTITY: uuid.uuid4().hex})
@@ -50,55 +51,57 @@ class Meta:
 
     @property
     def active(self) -> VectorModel | None:
-        """The model whose vectors are to be searched; None in a new index."""
+        """The model whose vectors the replicas should search; None in a new index."""
         fingerprint = self._get(_ACTIVE)
         return None if fingerprint is None else self.model(fingerprint)
 
     def activate(self, model: VectorModel) -> None:
-        """Have every replica that can search the vectors of this model."""
-        self.note_model(model)
+        """Store that the vectors of this model are complete, so that the replicas that migrate to it search them."""
+        self.add_model(model)
         self._put({_ACTIVE: model.fingerprint})
 
     def model(self, fingerprint: str) -> VectorModel:
-        """Return a model by its fingerprint, with the name it was last noted under."""
+        """Return a model by its fingerprint, with its last registered name."""
         name = self._get(_SPACE + fingerprint)
         return VectorModel(fingerprint, "an unknown model" if name is None else str(json.loads(name)["model"]))
 
-    def note_model(self, model: VectorModel) -> None:
-        """Remember the name of a model that has, or is to have, vectors here."""
+    def add_model(self, model: VectorModel) -> None:
+        """Register the name of a model that has vectors here, or will have."""
         self._put({_SPACE + model.fingerprint: json.dumps({"model": model.model})})
 
     def spaces(self) -> list[Space]:
-        """Return the vectors that there are, by model; the searched ones first."""
+        """Return the vector spaces that exist, the searched one first."""
         active = self._get(_ACTIVE)
         models = [self.model(each.removeprefix(_SPACE)) for each in self._all(_SPACE)]
         models.sort(key=lambda each: (each.fingerprint != active, each.model))
-        present = {each for each in self._milvus.collections() if each.startswith(self._name + IMAGES_INFIX)}
+        existing = {each for each in self._milvus.collections() if each.startswith(self._milvus.name + IMAGES_INFIX)}
         found: list[Space] = []
         for model in models:
-            collection = collection_of(self._name, model.fingerprint)
-            if collection in present:
-                here = model.fingerprint == active
+            collection = collection_of(self._milvus.name, model.fingerprint)
+            if collection in existing:
+                searched = model.fingerprint == active
                 vectors = self._milvus.count(collection)
                 missing = max(0, (found[0].vectors if found else vectors) - vectors)
-                found.append(Space(len(found) + 1, model.fingerprint, model.model, here, vectors, missing, not here))
+                found.append(
+                    Space(len(found) + 1, model.fingerprint, model.model, searched, vectors, missing, not searched)
+                )
         return found
 
-    def note_fields(self, fields: Iterable[tuple[str, FieldType]]) -> None:
-        """Make these fields known, before a row has them."""
-        with self._noting:
-            fresh = set(fields) - self._noted
-            self._put({_FIELD + field_id(name, kind): json.dumps([name, kind]) for name, kind in fresh})
-            self._noted |= fresh
+    def add_fields(self, fields: Iterable[tuple[str, FieldType]]) -> None:
+        """Register these fields. Must be called before a row with them is written."""
+        with self._registering:
+            new = set(fields) - self._registered
+            self._put({_FIELD + field_id(name, kind): json.dumps([name, kind]) for name, kind in new})
+            self._registered |= new
 
     def expression(self, where: Where | None) -> str:
-        """Return the expression of a filter, "" of none. Raises FilterError."""
+        """Return the Milvus expression of a filter; "" if there is no filter. Raises FilterError."""
         if where is None:
             return ""
-        asked = {condition.field for condition in where.conditions}
-        ids = [_FIELD + field_id(name, kind) for name in asked for kind in FieldType]
+        names = {condition.field for condition in where.conditions}
+        ids = [_FIELD + field_id(name, kind) for name in names for kind in FieldType]
         types = _types(row["value"] for row in self._milvus.rows(self._collection, ids, ["id", "value"]).values())
-        if asked - types.keys():  # all of them, to find the nearest name
+        if names - types.keys():  # unknown: read all fields, so that the error can suggest a similar name
             types = _types(self._all(_FIELD).values())
         return expression(where, types)
 

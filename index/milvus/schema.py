@@ -1,10 +1,10 @@
-"""How an image lies in Milvus: the collections of an index, their fields, and an image as one row.
+"""How an index is stored in Milvus: its collections, their fields, and an image as one row.
 
-A collection holds the images with their vectors of one model, each image one row, so that Milvus changes it whole; one
-more holds what all replicas must agree on: which collection is searched, and the fields that filters can name.
-Promises: what a user wrote (keys, metadata) is never part of an expression: a row's id is its key in hexadecimal, which
-sorts as the key does by code point.
-Does not: talk to Milvus.
+Each model has a collection with all images and their vectors of this model. An image is one row, so that Milvus changes
+it as a whole. One more collection holds what all replicas share: the searched collection and the known fields.
+Guarantees: text of users (keys, metadata) is never part of an expression. The id of a row is its key in hexadecimal,
+which sorts like the key by code point.
+Out of scope: talking to Milvus.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from index.milvus.filters import MAX_TOKENS, TOKEN_LENGTH, bounds, tokens
 from index.records import DIMENSIONS, MAX_KEY_LENGTH, ImageRecord
 
 Row = dict[str, Any]
-MOST_ROWS = 16_384
-"""What Milvus answers at most in one call."""
+MAX_ROWS = 16_384  # limit of Milvus for one call
 RECORD = ["id", "sha256", "size", "width", "height", "metadata", "added", "updated", "has_picture"]
 STATE = ["id", "sha256", "metadata", "added", "updated", "has_picture"]
 WHOLE = [*RECORD, "picture", "vector"]
 IMAGES_INFIX = "_images_"
 META_SUFFIX = "_meta"
-_VARCHAR = 65_535  # bytes: Milvus's longest text
-_PART = 49_149  # bytes of a picture in one text, as base64
+_VARCHAR = 65_535  # bytes; limit of Milvus for a text
+_PART = 49_149  # bytes of a picture that fit into one text as base64
 _PARTS = 8
 _ID = re.compile(r"([0-9a-f]{2}){1,800}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,7 +47,7 @@ def image_schema(milvus: Any) -> Any:
     kinds = milvus.DataType
     schema = milvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("id", kinds.VARCHAR, max_length=8 * MAX_KEY_LENGTH, is_primary=True)
-    # float32, though the values are those of float16: Milvus Lite knows no FLOAT16_VECTOR, and one schema serves both.
+    # float32, although the values are float16: Milvus Lite has no FLOAT16_VECTOR, and both use the same schema.
     schema.add_field("vector", kinds.FLOAT_VECTOR, dim=DIMENSIONS)
     schema.add_field("sha256", kinds.VARCHAR, max_length=64)
     for name in ("size", "width", "height", "added", "updated"):
@@ -59,7 +58,7 @@ def image_schema(milvus: Any) -> Any:
     )
     schema.add_field("bounds", kinds.JSON)
     schema.add_field("has_picture", kinds.BOOL)
-    # On the disk of the query nodes: no search reads pictures, and they would take more memory than the vectors.
+    # Memory-mapped: no search reads pictures, and they would use more memory than the vectors.
     schema.add_field(
         "picture",
         kinds.ARRAY,
@@ -72,17 +71,17 @@ def image_schema(milvus: Any) -> Any:
 
 
 def meta_schema(milvus: Any) -> Any:
-    """Return the schema of the collection that all replicas agree by."""
+    """Return the schema of the collection that holds the shared state of all replicas."""
     kinds = milvus.DataType
     schema = milvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("id", kinds.VARCHAR, max_length=128, is_primary=True)
     schema.add_field("value", kinds.VARCHAR, max_length=_VARCHAR)
-    schema.add_field("vector", kinds.FLOAT_VECTOR, dim=2)  # Milvus takes no collection without one
+    schema.add_field("vector", kinds.FLOAT_VECTOR, dim=2)  # Milvus requires a vector field in every collection
     return schema
 
 
 def id_of(key: str) -> str:
-    """Return the id of the row of an image."""
+    """Return the id of an image's row."""
     return key.encode().hex()
 
 
@@ -92,17 +91,17 @@ def key_of(row_id: str) -> str:
 
 
 def is_id(text: object) -> bool:
-    """Tell whether this can be a row's id: what comes from outside is never put into an expression unseen."""
+    """Return whether this is a valid row id. Must be checked before text of a user becomes part of an expression."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 def ids_in(ids: Sequence[str]) -> str:
-    """Return the expression that is true for these rows."""
+    """Return the expression that matches these rows."""
     return f"id in [{','.join(json.dumps(each) for each in ids)}]"
 
 
 def searchable(metadata: str) -> Row:
-    """Return the fields of a row by which filters find it, and the metadata (JSON) itself."""
+    """Return the metadata (JSON) and the fields that filters use, as fields of a row."""
     values = json.loads(metadata)
     return {"metadata": metadata, "tokens": tokens(values), "bounds": bounds(values)}
 
@@ -117,19 +116,19 @@ def picture_fields(key: str, picture: bytes | None) -> Row:
 
 
 def picture_of(row: Mapping[str, Any]) -> bytes | None:
-    """Return the picture in a row, None when it has none."""
+    """Return the picture in a row, or None if it has none."""
     if not row["has_picture"]:
         return None
     return b"".join(base64.b64decode(part) for part in row["picture"])
 
 
 def vector_of(row: Mapping[str, Any]) -> NDArray[np.float16]:
-    """Return the vector in a row, float16 [4096]: the very one that was put in."""
+    """Return the vector in a row, float16 [4096], bit for bit as it was stored."""
     return np.asarray(row["vector"], np.float32).astype(np.float16)
 
 
 def record_of(row: Mapping[str, Any]) -> ImageRecord:
-    """Return the image that is in a row."""
+    """Return the record of the image in a row."""
     return ImageRecord(
         key=key_of(row["id"]),
         sha256=row["sha256"],

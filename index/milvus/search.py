@@ -1,8 +1,9 @@
-"""The nearest images, out of the candidates that Milvus finds; and pairs that are nearly the same.
+"""Search on Milvus: rank the candidates that Milvus finds by exact distance, and find near-duplicate pairs.
 
-Promises: distances are computed here from the stored vectors, so they are exact and an image's own vector is at 0;
-equal distances are ordered by key, also at the end of an answer (unless more than 4,096 images are as near).
-Does not: check what is asked (milvus.py does).
+Guarantees: distances are computed here from the stored vectors, so they are exact, and the distance of an image's own
+vector is 0. Equal distances are ordered by key, also at the end of a result, unless more than 4,096 images have the
+same distance.
+Out of scope: checking the arguments (index.py).
 """
 
 from __future__ import annotations
@@ -14,48 +15,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import IndexLimitError
-from index.interface import Answers, Neighbours, Pairs
+from index.interface import Pairs
 from index.milvus.client import Milvus
 from index.milvus.schema import Row, key_of, vector_of
 from index.records import NearPair, Neighbour
 from index.search.duplicates import near_pairs
 from index.search.segment import Segment
 
-MOST_NEAREST = 2000
-MOST_COMPARED = 100_000
-_MOST_CANDIDATES = 4096  # with their vectors 67 MB; Milvus answers 100 MB at most
+MAX_K = 2000
+_MAX_COMPARED = 100_000
+_MAX_CANDIDATES = 4096  # 67 MB with their vectors; Milvus sends 100 MB at most
 _PAGE = 1000
-_ROWS_AT_ONCE = 2048  # 16 KB each
-_BEYOND = 8
+_ROW_BATCH = 2048  # 16 KB each
+_EXTRA_CANDIDATES = 8  # beyond k, to detect equal distances at the end of the result
 _FIELDS = ["id", "metadata", "vector"]
 
 
 def nearest(
     milvus: Milvus, collection: str, queries: NDArray[np.float16], k: int, *, where: str, index_type: str
-) -> Answers:
-    """Return the `k` nearest images, of those for which `where` is true, to each query, float16 [n, 4096]."""
+) -> list[list[Neighbour]]:
+    """Return the `k` nearest images that match `where` for each query, float16 [n, 4096]."""
     exact = index_type == "FLAT"
-    want = k + _BEYOND if exact else 2 * k + 64
-    at_once = max(1, _ROWS_AT_ONCE // want)
-    answers: Answers = []
-    for start in range(0, len(queries), at_once):
-        some = queries[start : start + at_once].astype(np.float32)
-        found = milvus.search(
-            collection, list(some), _FIELDS, limit=want, where=where, params=_effort(index_type, want)
-        )
-        for query, first in zip(some, found, strict=True):
-            rows, asked = first, want
-            while exact and len(rows) == asked < _MOST_CANDIDATES and _tied(query, rows, k):
-                asked = min(4 * asked, _MOST_CANDIDATES)
-                [rows] = milvus.search(collection, [query], _FIELDS, limit=asked, where=where, params={})
-            answers.append(_ranked(query, rows, k))
-    return answers
+    count = k + _EXTRA_CANDIDATES if exact else 2 * k + 64
+    batch = max(1, _ROW_BATCH // count)
+    results: list[list[Neighbour]] = []
+    for start in range(0, len(queries), batch):
+        vectors = queries[start : start + batch].astype(np.float32)
+        params = _search_params(index_type, count)
+        found = milvus.search(collection, list(vectors), _FIELDS, limit=count, where=where, params=params)
+        for query, first_rows in zip(vectors, found, strict=True):
+            rows, limit = first_rows, count
+            while exact and len(rows) == limit < _MAX_CANDIDATES and _may_tie(query, rows, k):
+                limit = min(4 * limit, _MAX_CANDIDATES)
+                [rows] = milvus.search(collection, [query], _FIELDS, limit=limit, where=where, params={})
+            results.append(_rank(query, rows, k))
+    return results
 
 
-def near_pairs_of(
+def find_near_pairs(
     milvus: Milvus, collection: str, where: str, threshold: float, limit: int, *, stopped: Callable[[], bool]
 ) -> Pairs:
-    """Return the nearest `limit` pairs at most `threshold` apart, of the images for which `where` is true."""
+    """Return the nearest `limit` pairs at most `threshold` apart, of the images that match `where`."""
     ids: list[str] = []
     parts: list[NDArray[np.float16]] = []
     for rows in milvus.pages(collection, ["id", "vector"], size=_PAGE, where=where):
@@ -63,8 +63,10 @@ def near_pairs_of(
             return []
         ids += [row["id"] for row in rows]
         parts.append(np.stack([vector_of(row) for row in rows]))
-        if len(ids) > MOST_COMPARED:
-            raise IndexLimitError(f"More than {MOST_COMPARED:,} images are to be compared: use a filter", MOST_COMPARED)
+        if len(ids) > _MAX_COMPARED:
+            raise IndexLimitError(
+                f"More than {_MAX_COMPARED:,} images would have to be compared: use a filter", _MAX_COMPARED
+            )
     segment = Segment(max(1, len(ids)))
     first = 0
     for part in parts:
@@ -75,34 +77,34 @@ def near_pairs_of(
     return [NearPair(key_of(ids[first]), key_of(ids[second]), distance) for distance, first, second in pairs]
 
 
-def _effort(index_type: str, want: int) -> Row:
-    """Return how far an approximate index is to look: what Milvus's kinds of index ask for by different names."""
+def _search_params(index_type: str, count: int) -> Row:
+    """Return how thoroughly an approximate index searches; each type of index has its own parameter for it."""
     if index_type.startswith("HNSW"):
-        return {"ef": max(128, 2 * want)}
+        return {"ef": max(128, 2 * count)}
     if index_type.startswith("IVF"):
         return {"nprobe": 64}
     if index_type == "DISKANN":
-        return {"search_list": max(128, 2 * want)}
+        return {"search_list": max(128, 2 * count)}
     return {}
 
 
-def _tied(query: NDArray[np.float32], rows: list[Row], k: int) -> bool:
-    """Tell whether images beyond the last row may be as near as the `k`-th one."""
-    squared = sorted(_squared(query, rows))
-    slack = 1e-5 * float(query @ query) + 1e-4  # what Milvus's float32 may have made of equal distances
+def _may_tie(query: NDArray[np.float32], rows: list[Row], k: int) -> bool:
+    """Return whether images that Milvus left out may be as near as the `k`-th one."""
+    squared = sorted(_squared_distances(query, rows))
+    slack = 1e-5 * float(query @ query) + 1e-4  # equal distances may differ by this much in Milvus's float32
     return squared[-1] <= squared[k - 1] + slack
 
 
-def _squared(query: NDArray[np.float32], rows: list[Row]) -> list[float]:
+def _squared_distances(query: NDArray[np.float32], rows: list[Row]) -> list[float]:
     if not rows:
         return []
     difference = np.asarray([row["vector"] for row in rows], np.float64) - query
     return [float(value) for value in np.einsum("ij,ij->i", difference, difference)]
 
 
-def _ranked(query: NDArray[np.float32], rows: list[Row], k: int) -> Neighbours:
+def _rank(query: NDArray[np.float32], rows: list[Row], k: int) -> list[Neighbour]:
     ranked = sorted(
         (float(np.sqrt(squared)), key_of(row["id"]), row["metadata"])
-        for squared, row in zip(_squared(query, rows), rows, strict=True)
+        for squared, row in zip(_squared_distances(query, rows), rows, strict=True)
     )
     return [Neighbour(key, distance, json.loads(text)) for distance, key, text in ranked[:k]]

@@ -1,88 +1,95 @@
-"""What a call of adds makes of the rows that are in Milvus: the rules of `index.catalog.images`, without a transaction.
+"""The rows that one `add_many` writes to Milvus. The rules are those of `index.catalog.images`.
 
-Does not: talk to Milvus.
+Out of scope: talking to Milvus.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from index.catalog.images import Entry
 from index.milvus.schema import Row, id_of, searchable
-from index.records import AddOutcome, NewImage
+from index.records import AddOutcome
 
-_KEEPS = "keeps"  # on a row whose picture is in Milvus, and stays
+_KEEPS_PICTURE: Final = "keeps"  # marks a row whose picture must be copied from the row stored in Milvus
 
 
-class Change:
-    """The rows that adds make, in order. outcomes: of each add; rows: by id, still without their vectors.
+class Upsert:
+    """Collects the rows to write, in the order of the added images.
 
-    before: those in Milvus, by id, with the fields STATE. missing_vectors: ids that lack a vector in some space.
+    stored: the rows in Milvus, by id, with the fields STATE. missing_vectors: ids without a vector in some collection.
+    outcomes: of each add. rows: the rows to write, by id, without their vectors.
     """
 
-    def __init__(self, before: dict[str, Row]) -> None:
-        self.before = before
+    def __init__(self, stored: dict[str, Row]) -> None:
+        self.stored = stored
         self.missing_vectors: set[str] = set()
         self.outcomes: list[AddOutcome] = []
         self.rows: dict[str, Row] = {}
-        self._numbers: dict[str, int] = {}
+        self._entries: dict[str, Entry] = {}
 
-    def add(self, number: int, key: str, image: NewImage, metadata: str | None, picture: Row) -> None:
-        """Add or replace one image, the `number`-th of the call; `metadata` is JSON, None keeps what there is."""
-        row_id = id_of(key)
-        before = self.before.get(row_id)
-        same = before is not None and before["sha256"] == image.sha256
+    def add(self, entry: Entry, picture: Row) -> None:
+        """Add or replace one image. picture: the fields of the row that hold its picture."""
+        row_id = id_of(entry.key)
+        stored = self.stored.get(row_id)
+        same = stored is not None and stored["sha256"] == entry.sha256
+        metadata = entry.metadata
         if metadata is None:
-            metadata = "{}" if before is None else str(before["metadata"])
-        fresh = picture["has_picture"] and before is not None and not before["has_picture"]
+            metadata = "{}" if stored is None else str(stored["metadata"])
+        new_picture = picture["has_picture"] and stored is not None and not stored["has_picture"]
         if (
-            before is not None
+            stored is not None
             and same
-            and metadata == before["metadata"]
-            and not fresh
+            and metadata == stored["metadata"]
+            and not new_picture
             and row_id not in self.missing_vectors
         ):
             self.outcomes.append(AddOutcome.UNCHANGED)
             return
-        moment = now()
+        time_us = now()
         row = {
             "id": row_id,
-            "sha256": image.sha256,
-            "size": image.size,
-            "width": image.width,
-            "height": image.height,
-            "added": moment if before is None else before["added"],
-            "updated": moment,
+            "sha256": entry.sha256,
+            "size": entry.size,
+            "width": entry.width,
+            "height": entry.height,
+            "added": time_us if stored is None else stored["added"],
+            "updated": time_us,
             **searchable(metadata),
             **picture,
         }
-        if before is not None and same and before["has_picture"] and not picture["has_picture"]:
-            row |= {"has_picture": True, "picture": before.get("picture", [])}
-            row[_KEEPS] = before.get(_KEEPS, "picture" not in before)
-        self.outcomes.append(AddOutcome.ADDED if before is None else AddOutcome.REPLACED)
+        if stored is not None and same and stored["has_picture"] and not picture["has_picture"]:
+            row |= {"has_picture": True, "picture": stored.get("picture", [])}
+            row[_KEEPS_PICTURE] = stored.get(_KEEPS_PICTURE, "picture" not in stored)
+        self.outcomes.append(AddOutcome.ADDED if stored is None else AddOutcome.REPLACED)
         self.missing_vectors.discard(row_id)
-        self.before[row_id] = self.rows[row_id] = row
-        self._numbers[row_id] = number
+        self.stored[row_id] = self.rows[row_id] = row
+        self._entries[row_id] = entry
 
-    def without_picture(self) -> list[str]:
-        """Return the ids of the rows that keep a picture which is in Milvus."""
-        return [row_id for row_id, row in self.rows.items() if row.get(_KEEPS)]
+    def ids_that_keep_pictures(self) -> list[str]:
+        """Return the ids of the rows whose picture must be copied from Milvus."""
+        return [row_id for row_id, row in self.rows.items() if row.get(_KEEPS_PICTURE)]
 
     def keep_pictures(self, stored: Mapping[str, Row]) -> None:
-        """Give those rows their pictures."""
+        """Copy the pictures of these rows. stored: the rows in Milvus with their pictures, by id."""
         for row_id, row in self.rows.items():
-            if row.pop(_KEEPS, False):
+            if row.pop(_KEEPS_PICTURE, False):
                 old = stored.get(row_id, {"has_picture": False, "picture": []})
                 row |= {"has_picture": bool(old["has_picture"]), "picture": list(old["picture"])}
 
-    def rows_with(self, vectors: Sequence[NDArray[np.float16]] | NDArray[np.float16]) -> list[Row]:
-        """Return the rows, each with that of `vectors` which belongs to its add."""
-        return [row | {"vector": vectors[self._numbers[i]].astype(np.float32)} for i, row in self.rows.items()]
+    def rows_for(self, fingerprint: str) -> list[Row]:
+        """Return the rows with their vectors of one model; none if the images were not embedded with it."""
+        return [
+            row | {"vector": self._entries[row_id].vectors[fingerprint].astype(np.float32)}
+            for row_id, row in self.rows.items()
+            if fingerprint in self._entries[row_id].vectors
+        ]
 
 
 def now() -> int:
-    """Return the time in microseconds since 1970, UTC."""
+    """Return the current time in microseconds since 1970, UTC."""
     return time.time_ns() // 1000

@@ -41,7 +41,7 @@ class Runner:
     """
 
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
-        """Load `artifact`. Its files are compared with the manifest first, unless that was done before.
+        """Load `artifact`. Files that were not verified yet are compared with the manifest, each read once.
 
         Raises ArtifactCorruptError, PrecisionNotFoundError, DeviceUnavailableError (CUDA was requested and is not
         available), RunnerError (the graph cannot be loaded, or has other inputs or outputs), MissingExtraError (ONNX
@@ -50,12 +50,11 @@ class Runner:
         self.options = options or RunnerOptions()
         if self.options.precision is not None:
             artifact = artifact.at(self.options.precision)
-        if not artifact.verified:
-            artifact.verify()
         self.artifact = artifact
         self.classes = len(artifact.manifest.classes)
         self._session: onnxruntime.InferenceSession | None
         (self._session, *shared), self.provider = load_sessions(artifact, self.options)
+        artifact.verify()  # the files that were not loaded; `load_sessions` verified the others as it read them
         self._shared: onnxruntime.InferenceSession | None = shared[0] if shared else None
         self.streams = self.options.streams if shared else 1
         self.device = "cpu" if self.provider == CPU else f"cuda:{self.options.cuda_device}"

@@ -1,61 +1,52 @@
-"""Small JSON bodies, and what a merge patch makes of metadata.
+"""Reads small JSON bodies and applies JSON merge patches.
 
-Promises: a body over the limit is refused as soon as that is known; a patch never makes metadata deeper than the index
-keeps, however deep it is itself.
-Does not: read images (see bodies.py), store anything.
+Guarantees: a body over the limit is rejected as early as possible; a patch never makes metadata nested deeper than the
+index allows, whatever the depth of the patch.
+Out of scope: images (see upload.py), storing anything.
+References: RFC 7396 (JSON Merge Patch).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from index.errors import MetadataError
 from index.records import MAX_METADATA_DEPTH
-from service.errors import BodyMalformedError, BodyTimeoutError, BodyTooLargeError, BodyTypeError, ClientGoneError
+from service.api.upload import media_type, read_body
+from service.errors import BodyMalformedError, BodyTypeError
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON = "application/json"
 MAX_DOCUMENT_BYTES = 64 * 1024
 
 
-async def receive_document(request: Request, taken: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Read a JSON object of at most 64 KB, sent with one of the content types `taken`.
+async def receive_document(request: Request, accepted: Sequence[str], timeout_s: float) -> dict[str, Any]:
+    """Read a JSON object of at most 64 KiB whose Content-Type is one of `accepted`.
 
     Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError, BodyMalformedError, ClientGoneError.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in taken:
-        raise BodyTypeError(kind, "send " + " or ".join(taken))
-    data = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                if len(data) + len(chunk) > MAX_DOCUMENT_BYTES:
-                    raise BodyTooLargeError(MAX_DOCUMENT_BYTES)
-                data += chunk
-    except TimeoutError:
-        raise BodyTimeoutError(seconds) from None
-    except ClientDisconnect:
-        raise ClientGoneError from None
+    kind = media_type(request)
+    if kind not in accepted:
+        raise BodyTypeError(kind, f"Send {' or '.join(accepted)}.")
+    data = b"".join([chunk async for chunk in read_body(request, MAX_DOCUMENT_BYTES, timeout_s)])
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BodyMalformedError(f"the body is not JSON ({error})") from None
+        raise BodyMalformedError(f"The body is not valid JSON ({error}).") from None
     if not isinstance(document, dict):
-        raise BodyMalformedError(f"the body is a JSON {type(document).__name__}, not an object")
+        raise BodyMalformedError(f"The body must be a JSON object, but is a {type(document).__name__}.")
     return document
 
 
 def merge_patch(target: object, patch: object, levels: int = MAX_METADATA_DEPTH) -> Any:
-    """Return `target` changed by `patch`: objects are merged, null removes, anything else replaces.
+    """Apply `patch` to `target` and return the result: objects are merged, null removes, any other value replaces.
 
-    Raises MetadataError when the patch has more than `levels` levels of objects.
-    Source: RFC 7396, section 2.
+    Raises MetadataError if the patch has more than `levels` levels of objects.
+    Reference: RFC 7396, section 2.
     """
     if not isinstance(patch, dict):
         return patch

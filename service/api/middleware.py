@@ -1,13 +1,13 @@
-"""What happens around every request, as plain ASGI: its identity, its log line, its metrics, its last resort.
+"""ASGI middleware for every request: request ID, log line, metrics, headers and unexpected exceptions.
 
-Promises:
-- Every answer has an `X-Request-ID` (the client's, where it is a decent one), the safety headers, and `Server-Timing`
-  where the model ran.
-- An exception that nobody foresaw is logged with its trace and answered with a 500 problem.
-- Where an answer comes before the body was read whole, the connection is closed after a moment of reading on: closed at
-  once, the client's unread bytes would reset it and the answer would be lost.
+Guarantees:
+- Every response has an `X-Request-ID` (the client's, if it matches the allowed pattern) and the security headers, and
+  `Server-Timing` if the model ran.
+- An unexpected exception is logged with its traceback and answered with a 500 problem.
+- If a response is sent before the whole body was read, the rest is read for a moment before the connection is closed.
+  An immediate close would reset the connection, and the client would lose the response.
 
-Does not: look into bodies.
+Out of scope: reading bodies.
 """
 
 from __future__ import annotations
@@ -17,54 +17,55 @@ import re
 import time
 import uuid
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_of_bug
 from service.observability.request_log import Notes
-from service.observability.tracing import Answered
-
-if TYPE_CHECKING:
-    from service.state import State
+from service.observability.tracing import RequestSpan
+from service.state import State
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LINGER_S = 2.0
-_POLICY = (
+_CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_SAFETY = (
+_SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", _POLICY.encode()),
+    (b"content-security-policy", _CONTENT_SECURITY_POLICY.encode()),
 )
 
 
 class Observe:
-    """Identity, headers, metrics, log line and last resort of every request."""
+    """Adds the request ID and the headers, records metrics and the log line, and handles unexpected exceptions."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self._app = app
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        given = Headers(scope=scope).get("x-request-id", "")
-        notes = Notes(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        notes = Notes(sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex)
         scope["fc7.notes"] = notes
         status = 0
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", notes.request_id.encode()), *_SAFETY]
+                headers = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", notes.request_id.encode()),
+                    *_SECURITY_HEADERS,
+                ]
                 if notes.run:
                     timing = ", ".join(
                         f"{stage};dur={seconds * 1000:.1f}"
@@ -76,14 +77,14 @@ class Observe:
 
         self._state.in_flight += 1
         try:
-            await self._app(scope, receive, send_marked)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
             self._state.log.exception("bug", request_id=notes.request_id, path=scope["path"])
             if not status:
-                await problem_of_bug().for_path(scope["path"])(scope, receive, send_marked)
+                await problem_of_bug(scope["path"])(scope, receive, send_with_headers)
         finally:
             self._state.in_flight -= 1
-            # As the loop's next thing: it sends what was written only when this one is over.
+            # Deferred to the next turn of the event loop, which sends the response first.
             asyncio.get_running_loop().call_soon(self._record, scope, notes, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, notes: Notes, status: int, seconds: float) -> None:
@@ -97,7 +98,7 @@ class Observe:
         more: dict[str, object] = {"images": notes.images} if notes.images else {}
         if self._state.tracing is not None:
             now = time.time_ns()
-            answered = Answered(
+            answered = RequestSpan(
                 scope["method"], route, status, notes.request_id, notes.images, now - int(seconds * 1e9), now
             )
             more["trace_id"] = self._state.tracing.record(Headers(scope=scope), answered, notes.stages)
@@ -115,13 +116,13 @@ class Observe:
 
 
 class LingeringClose:
-    """Answer early, read on for a moment, then close: for answers that come before the body was read whole."""
+    """Keeps reading for a moment before the connection is closed, if the response came before the end of the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         headers = Headers(scope=scope) if scope["type"] == "http" else {}
         if not ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
             await self._app(scope, receive, send)
@@ -134,21 +135,21 @@ class LingeringClose:
             unread = unread and message["type"] == "http.request" and message.get("more_body", False)
             return message
 
-        async def send_early(message: Message) -> None:
+        async def send_and_drain(message: Message) -> None:
             if unread and message["type"] == "http.response.start":
                 MutableHeaders(raw=message.setdefault("headers", []))["Connection"] = "close"
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                await _read_on(receive_counted)
+                await drain()
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        async def _read_on(receive_next: Receive) -> None:
+        async def drain() -> None:
             try:
                 async with asyncio.timeout(_LINGER_S):
                     while unread:
-                        await receive_next()
+                        await receive_counted()
             except TimeoutError:
                 return
 
-        await self._app(scope, receive_counted, send_early)
+        await self._app(scope, receive_counted, send_and_drain)

@@ -1,9 +1,9 @@
-"""The bodies of the Open Inference Protocol v2: JSON with tensors inside it or, as raw bytes, behind it.
+"""Parses and writes the bodies of the Open Inference Protocol v2: JSON with tensors inside it, or raw bytes after it.
 
-Promises: what a request announces (header length, shapes, sizes, counts) is compared with what it brings before an
-array is made; every refusal names the tensor and the rule; a compressed body is inflated to at most a limit.
-Does not: know HTTP routes, decode pictures, read or write compressed answers, take tensors from shared memory.
-Source: the Open Inference Protocol's REST API, and Triton's extensions for binary tensor data and classification.
+Guarantees: what a request announces (header length, shapes, sizes, counts) is checked against what it contains before
+an array is allocated; every error names the tensor and the rule; a compressed body is decompressed only up to a limit.
+Out of scope: HTTP routes, decoding images, compressed responses, tensors in shared memory.
+References: the Open Inference Protocol's REST API; Triton's extensions for binary tensor data and classification.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _KNOWN_DATATYPES: Final = frozenset(
     ["BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64"]
     + [f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)]
 )
-_WINDOWS: Final = {"gzip": (31,), "deflate": (15, -15)}  # zlib's; "deflate" is sent with its header and without
-_SHOWN: Final = 60  # characters of a client's value in an error
-_LISTS_AN_IMAGE: Final = 60_000  # a nested one has 224 x 224 + 224 + 1
+_WINDOW_BITS: Final = {"gzip": (31,), "deflate": (15, -15)}  # for zlib; clients send "deflate" with or without a header
+_MAX_SHOWN: Final = 60  # characters of a client's value in an error message
+_MAX_LISTS_PER_IMAGE: Final = 60_000  # a nested [224,224,3] list has 224 x 224 + 224 + 1
 _LENGTH_BYTES: Final = 4  # before each element of a BYTES tensor
 
 
 @dataclass(frozen=True, slots=True)
-class WantedOutput:
-    """One output to answer with. `classes`: the best so many as text instead of all values; 0 for the values."""
+class RequestedOutput:
+    """A requested output. `classes`: how many of the most probable classes to return as text; 0 returns all values."""
 
     name: str
     binary: bool
@@ -55,103 +55,104 @@ class WantedOutput:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request that keeps its promises: either views (uint8 [n,224,224,3]) or pictures (encoded), never both."""
+    """A valid request with either `views` (uint8 [n,224,224,3]) or `images` (encoded images), never both."""
 
     id: str | None
     views: NDArray[np.uint8] | None
-    pictures: tuple[bytes, ...]
-    count: int  # views of each picture, 1 or 10
-    outputs: tuple[WantedOutput, ...]
+    images: tuple[bytes, ...]
+    view_count: int  # views per image, 1 or 10
+    outputs: tuple[RequestedOutput, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class InferAnswer:
-    """A body, and the length of its JSON where raw tensors follow; None where none does."""
+    """A response body. `header_length` is the length of its JSON if raw tensors follow, otherwise None."""
 
     body: bytes
     header_length: int | None
 
 
 def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
-    """Return a body as it was before `Content-Encoding`; never more than `limit` bytes are made.
+    """Undo the Content-Encoding of a body, producing at most `limit` bytes.
 
     Raises BodyEncodingError, BodyTooLargeError, BodyMalformedError.
     """
     name = (encoding or "identity").strip().lower()
     if name == "identity":
         return body
-    if name not in _WINDOWS:
+    if name not in _WINDOW_BITS:
         raise BodyEncodingError(_show(name))
     plain, stream, reason = b"", None, ""
-    for window in _WINDOWS[name]:
+    for window in _WINDOW_BITS[name]:
         tried = zlib.decompressobj(window)
         try:
             found = tried.decompress(body, limit + 1)
         except zlib.error as exc:
             reason = reason or str(exc)
             continue
-        if tried.eof or len(found) > limit or not reason:  # without a header almost anything begins well
+        if tried.eof or len(found) > limit or not reason:  # without a header, almost any bytes start to decompress
             plain, stream = found, tried
             break
     if stream is None:
-        raise BodyMalformedError(f"the body is not {name}: {reason}")
+        raise BodyMalformedError(f"The body is not valid {name}: {reason}.")
     if len(plain) > limit:
         raise BodyTooLargeError(limit)
     if not stream.eof:
-        raise BodyMalformedError(f"the {name} body was cut: its end is missing")
+        raise BodyMalformedError(f"The {name} body is incomplete.")
     if stream.unused_data:
-        raise BodyMalformedError(f"{len(stream.unused_data):,} bytes follow the end of the {name} body")
+        raise BodyMalformedError(f"{len(stream.unused_data):,} bytes follow the end of the {name} body.")
     return plain
 
 
-def parse(body: bytes, header_length: str | None, *, most_images: int, classes: int) -> InferRequest:
-    """Read an inference request. `header_length` is the header of that name; `classes` the columns of probabilities.
+def parse(body: bytes, header_length: str | None, *, max_images: int, classes: int) -> InferRequest:
+    """Parse an inference request. `header_length`: the header of that name. `classes`: the model's number of classes.
 
     Raises BodyMalformedError, TooManyImagesError.
     """
     length = len(body) if header_length is None else _header_length(header_length, len(body))
     text = body[:length]
-    # Python's lists take some twenty times the bytes of "[],": without this, a small compressed body fills the memory.
-    if sum(text.count(opening) for opening in (b"[", b"{", b'"')) > _LISTS_AN_IMAGE * most_images:
-        raise BodyMalformedError(f"the request has more lists and texts than {most_images} images can have")
+    # Python's lists take about twenty times the bytes of "[],". Without this check, a small compressed body could
+    # exhaust the memory.
+    if sum(text.count(opening) for opening in (b"[", b"{", b'"')) > _MAX_LISTS_PER_IMAGE * max_images:
+        raise BodyMalformedError(f"The request has more lists and strings than {max_images} images can have.")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise BodyMalformedError(f"the request is not JSON: {exc}") from None
+        raise BodyMalformedError(f"The request is not valid JSON: {exc}.") from None
     document = _object(document, "the request")
     parameters = _parameters(document, "the request", {"binary_data_output", "views"})
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
-        raise BodyMalformedError(f"id must be a text, but is {_show(identity)}")
-    tensor = _Tensor.of(document, most_images)
+        raise BodyMalformedError(f"id must be a string, but is {_show(identity)}.")
+    tensor = _Tensor.of(document, max_images)
     raw = tensor.raw(memoryview(body)[length:])
-    count = parameters.get("views", 1)
-    if count not in (1, 10) or isinstance(count, bool) or (count == 10 and tensor.name == PIXELS):
+    view_count = parameters.get("views", 1)
+    if view_count not in (1, 10) or isinstance(view_count, bool) or (view_count == 10 and tensor.name == PIXELS):
         raise BodyMalformedError(
-            f"views must be 1, or 10 for the input {IMAGE}, but is {_show(count)} for the input {tensor.name}"
+            f"views must be 1, or 10 for the input {IMAGE}, but is {_show(view_count)} for the input {tensor.name}."
         )
     return InferRequest(
         id=identity,
         views=tensor.views(raw) if tensor.name == PIXELS else None,
-        pictures=tensor.pictures(raw) if tensor.name == IMAGE else (),
-        count=int(count),
+        images=tensor.images(raw) if tensor.name == IMAGE else (),
+        view_count=int(view_count),
         outputs=_outputs(document, _flag(parameters, "binary_data_output", "the request"), classes),
     )
 
 
 def write(request: InferRequest, outputs: Outputs, labels: Sequence[str], model: str, version: int) -> InferAnswer:
-    """Return the answer's body: the wanted outputs in their order, raw tensors after the JSON in the same order."""
+    """Return the response body: the requested outputs in their order, raw tensors after the JSON in the same order."""
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
-    for wanted in request.outputs:
-        values = outputs.probabilities if wanted.name == PROBABILITIES else outputs.fc7
-        texts = _classification(values, wanted.classes, labels) if wanted.classes else None
+    for output in request.outputs:
+        values = outputs.probabilities if output.name == PROBABILITIES else outputs.fc7
+        texts = _classification(values, output.classes, labels) if output.classes else None
         entry: dict[str, Any] = {
-            "name": wanted.name,
+            "name": output.name,
             "datatype": "FP32" if texts is None else "BYTES",
-            "shape": [len(values), wanted.classes or values.shape[1]],
+            "shape": [len(values), output.classes or values.shape[1]],
         }
-        if wanted.binary:
+        if output.binary:
             raw.append(values.astype("<f4", copy=False).tobytes() if texts is None else _elements(texts))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
@@ -166,7 +167,7 @@ def write(request: InferRequest, outputs: Outputs, labels: Sequence[str], model:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """The one input, as the JSON describes it: `size` bytes of raw data, or None with `data` in the JSON."""
+    """The input as described by the JSON. `size`: the number of its raw bytes; None if its values are in `data`."""
 
     name: str
     shape: tuple[int, ...]
@@ -174,84 +175,88 @@ class _Tensor:
     data: Any
 
     @classmethod
-    def of(cls, document: Mapping[str, Any], most_images: int) -> _Tensor:
+    def of(cls, document: Mapping[str, Any], max_images: int) -> _Tensor:
         inputs = document.get("inputs")
         if not isinstance(inputs, list) or len(inputs) != 1:
-            found = f"{len(inputs)} of them" if isinstance(inputs, list) else _show(inputs)
-            raise BodyMalformedError(f"inputs must be a list of one tensor, {PIXELS} or {IMAGE}, but is {found}")
+            found = f"a list of {len(inputs)}" if isinstance(inputs, list) else _show(inputs)
+            raise BodyMalformedError(f"inputs must be a list of one tensor, {PIXELS} or {IMAGE}, but is {found}.")
         entry = _object(inputs[0], "inputs[0]")
         name = entry.get("name")
         if not isinstance(name, str) or name not in _DATATYPES:
-            raise BodyMalformedError(f"input {_show(name)} is unknown: the model takes {PIXELS} or {IMAGE}")
+            raise BodyMalformedError(f"Input {_show(name)} is unknown. The model accepts {PIXELS} or {IMAGE}.")
         datatype = entry.get("datatype")
         if datatype != _DATATYPES[name]:
             known = isinstance(datatype, str) and datatype in _KNOWN_DATATYPES
             raise BodyMalformedError(
-                f"input {name} must have datatype {_DATATYPES[name]}, but has {_show(datatype)}"
-                + ("" if known else ", which is no datatype of the protocol")
+                f"Input {name} must have the datatype {_DATATYPES[name]}, but has {_show(datatype)}"
+                + ("." if known else ", which is not a datatype of the protocol.")
             )
         shape = _shape(name, entry.get("shape"))
-        if shape[0] > most_images:
-            raise TooManyImagesError(most_images)
+        if shape[0] > max_images:
+            raise TooManyImagesError(max_images)
         parameters = _parameters(entry, f"input {name}", {"binary_data_size"})
         size = parameters.get("binary_data_size")
         if size is not None and (not _is_whole(size) or size < 0):
-            raise BodyMalformedError(f"input {name}: binary_data_size must be a number of bytes, but is {_show(size)}")
+            raise BodyMalformedError(f"Input {name}: binary_data_size must be a number of bytes, but is {_show(size)}.")
         if (size is None) == ("data" not in entry):
-            raise BodyMalformedError(f"input {name} needs its values once: either data, or binary_data_size bytes")
+            raise BodyMalformedError(
+                f"Input {name} must have its values either in data or in binary_data_size raw bytes."
+            )
         return cls(name, shape, size, entry.get("data"))
 
-    def raw(self, behind: memoryview) -> memoryview:
-        """Return the tensor's own bytes behind the JSON, and refuse too few and too many of them."""
+    def raw(self, rest: memoryview) -> memoryview:
+        """Return the bytes after the JSON, or raise BodyMalformedError unless there are exactly `size` of them."""
         size = self.size or 0
-        if len(behind) != size:
+        if len(rest) != size:
             raise BodyMalformedError(
-                f"{len(behind):,} bytes follow the JSON, but input {self.name} announces {size:,} (binary_data_size)"
+                f"{len(rest):,} bytes follow the JSON, but input {self.name} announces {size:,} (binary_data_size)."
             )
-        return behind
+        return rest
 
     def views(self, raw: memoryview) -> NDArray[np.uint8]:
         needed = math.prod(self.shape)
         if self.size is not None:
             if self.size != needed:
                 raise BodyMalformedError(
-                    f"input {self.name}: shape {list(self.shape)} of UINT8 is {needed:,} bytes, "
-                    f"but binary_data_size is {self.size:,}"
+                    f"Input {self.name}: the shape {list(self.shape)} of UINT8 requires {needed:,} bytes, "
+                    f"but binary_data_size is {self.size:,}."
                 )
             return np.frombuffer(raw, np.uint8).reshape(self.shape)
         try:
             values = np.asarray(self.data)
         except (ValueError, OverflowError):
-            raise BodyMalformedError(f"input {self.name}: data is not a regular list of numbers") from None
+            raise BodyMalformedError(f"Input {self.name}: data is not a regular list of numbers.") from None
         if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > 255)):
-            raise BodyMalformedError(f"input {self.name}: data must be whole numbers from 0 to 255")
+            raise BodyMalformedError(f"Input {self.name}: data must contain whole numbers from 0 to 255.")
         if values.size != needed or values.shape not in ((needed,), self.shape):
             raise BodyMalformedError(
-                f"input {self.name}: shape {list(self.shape)} is {needed:,} values, flat or nested alike, "
-                f"but data is {list(values.shape)}"
+                f"Input {self.name}: the shape {list(self.shape)} requires {needed:,} values, flat or nested, "
+                f"but data has the shape {list(values.shape)}."
             )
         return values.astype(np.uint8).reshape(self.shape)
 
-    def pictures(self, raw: memoryview) -> tuple[bytes, ...]:
+    def images(self, raw: memoryview) -> tuple[bytes, ...]:
         count = self.shape[0]
         found = _split(self.name, raw, count) if self.size is not None else _from_base64(self.name, self.data)
         if len(found) != count:
-            raise BodyMalformedError(f"input {self.name}: shape {list(self.shape)}, but data has {len(found)} elements")
+            raise BodyMalformedError(
+                f"Input {self.name}: the shape is {list(self.shape)}, but data has {len(found)} elements."
+            )
         return tuple(found)
 
 
 def _header_length(text: str, available: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) > available:
         raise BodyMalformedError(
-            f"{HEADER_LENGTH} must be the length of the JSON at the body's start, at most the body's {available:,} "
-            f"bytes, but is {_show(text)}"
+            f"{HEADER_LENGTH} must be the length of the JSON at the start of the body, at most the {available:,} bytes "
+            f"of the body, but is {_show(text)}."
         )
     return int(text)
 
 
 def _shape(name: str, shape: object) -> tuple[int, ...]:
     rest = _VIEW if name == PIXELS else ()
-    wanted = f"[N, {', '.join(map(str, rest))}]" if rest else "[N] or [N, 1]"
+    expected = f"[N, {', '.join(map(str, rest))}]" if rest else "[N] or [N, 1]"
     if (
         not isinstance(shape, list)
         or not all(_is_whole(size) for size in shape)
@@ -259,25 +264,27 @@ def _shape(name: str, shape: object) -> tuple[int, ...]:
         or shape[0] < 1
         or tuple(shape[1:]) not in ((rest,) if rest else ((), (1,)))
     ):
-        raise BodyMalformedError(f"input {name} must have shape {wanted}, N from 1, but has {_show(shape)}")
+        raise BodyMalformedError(
+            f"Input {name} must have the shape {expected} with N of at least 1, but has {_show(shape)}."
+        )
     return tuple(shape)
 
 
 def _split(name: str, raw: memoryview, count: int) -> list[bytes]:
-    """Cut a BYTES tensor into its elements: each is a little-endian uint32, its length, and its bytes."""
+    """Split a BYTES tensor into its elements. Each is its length, a little-endian uint32, followed by its bytes."""
     elements: list[bytes] = []
     start = 0
     while start < len(raw):
         if len(elements) == count:
-            raise BodyMalformedError(f"input {name}: {len(raw) - start:,} bytes follow its {count} elements")
+            raise BodyMalformedError(f"Input {name}: {len(raw) - start:,} bytes follow its {count} elements.")
         first = start + _LENGTH_BYTES
         end = first + int.from_bytes(raw[start:first], "little")
         if first > len(raw) or end > len(raw):
-            raise BodyMalformedError(f"input {name}: element {len(elements)} is cut off by the tensor's end")
+            raise BodyMalformedError(f"Input {name}: element {len(elements)} extends beyond the end of the tensor.")
         elements.append(bytes(raw[first:end]))
         start = end
     if len(elements) < count:
-        raise BodyMalformedError(f"input {name}: {count} elements are announced, but {len(elements)} are there")
+        raise BodyMalformedError(f"Input {name}: {count} elements are announced, but there are only {len(elements)}.")
     return elements
 
 
@@ -285,30 +292,30 @@ def _from_base64(name: str, data: object) -> list[bytes]:
     elements: list[Any] = data if isinstance(data, list) else [data]
     if all(isinstance(element, list) and len(element) == 1 for element in elements):
         elements = [element[0] for element in elements]
-    pictures = []
+    images = []
     for position, element in enumerate(elements):
         if not isinstance(element, str):
-            raise BodyMalformedError(f"input {name}: element {position} of data must be a text, the picture in base64")
+            raise BodyMalformedError(f"Input {name}: element {position} of data must be a string, the image in base64.")
         try:
-            pictures.append(base64.b64decode(element, validate=True))
+            images.append(base64.b64decode(element, validate=True))
         except (binascii.Error, ValueError):
-            raise BodyMalformedError(f"input {name}: element {position} of data is not base64") from None
-    return pictures
+            raise BodyMalformedError(f"Input {name}: element {position} of data is not valid base64.") from None
+    return images
 
 
-def _outputs(document: Mapping[str, Any], binary: bool, classes: int) -> tuple[WantedOutput, ...]:
-    asked = document.get("outputs")
-    if asked is None or asked == []:
-        return tuple(WantedOutput(name, binary) for name in OUTPUTS)
-    if not isinstance(asked, list):
-        raise BodyMalformedError(f"outputs must be a list, but is {_show(asked)}")
-    wanted: dict[str, WantedOutput] = {}
-    for position, value in enumerate(asked):
+def _outputs(document: Mapping[str, Any], binary: bool, classes: int) -> tuple[RequestedOutput, ...]:
+    requested = document.get("outputs")
+    if requested is None or requested == []:
+        return tuple(RequestedOutput(name, binary) for name in OUTPUTS)
+    if not isinstance(requested, list):
+        raise BodyMalformedError(f"outputs must be a list, but is {_show(requested)}.")
+    outputs: dict[str, RequestedOutput] = {}
+    for position, value in enumerate(requested):
         entry = _object(value, f"outputs[{position}]")
         name = entry.get("name")
-        if not isinstance(name, str) or name not in OUTPUTS or name in wanted:
+        if not isinstance(name, str) or name not in OUTPUTS or name in outputs:
             raise BodyMalformedError(
-                f"output {_show(name)} is unknown or asked for twice: the model has {' and '.join(OUTPUTS)}"
+                f"Output {_show(name)} is unknown or requested twice. The model has {' and '.join(OUTPUTS)}."
             )
         parameters = _parameters(entry, f"output {name}", {"binary_data", "classification"})
         best = parameters.get("classification", 0)
@@ -316,11 +323,11 @@ def _outputs(document: Mapping[str, Any], binary: bool, classes: int) -> tuple[W
             name != PROBABILITIES or not _is_whole(best) or not 1 <= best <= classes
         ):
             raise BodyMalformedError(
-                f"output {name}: classification is for {PROBABILITIES}, a whole number from 1 to {classes}, "
-                f"but is {_show(best)}"
+                f"Output {name}: classification is only supported for {PROBABILITIES} and must be a whole number from "
+                f"1 to {classes}, but is {_show(best)}."
             )
-        wanted[name] = WantedOutput(name, _flag(parameters, "binary_data", f"output {name}", otherwise=binary), best)
-    return tuple(wanted.values())
+        outputs[name] = RequestedOutput(name, _flag(parameters, "binary_data", f"output {name}", default=binary), best)
+    return tuple(outputs.values())
 
 
 def _classification(values: NDArray[np.float32], k: int, labels: Sequence[str]) -> list[str]:
@@ -334,25 +341,26 @@ def _elements(texts: Sequence[str]) -> bytes:
     return b"".join(part for text in encoded for part in (len(text).to_bytes(_LENGTH_BYTES, "little"), text))
 
 
-def _object(value: object, place: str) -> Mapping[str, Any]:
+def _object(value: object, subject: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise BodyMalformedError(f"{place} must be a JSON object, but is {_show(value)}")
+        raise BodyMalformedError(f"Expected a JSON object for {subject}, but found {_show(value)}.")
     return value
 
 
-def _parameters(entry: Mapping[str, Any], place: str, taken: set[str]) -> Mapping[str, Any]:
-    parameters = _object(entry.get("parameters", {}), f"parameters of {place}")
-    if unknown := parameters.keys() - taken:
+def _parameters(entry: Mapping[str, Any], subject: str, accepted: set[str]) -> Mapping[str, Any]:
+    parameters = _object(entry.get("parameters", {}), f"the parameters of {subject}")
+    if unknown := parameters.keys() - accepted:
         raise BodyMalformedError(
-            f"{place}: parameter {_show(min(unknown))} is not taken; these are: {', '.join(sorted(taken))}"
+            f"The parameter {_show(min(unknown))} of {subject} is not supported. "
+            f"Supported parameters: {', '.join(sorted(accepted))}."
         )
     return parameters
 
 
-def _flag(parameters: Mapping[str, Any], name: str, place: str, *, otherwise: bool = False) -> bool:
-    value = parameters.get(name, otherwise)
+def _flag(parameters: Mapping[str, Any], name: str, subject: str, *, default: bool = False) -> bool:
+    value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise BodyMalformedError(f"{place}: {name} must be true or false, but is {_show(value)}")
+        raise BodyMalformedError(f"The parameter {name} of {subject} must be true or false, but is {_show(value)}.")
     return value
 
 
@@ -361,10 +369,10 @@ def _is_whole(value: object) -> bool:
 
 
 def _show(value: object) -> str:
-    """Return a client's value for an error: short, and whatever it holds, text that can be sent."""
+    """Return a client's value for an error message, shortened and in ASCII."""
     if isinstance(value, str):
-        return ascii(value[:_SHOWN])
-    if isinstance(value, list | dict) and len(value) > _SHOWN:
+        return ascii(value[:_MAX_SHOWN])
+    if isinstance(value, list | dict) and len(value) > _MAX_SHOWN:
         return f"a {type(value).__name__} of {len(value):,} entries"
     shown = ascii(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."

@@ -1,7 +1,7 @@
-"""The parameters of paths, version 1: their ranges, and how a value outside is refused.
+"""Query parameters of the HTTP API, version 1.
 
-Promises: a parameter that a path does not know is refused, not ignored; a refusal names the whole range.
-Does not: check what only the model knows, such as the number of classes.
+Guarantees: unknown parameters are rejected; an error states the whole valid range.
+Out of scope: checks that depend on the model, such as the number of classes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ MAX_NEIGHBOURS = 1000
 MAX_PAGE = 1000
 
 
-def _whole(expected: str, low: int, high: int) -> BeforeValidator:
-    """Check a whole number; every refusal says `expected`, the whole range, and not the bound that was hit."""
+def _whole_number(low: int, high: int) -> BeforeValidator:
+    """Validate a whole number. The error message states the whole range."""
 
     def check(value: object) -> int:
         try:
@@ -24,7 +24,9 @@ def _whole(expected: str, low: int, high: int) -> BeforeValidator:
         except ValueError:
             number = low - 1
         if not low <= number <= high:
-            raise PydanticCustomError("range", "expected {expected}", {"expected": expected})
+            raise PydanticCustomError(
+                "range", "expected a whole number from {low} to {high}", {"low": low, "high": high}
+            )
         return number
 
     return BeforeValidator(check)
@@ -36,18 +38,20 @@ def _one_or_ten(value: object) -> int:
     return int(str(value))
 
 
-def _span(low: int, high: int) -> WithJsonSchema:
+def _range_schema(low: int, high: int) -> WithJsonSchema:
     return WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
+
+
+_Neighbours = Annotated[int, _whole_number(1, MAX_NEIGHBOURS), _range_schema(1, MAX_NEIGHBOURS)]
+_PageSize = Annotated[int, _whole_number(1, MAX_PAGE), _range_schema(1, MAX_PAGE)]
+_WHERE = (
+    "A filter on metadata, such as label:cat, label:cat,dog, year>=2020 or camera.model:D90. Repeat the parameter to "
+    "combine filters: all of them must match. Write a value that contains a comma as a JSON string."
+)
 
 
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-_WHERE = (
-    "A filter on metadata, such as label:cat, label:cat,dog, year>=2020 or camera.model:D90; repeat it for several "
-    "that must all hold. A value with a comma is written as a JSON string."
-)
 
 
 class ClassifyQuery(_Query):
@@ -55,30 +59,32 @@ class ClassifyQuery(_Query):
 
     k: int | None = Field(
         None,
-        json_schema_extra={"minimum": 1},  # checked where the number of classes is known
-        description="How many classes, 1 to as many as the model has; unset: 5, or all where there are fewer.",
+        json_schema_extra={"minimum": 1},  # validated by the route, which knows the number of classes
+        description="Number of classes to return, from 1 to the number of classes of the model. The default is 5, or "
+        "all classes if there are fewer.",
     )
     views: Annotated[int, BeforeValidator(_one_or_ten), WithJsonSchema({"type": "integer", "enum": [1, 10]})] = Field(
-        1, description="1 (the centre) or 10 (corners, centre, mirrored; slower, more exact)."
+        1,
+        description="Number of crops to average over: 1 (the center), or 10 (the corners, the center, and their "
+        "mirror images), which is slower and more accurate.",
     )
-
     model: str | None = Field(
-        None, description="NAME:VERSION, or NAME for its newest, instead of the active version.", max_length=80
+        None,
+        description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version.",
+        max_length=80,
     )
 
 
 class SearchQuery(_Query):
-    """Parameters of searches: those of `GET /v1/images/{key}/similar`."""
+    """Parameters of `GET /v1/images/{key}/similar`."""
 
-    k: Annotated[
-        int, _whole(f"a whole number from 1 to {MAX_NEIGHBOURS}", 1, MAX_NEIGHBOURS), _span(1, MAX_NEIGHBOURS)
-    ] = Field(6, description=f"How many neighbours, 1 to {MAX_NEIGHBOURS}.")
+    k: _Neighbours = Field(6, description=f"Number of neighbours to return, from 1 to {MAX_NEIGHBOURS}.")
     mode: Literal["exact", "fast", "codes"] | None = Field(
         None,
-        description="exact: Euclidean distance of fc7 over all images. fast: short codes first, then the best of them "
-        "exactly. codes: Hamming distance of binary codes alone. Unset: fast once the index is large, else exact.",
+        description="Search mode. exact compares the fc7 vectors of all images. fast preselects images by short codes "
+        "and then compares their fc7 vectors. codes compares only binary codes, by Hamming distance. The default is "
+        "fast for a large index, and exact otherwise.",
     )
-
     where: list[str] = Field([], description=_WHERE)
 
 
@@ -87,7 +93,8 @@ class ModelSearchQuery(SearchQuery):
 
     model: str | None = Field(
         None,
-        description="NAME:VERSION whose vectors of all images are kept, instead of the index's model.",
+        description="Model to search with instead of the active version of the index: NAME:VERSION. The index must "
+        "hold its vectors for all images.",
         max_length=80,
     )
 
@@ -101,18 +108,14 @@ class WhereQuery(_Query):
 class ListQuery(_Query):
     """Parameters of `GET /v1/images`."""
 
-    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+    cursor: str | None = Field(None, description="The `next_cursor` of the previous page.")
     where: list[str] = Field([], description=_WHERE)
-    limit: Annotated[int, _whole(f"a whole number from 1 to {MAX_PAGE}", 1, MAX_PAGE), _span(1, MAX_PAGE)] = Field(
-        100, description=f"How many images, 1 to {MAX_PAGE}."
-    )
+    limit: _PageSize = Field(100, description=f"Number of images per page, from 1 to {MAX_PAGE}.")
 
 
 class DuplicatesQuery(_Query):
     """Parameters of `GET /v1/index/duplicates`."""
 
-    threshold: float = Field(ge=0, le=1e6, description="The largest Euclidean distance of a pair.")
-    limit: Annotated[int, _whole(f"a whole number from 1 to {MAX_PAGE}", 1, MAX_PAGE), _span(1, MAX_PAGE)] = Field(
-        100, description=f"How many pairs, 1 to {MAX_PAGE}: the nearest ones."
-    )
+    threshold: float = Field(ge=0, le=1e6, description="Maximum Euclidean distance of a pair.")
+    limit: _PageSize = Field(100, description=f"Number of pairs to return, from 1 to {MAX_PAGE}, nearest first.")
     where: list[str] = Field([], description=_WHERE)

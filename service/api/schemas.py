@@ -1,7 +1,4 @@
-"""The shapes of bodies and answers over HTTP, version 1: with queries.py, what the OpenAPI document is made of.
-
-Does not: compute.
-"""
+"""Request and response bodies of the HTTP API, version 1."""
 
 from __future__ import annotations
 
@@ -12,36 +9,37 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, SnapshotManifest, Space
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
 from service.indexing.jobs import JobInfo
-from service.indexing.reembedder import FollowState, Progress
-from service.inference.batch import Row
+from service.indexing.reembedder import MigrationState, Progress
 
 
 class ModelName(BaseModel):
-    """Which model answered."""
+    """The model that produced the result."""
 
     name: str
     version: int
 
     @classmethod
     def of(cls, artifact: Artifact) -> ModelName:
-        """Name the model of a version."""
+        """Return the name and version of a published model."""
         return cls(name=artifact.name, version=artifact.version)
 
     @classmethod
     def of_reference(cls, reference: str) -> ModelName:
-        """Name the model of a reference with its version, such as "solar:1" or, of an index, "solar:1 (int8)"."""
+        """Parse a reference with a version, such as "solar:1" or, from an index, "solar:1 (int8)"."""
         name, _, version = reference.partition(" ")[0].rpartition(":")
         return cls(name=name, version=int(version))
 
 
 class Prediction(BaseModel):
-    """A class and how probable it is, from 0 to 1."""
+    """A class and its probability, from 0 to 1."""
 
     index: int
     label: str
@@ -54,22 +52,22 @@ class ClassifyResult(BaseModel):
     predictions: list[Prediction]
 
     @classmethod
-    def of(cls, row: Row, labels: tuple[str, ...], k: int) -> ClassifyResult:
-        """Name the `k` most probable classes of a row."""
-        indices, values = top_k(row.probabilities[None], k)
+    def of(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> ClassifyResult:
+        """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
+        indices, values = top_k(probabilities[None], k)
         pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
         return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
 
 
 class ClassifyAnswer(BaseModel):
-    """One result an image, in the order they were sent."""
+    """One result for each image, in the order of the request."""
 
     model: ModelName
     results: list[ClassifyResult]
 
 
 class NeighbourInfo(BaseModel):
-    """An indexed image and its Euclidean distance; `thumbnail` is the path of its picture."""
+    """An indexed image and its distance. `thumbnail` is the path of its thumbnail."""
 
     key: str
     distance: float
@@ -78,7 +76,7 @@ class NeighbourInfo(BaseModel):
 
     @classmethod
     def of(cls, neighbour: Neighbour) -> NeighbourInfo:
-        """Show a neighbour."""
+        """Convert a neighbour from the index."""
         return cls(
             key=neighbour.key,
             distance=neighbour.distance,
@@ -88,18 +86,18 @@ class NeighbourInfo(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """The nearest images of one image, nearest first."""
+    """The most similar indexed images of one image, nearest first."""
 
     neighbours: list[NeighbourInfo]
 
     @classmethod
     def of(cls, neighbours: list[Neighbour]) -> SearchResult:
-        """Show the neighbours of one image."""
+        """Convert the neighbours of one image."""
         return cls(neighbours=[NeighbourInfo.of(neighbour) for neighbour in neighbours])
 
 
 class SearchAnswer(BaseModel):
-    """One result an image, in the order they were sent. `mode`: how it was searched."""
+    """One result for each image, in the order of the request. `mode` is the search mode that was used."""
 
     model: ModelName
     mode: Literal["exact", "fast", "codes"]
@@ -107,7 +105,7 @@ class SearchAnswer(BaseModel):
 
 
 class ImageInfo(BaseModel):
-    """An indexed image. Size in bytes, width and height of the upright original in pixels, times in UTC."""
+    """An indexed image. `size` is in bytes; `width` and `height` are in pixels, after rotation; times are in UTC."""
 
     key: str
     sha256: str
@@ -117,70 +115,69 @@ class ImageInfo(BaseModel):
     metadata: dict[str, Any]
     added: datetime
     updated: datetime
-    thumbnail: str | None = Field(description="Path of its picture; null when none was kept.")
+    thumbnail: str | None = Field(description="Path of the thumbnail. Null if none is stored.")
 
     @classmethod
     def of(cls, record: ImageRecord) -> ImageInfo:
-        """Show a record."""
-        return cls(
-            key=record.key,
-            sha256=record.sha256,
-            size=record.size,
-            width=record.width,
-            height=record.height,
-            metadata=record.metadata,
-            added=record.added,
-            updated=record.updated,
-            thumbnail=thumbnail_path(record.key) if record.has_picture else None,
-        )
+        """Convert a record of the index."""
+        thumbnail = thumbnail_path(record.key) if record.has_picture else None
+        return cls.model_validate(asdict(record) | {"thumbnail": thumbnail})
 
 
 class ImagePage(BaseModel):
-    """Some of the indexed images; `next_cursor` is null on the last page."""
+    """A page of indexed images. `next_cursor` is null on the last page."""
 
     images: list[ImageInfo]
     next_cursor: str | None
 
 
 class AddResult(BaseModel):
-    """What an add did: added (a new key), replaced (other bytes under it) or unchanged."""
+    """The result of adding an image: added (new key), replaced (the key had another image or metadata) or unchanged."""
 
     outcome: AddOutcome
     image: ImageInfo
 
 
 class AddAnswer(BaseModel):
-    """One result an image, in the order they were sent."""
+    """One result for each image, in the order of the request."""
 
     model: ModelName
     results: list[AddResult]
 
 
 class SpaceInfo(BaseModel):
-    """The vectors of one model. searched: search uses them; kept: it did before, and may at once again."""
+    """A vector space: the vectors of one model.
+
+    `searched`: searches use this space. `kept`: it was searched before and is kept, so that going back to its model is
+    immediate.
+    """
 
     model: str
     fingerprint: str
     vectors: int
-    missing_vectors: int = Field(description="Images without a vector among them.")
+    missing_vectors: int = Field(description="Number of images without a vector in this space.")
     searched: bool
     kept: bool
 
 
-class FollowInfo(BaseModel):
-    """How far the index is on its way to a model: images that lacked a vector, that got one, that cannot have one."""
+class MigrationInfo(BaseModel):
+    """Progress of the migration of the index to another model.
+
+    `total`: images that had no vector of the model. `done`: images embedded so far. `skipped`: images that cannot be
+    embedded.
+    """
 
     model: str
-    state: FollowState
+    state: MigrationState
     total: int
     done: int
     skipped: int
-    skipped_keys: dict[str, str] = Field(description="The first of those that cannot have one, and why.")
+    skipped_keys: dict[str, str] = Field(description="The first skipped images, each with the reason.")
     detail: str
 
 
 class IndexInfo(BaseModel):
-    """Counts and sizes (bytes) of the index, and the model that made the vectors that search uses."""
+    """Counts and sizes of the index (in bytes), and the model whose vectors are searched."""
 
     images: int
     vectors: int
@@ -190,40 +187,24 @@ class IndexInfo(BaseModel):
     model: str
     fingerprint: str
     missing_vectors: int = Field(
-        description="Images that search does not find, because they have no vector of this model."
+        description="Number of images that searches cannot find, because they have no vector of this model."
     )
     spaces: list[SpaceInfo]
-    following: FollowInfo | None = Field(description="The last going over to another model; null when none was needed.")
+    migration: MigrationInfo | None = Field(description="The last migration to another model. Null if there was none.")
 
     @classmethod
     def of(cls, stats: IndexStats, spaces: Sequence[Space], progress: Progress | None) -> IndexInfo:
-        """Show the statistics of an index."""
+        """Convert the statistics of an index."""
         return cls(
-            images=stats.images,
-            vectors=stats.vectors,
-            bytes_on_disk=stats.bytes_on_disk,
-            bytes_in_memory=stats.bytes_in_memory,
-            mode=stats.mode,
-            model=stats.model,
-            fingerprint=stats.fingerprint,
+            **asdict(stats),
             missing_vectors=next((space.missing_vectors for space in spaces if space.active), 0),
-            spaces=[
-                SpaceInfo(
-                    model=space.model,
-                    fingerprint=space.fingerprint,
-                    vectors=space.vectors,
-                    missing_vectors=space.missing_vectors,
-                    searched=space.active,
-                    kept=space.kept,
-                )
-                for space in spaces
-            ],
-            following=None if progress is None else FollowInfo.model_validate(asdict(progress)),
+            spaces=[SpaceInfo.model_validate(asdict(space) | {"searched": space.active}) for space in spaces],
+            migration=None if progress is None else MigrationInfo.model_validate(asdict(progress)),
         )
 
 
 class PairInfo(BaseModel):
-    """Two images that are nearly the same, and their Euclidean distance."""
+    """Two near-duplicate images and their Euclidean distance."""
 
     first: str
     second: str
@@ -237,7 +218,7 @@ class DuplicatesAnswer(BaseModel):
 
 
 class SnapshotInfo(BaseModel):
-    """A snapshot of the index: its folder on the server, its size in bytes, what is in it and when it was taken."""
+    """A snapshot of the index. `path` is its folder on the server; `size` is in bytes."""
 
     name: str
     path: str
@@ -249,20 +230,12 @@ class SnapshotInfo(BaseModel):
 
     @classmethod
     def of(cls, path: Path, manifest: SnapshotManifest) -> SnapshotInfo:
-        """Show a snapshot."""
-        return cls(
-            name=path.name,
-            path=str(path),
-            created=manifest.created,
-            images=manifest.images,
-            vectors=manifest.vectors,
-            size=manifest.size,
-            sha256=manifest.sha256,
-        )
+        """Convert the manifest of a snapshot."""
+        return cls.model_validate(manifest.model_dump() | {"name": path.name, "path": str(path)})
 
 
 class MetadataPatch(BaseModel):
-    """A merge patch (RFC 7396) of an image. Only its metadata can be changed: names with null are removed."""
+    """A JSON merge patch (RFC 7396) of an image's metadata. Names with the value null are removed."""
 
     metadata: dict[str, Any] | None
 
@@ -274,15 +247,16 @@ class JobsAnswer(BaseModel):
 
 
 class DeletedAnswer(BaseModel):
-    """How many images were deleted."""
+    """The number of deleted images."""
 
     deleted: int
 
 
 class ModelInfo(BaseModel):
-    """A published version. `active`: it is the one to serve; `serving`: it is the one that answers now.
+    """A published version.
 
-    loaded: it is in memory, so that a request which names it need not wait for it.
+    `active`: it is the version chosen to serve. `serving`: it answers requests now. `loaded`: it is in memory, so that
+    requests that name it do not have to wait until it is loaded.
     """
 
     name: str
@@ -298,16 +272,16 @@ class ModelInfo(BaseModel):
 
 
 class ActivationAnswer(BaseModel):
-    """The version that answers from now on, the one before it, and how long the switch took.
+    """The version that now answers, the previous one, and the duration of the switch.
 
-    `index`: followed (search uses this model already), following (it uses the one before until every image is
-    embedded: see GET /v1/index).
+    `index_status`: ready (searches use this model already) or migrating (searches use the previous model until all
+    images are embedded again; see GET /v1/index).
     """
 
     model: ModelName
-    before: ModelName | None
+    previous: ModelName | None
     seconds: float
-    index: Literal["followed", "following"]
+    index_status: Literal["ready", "migrating"]
 
 
 class ModelsAnswer(BaseModel):
@@ -317,7 +291,7 @@ class ModelsAnswer(BaseModel):
 
 
 class Ready(BaseModel):
-    """The service answers. `notes` say what it cannot do although it is ready."""
+    """The service is ready. `notes` lists what does not work nevertheless."""
 
     status: Literal["ready"]
     model: ModelName
@@ -326,13 +300,13 @@ class Ready(BaseModel):
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["alive"]
 
 
 class Problem(BaseModel):
-    """RFC 9457: what went wrong. `limit` and `index` (of the bad image, from 0) where they help."""
+    """An error (RFC 9457). `limit` is the limit that was exceeded; `index` is the invalid image's position, from 0."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -345,7 +319,7 @@ class Problem(BaseModel):
 
 
 class InferenceTensor(BaseModel):
-    """A tensor of the Open Inference Protocol; -1 is any number."""
+    """A tensor of the Open Inference Protocol. A size of -1 means any size."""
 
     name: str
     datatype: str
@@ -353,7 +327,7 @@ class InferenceTensor(BaseModel):
 
 
 class InferenceServer(BaseModel):
-    """What the server is, in the Open Inference Protocol."""
+    """Server metadata of the Open Inference Protocol."""
 
     name: str
     version: str
@@ -361,7 +335,7 @@ class InferenceServer(BaseModel):
 
 
 class InferenceModel(BaseModel):
-    """What the model takes and gives, in the Open Inference Protocol."""
+    """Model metadata of the Open Inference Protocol."""
 
     name: str
     versions: list[str]
@@ -371,7 +345,7 @@ class InferenceModel(BaseModel):
 
 
 class InferenceAnswer(BaseModel):
-    """An inference: `data` or, after the JSON, raw bytes (`parameters.binary_data_size`) of each output."""
+    """An inference response. An output has `data` or, after the JSON, raw bytes (`parameters.binary_data_size`)."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -382,11 +356,11 @@ class InferenceAnswer(BaseModel):
 
 
 class InferenceProblem(BaseModel):
-    """What went wrong, in the Open Inference Protocol."""
+    """An error of the Open Inference Protocol."""
 
     error: str
 
 
 def thumbnail_path(key: str) -> str:
-    """Return the path of the picture of `key`: whole in one segment, so that no key is mistaken for a longer path."""
+    """Return the path of the thumbnail of `key`, with the key encoded as a single path segment."""
     return f"/v1/images/{quote(key, safe='')}/thumbnail"

@@ -1,13 +1,12 @@
-"""Read the images of a request from its body, counting while the bytes arrive.
+"""Reads request bodies: images, raw bytes, or chunks, with limits that are checked while the bytes arrive.
 
-Promises:
-- A body over the limit is refused as soon as that is known: by its Content-Length before a byte is read, else at the
-  chunk that passes the limit; file parts count like everything else. So are too many images, and
-  a body that is too slow.
-- The bytes held over all requests are bounded (`BodyBudget`).
+Guarantees:
+- A body over the limit is rejected as early as possible: by its Content-Length before any byte is read, otherwise at
+  the chunk that exceeds the limit. Too many images and slow bodies are rejected in the same way.
+- The number of bytes held by all requests together is bounded (`BodyBudget`).
 - Nothing is written to disk.
 
-Does not: look into the images, fetch URLs, inflate.
+Out of scope: decoding images, fetching URLs, decompression.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from service.errors import (
     TooManyImagesError,
 )
 
-_TAKEN = (
-    "send the image itself with image/* or application/octet-stream, "
-    "or multipart/form-data with one part named file for each image"
+_ACCEPTED = (
+    "Send one image as image/* or application/octet-stream, "
+    "or use multipart/form-data with one part named 'file' for each image."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """`bytes` and `images` of one request, `seconds` for its body to arrive."""
+    """Limits of one request: size in bytes, number of images, and seconds until the whole body must have arrived."""
 
     bytes: int
     images: int
@@ -51,7 +50,7 @@ class BodyLimits:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image as it was sent; `name` is its file name, if it had one."""
+    """The bytes of one image and its file name, if the client sent one."""
 
     data: bytes
     name: str | None = None
@@ -59,32 +58,37 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The images of a request, and the JSON of the part named `metadata`, if there was one."""
+    """The images of a request, and the JSON object of the part named `metadata`, if there was one."""
 
     uploads: list[Upload]
     metadata: dict[str, Any] | None = None
 
+    @property
+    def images(self) -> list[bytes]:
+        """The bytes of each image."""
+        return [upload.data for upload in self.uploads]
+
 
 class BodyBudget:
-    """How many bytes of bodies all requests hold together. Used from the event loop only."""
+    """Counts the body bytes held by all requests together. Use it from the event loop only."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.held = 0
 
     def take(self, count: int) -> None:
-        """Count `count` more bytes as held. Raises QueueFullError over the limit."""
+        """Reserve `count` bytes. Raises QueueFullError if that would exceed the limit."""
         if self.held + count > self._limit:
             raise QueueFullError("bytes of bodies", self._limit, 1)
         self.held += count
 
     def give_back(self, count: int) -> None:
-        """Count `count` bytes less."""
+        """Release `count` bytes."""
         self.held -= count
 
     @contextmanager
     def holding(self, count: int) -> Iterator[None]:
-        """Count `count` more bytes as held inside the block. Raises QueueFullError over the limit."""
+        """Reserve `count` bytes for the duration of the block. Raises QueueFullError if that would exceed the limit."""
         self.take(count)
         try:
             yield
@@ -92,78 +96,102 @@ class BodyBudget:
             self.give_back(count)
 
 
-@asynccontextmanager
-async def receive(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[Body]:
-    """Read a body: an image, or multipart with parts named `file` (and `metadata`). Its bytes count until the end.
+def limits_of(request: Request) -> BodyLimits:
+    """Return the application's limits for the body of one request."""
+    limits: BodyLimits = request.app.state.body_limits
+    return limits
 
+
+def budget_of(request: Request) -> BodyBudget:
+    """Return the application's budget for the bodies of all requests."""
+    budget: BodyBudget = request.app.state.body_budget
+    return budget
+
+
+def media_type(request: Request) -> str:
+    """Return the Content-Type without its parameters, in lower case; "" if there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(
+    request: Request, limit: int, timeout_s: float, *, timeout_per_chunk: bool = False
+) -> AsyncIterator[bytes]:
+    """Yield the chunks of a request body of at most `limit` bytes.
+
+    timeout_s: seconds until the whole body must have arrived or, with `timeout_per_chunk`, the next chunk.
+    Raises BodyTooLargeError, BodyTimeoutError, ClientGoneError.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise BodyTooLargeError(limit)
+    now = asyncio.get_running_loop().time
+    deadline = now() + timeout_s
+    stream, count = request.stream(), 0
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                chunk = await anext(stream, b"")
+        except TimeoutError:
+            raise BodyTimeoutError(timeout_s) from None
+        except ClientDisconnect:
+            raise ClientGoneError from None
+        if not chunk:
+            return
+        count += len(chunk)
+        if count > limit:
+            raise BodyTooLargeError(limit)
+        yield chunk
+        if timeout_per_chunk:
+            deadline = now() + timeout_s
+
+
+@asynccontextmanager
+async def receive(request: Request) -> AsyncIterator[Body]:
+    """Read an image, or multipart/form-data with parts named `file` and `metadata`.
+
+    The bytes count towards the budget until the block ends. An empty body is one image of 0 bytes: decoding it fails.
     Raises BodyTooLargeError, TooManyImagesError, BodyTimeoutError, BodyTypeError, BodyMalformedError, MetadataError,
-    QueueFullError, ClientGoneError. An empty body is one image of no bytes: the decoder says so.
+    QueueFullError, ClientGoneError.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
-    parser: _MultipartReader | _RawReader
     if kind == b"multipart/form-data":
-        parser = _MultipartReader(options.get(b"boundary", b""), limits.images)
+        multipart = _MultipartReader(options.get(b"boundary", b""), limits_of(request).images)
+        async with _buffered(request, multipart.write):
+            yield multipart.finish()
     elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
-        parser = _RawReader()
+        async with receive_raw(request) as data:
+            yield Body([Upload(data)])
     else:
-        raise BodyTypeError(kind.decode("latin-1"), _TAKEN)
-    async with _collected(request, limits, budget, parser.write):
-        yield parser.finish()
+        raise BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
 
 
 @asynccontextmanager
-async def receive_raw(request: Request, limits: BodyLimits, budget: BodyBudget) -> AsyncIterator[bytes]:
-    """Read a body as it is, whatever its Content-Type. Its bytes count until the end.
+async def receive_raw(request: Request) -> AsyncIterator[bytes]:
+    """Read a body of any Content-Type. Its bytes count towards the budget until the block ends.
 
     Raises BodyTooLargeError, BodyTimeoutError, QueueFullError, ClientGoneError.
     """
     chunks: list[bytes] = []
-    async with _collected(request, limits, budget, chunks.append):
+    async with _buffered(request, chunks.append):
         yield b"".join(chunks)
 
 
 @asynccontextmanager
-async def _collected(
-    request: Request, limits: BodyLimits, budget: BodyBudget, write: Callable[[bytes], None]
-) -> AsyncIterator[None]:
-    """Hand the whole body to `write`, counting; what was counted is given back at the end."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limits.bytes:
-        raise BodyTooLargeError(limits.bytes)
-    count = 0
+async def _buffered(request: Request, write: Callable[[bytes], None]) -> AsyncIterator[None]:
+    """Pass the whole body to `write`. Its bytes count towards the budget until the block ends."""
+    limits, budget, count = limits_of(request), budget_of(request), 0
     try:
-        try:
-            async with asyncio.timeout(limits.seconds):
-                async for chunk in request.stream():
-                    if count + len(chunk) > limits.bytes:
-                        raise BodyTooLargeError(limits.bytes)
-                    budget.take(len(chunk))
-                    count += len(chunk)
-                    write(chunk)
-        except TimeoutError:
-            raise BodyTimeoutError(limits.seconds) from None
-        except ClientDisconnect:
-            raise ClientGoneError from None
+        async for chunk in read_body(request, limits.bytes, limits.seconds):
+            budget.take(len(chunk))
+            count += len(chunk)
+            write(chunk)
         yield
     finally:
         budget.give_back(count)
 
 
-class _RawReader:
-    """The body is the image."""
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-
-    def write(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-
-    def finish(self) -> Body:
-        return Body([Upload(b"".join(self._chunks))])
-
-
 class _MultipartReader:
-    """The body is multipart/form-data: parts named `file`, at most `images`, and at most one named `metadata`."""
+    """Parses multipart/form-data: at most `images` parts named `file`, and at most one named `metadata`."""
 
     def __init__(self, boundary: bytes, images: int) -> None:
         self._images = images
@@ -171,52 +199,52 @@ class _MultipartReader:
         self._metadata: bytes | None = None
         self._name, self._value = bytearray(), bytearray()
         self._disposition = b""
-        self._part: str = ""
+        self._part = ""
         self._file_name: str | None = None
         self._data = bytearray()
         self._complete = False
         if not boundary:
-            raise BodyMalformedError("multipart/form-data: the Content-Type has no boundary")
+            raise BodyMalformedError("The Content-Type multipart/form-data has no boundary.")
         try:
             self._parser = MultipartParser(
                 boundary,
                 {
-                    "on_part_begin": self._begin,
+                    "on_part_begin": self._on_part_begin,
                     "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
                     "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                    "on_header_end": self._header,
-                    "on_headers_finished": self._opened,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
                     "on_part_data": lambda data, start, end: self._data.extend(data[start:end]),
-                    "on_part_end": self._closed,
-                    "on_end": self._end,
+                    "on_part_end": self._on_part_end,
+                    "on_end": self._on_end,
                 },
             )
         except FormParserError as exc:
-            raise BodyMalformedError(f"multipart/form-data: {exc}") from exc
+            raise _malformed(exc) from exc
 
     def write(self, chunk: bytes) -> None:
         try:
             self._parser.write(chunk)
         except FormParserError as exc:
-            raise BodyMalformedError(f"multipart/form-data: {exc}") from exc
+            raise _malformed(exc) from exc
 
     def finish(self) -> Body:
         if not self._complete:
-            raise BodyMalformedError("multipart/form-data: the closing boundary is missing, the body was cut")
+            raise BodyMalformedError("The multipart/form-data body is incomplete: its closing boundary is missing.")
         if not self._uploads:
-            raise BodyMalformedError("multipart/form-data: no part is named file; each image is such a part")
+            raise BodyMalformedError("The multipart/form-data body has no part named 'file': send each image as one.")
         return Body(self._uploads, None if self._metadata is None else _parse_metadata(self._metadata))
 
-    def _begin(self) -> None:
+    def _on_part_begin(self) -> None:
         self._disposition = b""
         self._data = bytearray()
 
-    def _header(self) -> None:
+    def _on_header_end(self) -> None:
         if self._name.lower() == b"content-disposition":
             self._disposition = bytes(self._value)
         self._name, self._value = bytearray(), bytearray()
 
-    def _opened(self) -> None:
+    def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
         file_name = options.get(b"filename")
@@ -225,19 +253,24 @@ class _MultipartReader:
             raise TooManyImagesError(self._images)
         if self._part not in ("file", "metadata"):
             raise BodyMalformedError(
-                f"multipart/form-data: a part is named {self._part!r}; they are file (an image) or metadata (JSON)"
+                f"The multipart/form-data body has a part named {self._part!r}. "
+                "Name a part 'file' (an image) or 'metadata' (JSON)."
             )
         if self._part == "metadata" and self._metadata is not None:
-            raise BodyMalformedError("multipart/form-data: more than one part is named metadata")
+            raise BodyMalformedError("The multipart/form-data body has more than one part named 'metadata'.")
 
-    def _closed(self) -> None:
+    def _on_part_end(self) -> None:
         if self._part == "file":
             self._uploads.append(Upload(bytes(self._data), self._file_name))
         else:
             self._metadata = bytes(self._data)
 
-    def _end(self) -> None:
+    def _on_end(self) -> None:
         self._complete = True
+
+
+def _malformed(error: FormParserError) -> BodyMalformedError:
+    return BodyMalformedError(f"The multipart/form-data body is malformed: {error}.")
 
 
 def _parse_metadata(data: bytes) -> dict[str, Any]:

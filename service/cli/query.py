@@ -94,6 +94,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the indexed images nearest to each image, by the active model."""
+    from index.records import IndexOptions  # noqa: PLC0415
     from service.factory import open_index_of  # noqa: PLC0415
 
     settings = load_settings(home=home)
@@ -102,7 +103,7 @@ def search(
     with (
         _loaded(home, None) as (artifact, runner),
         open_index_of(
-            settings, fingerprint=artifact.fingerprint, model=artifact.embedder, read_only=True, fast_from=1
+            settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True, fast_from=1)
         ) as index,
     ):
         found_by = index.mode(asked)

@@ -30,11 +30,11 @@ def serve(
     """Answer over HTTP until told to stop. Every setting: fc7 config."""
     # Here, because the other commands need not wait for them.
     from service.app import create_app  # noqa: PLC0415
-    from service.inference.memory import few_arenas  # noqa: PLC0415
+    from service.inference.memory import limit_arenas  # noqa: PLC0415
     from service.observability.logs import configure_process, make_logger  # noqa: PLC0415
     from service.server import bind, run  # noqa: PLC0415
 
-    few_arenas()
+    limit_arenas()
     endpoint = None if os.environ.get(variable("otlp_endpoint")) else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     settings = load_settings(home=home, host=host, port=port, device=device, otlp_endpoint=endpoint or None)
     configure_process(settings.log_format, settings.log_level)

@@ -1,198 +1,97 @@
-"""An archive of images into the index, behind the requests: uploaded to disk, looked at, then added in the background.
+"""Add the images of an uploaded archive to the index, as a background job.
 
-Promises: the upload is bounded and never held in memory; an archive that must not be taken is refused before anything
-of it is added; an image that cannot be read is listed with its reason and skipped; requests go first, because a job
-asks for at most one run's worth of places at a time, and waits when there are none.
-Does not: unpack to disk, read folders of the server (`fc7 index build` does).
+Guarantees: an image that cannot be read is skipped and listed with its reason; requests have priority, because a job
+queues at most one batch of images, and waits while the queue is full.
+Out of scope: receiving the archive (service/api); unpacking to disk; folders of the server (`fc7 index build`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.requests import ClientDisconnect, Request
 
-from index.bulk.archive import ArchiveLimits, Packed, count_images, read_images
-from index.errors import IndexSwitchedError, InvalidKeyError, translate_os_error
-from index.records import AddOutcome, NewImage, check_key
-from model_store.durable import sync
-from model_store.errors import ImageError
-from model_store.image import PreparedImage, encode_jpeg, inspect_and_prepare
-from service.errors import (
-    BodyTimeoutError,
-    BodyTooLargeError,
-    BodyTypeError,
-    ClientGoneError,
-    ModelNotLoadedError,
-    QueueFullError,
-)
-from service.indexing.jobs import ARCHIVE, JobInfo, Jobs
+from index.bulk.add import PreparedBatch, PreparedFile, add_files, prepare_file
+from index.bulk.archive import ArchiveLimits, read_images
+from index.bulk.pipeline import batches
+from index.bulk.report import count_outcomes
+from index.errors import IndexMovedError, InvalidKeyError
+from index.interface import ImageIndex
+from index.records import AddOutcome, check_key
+from service.errors import ModelNotLoadedError, QueueFullError
+from service.indexing.jobs import ARCHIVE, JobInfo
+from service.inference.model_pool import ModelPool
+from service.settings import Settings
 
-if TYPE_CHECKING:
-    from service.state import State
-
-TYPES = (
-    "application/zip",
-    "application/x-tar",
-    "application/gzip",
-    "application/x-gzip",
-    "application/x-bzip2",
-    "application/octet-stream",
-)
-_MOST_ENTRIES = 1_000_000
-_BUFFER = 1 << 20
-_WAIT_S = 0.2
+_MAX_ENTRIES = 1_000_000
+_RETRY_S = 0.2
 
 
-def archive_limits(state: State) -> ArchiveLimits:
-    """Return what an archive may have, by the settings."""
-    return ArchiveLimits(_MOST_ENTRIES, state.settings.max_body_bytes, state.settings.max_archive_bytes)
+def archive_limits(settings: Settings) -> ArchiveLimits:
+    """Return the limits of an archive."""
+    return ArchiveLimits(_MAX_ENTRIES, settings.max_body_bytes, settings.max_archive_bytes)
 
 
-async def receive_archive(request: Request, state: State, jobs: Jobs) -> JobInfo:
-    """Store the body, look at all of its entries, and accept it as a job.
+class ArchiveImport:
+    """Imports archives into `index`, with the models of `models`. `run` is the `Work` of Jobs."""
 
-    Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError (of one second's silence after another),
-    ImageArchiveError,
-    QueueFullError, IndexFullError, IndexReadOnlyError, ClientGoneError; nothing is left of it then.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in TYPES:
-        raise BodyTypeError(kind, "send an archive as " + ", ".join(TYPES))
-    limit = state.settings.max_archive_bytes
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
-        raise BodyTooLargeError(limit)
-    jobs.check_room()
-    folder = await asyncio.to_thread(jobs.new_folder)
-    try:
-        await _store(request, folder / ARCHIVE, limit, state.settings.upload_timeout_s)
-        total = await state.in_index(count_images, folder / ARCHIVE, archive_limits(state))
-        return await asyncio.to_thread(jobs.accept, folder, total)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    def __init__(
+        self, settings: Settings, index: ImageIndex, models: ModelPool, decode_pool: ThreadPoolExecutor
+    ) -> None:
+        self._settings, self._index, self._models, self._decode_pool = settings, index, models, decode_pool
 
+    def run(self, job: JobInfo, folder: Path, stopped: Callable[[], bool]) -> None:
+        """Add the images of the job's archive, and count them in `job`, until all are added or `stopped()` is true."""
+        for batch in batches(self._read(job, folder / ARCHIVE, stopped), self._settings.max_batch):
+            self._add(job, batch, stopped)
 
-async def _store(request: Request, path: Path, limit: int, silence_s: float) -> None:
-    stream = request.stream()
-    count, buffer, more = 0, bytearray(), True
-    try:
-        with path.open("xb") as file:
-            while more:
-                try:
-                    async with asyncio.timeout(silence_s):
-                        chunk = await anext(stream, b"")
-                except TimeoutError:
-                    raise BodyTimeoutError(silence_s) from None
-                except ClientDisconnect:
-                    raise ClientGoneError from None
-                more = bool(chunk)
-                count += len(chunk)
-                if count > limit:
-                    raise BodyTooLargeError(limit)
-                buffer += chunk
-                if len(buffer) >= _BUFFER or not more:
-                    await asyncio.to_thread(file.write, bytes(buffer))
-                    buffer.clear()
-            await asyncio.to_thread(file.flush)
-        await asyncio.to_thread(sync, path)
-    except OSError as error:
-        raise translate_os_error(error, path.parent) from error
+    def _read(self, job: JobInfo, archive: Path, stopped: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
+        """Yield (key, bytes) of the images that can be added, and skip the others."""
+        for image in read_images(archive, archive_limits(self._settings)):
+            if stopped():
+                return
+            try:
+                key = check_key(image.name)
+            except InvalidKeyError as error:
+                job.skip(image.name, str(error))
+                continue
+            if image.data is None:
+                job.skip(key, f"The file has more than {self._settings.max_body_bytes:,} bytes.")
+            else:
+                yield key, image.data
 
+    def _add(self, job: JobInfo, batch: Sequence[tuple[str, bytes]], stopped: Callable[[], bool]) -> None:
+        """Add the images in one commit. Waits while the queue is full; embeds again if the index switched its model."""
+        files = dict(batch)  # if a name occurs twice, the last one counts, as when unpacking
+        known = self._index.lookup(list(files))
+        prepare = partial(prepare_file, max_pixels=self._settings.max_pixels, keep_picture=self._settings.keep_pictures)
+        prepared = PreparedBatch.of(
+            (key, self._decode_pool.submit(prepare, key, data, known.get(key))) for key, data in files.items()
+        )
+        for key, reason in prepared.skipped:
+            job.skip(key, reason)
+        outcomes = [AddOutcome.UNCHANGED] * (len(batch) - len(files) + len(prepared.unchanged))
+        fresh = [file for _, file in prepared.files]
+        while fresh:
+            if stopped():
+                return
+            try:
+                outcomes += add_files(self._index, fresh, self._embed)
+                break
+            except (QueueFullError, ModelNotLoadedError, IndexMovedError):
+                time.sleep(_RETRY_S)
+        count_outcomes(job, outcomes)
 
-def import_archive(state: State, job: JobInfo, folder: Path, stopped: Callable[[], bool]) -> None:
-    """Add the images of the job's archive, counting them in `job`, until all are seen or `stopped()`."""
-    batch: list[tuple[str, bytes]] = []
-    for packed in read_images(folder / ARCHIVE, archive_limits(state)):
-        if stopped():
-            return
-        key = _key(packed, job, state)
-        if key is not None and packed.data is not None:
-            batch.append((key, packed.data))
-        if len(batch) == state.settings.max_batch:
-            _add(state, job, batch, stopped)
-            batch = []
-    if batch and not stopped():
-        _add(state, job, batch, stopped)
-
-
-def _key(packed: Packed, job: JobInfo, state: State) -> str | None:
-    """Return the image's key; None for one that is skipped."""
-    if packed.data is None:
-        job.skip(packed.name, f"it has more than {state.settings.max_body_bytes:,} bytes")
-        return None
-    try:
-        return check_key(packed.name)
-    except InvalidKeyError as error:
-        job.skip(packed.name, str(error))
-        return None
-
-
-def _add(state: State, job: JobInfo, batch: list[tuple[str, bytes]], stopped: Callable[[], bool]) -> None:
-    """Add some images in one commit."""
-    index = state.index()
-    files = dict(batch)  # a name that comes twice: the later one counts, as when unpacking
-    digests = {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
-    known = index.lookup(list(files))
-    unchanged = len(batch) - len(files) + sum(known.get(key) == digest for key, digest in digests.items())
-    fresh = {key: data for key, data in files.items() if known.get(key) != digests[key]}
-    decoded: dict[str, PreparedImage] = {}
-    futures = {
-        key: state.decode_pool.submit(inspect_and_prepare, data, max_pixels=state.settings.max_pixels)
-        for key, data in fresh.items()
-    }
-    for key, future in futures.items():
-        try:
-            decoded[key] = future.result()
-        except ImageError as error:
-            job.skip(key, str(error))
-    outcomes: list[AddOutcome] = []
-    while decoded and not outcomes:
-        if stopped():
-            return
-        try:
-            wanted = [model.fingerprint for model in state.index().wanted]
-            vectors = [_embed(state, fingerprint, list(decoded.values())) for fingerprint in wanted]
-        except (QueueFullError, ModelNotLoadedError):
-            time.sleep(_WAIT_S)
-            continue
-        images = [
-            NewImage(
-                key=key,
-                sha256=digests[key],
-                size=len(fresh[key]),
-                width=image.width,
-                height=image.height,
-                metadata=None,
-                picture=encode_jpeg(image.pixels) if state.settings.keep_pictures else None,
-                vector=own[0],
-                vectors=dict(zip(wanted, own, strict=True)),
-            )
-            for (key, image), *own in zip(decoded.items(), *vectors, strict=True)
-        ]
-        with suppress(IndexSwitchedError):  # embed them again, with the model that the index went over to meanwhile
-            outcomes = index.add_many(images)
-    job.added += outcomes.count(AddOutcome.ADDED)
-    job.replaced += outcomes.count(AddOutcome.REPLACED)
-    job.unchanged += unchanged + outcomes.count(AddOutcome.UNCHANGED)
-    job.seen += unchanged + len(outcomes)
-
-
-def _embed(state: State, fingerprint: str, images: list[PreparedImage]) -> list[NDArray[np.float32]]:
-    """Return each image's fc7 by the loaded model with this fingerprint."""
-    with (
-        state.models.use(state.models.find(fingerprint) or fingerprint, background=True) as serving,
-        serving.batcher.admit(len(images)) as ticket,
-    ):
-        rows = [ticket.submit(image.pixels) for image in images]
-        return [row.result().fc7 for row in rows]
+    def _embed(self, fingerprint: str, files: Sequence[PreparedFile]) -> list[NDArray[np.float32]]:
+        """Return the fc7 activations of each file, float32 [4096], from the loaded model with this fingerprint."""
+        with (
+            self._models.use(self._models.find(fingerprint) or fingerprint, background=True) as serving,
+            serving.batcher.admit(len(files)) as ticket,
+        ):
+            rows = [ticket.submit(file.image.pixels) for file in files]
+            return [row.result().fc7 for row in rows]

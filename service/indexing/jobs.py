@@ -1,11 +1,12 @@
-"""Work that outlives its request: kept on disk, done one after the other in the background, followed and cancelled.
+"""Background jobs that outlive their request: stored on disk, run one after the other, observed and cancelled.
 
-Promises: a job that was accepted is there after a restart; one that was cut off by it is begun anew, which is the same
-as going on, because what it had added is passed by; a cancelled one stops after the images in hand; what a finished job
-leaves is its record. Records of the last `_KEPT` finished jobs are kept.
-Does not: know what a job does (`Work` does), or run two at a time.
+Guarantees: an accepted job survives a restart; an interrupted job starts again, which is safe because images it already
+added are skipped; a cancelled job stops after the current batch of images; a finished job leaves only its record, and
+the records of the last `_KEPT_RECORDS` finished jobs are kept.
+Out of scope: what a job does (`Work`); running two jobs at the same time.
 
-On disk, a job is a folder: `job.json`, and `archive` until it has ended. One without `job.json` was never accepted.
+On disk, a job is a folder with `job.json` and, until the job has ended, `archive`. A folder without `job.json` is an
+upload that was never accepted.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from service.errors import JobNotFoundError, QueueFullError
 
 ARCHIVE = "archive"
 _RECORD = "job.json"
-_KEPT = 100
-_MOST_WAITING = 16
-_MOST_SKIPPED = 100
+_INTERNAL_ERROR = "Internal error. The log of the server has the details."
+_KEPT_RECORDS = 100
+_MAX_WAITING = 16
+_MAX_LISTED = 100
 
 
 class JobState(StrEnum):
-    """Where a job is."""
+    """The state of a job."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -45,21 +47,21 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the job has finished, failed or was cancelled."""
         return self not in (JobState.WAITING, JobState.RUNNING)
 
 
 class Skipped(BaseModel):
-    """An image that was not added, and why."""
+    """An image that was not added, and the reason."""
 
     name: str
     reason: str
 
 
 class JobInfo(BaseModel):
-    """A job. seen = added + replaced + unchanged + skipped; `total` is known from the start; times in UTC.
+    """A job and its progress. seen = added + replaced + unchanged + skipped; times are in UTC.
 
-    `skipped_images` lists the first hundred; `error` says why a job failed.
+    skipped_images: the first 100 skipped images; error: why the job failed.
     """
 
     id: str
@@ -76,40 +78,40 @@ class JobInfo(BaseModel):
     error: str | None = None
 
     def skip(self, name: str, reason: str) -> None:
-        """Count an image that was not added."""
+        """Count an image that was not added, and record the reason."""
         self.skipped += 1
         self.seen += 1
-        if len(self.skipped_images) < _MOST_SKIPPED:
+        if len(self.skipped_images) < _MAX_LISTED:
             self.skipped_images.append(Skipped(name=name, reason=reason))
 
 
-# Does the job with this record and folder until it ends or `stopped()`; it counts in the record.
+# (job, its folder, stopped) -> None: does the job, and counts in it, until it is done or `stopped()` is true.
 Work = Callable[[JobInfo, Path, Callable[[], bool]], None]
 
 
 class Jobs:
-    """The jobs of a home, and the thread that does them."""
+    """The jobs of a home, and the thread that runs them."""
 
-    def __init__(self, folder: Path, work: Work, failed: Callable[[str, BaseException], None]) -> None:
-        """Begin what an earlier process left. failed: hears of a job (its id) that ended with an error."""
-        self._folder, self._work, self._failed = folder, work, failed
+    def __init__(self, folder: Path, work: Work, on_error: Callable[[str, BaseException], None]) -> None:
+        """Start the jobs that an earlier process left unfinished. on_error: called with the id of a failed job."""
+        self._folder, self._work, self._on_error = folder, work, on_error
         self._lock = threading.Lock()
         self._jobs: dict[str, JobInfo] = {}
         self._cancelled: set[str] = set()
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._load()
-        self._thread = threading.Thread(target=self._serve, name="fc7-jobs", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="fc7-jobs", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the images in hand; the next process goes on."""
+        """Stop after the current batch of images. The next process starts the job again."""
         self._closing.set()
         self._waiting.put(None)
         self._thread.join()
 
     def new_folder(self) -> Path:
-        """Return a folder for a job that is yet to be accepted. Raises IndexFullError, IndexReadOnlyError."""
+        """Create the folder of a job that is not accepted yet. Raises IndexFullError, IndexReadOnlyError."""
         folder = self._folder / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f-") + secrets.token_hex(4))
         try:
             folder.mkdir(parents=True)
@@ -117,15 +119,15 @@ class Jobs:
             raise translate_os_error(error, self._folder) from error
         return folder
 
-    def check_room(self) -> None:
-        """Raise QueueFullError when too many jobs wait."""
+    def check_capacity(self) -> None:
+        """Raise QueueFullError if too many jobs are waiting."""
         with self._lock:
-            if sum(not job.state.ended for job in self._jobs.values()) >= _MOST_WAITING:
-                raise QueueFullError("jobs", _MOST_WAITING, 60)
+            if sum(not job.state.ended for job in self._jobs.values()) >= _MAX_WAITING:
+                raise QueueFullError("jobs", _MAX_WAITING, 60)
 
     def accept(self, folder: Path, total: int) -> JobInfo:
-        """Take the job in `folder`, of `total` images. Raises QueueFullError, IndexFullError, IndexReadOnlyError."""
-        self.check_room()
+        """Queue the job in `folder`. Raises QueueFullError, IndexFullError, IndexReadOnlyError."""
+        self.check_capacity()
         job = JobInfo(id=folder.name, created=datetime.now(UTC), total=total)
         try:
             self._save(job)
@@ -142,22 +144,22 @@ class Jobs:
             return [job.model_copy(deep=True) for _, job in sorted(self._jobs.items(), reverse=True)]
 
     def get(self, job_id: str) -> JobInfo:
-        """Return a job as it is now. Raises JobNotFoundError."""
+        """Return the current state of a job. Raises JobNotFoundError."""
         with self._lock:
             if job_id not in self._jobs:
                 raise JobNotFoundError(job_id)
             return self._jobs[job_id].model_copy(deep=True)
 
     def cancel(self, job_id: str) -> JobInfo:
-        """Have a job end; one that has ended stays as it is. Raises JobNotFoundError."""
+        """Cancel a job; a job that has ended does not change. Raises JobNotFoundError."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is None:
                 raise JobNotFoundError(job_id)
-            if job.state.ended:
-                return job.model_copy(deep=True)
-            self._cancelled.add(job_id)
-            if job.state is JobState.RUNNING:
+            waiting = job.state is JobState.WAITING
+            if not job.state.ended:
+                self._cancelled.add(job_id)
+            if not waiting:
                 return job.model_copy(deep=True)
         self._end(job, JobState.CANCELLED)
         return self.get(job_id)
@@ -169,26 +171,25 @@ class Jobs:
             try:
                 job = JobInfo.model_validate_json((folder / _RECORD).read_bytes())
             except (OSError, ValidationError):
-                shutil.rmtree(folder, ignore_errors=True)  # an upload that was cut off
+                shutil.rmtree(folder, ignore_errors=True)  # an upload that was interrupted
                 continue
-            self._jobs[job.id] = job
             if not job.state.ended:
-                fresh = JobInfo(id=job.id, created=job.created, total=job.total)
-                self._jobs[job.id] = fresh
+                job = JobInfo(id=job.id, created=job.created, total=job.total)
                 self._waiting.put(job.id)
+            self._jobs[job.id] = job
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         while (job_id := self._waiting.get()) is not None and not self._closing.is_set():
             with self._lock:
                 job = self._jobs.get(job_id)
-                if job is None or job.state.ended:  # cancelled while it waited
+                if job is None or job.state.ended:  # cancelled while waiting
                     continue
                 job.state = JobState.RUNNING
             try:
                 self._work(job, self._folder / job_id, lambda: self._closing.is_set() or job_id in self._cancelled)
             except Exception as error:
-                job.error = str(error) if isinstance(error, Fc7Error) else "an error inside the server; see its log"
-                self._failed(job_id, error)
+                job.error = str(error) if isinstance(error, Fc7Error) else _INTERNAL_ERROR
+                self._on_error(job_id, error)
                 self._end(job, JobState.FAILED)
             else:
                 if job_id in self._cancelled:
@@ -198,15 +199,15 @@ class Jobs:
 
     def _end(self, job: JobInfo, state: JobState) -> None:
         ended = datetime.now(UTC)
-        with contextlib.suppress(OSError):  # without room for it, the next process does the job again
+        with contextlib.suppress(OSError):  # if the disk is full, the next process runs the job again
             self._save(job.model_copy(update={"state": state, "ended": ended}))
             (self._folder / job.id / ARCHIVE).unlink(missing_ok=True)
         with self._lock:
             job.state, job.ended = state, ended
-            over = sorted(each.id for each in self._jobs.values() if each.state.ended)[:-_KEPT]
-            for job_id in over:
+            expired = sorted(each.id for each in self._jobs.values() if each.state.ended)[:-_KEPT_RECORDS]
+            for job_id in expired:
                 del self._jobs[job_id]
-        for job_id in over:
+        for job_id in expired:
             shutil.rmtree(self._folder / job_id, ignore_errors=True)
 
     def _save(self, job: JobInfo) -> None:

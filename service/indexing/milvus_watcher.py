@@ -1,8 +1,7 @@
-"""The service and an index that it shares with other replicas: going over to a model when its vectors are made.
+"""Switch search to another model once `fc7 index reembed` has computed its vectors in an index on Milvus.
 
-Promises: search stays with the model before until `fc7 index reembed` has made all vectors of the other one, and goes
-over by itself then; meanwhile what is added has vectors of both.
-Does not: make vectors of what is in the index already: every replica would make the same ones.
+Guarantees: search uses the previous vectors until the new ones are complete, and then switches without a restart.
+Out of scope: computing the vectors of indexed images, because every replica would compute the same ones.
 """
 
 from __future__ import annotations
@@ -11,40 +10,49 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from index.catalog.spaces import Finish
 from index.errors import ImageIndexError
-from index.milvus.index import MilvusImageIndex
+from index.interface import VectorSpaces
 
-_LOOK_S: Final = 5.0
+_POLL_S: Final = 5.0
 
 
-class Mover:
-    """The thread that looks whether the vectors are made. `start` and `stop` as often as wanted, by one thread."""
+class MilvusWatcher:
+    """A thread that polls whether the vectors are complete. Can be started and stopped repeatedly, by one thread."""
 
-    def __init__(self, index: MilvusImageIndex, log: Any, on_done: Callable[[], None]) -> None:
-        """on_done: search has gone over; called in the thread."""
-        self._index, self._log, self._on_done = index, log, on_done
+    progress = None  # only `fc7 index reembed` knows it
+
+    def __init__(self, spaces: VectorSpaces, log: Any, on_switch: Callable[[], None]) -> None:
+        """on_switch: called in the watcher's thread after search has switched."""
+        self._spaces, self._log, self._on_switch = spaces, log, on_switch
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Look from now on, until search has gone over."""
+    def start(self, model: str) -> None:
+        """Poll until search has switched to the loaded version `model`, if a migration is running."""
+        if self._spaces.target is None:
+            return
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="fc7-move", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(model,), name="fc7-migrate", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
-        while not self._stopping.wait(_LOOK_S):
+    def wake(self) -> None:
+        """Do nothing: added images do not complete a migration on Milvus."""
+
+    def _run(self, model: str) -> None:
+        while not self._stopping.wait(_POLL_S):
             try:
-                if self._index.advance():
-                    self._log.info("index followed", model=self._index.searched.model)
-                    self._on_done()
+                target = self._spaces.target
+                if target is None or self._spaces.finish(target) is Finish.DONE:
+                    self._log.info("index migrated", model=model)
+                    self._on_switch()
                     return
             except ImageIndexError as error:
-                self._log.warning("index cannot be asked", detail=str(error))
+                self._log.warning("migration check failed", model=model, detail=str(error))

@@ -1,10 +1,10 @@
-"""The index follows the model: every image gets its vector of the model that search is to use, in the background.
+"""Compute the missing vectors of the active model in the background, then let search use them.
 
-Promises: one image at a time, from its stored picture, while no request uses a model; where requests never cease, at
-most `share` of the time, so that they hardly notice. What is made is kept when it is interrupted, and it goes on from
-there. An image whose picture is missing or damaged is counted and named; search goes over without it, unless most
-images are so: then it stays where it is.
-Does not: load models, or decide which one is to be followed.
+Guarantees: images are embedded one at a time from their stored pictures, while no request uses a model. If requests
+never pause, re-embedding takes at most `share` of the time, so that they are hardly delayed. Computed vectors are kept
+if it is interrupted, and it resumes from there. An image without a usable picture is counted and named, and search
+switches without it. If most images have none, search keeps using the previous vectors.
+Out of scope: loading models, and choosing the model.
 """
 
 from __future__ import annotations
@@ -20,38 +20,37 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog.spaces import SwitchResult
-from index.local.space import SearchSpace
-from index.local.spaces import Spaces
-from index.records import Unembedded
+from index.catalog.spaces import Finish
+from index.interface import MissingVectors, VectorSpaces
+from index.records import Unembedded, VectorModel
 from model_store.errors import Fc7Error, ImageError
 from model_store.image import inspect_and_prepare, views
 from service.inference.model_pool import ModelPool
 
-QUIET_S: Final = 2.0  # without a request for so long, the service is taken to be idle
-_COMMIT: Final = 16  # images; fewer cost a sync of the disk each
-_NAMED: Final = 20
+QUIET_S: Final = 2.0  # after this time without requests, the service counts as idle
+_COMMIT_SIZE: Final = 16  # images; every commit waits for the disk
+_MAX_SKIPPED_KEYS: Final = 20
 _RETRY_S: Final = 30.0
 
 
-class FollowState(StrEnum):
-    """Where the following of a model stands."""
+class MigrationState(StrEnum):
+    """The state of a migration to another model."""
 
     RUNNING = "running"
     DONE = "done"
-    STUCK = "stuck"  # most images have no picture to embed: search stays with the model before
-    WAITING = "waiting"  # something failed; it is tried again
+    STUCK = "stuck"  # most images have no usable picture: search keeps using the previous vectors
+    WAITING = "waiting"  # an error occurred; the migration is tried again
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far it is. total: images that lacked a vector at the start; done: of these, those that have one now.
+    """The progress of a migration. total: images without a vector at the start. done: those that have one now.
 
-    skipped: those that cannot get one; `skipped_keys` names the first of them with the reason.
+    skipped: those that cannot be embedded. skipped_keys: the first of these, with the reasons. detail: of an error.
     """
 
     model: str
-    state: FollowState = FollowState.RUNNING
+    state: MigrationState = MigrationState.RUNNING
     total: int = 0
     done: int = 0
     skipped: int = 0
@@ -59,109 +58,121 @@ class Progress:
     detail: str = ""
 
 
-class Follower:
-    """The thread that follows. `start` and `stop` as often as wanted, by one thread at a time."""
+class Reembedder:
+    """The thread that computes missing vectors. Can be started and stopped repeatedly, by one thread at a time."""
 
-    def __init__(self, spaces: Spaces, models: ModelPool, share: float, log: Any, on_done: Callable[[], None]) -> None:
-        """share: of the time, at most, while requests come. on_done: search has gone over; called in the thread."""
-        self._spaces, self._models, self._share, self._log, self._on_done = spaces, models, share, log, on_done
+    def __init__(
+        self,
+        spaces: VectorSpaces,
+        missing: MissingVectors,
+        models: ModelPool,
+        *,
+        share: float,
+        log: Any,
+        on_switch: Callable[[], None],
+    ) -> None:
+        """share: largest share of the time while requests arrive. on_switch: called in the thread after a switch."""
+        self._spaces, self._missing, self._models = spaces, missing, models
+        self._share, self._log, self._on_switch = share, log, on_switch
         self._stopping = threading.Event()
-        self._nudged = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self._progress: Progress | None = None
-        self._took = 0.0  # seconds of the last run
+        self._run_s = 0.0  # duration of the last run of the model
 
     @property
     def progress(self) -> Progress | None:
-        """How far the last one is, or None when nothing was ever to be followed."""
+        """The progress of the last migration, or None if no vectors were missing."""
         return self._progress
 
     def start(self, model: str) -> None:
-        """Give images their vectors of the loaded version `model`: where search is to go, or where it is already."""
-        room = self._spaces.target or self._spaces.active
-        missing = next((space.missing_vectors for space in self._spaces.describe() if space.id == room.space.id), 0)
-        if not missing and room is self._spaces.active:
+        """Compute the missing vectors with the loaded version `model`, in the target space or else the searched one."""
+        space = self._spaces.target or self._spaces.searched
+        spaces = self._spaces.describe()
+        missing = next((each.missing_vectors for each in spaces if each.fingerprint == space.fingerprint), 0)
+        if not missing and self._spaces.target is None:
             self._progress = None
         else:
             self._progress = Progress(model, total=missing)
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, args=(room, model), name="fc7-follow", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(space, model), name="fc7-migrate", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what is made is kept."""
+        """Stop the thread. Vectors computed so far are kept."""
         self._stopping.set()
-        self._nudged.set()
+        self._woken.set()
         self._models.wake()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def nudge(self) -> None:
-        """Look again, if it is stuck: images were added."""
-        self._nudged.set()
+    def wake(self) -> None:
+        """Try a stuck migration again: images were added."""
+        self._woken.set()
 
-    def _run(self, room: SearchSpace, model: str) -> None:
+    def _run(self, space: VectorModel, model: str) -> None:
         while not self._stopping.is_set():
-            self._nudged.clear()
+            self._woken.clear()
             try:
                 if self._progress is not None:
-                    outcome = self._fill(room, model)
+                    outcome = self._fill(space, model)
                     if outcome is None:
                         return
-                    self._report(state=FollowState.DONE if outcome is SwitchResult.DONE else FollowState.STUCK)
-                if self._progress is None or self._progress.state is FollowState.DONE:
-                    self._spaces.drop_unused()
+                    self._report(state=MigrationState.DONE if outcome is Finish.DONE else MigrationState.STUCK)
+                if self._progress is None or self._progress.state is MigrationState.DONE:
+                    self._missing.drop_unused()
                     return
-                self._nudged.wait()
+                self._woken.wait()
             except Fc7Error as error:
-                self._log.error("following interrupted", model=model, detail=str(error), exc_info=error)
-                self._report(state=FollowState.WAITING, detail=str(error))
-                self._nudged.wait(_RETRY_S)
+                self._log.error("migration interrupted", model=model, detail=str(error), exc_info=error)
+                self._report(state=MigrationState.WAITING, detail=str(error))
+                self._woken.wait(_RETRY_S)
 
-    def _fill(self, room: SearchSpace, model: str) -> SwitchResult | None:
-        """Make what is missing, then go over; None when it was stopped."""
+    def _fill(self, space: VectorModel, model: str) -> Finish | None:
+        """Compute the missing vectors and switch search to them. Returns None if the thread was stopped."""
         done = self._progress.done if self._progress else 0
-        self._report(state=FollowState.RUNNING, detail="")
+        self._report(state=MigrationState.RUNNING, detail="")
         while True:
             skipped: dict[int, tuple[str, str]] = {}
             after = 0
-            while page := self._spaces.missing_vectors(room, after, _COMMIT):
+            while page := self._missing.missing_vectors(space, after, _COMMIT_SIZE):
                 images, vectors = self._embed(model, page, skipped)
-                given = self._spaces.add_vectors(room, images, vectors) if images else 0
-                done += given
-                self._report(done=done, skipped=len(skipped), skipped_keys=dict(islice(skipped.values(), _NAMED)))
+                done += self._missing.add_vectors(space, images, vectors) if images else 0
+                skipped_keys = dict(islice(skipped.values(), _MAX_SKIPPED_KEYS))
+                self._report(done=done, skipped=len(skipped), skipped_keys=skipped_keys)
                 if self._stopping.is_set():
                     return None
                 after = page[-1].id
-            outcome = self._spaces.finish(room, frozenset(skipped))
-            if outcome is not SwitchResult.INCOMPLETE:
-                self._log.info("index followed", model=model, outcome=outcome.value, skipped=len(skipped))
-                if outcome is SwitchResult.DONE:
-                    self._on_done()
+            outcome = self._spaces.finish(space, frozenset(skipped))
+            if outcome is not Finish.AGAIN:
+                self._log.info("index migrated", model=model, outcome=outcome.value, skipped=len(skipped))
+                if outcome is Finish.DONE:
+                    self._on_switch()
                 return outcome
 
     def _embed(
         self, model: str, page: Sequence[Unembedded], skipped: dict[int, tuple[str, str]]
     ) -> tuple[list[Unembedded], list[NDArray[np.float32]]]:
-        """Return those of `page` that could be embedded, and their fc7, float32 [4096]."""
+        """Return the images of `page` that could be embedded, and their fc7 vectors, float32 [4096]."""
         images, vectors = [], []
         for image in page:
             try:
                 if image.picture is None:
-                    skipped[image.id] = (image.key, "no picture of it is kept")
+                    skipped[image.id] = (image.key, "its picture is not stored")
                     continue
                 pixels = inspect_and_prepare(image.picture).pixels
             except ImageError as error:
                 skipped[image.id] = (image.key, f"its picture is damaged: {error}")
                 continue
-            self._models.wait_for_quiet(QUIET_S, time.monotonic() + self._took / self._share, self._stopping.is_set)
+            latest_start = time.monotonic() + self._run_s / self._share
+            self._models.wait_for_quiet(QUIET_S, latest_start, self._stopping.is_set)
             if self._stopping.is_set():
                 break
             started = time.monotonic()
             with self._models.use(model, background=True) as serving:
                 vectors.append(serving.runner.run(views(pixels)).fc7[0])
-            self._took = time.monotonic() - started
+            self._run_s = time.monotonic() - started
             images.append(image)
         return images, vectors
 

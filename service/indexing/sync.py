@@ -1,139 +1,121 @@
-"""Serve another version: loaded, verified and warmed up beside the one that answers, then switched between requests.
+"""Keep the index in step with the served model: migrate it after another version was activated.
 
-Promises: one activation at a time; when any step fails the version before goes on answering, on disk as in memory, and
-the error says why; the index follows in the background, and search uses the model of its vectors until it has.
-Does not: know HTTP, publish or remove versions.
+Guarantees: the index is migrated in the background. Until it is complete, search uses the previous vectors, and the
+version that computed them stays loaded.
+Out of scope: activating versions (service/inference/activation.py).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from index.errors import ImageIndexError, IndexModelError
-from index.interface import ImageIndex
-from index.local.index import LocalImageIndex
-from index.local.spaces import Spaces
-from index.milvus.index import MilvusImageIndex
+from index.errors import ImageIndexError
+from index.interface import ImageIndex, VectorSpaces
 from index.records import VectorModel
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
-from service.indexing.milvus_watcher import Mover
-from service.indexing.reembedder import Follower
-
-if TYPE_CHECKING:
-    from service.state import State
+from model_store.store import ModelStore
+from service.indexing.milvus_watcher import MilvusWatcher
+from service.indexing.reembedder import Progress, Reembedder
+from service.inference.model_pool import ModelPool
 
 
 class IndexSync:
-    """Keeps the index with the model: which loaded version search uses, and the following of a new one."""
+    """Migrates one index to the active version. Its methods are called by one thread at a time."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self.follower: Follower | None = None
-        self._spaces: Spaces | None = None
-        self._shared: MilvusImageIndex | None = None
-        self._mover: Mover | None = None
-        self.note = ""
+    def __init__(self, store: ModelStore, models: ModelPool, reembed_share: float, log: Any) -> None:
+        """reembed_share: largest share of the time that re-embedding takes while requests arrive."""
+        self._store, self._models, self._share, self._log = store, models, reembed_share, log
+        self._spaces: VectorSpaces | None = None
+        self._worker: Reembedder | MilvusWatcher | None = None
+        self._model = ""
+        self._note = ""
 
-    def begin(self, index: ImageIndex, artifact: Artifact) -> None:
-        """Follow the active version from the start of the service on; load the one of the vectors beside it.
-
-        Raises IndexModelError when a shared index has vectors of a model that is not published here.
-        """
-        if isinstance(index, MilvusImageIndex):
-            self._begin_shared(index, artifact)
-        if not isinstance(index, LocalImageIndex):
-            return
-        state, spaces = self._state, index.spaces
-        self._spaces = spaces
-        self.follower = Follower(
-            spaces, state.models, state.settings.reembed_share, state.log, on_done=self._search_with_active
+    @property
+    def note(self) -> str:
+        """What search cannot find now and why; "" if there is no such restriction."""
+        spaces = self._spaces
+        if self._note or spaces is None or spaces.missing is not None or spaces.target is None:
+            return self._note
+        return (
+            f"The index on Milvus has vectors of {spaces.searched.model}, and search uses these. To compute those of "
+            f"{self._model}, once for all replicas, run: fc7 index reembed --model {self._model}"
         )
-        if spaces.target is not None:
-            fingerprint = spaces.active.space.fingerprint
-            try:
-                old = next(each for each in state.store.list() if each.fingerprint == fingerprint)
-                state.models.load(old, beyond_limit=True)
-            except (StopIteration, Fc7Error) as error:
-                self.note = (
-                    f"{spaces.active.space.model}, which made the index's vectors, cannot be loaded "
-                    f"({str(error) or 'it is not published any more'}): search finds an image once {artifact.id} has "
-                    "embedded it."
-                )
-                state.log.warning("index without its model", detail=self.note)
-                spaces.switch_now()
-            else:
-                state.models.activate(artifact.id, needed=old.id)
-        self.follower.start(artifact.id)
 
-    def follow(self, artifact: Artifact) -> None:
-        """Follow another active version, which is loaded."""
-        if self._shared is not None:
-            self._follow_shared(self._shared, artifact)
-        follower, spaces = self.follower, self._spaces
-        if follower is None or spaces is None:
+    @property
+    def progress(self) -> Progress | None:
+        """The progress of the last migration; None if there was none, or if another process migrates the index."""
+        return None if self._worker is None else self._worker.progress
+
+    def start(self, index: ImageIndex, artifact: Artifact) -> None:
+        """Migrate an index that was just opened to the active version, and load the version of its vectors.
+
+        Raises IndexModelError if an index on Milvus has vectors of a model that is not published here.
+        """
+        spaces = self._spaces = index.spaces
+        if spaces.missing is None:
+            self._worker = MilvusWatcher(spaces, self._log, on_switch=self._release_previous)
+        else:
+            self._worker = Reembedder(
+                spaces, spaces.missing, self._models, share=self._share, log=self._log, on_switch=self._release_previous
+            )
+        if spaces.target is not None:
+            self._load_searched_version(spaces, artifact)
+        self._model = artifact.id
+        self._worker.start(artifact.id)
+
+    def migrate(self, artifact: Artifact) -> None:
+        """Migrate the index to another active version, which is loaded."""
+        spaces, worker = self._spaces, self._worker
+        if spaces is None or worker is None:
             return
-        state = self._state
-        follower.stop()
-        self.note = ""
+        worker.stop()
+        self._model, self._note = artifact.id, ""
         try:
-            gone_over = spaces.start_migration(artifact.fingerprint, artifact.embedder)
+            complete = spaces.start_migration(VectorModel(artifact.fingerprint, artifact.embedder))
         except ImageIndexError as error:
-            self.note = f"the index does not follow {artifact.id} yet: {error} Activate it again to try again."
-            state.log.error("index does not follow", detail=self.note, exc_info=error)
+            self._note = f"The index was not migrated to {artifact.id}: {error} Restart the service to try again."
+            self._log.error("migration failed", model=artifact.id, detail=str(error), exc_info=error)
             return
-        if gone_over:
-            self._search_with_active()
-        follower.start(artifact.id)
+        if complete:
+            self._release_previous()
+        worker.start(artifact.id)
+
+    def images_added(self) -> None:
+        """Try a stuck migration again: added images may have made it possible."""
+        if self._worker is not None:
+            self._worker.wake()
 
     def close(self) -> None:
-        """Stop following; what is made is kept, and the next start goes on."""
-        if self.follower is not None:
-            self.follower.stop()
-        if self._mover is not None:
-            self._mover.stop()
+        """Stop migrating. The vectors computed so far are kept, and the next start resumes."""
+        if self._worker is not None:
+            self._worker.stop()
 
-    def _begin_shared(self, index: MilvusImageIndex, artifact: Artifact) -> None:
-        state, searched = self._state, index.searched
-        self._shared = index
-        self._mover = Mover(index, state.log, on_done=self._moved)
-        if index.target is not None:
-            old = next((each for each in state.store.list() if each.fingerprint == searched.fingerprint), None)
-            if old is None:
-                raise IndexModelError(state.settings.index_uri or "", searched.model, artifact.id, index.stats().images)
-            state.models.load(old, beyond_limit=True)
-            state.models.activate(artifact.id, needed=old.id)
-            self._wait_for(index, artifact, self._mover)
-
-    def _follow_shared(self, index: MilvusImageIndex, artifact: Artifact) -> None:
-        mover = self._mover
-        if mover is None:
-            return
-        mover.stop()
-        self.note = ""
-        try:
-            gone_over = index.start_migration(VectorModel(artifact.fingerprint, artifact.embedder))
-        except ImageIndexError as error:
-            self.note = f"the index does not follow {artifact.id}: {error} Start the service again to try again."
-            self._state.log.error("index does not follow", detail=self.note, exc_info=error)
-            return
-        if gone_over:
-            self._search_with_active()
+    def _load_searched_version(self, spaces: VectorSpaces, artifact: Artifact) -> None:
+        """Load the version that computed the searched vectors. If that fails, search the incomplete new vectors."""
+        searched = spaces.searched
+        version = next((each for each in self._store.list() if each.fingerprint == searched.fingerprint), None)
+        if version is None:
+            reason = "it is no longer published"
         else:
-            self._wait_for(index, artifact, mover)
-
-    def _wait_for(self, index: MilvusImageIndex, artifact: Artifact, mover: Mover) -> None:
-        self.note = (
-            f"the index on Milvus has vectors of {index.searched.model}, and search stays with it. To make those of "
-            f"{artifact.id}, once for all replicas: fc7 index reembed --model {artifact.id}"
+            try:
+                self._models.load(version, beyond_limit=True)
+            except Fc7Error as error:
+                if spaces.missing is None:
+                    raise
+                reason = str(error)
+            else:
+                self._models.activate(artifact.id, needed=version.id)
+                return
+        spaces.switch_now()
+        self._note = (
+            f"{searched.model}, which computed the index's vectors, cannot be loaded ({reason}). "
+            f"Search finds an image once {artifact.id} has embedded it."
         )
-        mover.start()
+        self._log.warning("searched version not loaded", detail=self._note)
 
-    def _moved(self) -> None:
-        self.note = ""
-        self._search_with_active()
-
-    def _search_with_active(self) -> None:
-        active = self._state.models.active
+    def _release_previous(self) -> None:
+        """Use the active version for search too, so that the version of the previous vectors can be freed."""
+        active = self._models.active
         if active is not None:
-            self._state.models.activate(active.artifact.id)
+            self._models.activate(active.artifact.id)

@@ -1,1 +1,1 @@
-"""From images to answers: loaded models, admission, batching and inference."""
+"""Inference: loaded models, admission, batching and embedding."""

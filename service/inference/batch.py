@@ -1,6 +1,7 @@
-"""What a run of the model takes and gives, image by image: `QueuedImage`s in, their views as rows, `Row`s out.
+"""Values of the batch queue: its limits, queued images and predictions, and the run of one batch.
 
-Promises: rows are those of each image alone: views are averaged image by image. Does not: queue, choose what runs.
+Guarantees: the prediction of an image depends on that image only. Views are averaged per image.
+Out of scope: queueing, and choosing which images run together.
 """
 
 from __future__ import annotations
@@ -18,44 +19,54 @@ from model_store.image import views
 from model_store.runtime.runner import Outputs, average_views
 
 
-class Run(Protocol):
-    """The model: `Runner.run` or `Runner.run_beside`."""
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """`max_batch` in rows, `max_delay_s` and `deadline_s` in seconds, `queue_size` in images."""
+
+    max_batch: int
+    max_delay_s: float
+    queue_size: int
+    deadline_s: float = float("inf")
+
+
+class InferFn(Protocol):
+    """Runs the model: `Runner.run` or `Runner.run_beside`."""
 
     def __call__(self, pixels: NDArray[np.uint8], /) -> Outputs:
-        """Answer uint8 [n,224,224,3], one row for each."""
+        """Return one output row for each row of `pixels`, uint8 [n,224,224,3]."""
         ...
 
 
-class Row(NamedTuple):
-    """The model's answer for one image: float32 [K] and [4096]; seconds it waited, and seconds of its run."""
+class Prediction(NamedTuple):
+    """The model's output for one image: float32 [K] and float32 [4096]. Times are in seconds."""
 
     probabilities: NDArray[np.float32]
     fc7: NDArray[np.float32]
-    waited: float
-    ran: float
+    queue_seconds: float
+    run_seconds: float
 
 
 @dataclass(slots=True)
 class QueuedImage:
-    """One prepared image, uint8 [256,256,3], with 1 or 10 views; `since` (monotonic) it waits for its row."""
+    """A prepared image, uint8 [256,256,3], with 1 or 10 views. `queued_at` is a monotonic time in seconds."""
 
     pixels: NDArray[np.uint8]
     views: int
-    since: float = field(default_factory=time.monotonic)
-    future: Future[Row] = field(default_factory=Future)
+    queued_at: float = field(default_factory=time.monotonic)
+    future: Future[Prediction] = field(default_factory=Future)
 
 
-def run_items(run: Run, items: Sequence[QueuedImage]) -> list[Row]:
-    """Return the rows of these images, from one run. Raises what `run` raises."""
+def run_batch(infer: InferFn, images: Sequence[QueuedImage]) -> list[Prediction]:
+    """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises."""
     started = time.monotonic()
-    outputs = run(np.concatenate([views(item.pixels, item.views) for item in items]))
-    ran = time.monotonic() - started
-    rows = []
+    outputs = infer(np.concatenate([views(image.pixels, image.views) for image in images]))
+    run_seconds = time.monotonic() - started
+    predictions = []
     first = 0
-    for item in items:
-        own = slice(first, first + item.views)
-        first += item.views
-        probabilities = average_views(outputs.probabilities[own], item.views)
-        fc7 = average_views(outputs.fc7[own], item.views)
-        rows.append(Row(probabilities[0], fc7[0], started - item.since, ran))
-    return rows
+    for image in images:
+        rows = slice(first, first + image.views)
+        first += image.views
+        probabilities = average_views(outputs.probabilities[rows], image.views)
+        fc7 = average_views(outputs.fc7[rows], image.views)
+        predictions.append(Prediction(probabilities[0], fc7[0], started - image.queued_at, run_seconds))
+    return predictions

@@ -1,24 +1,17 @@
-"""Bring images of many requests together into runs of the model, and share it fairly.
+"""The batch loop: collects images of many requests into batches, runs them and delivers the predictions.
 
-Promises:
-- Admission is counted in images and atomic: a request gets all its places or none. Places are held from before decoding
-  until the answer, so the queue's limit bounds all work in the server. There are never more places than the model, at
-  the rate that is measured, answers well within the deadline: what is admitted keeps it.
-- A run takes what waits, up to `max_batch` rows, and no more than an equal part of all that is admitted; it waits for
-  images that are being decoded, never for what may come, at most until the oldest has waited `max_delay_s` (while every
-  core decodes: as long as a run takes).
-- A lone image has all cores. Of more, up to `streams` runs go side by side, each on its share of the cores.
-- Where runs and decoding share `cores`, neither takes one from the other: images are decoded on cores that no run has,
-  in the order of their coming, and give way to a run that can begin.
-- Requests take turns, image by image: one of 32 images does not hold up one of a single image.
-- What nobody waits for any more (a cancelled future, a closed ticket) is left out of the run.
-- A run that fails is repeated image by image, so that one image cannot harm another's. If all fail and a blank image
-  fails too, the model is dead: all waiting requests fail at once, and `on_death` is called.
-- Each image's answer is what it would have been alone, but for rounding where the version has a graph for batches:
-  views are averaged image by image, and rows do not influence each other.
+Guarantees:
+- A batch takes the images that are queued, up to `max_batch` rows and up to an equal share of all admitted images. It
+  waits for images that are being decoded until the oldest image has waited `max_delay_s`. If every core is decoding,
+  it may wait as long as the last run took.
+- Requests take turns, image by image: a request with 32 images does not delay one with a single image.
+- An image whose future is cancelled or whose slots are released is not run.
+- If a batch fails, its images are run one by one, so that one image cannot fail the others. If all of them and a blank
+  image fail too, the model is dead: all waiting requests fail immediately, and `on_death` is called.
+- Each prediction is the one that the image would get alone. With a graph for batches, it may differ by rounding.
 
-Does not: decode (who does asks for a core: `Ticket.decoding`), know HTTP, keep deadlines (the caller's timeout cancels
-the futures).
+Out of scope: decoding (decoding threads reserve a core with `Ticket.decoding`) and deadlines (the caller's timeout
+cancels the futures). Admission and core scheduling have modules of their own.
 """
 
 from __future__ import annotations
@@ -26,55 +19,42 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.image import CROP
-from service.errors import DrainingError, QueueFullError, RunnerDeadError
-from service.inference.batch import QueuedImage, Row, Run, run_items
-
-_LONGEST_RETRY_S = 60
-_SAFE_SHARE = 0.8  # of the deadline, for waiting: the rate varies, and decoding and answering take time too
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """`max_batch` in rows, `max_delay_s` and `deadline_s` in seconds, `queue_size` in images."""
-
-    max_batch: int
-    max_delay_s: float
-    queue_size: int
-    deadline_s: float = float("inf")
+from service.errors import QueueFullError, RunnerDeadError
+from service.inference.admission import Admission, Slots
+from service.inference.batch import BatchLimits, InferFn, Prediction, QueuedImage, run_batch
+from service.inference.core_scheduler import CoreScheduler
 
 
-class Ticket:
-    """The places of one request in the queue. Use it as a context manager: leaving gives the places back."""
+class Ticket(Slots):
+    """The queue slots of one request. As a context manager it releases them on exit."""
+
+    __slots__ = ("_batcher",)
 
     def __init__(self, batcher: Batcher, images: int) -> None:
+        super().__init__(images, pending=images)
         self._batcher = batcher
-        self.images = images
-        self.coming = images  # not submitted yet
-        self.waiting: deque[QueuedImage] = deque()
-        self.left = False
 
     def decoding(self) -> AbstractContextManager[None]:
-        """Wait for a core, and hold it to decode one image. Raises CancelledError where the places were given back."""
-        return self._batcher._core_for(self)
+        """Wait for a core and hold it to decode one image. Raises CancelledError if the slots were released."""
+        return self._batcher._scheduler.core_for(self)
 
-    def submit(self, pixels: NDArray[np.uint8], count: int = 1) -> Future[Row]:
-        """Queue one prepared image, uint8 [256,256,3], with `count` views (1 or 10); the future gives its Row.
+    def submit(self, pixels: NDArray[np.uint8], views: int = 1) -> Future[Prediction]:
+        """Queue one prepared image, uint8 [256,256,3], with 1 or 10 views.
 
-        It is cancelled where the places were given back before. Raises RunnerDeadError or DrainingError when no run
-        will come any more.
+        The future is cancelled if the slots were released. Raises RunnerDeadError or DrainingError if no batch will
+        run any more.
         """
-        return self._batcher._put(self, QueuedImage(pixels, count))
+        return self._batcher._enqueue(self, QueuedImage(pixels, views))
 
     def __enter__(self) -> Self:
         return self
@@ -82,59 +62,47 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._batcher._leave(self)
+        self._batcher._release(self)
 
 
-def _ignore_run(_rows: int, _seconds: float) -> None:
-    return None
-
-
-def _ignore_death(_error: RunnerDeadError) -> None:
-    return None
+class _Batch(NamedTuple):
+    images: list[QueuedImage]
+    infer: InferFn
+    cores: int
 
 
 class Batcher:
-    """The queue, and a thread for each stream of runs. `close()` answers what is queued, then ends the threads."""
+    """A queue of images, and one thread per stream that runs batches of them."""
 
     def __init__(
         self,
-        run: Run,
+        infer: InferFn,
         limits: BatchLimits,
         *,
-        run_beside: Run | None = None,
+        infer_beside: InferFn | None = None,
         streams: int = 1,
         cores: int | None = None,
-        on_run: Callable[[int, float], None] = _ignore_run,
-        on_death: Callable[[RunnerDeadError], None] = _ignore_death,
+        on_run: Callable[[int, float], None] = lambda _rows, _seconds: None,
+        on_death: Callable[[RunnerDeadError], None] = lambda _error: None,
     ) -> None:
-        """`run` has all cores; `run_beside` (`run` by default) is called by up to `streams` threads at a time.
+        """Start the threads.
 
-        cores: what runs and decoding share; None where they do not, as on CUDA: then a run begins as soon as it can.
-        `on_run(rows, seconds)` after each run and `on_death(error)` are called in the run's thread.
+        infer: runs a batch on all cores. infer_beside: runs a batch on one stream's share of the cores, called by up
+        to `streams` threads in parallel; `infer` by default. cores: shared by runs and decoding; None if the model
+        runs on a device of its own (CUDA), where a batch starts as soon as possible. `on_run(rows, seconds)` is
+        called after each run and `on_death(error)` once, in the thread of the run.
         """
-        self._run = run
-        self._run_beside = run_beside or run
-        self._streams, self._cores = streams, cores
-        self._shared = cores if streams > 1 else None  # with one stream, runs and decoding overlap as they come
+        self._infer = infer
+        self._infer_beside = infer_beside or infer
         self._limits = limits
         self._on_run = on_run
         self._on_death = on_death
         self._lock = threading.Lock()
-        # A thread that is woken for nothing takes Python's lock from one that has an answer to give.
-        self._run_may_begin = threading.Condition(self._lock)  # any one of the runs' threads will do
-        self._core_may_be_free = threading.Condition(self._lock)  # who decodes next sees for himself
-        self._turns: deque[Ticket] = deque()  # those with images waiting, the next to be served first
-        self._admitted = 0
-        self._coming = 0  # of these, those that are not queued yet: they are being decoded
-        self._decoders: deque[Ticket] = deque()  # who waits for a core, the next to have one first
-        self._decoding = 0  # images that have a core now
-        self._held = 0  # cores that runs have
-        self._running = 0  # runs under way
-        self._pace = 0.0  # seconds an image, smoothed; 0 until the first run
-        self._ran = 0.0  # seconds of the last run
-        self._ended = 0.0  # when it ended (monotonic)
-        self._closing = False
-        self._dead: RunnerDeadError | None = None
+        self._admission = Admission(limits)
+        self._scheduler = CoreScheduler(self._lock, streams=streams, cores=cores, batch_is_ready=self._batch_is_ready)
+        self._ready: deque[Ticket] = deque()  # requests with queued images; the first one is served next
+        self._last_run_seconds = 0.0
+        self._last_run_ended = 0.0  # monotonic
         self._threads = [threading.Thread(target=self._serve, name="fc7-model", daemon=True) for _ in range(streams)]
         for thread in self._threads:
             thread.start()
@@ -142,245 +110,189 @@ class Batcher:
     @property
     def admitted(self) -> int:
         """Images admitted and not yet answered."""
-        return self._admitted
+        return self._admission.admitted
 
     @property
     def death(self) -> RunnerDeadError | None:
-        """Why the model is dead, or None while it lives."""
-        return self._dead
+        """Why the model is dead, or None if it works."""
+        return self._admission.death
 
     def admit(self, images: int) -> Ticket:
-        """Take `images` places, all or none. Raises QueueFullError, DrainingError or RunnerDeadError."""
+        """Take a slot for each of `images` images, or none. Raises QueueFullError, DrainingError, RunnerDeadError."""
         with self._lock:
-            self._refuse_if_over()
-            if (full := self._full(images)) is not None:
-                raise full
-            self._admitted += images
-            self._coming += images
+            self._admission.admit(images)
         return Ticket(self, images)
 
-    def full(self) -> QueueFullError | None:
-        """Return why not even one image would be admitted now, or None."""
+    def refusal(self) -> QueueFullError | None:
+        """Return the error that a request of one image would get now, or None if it would be admitted."""
         with self._lock:
-            return self._full(1)
-
-    def _full(self, images: int) -> QueueFullError | None:
-        places = self._limits.queue_size
-        if self._pace and self._admitted:  # alone, a request is always tried
-            places = int(min(places, self._limits.deadline_s * _SAFE_SHARE / self._pace))
-        if self._admitted + images <= places:
-            return None
-        return QueueFullError("images", places, self._retry_after())
+            return self._admission.refusal(1)
 
     def close(self) -> None:
-        """Admit nothing more, answer what is queued, end the threads. Safe to call twice."""
+        """Admit no more images, answer the queued ones and end the threads. Safe to call twice."""
         with self._lock:
-            self._closing = True
-            self._run_may_begin.notify_all()
+            self._admission.closing = True
+            self._scheduler.run_may_start.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _refuse_if_over(self) -> None:
-        if self._dead is not None:
-            raise self._dead
-        if self._closing:
-            raise DrainingError
-
-    def _retry_after(self) -> int:
-        """Seconds until about half of what is admitted is answered, at the measured pace; at least 1."""
-        return int(min(max(np.ceil(self._admitted / 2 * self._pace), 1), _LONGEST_RETRY_S))
-
-    def _put(self, ticket: Ticket, item: QueuedImage) -> Future[Row]:
+    def _enqueue(self, ticket: Ticket, image: QueuedImage) -> Future[Prediction]:
         with self._lock:
-            self._refuse_if_over()
-            if ticket.left:
-                item.future.cancel()
-                return item.future
-            if not ticket.waiting:
-                self._turns.append(ticket)
-            ticket.waiting.append(item)
-            self._coming -= min(ticket.coming, 1)
-            ticket.coming = max(ticket.coming - 1, 0)
-            self._run_may_begin.notify()
-        return item.future
+            self._admission.check_open()
+            if ticket.released:
+                image.future.cancel()
+                return image.future
+            if not ticket.queued:
+                self._ready.append(ticket)
+            ticket.queued.append(image)
+            self._admission.mark_queued(ticket)
+            self._scheduler.run_may_start.notify()
+        return image.future
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _release(self, ticket: Ticket) -> None:
         with self._lock:
-            self._admitted -= ticket.images
-            self._coming -= ticket.coming
-            ticket.coming, ticket.left = 0, True
-            if ticket.waiting:
-                self._turns.remove(ticket)
-                abandoned, ticket.waiting = ticket.waiting, deque()
-            else:
-                abandoned = deque()
-            self._run_may_begin.notify()
-            self._core_may_be_free.notify_all()
-        for item in abandoned:
-            item.future.cancel()
-
-    @contextmanager
-    def _core_for(self, ticket: Ticket) -> Iterator[None]:
-        with self._lock:
-            self._decoders.append(ticket)
-            while not (ticket.left or self._may_decode(ticket)):
-                self._core_may_be_free.wait()
-            self._decoders.remove(ticket)
-            self._core_may_be_free.notify_all()
-            if ticket.left:
-                raise CancelledError
-            self._decoding += 1
-            self._run_may_begin.notify()  # it waits less long for what has a core
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._decoding -= 1
-                self._run_may_begin.notify()
-                self._core_may_be_free.notify_all()
-
-    def _may_decode(self, ticket: Ticket) -> bool:
-        if self._shared is None:
-            return True
-        return self._decoders[0] is ticket and self._has_core() and not self._run_is_due()
+            self._admission.release(ticket)
+            abandoned = ticket.queued
+            if abandoned:
+                self._ready.remove(ticket)
+                ticket.queued = deque()
+            self._scheduler.run_may_start.notify()
+            self._scheduler.core_may_be_free.notify_all()
+        for image in abandoned:
+            image.future.cancel()
 
     def _serve(self) -> None:
-        while (taken := self._next_batch()) is not None:
-            batch, run, cores = taken
+        while (batch := self._next_batch()) is not None:
             try:
-                alive = not batch or self._answer(batch, run)
+                alive = not batch.images or self._answer(batch)
             finally:
                 with self._lock:
-                    self._held -= cores
-                    self._running -= 1
-                    self._ended = time.monotonic()
-                    self._core_may_be_free.notify_all()
+                    self._last_run_ended = time.monotonic()
+                    self._scheduler.end_run(batch.cores)
             if not alive:
                 return
 
-    def _next_batch(self) -> tuple[list[QueuedImage], Run, int] | None:
-        """Return the next run's images, what runs them and on how many cores; None when there will be no more."""
+    def _next_batch(self) -> _Batch | None:
+        """Wait for the next batch and take it; return None when there will be no more."""
+        scheduler = self._scheduler
         with self._lock:
-            while not (self._run_is_due() and self._has_core()):
-                if self._dead is not None or (self._closing and not self._turns):
-                    self._run_may_begin.notify()  # the next thread ends too: it may wait for a core, and no time
+            while not (self._batch_is_ready() and scheduler.has_free_core()):
+                if self.death is not None or (self._admission.closing and not self._ready):
+                    scheduler.run_may_start.notify()  # the next thread ends too: it may wait without a timeout
                     return None
-                self._run_may_begin.wait(self._patience() if self._has_core() else None)
+                scheduler.run_may_start.wait(self._wait_budget() if scheduler.has_free_core() else None)
             return self._take()
 
-    def _has_core(self) -> bool:
-        return self._shared is None or self._decoding + self._held < self._shared
+    def _batch_is_ready(self) -> bool:
+        return bool(self._ready) and self._scheduler.running < self._scheduler.streams and self._wait_budget() == 0
 
-    def _run_is_due(self) -> bool:
-        return bool(self._turns) and self._running < self._streams and self._patience() == 0
-
-    def _patience(self) -> float | None:
-        """Return for how many seconds a run should wait for more images; None where none waits for it."""
-        items = [item for ticket in self._turns for item in ticket.waiting]
-        if not items:
+    def _wait_budget(self) -> float | None:
+        """Return for how many seconds a batch should still wait for more images; None if no image is queued."""
+        images = [image for ticket in self._ready for image in ticket.queued]
+        if not images:
             return None
-        oldest = min(item.since for item in items)
-        came_to_idle = self._cores is None and oldest > self._ended and not self._running
-        full = sum(item.views for item in items) >= self._limits.max_batch or len(items) >= self._share()
-        if full or came_to_idle or self._closing or not self._coming:
+        pending, scheduler = self._admission.pending, self._scheduler
+        oldest = min(image.queued_at for image in images)
+        full = sum(image.views for image in images) >= self._limits.max_batch or len(images) >= self._fair_share()
+        device_was_idle = not scheduler.shares_cores and not scheduler.running and oldest > self._last_run_ended
+        if full or device_was_idle or self._admission.closing or not pending:
             return 0
-        most = self._limits.max_delay_s
-        if not self._has_core() or self._coming > self._decoding:  # no core stands idle meanwhile
-            most = max(most, self._ran)
-        return max(0.0, oldest + most - time.monotonic())
+        longest = self._limits.max_delay_s
+        if not scheduler.has_free_core() or pending > scheduler.decoding:  # no core is idle during the wait
+            longest = max(longest, self._last_run_seconds)
+        return max(0.0, oldest + longest - time.monotonic())
 
-    def _take(self) -> tuple[list[QueuedImage], Run, int]:
-        """Take images in turn, one of each request, while they fit; at least one."""
-        waiting = sum(len(ticket.waiting) for ticket in self._turns)
-        alone = not self._running and (self._streams == 1 or (waiting == 1 and not self._coming))
-        share = self._share()
-        batch: list[QueuedImage] = []
-        rows = 0
-        while self._turns:
-            ticket = self._turns[0]
-            if batch and (len(batch) >= share or rows + ticket.waiting[0].views > self._limits.max_batch):
-                break
-            self._turns.popleft()
-            item = ticket.waiting.popleft()
-            if ticket.waiting:
-                self._turns.append(ticket)
-            if item.future.set_running_or_notify_cancel():
-                batch.append(item)
-                rows += item.views
-        cores = (self._cores or 0) // (1 if alone else self._streams)
-        self._running += 1
-        self._held += cores
-        if self._turns:
-            self._run_may_begin.notify()
-        self._core_may_be_free.notify_all()  # who decodes waited for this
-        return batch, self._run if alone else self._run_beside, cores
+    def _fair_share(self) -> int:
+        """Return how many images a batch takes at most: all batches get equal parts, in as few rounds as possible.
 
-    def _share(self) -> int:
-        """Return how many images a run takes at most: an equal part, in as few rounds as `max_batch` allows, of all.
-
-        Runs of unequal size would stay so, since who was answered together comes again together, and one request would
-        wait for a short run, another for a long one.
+        Unequal batches would stay unequal, because clients that are answered together send their next requests
+        together. Requests in the longer batches would always wait longer.
         """
-        rounds = -(-self._admitted // (self._streams * self._limits.max_batch)) or 1
-        return -(-self._admitted // (self._streams * rounds))
+        admitted, streams = self._admission.admitted, self._scheduler.streams
+        rounds = -(-admitted // (streams * self._limits.max_batch)) or 1
+        return -(-admitted // (streams * rounds))
 
-    def _answer(self, batch: list[QueuedImage], run: Run) -> bool:
-        """Run a batch and answer its futures; return False when the model is dead."""
+    def _take(self) -> _Batch:
+        """Take images in turn, one of each request, while they fit in the batch; at least one."""
+        scheduler = self._scheduler
+        queued = sum(len(ticket.queued) for ticket in self._ready)
+        alone = not scheduler.running and (scheduler.streams == 1 or (queued == 1 and not self._admission.pending))
+        share = self._fair_share()
+        images: list[QueuedImage] = []
+        rows = 0
+        while self._ready:
+            ticket = self._ready[0]
+            if images and (len(images) >= share or rows + ticket.queued[0].views > self._limits.max_batch):
+                break
+            self._ready.popleft()
+            image = ticket.queued.popleft()
+            if ticket.queued:
+                self._ready.append(ticket)
+            if image.future.set_running_or_notify_cancel():
+                images.append(image)
+                rows += image.views
+        cores = scheduler.start_run(alone=alone)
+        if self._ready:
+            scheduler.run_may_start.notify()
+        return _Batch(images, self._infer if alone else self._infer_beside, cores)
+
+    def _answer(self, batch: _Batch) -> bool:
+        """Run a batch and set its futures; return False if the model is dead."""
         try:
-            rows = self._rows(batch, run)
+            predictions = self._run(batch.images, batch.infer)
         except Exception:
-            return self._answer_one_by_one(batch, run)
+            return self._answer_one_by_one(batch)
         with self._lock:
-            now = time.monotonic()
-            self._ran = rows[0].ran
-            # Where runs overlap or follow one another, what counts is from the end of one to the end of the next.
-            pace = (now - max(self._ended, min(item.since for item in batch))) / len(batch)
-            self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
-        for item, row in zip(batch, rows, strict=True):
-            item.future.set_result(row)
+            self._last_run_seconds = predictions[0].run_seconds
+            # Batches may overlap or follow one another, so the rate is measured from the end of one to the next.
+            started = max(self._last_run_ended, min(image.queued_at for image in batch.images))
+            self._admission.record_rate((time.monotonic() - started) / len(batch.images))
+        for image, prediction in zip(batch.images, predictions, strict=True):
+            image.future.set_result(prediction)
         return True
 
-    def _answer_one_by_one(self, batch: list[QueuedImage], run: Run) -> bool:
+    def _answer_one_by_one(self, batch: _Batch) -> bool:
         alive = False
         failed: list[tuple[QueuedImage, Exception]] = []
-        for item in batch:
+        for image in batch.images:
             try:
-                [row] = self._rows([item], run)
+                [prediction] = self._run([image], batch.infer)
             except Exception as error:
-                failed.append((item, error))
+                failed.append((image, error))
             else:
-                item.future.set_result(row)
+                image.future.set_result(prediction)
                 alive = True
         if not alive:
             try:
-                run(np.zeros((1, CROP, CROP, 3), np.uint8))
+                batch.infer(np.zeros((1, CROP, CROP, 3), np.uint8))
             except Exception as error:
-                self._die(error, [item for item, _ in failed])
+                self._die(error, batch.images)
                 return False
-        for item, failure in failed:
-            item.future.set_exception(failure)
+        for image, failure in failed:
+            image.future.set_exception(failure)
         return True
 
-    def _rows(self, items: list[QueuedImage], run: Run) -> list[Row]:
-        rows = run_items(run, items)
-        self._on_run(sum(item.views for item in items), rows[0].ran)
-        return rows
+    def _run(self, images: list[QueuedImage], infer: InferFn) -> list[Prediction]:
+        predictions = run_batch(infer, images)
+        self._on_run(sum(image.views for image in images), predictions[0].run_seconds)
+        return predictions
 
-    def _die(self, cause: Exception, batch: list[QueuedImage]) -> None:
+    def _die(self, cause: Exception, images: list[QueuedImage]) -> None:
+        """Fail `images` and all queued images with RunnerDeadError."""
         death = RunnerDeadError(str(cause) or type(cause).__name__)
         death.__cause__ = cause
         with self._lock:
-            first = self._dead is None  # else another stream found it out
-            self._dead = self._dead or death
-            waiting = [item for ticket in self._turns for item in ticket.waiting]
-            for ticket in self._turns:
-                ticket.waiting.clear()
-            self._turns.clear()
-            self._run_may_begin.notify_all()
-        for item in waiting:
-            if item.future.set_running_or_notify_cancel():
-                item.future.set_exception(death)
-        for item in batch:
-            item.future.set_exception(death)
+            first = self.death is None  # another stream may have found the model dead before
+            self._admission.death = self.death or death
+            queued = [image for ticket in self._ready for image in ticket.queued]
+            for ticket in self._ready:
+                ticket.queued.clear()
+            self._ready.clear()
+            self._scheduler.run_may_start.notify_all()
+        for image in queued:
+            if image.future.set_running_or_notify_cancel():
+                image.future.set_exception(death)
+        for image in images:
+            image.future.set_exception(death)
         if first:
             self._on_death(death)

@@ -1,160 +1,145 @@
-"""The way of a request's images: admitted, decoded, queued, run; within the deadline, and while the client is there.
+"""Runs a request's images through admission, decoding, queueing and inference.
 
-Promises: images are admitted all or none, before any is decoded; the first bad image of a request ends it, named by its
-index; when the deadline passes or the client leaves, what was not begun is not begun.
-Does not: read bodies, know routes.
+Guarantees: either all images of a request are admitted, before any is decoded, or none. The first image that fails
+ends the request with an error that names its position. Work that has not started when the request is cancelled never
+starts.
+Out of scope: reading the request body, deadlines and disconnects (the caller cancels).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.requests import Request
 
 from model_store.errors import Fc7Error
 from model_store.image import CROP, SIZE, PreparedImage, encode_jpeg, inspect_and_prepare
-from service.api.upload import Upload
 from service.errors import BadImageError
-from service.inference.batch import Row
+from service.inference.batch import Prediction
 from service.inference.batcher import Ticket
 from service.inference.model_pool import Serving
-from service.observability.request_log import Notes, notes_of
-from service.state import State
+from service.observability.metrics import Metrics
+from service.observability.request_log import Notes
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """An image and what the model said of it; `picture` is its JPEG, where it was asked for."""
+    """An image and its prediction. `picture` is the prepared image as JPEG, if requested."""
 
     prepared: PreparedImage
-    row: Row
+    prediction: Prediction
     picture: bytes | None
 
 
-async def embed(
-    request: Request,
-    state: State,
-    serving: Serving,
-    uploads: Sequence[Upload],
-    *,
-    views: int = 1,
-    pictures: bool = False,
-) -> list[Embedded]:
-    """Return what the model `serving` says of each image, in order; with `pictures`, the prepared pictures as JPEG too.
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """Embeds the images of requests. All methods run on the event loop; decoding runs in `decode_pool`."""
 
-    Raises BadImageError (of several images), ImageError (of one), QueueFullError, RunnerError and their like.
-    """
-    return await _together(
-        request,
-        state,
-        serving,
-        [partial(_embed_one, state, upload.data, views=views, picture=pictures) for upload in uploads],
-    )
+    decode_pool: ThreadPoolExecutor
+    metrics: Metrics
+    max_pixels: int
 
+    async def embed(
+        self, notes: Notes, serving: Serving, images: Sequence[bytes], *, views: int = 1, pictures: bool = False
+    ) -> list[Embedded]:
+        """Decode image files and run the model on them; return the results in order.
 
-async def embed_views(request: Request, state: State, serving: Serving, pixels: NDArray[np.uint8]) -> list[Row]:
-    """Return what the model `serving` says of each view, uint8 [n,224,224,3], in order: nothing is decoded or cut.
+        pictures: also return the prepared images as JPEG. Raises BadImageError (for one of several images),
+        ImageError (for a single one), QueueFullError, DrainingError, RunnerError or RunnerDeadError.
+        """
+        work = [partial(self._embed_one, data, views=views, picture=pictures) for data in images]
+        return await self._admit_and_run(notes, serving, work)
 
-    Raises QueueFullError, RunnerError and their like.
-    """
-    return await _together(request, state, serving, [partial(_run_one, state, _framed(view)) for view in pixels])
+    async def embed_views(self, notes: Notes, serving: Serving, pixels: NDArray[np.uint8]) -> list[Prediction]:
+        """Run the model on views that are already cropped, uint8 [n,224,224,3]; return the predictions in order.
 
+        Raises BadImageError, QueueFullError, DrainingError, RunnerError or RunnerDeadError.
+        """
+        return await self._admit_and_run(notes, serving, [partial(self._run_one, _padded(view)) for view in pixels])
 
-async def _together(
-    request: Request,
-    state: State,
-    serving: Serving,
-    images: Sequence[Callable[[Ticket, Notes], Coroutine[Any, Any, _T]]],
-) -> list[_T]:
-    """Admit all images of a request, or none, and answer them; the first that fails ends the others."""
-    notes = notes_of(request.scope)
-    notes.images = len(images)
-    with serving.batcher.admit(len(images)) as ticket:
-        if len(images) == 1:  # the usual case: a task of its own costs more than it gives
-            result = await images[0](ticket, notes)
-            state.metrics.images.inc()
-            return [result]
-        tasks = [asyncio.create_task(image(ticket, notes)) for image in images]
-        try:
-            results = await asyncio.gather(*tasks)
-        except Fc7Error as error:
-            failed = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
-            raise BadImageError(failed, error) from error
-        finally:
-            for task in tasks:
-                task.cancel()
-    state.metrics.images.inc(len(images))
-    return results
+    async def _admit_and_run(
+        self, notes: Notes, serving: Serving, work: Sequence[Callable[[Ticket, Notes], Coroutine[Any, Any, _T]]]
+    ) -> list[_T]:
+        """Admit one image for each entry of `work`, and run all entries; the first failure cancels the others."""
+        notes.images = len(work)
+        with serving.batcher.admit(len(work)) as ticket:
+            if len(work) == 1:  # the most common case: an extra task would cost more than the call itself
+                result = await work[0](ticket, notes)
+                self.metrics.images.inc()
+                return [result]
+            tasks = [asyncio.create_task(image(ticket, notes)) for image in work]
+            try:
+                results = await asyncio.gather(*tasks)
+            except Fc7Error as error:
+                failed = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
+                raise BadImageError(failed, error) from error
+            finally:
+                for task in tasks:
+                    task.cancel()
+        self.metrics.images.inc(len(work))
+        return results
 
+    async def _embed_one(self, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
+        # The event loop wakes up only once, when the prediction is ready: the decoding thread queues the image itself.
+        outcome: Future[Embedded] = Future()
 
-async def hashes(state: State, uploads: Sequence[Upload]) -> list[str]:
-    """Return the SHA-256 of each image's bytes, in hexadecimal."""
-    return await state.decode(lambda: [hashlib.sha256(upload.data).hexdigest() for upload in uploads])
+        def decode() -> None:
+            if not outcome.set_running_or_notify_cancel():
+                return
+            try:
+                with ticket.decoding():
+                    started = time.perf_counter()
+                    prepared = inspect_and_prepare(data, max_pixels=self.max_pixels)
+                    jpeg = encode_jpeg(prepared.pixels) if picture else None
+                    seconds = time.perf_counter() - started
+                    prediction = ticket.submit(prepared.pixels, views)
+                self.metrics.stage_seconds.labels("decode").observe(seconds)
+                notes.stage("decode", seconds)
+            except BaseException as error:
+                outcome.set_exception(error)
+            else:
+                prediction.add_done_callback(lambda done: _forward(done, outcome, prepared, jpeg))
 
+        self.decode_pool.submit(decode)
+        embedded = await asyncio.wrap_future(outcome)
+        self._record(embedded.prediction, notes)
+        return embedded
 
-async def _embed_one(state: State, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
-    # The event loop is woken once, when all is done: from decoding to the model it is not asked, and takes no time from
-    # them.
-    outcome: Future[Embedded] = Future()
+    async def _run_one(self, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes) -> Prediction:
+        prediction = await asyncio.wrap_future(ticket.submit(pixels))
+        self._record(prediction, notes)
+        return prediction
 
-    def decode() -> None:
-        if not outcome.set_running_or_notify_cancel():
-            return
-        try:
-            with ticket.decoding():
-                started = time.perf_counter()
-                prepared = inspect_and_prepare(data, max_pixels=state.settings.max_pixels)
-                jpeg = encode_jpeg(prepared.pixels) if picture else None
-                seconds = time.perf_counter() - started
-                row = ticket.submit(prepared.pixels, views)
-            state.metrics.stage_seconds.labels("decode").observe(seconds)
-            notes.stage("decode", seconds)
-        except BaseException as error:
-            outcome.set_exception(error)
-        else:
-            row.add_done_callback(lambda done: _follow(done, outcome, prepared, jpeg))
-
-    state.decode_pool.submit(decode)
-    embedded = await asyncio.wrap_future(outcome)
-    _note(state, embedded.row, notes)
-    return embedded
+    def _record(self, prediction: Prediction, notes: Notes) -> None:
+        self.metrics.stage_seconds.labels("queue").observe(prediction.queue_seconds)
+        notes.stage("queue", prediction.queue_seconds, ago=prediction.run_seconds)
+        notes.stage("run", prediction.run_seconds)
 
 
-def _follow(row: Future[Row], outcome: Future[Embedded], prepared: PreparedImage, picture: bytes | None) -> None:
-    if row.cancelled():
+def _forward(
+    done: Future[Prediction], outcome: Future[Embedded], prepared: PreparedImage, picture: bytes | None
+) -> None:
+    """Set `outcome` from the finished prediction."""
+    if done.cancelled():
         outcome.set_exception(CancelledError())
-    elif (error := row.exception()) is not None:
+    elif (error := done.exception()) is not None:
         outcome.set_exception(error)
     else:
-        outcome.set_result(Embedded(prepared, row.result(), picture))
+        outcome.set_result(Embedded(prepared, done.result(), picture))
 
 
-async def _run_one(state: State, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes) -> Row:
-    row = await asyncio.wrap_future(ticket.submit(pixels))
-    _note(state, row, notes)
-    return row
-
-
-def _note(state: State, row: Row, notes: Notes) -> None:
-    state.metrics.stage_seconds.labels("queue").observe(row.waited)
-    notes.stage("queue", row.waited, ago=row.ran)
-    notes.stage("run", row.ran)
-
-
-def _framed(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a prepared picture whose centre view is `view`: uint8 [224,224,3] -> [256,256,3]."""
+def _padded(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a prepared image whose center view is `view`: uint8 [224,224,3] -> [256,256,3]."""
     edge = (SIZE - CROP) // 2
-    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
-    picture[edge : edge + CROP, edge : edge + CROP] = view
-    return picture
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[edge : edge + CROP, edge : edge + CROP] = view
+    return image

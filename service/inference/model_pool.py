@@ -1,9 +1,9 @@
-"""The versions in memory and who uses them: switched between two requests, freed when the last user lets go.
+"""Model versions in memory: loading, switching between requests, and freeing those that are no longer used.
 
-Promises: a request uses one version from its first image to its last, whatever is activated meanwhile; a version that
-is retired takes no new user, answers those it has, and is then closed, which gives its memory back; the active version
-and the one that the index needs are never retired to make room.
-Does not: read the disk, choose which version is served, load (what it is given does).
+Guarantees: a request uses the same version from its first image to its last, even if another one is activated
+meanwhile. A retired version accepts no new users, serves those it has, and is then closed, which frees its memory.
+The active version and the one that the index needs are never retired to free a slot.
+Out of scope: reading from disk, choosing the version to serve, and loading itself (see `loader`).
 """
 
 from __future__ import annotations
@@ -19,42 +19,43 @@ from model_store.artifact import Artifact
 from model_store.runtime.runner import Runner
 from service.errors import ModelNotLoadedError, TooManyModelsError
 from service.inference.batcher import Batcher
-from service.inference.memory import give_back
+from service.inference.memory import return_freed_memory
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A version that answers: on disk, its sessions, and the queue before it."""
+    """A loaded version: its files on disk, its sessions and its queue. `file_stamps` is from the time of loading."""
 
     artifact: Artifact
     runner: Runner
     batcher: Batcher
+    file_stamps: dict[str, tuple[int, int]]
 
     def close(self) -> None:
-        """Answer what is queued, and free the sessions."""
+        """Answer the queued images, and free the sessions."""
         self.batcher.close()
         self.runner.close()
-        give_back()
+        return_freed_memory()
 
 
 @dataclass(slots=True)
 class _Slot:
     serving: Serving
     users: int = 0
-    used: float = field(default_factory=time.monotonic)
+    last_used: float = field(default_factory=time.monotonic)
     retired: bool = False
 
 
 class ModelPool:
-    """The versions in memory, by reference ("solar:1"); one of them is the active one. All methods are thread-safe."""
+    """The loaded versions by reference ("solar:1"), one of which is active. All methods are thread-safe."""
 
     def __init__(self, load: Callable[[Artifact], Serving], limit: int) -> None:
-        """load: makes a version ready to answer, or raises. limit: how many may be in memory at rest."""
+        """load: loads a version, or raises. limit: how many versions may stay in memory."""
         self._load = load
         self._limit = limit
-        self._loading = threading.Lock()  # one at a time: each takes most of the cores, and much memory for a moment
+        self._loading = threading.Lock()  # one at a time: loading uses most cores, and much memory for a moment
         self._changed = threading.Condition()
-        self._places: dict[str, _Slot] = {}
+        self._slots: dict[str, _Slot] = {}
         self._active: str | None = None
         self._needed: str | None = None
         self._requests = 0
@@ -62,10 +63,10 @@ class ModelPool:
         self._closer = ThreadPoolExecutor(1, "fc7-retire")
 
     def close(self) -> None:
-        """Close every version, after what it has to answer."""
+        """Close every version after it has answered its queued images."""
         with self._changed:
-            servings = [place.serving for place in self._places.values()]
-            self._places.clear()
+            servings = [slot.serving for slot in self._slots.values()]
+            self._slots.clear()
             self._changed.notify_all()
         for serving in servings:
             serving.close()
@@ -73,95 +74,97 @@ class ModelPool:
 
     @property
     def active(self) -> Serving | None:
-        """The version that answers unless another is named, or None."""
+        """The version that answers requests that name none, or None."""
         with self._changed:
-            return None if self._active is None else self._places[self._active].serving
+            return None if self._active is None else self._slots[self._active].serving
 
     def get(self, model: str) -> Serving | None:
-        """Return a loaded version to look at, or None; to run it, `use` it."""
+        """Return a loaded version for inspection, or None. To run it, use `use`."""
         with self._changed:
-            place = self._places.get(model)
-            return None if place is None else place.serving
+            slot = self._slots.get(model)
+            return None if slot is None else slot.serving
 
     def find(self, fingerprint: str) -> str | None:
-        """Return the reference of a loaded version with this fingerprint, the active one if it has it."""
+        """Return the reference of a loaded version with this fingerprint, preferably the active one, or None."""
         with self._changed:
-            names = sorted(self._places, key=lambda name: name != self._active)
-            return next((n for n in names if self._places[n].serving.artifact.fingerprint == fingerprint), None)
+            names = sorted(self._slots, key=lambda name: name != self._active)
+            return next((n for n in names if self._slots[n].serving.artifact.fingerprint == fingerprint), None)
 
     def ids(self) -> list[str]:
-        """Return the references of all that are loaded."""
+        """Return the references of all loaded versions."""
         with self._changed:
-            return list(self._places)
+            return list(self._slots)
 
     @property
     def admitted(self) -> int:
-        """Images admitted and not yet answered, by all versions."""
+        """Images admitted and not yet answered, of all versions."""
         with self._changed:
-            return sum(place.serving.batcher.admitted for place in self._places.values())
+            return sum(slot.serving.batcher.admitted for slot in self._slots.values())
 
     @contextmanager
     def use(self, model: str | None = None, *, background: bool = False) -> Iterator[Serving]:
-        """Hold a loaded version, the active one unless `model` is named; it is not closed meanwhile.
+        """Keep a loaded version open inside the block: the active one unless `model` is given.
 
-        background: what can wait; it does not count as a request for `quiet`. Raises ModelNotLoadedError.
+        background: the work can wait, so `wait_for_quiet` does not count it as a request. Raises ModelNotLoadedError.
         """
         with self._changed:
-            place = self._places.get(model or self._active or "")
-            if place is None:
+            slot = self._slots.get(model or self._active or "")
+            if slot is None:
                 raise ModelNotLoadedError(model or "active")
-            place.users += 1
+            slot.users += 1
             self._requests += not background
         try:
-            yield place.serving
+            yield slot.serving
         finally:
             with self._changed:
-                place.users -= 1
-                place.used = time.monotonic()
+                slot.users -= 1
+                slot.last_used = time.monotonic()
                 if not background:
                     self._requests -= 1
-                    self._last_request = place.used
+                    self._last_request = slot.last_used
                     self._changed.notify_all()
-                if place.retired and not place.users:
-                    self._closer.submit(place.serving.close)
+                if slot.retired and not slot.users:
+                    self._closer.submit(slot.serving.close)
 
     def load(self, artifact: Artifact, *, beyond_limit: bool = False) -> None:
-        """Have a version in memory; the one that was not used for the longest time makes room for it.
+        """Load a version unless it is loaded; the least recently used one is retired if the limit is reached.
 
-        beyond_limit: load it first; `activate` makes room. Raises TooManyModelsError, and what loading raises.
+        beyond_limit: load it without retiring another; `activate` retires one later. Raises TooManyModelsError and the
+        errors of loading.
         """
         with self._loading:
             with self._changed:
-                if artifact.id in self._places:
+                if artifact.id in self._slots:
                     return
                 if not beyond_limit:
-                    self._make_room(self._limit - 1)
+                    self._shrink_to(self._limit - 1)
             serving = self._load(artifact)
             with self._changed:
-                self._places[artifact.id] = _Slot(serving)
+                self._slots[artifact.id] = _Slot(serving)
 
-    def activate(self, model: str, *, needed: str | None = None) -> None:
-        """Answer with a loaded version from the next request on, and retire the one before it.
+    def activate(self, model: str, *, needed: str | None = None) -> Serving:
+        """Answer with a loaded version from the next request on, and retire the previously active one.
 
-        needed: the version that the index's vectors are of, which stays loaded; None: the active one.
+        needed: the version that made the vectors which search uses; it stays loaded. None: the active version.
         """
         with self._changed:
-            before = {self._active, self._needed}
+            previous = {self._active, self._needed}
             self._active, self._needed = model, needed
-            for name in before - {model, needed, None}:
+            for name in previous - {model, needed, None}:
                 self._retire(str(name))
-            self._make_room(self._limit, strict=False)
+            self._shrink_to(self._limit, strict=False)
+            return self._slots[model].serving
 
     def retire(self, model: str) -> None:
-        """Take a version out of use; who uses it is answered first. The active one stays."""
+        """Stop using a version once its current users are done. The active version stays."""
         with self._changed:
             if model != self._active:
                 self._retire(model)
 
     def wait_for_quiet(self, quiet_s: float, latest: float, stopped: Callable[[], bool]) -> None:
-        """Wait until no request used a model for `quiet_s` seconds, at most until `latest` (monotonic).
+        """Wait until no request has used a model for `quiet_s` seconds, at most until `latest` (monotonic).
 
-        `stopped` is asked after every request, and after `wake`.
+        `stopped` is checked after every request, and after `wake`.
         """
         with self._changed:
             while not stopped():
@@ -174,23 +177,23 @@ class ModelPool:
                 self._changed.wait(left)
 
     def wake(self) -> None:
-        """Let `wait_for_quiet` look again whether it is to stop."""
+        """Make `wait_for_quiet` check again whether it should stop."""
         with self._changed:
             self._changed.notify_all()
 
-    def _make_room(self, most: int, *, strict: bool = True) -> None:
-        """Retire what was used least recently until at most `most` are loaded; the lock is held."""
-        while len(self._places) > most:
-            spare = [name for name in self._places if name not in (self._active, self._needed)]
+    def _shrink_to(self, limit: int, *, strict: bool = True) -> None:
+        """Retire the least recently used versions until at most `limit` are loaded. The lock must be held."""
+        while len(self._slots) > limit:
+            spare = [name for name in self._slots if name not in (self._active, self._needed)]
             if not spare:
                 if strict:
-                    raise TooManyModelsError(self._limit, list(self._places))
+                    raise TooManyModelsError(self._limit, list(self._slots))
                 return
-            self._retire(min(spare, key=lambda name: (self._places[name].users > 0, self._places[name].used)))
+            self._retire(min(spare, key=lambda name: (self._slots[name].users > 0, self._slots[name].last_used)))
 
     def _retire(self, model: str) -> None:
-        place = self._places.pop(model, None)
-        if place is not None:
-            place.retired = True
-            if not place.users:
-                self._closer.submit(place.serving.close)
+        slot = self._slots.pop(model, None)
+        if slot is not None:
+            slot.retired = True
+            if not slot.users:
+                self._closer.submit(slot.serving.close)

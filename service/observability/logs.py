@@ -1,7 +1,8 @@
-"""One line a request and one an event, as JSON or as text, on standard output.
+"""Structured logs: one line per request or event, as JSON or text.
 
-Promises: no picture, no key, no body in any line; what libraries warn of becomes a line of the same form.
-Does not: configure logging for the process, except `configure_process`, which the `serve` command calls.
+Guarantees: no line contains images, keys or request bodies. Warnings and errors of libraries are logged in the same
+format.
+Out of scope: configuring logging at import. Only `configure_process` does so, for the `serve` command.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 def make_logger(log_format: str, level: str, stream: TextIO | None = None) -> Any:
-    """Return a logger that writes `log_format` ("json" or "text") lines of at least `level` to `stream`.
+    """Return a logger that writes events of at least `level` to `stream`, as `log_format` ("json" or "text").
 
-    Any: structlog's bound loggers have no common static type.
+    stream: standard output by default. The return type is Any because structlog's loggers share no static type.
     """
     stream = stream or sys.stdout
     return structlog.wrap_logger(
@@ -29,7 +30,7 @@ def make_logger(log_format: str, level: str, stream: TextIO | None = None) -> An
 
 
 def configure_process(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Let all that logs in this process write lines of the same form. For the process that only serves."""
+    """Log everything in this process in this format, including the warnings of libraries."""
     stream = stream or sys.stdout
     structlog.configure(
         processors=_processors(log_format, stream),

@@ -1,7 +1,8 @@
-"""What the service counts, for Prometheus: one registry an application, never the library's global one.
+"""Prometheus metrics of one application, in a registry of its own.
 
-Promises: few labels, all of them from fixed sets (a path is its route's template); nothing of a picture or a key.
-Does not: keep history, push.
+Guarantees: labels have few values, all from fixed sets (a path is reported as its route's template). Metrics contain
+no data of images or keys.
+Out of scope: history, and pushing to a gateway.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 
 class Metrics:
-    """The counters of one application."""
+    """The metrics of one application."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
-            "fc7_requests_total", "Requests answered.", ("route", "method", "status"), registry=registry
+            "fc7_requests_total", "Answered requests.", ("route", "method", "status"), registry=registry
         )
         self.request_seconds = Histogram(
             "fc7_request_seconds",
-            "Time from a request's headers to its answer.",
+            "Time from a request's headers to its response.",
             ("route",),
             buckets=_SECONDS,
             registry=registry,
@@ -31,7 +32,7 @@ class Metrics:
         self.images = Counter("fc7_images_total", "Images that went through the model.", registry=registry)
         self.stage_seconds = Histogram(
             "fc7_stage_seconds",
-            "Time of one image in a stage: decode, queue (waiting for the model), run (its batch).",
+            "Time in a stage: decode and queue (waiting for the model) of an image, run of a batch.",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,
@@ -39,23 +40,31 @@ class Metrics:
         self.batch_rows = Histogram("fc7_batch_rows", "Rows in one run of the model.", buckets=_ROWS, registry=registry)
         self.admitted = Gauge("fc7_admitted_images", "Images admitted and not yet answered.", registry=registry)
         self.refusals = Counter(
-            "fc7_refusals_total", "Requests refused, by the slug of the problem.", ("reason",), registry=registry
+            "fc7_refusals_total", "Refused requests, by the slug of the problem.", ("reason",), registry=registry
         )
         self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
         self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
         self.model = Gauge(
-            "fc7_model_info",
-            "1 for the model that is served.",
-            ("name", "version", "precision", "device"),
-            registry=registry,
+            "fc7_model_info", "1 for the active model.", ("name", "version", "precision", "device"), registry=registry
         )
         self.ready = Gauge("fc7_ready", "1 while the service is ready.", registry=registry)
 
-    def ran(self, rows: int, seconds: float) -> None:
+    def record_run(self, rows: int, seconds: float) -> None:
         """Count one run of the model."""
         self.batch_rows.observe(rows)
         self.stage_seconds.labels("run").observe(seconds)
 
+    def set_model(self, name: str, version: int, precision: str, device: str) -> None:
+        """Report this version as the active one."""
+        self.model.clear()
+        self.model.labels(name, str(version), precision, device).set(1)
+
+    def set_index(self, images: int, bytes_on_disk: int, bytes_in_memory: int) -> None:
+        """Report the size of the index."""
+        self.index_images.set(images)
+        self.index_bytes.labels("disk").set(bytes_on_disk)
+        self.index_bytes.labels("memory").set(bytes_in_memory)
+
     def render(self) -> bytes:
-        """Return the registry in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

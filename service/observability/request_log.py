@@ -1,22 +1,18 @@
-"""What a request adds to its log line: images, refusal reason, stages."""
+"""What a request adds to its log line: number of images, reason of a refusal, time in each stage."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from service.observability.tracing import Stage
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(slots=True)
 class Notes:
-    """What the parts that answer a request say of it, for its log line. Times in seconds, the longest of its images."""
+    """Facts about a request for its log line. Times are in seconds, of the slowest image."""
 
     request_id: str
     images: int = 0
@@ -27,7 +23,7 @@ class Notes:
     stages: list[Stage] = field(default_factory=list)
 
     def stage(self, name: str, seconds: float, ago: float = 0.0) -> None:
-        """Note that an image was in a stage for `seconds`, until `ago` seconds before now."""
+        """Record that an image spent `seconds` in a stage that ended `ago` seconds before now."""
         setattr(self, name, max(getattr(self, name), seconds))
         end = time.time_ns() - int(ago * 1e9)
         self.stages.append(Stage(name, end - int(seconds * 1e9), end))

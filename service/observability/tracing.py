@@ -1,9 +1,10 @@
-"""Spans of each request for an OpenTelemetry collector: `request`, and in it `decode`, `queue` and `run` of each image.
+"""OpenTelemetry traces: a span `request`, with child spans `decode`, `queue` and `run` for each image.
 
-Promises: a trace that the client began (W3C `traceparent`) is continued; spans are sent in batches from a thread of
-their own, and what a collector does not take is dropped: no request waits for it. Nothing of a picture or a key.
-Does not: sample (the standard OTEL_ variables say how; the SDK reads them), trace index or start.
-Source: OpenTelemetry's semantic conventions for HTTP; W3C Trace Context.
+Guarantees: a trace started by the client (W3C `traceparent`) is continued. Spans are sent in batches from a background
+thread, and dropped if the collector does not accept them, so no request waits for it. Spans contain no data of images
+or keys.
+Out of scope: sampling (the SDK reads the standard OTEL_ variables), spans of index operations and of the start.
+References: OpenTelemetry's semantic conventions for HTTP; W3C Trace Context.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """A part of a request's work; times in nanoseconds since 1970."""
+    """A stage of a request. Times are in nanoseconds since 1970."""
 
     name: str
     start: int
     end: int
 
 
-class Answered(NamedTuple):
-    """A request that was answered; times in nanoseconds since 1970."""
+class RequestSpan(NamedTuple):
+    """An answered request. Times are in nanoseconds since 1970."""
 
     method: str
     route: str
@@ -39,12 +40,12 @@ class Answered(NamedTuple):
 
 
 class Tracing:
-    """Where spans go: an OTLP collector over HTTP."""
+    """Sends spans to an OTLP collector over HTTP."""
 
     def __init__(self, endpoint: str) -> None:
-        """endpoint: the collector's address without a path ("http://localhost:4318"). Raises MissingExtraError."""
+        """endpoint: the collector's URL without a path ("http://localhost:4318"). Raises MissingExtraError."""
         try:
-            # An extra: only who traces needs it.
+            # An optional extra, needed for tracing only.
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -57,8 +58,8 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("fc7")
 
-    def record(self, headers: Mapping[str, str], request: Answered, stages: Sequence[Stage]) -> str:
-        """Note a request and its stages; return the trace's number in hexadecimal, for the log."""
+    def record(self, headers: Mapping[str, str], request: RequestSpan, stages: Sequence[Stage]) -> str:
+        """Record a request and its stages; return the trace ID in hexadecimal, for the log."""
         from opentelemetry import trace  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
@@ -75,14 +76,14 @@ class Tracing:
                 "fc7.images": request.images,
             },
         )
-        inside = trace.set_span_in_context(span)
+        parent = trace.set_span_in_context(span)
         for stage in stages:
-            self._tracer.start_span(stage.name, context=inside, start_time=stage.start).end(stage.end)
+            self._tracer.start_span(stage.name, context=parent, start_time=stage.start).end(stage.end)
         if request.status >= 500:
             span.set_status(trace.StatusCode.ERROR)
         span.end(request.end)
         return trace.format_trace_id(span.get_span_context().trace_id)
 
     def close(self) -> None:
-        """Send what is left, and stop."""
+        """Send the remaining spans, and stop."""
         self._provider.shutdown()

@@ -1,4 +1,4 @@
-"""The benchmark that chose the code of `fast`: it measures each code, and queries of classes that were added later."""
+"""The benchmark of the codes for `fast`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.index.helpers import activations
 
 
 @pytest.mark.slow
-def test_each_code_is_measured_before_and_after_additions(
+def test_codes_are_measured_for_all_classes_and_for_classes_added_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fast_codes, "BITS", 128)
     rows = activations(1500)
-    # Two groups far apart: one is not learned from at first.
+    # Two groups far apart. In the second measurement, the codes are trained on one of them.
     group = np.arange(1500) % 2
     rows[group == 1] += activations(1, seed=9)[0] * np.float16(2)
     np.savez(tmp_path / "rows.npz", v=rows, y=group)
@@ -27,11 +27,11 @@ def test_each_code_is_measured_before_and_after_additions(
     fast_codes.main([str(tmp_path), "--queries", "40", "--epochs", "1", "--json", str(out)])
     assert "1,500 vectors, 40 queries, 20 of them of classes added later" in capsys.readouterr().out
     found = {each["name"]: each for each in json.loads(out.read_text())}
-    assert list(found) == [fast_codes.PRESENT, "OPQ+PQ fast-scan", "RaBitQ", "PCA+ITQ", "auto-encoder, 256 bits"]
+    assert list(found) == [fast_codes.CURRENT, "OPQ+PQ fast-scan", "RaBitQ", "PCA+ITQ", "auto-encoder, 256 bits"]
     for each in found.values():
         few, some, many = each["recalls"]
         assert 0.1 < few <= some <= many <= 1
         assert len(each["unseen"]) == 3
         assert each["p50"] > 0
         assert each["bytes"] <= 160
-    assert found[fast_codes.PRESENT]["recalls"][2] > 0.99
+    assert found[fast_codes.CURRENT]["recalls"][2] > 0.99

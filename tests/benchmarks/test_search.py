@@ -1,4 +1,4 @@
-"""The search benchmark's own parts: if its truth, its recall or its goals were wrong, so were every figure in it."""
+"""The parts of the search benchmark: true neighbors, recall, simulated rows, goals, and a small run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.adding import measure_adding
-from benchmarks.search import goals, main
-from benchmarks.search_runs import Point, prepare, recall
-from benchmarks.vectors import Vectors, embed_photographs, nearest, read_vectors, rows_of
+from benchmarks.search.__main__ import main
+from benchmarks.search.adding import measure_adding
+from benchmarks.search.measure import Point, prepare, recall
+from benchmarks.search.report import goals
+from benchmarks.search.vectors import Vectors, embed_photographs, nearest, read_vectors, rows_of
 from tests.support import pictures
 from tests.support.tiny_model import publish_tiny_model
 
@@ -30,36 +31,36 @@ def vectors() -> Vectors:
     return Vectors(drawn(300), drawn(20, 1), np.arange(300) % 3)
 
 
-def test_recall_is_the_share_of_the_true_ones_wherever_they_stand() -> None:
+def test_recall_is_the_share_of_true_neighbors_in_any_order() -> None:
     truth = np.array([[1, 2], [3, 4]])
     assert recall(np.array([[2, 1], [4, 3]]), truth) == 1
     assert recall(np.array([[9, 1], [9, 8]]), truth) == 0.25
     assert recall(np.array([[9, 9, 2, 1], [9, 8, 7, 4]]), truth) == 0.75
-    # -1 is how a library says that it found fewer.
+    # -1 means that a library found fewer neighbors.
     assert recall(np.array([[1, -1], [-1, -1]]), truth) == 0.25
 
 
-def test_the_truth_is_that_of_all_distances_over_several_blocks(vectors: Vectors) -> None:
+def test_true_neighbors_are_found_over_several_blocks(vectors: Vectors) -> None:
     rows = np.concatenate(list(rows_of(vectors, 2500))).astype(np.float64)
     found = nearest(vectors, 2500, 10)
     for query, numbers in zip(vectors.queries.astype(np.float64), found, strict=True):
         assert numbers.tolist() == np.argsort(((rows - query) ** 2).sum(axis=1))[:10].tolist()
 
 
-def test_simulated_rows_come_after_the_real_ones_and_are_mixtures_of_one_class(vectors: Vectors) -> None:
+def test_simulated_rows_follow_the_real_ones_and_mix_rows_of_one_class(vectors: Vectors) -> None:
     short, long = (np.concatenate(list(rows_of(vectors, size))) for size in (200, 2000))
     assert np.array_equal(short, vectors.rows[:200])
     assert np.array_equal(long[:300], vectors.rows)
     assert long.shape == (2000, 4096)
     assert np.array_equal(long, np.concatenate(list(rows_of(vectors, 2000))))
-    # With rows that are their class's number everywhere, a mixture within a class is that number again.
+    # If all values of a row are its class number, a mixture within a class has that number again.
     marked = replace(vectors, rows=np.repeat(vectors.classes[:, np.newaxis], 4096, axis=1).astype(np.float16))
     mixed = np.concatenate(list(rows_of(marked, 900)))[300:]
     assert np.allclose(mixed, np.round(mixed), atol=2e-3)
     assert {0, 1, 2} == set(np.round(mixed[:, 0]).astype(int).tolist())
 
 
-def test_vectors_are_read_with_their_queries_or_with_queries_held_out(tmp_path: Path) -> None:
+def test_vectors_are_read_with_given_or_held_out_queries(tmp_path: Path) -> None:
     rows = drawn(30)
     np.savez(tmp_path / "base-0.npz", v=rows[:20], y=np.arange(20))
     np.save(tmp_path / "base-1.npy", rows[20:])
@@ -76,7 +77,7 @@ def test_vectors_are_read_with_their_queries_or_with_queries_held_out(tmp_path: 
         read_vectors(tmp_path, 3)
 
 
-def test_goals_are_met_or_missed_or_not_measured() -> None:
+def test_goals_are_met_missed_or_not_measured() -> None:
     def met(points: list[Point], adding: dict[str, float] | None) -> list[bool | None]:
         return [each for _, _, each in goals(points, adding)]
 
@@ -87,12 +88,12 @@ def test_goals_are_met_or_missed_or_not_measured() -> None:
     assert met([POINT, replace(SERVED, p50=10.5)], None)[2] is False
     assert met([POINT, replace(SERVED, bytes=161)], None)[3] is False
     assert met([POINT, SERVED], {"embedded_per_s": 100.0, "added_per_s": 89.0})[4] is False
-    # Other sizes, and other numbers of candidates than the service's, decide nothing.
+    # Other sizes, and numbers of candidates that the service does not use, do not count.
     others = [replace(POINT, size=10_000), replace(SERVED, name="fc7 fast, 400 compared exactly")]
     assert met(others, None) == [None] * 5
 
 
-def test_a_small_run_measures_every_mode_and_keeps_what_it_prepared(
+def test_small_run_measures_every_mode_and_reuses_prepared_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, work, out = tmp_path / "vectors", tmp_path / "work", tmp_path / "out.json"
@@ -111,11 +112,11 @@ def test_a_small_run_measures_every_mode_and_keeps_what_it_prepared(
     assert results["writes"]["280"]["adds_per_s"] > 0
     assert "not measured" in capsys.readouterr().out
     np.save(folder / "base.npy", drawn(260, 7))
-    with pytest.raises(SystemExit, match="other vectors"):
+    with pytest.raises(SystemExit, match="prepared with other vectors"):
         main(arguments)
 
 
-def test_photographs_are_embedded_and_added_through_the_index(tmp_path: Path) -> None:
+def test_photographs_are_embedded_and_added_to_the_index(tmp_path: Path) -> None:
     source, home = tmp_path / "photographs", tmp_path / "home"
     source.mkdir()
     for number in range(3):

@@ -1,8 +1,8 @@
-"""A process that has everything imported and forks a server whenever it is told to: a start in a fraction of a second.
+"""A process that imports everything once, and then forks servers, so that each starts in a fraction of a second.
 
-Each line on standard input is a home; the answer is a line with the new server's process id, then the server's log.
-An empty line is answered by "gone", behind which there is nothing of the servers before.
-What is forked is what `fc7 serve` runs; it dies with this process, which ends with its input.
+It reads lines from standard input. For a home folder it forks a server, prints the server's process id and passes on
+the server's log. For an empty line it prints "gone", after all output of earlier servers.
+A server runs the same code as `fc7 serve`. It dies with this process, which ends when its input ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from service.app import create_app
-from service.server import bind, serve_until_told
+from service.server import bind, serve_until_stopped
 from service.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Fork servers until the input ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that the kernel reaps them
     for line in sys.stdin:
         if not line.strip():
             print("gone", flush=True)
@@ -38,7 +38,7 @@ def main() -> None:
 def _serve(home: Path) -> None:
     settings = Settings(home=home, port=0, threads=1, decode_threads=2, deadline_s=60)
     try:
-        code = asyncio.run(serve_until_told(create_app(settings), settings, bind(settings)))
+        code = asyncio.run(serve_until_stopped(create_app(settings), settings, bind(settings)))
     except BaseException as error:
         print(f"failed: {error}", flush=True)
         code = 1

@@ -1,4 +1,4 @@
-"""The short form of `make crash`: a few kills."""
+"""A short form of `make crash` with a few kills."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.crash.kill_rounds import KillRounds
 
 
-def test_a_killed_server_has_all_that_it_acknowledged_and_nothing_half(tmp_path: Path) -> None:
+def test_killed_server_keeps_every_acknowledged_change(tmp_path: Path) -> None:
     rounds = KillRounds(tmp_path / "home", seed=7)
     rounds.run(rounds=3)
     assert rounds.acknowledged > 0

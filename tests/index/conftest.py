@@ -1,4 +1,4 @@
-"""A fixture that runs a test on a local index and on Milvus Lite."""
+"""Run a test once with a local index and once with an index on Milvus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.index.helpers import open_index as open_local
 
 @pytest.fixture(params=["local", "milvus"])
 def open_index(request: pytest.FixtureRequest) -> Iterator[Opener]:
-    """Yield a function that opens the index of the first test model, in a folder or on Milvus Lite."""
+    """Return a function that opens the index of the tests' first model, locally or on Milvus Lite."""
     if request.param == "local":
         yield open_local
         return

@@ -1,4 +1,4 @@
-"""Test images whose content is derived from a number, and functions that open, read and damage an index."""
+"""Images to add to an index, each derived from a number, and functions that open the index under test."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.interface import ImageIndex
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
 from index.milvus.index import MilvusImageIndex
+from index.records import IndexOptions, MilvusAddress, NewImage
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
 _RANK = 40
@@ -21,14 +22,14 @@ LABELS = ["heron", "gull", "ferry"]
 
 
 class Opener(Protocol):
-    """Opens the index of the first test model, in a folder or on Milvus."""
+    """Opens the index of the tests' first model, on this machine or on Milvus."""
 
     def __call__(self, home: Path, **options: Any) -> ImageIndex:
-        """Open the index of `home`; options as in LocalImageIndex.open."""
+        """Open the index of `home`; the options are the fields of IndexOptions."""
 
 
 def vector(number: int) -> NDArray[np.float32]:
-    """Return activations like those of fc7: float32 [4096], none negative, a third of them positive."""
+    """Return fc7-like activations: float32 [4096], none negative, one third of them not zero."""
     values = np.random.default_rng(number).standard_normal(4096, dtype=np.float32)
     activations: NDArray[np.float32] = np.maximum(values - 0.4, 0)
     return activations
@@ -44,7 +45,7 @@ def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
 
 
 def picture(number: int) -> bytes:
-    """Return random bytes in place of a JPEG."""
+    """Return bytes that take the place of a stored JPEG."""
     return np.random.default_rng(number).bytes(3000)
 
 
@@ -54,17 +55,22 @@ def sha256(number: int) -> str:
 
 
 def image(key: str | None, number: int, metadata: dict[str, Any] | None = None) -> NewImage:
-    """Return the test image with this number, under `key`."""
+    """Return the image of `number` with this key."""
     return NewImage(key, sha256(number), 3000, 640, 480, metadata, picture(number), vector(number))
 
 
 def open_index(home: Path, **options: Any) -> LocalImageIndex:
-    """Open the local index of the first test model."""
-    return LocalImageIndex.open(home, **{**MODEL, **options})
+    """Open the index of the tests' first model."""
+    return LocalImageIndex.open(home, index_options(**options))
+
+
+def index_options(**options: Any) -> IndexOptions:
+    """Return options for the tests' first model, unless they name another model."""
+    return IndexOptions(**{**MODEL, **options})
 
 
 def open_on_milvus() -> Iterator[Opener]:
-    """Yield an opener of indexes on Milvus Lite, in a file in `home`; stop the Milvus Lite servers at the end."""
+    """Yield a function that opens an index on Milvus Lite in a file of `home`, and stop Milvus Lite afterwards."""
     from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415
 
     opened: set[str] = set()
@@ -73,8 +79,7 @@ def open_on_milvus() -> Iterator[Opener]:
         home.mkdir(exist_ok=True)
         uri = str(home / "milvus.db")
         opened.add(uri)
-        options.pop("snapshot_after", None)
-        return MilvusImageIndex.open(uri, None, **{**MODEL, **options})
+        return MilvusImageIndex.open(MilvusAddress(uri), index_options(**options))
 
     yield open_index
     for uri in opened:

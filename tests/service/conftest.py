@@ -1,4 +1,4 @@
-"""A home with a tiny real model, and one server on it for all tests that change nothing in it."""
+"""A home with a tiny real model, and a server shared by all tests that do not change its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error has a status; what nobody foresaw is a 500 without details, and its trace is in the log."""
+"""Every error has an HTTP status. Unexpected exceptions are a 500 without details, with the traceback in the log."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def subclasses(kind: type[Fc7Error]) -> Iterator[type[Fc7Error]]:
 
 
 @pytest.mark.parametrize("kind", sorted(set(subclasses(Fc7Error)), key=str))
-def test_every_error_finds_a_status(kind: type[Fc7Error]) -> None:
+def test_every_error_has_an_http_status(kind: type[Fc7Error]) -> None:
     found = next((ancestor for ancestor in kind.__mro__ if ancestor in STATUS), None)
-    assert found is not None, f"{kind.__qualname__} has no entry in service.problems.STATUS, and no ancestor of it has"
+    assert found is not None, (
+        f"{kind.__qualname__} has no entry in service.api.problems.STATUS, and neither has any base class"
+    )
 
 
-def test_the_nearest_ancestor_decides() -> None:
+def test_the_nearest_base_class_decides_the_status() -> None:
     class NewerError(ImageFormatError):
         pass
 
@@ -48,13 +50,13 @@ def test_slugs_are_unique() -> None:
     assert len(set(slugs)) == len(slugs)
 
 
-def test_one_bad_image_of_several_keeps_its_own_status() -> None:
-    answer = problem_of(BadImageError(3, ImageFormatError("PDF", ("JPEG",))))
+def test_one_bad_image_of_several_keeps_its_status() -> None:
+    answer = problem_of("/v1/classify", BadImageError(3, ImageFormatError("PDF", ("JPEG",))))
     assert answer.status_code == 415
     assert json.loads(bytes(answer.body))["index"] == 3
 
 
-def test_a_bug_is_500_and_its_trace_is_logged(tmp_path: Path) -> None:
+def test_a_bug_is_a_500_and_its_traceback_is_logged(tmp_path: Path) -> None:
     app = create_app(Settings(home=tmp_path))
     log = io.StringIO()
     app.state.fc7.log = make_logger("json", "info", log)
@@ -63,12 +65,12 @@ def test_a_bug_is_500_and_its_trace_is_logged(tmp_path: Path) -> None:
     async def bug() -> None:
         raise ZeroDivisionError("secret detail")
 
-    async def ask() -> httpx.Response:
+    async def get_bug() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get("/bug", headers={"X-Request-ID": "my-request"})
 
-    answer = asyncio.run(ask())
+    answer = asyncio.run(get_bug())
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert "secret" not in answer.text

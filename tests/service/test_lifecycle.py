@@ -1,4 +1,4 @@
-"""Start, readiness, overload, deadline, drain, kill and death of the service, over real HTTP."""
+"""Start, readiness, overload, deadline, shutdown and crash of the service, over real HTTP."""
 
 from __future__ import annotations
 
@@ -11,56 +11,30 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from index.errors import IndexLockedError
-from model_store.artifact import Artifact
-from model_store.errors import ArtifactCorruptError, DeviceUnavailableError, RunnerError
-from model_store.runtime.options import RunnerOptions
-from model_store.runtime.runner import Outputs, Runner
+from model_store.errors import ArtifactCorruptError, DeviceUnavailableError
 from tests.support import pictures
+from tests.support.pausable_model import PausableRunner
 from tests.support.server import ProcessServer, ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
 
 JPEG = {"Content-Type": "image/jpeg"}
 
 
-class GatedRunner(Runner):
-    """A real runner that waits while its gate is closed, and fails when told to."""
-
-    def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.broken = False
-        super().__init__(artifact, options)
-
-    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        self._wait()
-        return super().run(pixels)
-
-    def run_beside(self, pixels: NDArray[np.uint8]) -> Outputs:
-        self._wait()
-        return super().run_beside(pixels)
-
-    def _wait(self) -> None:
-        assert self.gate.wait(20)
-        if self.broken:
-            raise RunnerError(self.artifact.id, "injected")
-
-
 @contextmanager
-def gated_server(home: Path, **settings: object) -> Iterator[tuple[ThreadServer, GatedRunner]]:
-    with thread_server(home, make_runner=GatedRunner, **settings) as server:
+def pausable_server(home: Path, **settings: Any) -> Iterator[tuple[ThreadServer, PausableRunner]]:
+    with thread_server(home, make_runner=PausableRunner, **settings) as server:
         runner = server.state.serving().runner
-        assert isinstance(runner, GatedRunner)
+        assert isinstance(runner, PausableRunner)
         try:
             yield server, runner
         finally:
-            runner.gate.set()
+            runner.resume()
 
 
 def classify(url: str, seed: int = 0) -> httpx.Response:
@@ -83,13 +57,13 @@ def test_without_a_model_it_starts_and_says_how_to_get_one(tmp_path: Path) -> No
         assert "fc7_ready 0.0" in server.client.get("/metrics").text
 
 
-def test_a_published_but_inactive_model_is_named(tmp_path: Path) -> None:
+def test_readiness_names_a_published_but_inactive_model(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path, activate=False)
     with thread_server(tmp_path) as server:
         assert "fc7 models activate tiny:1" in server.client.get("/readyz").json()["detail"]
 
 
-def test_an_index_of_another_model_is_followed_from_the_start_on(home: Path) -> None:
+def test_an_index_of_another_model_is_migrated_after_the_start(home: Path) -> None:
     with thread_server(home) as server:
         assert server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG).status_code == 201
     publish_tiny_model(home, seed=1)
@@ -107,7 +81,7 @@ def test_an_index_of_another_model_is_followed_from_the_start_on(home: Path) -> 
         ]
 
 
-def test_tampered_weights_a_missing_device_and_a_second_server_are_refusals_to_start(home: Path) -> None:
+def test_corrupt_weights_a_missing_device_and_a_second_server_prevent_the_start(home: Path) -> None:
     with thread_server(home), pytest.raises(IndexLockedError), thread_server(home):
         pass
     with pytest.raises(DeviceUnavailableError, match="cuda"), thread_server(home, device="cuda"):
@@ -121,7 +95,7 @@ def test_tampered_weights_a_missing_device_and_a_second_server_are_refusals_to_s
         pass
 
 
-def test_a_port_that_is_taken_is_named(home: Path) -> None:
+def test_a_port_in_use_is_named(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RuntimeError, match=f"FC7_PORT={port}"), process_server(home, FC7_PORT=str(port)):
@@ -129,8 +103,8 @@ def test_a_port_that_is_taken_is_named(home: Path) -> None:
 
 
 def test_a_full_queue_is_503_with_retry_after_and_empties_again(home: Path) -> None:
-    with gated_server(home, queue_size=3, max_images=3) as (server, runner), ThreadPoolExecutor(3) as clients:
-        runner.gate.clear()
+    with pausable_server(home, queue_size=3, max_images=3) as (server, runner), ThreadPoolExecutor(3) as clients:
+        runner.pause()
         waiting = [clients.submit(classify, server.url, seed) for seed in range(3)]
         batcher = server.state.serving().batcher
         wait_until(lambda: batcher.admitted == 3)
@@ -138,32 +112,32 @@ def test_a_full_queue_is_503_with_retry_after_and_empties_again(home: Path) -> N
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:fc7:problem:queue-full")
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["limit"] == 3
-        with httpx.Client(base_url=server.url) as kept:  # the connection of a refused request is used again
+        with httpx.Client(base_url=server.url) as kept:  # a refused request leaves its connection open
             for path in ("classify", "search", "classify"):
                 again = kept.post(f"/v1/{path}", content=pictures.jpeg(), headers=JPEG)
                 assert (again.status_code, again.headers.get("connection")) == (503, None)
                 assert again.headers["x-request-id"]
         assert server.client.get("/readyz").status_code == 200
-        runner.gate.set()
+        runner.resume()
         assert [future.result().status_code for future in waiting] == [200, 200, 200]
         assert classify(server.url).status_code == 200
         assert 'fc7_refusals_total{reason="queue-full"} 4.0' in server.client.get("/metrics").text
 
 
-def test_past_the_deadline_it_is_504_and_the_place_is_given_back(home: Path) -> None:
-    with gated_server(home, deadline_s=0.3) as (server, runner):
-        runner.gate.clear()
+def test_after_the_deadline_it_is_504_and_the_slot_is_released(home: Path) -> None:
+    with pausable_server(home, deadline_s=0.3) as (server, runner):
+        runner.pause()
         late = classify(server.url)
         assert (late.status_code, late.json()["type"], late.json()["limit"]) == (504, "urn:fc7:problem:deadline", 0.3)
         wait_until(lambda: server.state.serving().batcher.admitted == 0)
-        runner.gate.set()
-        wait_until(lambda: classify(server.url).status_code == 200)  # a busy machine may miss so near a deadline
+        runner.resume()
+        wait_until(lambda: classify(server.url).status_code == 200)  # one may miss such a short deadline
 
 
-def test_a_client_that_leaves_is_dropped_from_the_queue(home: Path) -> None:
-    with gated_server(home) as (server, runner):
+def test_a_client_that_disconnects_is_removed_from_the_queue(home: Path) -> None:
+    with pausable_server(home) as (server, runner):
         batcher = server.state.serving().batcher
-        runner.gate.clear()
+        runner.pause()
         body = pictures.jpeg()
         head = (
             f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -173,10 +147,10 @@ def test_a_client_that_leaves_is_dropped_from_the_queue(home: Path) -> None:
                 connection.sendall(head.encode() + body)
                 wait_until(lambda: batcher.admitted == 1)
             wait_until(lambda: batcher.admitted == 0)
-        runner.gate.set()
+        runner.resume()
         assert classify(server.url).status_code == 200
         wait_until(lambda: server.state.in_flight == 0)
-        assert server.state.budget.held == 0
+        assert server.app.state.body_budget.held == 0
         assert 'fc7_refusals_total{reason="client-gone"} 2.0' in server.client.get("/metrics").text
 
 
@@ -191,13 +165,13 @@ def test_a_slow_body_is_408(home: Path) -> None:
         assert b" 408 " in connection.recv(65536).splitlines()[0]
 
 
-def test_a_dead_model_fails_what_waits_and_ends_the_server_with_1(home: Path) -> None:
-    with gated_server(home) as (server, runner), ThreadPoolExecutor(2) as clients:
-        runner.gate.clear()
+def test_a_dead_model_fails_waiting_requests_and_the_server_exits_with_1(home: Path) -> None:
+    with pausable_server(home) as (server, runner), ThreadPoolExecutor(2) as clients:
+        runner.pause()
         waiting = [clients.submit(classify, server.url, seed) for seed in range(2)]
         wait_until(lambda: server.state.serving().batcher.admitted == 2)
         runner.broken = True
-        runner.gate.set()
+        runner.resume()
         for future in waiting:
             answer = future.result()
             assert (answer.status_code, answer.json()["type"]) == (503, "urn:fc7:problem:model-stopped")
@@ -206,47 +180,47 @@ def test_a_dead_model_fails_what_waits_and_ends_the_server_with_1(home: Path) ->
 
 
 def half_sent(server: ProcessServer, body: bytes) -> socket.socket:
-    """Open a request, and send all of its body but the end."""
+    """Send a request without the end of its body."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
     head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body[:-10])
     return connection
 
 
-def test_sigterm_answers_what_was_begun_refuses_the_rest_and_ends_with_0(home: Path) -> None:
+def test_sigterm_answers_started_requests_refuses_others_and_exits_with_0(home: Path) -> None:
     body = pictures.jpeg()
-    with process_server(home) as server, half_sent(server, body) as begun:
+    with process_server(home) as server, half_sent(server, body) as started:
         wait_until(lambda: "fc7_admitted_images" in httpx.get(f"{server.url}/metrics").text)
-        time.sleep(0.2)  # the half request is read by now; nothing over HTTP tells of it
+        time.sleep(0.2)  # until the incomplete request is read, which HTTP does not report
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
         assert "shutting down" in httpx.get(f"{server.url}/readyz").json()["detail"]
         refused = classify(server.url)
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:fc7:problem:draining")
         assert refused.headers["retry-after"]
-        begun.sendall(body[-10:])
-        assert begun.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        started.sendall(body[-10:])
+        assert started.recv(65536).startswith(b"HTTP/1.1 200 OK")
         assert server.process.wait(20) == 0
 
 
-def test_sigterm_does_not_wait_longer_than_it_was_told(home: Path) -> None:
+def test_sigterm_waits_at_most_the_shutdown_timeout(home: Path) -> None:
     with process_server(home, FC7_SHUTDOWN_TIMEOUT_S="0.5") as server, half_sent(server, pictures.jpeg()):
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(15) == 0
 
 
-def test_sigterm_in_the_middle_of_a_log_line_ends_the_process_all_the_same(home: Path) -> None:
+def test_sigterm_while_a_log_line_is_written_stops_the_process(home: Path) -> None:
     before = """
 import io, signal, sys
-class Told(io.TextIOBase):
-    def __init__(self, under): self.under = under
+class RaisesSigterm(io.TextIOBase):
+    def __init__(self, stream): self.stream = stream
     def write(self, text):
         if '"path": "/v1/classify"' in text:
             signal.raise_signal(signal.SIGTERM)
-        return self.under.write(text)
-    def flush(self): self.under.flush()
-sys.stdout = Told(sys.stdout)
+        return self.stream.write(text)
+    def flush(self): self.stream.flush()
+sys.stdout = RaisesSigterm(sys.stdout)
 """
     with process_server(home, before=before) as server:
         assert classify(server.url).status_code == 200
@@ -254,7 +228,7 @@ sys.stdout = Told(sys.stdout)
         assert '"event": "draining"' in server.log.read_text()
 
 
-def test_kill_9_and_restart_keep_the_acknowledged_adds(home: Path) -> None:
+def test_acknowledged_images_survive_kill_9(home: Path) -> None:
     acknowledged: list[str] = []
 
     def add(url: str, first: int) -> None:
@@ -285,7 +259,7 @@ def test_kill_9_and_restart_keep_the_acknowledged_adds(home: Path) -> None:
         assert client.get("/v1/index").json()["vectors"] == len(kept)
 
 
-def test_headers_that_do_not_end_are_cut_off(shared_server: ThreadServer) -> None:
+def test_endless_headers_are_refused(shared_server: ThreadServer) -> None:
     with socket.create_connection(("127.0.0.1", shared_server.port), timeout=20) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nX-Long: " + b"a" * 200_000)
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
@@ -301,7 +275,7 @@ _HALF = b"GET /livez HTTP/1.1\r\nX-Half: "
     [(b"", b""), (b"", _HALF), (b"", b"\r\n"), (_LIVEZ, _HALF), (_LIVEZ, b"\r\n")],
     ids=["nothing", "half", "empty line", "half of the second", "empty line after the first"],
 )
-def test_headers_that_do_not_come_in_time_are_cut_off(
+def test_a_connection_without_complete_headers_is_closed_after_a_timeout(
     shared_server: ThreadServer, monkeypatch: pytest.MonkeyPatch, before: bytes, sent: bytes
 ) -> None:
     monkeypatch.setattr("service.server._HEADER_S", 0.2)
@@ -313,7 +287,7 @@ def test_headers_that_do_not_come_in_time_are_cut_off(
         assert connection.recv(65536) == b""
 
 
-def test_an_answer_on_a_kept_connection_does_not_wait_for_the_clients_acknowledgement(
+def test_a_response_on_a_kept_connection_does_not_wait_for_an_acknowledgement(
     shared_server: ThreadServer,
 ) -> None:
     with socket.create_connection(("127.0.0.1", shared_server.port), timeout=10) as connection:
@@ -325,10 +299,10 @@ def test_an_answer_on_a_kept_connection_does_not_wait_for_the_clients_acknowledg
             while not answer.endswith(b"}"):
                 answer += connection.recv(65536)
             times.append(time.perf_counter() - started)
-    assert min(times[1:]) < 0.03  # Nagle's algorithm and delayed acknowledgement together take 0.04 s, each time
+    assert min(times[1:]) < 0.03  # Nagle's algorithm with delayed acknowledgements would take 0.04 s each time
 
 
-def test_ten_thousand_tiny_requests_at_once_are_answered_and_the_next_one_too(shared_server: ThreadServer) -> None:
+def test_ten_thousand_pipelined_requests_are_answered_and_so_is_the_next_one(shared_server: ThreadServer) -> None:
     request = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1\r\n\r\nx"
     connections = [socket.create_connection(("127.0.0.1", shared_server.port), timeout=60) for _ in range(100)]
     for connection in connections:
@@ -346,9 +320,9 @@ def test_ten_thousand_tiny_requests_at_once_are_answered_and_the_next_one_too(sh
     assert classify(shared_server.url).status_code == 200
 
 
-def test_it_does_not_start_in_the_open_without_a_decision_or_with_a_bad_setting(home: Path) -> None:
+def test_it_does_not_start_on_a_public_address_without_keys_or_with_an_invalid_setting(home: Path) -> None:
     with pytest.raises(RuntimeError, match="FC7_ALLOW_ANONYMOUS"), process_server(home, FC7_HOST="0.0.0.0"):
         pass
-    expected = "FC7_MAX_BATCH=many: expected a whole number from 1 to 1024"
+    expected = "FC7_MAX_BATCH=many is not valid: expected a whole number from 1 to 1024"
     with pytest.raises(RuntimeError, match=expected), process_server(home, FC7_MAX_BATCH="many"):
         pass

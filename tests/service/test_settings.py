@@ -1,4 +1,4 @@
-"""Settings: a bad one is named with its value, an unknown one is reported, keys are never shown."""
+"""Settings: invalid values, unknown variables, and keys that are never shown."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FC7_MAX_BUFFER_BYTES", "5000", "at least FC7_MAX_BODY_BYTES"),
     ],
 )
-def test_a_bad_value_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str) -> None:
+def test_an_invalid_value_is_named_with_the_expected_ones(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingError) as raised:
         load_settings()
-    assert str(raised.value).startswith(f"{name}={value}: expected {expected}")
+    assert str(raised.value).startswith(f"{name}={value} is not valid: expected {expected}")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("value", [KEY, f"root:{KEY}", "read:short-secret", "read:has space in it 0123"])
-def test_a_bad_key_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_key_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("FC7_API_KEYS", value)
     with pytest.raises(SettingError, match="FC7_API_KEYS") as raised:
         load_settings()
     assert value.rpartition(":")[2] not in str(raised.value)
 
 
-def test_keys_are_read_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_parsed_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FC7_API_KEYS", f"read:{KEY}, admin:{KEY}admin,")
     settings = load_settings()
     assert [(key.scope, key.secret.get_secret_value()) for key in settings.api_keys] == [
@@ -60,10 +62,10 @@ def test_keys_are_read_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KEY not in repr(settings) + str(list(describe(settings)))
 
 
-def test_each_source_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_of_each_value_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FC7_MAX_BATCH", "4")
     monkeypatch.setenv("FC7_PORT", "1")
-    monkeypatch.setenv("FC7_HOST", "")  # empty counts as not set: Compose files pass such
+    monkeypatch.setenv("FC7_HOST", "")  # an empty variable counts as unset, because Compose files pass empty ones
     settings = load_settings(port=9000, host=None)
     lines = {line.variable: (line.value, line.source) for line in describe(settings, frozenset(["port"]))}
     assert lines["FC7_MAX_BATCH"] == ("4", "environment")
@@ -71,9 +73,9 @@ def test_each_source_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines["FC7_HOST"] == ("127.0.0.1", "default")
 
 
-def test_an_unknown_variable_is_reported_with_the_nearest_name() -> None:
-    [sentence] = unknown_variables({"FC7_MAXBATCH": "4", "FC7_PORT": "1", "PATH": ""})
-    assert sentence == "FC7_MAXBATCH is set, but is no setting of fc7; did you mean FC7_MAX_BATCH?"
+def test_an_unknown_variable_is_reported_with_the_closest_name() -> None:
+    [warning] = unknown_variables({"FC7_MAXBATCH": "4", "FC7_PORT": "1", "PATH": ""})
+    assert warning == "FC7_MAXBATCH is set, but fc7 has no such setting. Did you mean FC7_MAX_BATCH?"
 
 
 def test_every_setting_is_described() -> None:

@@ -1,4 +1,4 @@
-"""A Milvus Lite as a server: in a process of its own on a port of loopback, to be shared, killed and started again."""
+"""A Milvus Lite server in a process of its own on a loopback port, so that tests can share, kill and restart it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.server import PATIENCE_S, wait_until
+from tests.support.server import TIMEOUT_S, wait_until
 
 
 class MilvusServer:
-    """The command `milvus-lite server` over a folder. Leaving its block kills it."""
+    """Runs the command `milvus-lite server` on a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -25,7 +25,7 @@ class MilvusServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, again on the same port and folder."""
+        """Start the server. After `kill`, it uses the same port and folder again."""
         command = ["server", "--data-dir", str(self.folder), "--host", "127.0.0.1", "--port", str(self.port)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "milvus_lite", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -33,10 +33,10 @@ class MilvusServer:
         wait_until(self._listens)
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """Kill the server with SIGKILL."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(PATIENCE_S)
+            self._process.wait(TIMEOUT_S)
 
     def _listens(self) -> bool:
         with socket.socket() as probe:
@@ -45,7 +45,7 @@ class MilvusServer:
 
 @contextmanager
 def milvus_server(folder: Path) -> Iterator[MilvusServer]:
-    """Run a Milvus Lite server on a free port."""
+    """Run a Milvus Lite server on a free port, and kill it at the end of the block."""
     server = MilvusServer(folder)
     try:
         yield server
@@ -54,7 +54,7 @@ def milvus_server(folder: Path) -> Iterator[MilvusServer]:
 
 
 def free_port() -> int:
-    """Return a port of loopback on which nobody listens."""
+    """Return a free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

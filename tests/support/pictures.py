@@ -1,4 +1,4 @@
-"""Pictures for tests of the service, made here: good ones, odd ones, and ones that are no pictures."""
+"""Image files for tests of the service: valid, unusual and malicious ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 
 
 def scene(seed: int = 0, width: int = 320, height: int = 240) -> Image.Image:
-    """Return a picture of coloured patches that differs with the seed and with the way it is turned."""
+    """Return an image of colored patches that depends on the seed and changes when it is rotated or mirrored."""
     patches = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(patches).resize((width, height), Image.Resampling.BILINEAR)
 
 
 def encoded(picture: Image.Image, file_format: str = "JPEG", **options: Any) -> bytes:
-    """Return the picture as a file of this format."""
+    """Return the image as a file of this format."""
     file = io.BytesIO()
     picture.save(file, file_format, **options)
     return file.getvalue()
@@ -30,13 +30,13 @@ def jpeg(seed: int = 0, width: int = 320, height: int = 240) -> bytes:
 
 
 def animated_gif() -> bytes:
-    """Return a GIF of three frames."""
+    """Return a GIF with three frames."""
     first, *others = [scene(seed).convert("P") for seed in range(3)]
     return encoded(first, "GIF", save_all=True, append_images=others)
 
 
-def turned(picture: Image.Image, orientation: int) -> bytes:
-    """Return a PNG file which is stored turned, and whose EXIF orientation says how to make `picture` of it."""
+def with_orientation(picture: Image.Image, orientation: int) -> bytes:
+    """Return a PNG file with this EXIF orientation that decodes to `picture`."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -53,7 +53,7 @@ def turned(picture: Image.Image, orientation: int) -> bytes:
 
 
 def bomb(side: int = 30_000) -> bytes:
-    """Return a PNG of about 100 KB whose header announces `side` x `side` pixels, and which really has them."""
+    """Return a valid PNG file of about 100 KB that has `side` x `side` pixels."""
     row = b"\0" * (1 + side // 8)
     deflate = zlib.compressobj(9)
     data = b"".join(deflate.compress(row * 1000) for _ in range(side // 1000)) + deflate.flush()

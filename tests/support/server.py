@@ -1,6 +1,6 @@
-"""A real uvicorn server for tests: in a thread of this process, or as the command `fc7 serve` in a process of its own.
+"""Real servers for tests: uvicorn in a thread of this process, or `fc7 serve` in a separate process.
 
-Both take a free port of loopback and are ready to answer when they are handed out. Settings are given, never inherited.
+Both listen on a free loopback port and are ready when the context starts. Neither reads FC7_ variables of the tests.
 """
 
 from __future__ import annotations
@@ -18,66 +18,71 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
-from model_store.artifact import Artifact
-from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from service.app import create_app
+from service.inference.loader import MakeRunner
 from service.server import bind, run
 from service.settings import PREFIX, Settings
 from service.state import State
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
 class ThreadServer:
-    """A server in this process; `state` is the application's own. `exit_codes` gets the code when it ends."""
+    """A server in this process. When it stops, its exit code is added to `exit_codes`."""
 
     url: str
     port: int
-    state: State
+    app: FastAPI
     exit_codes: list[int]
     client: httpx.Client
+
+    @property
+    def state(self) -> State:
+        """The state of the application."""
+        state: State = self.app.state.fc7
+        return state
 
 
 @contextmanager
 def thread_server(
-    home: Path, *, make_runner: Callable[[Artifact, RunnerOptions], Runner] = Runner, **settings: Any
+    home: Path, *, port: int = 0, make_runner: MakeRunner = Runner, **settings: Any
 ) -> Iterator[ThreadServer]:
-    """Serve `home` from a thread; leaving drains and stops it."""
-    chosen = Settings(home=home, port=0, log_level="error", **settings)
-    app = create_app(chosen, make_runner=make_runner)
-    state: State = app.state.fc7
-    listener = bind(chosen)
+    """Serve `home` from a thread. On exit, the server is drained and stopped."""
+    all_settings = Settings(home=home, port=port, log_level="error", **settings)
+    app = create_app(all_settings, make_runner=make_runner)
+    listener = bind(all_settings)
     port = listener.getsockname()[1]
     exit_codes: list[int] = []
     failures: list[BaseException] = []
 
     def serve() -> None:
         try:
-            exit_codes.append(run(app, chosen, listener))
+            exit_codes.append(run(app, all_settings, listener))
         except BaseException as error:
             failures.append(error)
 
     thread = threading.Thread(target=serve, name="test-server")
     thread.start()
     url = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+    with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
         try:
             wait_until(lambda: bool(failures) or _answers(url))
             if failures:
                 raise failures[0]
-            yield ThreadServer(url, port, state, exit_codes, client)
+            yield ThreadServer(url, port, app, exit_codes, client)
         finally:
-            state.drain()
-            thread.join(PATIENCE_S)
+            app.state.fc7.drain()
+            thread.join(TIMEOUT_S)
     assert not thread.is_alive(), "the server did not stop"
 
 
 @dataclass(frozen=True)
 class ProcessServer:
-    """The command `fc7 serve` in a process of its own."""
+    """`fc7 serve` in a separate process."""
 
     url: str
     process: subprocess.Popen[str]
@@ -88,19 +93,19 @@ class ProcessServer:
         return int(self.url.rpartition(":")[2])
 
     def peak_memory(self) -> int:
-        """Return the most memory that the process ever had, in bytes."""
+        """Return the peak memory of the process, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return what it logged; a line that is being written is not there yet."""
+        """Return the complete JSON lines of the log."""
         lines = self.log.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
 @contextmanager
 def process_server(home: Path, *, before: str = "", **variables: str) -> Iterator[ProcessServer]:
-    """Run `fc7 serve` on `home` with these FC7_ variables, after the Python code `before`; leaving kills it."""
+    """Run `fc7 serve` on `home` with these environment variables, after the Python code `before`. On exit, kill it."""
     log = home.parent / f"{home.name}-serve-{time.monotonic_ns()}.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment |= {"FC7_HOME": str(home), "FC7_PORT": "0", "PYTHONUNBUFFERED": "1"} | variables
@@ -117,7 +122,7 @@ def process_server(home: Path, *, before: str = "", **variables: str) -> Iterato
 
         def listening() -> bool:
             if process.poll() is not None:
-                raise RuntimeError(f"fc7 serve ended with {process.returncode}:\n{log.read_text()}")
+                raise RuntimeError(f"fc7 serve exited with {process.returncode}:\n{log.read_text()}")
             complete = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
             found = [json.loads(line) for line in complete if '"listening"' in line]
             urls.extend(line["url"] for line in found)
@@ -129,12 +134,12 @@ def process_server(home: Path, *, before: str = "", **variables: str) -> Iterato
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition()` is true; fail when that takes too long."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Wait until `condition()` is true; fail after a timeout."""
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)

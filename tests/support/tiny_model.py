@@ -1,7 +1,9 @@
-"""Publish a tiny real version: a graph of the served contract that any picture changes, made in some milliseconds.
+"""Publishes a tiny version with a real graph, in a few milliseconds.
 
-The picture's 7x7 grid of mean colours -> 4096 random features, ReLU (fc7) -> K random classes, softmax (probabilities).
-Does not: classify anything; alike pictures have near fc7 vectors, and that is all.
+Mean colors on a 7x7 grid -> 4096 random features, ReLU (fc7) -> K random classes, softmax (probabilities).
+
+Guarantees: the graph has the inputs and outputs of a served model, and similar images have similar fc7 vectors.
+Out of scope: classifying correctly.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ CLASSES = ("cat", "dog", "heron", "ferry", "mushroom", "lamp")
 
 
 def write_tiny_graph(folder: Path, classes: int = len(CLASSES), seed: int = 0, outputs: int = 2) -> None:
-    """Write `model.onnx` and `weights.bin` into `folder`; with `outputs=1` without fc7, which breaks the contract."""
+    """Write `model.onnx` and `weights.bin` into `folder`. With `outputs=1` the graph is invalid: it has no fc7."""
     random = np.random.default_rng(seed)
     inputs = GRID * GRID * 3
     arrays = {
@@ -64,7 +66,7 @@ def write_tiny_graph(folder: Path, classes: int = len(CLASSES), seed: int = 0, o
 
 
 def tiny_draft(name: str = "tiny", classes: Sequence[str] = CLASSES) -> ManifestDraft:
-    """Return the manifest's draft for a tiny version."""
+    """Return the draft of a manifest for a tiny version."""
     return ManifestDraft(
         name=name,
         architecture="tiny",
@@ -82,7 +84,7 @@ def publish_tiny_model(
     seed: int = 0,
     activate: bool = True,
 ) -> Artifact:
-    """Publish a tiny version under `home` and, unless told not to, make it the active one."""
+    """Publish a tiny version under `home`, and activate it unless `activate` is False."""
     store = ModelStore(home)
     with store.staging(name) as folder:
         write_tiny_graph(folder, len(classes), seed)
@@ -93,7 +95,7 @@ def publish_tiny_model(
 
 
 def publish_with_other_batches(home: Path, name: str = "two", outputs: int = 2) -> Artifact:
-    """Publish and activate a version whose graph for batches answers differently: one sees which has answered."""
+    """Publish and activate a version whose graph for batches is a different net, to see which of the two was run."""
     store = ModelStore(home)
     with store.staging(name) as folder, store.staging("other") as other:
         write_tiny_graph(folder)

@@ -1,10 +1,9 @@
-"""What one worker of a cluster does: files by name in; hashes, sizes, pictures and vectors out.
+"""The work of one Ray worker: it gets the names of files, and returns hashes, sizes, pictures and vectors.
 
-Promises: nothing is written, so a worker that dies at any moment leaves nothing behind, and its files can be given to
-another; every file that came in is in the answer once: embedded, unchanged, or skipped with its reason. What stops the
-worker as a whole (no such device, another fc7, a source that is not there) is in the answers too, not an exception:
-whoever asked must say it.
-Does not: know Ray. The answers are an Arrow table, because that is what travels cheaply.
+Guarantees: a worker writes nothing, so its files can be given to another worker when it dies; every file is in the
+result exactly once: embedded, unchanged, or skipped with a reason. An error of the whole worker (no such device, other
+code, a missing source) is reported in the rows of the result, not raised, so that Ray does not start it again.
+Out of scope: Ray itself. The result is an Arrow table, which Ray transfers without copying.
 """
 
 from __future__ import annotations
@@ -15,19 +14,17 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from index.bulk.add import PreparedBatch, PreparedFile, prepare_file
 from index.bulk.pipeline import batches, embed
 from index.bulk.sources import open_source
 from index.errors import ClusterError
 from index.records import encode_vectors
-from model_store.errors import Fc7Error, ImageError
-from model_store.image import encode_jpeg, inspect_and_prepare
+from model_store.errors import Fc7Error
 from model_store.prefetch import prefetch
 from model_store.remote_artifact import ShippedArtifact, ShippedVersion
 from model_store.runtime.options import RunnerOptions
@@ -37,47 +34,15 @@ if TYPE_CHECKING:
     import pyarrow
 
 EMBEDDED, UNCHANGED, SKIPPED, FAILED = "embedded", "unchanged", "skipped", "failed"
-_COLUMNS = ("name", "status", "reason", "sha256", "size", "width", "height", "picture", "vector")
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
-    """What every worker of one build is told.
-
-    place: the source, as `open_source` takes it. code: what `code_identity` must be there. batch_size: images in one
-    run. threads: that read and decode, and of one run on a CPU.
-    """
-
-    place: str
-    code: str
-    options: RunnerOptions
-    batch_size: int
-    threads: int
-    max_pixels: int
-    keep_pictures: bool
-
-
-@dataclass(slots=True)
-class _Row:
-    """A file's row of the answer; `vector` is its float16 bytes, `pixels` what it is made of."""
-
-    name: str
-    status: str
-    reason: str = ""
-    sha256: str = ""
-    size: int = 0
-    width: int = 0
-    height: int = 0
-    picture: bytes | None = None
-    vector: bytes | None = None
-    pixels: NDArray[np.uint8] | None = None
+_File = tuple[str, str]  # name, and the SHA-256 that the index has for it, or ""
 
 
 def code_identity(root: Path | None = None) -> str:
     """Return the identity of the code that makes pictures and vectors: the first 16 hex digits of its SHA-256.
 
     Covers every Python file of `model_store` and `index`, sub-packages included, except `model_store/training`.
-    root: the folder that holds both packages; by default the one that this process runs from.
+    root: the folder with both packages; by default the one of the running code.
     """
     root = root or Path(__file__).resolve().parents[3]
     digest = hashlib.sha256()
@@ -89,13 +54,30 @@ def code_identity(root: Path | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def another_code(found: str, wanted: str) -> str:
-    """Return what to say of a worker whose `code_identity` is not that of the command."""
-    return f"has another fc7 (code {found}, and this command's is {wanted}): install the same version everywhere"
+def code_mismatch(where: str, found: str, expected: str) -> str:
+    """Return the error message for a node or worker whose `code_identity` differs from the command's."""
+    return f"{where} has another version of fc7 (code {found}, this command: {expected}). Install the same version."
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """Parameters shared by all workers of a build.
+
+    location: of the source, for `open_source`. batch_size: images in one run of the model. threads: for reading and
+    decoding, and for a run on a CPU. code: the `code_identity` that workers must have.
+    """
+
+    location: str
+    options: RunnerOptions
+    batch_size: int
+    threads: int
+    max_pixels: int
+    keep_pictures: bool
+    code: str = field(default_factory=code_identity)
 
 
 class Embedder:
-    """A runner, and what feeds it. Making one never fails: `failure` says what is wrong, and so does every answer."""
+    """A runner and its input. The constructor never raises: an error is kept in `failure` and reported in every row."""
 
     def __init__(self, plan: WorkerPlan, version: ShippedVersion) -> None:
         self._plan = plan
@@ -103,73 +85,79 @@ class Embedder:
         self.worker = f"{socket.gethostname()}/{os.getpid()}"
         try:
             if (found := code_identity()) != plan.code:
-                raise ClusterError(self.worker, another_code(found, plan.code))
-            self._source = open_source(plan.place)
+                raise ClusterError(self.worker, code_mismatch("It", found, plan.code))
+            self._source = open_source(plan.location)
             self._source.check()
             options = dataclasses.replace(plan.options, precision=None, intra_op_threads=plan.threads)
             self._runner = Runner(ShippedArtifact(version), options)
-        except Exception as error:  # the seam: whatever it is, a worker that only dies is started again and again
-            self.failure = said(error)
+        except Exception as error:  # any error: Ray would start a worker that raises again and again
+            self.failure = _describe(error)
         else:
             self.worker += f" {self._runner.device}"
 
     def embed(self, names: Sequence[str], known: Sequence[str]) -> pyarrow.Table:
-        """Return a row for each file: what became of it, and if it was embedded all that the index wants of it.
+        """Return a row for each file, with its status and, if it was embedded, the columns of the image to add.
 
-        names: paths below the source. known: the SHA-256 that the index has under each, or an empty text. The columns
-        are those of an image to add, `worker`, and `seconds`, whose sum is what the call took.
+        names: paths below the source. known: the SHA-256 that the index has for each file, or an empty string. Each row
+        also has the `worker`, and the `seconds` of the call divided by the number of files.
         """
-        began = time.perf_counter()
-        rows: list[_Row] = []
+        started = time.perf_counter()
+        rows: dict[str, dict[str, Any]] = {}
         size = self._plan.batch_size
         if self.failure:
-            return _table([_Row(name, FAILED, self.failure) for name in names], self.worker, 0.0)
+            return _table(names, {name: _failed(self.failure) for name in names}, self.worker, 0.0)
         try:
             with prefetch(self._read, zip(names, known, strict=True), self._plan.threads, 2 * size) as results:
                 for batch in batches(results, size):
-                    done = [result.result() for _, result in batch]
-                    self._run([row for row in done if row.pixels is not None])
-                    rows += done
-        except Exception as error:  # the same seam: the files are not to blame
-            rows = [_Row(name, FAILED, said(error)) for name in names]
-        return _table(rows, self.worker, time.perf_counter() - began)
+                    rows |= self._embed_batch(batch)
+        except Exception as error:  # any error of the worker, not of a file
+            rows = {name: _failed(_describe(error)) for name in names}
+        return _table(names, rows, self.worker, time.perf_counter() - started)
 
-    def _read(self, file: tuple[str, str]) -> _Row:
+    def _read(self, file: _File) -> PreparedFile | None:
         name, known = file
-        try:
-            data = self._source.read(name)
-            sha256 = hashlib.sha256(data).hexdigest()
-            if sha256 == known:
-                return _Row(name, UNCHANGED, sha256=sha256)
-            image = inspect_and_prepare(data, max_pixels=self._plan.max_pixels)
-        except (OSError, ImageError) as error:
-            return _Row(name, SKIPPED, str(error) or type(error).__name__)
-        picture = encode_jpeg(image.pixels) if self._plan.keep_pictures else None
-        return _Row(
-            name, EMBEDDED, "", sha256, len(data), image.width, image.height, picture=picture, pixels=image.pixels
-        )
+        plan = self._plan
+        data = self._source.read(name)
+        return prepare_file(name, data, known, max_pixels=plan.max_pixels, keep_picture=plan.keep_pictures)
 
-    def _run(self, rows: list[_Row]) -> None:
-        pixels = [row.pixels for row in rows if row.pixels is not None]
-        if pixels:
-            for row, vector in zip(rows, encode_vectors(embed(self._runner, pixels)), strict=True):
-                row.vector, row.pixels = vector.tobytes(), None
-
-
-def _table(rows: list[_Row], worker: str, seconds: float) -> pyarrow.Table:
-    import pyarrow  # noqa: PLC0415 - an extra: only who works for a cluster needs it
-
-    types = {"size": pyarrow.int64(), "width": pyarrow.int32(), "height": pyarrow.int32()}
-    types |= dict.fromkeys(("picture", "vector"), pyarrow.binary())
-    columns = {
-        column: pyarrow.array([getattr(row, column) for row in rows], types.get(column, pyarrow.string()))
-        for column in _COLUMNS
-    }
-    columns["worker"] = pyarrow.array([worker] * len(rows), pyarrow.string())
-    columns["seconds"] = pyarrow.array([seconds / len(rows)] * len(rows), pyarrow.float64())
-    return pyarrow.table(columns)
+    def _embed_batch(self, results: Sequence[tuple[_File, Future[PreparedFile | None]]]) -> dict[str, dict[str, Any]]:
+        """Return the row of each file, by name."""
+        batch = PreparedBatch.of(results)
+        rows: dict[str, dict[str, Any]] = {name: {"status": UNCHANGED} for name, _ in batch.unchanged}
+        rows |= {name: {"status": SKIPPED, "reason": reason} for (name, _), reason in batch.skipped}
+        files = [file for _, file in batch.files]
+        vectors = encode_vectors(embed(self._runner, [file.image.pixels for file in files])) if files else ()
+        for file, vector in zip(files, vectors, strict=True):
+            rows[file.key] = {
+                "status": EMBEDDED,
+                "sha256": file.sha256,
+                "size": file.size,
+                "width": file.image.width,
+                "height": file.image.height,
+                "picture": file.picture,
+                "vector": vector.tobytes(),
+            }
+        return rows
 
 
-def said(error: Exception) -> str:
-    """Return the error in one text, whosever it is."""
+def _failed(reason: str) -> dict[str, Any]:
+    return {"status": FAILED, "reason": reason}
+
+
+def _table(names: Sequence[str], rows: dict[str, dict[str, Any]], worker: str, seconds: float) -> pyarrow.Table:
+    """Return the rows as a table, in the order of `names`; vector: the bytes of float16 [4096]."""
+    import pyarrow  # noqa: PLC0415 - an extra, needed only by workers
+
+    text, number, binary = pyarrow.string(), pyarrow.int64(), pyarrow.binary()
+    types = dict.fromkeys(("name", "status", "reason", "sha256", "worker"), text)
+    types |= dict.fromkeys(("size", "width", "height"), number) | dict.fromkeys(("picture", "vector"), binary)
+    common = {"worker": worker, "seconds": seconds / len(names)}
+    return pyarrow.Table.from_pylist(
+        [{"name": name, **rows[name], **common} for name in names],
+        pyarrow.schema([*types.items(), ("seconds", pyarrow.float64())]),
+    )
+
+
+def _describe(error: Exception) -> str:
+    """Return the message of an error; the type is included unless it is one of fc7's own errors."""
     return str(error) if isinstance(error, Fc7Error) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""`POST /v1/classify`: what is on each image."""
+"""`POST /v1/classify`: the most probable classes of each image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.parameters import ClassifyQuery
 from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
+from service.api.routes.fast_route import FastRoute
 from service.api.schemas import ClassifyAnswer, ClassifyResult, ModelName
-from service.api.upload import Upload, receive
+from service.api.upload import receive
 from service.errors import ParameterError
-from service.inference.embed import embed
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
-router = APIRouter(tags=["classify"], dependencies=[Depends(require(Scope.READ)), WORK])
+router = APIRouter(tags=["classify"], dependencies=[Depends(require(Scope.READ)), WORK], route_class=FastRoute)
 
 _DEFAULT_K = 5
 
@@ -26,25 +27,28 @@ _DEFAULT_K = 5
 @router.post(
     "/v1/classify",
     operation_id="classify",
-    summary="Name the most probable classes of each image",
+    summary="Classify images",
     responses=problems(*WITH_BODY, 404, 409),
     openapi_extra=image_body(),
 )
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], state: StateDep) -> ClassifyAnswer:
-    """Send one image as the body, or several as multipart parts named `file`."""
+    """Return the most probable classes of each image.
+
+    Send one image as the body, or several as multipart parts named `file`.
+    """
     _check_k(query.k, await state.artifact(query.model))
-    async with receive(request, state.body_limits, state.budget) as body:
-        return await within_limits(request, state, _classify(request, state, query, body.uploads))
+    async with receive(request) as body:
+        return await within_limits(request, state, _classify(request, state, query, body.images))
 
 
-async def _classify(request: Request, state: State, query: ClassifyQuery, uploads: list[Upload]) -> ClassifyAnswer:
+async def _classify(request: Request, state: State, query: ClassifyQuery, images: list[bytes]) -> ClassifyAnswer:
     async with state.use(query.model) as serving:
         artifact = serving.artifact
-        k = _check_k(query.k, artifact)  # again: another version may have been activated while the body came
-        embedded = await embed(request, state, serving, uploads, views=query.views)
+        k = _check_k(query.k, artifact)  # checked again: another version may have been activated while the body arrived
+        embedded = await state.embedder.embed(notes_of(request.scope), serving, images, views=query.views)
         return ClassifyAnswer(
             model=ModelName.of(artifact),
-            results=[ClassifyResult.of(image.row, artifact.labels, k) for image in embedded],
+            results=[ClassifyResult.of(image.prediction.probabilities, artifact.labels, k) for image in embedded],
         )
 
 

@@ -1,7 +1,4 @@
-"""What several routers share: the state, the body's documentation, the documented problems.
-
-Does not: answer.
-"""
+"""Dependencies and OpenAPI fragments shared by the routers."""
 
 from __future__ import annotations
 
@@ -14,27 +11,30 @@ from service.errors import DrainingError
 from service.state import State
 
 
-async def _state(request: Request) -> State:
+async def get_state(request: Request) -> State:
+    """Dependency: return the state of the application."""
     state: State = request.app.state.fc7
     return state
 
 
-async def _open_for_work(request: Request) -> None:
-    state: State = request.app.state.fc7
+StateDep = Annotated[State, Depends(get_state)]
+
+
+async def check_draining(state: StateDep) -> None:
+    """Dependency: raise DrainingError while the server is shutting down."""
     if state.draining_since is not None:
         raise DrainingError
 
 
-StateDep = Annotated[State, Depends(_state)]
-WORK = Depends(_open_for_work)
+WORK = Depends(check_draining)
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 
 
 def image_body(*, metadata: str | None = None, many: bool = True) -> dict[str, Any]:
-    """Return the OpenAPI words for a body of images; `metadata` describes that part, where it is taken."""
+    """Return the OpenAPI request body for images; `metadata` describes the part of that name, if it is accepted."""
     one = {"type": "string", "format": "binary"}
-    files = {"type": "array", "items": one, "description": "The images, each a part named file."} if many else one
+    files = {"type": "array", "items": one, "description": "The images, each in a part named file."} if many else one
     properties: dict[str, Any] = {"file": files}
     if metadata is not None:
         properties["metadata"] = {"type": "string", "contentMediaType": "application/json", "description": metadata}
@@ -43,30 +43,31 @@ def image_body(*, metadata: str | None = None, many: bool = True) -> dict[str, A
     return {"requestBody": {"required": True, "content": content}}
 
 
-_MEANINGS = {
-    400: "Not an image, a broken one, or a malformed body.",
-    401: "A key is needed.",
-    403: "The key does not allow this.",
-    404: "No such thing.",
-    408: "The body came too slowly.",
-    409: "The index was made by another model, or there is no place for the named one.",
-    413: "Too many bytes or images.",
-    415: "A format or Content-Type that is not taken.",
-    422: "A bad parameter, or too many pixels.",
-    503: "The queue is full, the service is not ready or is shutting down; see Retry-After.",
-    504: "The deadline passed.",
-    507: "No room on the disk.",
+_DESCRIPTIONS = {
+    400: "The body is malformed, or an image cannot be read.",
+    401: "An API key is required.",
+    403: "The API key does not have the required scope.",
+    404: "The image, job or model was not found.",
+    408: "The body did not arrive in time.",
+    409: "The request conflicts with the current state of the index or of the loaded models.",
+    413: "The body has too many bytes or images.",
+    415: "The image format or the Content-Type is not supported.",
+    422: "A parameter is invalid, or an image has too many pixels.",
+    503: "The queue is full, or the service is not ready or is shutting down. Retry-After says when to try again.",
+    504: "The request exceeded its deadline.",
+    507: "The disk is full.",
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI words for the problems that a path can answer with."""
-    return {status: {"model": Problem, "description": _MEANINGS[status]} for status in sorted(statuses)}
+    """Return the OpenAPI responses for the problems that an operation can return."""
+    return {status: {"model": Problem, "description": _DESCRIPTIONS[status]} for status in sorted(statuses)}
 
 
 def inference_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI words for what a path of the Open Inference Protocol can answer with instead."""
-    return {status: {"model": InferenceProblem, "description": _MEANINGS[status]} for status in sorted(statuses)}
+    """Return the OpenAPI responses for the errors that an operation of the Open Inference Protocol can return."""
+    return {status: {"model": InferenceProblem, "description": _DESCRIPTIONS[status]} for status in sorted(statuses)}
 
 
+READY_RETRY = {"Retry-After": "5"}  # seconds
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)

@@ -1,15 +1,16 @@
-"""`/v1/images`: add, show, list, change and delete indexed images; their thumbnails; what is similar to one.
+"""`/v1/images`: add, get, list, update and delete indexed images; their thumbnails; images similar to an indexed one.
 
-A key may contain slashes, written raw or as %2F. Only a raw slash separates a key from `/thumbnail` and `/similar`, so
-that a key which itself ends so is reached with its own slashes encoded.
+A key may contain slashes, sent raw or as %2F. Only a raw slash separates a key from `/thumbnail` and `/similar`. To
+address a key that itself ends in one of these, encode the slashes of the key.
 
-Promises: a 2xx answer to an add or a delete means that it is on disk; bytes that are already there under their key are
-not embedded again.
-Does not: fetch URLs.
+Guarantees: after a 2xx response, the change is on disk; an image whose key already has the same bytes is not embedded
+again.
+Out of scope: fetching URLs.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from functools import partial
 from typing import Annotated, Any
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from starlette.routing import Match
 from starlette.types import Scope as AsgiScope
 
-from index.errors import IndexSwitchedError, MetadataError
+from index.bulk.add import PreparedFile, new_images, required_fingerprints
+from index.errors import IndexMovedError, MetadataError
 from index.filters import parse_where
+from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api.auth import require
 from service.api.deadline import within_limits
@@ -42,23 +45,25 @@ from service.api.schemas import (
     SearchResult,
     thumbnail_path,
 )
-from service.api.upload import Upload, receive
+from service.api.upload import receive
 from service.errors import BodyMalformedError, ModelNotLoadedError
-from service.inference.embed import Embedded, embed, hashes
+from service.inference.embed import Embedded
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
 
 class KeyRoute(APIRoute):
-    """A route that is matched before the path is decoded: a slash that was sent as %2F belongs to the key."""
+    """A route that matches the raw path, so that a slash sent as %2F belongs to the key."""
 
     def matches(self, scope: AsgiScope) -> tuple[Match, AsgiScope]:
-        """Match the raw path, and decode the key found in it."""
+        """Match the raw path and decode the key."""
         raw = scope.get("raw_path")
         match, child = super().matches({**scope, "path": raw.decode("ascii")} if raw else scope)
         parameters = child.get("path_params", {})
         if raw and "key" in parameters:
-            # Bytes that are no UTF-8 become lone surrogates, which the index refuses; replaced, two keys could be one.
+            # Invalid UTF-8 becomes lone surrogates, which the index rejects. Replacement characters could make two
+            # different keys equal.
             child["path_params"] = {**parameters, "key": unquote(parameters["key"], errors="surrogateescape")}
         return match, child
 
@@ -66,8 +71,8 @@ class KeyRoute(APIRoute):
 router = APIRouter(tags=["images"], dependencies=[WORK], route_class=KeyRoute)
 
 _READ, _WRITE = Depends(require(Scope.READ)), Depends(require(Scope.WRITE))
-_METADATA_ONE = "A JSON object that is kept with the image."
-_METADATA_MANY = "A JSON object: for each key (file name) the JSON object that is kept with that image."
+_METADATA_ONE = "A JSON object to store with the image."
+_METADATA_MANY = "A JSON object that maps each key (file name) to the JSON object to store with that image."
 
 _PATCH_BODY = {
     "requestBody": {
@@ -76,18 +81,18 @@ _PATCH_BODY = {
     }
 }
 
-Key = Annotated[str, Path(description="The image's key: 1 to 200 characters.")]
+Key = Annotated[str, Path(description="The key of the image, 1 to 200 characters.")]
 
 
 @router.get(
     "/v1/images",
     operation_id="list_images",
-    summary="List the indexed images",
+    summary="List indexed images",
     dependencies=[_READ],
     responses=problems(401, 403, 409, 422, 503),
 )
 async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> ImagePage:
-    """Page through the images in the order they were added first."""
+    """Return a page of images, in the order in which they were first added."""
     index, where = state.index(), parse_where(query.where)
     page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
     return ImagePage(images=[ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor)
@@ -96,19 +101,20 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
 @router.post(
     "/v1/images",
     operation_id="add_images",
-    summary="Add images, keyed by their file names",
+    summary="Add images with their file names as keys",
     dependencies=[_WRITE],
-    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": AddAnswer, "description": "At least one key is new."}},
+    responses=problems(*WITH_BODY, 409, 507)
+    | {201: {"model": AddAnswer, "description": "At least one image was added."}},
     openapi_extra=image_body(metadata=_METADATA_MANY),
 )
 async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
-    """Add all images or none. One without a file name gets the SHA-256 of its bytes as its key."""
+    """Add all images, or none of them if one is invalid. The key of an image without a file name is its SHA-256."""
     state.index()
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         metadata = body.metadata or {}
         names = [upload.name for upload in body.uploads]
         _check_names([name for name in names if name is not None], metadata)
-        work = _add(request, state, body.uploads, names, [metadata.get(name or "") for name in names])
+        work = _add(request, state, body.images, names, [metadata.get(name or "") for name in names])
         results = await within_limits(request, state, work)
     if any(result.outcome is AddOutcome.ADDED for result in results):
         response.status_code = status.HTTP_201_CREATED
@@ -118,13 +124,14 @@ async def add_images(request: Request, response: Response, state: StateDep) -> A
 @router.get(
     "/v1/images/{key:path}/thumbnail",
     operation_id="get_thumbnail",
-    summary="The picture of an indexed image, 256x256",
+    summary="Get the thumbnail of an indexed image",
     dependencies=[_READ],
     response_class=Response,
-    responses=problems(401, 403, 404, 409, 422, 503) | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}},
+    responses=problems(401, 403, 404, 409, 422, 503)
+    | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."}},
 )
 async def get_thumbnail(key: Key, state: StateDep) -> Response:
-    """Send the prepared picture that was kept with the image."""
+    """Return the stored 256x256 thumbnail."""
     picture = await state.in_index(state.index().picture, key)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
 
@@ -132,31 +139,30 @@ async def get_thumbnail(key: Key, state: StateDep) -> Response:
 @router.get(
     "/v1/images/{key:path}/similar",
     operation_id="similar_images",
-    summary="Find the indexed images nearest to an indexed one",
+    summary="Find images similar to an indexed image",
     dependencies=[_READ],
     responses=problems(401, 403, 404, 409, 422, 503, 504),
 )
 async def similar_images(
     request: Request, key: Key, query: Annotated[SearchQuery, Query()], state: StateDep
 ) -> SearchAnswer:
-    """Search with the stored vector of an image, itself left out."""
+    """Search with the stored vector of an indexed image. The image itself is not part of the result."""
     index, where = state.index(), parse_where(query.where)
-    mode = await state.in_index(index.mode, query.mode)
-    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=mode))
+    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return SearchAnswer(model=model, mode=mode, results=[SearchResult.of(neighbours)])
+    return SearchAnswer(model=model, mode=neighbours.mode, results=[SearchResult.of(neighbours)])
 
 
 @router.get(
     "/v1/images/{key:path}",
     operation_id="get_image",
-    summary="What is known of an indexed image",
+    summary="Get an indexed image",
     dependencies=[_READ],
     responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def get_image(key: Key, state: StateDep) -> ImageInfo:
-    """Show an image's size, hash, times and metadata."""
+    """Return the size, the SHA-256, the times and the metadata of an image."""
     return ImageInfo.of(await state.in_index(state.index().get, key))
 
 
@@ -169,13 +175,13 @@ async def get_image(key: Key, state: StateDep) -> ImageInfo:
     openapi_extra=image_body(metadata=_METADATA_ONE, many=False),
 )
 async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> AddResult:
-    """Send the image as the body, or as the one multipart part named `file`, with `metadata` beside it."""
+    """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`."""
     state.index()
     check_key(key)
-    async with receive(request, state.body_limits, state.budget) as body:
+    async with receive(request) as body:
         if len(body.uploads) != 1:
-            raise BodyMalformedError(f"one key takes one image, but {len(body.uploads)} were sent")
-        work = _add(request, state, body.uploads, [key], [body.metadata])
+            raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.uploads)} were sent.")
+        work = _add(request, state, body.images, [key], [body.metadata])
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
         response.status_code = status.HTTP_201_CREATED
@@ -186,17 +192,17 @@ async def put_image(request: Request, response: Response, key: Key, state: State
 @router.patch(
     "/v1/images/{key:path}",
     operation_id="patch_image",
-    summary="Change an image's metadata",
+    summary="Update the metadata of an image",
     dependencies=[_WRITE],
     responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=_PATCH_BODY,
 )
 async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
-    """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}: null removes a name."""
+    """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}. Null removes a name."""
     index = state.index()
     patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_timeout_s)
     for name in patch.keys() - {"metadata"}:
-        raise MetadataError(f'is all that can be changed, not {name!r}: send {{"metadata": {{...}}}}')
+        raise MetadataError(f'is the only part that can be changed, not {name!r}; send {{"metadata": {{...}}}}')
     changes = patch.get("metadata", {})
     update = partial(merge_patch, patch={} if changes is None else changes)
     empty = changes is None
@@ -207,12 +213,15 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
 @router.delete(
     "/v1/images",
     operation_id="delete_images",
-    summary="Delete all images that fit a filter",
+    summary="Delete all images that match a filter",
     dependencies=[_WRITE],
     responses=problems(401, 403, 409, 422, 503, 507),
 )
 async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> DeletedAnswer:
-    """Delete what fits now, some hundred in a commit. Cut off, it has deleted some of them whole: ask again."""
+    """Delete all images that match, a few hundred per commit.
+
+    If interrupted, some images may already be deleted; repeat the request.
+    """
     index, where = state.index(), parse_where(query.where)
     return DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
 
@@ -226,7 +235,7 @@ async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) 
     responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
 async def delete_image(key: Key, state: StateDep) -> None:
-    """Delete an image; no later search finds it."""
+    """Delete an image. Later searches do not find it."""
     await state.in_index(state.index().delete, key)
 
 
@@ -238,77 +247,78 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
     for name, count in Counter(names).items():
         check_key(name)
         if count > 1:
-            raise BodyMalformedError(f"{count} images have the file name {name!r}: each is a key, and must differ")
+            raise BodyMalformedError(
+                f"{count} images have the file name {name!r}. File names are keys and must be unique."
+            )
     for name in metadata.keys() - set(names):
         raise MetadataError(f"names {name!r}, but no image of this request has that file name")
 
 
-def _wanted(state: State) -> list[str]:
-    return [model.fingerprint for model in state.index().wanted]
-
-
 async def _embed_for_index(
-    request: Request, state: State, uploads: list[Upload], prints: list[str]
-) -> tuple[list[Embedded], list[dict[str, NDArray[np.float32]]]]:
-    """Return the images, and for each its vectors by fingerprint, one of every model in `prints`."""
-    answers = []
-    for number, name in enumerate(prints):
-        async with state.use_for(name) as serving:
-            pictures = state.settings.keep_pictures and not number
-            answers.append(await embed(request, state, serving, uploads, pictures=pictures))
-    vectors = [
-        {name: image.row.fc7 for name, image in zip(prints, row, strict=True)} for row in zip(*answers, strict=True)
-    ]
-    return answers[0], vectors
+    request: Request, state: State, data: list[bytes], fingerprints: list[str]
+) -> tuple[list[Embedded], dict[str, list[NDArray[np.float32]]]]:
+    """Return the images, and their vectors from the model with each of the fingerprints."""
+    images: list[Embedded] = []
+    vectors = {}
+    for fingerprint in fingerprints:
+        async with state.use_for(fingerprint) as serving:
+            pictures = state.settings.keep_pictures and not images
+            embedded = await state.embedder.embed(notes_of(request.scope), serving, data, pictures=pictures)
+        images = images or embedded
+        vectors[fingerprint] = [image.prediction.fc7 for image in embedded]
+    return images, vectors
 
 
 async def _add(
     request: Request,
     state: State,
-    uploads: list[Upload],
+    data: list[bytes],
     keys: list[str | None],
     metadata: list[dict[str, Any] | None],
 ) -> list[AddResult]:
-    """Add all or none; what is there already, under its key and with its metadata, is left as it is."""
+    """Add all images or none. An image that is already indexed with the same bytes and metadata does not change."""
     index = state.index()
     for entry in metadata:
         if entry is not None:
             encode_metadata(entry)
-    digests = await hashes(state, uploads)
-    names = [key or digest for key, digest in zip(keys, digests, strict=True)]
-    known = await state.in_index(index.lookup, names)
-    new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
-    outcomes = [AddOutcome.UNCHANGED] * len(uploads)
+
+    def find_new() -> tuple[list[str], list[str], list[int], list[AddResult]]:
+        """Return hashes, keys, the numbers of the images to add and, if there are none, the results."""
+        digests = [hashlib.sha256(image).hexdigest() for image in data]
+        names = [key or digest for key, digest in zip(keys, digests, strict=True)]
+        known = index.lookup(names)
+        new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
+        return digests, names, new, [] if new else _results(index, names, [AddOutcome.UNCHANGED] * len(names))
+
+    digests, names, new, results = await state.in_index(find_new)
+    while new:
+        fingerprints = required_fingerprints(index)
+        try:
+            embedded, vectors = await _embed_for_index(request, state, [data[i] for i in new], fingerprints)
+            files = [
+                PreparedFile(names[i], digests[i], len(data[i]), image.prepared, image.picture, metadata[i])
+                for i, image in zip(new, embedded, strict=True)
+            ]
+            results = await state.in_index(_store, index, new_images(files, vectors), names, new)
+            break
+        except (IndexMovedError, ModelNotLoadedError):
+            if required_fingerprints(index) == fingerprints:
+                raise  # otherwise the index switched to another model in the meantime: embed again
     if new:
-        while True:
-            prints = _wanted(state)
-            try:
-                embedded, vectors = await _embed_for_index(request, state, [uploads[i] for i in new], prints)
-                images = [
-                    NewImage(
-                        key=names[i],
-                        sha256=digests[i],
-                        size=len(uploads[i].data),
-                        width=image.prepared.width,
-                        height=image.prepared.height,
-                        metadata=metadata[i],
-                        picture=image.picture,
-                        vector=image.row.fc7,
-                        vectors=own,
-                    )
-                    for i, image, own in zip(new, embedded, vectors, strict=True)
-                ]
-                done = await state.in_index(index.add_many, images)
-                break
-            except (IndexSwitchedError, ModelNotLoadedError):
-                if _wanted(state) == prints:
-                    raise  # else the index went over to another model meanwhile
-        for i, outcome in zip(new, done, strict=True):
-            outcomes[i] = outcome
-        if state.index_sync.follower is not None:
-            state.index_sync.follower.nudge()
-    records = await state.in_index(lambda: [index.get(name) for name in names])
+        state.index_sync.images_added()
+    return results
+
+
+def _store(index: ImageIndex, images: list[NewImage], names: list[str], new: list[int]) -> list[AddResult]:
+    """Add the images, which are those with the numbers `new`, and return the result for every name."""
+    outcomes = [AddOutcome.UNCHANGED] * len(names)
+    for i, outcome in zip(new, index.add_many(images), strict=True):
+        outcomes[i] = outcome
+    return _results(index, names, outcomes)
+
+
+def _results(index: ImageIndex, names: list[str], outcomes: list[AddOutcome]) -> list[AddResult]:
     return [
-        AddResult(outcome=outcome, image=ImageInfo.of(record))
-        for outcome, record in zip(outcomes, records, strict=True)
+        AddResult(outcome=outcome, image=ImageInfo.of(index.get(name)))
+        for outcome, name in zip(outcomes, names, strict=True)
     ]

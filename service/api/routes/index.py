@@ -1,4 +1,4 @@
-"""`/v1/index`: counts and sizes, a copy of it all, and what is in it twice."""
+"""`/v1/index`: statistics, snapshots and near-duplicates."""
 
 from __future__ import annotations
 
@@ -24,30 +24,28 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 @router.get(
     "",
     operation_id="index_stats",
-    summary="Counts and sizes of the index",
+    summary="Get index statistics",
     dependencies=[_READ],
     responses=problems(401, 403, 409, 503),
 )
 async def index_stats(state: StateDep) -> IndexInfo:
-    """Count images and bytes, name the model that made the vectors, and tell how far the index follows another."""
-    index, follower = state.index(), state.index_sync.follower
-    return await state.in_index(
-        lambda: IndexInfo.of(index.stats(), index.describe(), follower.progress if follower else None)
-    )
+    """Return the number of images, the sizes, the vector spaces, and the progress of a migration to another model."""
+    index = state.index()
+    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.spaces.describe(), state.index_sync.progress))
 
 
 @router.post(
     "/snapshot",
     operation_id="take_snapshot",
-    summary="Copy the whole index, as it is now",
+    summary="Take a snapshot of the index",
     dependencies=[_ADMIN],
     status_code=status.HTTP_201_CREATED,
     responses=problems(401, 403, 409, 503, 507),
 )
 async def take_snapshot(state: StateDep) -> SnapshotInfo:
-    """Make a folder under FC7_HOME/snapshots while others go on writing; `fc7 index restore` reads it.
+    """Copy the index to a new folder under FC7_HOME/snapshots, without blocking writes.
 
-    The answer comes when the copy is on disk, however long that takes.
+    Restore it with `fc7 index restore`. The response is sent when the snapshot is on disk; there is no deadline.
     """
     target = state.settings.home / "snapshots" / snapshot_name()
     manifest = await state.in_index(state.index().snapshot, target)
@@ -57,15 +55,15 @@ async def take_snapshot(state: StateDep) -> SnapshotInfo:
 @router.get(
     "/duplicates",
     operation_id="list_duplicates",
-    summary="Pairs of images that are nearly the same",
+    summary="List near-duplicate images",
     dependencies=[_READ],
     responses=problems(401, 403, 409, 422, 503, 504),
 )
 async def list_duplicates(
     request: Request, query: Annotated[DuplicatesQuery, Query()], state: StateDep
 ) -> DuplicatesAnswer:
-    """List the nearest pairs under a distance. Every image is compared with every other: past some ten thousand use
-    a filter, or `fc7 index duplicates`, which has no deadline.
+    """List the nearest pairs of images within a distance. All pairs are compared: for an index with more than about
+    10,000 images, use a filter, or `fc7 index duplicates`, which has no deadline.
     """
     index, where, stop = state.index(), parse_where(query.where), threading.Event()
     try:

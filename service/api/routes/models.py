@@ -1,4 +1,4 @@
-"""`/v1/models`: which versions are published, and which one answers; activate another one, go back."""
+"""`/v1/models`: list published versions, activate a version, roll back to the previous one."""
 
 from __future__ import annotations
 
@@ -22,38 +22,41 @@ _READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 @router.get(
     "",
     operation_id="list_models",
-    summary="The published versions",
+    summary="List published versions",
     dependencies=[_READ],
     responses=problems(401, 403),
 )
 async def list_models(state: StateDep) -> ModelsAnswer:
-    """List all versions on disk. One that `fc7 models activate` chose is `active`, but not `serving` before a start."""
+    """List all published versions.
+
+    A version activated with `fc7 models activate` is `active`, but it is not `serving` until the service restarts.
+    """
     return await state.in_index(_list, state)
 
 
 @router.post(
     "/rollback",
     operation_id="rollback_model",
-    summary="Serve the version before again",
+    summary="Roll back to the previous version",
     dependencies=[_ADMIN, WORK],
     responses=problems(401, 403, 404, 409, 503),
 )
 async def rollback(state: StateDep) -> ActivationAnswer:
-    """Switch to the version that was active before, as an activation does."""
+    """Activate the previously active version."""
     return _answer(state, await asyncio.to_thread(state.activator.rollback))
 
 
 @router.post(
     "/{name}/{version}/activate",
     operation_id="activate_model",
-    summary="Serve another version, without losing a request",
+    summary="Activate a version",
     dependencies=[_ADMIN, WORK],
     responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def activate(name: str, version: Annotated[int, Path(ge=1)], state: StateDep) -> ActivationAnswer:
-    """Load, verify and warm up the version beside the one that answers, then switch between two requests.
+    """Load, verify and warm up a version while the current one answers, then switch without interrupting requests.
 
-    The answer comes when it is done. If any step fails, the one before goes on answering.
+    The response is sent after the switch. If any step fails, the current version continues to answer.
     """
     return _answer(state, await asyncio.to_thread(state.activator.activate, name, version))
 
@@ -62,9 +65,9 @@ def _answer(state: State, done: Activated) -> ActivationAnswer:
     searched = state.index().searched.fingerprint == done.model.fingerprint
     return ActivationAnswer(
         model=ModelName.of(done.model),
-        before=None if done.before is None else ModelName.of_reference(done.before),
+        previous=None if done.previous is None else ModelName.of_reference(done.previous),
         seconds=round(done.seconds, 3),
-        index="followed" if searched else "following",
+        index_status="ready" if searched else "migrating",
     )
 
 

@@ -1,8 +1,8 @@
-"""`/v2/...`: the Open Inference Protocol v2, for clients that speak it already (`tritonclient[http]`, KServe's).
+"""`/v2/...`: the Open Inference Protocol v2, for clients such as `tritonclient[http]` and KServe's.
 
-Promises: the same model, queue, limits, deadline and keys as `/v1`; health needs no key; every answer that is no
-success is `{"error": ...}`; answers are never compressed; a body is read whatever its Content-Type.
-Does not: take shared memory, sequences, priorities; load or unload versions by request of their own.
+Guarantees: requests use the same model, queue, limits, deadline and keys as `/v1`. The health paths require no key. All
+error responses are `{"error": ...}`. Responses are never compressed. A body is read whatever its Content-Type.
+Out of scope: shared memory, sequences, priorities, loading and unloading versions explicitly.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
 
 from model_store.artifact import FEATURES
 from model_store.image import CROP
@@ -30,11 +30,11 @@ from service.api.oip_codec import (
     write,
 )
 from service.api.problems import INFERENCE_PATH, STATUS, problem
-from service.api.routes.common import WITH_BODY, WORK, StateDep, inference_problems
+from service.api.routes.common import READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems
 from service.api.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
-from service.api.upload import Upload, receive_raw
+from service.api.upload import budget_of, limits_of, receive_raw
 from service.errors import NotReadyError
-from service.inference.embed import embed, embed_views
+from service.observability.request_log import notes_of
 from service.settings import Scope
 from service.state import State
 
@@ -47,7 +47,8 @@ _BINARY_TYPE = "application/octet-stream"
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": f"JSON; with the header {HEADER_LENGTH}, JSON and raw tensors after it. May be gzip or deflate.",
+        "description": f"JSON or, with the header {HEADER_LENGTH}, JSON followed by raw tensors. "
+        "The body may be compressed with gzip or deflate.",
         "content": {
             "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
             _BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}},
@@ -56,171 +57,88 @@ _BODY: dict[str, Any] = {
 }
 
 ModelPath = Annotated[str, Path(description="Name of the model.")]
-VersionPath = Annotated[str, Path(description="Number of the version; loaded when it is not yet.")]
 
 
-@router.get("/health/live", operation_id="v2_live", summary="Is the process alive?", response_class=Response)
+async def _version(version: Annotated[str, Path(description="Number of the version. It is loaded on demand.")]) -> None:
+    """Dependency: describe the version in the OpenAPI document. `_reference` reads it from the path."""
+
+
+_HAS_VERSION = Depends(_version)
+
+
+@router.get("/health/live", operation_id="v2_live", summary="Check that the process is alive", response_class=Response)
 async def live() -> Response:
-    """Answer as long as the event loop turns."""
+    """Return 200 as long as the event loop runs."""
     return Response()
 
 
 @router.get(
     "/health/ready",
     operation_id="v2_ready",
-    summary="Can it answer?",
+    summary="Check the readiness of the server",
     response_class=Response,
     responses=inference_problems(503),
 )
-async def ready(state: StateDep) -> Response:
-    """Answer 200, or 503 with the reasons."""
-    return await _readiness(state)
+async def ready(request: Request, state: StateDep) -> Response:
+    """Return 200, or 503 with the reasons."""
+    reasons = state.why_not_ready()
+    if reasons:
+        return problem(request.scope["path"], STATUS[NotReadyError], " ".join(reasons), READY_RETRY)
+    return Response()
 
 
 @router.get(
     _MODEL + "/ready",
     operation_id="v2_model_ready",
-    summary="Can this model answer?",
+    summary="Check the readiness of a model",
     response_class=Response,
     responses=inference_problems(404, 503),
 )
-async def model_ready(model: ModelPath, state: StateDep) -> Response:
-    """Answer 200, 404 for a model that is not published, or 503 with the reasons."""
-    return await _readiness(state, model)
-
-
 @router.get(
     _VERSION + "/ready",
     operation_id="v2_version_ready",
-    summary="Can this version answer?",
+    summary="Check the readiness of a version",
     response_class=Response,
     responses=inference_problems(404, 503),
+    dependencies=[_HAS_VERSION],
 )
-async def version_ready(model: ModelPath, version: VersionPath, state: StateDep) -> Response:
-    """Answer 200, 404 for a version that is not published, or 503 with the reasons."""
-    return await _readiness(state, model, version)
+async def model_ready(request: Request, model: ModelPath, state: StateDep) -> Response:
+    """Return 200, 404 if the model or version is not published, or 503 with the reasons."""
+    answer = await ready(request, state)
+    if answer.status_code == status.HTTP_200_OK:
+        await state.artifact(_reference(request, state, model))
+    return answer
 
 
 @router.get(
     "",
     operation_id="v2_server",
-    summary="Name, version and extensions of the server",
+    summary="Get the metadata of the server",
     responses=inference_problems(401, 403),
     dependencies=[_READ],
 )
 async def server_metadata(request: Request) -> InferenceServer:
-    """Name the server."""
+    """Return the name, the version and the supported extensions of the server."""
     return InferenceServer(name=request.app.title, version=request.app.version, extensions=list(EXTENSIONS))
 
 
 @router.get(
     _MODEL,
     operation_id="v2_model",
-    summary="Inputs and outputs of the model",
+    summary="Get the inputs and outputs of a model",
     responses=inference_problems(401, 403, 404, 503),
     dependencies=[_READ],
 )
-async def model_metadata(model: ModelPath, state: StateDep) -> InferenceModel:
-    """Describe the tensors. A request brings one of the two inputs."""
-    return await _describe(state, model)
-
-
 @router.get(
     _VERSION,
     operation_id="v2_version",
-    summary="Inputs and outputs of the version",
+    summary="Get the inputs and outputs of a version",
     responses=inference_problems(401, 403, 404, 503),
-    dependencies=[_READ],
+    dependencies=[_READ, _HAS_VERSION],
 )
-async def version_metadata(model: ModelPath, version: VersionPath, state: StateDep) -> InferenceModel:
-    """Describe the tensors. A request brings one of the two inputs."""
-    return await _describe(state, model, version)
-
-
-@router.post(
-    _MODEL + "/infer",
-    operation_id="v2_infer",
-    summary="Probabilities and fc7 of views or pictures",
-    response_model=InferenceAnswer,
-    responses=inference_problems(*WITH_BODY, 404, 409),
-    openapi_extra=_BODY,
-    dependencies=[_READ, WORK],
-)
-async def infer(
-    request: Request,
-    model: ModelPath,
-    state: StateDep,
-    length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
-) -> Response:
-    """Send `pixels` (UINT8 [N,224,224,3], RGB) or `image` (BYTES [N], encoded pictures; in JSON as base64)."""
-    return await _infer(request, state, _reference(state, model), length)
-
-
-@router.post(
-    _VERSION + "/infer",
-    operation_id="v2_version_infer",
-    summary="Probabilities and fc7 of views or pictures, by this version",
-    response_model=InferenceAnswer,
-    responses=inference_problems(*WITH_BODY, 404, 409),
-    openapi_extra=_BODY,
-    dependencies=[_READ, WORK],
-)
-async def version_infer(
-    request: Request,
-    model: ModelPath,
-    version: VersionPath,
-    state: StateDep,
-    length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
-) -> Response:
-    """Send `pixels` (UINT8 [N,224,224,3], RGB) or `image` (BYTES [N], encoded pictures; in JSON as base64)."""
-    return await _infer(request, state, _reference(state, model, version), length)
-
-
-async def _infer(request: Request, state: State, reference: str | None, length: str | None) -> Response:
-    await state.artifact(reference)  # before the body is read: what is not there needs no upload
-    async with receive_raw(request, state.body_limits, state.budget) as body:
-        return await within_limits(request, state, _answer(request, state, reference, body, length))
-
-
-async def _answer(request: Request, state: State, reference: str | None, body: bytes, length: str | None) -> Response:
-    plain = await state.decode(inflate, body, request.headers.get("content-encoding"), state.body_limits.bytes)
-    with state.budget.holding(0 if plain is body else len(plain)):
-        async with state.use(reference) as serving:
-            artifact = serving.artifact
-            wanted: InferRequest = await state.decode(
-                lambda: parse(plain, length, most_images=state.body_limits.images, classes=len(artifact.labels))
-            )
-            if wanted.views is not None:
-                rows = await embed_views(request, state, serving, wanted.views)
-            else:
-                uploads = [Upload(picture) for picture in wanted.pictures]
-                rows = [image.row for image in await embed(request, state, serving, uploads, views=wanted.count)]
-    outputs = Outputs(np.stack([row.probabilities for row in rows]), np.stack([row.fc7 for row in rows]))
-    answer = await state.decode(write, wanted, outputs, artifact.labels, artifact.name, artifact.version)
-    if answer.header_length is None:
-        return Response(answer.body, media_type="application/json")
-    return Response(answer.body, headers={HEADER_LENGTH: str(answer.header_length)}, media_type=_BINARY_TYPE)
-
-
-def _reference(state: State, model: str, version: str | None = None) -> str | None:
-    """Return what the path names: None for the active version, by its model's name alone. Raises NotReadyError."""
-    if version is None:
-        return None if state.serving().artifact.name == model else model
-    return f"{model}:{version}"
-
-
-async def _readiness(state: State, model: str | None = None, version: str | None = None) -> Response:
-    reasons = state.why_not_ready()
-    if reasons:
-        headers = {"Retry-After": "5"}
-        return problem(STATUS[NotReadyError], " ".join(reasons), headers).for_path(INFERENCE_PATH)
-    if model is not None:
-        await state.artifact(_reference(state, model, version))
-    return Response()
-
-
-async def _describe(state: State, model: str, version: str | None = None) -> InferenceModel:
-    artifact = await state.artifact(_reference(state, model, version))
+async def model_metadata(request: Request, model: ModelPath, state: StateDep) -> InferenceModel:
+    """Return the names, types and shapes of the tensors. A request has one of the two inputs."""
+    artifact = await state.artifact(_reference(request, state, model))
     published = await state.in_index(state.store.list)
     return InferenceModel(
         name=artifact.name,
@@ -235,3 +153,73 @@ async def _describe(state: State, model: str, version: str | None = None) -> Inf
             InferenceTensor(name=FC7, datatype="FP32", shape=[-1, FEATURES]),
         ],
     )
+
+
+@router.post(
+    _MODEL + "/infer",
+    operation_id="v2_infer",
+    summary="Run inference with a model",
+    response_model=InferenceAnswer,
+    responses=inference_problems(*WITH_BODY, 404, 409),
+    openapi_extra=_BODY,
+    dependencies=[_READ, WORK],
+)
+@router.post(
+    _VERSION + "/infer",
+    operation_id="v2_version_infer",
+    summary="Run inference with a version",
+    response_model=InferenceAnswer,
+    responses=inference_problems(*WITH_BODY, 404, 409),
+    openapi_extra=_BODY,
+    dependencies=[_READ, WORK, _HAS_VERSION],
+)
+async def infer(
+    request: Request,
+    model: ModelPath,
+    state: StateDep,
+    length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
+) -> Response:
+    """Return probabilities and fc7 features.
+
+    Send the input `pixels` (UINT8 [N,224,224,3], RGB) or `image` (BYTES [N], encoded images; in JSON as base64).
+    """
+    reference = _reference(request, state, model)
+    await state.artifact(reference)  # reject an unknown model before the body is read
+    async with receive_raw(request) as body:
+        return await within_limits(request, state, _infer(request, state, reference, body, length))
+
+
+async def _infer(request: Request, state: State, reference: str | None, body: bytes, length: str | None) -> Response:
+    limits, notes = limits_of(request), notes_of(request.scope)
+    plain = await state.decode(inflate, body, request.headers.get("content-encoding"), limits.bytes)
+    with budget_of(request).holding(0 if plain is body else len(plain)):
+        async with state.use(reference) as serving:
+            artifact = serving.artifact
+            infer_request: InferRequest = await state.decode(
+                lambda: parse(plain, length, max_images=limits.images, classes=len(artifact.labels))
+            )
+            if infer_request.views is not None:
+                predictions = await state.embedder.embed_views(notes, serving, infer_request.views)
+            else:
+                views = infer_request.view_count
+                embedded = await state.embedder.embed(notes, serving, infer_request.images, views=views)
+                predictions = [image.prediction for image in embedded]
+    outputs = Outputs(
+        np.stack([prediction.probabilities for prediction in predictions]),
+        np.stack([prediction.fc7 for prediction in predictions]),
+    )
+    answer = await state.decode(write, infer_request, outputs, artifact.labels, artifact.name, artifact.version)
+    if answer.header_length is None:
+        return Response(answer.body, media_type="application/json")
+    return Response(answer.body, headers={HEADER_LENGTH: str(answer.header_length)}, media_type=_BINARY_TYPE)
+
+
+def _reference(request: Request, state: State, model: str) -> str | None:
+    """Return the reference of the version that the path names; None for the active one, named by its model alone.
+
+    Raises NotReadyError.
+    """
+    version = request.path_params.get("version")
+    if version is None:
+        return None if state.serving().artifact.name == model else model
+    return f"{model}:{version}"

@@ -1,8 +1,8 @@
-"""`/`, `/web/...` and `/docs`: the page, its files, and the API's description for readers.
+"""`/`, `/web/...` and `/docs`: the web page, its files, and the API documentation.
 
-Promises: nothing is loaded from elsewhere (the Content-Security-Policy forbids it, too). They need no key: the
-page asks for one where the API does.
-Does not: build, template or minify; `/docs` is made from the OpenAPI document.
+Guarantees: nothing is loaded from other servers; the Content-Security-Policy forbids it too. These paths require no API
+key: the page asks for one if the API requires it.
+Out of scope: build steps, templates, minification. `/docs` is generated from the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -20,26 +20,24 @@ import service
 router = APIRouter(include_in_schema=False)
 
 _WEB = Path(service.__file__).parent / "web"
-_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
 @router.get("/")
 async def page() -> FileResponse:
-    """Send the page."""
+    """Return the page."""
     return _file("index.html")
 
 
 @router.get("/web/{name}")
 async def web(name: str) -> FileResponse:
-    """Send a file of the page."""
-    if name not in _TYPES:
-        raise HTTPException(404, f"the page has no file {name}")
+    """Return a file of the page."""
     return _file(name)
 
 
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """Describe every operation of the OpenAPI document."""
+    """Return a page that describes every operation of the OpenAPI document."""
     document = request.app.openapi()
     info = document["info"]
     operations = [
@@ -70,9 +68,12 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         f"<p><strong>{escape(operation['summary'])}.</strong> {escape(operation.get('description', ''))}</p>"
         + (f"<p>Parameters</p><ul>{parameters}</ul>" if parameters else "")
         + (f"<p>Body: {bodies}</p>" if bodies else "")
-        + f"<p>Answers</p><ul>{answers}</ul></section>"
+        + f"<p>Responses</p><ul>{answers}</ul></section>"
     )
 
 
 def _file(name: str) -> FileResponse:
-    return FileResponse(_WEB / name, media_type=_TYPES[name], headers={"Cache-Control": "no-cache"})
+    path = _WEB / name
+    if path.suffix not in _TYPES or not path.is_file():
+        raise HTTPException(404, f"The page has no file {name}.")
+    return FileResponse(path, media_type=_TYPES[path.suffix], headers={"Cache-Control": "no-cache"})

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from index.local.index import LocalImageIndex
+from index.records import IndexOptions
 from model_store.code_store import BITS, CodesManifest, CodeStore
 from model_store.store import ModelStore
 from service.cli.extras import training_extra
@@ -188,9 +189,7 @@ def _index(home: Path | None) -> Iterator[tuple[LocalImageIndex, str]]:
     settings = load_settings(home=home)
     check_local(settings, "binary codes are learned from an index in FC7_HOME", "Unset FC7_INDEX_URI for that.")
     artifact = ModelStore(settings.home).active_artifact(verify=False)
-    with LocalImageIndex.open(
-        settings.home, fingerprint=artifact.fingerprint, model=artifact.id, read_only=True
-    ) as index:
+    with LocalImageIndex.open(settings.home, IndexOptions(artifact.fingerprint, artifact.id, read_only=True)) as index:
         yield index, artifact.fingerprint
 
 

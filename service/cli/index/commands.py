@@ -31,11 +31,11 @@ from index.bulk.report import BuildReport, ReembedReport
 from index.bulk.sources import is_uri
 from index.errors import FolderError, SourceError
 from index.milvus.reembed import reembed_on_milvus
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli.index.ray import BuildOptions, build_on_ray, print_json
-from service.factory import milvus_of, open_index_of, read_stats_of, runner_options
+from service.factory import milvus_address, open_index_of, read_stats_of, runner_options
 from service.settings import Settings, load_settings
 
 app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
@@ -113,7 +113,7 @@ def _build_here(
     runner = _runner(settings, options.model)
     artifact = runner.artifact
     with open_index_of(
-        settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
+        settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)
     ) as index:
         report = build_index(
             folder,
@@ -180,12 +180,10 @@ def _reembed(
     settings: Settings, runner: Runner, batch_size: int, progress: Callable[[ReembedReport], None]
 ) -> ReembedReport:
     workers = settings.decode_threads or 2
-    if settings.index_uri is None:
+    address = milvus_address(settings)
+    if address is None:
         return reembed(settings.home, runner, batch_size=batch_size, workers=workers, progress=progress)
-    milvus = milvus_of(settings, settings.index_uri)
-    return reembed_on_milvus(
-        milvus, settings.index_name, runner, batch_size=batch_size, workers=workers, progress=progress
-    )
+    return reembed_on_milvus(address, runner, batch_size=batch_size, workers=workers, progress=progress)
 
 
 def _runner(settings: Settings, model: str | None) -> Runner:

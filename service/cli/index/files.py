@@ -19,8 +19,9 @@ from index.catalog.backup import restore_snapshot, take_snapshot
 from index.filters import parse_where
 from index.local.verify import verify
 from index.milvus.export import export_from_milvus
+from index.records import IndexOptions
 from service.cli.index.commands import Home
-from service.factory import check_local, milvus_of, open_index_of, read_stats_of
+from service.factory import check_local, milvus_address, open_index_of, read_stats_of
 from service.settings import load_settings
 
 _MOST_LISTED = 20
@@ -74,7 +75,7 @@ def verify_command(
         report = verify(place, repair=repair, advance=advance)
     for finding in report.findings[:_MOST_LISTED]:
         name = f"{finding.key}: " if finding.key is not None else ""
-        _say(f"{name}{finding.problem}.\n    {finding.mend}")
+        _say(f"{name}{finding.problem}.\n    {finding.fix}")
     if len(report.findings) > _MOST_LISTED:
         _say(f"... and {len(report.findings) - _MOST_LISTED} more")
     counts = f"{report.images} images, {report.pictures} pictures, {report.vectors} vectors"
@@ -97,11 +98,11 @@ def export(
     settings = load_settings(home=home)
     condition = parse_where(where or [])
     with _bar("writing") as advance:
-        if settings.index_uri is None:
+        address = milvus_address(settings)
+        if address is None:
             count = export_parquet(settings.home, target, where=condition, advance=advance)
         else:
-            milvus, name = milvus_of(settings, settings.index_uri), settings.index_name
-            count = export_from_milvus(milvus, name, target, where=condition, advance=advance)
+            count = export_from_milvus(address, target, where=condition, advance=advance)
     _say(f"{target}: {count} images, {target.stat().st_size / 1e6:,.1f} MB.")
 
 
@@ -115,7 +116,7 @@ def duplicates(
     """List the pairs of images that are nearly the same, nearest first."""
     settings = load_settings(home=home)
     stats = read_stats_of(settings)
-    with open_index_of(settings, fingerprint=stats.fingerprint, model=stats.model, read_only=True) as index:
+    with open_index_of(settings, IndexOptions(stats.fingerprint, stats.model, read_only=True)) as index:
         pairs = index.duplicates(threshold, limit, where=parse_where(where or []))
     for pair in pairs:
         line = {"first": pair.first, "second": pair.second, "distance": pair.distance}

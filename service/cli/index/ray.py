@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from index.bulk.ray.build import ClusterBuild, ClusterReport
 from index.bulk.ray.cluster import join
+from index.bulk.ray.worker import WorkerPlan
 from index.bulk.report import BuildReport
 from index.bulk.sources import open_source
-from index.records import IndexStats
+from index.records import IndexOptions, IndexStats
 from model_store.store import ModelStore
 from service.factory import open_index_of, runner_options
 from service.settings import Settings
@@ -54,24 +55,27 @@ def build_on_ray(
     files.check()
     room = sum(entry.size for entry in artifact.manifest.files.values()) + _ROOM_FOR_BLOCKS
     with (
-        open_index_of(
-            settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
-        ) as index,
+        open_index_of(settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)) as index,
         join(address, object_store_bytes=room) as cluster,
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)
-        cluster.check(files.place)
+        cluster.check(files.location)
+        plan = WorkerPlan(
+            location=files.location,
+            options=runner_options(settings, batches=True),
+            batch_size=options.batch_size,
+            threads=placement.threads,
+            max_pixels=settings.max_pixels,
+            keep_pictures=settings.keep_pictures,
+        )
         build = ClusterBuild(
             cluster,
             files,
             index,
             artifact,
-            options=runner_options(settings, batches=True),
+            plan=plan,
             placement=placement,
-            batch_size=options.batch_size,
             key_prefix=options.key_prefix,
-            max_pixels=settings.max_pixels,
-            keep_pictures=settings.keep_pictures,
             progress=progress,
         )
         report = build.run()

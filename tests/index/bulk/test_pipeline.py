@@ -1,4 +1,4 @@
-"""The order of reading, embedding and writing."""
+"""Writing a batch in the background while the next one is produced."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import pytest
 from index.bulk.pipeline import run_in_background
 
 
-def test_an_item_is_written_while_the_next_one_is_made() -> None:
-    made = threading.Event()
+def test_item_is_written_while_the_next_one_is_produced() -> None:
+    produced = threading.Event()
 
     def items() -> Iterator[int]:
         yield 1
-        made.set()
+        produced.set()
         yield 2
 
     def write(item: int) -> tuple[int, bool]:
-        return item, made.wait(10)
+        return item, produced.wait(10)
 
     assert list(run_in_background(write, items())) == [(1, True), (2, True)]
     assert list(run_in_background(write, ())) == []
 
 
-def test_nothing_is_written_while_the_reader_has_a_result() -> None:
+def test_nothing_is_written_while_the_caller_handles_a_result() -> None:
     written: list[int] = []
 
     def write(item: int) -> int:
@@ -36,18 +36,18 @@ def test_nothing_is_written_while_the_reader_has_a_result() -> None:
         assert written == list(range(done + 1))
 
 
-def test_what_is_under_way_is_told_before_ctrl_c_ends_it() -> None:
+def test_running_write_is_reported_before_ctrl_c_is_raised() -> None:
     def items() -> Iterator[int]:
         yield from (1, 2)
         raise KeyboardInterrupt
 
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        told.extend(run_in_background(lambda item: item, items()))
-    assert told == [1, 2]
+        reported.extend(run_in_background(lambda item: item, items()))
+    assert reported == [1, 2]
 
 
-def test_what_the_writing_raises_ends_it() -> None:
+def test_error_of_a_write_ends_the_iteration() -> None:
     written: list[int] = []
 
     def write(item: int) -> int:
@@ -56,7 +56,7 @@ def test_what_the_writing_raises_ends_it() -> None:
         written.append(item)
         return item
 
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(OSError, match="No space left"):
-        told.extend(run_in_background(write, range(6)))
-    assert told == written == [0, 1]
+        reported.extend(run_in_background(write, range(6)))
+    assert reported == written == [0, 1]

@@ -27,8 +27,28 @@ from tests.index.helpers import (
 )
 
 
-def test_a_restored_snapshot_has_the_same_all_rows(tmp_path: Path) -> None:
-    add_labeled_images(tmp_path / "one")
+def fill(home: Path) -> None:
+    with open_index(home, cache_after=1) as index:
+        for n, key in enumerate(KEYS):
+            index.add_many([image(key, n, {"label": key, "n": n, "tags": ["a", key]})])
+
+
+def rows(catalogue: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Return everything that the database holds."""
+    connection = sqlite3.connect(f"file:{catalogue}?mode=ro", uri=True)
+    try:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in tables}
+    finally:
+        connection.close()
+
+
+def problems(report: Report) -> str:
+    return "\n".join(f"{finding.key}: {finding.problem}: {finding.fix}" for finding in report.findings)
+
+
+def test_a_restored_snapshot_is_the_index_row_by_row(tmp_path: Path) -> None:
+    fill(tmp_path / "one")
     manifest = take_snapshot(tmp_path / "one", tmp_path / "copy")
     assert (manifest.images, manifest.vectors, manifest.model) == (3, 3, "solar:1")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["catalog.db", "manifest.json"]
@@ -130,3 +150,109 @@ def test_existing_files_are_never_overwritten(tmp_path: Path) -> None:
         take_snapshot(tmp_path / "nowhere", tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "one"]
     assert read_manifest(tmp_path / "copy").images == 3
+
+
+@pytest.mark.parametrize(
+    ("statement", "key", "words"),
+    [
+        ("UPDATE images SET metadata = '{\"label\":\"herom\"}' WHERE key = 'heron'", "heron", "Delete the image"),
+        ("UPDATE images SET width = 641 WHERE key = 'heron'", "heron", "record differs"),
+        ("UPDATE images SET added = added + 1 WHERE key = 'heron'", "heron", "record differs"),
+        ("UPDATE pictures SET jpeg = zeroblob(3000) WHERE image_id = 2", "gull", "picture differs"),
+        ("UPDATE vectors SET vector = zeroblob(8192) WHERE image_id = 3", "ferry", "fc7 index reembed"),
+        ("UPDATE vectors SET crc = crc + 1 WHERE image_id = 3", "ferry", "vector differs"),
+        ("DELETE FROM attributes WHERE image_id = 1 AND value = 'heron'", "heron", "attributes that filters compare"),
+        ("UPDATE fields SET name = 'lapel' WHERE name = 'label'", "heron", "attributes that filters compare"),
+        ("UPDATE fields SET type = 'strung' WHERE type = 'string'", "heron", "attributes that filters compare"),
+        ("UPDATE spaces SET model = 'lunar:1'", None, "record of the model"),
+        ("UPDATE meta SET value = '7' WHERE name = 'active_space'", None, "does not say which model"),
+        ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'images'", None, "the id counter of images"),
+        ("DELETE FROM images WHERE key = 'gull'", None, "belongs to nothing"),
+        ("PRAGMA user_version = 1", None, "which has no checksums"),
+    ],
+)
+def test_verify_finds_what_was_changed_and_names_it(
+    tmp_path: Path, statement: str, key: str | None, words: str
+) -> None:
+    fill(tmp_path)
+    report = verify(tmp_path)
+    assert (report.images, report.pictures, report.vectors, report.findings) == (3, 3, 3, [])
+    connection = sqlite3.connect(tmp_path / "index/catalog.db")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    found = verify(tmp_path).findings
+    assert key in {finding.key for finding in found}
+    assert words in problems(verify(tmp_path))
+
+
+def test_repair_drops_what_is_damaged_and_keeps_the_rest(tmp_path: Path) -> None:
+    fill(tmp_path)
+    connection = sqlite3.connect(tmp_path / "index/catalog.db")
+    connection.execute("UPDATE vectors SET vector = zeroblob(8192) WHERE image_id = 1")
+    connection.execute("UPDATE pictures SET jpeg = zeroblob(3000) WHERE image_id = 2")
+    connection.execute("DELETE FROM attributes WHERE image_id = 3")
+    connection.commit()
+    connection.close()
+    flip(tmp_path / "index/vectors.snapshot", 20_000)
+    report = verify(tmp_path, repair=True)
+    assert len(report.findings) == report.repaired == 4
+    assert not verify(tmp_path).findings
+    with open_index(tmp_path) as index:
+        assert index.lookup(KEYS).keys() == {"gull", "ferry"}
+        assert [index.get(key).has_picture for key in KEYS] == [True, False, True]
+        assert [record.key for record in index.list(9, where=parse_where(["n>=1"])).images] == ["gull", "ferry"]
+        with pytest.raises(IndexLockedError):
+            verify(tmp_path, repair=True)
+        assert not verify(tmp_path).findings, "looking is possible while it is open"
+
+
+def test_any_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    fill(tmp_path)
+    catalogue, snapshot = tmp_path / "index/catalog.db", tmp_path / "index/vectors.snapshot"
+    whole, before = catalogue.read_bytes(), rows(catalogue)
+    chance = random.Random(5)
+    content = [b"gull", sha256(1).encode(), b'"label":"gull"', b"solar:1", b"f" * 64, b"CREATE TABLE vectors"]
+    content += [picture(1)[start : start + 40] for start in (0, 1000, 2900)]
+    stored = vector(1).astype(np.float16).tobytes()
+    content += [stored[start : start + 40] for start in (0, 4000, 8150)]
+    places = []
+    for text in content:
+        place = whole.find(text)
+        assert place >= 0, text
+        while place >= 0:
+            places.append(place + chance.randrange(len(text)))
+            place = whole.find(text, place + 1)
+    for place in places:
+        flip(catalogue, place, chance.randrange(8))
+        assert verify(tmp_path).findings, (place, whole[place - 40 : place + 40])
+        catalogue.write_bytes(whole)
+    for _ in range(100):
+        flip(catalogue, chance.randrange(len(whole)), chance.randrange(8))
+        assert verify(tmp_path).findings or rows(catalogue) == before, "bytes that nothing reads"
+        catalogue.write_bytes(whole)
+    for place in (5, 4096, 4096 + 24, 4096 + 24 + 8000, snapshot.stat().st_size - 1):
+        flip(snapshot, place)
+        assert "vectors.snapshot" in problems(verify(tmp_path)), place
+        flip(snapshot, place)
+    assert not verify(tmp_path).findings
+
+
+def test_a_flipped_bit_in_the_log_of_a_killed_server_is_found(tmp_path: Path) -> None:
+    with open_index(tmp_path / "home") as index:
+        for n in range(3):
+            index.add_many([image(str(n), n)])
+        shutil.copytree(tmp_path / "home", tmp_path / "killed")
+    log = tmp_path / "killed/index/catalog.db-wal"
+    whole = log.read_bytes()
+    assert len(whole) > 50_000
+    assert not verify(tmp_path / "killed").findings
+    chance = random.Random(6)
+    for place in (0, 20, 33, 40, 50, *(chance.randrange(len(whole)) for _ in range(10))):
+        shutil.rmtree(tmp_path / "killed")
+        shutil.copytree(tmp_path / "home", tmp_path / "killed")
+        log.write_bytes(whole)
+        flip(log, place)
+        assert "catalog.db-wal is damaged" in problems(verify(tmp_path / "killed")), place
+    log.write_bytes(whole[:-100])
+    assert "damaged" not in problems(verify(tmp_path / "killed")), "a cut last frame was never committed"

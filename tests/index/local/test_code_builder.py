@@ -1,4 +1,4 @@
-"""The modes of search: short codes against exact distances, under adds, deletes, filters, restarts and full disks."""
+"""Search modes: short codes compared with exact distances, during changes, with filters, restarts and full disks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,33 @@ from numpy.typing import NDArray
 
 from index.errors import ModeUnavailableError
 from index.filters import parse_where
-from index.local.index import NewImage
+from index.records import NewImage
 from index.search.pca_code import Projection
 from index.search.searcher import Searcher, restrict
 from index.search.segment import Segment
-from tests.index.helpers import activations, open_index, sha256
+from tests.index.helpers import open_index, sha256
+
+RANK = 40
+
+
+def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
+    """Return vectors like those of fc7: none negative, with most of the variance in a few directions."""
+    random = np.random.default_rng(seed)
+    shape = np.random.default_rng(99).standard_normal((RANK, 4096), dtype=np.float32)
+    shape *= (1 / np.sqrt(1 + np.arange(RANK, dtype=np.float32)))[:, None]
+    noise = 0.3 * random.standard_normal((n, 4096), dtype=np.float32)
+    return np.maximum(random.standard_normal((n, RANK), dtype=np.float32) @ shape + noise, 0).astype(np.float16)
 
 
 def nearest(rows: NDArray[np.float16], query: NDArray[np.float16], k: int) -> list[int]:
     distances = np.linalg.norm(rows.astype(np.float32) - query.astype(np.float32), axis=1)
-    return [int(place) for place in np.argsort(distances, kind="stable")[:k]]
+    return [int(row) for row in np.argsort(distances, kind="stable")[:k]]
 
 
 def projection(rows: NDArray[np.float16]) -> Projection:
-    learned = Projection.train(rows)
-    assert learned is not None
-    return learned
+    trained = Projection.train(rows)
+    assert trained is not None
+    return trained
 
 
 def images(rows: NDArray[np.float16], start: int = 0) -> list[NewImage]:
@@ -39,11 +50,11 @@ def images(rows: NDArray[np.float16], start: int = 0) -> list[NewImage]:
     ]
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until another thread has made the condition true."""
     end = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
+    while not condition():
+        assert time.monotonic() < end, "the condition is still false"
         time.sleep(0.01)
 
 
@@ -53,17 +64,17 @@ def rows() -> NDArray[np.float16]:
 
 
 @pytest.fixture(scope="module")
-def learned(rows: NDArray[np.float16]) -> Projection:
+def trained(rows: NDArray[np.float16]) -> Projection:
     return projection(rows[:1000])
 
 
 def test_fast_finds_the_exact_neighbours_at_their_exact_distances(
-    rows: NDArray[np.float16], learned: Projection, monkeypatch: pytest.MonkeyPatch
+    rows: NDArray[np.float16], trained: Projection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("index.search.searcher._CANDIDATES", 60)
     searcher = Searcher(threads=2)
     searcher.apply(np.arange(2000), rows[:2000])
-    searcher.install("fast", learned)
+    searcher.install("fast", trained)
     searcher.apply(np.arange(2000, 3000), rows[2000:])
     queries = activations(20, seed=1)
     exact, fast = searcher.search(queries, 10), searcher.search(queries, 10, mode="fast")
@@ -79,22 +90,22 @@ def test_fast_finds_the_exact_neighbours_at_their_exact_distances(
     searcher.close()
 
 
-def test_the_estimate_counts_what_the_components_leave(rows: NDArray[np.float16], learned: Projection) -> None:
-    codes, query = learned.encode(rows[:500]), rows[600:601].astype(np.float32)
+def test_the_distance_estimate_includes_the_residual(rows: NDArray[np.float16], trained: Projection) -> None:
+    codes, query = trained.encode(rows[:500]), rows[600:601].astype(np.float32)
     memory = codes.copy()
-    index = learned.scanner(memory)
+    index = trained.scanner(memory)
     index.ntotal = 500
-    estimated, places = index.search(learned.query(query), 500)
-    true = np.linalg.norm(rows[places[0]].astype(np.float32) - query, axis=1) ** 2
+    estimated, rows_found = index.search(trained.query(query), 500)
+    true = np.linalg.norm(rows[rows_found[0]].astype(np.float32) - query, axis=1) ** 2
     assert np.corrcoef(estimated[0], true)[0, 1] > 0.95
-    loud = rows[:500] * np.float16(3)  # their length is what tells them from the others
-    assert np.median(index.search(learned.query(loud[:1].astype(np.float32)), 1)[0]) > np.median(estimated)
+    loud = rows[:500] * np.float16(3)  # only their length differs from the others
+    assert np.median(index.search(trained.query(loud[:1].astype(np.float32)), 1)[0]) > np.median(estimated)
 
 
-def test_deletes_adds_and_filters_hold_in_every_mode(rows: NDArray[np.float16], learned: Projection) -> None:
+def test_deletes_adds_and_filters_work_in_fast_mode(rows: NDArray[np.float16], trained: Projection) -> None:
     searcher = Searcher(threads=1)
     searcher.apply(np.arange(1000), rows[:1000])
-    searcher.install("fast", learned)
+    searcher.install("fast", trained)
     removed = np.arange(0, 1000, 3)
     searcher.apply([], rows[:0], removed.tolist())
     searcher.apply(np.arange(1000, 1300), rows[1000:1300])
@@ -113,8 +124,8 @@ def test_deletes_adds_and_filters_hold_in_every_mode(rows: NDArray[np.float16], 
     searcher.close()
 
 
-def test_a_code_installed_while_others_write_misses_no_row(
-    rows: NDArray[np.float16], learned: Projection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_code_installed_during_writes_covers_every_row(
+    rows: NDArray[np.float16], trained: Projection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("index.search.searcher.SEGMENT_ROWS", 256)
     monkeypatch.setattr("index.search.searcher._BATCH", 64)
@@ -130,7 +141,7 @@ def test_a_code_installed_while_others_write_misses_no_row(
 
     writer = threading.Thread(target=write)
     writer.start()
-    searcher.install("fast", learned)
+    searcher.install("fast", trained)
     searcher.map_rows(tmp_path)
     writer.join()
     alive = searcher.ids()
@@ -141,13 +152,13 @@ def test_a_code_installed_while_others_write_misses_no_row(
     searcher.close()
 
 
-def test_rows_in_files_take_no_memory_and_leave_nothing(
-    rows: NDArray[np.float16], learned: Projection, tmp_path: Path
+def test_memory_mapped_rows_use_no_memory_and_leave_no_file(
+    rows: NDArray[np.float16], trained: Projection, tmp_path: Path
 ) -> None:
     searcher = Searcher(threads=1)
     searcher.apply(np.arange(2048), rows[:2048])
     before = searcher.search(rows[7:8], 5)[0]
-    searcher.install("fast", learned)
+    searcher.install("fast", trained)
     assert searcher.bytes_in_memory > 2048 * 8192
     searcher.map_rows(tmp_path)
     assert searcher.bytes_in_memory <= 160 * 2048
@@ -161,7 +172,7 @@ def test_rows_in_files_take_no_memory_and_leave_nothing(
     searcher.close()
 
 
-def test_without_room_for_files_rows_stay_in_memory(
+def test_rows_stay_in_memory_if_the_disk_is_full(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:
@@ -178,14 +189,12 @@ def test_without_room_for_files_rows_stay_in_memory(
     searcher.close()
 
 
-def test_an_index_learns_fast_search_when_it_is_large_enough_and_keeps_it(
-    rows: NDArray[np.float16], tmp_path: Path
-) -> None:
+def test_a_large_index_trains_the_fast_code_and_saves_it(rows: NDArray[np.float16], tmp_path: Path) -> None:
     with open_index(tmp_path, fast_from=300) as index:
         index.add_many(images(rows[:299]))
         assert index.mode() == index.mode("fast") == "exact"
         index.add_many(images(rows[299:500], start=299))
-        until(lambda: index.mode() == "fast")
+        wait_until(lambda: index.mode() == "fast")
         assert index.mode("exact") == "exact"
         assert index.stats().mode == "fast"
         found = index.search(rows[40:41].astype(np.float32), 3)[0]
@@ -195,21 +204,21 @@ def test_an_index_learns_fast_search_when_it_is_large_enough_and_keeps_it(
         odd = index.similar("i00041", 400, where=parse_where(["odd:1"]), mode="fast")
         assert len(odd) == 249
     with open_index(tmp_path, fast_from=300) as index:
-        assert index.mode() == "fast", "what was learned is there at the next start"
+        assert index.mode() == "fast", "the trained code is loaded at the next start"
         assert index.search(rows[41:42].astype(np.float32), 1)[0][0].key == "i00041"
         assert len(index.search(rows[41:42].astype(np.float32), 1000)[0]) == 499
     with open_index(tmp_path) as index:
-        assert index.mode() == "exact", "nobody asked for it"
+        assert index.mode() == "exact", "fast_from is not set"
 
 
-def test_a_learned_file_that_is_damaged_or_of_another_model_is_not_used(learned: Projection, tmp_path: Path) -> None:
+def test_a_code_file_that_is_damaged_or_of_another_model_is_not_used(trained: Projection, tmp_path: Path) -> None:
     path = tmp_path / "fast.code"
     assert Projection.load(path, "f") is None
-    learned.save(path, "f")
+    trained.save(path, "f")
     loaded = Projection.load(path, "f")
     assert loaded is not None
     row = activations(3, seed=8)
-    assert np.array_equal(loaded.encode(row), learned.encode(row))
+    assert np.array_equal(loaded.encode(row), trained.encode(row))
     assert Projection.load(path, "g") is None
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -219,22 +228,22 @@ def test_a_learned_file_that_is_damaged_or_of_another_model_is_not_used(learned:
     assert Projection.load(path, "f") is None
 
 
-def test_closing_does_not_wait_for_the_end_of_learning(
+def test_closing_does_not_wait_for_the_end_of_training(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("index.search.pca_code._ITERATIONS", 10_000)
     with open_index(tmp_path, fast_from=100) as index:
         index.add_many(images(rows[:100]))
-        assert len(index.search(rows[:1].astype(np.float32), 6)[0]) == 6, "searched exactly meanwhile"
+        assert len(index.search(rows[:1].astype(np.float32), 6)[0]) == 6, "search is exact meanwhile"
     assert list((tmp_path / "index").glob("*.code")) == []
 
 
-def test_codes_without_a_code_are_refused_with_the_command(tmp_path: Path) -> None:
+def test_codes_mode_without_codes_is_rejected_and_names_the_command(tmp_path: Path) -> None:
     with open_index(tmp_path) as index, pytest.raises(ModeUnavailableError, match="fc7 codes train"):
         index.search(np.zeros((1, 4096), np.float32), 1, mode="codes")
 
 
-def test_equal_rows_are_all_there_with_few_components() -> None:
+def test_fast_search_of_equal_rows_returns_all_of_them() -> None:
     same = np.tile(activations(1), (50, 1))
     searcher = Searcher(threads=1)
     searcher.apply(np.arange(50), same)

@@ -1,4 +1,4 @@
-"""What a killed process, a full disk and flipped bits leave: everything that was acknowledged, and nothing half."""
+"""Acknowledged changes survive kills, full disks and flipped bits; incomplete changes leave no trace."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 from index.errors import IndexCorruptError
 from tests.index.helpers import image, open_index, picture, sha256, vector
 
-# Four threads, each with keys of its own, say what they begin and what was acknowledged: "+ key number", "- key".
+# Four threads, each with keys of its own, print what they start and what was acknowledged: "+ key number", "- key".
 WRITER = """
 import os, sys, threading
 from pathlib import Path
 from index.errors import IndexFullError
 from tests.index.helpers import image, open_index
 
-def say(text):
+def report(text):
     os.write(1, (text + "\\n").encode())
 
 def work(thread):
@@ -32,15 +32,15 @@ def work(thread):
         number += 1
         key = f"{thread}-{number % 7}"
         if number % 5 == 0 and index.contains(key):
-            say(f"begin - {key}")
+            report(f"start - {key}")
             index.delete(key)
-            say(f"done - {key}")
+            report(f"done - {key}")
         else:
-            say(f"begin + {key} {number}")
+            report(f"start + {key} {number}")
             index.add_many([image(key, number)])
-            say(f"done + {key} {number}")
+            report(f"done + {key} {number}")
 
-index = open_index(Path(sys.argv[1]), snapshot_after=1)
+index = open_index(Path(sys.argv[1]), cache_after=1)
 for thread in range(4):
     threading.Thread(target=work, args=(thread,), daemon=True).start()
 sys.stdin.read()
@@ -52,7 +52,7 @@ from pathlib import Path
 from index.errors import IndexFullError
 from tests.index.helpers import image, open_index, vector
 
-index = open_index(Path(sys.argv[1]), snapshot_after=1)
+index = open_index(Path(sys.argv[1]), cache_after=1)
 index.add_many([image("first", 0)])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 number = 0
@@ -73,9 +73,9 @@ index.close()
 """
 
 
-def state(lines: list[str], before: dict[str, set[int | None]]) -> dict[str, set[int | None]]:
-    """Return what each key may hold: what was acknowledged last, and what was begun after it. None: no image."""
-    possible = dict(before)
+def possible_values(lines: list[str], earlier: dict[str, set[int | None]]) -> dict[str, set[int | None]]:
+    """Return the possible numbers of each key: the last acknowledged one, and those started later. None: no image."""
+    possible = dict(earlier)
     for line in lines:
         stage, change, key, *number = line.split()
         value = int(number[0]) if change == "+" else None
@@ -83,7 +83,7 @@ def state(lines: list[str], before: dict[str, set[int | None]]) -> dict[str, set
     return possible
 
 
-def test_after_kill_9_every_acknowledged_change_is_there_and_nothing_half(tmp_path: Path) -> None:
+def test_after_a_kill_every_acknowledged_change_is_complete(tmp_path: Path) -> None:
     random.seed(1)
     expected: dict[str, set[int | None]] = {}
     for start in range(3):
@@ -94,8 +94,8 @@ def test_after_kill_9_every_acknowledged_change_is_there_and_nothing_half(tmp_pa
             time.sleep(random.random() * 0.5)
             process.send_signal(signal.SIGKILL)
             lines += process.stdout.readlines()
-        expected = state([line for line in lines if line.endswith("\n")], expected)
-        with open_index(tmp_path, snapshot_after=1) as index:
+        expected = possible_values([line for line in lines if line.endswith("\n")], expected)
+        with open_index(tmp_path, cache_after=1) as index:
             records = {record.key: record for record in index.list(1000).images}
             assert len(expected) > 4
             for key, possible in expected.items():
@@ -114,7 +114,7 @@ def test_after_kill_9_every_acknowledged_change_is_there_and_nothing_half(tmp_pa
             assert index.stats().vectors == len(records)
 
 
-def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_rejects_the_write_and_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FILLER, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -144,43 +144,53 @@ def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None
         lambda data: data.replace(b'"rows": 30', b'"rows": 29'),
     ],
 )
-def test_a_damaged_snapshot_is_made_again_from_the_catalogue(tmp_path: Path, damage: object) -> None:
-    with open_index(tmp_path, snapshot_after=1) as index:
+def test_a_damaged_vector_cache_is_replaced_from_the_catalog(tmp_path: Path, damage: object) -> None:
+    with open_index(tmp_path, cache_after=1) as index:
         index.add_many([image(str(n), n) for n in range(30)])
-    snapshot = tmp_path / "index" / "vectors.snapshot"
-    whole = snapshot.read_bytes()
-    snapshot.write_bytes(damage(whole))  # type: ignore[operator]
+    cache = tmp_path / "index" / "vectors.snapshot"
+    whole = cache.read_bytes()
+    cache.write_bytes(damage(whole))  # type: ignore[operator]
     for _ in range(2):
-        with open_index(tmp_path, snapshot_after=1) as index:
+        with open_index(tmp_path, cache_after=1) as index:
             assert [index.search(vector(n)[np.newaxis], 1)[0][0].distance for n in range(30)] == [0] * 30
-        assert snapshot.read_bytes() == whole
+        assert cache.read_bytes() == whole
 
 
-def test_a_snapshot_of_another_catalogue_is_not_used(tmp_path: Path) -> None:
+def test_a_vector_cache_of_another_index_is_not_used(tmp_path: Path) -> None:
     for home in ("one", "two"):
-        with open_index(tmp_path / home, snapshot_after=1) as index:
+        with open_index(tmp_path / home, cache_after=1) as index:
             index.add_many([image(f"{home}{n}", n + 100 * (home == "two")) for n in range(3)])
     (tmp_path / "one/index/vectors.snapshot").replace(tmp_path / "two/index/vectors.snapshot")
     with open_index(tmp_path / "two") as index:
         assert index.search(vector(100)[np.newaxis], 1)[0][0].distance == 0
 
 
-def test_a_snapshot_is_used_and_what_came_and_went_since_is_not_forgotten(tmp_path: Path) -> None:
-    with open_index(tmp_path, snapshot_after=1) as index:
+def test_writing_the_vector_cache_removes_temporary_files_of_killed_processes(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    leftover = tmp_path / "index" / ".vectors.snapshot.0123abcd"
+    leftover.write_bytes(b"incomplete")
+    with open_index(tmp_path, cache_after=1) as index:
+        index.add_many([image("a", 1)])
+    assert (tmp_path / "index" / "vectors.snapshot").exists()
+    assert not leftover.exists()
+
+
+def test_a_vector_cache_is_used_with_the_changes_made_since(tmp_path: Path) -> None:
+    with open_index(tmp_path, cache_after=1) as index:
         index.add_many([image(str(n), n) for n in range(30)])
-    with open_index(tmp_path, snapshot_after=10**6) as index:
+    with open_index(tmp_path, cache_after=10**6) as index:
         index.delete("7")
         index.add_many([image("8", 108), image("new", 200)])
-    snapshot = tmp_path / "index" / "vectors.snapshot"
-    assert b'"rows": 30' in snapshot.read_bytes()[:4096]
+    cache = tmp_path / "index" / "vectors.snapshot"
+    assert b'"rows": 30' in cache.read_bytes()[:4096]
     with open_index(tmp_path) as index:
-        assert index.spaces.active.unsaved == 2, "only the two new vectors came from the catalogue"
+        assert index.spaces.active.uncached == 2, "only the two new vectors were read from the catalog"
         found = {n.key: n.distance for n in index.search(vector(108)[np.newaxis], 100)[0]}
         assert set(found) == {str(n) for n in range(30) if n != 7} | {"new"}
         assert found["8"] == 0
 
 
-def test_a_flipped_bit_in_a_stored_vector_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_stored_vector_is_detected(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(3)])
     flipped = bytearray(vector(1).astype(np.float16).tobytes())
@@ -195,7 +205,7 @@ def test_a_flipped_bit_in_a_stored_vector_is_noticed(tmp_path: Path) -> None:
         open_index(tmp_path)
 
 
-def test_a_file_that_is_no_catalogue_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "catalog.db").write_bytes(b"not a database at all" * 500)
     with pytest.raises(IndexCorruptError, match=r"catalog\.db is damaged \(file is not a database\)"):

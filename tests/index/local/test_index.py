@@ -1,4 +1,4 @@
-"""What an index answers after adds, replaces and deletes, now and after it was opened again."""
+"""Adds, replacements, deletes and searches of an index, before and after it is opened again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def keys_near(index: ImageIndex, number: int, k: int = 3) -> list[str]:
     return [neighbour.key for neighbour in index.search(vector(number)[np.newaxis], k)[0]]
 
 
-def test_an_added_image_comes_back_whole_after_reopening(open_index: Opener, tmp_path: Path) -> None:
+def test_an_added_image_is_complete_after_reopening(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         assert index.add_many([image("birds/héron 🐦", 1, {"place": "Camargue", "year": 2024})]) == [AddOutcome.ADDED]
     with open_index(tmp_path) as index:
@@ -55,7 +55,7 @@ def test_an_added_image_comes_back_whole_after_reopening(open_index: Opener, tmp
         assert (neighbour.key, neighbour.distance, neighbour.metadata) == (record.key, 0.0, record.metadata)
 
 
-def test_the_same_again_changes_nothing_and_other_bytes_replace(open_index: Opener, tmp_path: Path) -> None:
+def test_adding_an_image_again_changes_nothing_and_other_bytes_replace_it(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1, {"n": 1}), image("b", 2)])
         before = index.get("a")
@@ -88,24 +88,24 @@ def test_an_image_without_a_key_gets_its_hash_and_one_key_twice_in_a_call_keeps_
         assert index.search(vector(3)[np.newaxis], 1)[0][0].distance == 0
 
 
-def test_a_deleted_image_is_gone_from_everything_at_once(open_index: Opener, tmp_path: Path) -> None:
+def test_a_deleted_image_is_found_nowhere(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(5)])
         index.delete("2")
         assert "2" not in keys_near(index, 2, 5)
         assert not index.contains("2")
-        for ask in (index.get, index.picture, index.delete, lambda key: index.similar(key, 1)):
+        for call in (index.get, index.picture, index.delete, lambda key: index.similar(key, 1)):
             with pytest.raises(KeyNotFoundError, match="'2'"):
-                ask("2")
+                call("2")
         assert [record.key for record in index.list(10).images] == ["0", "1", "3", "4"]
     with open_index(tmp_path) as index:
         assert sorted(keys_near(index, 2, 5)) == ["0", "1", "3", "4"]
 
 
-def test_random_changes_leave_what_a_dictionary_and_numpy_say(open_index: Opener, tmp_path: Path) -> None:
+def test_random_changes_agree_with_a_dictionary_and_numpy(open_index: Opener, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     expected: dict[str, int] = {}
-    index = open_index(tmp_path, snapshot_after=1)
+    index = open_index(tmp_path, cache_after=1)
     for step in range(120):
         key = f"key{random.integers(40)}"
         if random.random() < 0.3 and key in expected:
@@ -116,7 +116,7 @@ def test_random_changes_leave_what_a_dictionary_and_numpy_say(open_index: Opener
             expected[key] = step
         if step % 30 == 29:
             index.close()
-            index = open_index(tmp_path, snapshot_after=1)
+            index = open_index(tmp_path, cache_after=1)
         if step % 10 == 9:
             query = vector(1000 + step)
             distances = exact(np.stack([vector(n) for n in expected.values()]), query)
@@ -130,7 +130,9 @@ def test_random_changes_leave_what_a_dictionary_and_numpy_say(open_index: Opener
     index.close()
 
 
-def test_similar_leaves_itself_out_and_equal_distances_follow_the_keys(open_index: Opener, tmp_path: Path) -> None:
+def test_similar_excludes_the_image_itself_and_orders_equal_distances_by_key(
+    open_index: Opener, tmp_path: Path
+) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(key, 1) for key in ("d", "b", "c", "a", "e")] + [image("far", 2)])
         assert [neighbour.key for neighbour in index.similar("b", 3)] == ["a", "c", "d"]
@@ -140,7 +142,7 @@ def test_similar_leaves_itself_out_and_equal_distances_follow_the_keys(open_inde
             index.similar("b", 0)
 
 
-def test_a_listing_sees_each_image_once_while_others_come_and_go(open_index: Opener, tmp_path: Path) -> None:
+def test_a_listing_contains_each_image_once_during_changes(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(f"{n:03}", n) for n in range(20)])
         page = index.list(7)
@@ -161,11 +163,11 @@ def test_a_listing_sees_each_image_once_while_others_come_and_go(open_index: Ope
 
 
 @pytest.mark.parametrize("key", ["", "k" * 201, "nul\0", "line\n", "del\x7f", "half\ud83d"])
-def test_a_key_that_cannot_be_stored_is_refused(open_index: Opener, tmp_path: Path, key: str) -> None:
+def test_an_invalid_key_is_rejected(open_index: Opener, tmp_path: Path, key: str) -> None:
     with open_index(tmp_path) as index:
-        for ask in (index.get, index.delete, lambda bad: index.add_many([image("fine", 1), image(bad, 2)])):
+        for call in (index.get, index.delete, lambda bad: index.add_many([image("fine", 1), image(bad, 2)])):
             with pytest.raises(InvalidKeyError, match="1 to 200 characters"):
-                ask(key)
+                call(key)
         assert index.stats().images == 0
         index.add_many([image("k" * 200, 1)])
 
@@ -182,16 +184,14 @@ def test_a_key_that_cannot_be_stored_is_refused(open_index: Opener, tmp_path: Pa
         ({1: "x"}, "the name 1"),
     ],
 )
-def test_metadata_that_is_no_small_json_object_is_refused(
-    open_index: Opener, tmp_path: Path, metadata: object, words: str
-) -> None:
+def test_invalid_metadata_is_rejected(open_index: Opener, tmp_path: Path, metadata: object, words: str) -> None:
     with open_index(tmp_path) as index:
         with pytest.raises(MetadataError, match=words):
             index.add_many([image("a", 1, metadata)])  # type: ignore[arg-type]
         assert not index.contains("a")
 
 
-def test_one_bad_vector_adds_none_of_its_call(open_index: Opener, tmp_path: Path) -> None:
+def test_one_invalid_vector_rejects_the_whole_call(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         for value in (np.nan, np.inf, 70000.0):
             bad = image("bad", 2)
@@ -208,7 +208,7 @@ def test_one_bad_vector_adds_none_of_its_call(open_index: Opener, tmp_path: Path
         assert index.search(vector(1)[np.newaxis], 3) == [[]]
 
 
-def test_pictures_are_kept_only_when_asked(open_index: Opener, tmp_path: Path) -> None:
+def test_pictures_are_stored_only_if_keep_pictures_is_set(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path, keep_pictures=False) as index:
         index.add_many([image("a", 1)])
         assert not index.get("a").has_picture
@@ -220,7 +220,7 @@ def test_pictures_are_kept_only_when_asked(open_index: Opener, tmp_path: Path) -
         assert index.stats().vectors == 1
 
 
-def test_another_models_index_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_an_index_of_another_model_is_rejected_and_the_error_says_how_to_migrate(tmp_path: Path) -> None:
     other = {"fingerprint": "e" * 64, "model": "solar:2"}
     with open_local(tmp_path) as index:
         index.add_many([image("a", 1), image("b", 2)])
@@ -233,21 +233,21 @@ def test_another_models_index_is_refused_with_the_mend(tmp_path: Path) -> None:
             index.similar("a", 1)
         assert index.add_many([image("a", 1)]) == [AddOutcome.REPLACED]
         assert keys_near(index, 1) == ["a"]
-    with open_local(tmp_path) as index:  # every image still has its vector of the first model: nothing to mend
+    with open_local(tmp_path) as index:  # every image still has its vector of the first model
         assert keys_near(index, 1) == ["a", "b"]
         index.add_many([image("a", 3)])
     with open_local(tmp_path, **other, switch=True) as index:
-        assert index.search(vector(1)[np.newaxis], 5) == [[]], "a vector of the replaced picture"
+        assert index.search(vector(1)[np.newaxis], 5) == [[]], "its vector was of the replaced picture"
 
 
-def test_an_empty_index_takes_any_model(open_index: Opener, tmp_path: Path) -> None:
+def test_an_empty_index_accepts_any_model(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         assert index.stats().images == 0
     with open_index(tmp_path, fingerprint="e" * 64, model="solar:2") as index:
         assert index.stats().model == "solar:2"
 
 
-def test_a_second_process_is_refused_and_told_who_has_the_index(tmp_path: Path) -> None:
+def test_a_second_process_is_rejected_and_the_error_names_the_first(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.index.helpers import open_index\n"
         "open_index(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
@@ -265,11 +265,11 @@ def test_a_second_process_is_refused_and_told_who_has_the_index(tmp_path: Path) 
             with pytest.raises(IndexReadOnlyError, match="opened read-only"):
                 index.add_many([image("a", 1)])
         other.kill()
-    with open_local(tmp_path) as index:  # the lock went with its process
+    with open_local(tmp_path) as index:  # the lock was released when the process ended
         index.add_many([image("a", 1)])
 
 
-def test_an_index_that_is_not_there_or_closed_says_so(tmp_path: Path) -> None:
+def test_a_missing_or_closed_index_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
         open_local(tmp_path, read_only=True)
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
@@ -281,27 +281,27 @@ def test_an_index_that_is_not_there_or_closed_says_so(tmp_path: Path) -> None:
         index.add_many([image("a", 1)])
 
 
-def test_a_newer_catalogue_is_refused(tmp_path: Path) -> None:
+def test_a_catalog_of_a_newer_release_is_rejected(tmp_path: Path) -> None:
     with open_local(tmp_path) as index:
         index._catalog.writer.run(lambda connection: connection.execute("PRAGMA user_version = 99"))
     with pytest.raises(IndexFormatError, match=r"format 99.*Upgrade fc7"):
         open_local(tmp_path)
 
 
-def test_searches_go_on_under_writes_and_never_see_half_of_one(open_index: Opener, tmp_path: Path) -> None:
-    """While one image is replaced over and over, every search finds it exactly once."""
+def test_searches_during_writes_never_see_an_incomplete_one(open_index: Opener, tmp_path: Path) -> None:
+    """Replace one image repeatedly: every search finds it exactly once."""
     with open_index(tmp_path) as index:
         index.add_many([image("moving", 0)] + [image(f"still{n}", 100 + n) for n in range(20)])
         stop = threading.Event()
         problems: list[object] = []
 
-        def look() -> None:
+        def search_repeatedly() -> None:
             while not stop.is_set():
                 found = [neighbour.key for neighbour in index.search(vector(0)[np.newaxis], 30)[0]]
                 if sorted(found) != sorted(["moving", *(f"still{n}" for n in range(20))]):
                     problems.append(found)
 
-        readers = [threading.Thread(target=look) for _ in range(3)]
+        readers = [threading.Thread(target=search_repeatedly) for _ in range(3)]
         for reader in readers:
             reader.start()
         for number in range(1, 150 if isinstance(index, LocalImageIndex) else 20):
@@ -313,7 +313,9 @@ def test_searches_go_on_under_writes_and_never_see_half_of_one(open_index: Opene
         assert index.stats().bytes_in_memory < 20_000_000
 
 
-def test_what_is_replaced_during_a_search_is_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_is_repeated_if_its_results_are_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_local(tmp_path) as index:
         index.add_many([image("moving", 0), image("going", 1), image("still", 2)])
         searcher = index.spaces.active.searcher
@@ -332,7 +334,7 @@ def test_what_is_replaced_during_a_search_is_searched_again(tmp_path: Path, monk
         index.add_many([image("after", 4)])
 
 
-def test_threads_add_and_delete_at_the_same_time(open_index: Opener, tmp_path: Path) -> None:
+def test_threads_can_add_and_delete_at_the_same_time(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
 
         def work(thread: int) -> None:

@@ -1,4 +1,4 @@
-"""Two models' vectors side by side: what is added goes to both, what is kept is there at once, what is spare goes."""
+"""Vector spaces of several models: migrating, going back to kept vectors, and dropping unused ones."""
 
 from __future__ import annotations
 
@@ -8,47 +8,48 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.catalog.spaces import SwitchResult
-from index.errors import IndexModelError, IndexSwitchedError
-from index.local.index import LocalImageIndex, NewImage
+from index.catalog.spaces import Finish
+from index.errors import IndexModelError, IndexMovedError
+from index.local.index import LocalImageIndex
+from index.records import NewImage, VectorModel
 from tests.index.helpers import MODEL, image, open_index, picture, sha256, vector
 
 OLD, NEW = MODEL["fingerprint"], "e" * 64
 
 
-def both(key: str, number: int) -> NewImage:
-    """Return an image with a vector of each model; the new one's is that of another number."""
+def image_with_both_vectors(key: str, number: int) -> NewImage:
+    """Return an image with a vector of each model. The new model's vector is the old one's of another number."""
     vectors = {OLD: vector(number), NEW: vector(1000 + number)}
     return NewImage(key, sha256(number), 3000, 640, 480, None, picture(number), vector(number), vectors)
 
 
-def fill(index: LocalImageIndex) -> None:
-    """Give the images of numbers 0, 1, ... (their keys) their vectors of the new model."""
-    room = index.spaces.target or index.spaces.active
-    missing = index.spaces.missing_vectors(room, 0, 100)
-    index.spaces.add_vectors(room, missing, [vector(1000 + int(each.key)) for each in missing])
+def add_missing_vectors(index: LocalImageIndex) -> None:
+    """Add the missing vectors of the new model; the key of each image is its number."""
+    model = index.spaces.target or index.spaces.searched
+    missing = index.spaces.missing_vectors(model, 0, 100)
+    index.spaces.add_vectors(model, missing, [vector(1000 + int(each.key)) for each in missing])
 
 
 def distances(index: LocalImageIndex, number: int) -> dict[str, float]:
     return {found.key: found.distance for found in index.search(vector(number)[np.newaxis], 50)[0]}
 
 
-def test_it_goes_over_when_all_have_a_vector_and_not_before(tmp_path: Path) -> None:
+def test_search_switches_only_when_every_image_has_a_vector(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(4)])
-        assert index.spaces.start_migration(NEW, "solar:2") is False
+        assert index.spaces.start_migration(VectorModel(NEW, "solar:2")) is False
         target = index.spaces.target
         assert target is not None
-        fill(index)
-        index.add_many([both("5", 5)])
+        add_missing_vectors(index)
+        index.add_many([image_with_both_vectors("5", 5)])
         index.delete("0")
-        index.add_many([image("6", 6)])  # embedded before the following began
-        assert index.spaces.finish(target, frozenset()) is SwitchResult.INCOMPLETE
+        index.add_many([image("6", 6)])  # embedded before the migration started
+        assert index.spaces.finish(target, frozenset()) is Finish.AGAIN
         assert index.stats().model == "solar:1"
         assert index.lookup(["5", "6"]).keys() == {"5"}, "6 has no vector of the new model yet"
         assert distances(index, 5)["5"] == 0
-        fill(index)
-        assert index.spaces.finish(target, frozenset()) is SwitchResult.DONE
+        add_missing_vectors(index)
+        assert index.spaces.finish(target, frozenset()) is Finish.DONE
         assert index.stats().model == "solar:2"
         assert {key: value == 0 for key, value in distances(index, 1005).items()} == {
             "1": False,
@@ -64,12 +65,12 @@ def test_it_goes_over_when_all_have_a_vector_and_not_before(tmp_path: Path) -> N
         assert distances(index, 1006)["6"] == 0
 
 
-def test_going_back_is_at_once_and_a_third_model_makes_the_first_spare(tmp_path: Path) -> None:
+def test_a_rollback_is_immediate_and_a_third_model_makes_the_first_unused(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(3)])
         for fingerprint, model in ((NEW, "solar:2"), ("d" * 64, "solar:3")):
-            assert index.spaces.start_migration(fingerprint, model) is False
-            fill(index)
+            assert index.spaces.start_migration(VectorModel(fingerprint, model)) is False
+            add_missing_vectors(index)
             assert index.spaces.target is not None
             assert index.spaces.finish(index.spaces.target, frozenset()) is SwitchResult.DONE
         index.spaces.drop_unused()
@@ -77,17 +78,17 @@ def test_going_back_is_at_once_and_a_third_model_makes_the_first_spare(tmp_path:
             ("solar:2", False, True),
             ("solar:3", True, False),
         ]
-        assert index.spaces.start_migration(NEW, "solar:2") is True
+        assert index.spaces.start_migration(VectorModel(NEW, "solar:2")) is True
         assert distances(index, 1001)["1"] == 0
         with pytest.raises(IndexModelError):
             index.search(vector(1)[np.newaxis], 1, fingerprint=OLD)
         assert index.search(vector(1001)[np.newaxis], 1, fingerprint="d" * 64)[0][0].key == "1"
 
 
-def test_most_images_without_a_vector_keep_it_where_it_is(tmp_path: Path) -> None:
+def test_search_does_not_switch_if_most_images_cannot_be_embedded(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(4)])
-        index.spaces.start_migration(NEW, "solar:2")
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
         target = index.spaces.target
         assert target is not None
         missing = index.spaces.missing_vectors(target, 0, 10)
@@ -98,36 +99,37 @@ def test_most_images_without_a_vector_keep_it_where_it_is(tmp_path: Path) -> Non
         assert distances(index, 1000).keys() == {"0", "1"}
 
 
-def test_a_space_that_is_opened_while_others_write_misses_nothing(tmp_path: Path) -> None:
+def test_a_space_loaded_during_writes_is_complete(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(300)])
-        index.spaces.start_migration(NEW, "solar:2")
-        fill_all = [
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
+        pages = [
             index.spaces.missing_vectors(index.spaces.target, after, 100)
             for after in (0, 100, 200)
             if index.spaces.target
         ]
-        for page in fill_all:
+        for page in pages:
             assert index.spaces.target is not None
             index.spaces.add_vectors(index.spaces.target, page, [vector(1000 + int(each.key)) for each in page])
     stop = threading.Event()
-    with open_index(tmp_path, follow=True) as index:
+    with open_index(tmp_path, migrate=True) as index:
         done: list[int] = []
 
         def write() -> None:
             while not stop.is_set():
                 number = 300 + len(done)
-                index.add_many([both(str(number), number)])
+                index.add_many([image_with_both_vectors(str(number), number)])
                 if number % 3 == 0:
                     index.delete(str(number - 200))
                 done.append(number)
 
-        index.spaces.start_migration(OLD, "solar:1")
+        index.spaces.start_migration(VectorModel(OLD, "solar:1"))
         writer = threading.Thread(target=write)
         writer.start()
         while len(done) < 10:
             stop.wait(0.01)
-        index.spaces.start_migration(NEW, "solar:2")  # every image has both: it is read from disk, and goes over
+        # Every image has both vectors, so the space is loaded from disk, and search switches immediately.
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
         stop.wait(0.2)
         stop.set()
         writer.join()

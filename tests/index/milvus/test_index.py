@@ -1,4 +1,4 @@
-"""What is special of an index on Milvus: it is shared, it can be away, its expressions, its limits, its models."""
+"""Behavior specific to Milvus: shared by replicas, unreachable at times, with its own filters, limits and migration."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from index.catalog.export import export_parquet
+from index.catalog.spaces import Finish
 from index.errors import (
     FilterError,
     IndexLimitError,
@@ -36,11 +37,11 @@ from index.milvus.client import Milvus
 from index.milvus.export import export_from_milvus
 from index.milvus.index import MilvusImageIndex
 from index.milvus.reembed import reembed_on_milvus
-from index.records import AddOutcome, NewImage, VectorModel
+from index.records import AddOutcome, MilvusAddress, NewImage, VectorModel
 from model_store.errors import MissingExtraError
 from model_store.image import encode_jpeg
 from model_store.runtime.runner import Runner
-from tests.index.helpers import MODEL, Opener, exact, image, open_on_milvus, picture, sha256, vector
+from tests.index.helpers import MODEL, Opener, exact, image, index_options, open_on_milvus, picture, sha256, vector
 from tests.index.helpers import open_index as open_locally
 from tests.support.milvus import free_port, milvus_server
 from tests.support.tiny_model import publish_tiny_model
@@ -53,11 +54,11 @@ def open_index() -> Iterator[Opener]:
     yield from open_on_milvus()
 
 
-def opened(uri: str, **options: object) -> MilvusImageIndex:
-    return MilvusImageIndex.open(uri, TOKEN, **{**MODEL, **options})  # type: ignore[arg-type]
+def open_with_token(uri: str) -> MilvusImageIndex:
+    return MilvusImageIndex.open(MilvusAddress(uri, TOKEN, timeout_s=1.0), index_options())
 
 
-def test_what_one_replica_changes_the_other_finds_at_once(open_index: Opener, tmp_path: Path) -> None:
+def test_changes_of_one_replica_are_visible_to_the_other(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as one, open_index(tmp_path) as two:
         one.add_many([image("a", 1, {"label": "cat"}), image("b", 2)])
         assert [near.key for near in two.search(vector(1)[np.newaxis], 5)[0]] == ["a", "b"]
@@ -88,7 +89,7 @@ def test_what_one_replica_changes_the_other_finds_at_once(open_index: Opener, tm
         "名前 🐦",
     ],
 )
-def test_what_a_user_writes_is_never_an_expression(open_index: Opener, tmp_path: Path, text: str) -> None:
+def test_text_of_users_is_never_part_of_an_expression(open_index: Opener, tmp_path: Path, text: str) -> None:
     key = text.replace("\n", "").replace("\t", "")
     with open_index(tmp_path) as index:
         index.add_many([image("other", 1, {"label": "cat", text: 1}), image(key, 2, {"label": text})])
@@ -110,7 +111,9 @@ def test_what_a_user_writes_is_never_an_expression(open_index: Opener, tmp_path:
         assert index.contains("other")
 
 
-def test_numbers_past_64_bits_and_the_most_values_that_metadata_can_have(open_index: Opener, tmp_path: Path) -> None:
+def test_metadata_with_numbers_above_64_bits_and_with_as_many_values_as_possible(
+    open_index: Opener, tmp_path: Path
+) -> None:
     numbers = {"n": [*range(-99, 3300)], "huge": 10**400, "wide": 2**53 + 1}
     assert len(json.dumps(numbers, separators=(",", ":"))) > 16_000
     names = {f"{n:x}": n for n in range(1500)}
@@ -123,7 +126,7 @@ def test_numbers_past_64_bits_and_the_most_values_that_metadata_can_have(open_in
         assert [r.key for r in index.list(where=parse_where(["5db>=1499", "0:0"])).images] == ["names"]
 
 
-def test_a_picture_of_any_size_comes_back_and_what_is_too_large_is_refused(open_index: Opener, tmp_path: Path) -> None:
+def test_pictures_are_returned_unchanged_and_too_large_ones_are_rejected(open_index: Opener, tmp_path: Path) -> None:
     def of_size(size: int) -> NewImage:
         data = np.random.default_rng(size).bytes(size)
         return NewImage(f"p{size}", sha256(size), size, 1, 1, None, data, vector(1))
@@ -137,7 +140,7 @@ def test_a_picture_of_any_size_comes_back_and_what_is_too_large_is_refused(open_
         assert not index.contains("fine")
 
 
-def test_the_picture_stays_when_an_add_without_one_changes_the_metadata(open_index: Opener, tmp_path: Path) -> None:
+def test_an_add_without_a_picture_keeps_the_stored_one(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1), image("b", 2)])
     with open_index(tmp_path, keep_pictures=False) as index:
@@ -147,7 +150,7 @@ def test_the_picture_stays_when_an_add_without_one_changes_the_metadata(open_ind
         assert not index.get("b").has_picture
 
 
-def test_equal_distances_past_the_end_of_an_answer_follow_the_keys(open_index: Opener, tmp_path: Path) -> None:
+def test_equal_distances_at_the_end_of_a_result_are_ordered_by_key(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(f"{n:02}", 1) for n in range(39, -1, -1)] + [image("near", 2)])
         assert [near.key for near in index.search(vector(1)[np.newaxis], 3)[0]] == ["00", "01", "02"]
@@ -156,13 +159,13 @@ def test_equal_distances_past_the_end_of_an_answer_follow_the_keys(open_index: O
             index.search(vector(1)[np.newaxis], 2001)
 
 
-def test_the_collections_index_decides_the_mode(open_index: Opener, tmp_path: Path) -> None:
+def test_the_type_of_the_vector_index_determines_the_mode(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(50)])
-        assert [index.mode(asked) for asked in (None, "exact", "fast")] == ["exact"] * 3
+        assert [index.mode(requested) for requested in (None, "exact", "fast")] == ["exact"] * 3
         with pytest.raises(ModeUnavailableError, match="on Milvus has no binary codes"):
             index.mode("codes")
-        milvus = Milvus(str(tmp_path / "milvus.db"), None, 5.0)
+        milvus = Milvus(MilvusAddress(str(tmp_path / "milvus.db")))
         collection = next(each for each in milvus.collections() if "_images_" in each)
         client = milvus._client
         client.release_collection(collection)
@@ -173,7 +176,7 @@ def test_the_collections_index_decides_the_mode(open_index: Opener, tmp_path: Pa
         client.load_collection(collection)
         milvus.close()
     with open_index(tmp_path) as index:
-        assert [index.mode(asked) for asked in (None, "fast")] == ["fast"] * 2
+        assert [index.mode(requested) for requested in (None, "fast")] == ["fast"] * 2
         with pytest.raises(ModeUnavailableError, match="HNSW, not FLAT"):
             index.search(vector(1)[np.newaxis], 3, mode="exact")
         distances = exact(np.stack([vector(n) for n in range(50)]), vector(99))
@@ -182,7 +185,7 @@ def test_the_collections_index_decides_the_mode(open_index: Opener, tmp_path: Pa
         assert [near.distance for near in found] == pytest.approx(np.sort(distances)[:5])
 
 
-def test_nearly_the_same_images_are_found(open_index: Opener, tmp_path: Path) -> None:
+def test_near_duplicates_are_found(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1, {"n": 1}), image("b", 1, {"n": 1}), image("c", 2, {"n": 1}), image("d", 1)])
         pairs = index.duplicates(1.0, 10)
@@ -198,38 +201,38 @@ def test_nearly_the_same_images_are_found(open_index: Opener, tmp_path: Path) ->
             index.snapshot(tmp_path / "copy")
 
 
-# --- where it is not ------------------------------------------------------------------------------------------------
+# --- addresses and failures ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("ftp://milvus", "no kind of index"),
-        ("milvus:19530", "no kind of index"),
+        ("ftp://milvus", "scheme is not supported"),
+        ("milvus:19530", "scheme is not supported"),
         ("http://", "no host"),
-        ("http://milvus:port", "cannot be read"),
-        ("nowhere/at/all/x.db", "there is no folder"),
-        ("index.sqlite", "no kind of index"),
+        ("http://milvus:port", "cannot be parsed"),
+        ("nowhere/at/all/x.db", "the folder .* does not exist"),
+        ("index.sqlite", "scheme is not supported"),
     ],
 )
-def test_an_address_that_cannot_be_one_is_refused(uri: str, words: str) -> None:
+def test_an_invalid_address_is_rejected(uri: str, words: str) -> None:
     with pytest.raises(IndexUriError, match=words):
-        open_anywhere(Path(), uri, None, fingerprint="f" * 64, model="solar:1")
+        open_anywhere(Path(), MilvusAddress(uri), index_options())
 
 
-def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+def test_a_password_in_the_address_is_rejected_and_not_shown() -> None:
     with pytest.raises(IndexUriError, match="FC7_INDEX_TOKEN") as caught:
-        open_anywhere(Path(), "http://root:s3cret@milvus:19530", None, fingerprint="f" * 64, model="solar:1")
+        open_anywhere(Path(), MilvusAddress("http://root:s3cret@milvus:19530"), index_options())
     assert "s3cret" not in str(caught.value)
 
 
 def test_without_pymilvus_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fc7\[scale\]'"):
-        open_anywhere(Path(), "http://milvus:19530", None, fingerprint="f" * 64, model="solar:1")
+        open_anywhere(Path(), MilvusAddress("http://milvus:19530"), index_options())
 
 
-def test_pymilvus_is_imported_where_it_is_asked_for_only() -> None:
+def test_pymilvus_is_imported_only_on_use() -> None:
     program = (
         "import sys, service.app, service.cli, index.factory\n"
         "assert not {'pymilvus', 'milvus_lite', 'torch'} & set(sys.modules)\n"
@@ -239,23 +242,23 @@ def test_pymilvus_is_imported_where_it_is_asked_for_only() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_milvus_that_is_down_or_silent_is_named_in_time() -> None:
+def test_an_unreachable_milvus_raises_an_error_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (free_port(), silent.getsockname()[1]):
-            began = time.monotonic()
+            started = time.monotonic()
             with pytest.raises(IndexUnreachableError, match=rf"127.0.0.1:{port} \(FC7_INDEX_URI\)") as caught:
-                opened(f"http://127.0.0.1:{port}", timeout_s=1.0)
-            assert time.monotonic() - began < 5
+                open_with_token(f"http://127.0.0.1:{port}")
+            assert time.monotonic() - started < 5
             assert "s3cret" not in str(caught.value)
             assert TOKEN not in repr(caught.value)
 
 
-def test_a_milvus_that_is_killed_refuses_in_time_and_has_everything_when_it_is_back(tmp_path: Path) -> None:
-    with milvus_server(tmp_path / "data") as server, opened(server.uri, timeout_s=1.0) as index:
+def test_nothing_is_lost_when_milvus_is_killed_and_restarted(tmp_path: Path) -> None:
+    with milvus_server(tmp_path / "data") as server, open_with_token(server.uri) as index:
         index.add_many([image(str(n), n, {"n": n}) for n in range(20)])
         server.kill()
         where = parse_where(["n>3"])
-        for ask in (
+        for call in (
             lambda: index.search(vector(1)[np.newaxis], 3),
             lambda: index.add_many([image("new", 99)]),
             lambda: index.list(where=where),
@@ -263,10 +266,10 @@ def test_a_milvus_that_is_killed_refuses_in_time_and_has_everything_when_it_is_b
             lambda: index.change_metadata("1", lambda _: {}),
             index.stats,
         ):
-            began = time.monotonic()
-            with pytest.raises(IndexUnreachableError, match="it is safe to send it again"):
-                ask()
-            assert time.monotonic() - began < 4
+            started = time.monotonic()
+            with pytest.raises(IndexUnreachableError, match="sending it again is safe"):
+                call()
+            assert time.monotonic() - started < 4
         assert "FC7_INDEX_TIMEOUT_S=1" in index.trouble
         server.start()
         deadline = time.monotonic() + 20
@@ -280,16 +283,16 @@ def test_a_milvus_that_is_killed_refuses_in_time_and_has_everything_when_it_is_b
         assert index.search(vector(99)[np.newaxis], 1)[0][0].key == "new"
 
 
-def test_an_index_that_is_not_there_or_closed_or_to_read_says_so(open_index: Opener, tmp_path: Path) -> None:
+def test_a_missing_closed_or_read_only_index_raises_an_error(open_index: Opener, tmp_path: Path) -> None:
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
         open_index(tmp_path, read_only=True)
     with pytest.raises(IndexUnavailableError, match="fc7 index build DIR"):
-        read_stats(tmp_path, str(tmp_path / "milvus.db"))
+        read_stats(tmp_path, MilvusAddress(str(tmp_path / "milvus.db")))
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1)])
     with pytest.raises(IndexUnavailableError, match="closed"):
         index.get("a")
-    assert read_stats(tmp_path, str(tmp_path / "milvus.db")).images == 1
+    assert read_stats(tmp_path, MilvusAddress(str(tmp_path / "milvus.db"))).images == 1
     with open_index(tmp_path, read_only=True) as index:
         for change in (
             lambda: index.add_many([image("b", 1)]),
@@ -303,7 +306,7 @@ def test_an_index_that_is_not_there_or_closed_or_to_read_says_so(open_index: Ope
 # --- another model --------------------------------------------------------------------------------------------------
 
 
-def test_another_models_index_is_refused_until_its_vectors_are_made(open_index: Opener, tmp_path: Path) -> None:
+def test_an_index_migrates_to_another_model_once_its_vectors_are_complete(open_index: Opener, tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     runner = Runner(publish_tiny_model(tmp_path, seed=7))
     other = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
@@ -314,33 +317,31 @@ def test_another_models_index_is_refused_until_its_vectors_are_made(open_index: 
         return NewImage(key, sha256(number), 3000, 640, 480, {"n": number}, jpeg, vector(number))
 
     def reembed() -> tuple[int, list[tuple[str, str]]]:
-        report = reembed_on_milvus(Milvus(str(tmp_path / "milvus.db"), None, 5.0), "fc7", runner, batch_size=4)
+        report = reembed_on_milvus(MilvusAddress(str(tmp_path / "milvus.db")), runner, batch_size=4)
         return report.embedded, report.skipped
 
     with open_index(tmp_path) as index:
-        assert isinstance(index, MilvusImageIndex)
         index.add_many([kept(str(n), n) for n in range(9)] + [image("broken", 20)])
         with pytest.raises(IndexModelError, match=r"solar:1, and 10 of its images.*fc7 index reembed"):
             open_index(tmp_path, **options)
-        with open_index(tmp_path, **options, follow=True) as follower:
-            assert isinstance(follower, MilvusImageIndex)
-            assert (follower.searched.model, follower.target) == ("solar:1", other)
+        with open_index(tmp_path, **options, migrate=True) as replica:
+            assert (replica.searched.model, replica.spaces.target) == ("solar:1", other)
             both = {MODEL["fingerprint"]: vector(30), other.fingerprint: vector(31)}
             new = NewImage("new", sha256(30), 1, 1, 1, {"n": 30}, jpeg, vector(30), both)
-            assert follower.lookup(["0"]) == {}, "its vector of the other model is still to be made"
-            assert follower.add_many([new]) == [AddOutcome.ADDED]
-            assert not follower.advance()
-            assert follower.search(vector(30)[np.newaxis], 1)[0][0].distance == 0
+            assert replica.lookup(["0"]) == {}, "its vector of the other model is still missing"
+            assert replica.add_many([new]) == [AddOutcome.ADDED]
+            assert replica.spaces.finish(other) is Finish.AGAIN
+            assert replica.search(vector(30)[np.newaxis], 1)[0][0].distance == 0
             embedded, skipped = reembed()
             assert (embedded, [key for key, _ in skipped]) == (9, ["broken"])
-            assert follower.advance()
-            assert follower.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
-            assert follower.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
-            assert [(s.model, s.active, s.vectors) for s in follower.describe()] == [
+            assert replica.spaces.finish(other) is Finish.DONE
+            assert replica.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
+            assert replica.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
+            assert [(s.model, s.active, s.vectors) for s in replica.spaces.describe()] == [
                 (other.model, True, 10),
                 ("solar:1", False, 11),
             ]
-            assert index.searched.model == "solar:1", "who did not follow stays"
+            assert index.searched.model == "solar:1", "a replica that does not migrate keeps its model"
             with pytest.raises(IndexModelError):
                 index.search(vector(1)[np.newaxis], 1, fingerprint=other.fingerprint)
     with open_index(tmp_path, **options) as index:
@@ -354,7 +355,7 @@ def test_another_models_index_is_refused_until_its_vectors_are_made(open_index: 
         open_index(tmp_path)
 
 
-def test_the_parquet_file_is_that_of_a_local_index_by_key(
+def test_the_parquet_file_equals_that_of_a_local_index_ordered_by_key(
     open_index: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(milvus_export, "_GROUP", 3)
@@ -369,7 +370,7 @@ def test_the_parquet_file_is_that_of_a_local_index_by_key(
         uri = str(tmp_path / "milvus.db")
 
         def export(name: str, **options: Any) -> int:
-            return export_from_milvus(Milvus(uri, None, 5.0), "fc7", tmp_path / name, **options)
+            return export_from_milvus(MilvusAddress(uri), tmp_path / name, **options)
 
         assert export("all.parquet", advance=lambda *call: calls.append(call)) == 8
         assert export("some.parquet", where=parse_where(["n>=6"])) == 2
@@ -377,8 +378,8 @@ def test_the_parquet_file_is_that_of_a_local_index_by_key(
             export("all.parquet")
         with pytest.raises(FilterError):
             export("none.parquet", where=parse_where(["m:1"]))
-        with pytest.raises(IndexUnavailableError, match="none of the name other"):
-            export_from_milvus(Milvus(uri, None, 5.0), "other", tmp_path / "none.parquet")
+        with pytest.raises(IndexUnavailableError, match="no index named other"):
+            export_from_milvus(MilvusAddress(uri, name="other"), tmp_path / "none.parquet")
     assert calls == [(3, 8), (6, 8), (8, 8)]
     ours, theirs = (pyarrow.parquet.read_table(tmp_path / f"{name}.parquet") for name in ("all", "local"))
     assert ours.schema.equals(theirs.schema, check_metadata=True)

@@ -16,13 +16,14 @@ from typer.testing import CliRunner, Result
 from index.errors import ModeUnavailableError
 from index.filters import parse_where
 from index.local.index import LocalImageIndex
-from index.search.code_quality import EvaluationSet, hamming_search, measure_code
+from index.records import IndexOptions
+from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
 from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
 from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
 from service.cli.main import app
-from tests.index.helpers import MODEL, activations, image, open_index, vector
-from tests.index.local.test_code_builder import images, until
+from tests.index.helpers import MODEL, image, open_index, vector
+from tests.index.local.test_code_builder import activations, images, wait_until
 from tests.support import pictures
 from tests.support.tiny_model import publish_tiny_model
 
@@ -132,7 +133,7 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
             except ModeUnavailableError:
                 return False
 
-        until(ready)
+        wait_until(ready)
         assert index.mode() == "exact", "codes are used only where they are asked for"
         index.add_many(images(rows[300:500], start=300))
         index.delete("i00007")
@@ -157,7 +158,7 @@ def test_the_commands_train_judge_and_draw(
     new = [
         replace(each, key=f"{n % 3}/{n}", picture=pictures.jpeg(n, 64, 64)) for n, each in enumerate(images(rows[:300]))
     ]
-    with LocalImageIndex.open(home, fingerprint=model.fingerprint, model=model.id) as index:
+    with LocalImageIndex.open(home, IndexOptions(model.fingerprint, model.id)) as index:
         index.add_many(new)
 
     def fc7(*words: str) -> Result:

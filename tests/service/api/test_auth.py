@@ -1,4 +1,4 @@
-"""Keys and scopes over real HTTP, and the refusal to listen in the open."""
+"""API keys and scopes over real HTTP, and the check of the listening address."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def calls(client: httpx.Client, headers: dict[str, str]) -> dict[str, int]:
     ("key", "read", "write"),
     [(None, 401, 401), ("wrong-0123456789abcdef", 401, 401), (READ, 200, 403), (WRITE, 200, 2), (ADMIN, 200, 2)],
 )
-def test_scopes(client: httpx.Client, key: str | None, read: int, write: int) -> None:
+def test_each_scope_allows_its_requests(client: httpx.Client, key: str | None, read: int, write: int) -> None:
     ways: list[dict[str, str]] = [{}] if key is None else [{"Authorization": f"Bearer {key}"}, {"X-API-Key": key}]
     for headers in ways:
         found = calls(client, headers)
@@ -53,7 +53,7 @@ def test_scopes(client: httpx.Client, key: str | None, read: int, write: int) ->
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/index", "/v1/images", "/v1/images/a", "/v1/images/a/thumbnail"])
-def test_every_path_of_the_api_wants_a_key(client: httpx.Client, path: str) -> None:
+def test_every_api_path_requires_a_key(client: httpx.Client, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Bearer")
@@ -61,7 +61,7 @@ def test_every_path_of_the_api_wants_a_key(client: httpx.Client, path: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/", "/web/app.js", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs"])
-def test_health_and_page_want_none(client: httpx.Client, path: str) -> None:
+def test_health_and_page_require_no_key(client: httpx.Client, path: str) -> None:
     assert client.get(path).status_code == 200
 
 
@@ -69,13 +69,13 @@ def test_the_key_is_checked_before_the_body_is_read(client: httpx.Client) -> Non
     assert client.post("/v1/classify", content=bytes(25_000_000), headers=JPEG).status_code == 401
 
 
-def test_keys_and_anonymous_together_let_everybody_read(home: Path) -> None:
+def test_with_keys_and_anonymous_access_everyone_can_read(home: Path) -> None:
     with thread_server(home.parent / "other", api_keys=KEYS, allow_anonymous=True) as server:
         assert server.client.get("/v1/models").status_code == 200
         assert server.client.put("/v1/images/a", content=b"").status_code == 401
 
 
-def test_another_sites_page_changes_nothing_without_a_key(tmp_path: Path) -> None:
+def test_pages_of_other_sites_change_nothing_without_a_key(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     with thread_server(tmp_path) as server:
         for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 201)):
@@ -84,12 +84,12 @@ def test_another_sites_page_changes_nothing_without_a_key(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_needs_no_decision(host: str) -> None:
+def test_loopback_requires_no_keys(host: str) -> None:
     check_binding(Settings(host=host))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
-def test_elsewhere_needs_one(host: str) -> None:
+def test_other_addresses_require_keys_or_anonymous_access(host: str) -> None:
     with pytest.raises(SettingError, match=f"FC7_HOST={host}"):
         check_binding(Settings(host=host))
     check_binding(Settings(host=host, allow_anonymous=True))

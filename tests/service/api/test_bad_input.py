@@ -1,4 +1,4 @@
-"""Each kind of bad or odd input over real HTTP: a clear problem or the right answer; the next request is served."""
+"""Invalid and unusual input over real HTTP: a clear problem or the right result, and the next request is served."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def check_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
         (b"", 400, "empty"),
         (b"I am a text that was named .jpg", 400, "image"),
         (pictures.jpeg()[:2000], 400, "image"),
-        (b"%PDF-1.7 and so on", 415, "taken"),
+        (b"%PDF-1.7 and so on", 415, "PDF is not supported"),
     ],
     ids=["empty", "text", "cut", "pdf"],
 )
-def test_what_is_no_whole_picture_is_refused_in_words(
+def test_an_unreadable_image_is_rejected_with_a_reason(
     client: httpx.Client, data: bytes, status: int, words: str
 ) -> None:
     assert words in check_problem(classify(client, data), status)["detail"]
@@ -78,23 +78,25 @@ def test_what_is_no_whole_picture_is_refused_in_words(
     ],
     ids=["cmyk", "16-bit", "palette", "alpha", "grey", "1x1", "10000x1", "animated", "webp", "bmp", "tiff"],
 )
-def test_odd_pictures_are_answered(client: httpx.Client, data: bytes) -> None:
+def test_unusual_images_are_classified(client: httpx.Client, data: bytes) -> None:
     assert sum(probabilities(client, data).values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_an_animation_is_its_first_frame(client: httpx.Client) -> None:
+def test_an_animation_counts_as_its_first_frame(client: httpx.Client) -> None:
     frames = Image.open(io.BytesIO(pictures.animated_gif()))
     first = pictures.encoded(frames.convert("RGB"), "PNG")
     assert probabilities(client, pictures.animated_gif()) == pytest.approx(probabilities(client, first), abs=1e-6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_photograph_gets_the_answer_of_the_upright_one(client: httpx.Client, orientation: int) -> None:
+def test_exif_orientation_is_applied(client: httpx.Client, orientation: int) -> None:
     picture = pictures.scene(3)
     upright = probabilities(client, pictures.encoded(picture, "PNG"))
-    assert probabilities(client, pictures.turned(picture, orientation)) == pytest.approx(upright, abs=1e-6)
+    assert probabilities(client, pictures.with_orientation(picture, orientation)) == pytest.approx(upright, abs=1e-6)
     if orientation > 1:
-        stored = pictures.encoded(Image.open(io.BytesIO(pictures.turned(picture, orientation))), "PNG", exif=b"")
+        stored = pictures.encoded(
+            Image.open(io.BytesIO(pictures.with_orientation(picture, orientation))), "PNG", exif=b""
+        )
         assert probabilities(client, stored) != pytest.approx(upright, abs=1e-3)
 
 
@@ -112,20 +114,22 @@ def test_a_turned_photograph_gets_the_answer_of_the_upright_one(client: httpx.Cl
         ("search", "mode=quick", ["mode=quick", "exact"]),
     ],
 )
-def test_a_bad_parameter_is_named_with_its_range(client: httpx.Client, path: str, query: str, words: list[str]) -> None:
+def test_an_invalid_parameter_is_named_with_its_range(
+    client: httpx.Client, path: str, query: str, words: list[str]
+) -> None:
     problem = check_problem(client.post(f"/v1/{path}?{query}", content=pictures.jpeg(), headers=JPEG), 422)
     assert problem["parameter"] == query.partition("=")[0]
     for word in words:
         assert word in problem["detail"]
 
 
-def test_of_several_images_the_bad_one_is_named_by_its_index(client: httpx.Client) -> None:
+def test_an_invalid_image_is_named_by_its_index(client: httpx.Client) -> None:
     good = ("file", ("a.jpg", pictures.jpeg(), "image/jpeg"))
     for data, status in ((b"text", 400), (b"%PDF-1.7", 415)):
         answer = client.post("/v1/classify", files=[good, good, ("file", ("b.jpg", data, "image/jpeg")), good])
         problem = check_problem(answer, status)
         assert problem["index"] == 2
-        assert "image 2" in problem["detail"]
+        assert "Image 2" in problem["detail"]
 
 
 def test_33_images_are_too_many_and_32_are_not(client: httpx.Client) -> None:
@@ -155,25 +159,25 @@ def test_33_images_are_too_many_and_32_are_not(client: httpx.Client) -> None:
             {"Content-Type": "multipart/form-data; boundary=b"},
             b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\ncut',
             400,
-            "cut",
+            "incomplete",
         ),
         (
             {"Content-Type": "multipart/form-data; boundary=b"},
             b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--\r\n',
             400,
-            "they are file",
+            "Name a part 'file'",
         ),
         ({"Content-Type": "multipart/form-data; boundary=b"}, b"--b--\r\n", 400, "multipart"),
     ],
 )
-def test_a_malformed_body_is_refused(
+def test_a_malformed_body_is_rejected(
     client: httpx.Client, headers: dict[str, str], body: bytes, status: int, words: str
 ) -> None:
     problem = check_problem(client.post("/v1/classify", content=body, headers=headers), status)
     assert words in problem["detail"]
 
 
-def test_framework_refusals_are_problems_too(client: httpx.Client) -> None:
+def test_errors_of_the_framework_are_problems_too(client: httpx.Client) -> None:
     check_problem(client.get("/v1/nothing"), 404)
     check_problem(client.get("/web/nothing.js"), 404)
     answer = client.put("/v1/classify")
@@ -182,7 +186,7 @@ def test_framework_refusals_are_problems_too(client: httpx.Client) -> None:
 
 
 def raw_answer(port: int, head: str, *chunks: bytes) -> tuple[int, dict[str, Any], str]:
-    """Send a request by hand, body unfinished, and return the status, the problem and the `Connection` header."""
+    """Send a request with an incomplete body; return the status, the problem and the `Connection` header."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(f"POST /v1/classify HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode())
         for chunk in chunks:
@@ -192,7 +196,7 @@ def raw_answer(port: int, head: str, *chunks: bytes) -> tuple[int, dict[str, Any
         return answer.status, json.loads(answer.read()), answer.getheader("connection", "")
 
 
-def test_a_body_of_25_mb_is_refused_before_it_is_sent(shared_server: ThreadServer) -> None:
+def test_a_body_of_25_mb_is_rejected_before_it_is_sent(shared_server: ThreadServer) -> None:
     status, problem, connection = raw_answer(
         shared_server.port, "Content-Type: image/jpeg\r\nContent-Length: 25000000", b"only this"
     )
@@ -200,23 +204,23 @@ def test_a_body_of_25_mb_is_refused_before_it_is_sent(shared_server: ThreadServe
     assert connection == "close"
 
 
-def test_chunks_are_counted_and_the_rest_is_not_awaited(shared_server: ThreadServer) -> None:
+def test_chunks_are_counted_and_the_rest_is_not_read(shared_server: ThreadServer) -> None:
     chunk = b"100000\r\n" + bytes(0x100000) + b"\r\n"
     head = "Content-Type: image/jpeg\r\nTransfer-Encoding: chunked"
     status, problem, _ = raw_answer(shared_server.port, head, *[chunk] * 20)
     assert (status, problem["limit"]) == (413, 20_000_000)
 
 
-def test_file_parts_count_too(shared_server: ThreadServer) -> None:
+def test_file_parts_count_towards_the_limit(shared_server: ThreadServer) -> None:
     head = "Content-Type: multipart/form-data; boundary=b\r\nTransfer-Encoding: chunked"
     part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
     chunks = [f"{len(part):x}\r\n".encode() + part + b"\r\n"] + [b"100000\r\n" + bytes(0x100000) + b"\r\n"] * 20
     status, problem, _ = raw_answer(shared_server.port, head, *chunks)
     assert (status, problem["limit"]) == (413, 20_000_000)
-    wait_until(lambda: shared_server.state.budget.held == 0)
+    wait_until(lambda: shared_server.app.state.body_budget.held == 0)
 
 
-def test_a_client_that_sends_all_25_mb_still_reads_the_answer(shared_server: ThreadServer) -> None:
+def test_a_client_that_sends_all_25_mb_still_gets_the_response(shared_server: ThreadServer) -> None:
     head = "Content-Type: image/jpeg\r\nContent-Length: 25000000"
     status, problem, _ = raw_answer(shared_server.port, head, *[bytes(1_000_000)] * 25)
     assert (status, problem["limit"]) == (413, 20_000_000)
@@ -230,7 +234,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessServer]
         yield server
 
 
-def test_a_bomb_is_refused_by_its_header_and_memory_stays_flat(process: ProcessServer) -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header_without_using_much_memory(process: ProcessServer) -> None:
     bomb = pictures.bomb()
     assert len(bomb) < 200_000
     with httpx.Client(base_url=process.url, timeout=20) as client:

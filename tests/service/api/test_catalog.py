@@ -76,12 +76,12 @@ def keys(answer: httpx.Response) -> list[str]:
     return [entry["key"] for entry in found]
 
 
-def test_a_filter_holds_in_search_similar_and_listing(client: httpx.Client) -> None:
+def test_a_filter_applies_to_search_similar_and_list(client: httpx.Client) -> None:
     fill(client)
     even = [f"{i:02}" for i in range(0, 12, 2)]
     assert keys(client.get("/v1/images?where=rare:true")) == even
     found = keys(client.post("/v1/search?k=6&where=rare:true", content=pictures.jpeg(3, 64, 64), headers=JPEG))
-    assert sorted(found) == even, "six, because six exist"
+    assert sorted(found) == even, "only six images match"
     assert sorted(keys(client.get("/v1/images/00/similar?k=6&where=rare:true"))) == even[1:]
     both = {"where": ["year>=2015", "year<2018"]}
     assert keys(client.get("/v1/images", params=both)) == ["05", "06", "07"]
@@ -90,14 +90,14 @@ def test_a_filter_holds_in_search_similar_and_listing(client: httpx.Client) -> N
     rest = client.get("/v1/images", params={"where": "rare:true", "cursor": first["next_cursor"]})
     assert keys(rest) == even[4:]
     for other in ({}, {"where": "rare:false"}):
-        refused = client.get("/v1/images", params={**other, "cursor": first["next_cursor"]})
-        assert (refused.status_code, refused.json()["type"]) == (422, "urn:fc7:problem:cursor")
+        rejected = client.get("/v1/images", params={**other, "cursor": first["next_cursor"]})
+        assert (rejected.status_code, rejected.json()["type"]) == (422, "urn:fc7:problem:cursor")
 
 
 @pytest.mark.parametrize(
     ("where", "words"), [("colour:red", "colour"), ("year:abc", "year, which holds numbers"), ("rare", "no operator")]
 )
-def test_a_bad_filter_is_422_and_named(client: httpx.Client, where: str, words: str) -> None:
+def test_an_invalid_filter_is_a_422_that_names_it(client: httpx.Client, where: str, words: str) -> None:
     fill(client, 2)
     parameters = {"where": where}
     for answer in (
@@ -111,7 +111,7 @@ def test_a_bad_filter_is_422_and_named(client: httpx.Client, where: str, words: 
     assert client.get("/v1/index").json()["images"] == 2
 
 
-def test_a_cursor_of_another_index_is_refused(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_cursor_of_another_index_is_rejected(client: httpx.Client, tmp_path: Path) -> None:
     fill(client, 3)
     cursor = client.get("/v1/images?limit=1").json()["next_cursor"]
     publish_tiny_model(tmp_path / "other")
@@ -122,7 +122,7 @@ def test_a_cursor_of_another_index_is_refused(client: httpx.Client, tmp_path: Pa
         assert "does not belong to this index" in answer.json()["detail"]
 
 
-def test_bulk_delete_wants_a_filter(client: httpx.Client) -> None:
+def test_bulk_delete_requires_a_filter(client: httpx.Client) -> None:
     fill(client)
     assert client.delete("/v1/images").status_code == 422
     answer = client.delete("/v1/images?where=year<2014&where=label:dog")
@@ -165,16 +165,14 @@ def test_patch_merges_metadata(client: httpx.Client) -> None:
         ('{"metadata":' + '{"a":' * 900 + "null" + "}" * 901, 422, "metadata", "deeper than 8"),
         ('{"metadata":{"a":' + "[" * 20 + "]" * 20 + "}}", 422, "metadata", "deeper than 8"),
         ('{"metadata":{"a":NaN}}', 422, "metadata", "nan"),
-        ('{"metadata":' + "[" * 60_000, 400, "body-malformed", "not JSON"),
-        ("[1]", 400, "body-malformed", "JSON list"),
-        ("", 400, "body-malformed", "not JSON"),
-        ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), 400, "body-malformed", "not JSON"),
+        ('{"metadata":' + "[" * 60_000, 400, "body-malformed", "not valid JSON"),
+        ("[1]", 400, "body-malformed", "JSON object, but is a list"),
+        ("", 400, "body-malformed", "not valid JSON"),
+        ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), 400, "body-malformed", "not valid JSON"),
         ('{"metadata":{"a":"' + "x" * 70_000 + '"}}', 413, "body-too-large", "65,536"),
     ],
 )
-def test_a_patch_that_cannot_be_changes_nothing(
-    client: httpx.Client, body: Any, status: int, kind: str, words: str
-) -> None:
+def test_an_invalid_patch_changes_nothing(client: httpx.Client, body: Any, status: int, kind: str, words: str) -> None:
     file = {"file": ("x.jpg", pictures.jpeg(1), "image/jpeg")}
     before = client.put("/v1/images/a%2Fb", files=file, data={"metadata": '{"a": 1}'}).json()["image"]
     answer = patch(client, body)
@@ -183,11 +181,11 @@ def test_a_patch_that_cannot_be_changes_nothing(
     assert client.get("/v1/images/a%2Fb").json() == before
 
 
-def test_a_patch_wants_its_type_and_a_known_key(client: httpx.Client) -> None:
+def test_a_patch_requires_its_content_type_and_an_existing_key(client: httpx.Client) -> None:
     assert patch(client, {"metadata": {}}).json()["type"] == "urn:fc7:problem:no-such-image"
-    refused = patch(client, {"metadata": {}}, {"Content-Type": "text/plain"})
-    assert (refused.status_code, refused.json()["type"]) == (415, "urn:fc7:problem:content-type")
-    assert "application/merge-patch+json" in refused.json()["detail"]
+    rejected = patch(client, {"metadata": {}}, {"Content-Type": "text/plain"})
+    assert (rejected.status_code, rejected.json()["type"]) == (415, "urn:fc7:problem:content-type")
+    assert "application/merge-patch+json" in rejected.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -206,20 +204,20 @@ def test_keys_of_all_kinds(client: httpx.Client, key: str, status: int) -> None:
         assert client.patch(path, json={"metadata": {}}).json()["type"] == "urn:fc7:problem:image-key"
 
 
-def test_an_empty_key_is_refused(client: httpx.Client) -> None:
+def test_an_empty_key_is_rejected(client: httpx.Client) -> None:
     answer = client.put("/v1/images/", content=pictures.jpeg(1), headers=JPEG)
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:image-key")
 
 
 @pytest.mark.parametrize("metadata", ['{"a": "' + "x" * 17_000 + '"}', '{"a":' * 9 + "1" + "}" * 9, "[]", "3", "{"])
-def test_metadata_that_cannot_be_adds_nothing(client: httpx.Client, metadata: str) -> None:
+def test_invalid_metadata_adds_nothing(client: httpx.Client, metadata: str) -> None:
     file = {"file": ("x.jpg", pictures.jpeg(1), "image/jpeg")}
     answer = client.put("/v1/images/a", files=file, data={"metadata": metadata})
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:metadata")
     assert client.get("/v1/images/a").status_code == 404
 
 
-def test_a_snapshot_restores_to_the_same_answers(
+def test_a_restored_snapshot_returns_the_same_results(
     tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
     home = own_server.state.settings.home
@@ -249,7 +247,7 @@ def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_snapshot_and_verify_beside_a_running_server(
+def test_snapshot_and_verify_while_a_server_runs(
     tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
     home = own_server.state.settings.home
@@ -265,16 +263,16 @@ def test_snapshot_and_verify_beside_a_running_server(
     (tmp_path / "copy/catalog.db").write_bytes(data)
     damaged = run(home, "index", "verify", str(tmp_path / "copy"))
     assert damaged.returncode == 1
-    assert "take another snapshot" in damaged.stderr
-    refused = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
-    assert refused.returncode == 1
-    assert "SHA-256 differs from the manifest" in refused.stderr
+    assert "Take another snapshot" in damaged.stderr
+    rejected = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
+    assert rejected.returncode == 1
+    assert "differs from its SHA-256" in rejected.stderr
     locked = run(home, "index", "verify", "--repair")
     assert locked.returncode == 1
     assert "is open in process" in locked.stderr
 
 
-def test_the_second_server_on_a_home_refuses_naming_the_first(home: Path) -> None:
+def test_a_second_server_on_the_same_home_names_the_first(home: Path) -> None:
     with process_server(home) as first:
         done = run(home, "serve", "--port", "0")
         assert done.returncode == 1
@@ -299,7 +297,7 @@ def test_duplicates_and_export(tmp_path: Path, own_server: ThreadServer, own_cli
     assert json.loads(printed.stdout)["second"] == "twin"
 
 
-def test_a_full_disk_is_507_and_loses_nothing(home: Path) -> None:
+def test_a_full_disk_is_a_507_and_loses_nothing(home: Path) -> None:
     with process_server(home) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.put("/v1/images/first", content=pictures.jpeg(1), headers=JPEG).status_code == 201
         pid = server.process.pid
@@ -316,7 +314,7 @@ def test_a_full_disk_is_507_and_loses_nothing(home: Path) -> None:
         assert keys(client.get("/v1/images")) == added
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
         assert client.post("/v1/index/snapshot").status_code == 507
-        assert not list((home / "snapshots").glob("*")), "nothing half is left"
+        assert not list((home / "snapshots").glob("*")), "no partial snapshot is left"
         assert keys(client.get("/v1/images")) == added
         assert keys(client.post("/v1/search?k=1", content=pictures.jpeg(1), headers=JPEG))
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -325,13 +323,11 @@ def test_a_full_disk_is_507_and_loses_nothing(home: Path) -> None:
         assert keys(again.client.get("/v1/images")) == [*added, "later"]
 
 
-def test_a_catalog_that_cannot_be_written_is_503_and_loses_nothing(
-    own_server: ThreadServer, own_client: httpx.Client
-) -> None:
+def test_a_read_only_catalog_is_a_503_and_loses_nothing(own_server: ThreadServer, own_client: httpx.Client) -> None:
     fill(own_client, 2)
     index = own_server.state.index()
     assert isinstance(index, LocalImageIndex)
-    # What SQLite answers on a file system that was remounted to read only.
+    # SQLite behaves in this way on a file system that was remounted read-only.
     index._catalog.writer._connection.execute("PRAGMA query_only = ON")
     for answer in (
         own_client.put("/v1/images/new", content=pictures.jpeg(9), headers=JPEG),

@@ -1,4 +1,4 @@
-"""Adding, showing, listing, searching and deleting images over real HTTP."""
+"""Adding, getting, listing, searching and deleting images over real HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def put(client: httpx.Client, key: str, data: bytes) -> httpx.Response:
     return client.put(f"/v1/images/{quote(key, safe='')}", content=data, headers=JPEG)
 
 
-def test_put_is_201_then_200_and_replaces_other_bytes(client: httpx.Client) -> None:
+def test_put_returns_201_then_200_and_replaces_other_bytes(client: httpx.Client) -> None:
     first, second = pictures.jpeg(1), pictures.jpeg(2)
     added = put(client, "heron", first)
     assert (added.status_code, added.json()["outcome"]) == (201, "added")
@@ -48,7 +48,7 @@ def test_put_is_201_then_200_and_replaces_other_bytes(client: httpx.Client) -> N
 @pytest.mark.parametrize(
     "key", ["a/b/c.jpg", "a/thumbnail", "x/similar", "thumbnail", "100%", "a%2Fb", "grüße 鷺.jpg", "?#&=+", "a//b"]
 )
-def test_any_key_is_reached_encoded(client: httpx.Client, key: str) -> None:
+def test_any_key_works_when_encoded(client: httpx.Client, key: str) -> None:
     data = pictures.jpeg(1)
     assert put(client, key, data).status_code == 201
     path = f"/v1/images/{quote(key, safe='')}"
@@ -63,7 +63,7 @@ def test_any_key_is_reached_encoded(client: httpx.Client, key: str) -> None:
     assert client.get(path).status_code == 404
 
 
-def test_slashes_may_be_raw(client: httpx.Client) -> None:
+def test_slashes_may_be_sent_raw(client: httpx.Client) -> None:
     assert client.put("/v1/images/birds/heron.jpg", content=pictures.jpeg(1), headers=JPEG).status_code == 201
     assert client.get("/v1/images/birds/heron.jpg").json()["key"] == "birds/heron.jpg"
     assert client.get("/v1/images/birds/heron.jpg/thumbnail").status_code == 200
@@ -71,12 +71,12 @@ def test_slashes_may_be_raw(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["a" * 201, "line\nbreak", "\0"])
-def test_a_key_that_cannot_be_is_422(client: httpx.Client, key: str) -> None:
+def test_an_invalid_key_is_a_422(client: httpx.Client, key: str) -> None:
     answer = put(client, key, pictures.jpeg())
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:image-key")
 
 
-def test_bytes_that_are_no_utf8_make_no_key(client: httpx.Client) -> None:
+def test_a_key_that_is_not_utf8_is_a_422(client: httpx.Client) -> None:
     for path in ("%FF", "a%FFb/thumbnail"):
         assert client.get(f"/v1/images/{path}").status_code == 422
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="\xff.jpg"\r\n\r\n' + pictures.jpeg()
@@ -86,7 +86,7 @@ def test_bytes_that_are_no_utf8_make_no_key(client: httpx.Client) -> None:
     assert answer.status_code == 422
 
 
-def test_post_keys_by_file_names_and_takes_metadata(client: httpx.Client) -> None:
+def test_post_uses_file_names_as_keys_and_accepts_metadata(client: httpx.Client) -> None:
     files = [("file", (f"birds/{i}.jpg", pictures.jpeg(i), "image/jpeg")) for i in range(3)]
     answer = client.post("/v1/images", files=files, data={"metadata": json.dumps({"birds/1.jpg": {"seen": "Ely"}})})
     assert answer.status_code == 201, answer.text
@@ -100,13 +100,13 @@ def test_post_keys_by_file_names_and_takes_metadata(client: httpx.Client) -> Non
     assert changed.json()["results"][0]["image"]["metadata"] == {"seen": "Wicken"}
 
 
-def test_without_a_file_name_the_key_is_the_hash(client: httpx.Client) -> None:
+def test_without_a_file_name_the_key_is_the_sha256(client: httpx.Client) -> None:
     data = pictures.jpeg(5)
     answer = client.post("/v1/images", content=data, headers=JPEG)
     assert answer.json()["results"][0]["image"]["key"] == hashlib.sha256(data).hexdigest()
 
 
-def test_put_takes_metadata_beside_the_file(client: httpx.Client) -> None:
+def test_put_accepts_metadata_with_the_file(client: httpx.Client) -> None:
     file = {"file": ("x.jpg", pictures.jpeg(1), "image/jpeg")}
     answer = client.put("/v1/images/heron", files=file, data={"metadata": '{"a": [1, null]}'})
     assert answer.status_code == 201
@@ -117,7 +117,7 @@ def test_put_takes_metadata_beside_the_file(client: httpx.Client) -> None:
     ("metadata", "words"),
     [("[1]", "list"), ("{", "not JSON"), ('{"other.jpg": {}}', "other.jpg"), ('{"a.jpg": 3}', "int")],
 )
-def test_bad_metadata_adds_nothing(client: httpx.Client, metadata: str, words: str) -> None:
+def test_invalid_metadata_adds_no_image(client: httpx.Client, metadata: str, words: str) -> None:
     answer = client.post(
         "/v1/images", files={"file": ("a.jpg", pictures.jpeg(), "image/jpeg")}, data={"metadata": metadata}
     )
@@ -126,26 +126,26 @@ def test_bad_metadata_adds_nothing(client: httpx.Client, metadata: str, words: s
     assert client.get("/v1/images").json()["images"] == []
 
 
-def test_one_bad_image_adds_none(client: httpx.Client) -> None:
+def test_one_invalid_image_adds_none(client: httpx.Client) -> None:
     files = [("file", ("a.jpg", pictures.jpeg(), "image/jpeg")), ("file", ("b.jpg", b"text", "image/jpeg"))]
     answer = client.post("/v1/images", files=files)
     assert (answer.status_code, answer.json()["index"]) == (400, 1)
     assert client.get("/v1/index").json()["images"] == 0
 
 
-def test_two_files_of_one_name_are_refused(client: httpx.Client) -> None:
+def test_two_files_with_the_same_name_are_rejected(client: httpx.Client) -> None:
     files = [("file", ("a.jpg", pictures.jpeg(seed), "image/jpeg")) for seed in (1, 2)]
     answer = client.post("/v1/images", files=files)
     assert answer.status_code == 400
     assert "a.jpg" in answer.json()["detail"]
 
 
-def test_put_refuses_two_images(client: httpx.Client) -> None:
+def test_put_rejects_two_images(client: httpx.Client) -> None:
     files = [("file", ("a.jpg", pictures.jpeg(seed), "image/jpeg")) for seed in (1, 2)]
     assert client.put("/v1/images/a", files=files).status_code == 400
 
 
-def test_search_finds_the_picture_itself_first_and_similar_leaves_it_out(client: httpx.Client) -> None:
+def test_search_returns_the_image_itself_first_and_similar_excludes_it(client: httpx.Client) -> None:
     for seed in range(8):
         assert put(client, f"scene/{seed}", pictures.jpeg(seed)).status_code == 201
     answer = client.post("/v1/search?k=3", content=pictures.jpeg(4), headers=JPEG).json()
@@ -166,7 +166,7 @@ def test_search_finds_the_picture_itself_first_and_similar_leaves_it_out(client:
     assert len(left) == 7
 
 
-def test_the_listing_pages_through_all(client: httpx.Client) -> None:
+def test_the_list_pages_through_all_images(client: httpx.Client) -> None:
     keys = [f"{i}.jpg" for i in range(5)]
     client.post("/v1/images", files=[("file", (key, pictures.jpeg(1, 32, 32), "image/jpeg")) for key in keys])
     seen: list[str] = []
@@ -183,19 +183,19 @@ def test_the_listing_pages_through_all(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/thumbnail", "/similar"])
-def test_an_unknown_key_is_404(client: httpx.Client, path: str) -> None:
+def test_an_unknown_key_is_a_404(client: httpx.Client, path: str) -> None:
     answer = client.get(f"/v1/images/nobody{path}")
     assert (answer.status_code, answer.json()["type"]) == (404, "urn:fc7:problem:no-such-image")
     assert client.delete("/v1/images/nobody").status_code == 404
 
 
-def test_pictures_can_be_left_out(home: Path) -> None:
+def test_thumbnails_can_be_disabled(home: Path) -> None:
     with thread_server(home, keep_pictures=False) as server:
         assert put(server.client, "a", pictures.jpeg()).json()["image"]["thumbnail"] is None
         assert server.client.get("/v1/images/a/thumbnail").status_code == 404
 
 
-def test_a_large_index_is_searched_fast_unless_another_mode_is_asked_for(home: Path) -> None:
+def test_a_large_index_uses_fast_search_unless_another_mode_is_requested(home: Path) -> None:
     with thread_server(home, fast_from=5) as server:
         client = server.client
         for seed in range(8):
@@ -214,6 +214,6 @@ def test_a_large_index_is_searched_fast_unless_another_mode_is_asked_for(home: P
         assert client.get("/v1/images/4/similar?mode=exact").json()["mode"] == "exact"
         assert client.get("/v1/images/4/similar").json()["mode"] == "fast"
         for path in ("/v1/images/4/similar?mode=codes", "/v1/images/4/similar?mode=near"):
-            refused = client.get(path)
-            assert refused.status_code == (409 if "codes" in path else 422)
-        assert "mode" in refused.json()["detail"]
+            rejected = client.get(path)
+            assert rejected.status_code == (409 if "codes" in path else 422)
+        assert "mode" in rejected.json()["detail"]

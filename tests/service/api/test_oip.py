@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over real HTTP, by the client that its users have: tritonclient, both kinds of it."""
+"""The Open Inference Protocol over real HTTP, with both clients of tritonclient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support import pictures
 from tests.support.server import ThreadServer, thread_server
 from tests.support.tiny_model import CLASSES, publish_tiny_model
 
-PICTURES = [pictures.jpeg(seed) for seed in range(3)]
+IMAGES = [pictures.jpeg(seed) for seed in range(3)]
 KEY = "read-0123456789abcdef"
 
 
@@ -36,24 +36,24 @@ def triton_client(shared_server: ThreadServer) -> Iterator[triton.InferenceServe
 
 @pytest.fixture(scope="module")
 def expected(shared_server: ThreadServer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What the model says of the pictures, without any HTTP."""
+    """The model's outputs for the images, computed without HTTP."""
     outputs = shared_server.state.serving().runner.run(pixels())
     return outputs.probabilities, outputs.fc7
 
 
 def pixels() -> NDArray[np.uint8]:
-    return np.concatenate([views(prepare(data)) for data in PICTURES])
+    return np.concatenate([views(prepare(data)) for data in IMAGES])
 
 
 def pixels_input(binary: bool = True) -> triton.InferInput:
-    tensor = triton.InferInput("pixels", [len(PICTURES), 224, 224, 3], "UINT8")
+    tensor = triton.InferInput("pixels", [len(IMAGES), 224, 224, 3], "UINT8")
     tensor.set_data_from_numpy(pixels(), binary_data=binary)
     return tensor
 
 
-def image_input(shape: tuple[int, ...] = (len(PICTURES),)) -> triton.InferInput:
+def image_input(shape: tuple[int, ...] = (len(IMAGES),)) -> triton.InferInput:
     tensor = triton.InferInput("image", list(shape), "BYTES")
-    tensor.set_data_from_numpy(np.array(PICTURES, dtype=np.object_).reshape(shape))
+    tensor.set_data_from_numpy(np.array(IMAGES, dtype=np.object_).reshape(shape))
     return tensor
 
 
@@ -90,7 +90,7 @@ def test_health_and_metadata(triton_client: triton.InferenceServerClient) -> Non
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("kind", ["pixels", "pixels in JSON", "image", "image, two axes"])
-def test_tensors_and_pictures_get_the_models_answers(
+def test_views_and_images_return_the_outputs_of_the_model(
     triton_client: triton.InferenceServerClient,
     expected: tuple[NDArray[np.float32], NDArray[np.float32]],
     kind: str,
@@ -100,7 +100,7 @@ def test_tensors_and_pictures_get_the_models_answers(
         "pixels": pixels_input(),
         "pixels in JSON": pixels_input(binary=False),
         "image": image_input(),
-        "image, two axes": image_input((len(PICTURES), 1)),
+        "image, two axes": image_input((len(IMAGES), 1)),
     }[kind]
     result = triton_client.infer(
         "tiny",
@@ -117,33 +117,33 @@ def test_tensors_and_pictures_get_the_models_answers(
     assert all(entry["parameters"]["binary_data_size"] for entry in answer["outputs"])
 
 
-def test_wanted_outputs_come_in_their_order_and_form(
+def test_requested_outputs_have_the_requested_order_and_form(
     triton_client: triton.InferenceServerClient, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> None:
-    wanted = [
+    requested = [
         triton.InferRequestedOutput("fc7", binary_data=True),
         triton.InferRequestedOutput("probabilities", binary_data=False),
     ]
-    result = triton_client.infer("tiny", [pixels_input()], outputs=wanted)
+    result = triton_client.infer("tiny", [pixels_input()], outputs=requested)
     check(result, expected)
     first, second = result.get_response()["outputs"]
     assert (first["name"], "data" in first) == ("fc7", False)
-    assert (second["name"], len(second["data"])) == ("probabilities", len(PICTURES) * 6)
-    alone = triton_client.infer("tiny", [image_input()], outputs=wanted[1:])
+    assert (second["name"], len(second["data"])) == ("probabilities", len(IMAGES) * 6)
+    alone = triton_client.infer("tiny", [image_input()], outputs=requested[1:])
     assert alone.as_numpy("fc7") is None
     np.testing.assert_allclose(alone.as_numpy("probabilities"), expected[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_classification_names_the_best_classes(
+def test_classification_returns_the_most_probable_classes(
     triton_client: triton.InferenceServerClient,
     expected: tuple[NDArray[np.float32], NDArray[np.float32]],
     binary: bool,
 ) -> None:
-    wanted = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=5)
-    result = triton_client.infer("tiny", [image_input()], outputs=[wanted])
+    requested = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=5)
+    result = triton_client.infer("tiny", [image_input()], outputs=[requested])
     texts = result.as_numpy("probabilities")
-    assert texts.shape == (len(PICTURES), 5)
+    assert texts.shape == (len(IMAGES), 5)
     for row, values in zip(texts, expected[0], strict=True):
         found = [(text.decode() if binary else text).split(":") for text in row]
         order = np.argsort(-values, kind="stable")[:5]
@@ -152,9 +152,9 @@ def test_classification_names_the_best_classes(
         assert [float(value) for value, _, _ in found] == pytest.approx(values[order], abs=2e-6)
 
 
-def test_ten_views_are_those_of_v1(triton_client: triton.InferenceServerClient, client: httpx.Client) -> None:
+def test_ten_views_match_those_of_v1(triton_client: triton.InferenceServerClient, client: httpx.Client) -> None:
     result = triton_client.infer("tiny", [image_input()], parameters={"views": 10}).as_numpy("probabilities")
-    for data, values in zip(PICTURES, result, strict=True):
+    for data, values in zip(IMAGES, result, strict=True):
         answer = client.post("/v1/classify?k=6&views=10", content=data, headers={"Content-Type": "image/jpeg"}).json()
         of_v1 = {entry["index"]: entry["probability"] for entry in answer["results"][0]["predictions"]}
         assert of_v1 == pytest.approx(dict(enumerate(values.tolist())), abs=1e-6)
@@ -162,11 +162,11 @@ def test_ten_views_are_those_of_v1(triton_client: triton.InferenceServerClient, 
     assert np.abs(one - result).max() > 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # the client's own way with JSON
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # how the client sends JSON
 def test_the_asyncio_client(
     shared_server: ThreadServer, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> None:
-    async def talk() -> None:
+    async def use_client() -> None:
         async with triton_aio.InferenceServerClient(f"127.0.0.1:{shared_server.port}") as client:
             assert await client.is_server_live()
             assert await client.is_server_ready()
@@ -188,21 +188,21 @@ def test_the_asyncio_client(
             )
             for result in results:
                 check(result, expected)
-            with pytest.raises(InferenceServerException, match=r"no model another\. Published: tiny:1"):
+            with pytest.raises(InferenceServerException, match=r"The model another does not exist\. Published: tiny:1"):
                 await client.get_model_metadata("another")
             broken = triton.InferInput("image", [1], "BYTES")
             broken.set_data_from_numpy(np.array([b"text"], np.object_))
             with pytest.raises(InferenceServerException, match="The image cannot be read"):
                 await client.infer("tiny", [broken])
 
-    asyncio.run(talk())
+    asyncio.run(use_client())
 
 
-def test_a_picture_in_json_is_base64_and_pixels_may_be_nested(
+def test_an_image_in_json_is_base64_and_pixels_may_be_nested(
     client: httpx.Client, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> None:
     bodies = [
-        {"name": "image", "datatype": "BYTES", "shape": [3], "data": [base64.b64encode(d).decode() for d in PICTURES]},
+        {"name": "image", "datatype": "BYTES", "shape": [3], "data": [base64.b64encode(d).decode() for d in IMAGES]},
         {"name": "pixels", "datatype": "UINT8", "shape": [3, 224, 224, 3], "data": pixels().tolist()},
     ]
     for body in bodies:
@@ -216,10 +216,10 @@ def test_a_picture_in_json_is_base64_and_pixels_may_be_nested(
 
 
 @pytest.mark.parametrize("window", [15, -15])
-def test_answers_are_never_compressed_and_deflate_comes_with_and_without_its_header(
+def test_responses_are_never_compressed_and_deflate_works_with_and_without_a_header(
     client: httpx.Client, window: int
 ) -> None:
-    data = [base64.b64encode(PICTURES[0]).decode()]
+    data = [base64.b64encode(IMAGES[0]).decode()]
     body = json.dumps({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": data}]}).encode()
     deflate = zlib.compressobj(wbits=window)
     answer = client.post(
@@ -232,7 +232,7 @@ def test_answers_are_never_compressed_and_deflate_comes_with_and_without_its_hea
     assert "content-encoding" not in client.get("/v2", headers={"Accept-Encoding": "gzip"}).headers
 
 
-def test_it_goes_through_the_same_queue_metrics_and_log(home: Path) -> None:
+def test_requests_use_the_same_queue_and_metrics(home: Path) -> None:
     with thread_server(home) as server:
         with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as own_client:
             own_client.infer("tiny", [pixels_input()])
@@ -249,7 +249,7 @@ def test_it_goes_through_the_same_queue_metrics_and_log(home: Path) -> None:
     assert "run;dur=" in timing
 
 
-def test_keys_are_asked_for_except_for_health(home: Path) -> None:
+def test_keys_are_required_except_for_health(home: Path) -> None:
     with (
         thread_server(home, api_keys=f"read:{KEY}") as server,
         triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client,
@@ -262,14 +262,14 @@ def test_keys_are_asked_for_except_for_health(home: Path) -> None:
             lambda: client.get_model_metadata("tiny"),
             lambda: client.infer("tiny", [pixels_input()]),
         ):
-            with pytest.raises(InferenceServerException, match="this needs a key") as refusal:
+            with pytest.raises(InferenceServerException, match="A valid API key is required") as rejection:
                 call()
-            assert refusal.value.status() == "401"
+            assert rejection.value.status() == "401"
         headers = {"Authorization": f"Bearer {KEY}"}
         assert client.infer("tiny", [pixels_input()], headers=headers).as_numpy("fc7").shape == (3, 4096)
 
 
-def test_without_a_model_it_is_live_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_without_a_model_the_server_is_live_and_says_what_is_missing(tmp_path: Path) -> None:
     with thread_server(tmp_path / "empty") as server:
         with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
             assert client.is_server_live()
@@ -282,7 +282,7 @@ def test_without_a_model_it_is_live_and_says_what_is_missing(tmp_path: Path) -> 
         assert answer.headers["retry-after"]
 
 
-def test_a_path_may_name_a_version_that_is_not_the_active_one(
+def test_a_path_can_name_a_version_that_is_not_active(
     home: Path, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> None:
     publish_tiny_model(home, seed=5)
@@ -297,12 +297,13 @@ def test_a_path_may_name_a_version_that_is_not_the_active_one(
         first = client.infer("tiny", [pixels_input()], model_version="1")
         assert first.get_response()["model_version"] == "1"
         check(first, expected)
-        with pytest.raises(InferenceServerException, match=r"no model tiny:3\. Published: tiny:1, tiny:2") as refusal:
+        missing = r"The model tiny:3 does not exist\. Published: tiny:1, tiny:2"
+        with pytest.raises(InferenceServerException, match=missing) as rejection:
             client.infer("tiny", [pixels_input()], model_version="3")
-        assert refusal.value.status() == "404"
+        assert rejection.value.status() == "404"
 
 
-def test_gzip_of_json_by_hand(client: httpx.Client) -> None:
+def test_a_gzip_body(client: httpx.Client) -> None:
     body = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 224, 224, 3], "data": [7] * 150528}]}
     answer = client.post(
         "/v2/models/tiny/infer", content=gzip.compress(json.dumps(body).encode()), headers={"Content-Encoding": "gzip"}

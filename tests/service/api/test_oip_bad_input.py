@@ -1,4 +1,4 @@
-"""Each kind of malformed inference request over real HTTP: `{"error": ...}` in words, and the next one is served."""
+"""Malformed inference requests over real HTTP: each gets a clear `{"error": ...}`, and the next request is served."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.test_lifecycle import GatedRunner
 from tests.support import pictures
+from tests.support.pausable_model import PausableRunner
 from tests.support.server import ProcessServer, ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
 
@@ -72,12 +72,12 @@ def _the_next_request_is_served(client: httpx.Client) -> Iterator[None]:
         (pixels(parameters={"binary_data_size": "150528"}), bytes(VIEW), 400, ["binary_data_size"]),
         (pixels(parameters={"binary_data_size": True}), b"\0", 400, ["binary_data_size", "True"]),
         (pixels(parameters={"shared_memory_region": "a"}), b"", 400, ["shared_memory_region", "binary_data_size"]),
-        (pixels(parameters=[]), b"", 400, ["parameters of input pixels"]),
-        (pixels(datatype="UINT9"), bytes(VIEW), 400, ["'UINT9'", "no datatype of the protocol", "UINT8"]),
+        (pixels(parameters=[]), b"", 400, ["the parameters of input pixels"]),
+        (pixels(datatype="UINT9"), bytes(VIEW), 400, ["'UINT9'", "not a datatype of the protocol", "UINT8"]),
         (pixels(datatype="FP32"), bytes(VIEW), 400, ["'FP32'", "UINT8"]),
         (pixels(datatype=None), bytes(VIEW), 400, ["UINT8", "None"]),
         (pixels(shape=[-1, 224, 224, 3]), bytes(VIEW), 400, ["[N, 224, 224, 3]", "-1"]),
-        (pixels(shape=[0, 224, 224, 3]), b"", 400, ["[N, 224, 224, 3]", "N from 1"]),
+        (pixels(shape=[0, 224, 224, 3]), b"", 400, ["[N, 224, 224, 3]", "N of at least 1"]),
         (pixels(shape=[1, 3, 224, 224]), bytes(VIEW), 400, ["[N, 224, 224, 3]"]),
         (pixels(shape=[1, 224, 224, 3.0]), bytes(VIEW), 400, ["[N, 224, 224, 3]"]),
         (pixels(shape=[True, 224, 224, 3]), bytes(VIEW), 400, ["[N, 224, 224, 3]"]),
@@ -97,23 +97,33 @@ def _the_next_request_is_served(client: httpx.Client) -> Iterator[None]:
         (pixels(data=[[0, 1], [2]]), b"", 400, ["regular list"]),
         (pixels(data={}), b"", 400, ["whole numbers"]),
         (pixels(data=None), b"", 400, ["whole numbers"]),
-        (pixels(data=[[0] * 224 * 3] * 224), b"", 400, ["flat or nested alike", "[224, 672]"]),
-        (pixels(data=[0] * VIEW, parameters={"binary_data_size": VIEW}), bytes(VIEW), 400, ["once"]),
-        (pixels(parameters={}), b"", 400, ["once"]),
+        (pixels(data=[[0] * 224 * 3] * 224), b"", 400, ["flat or nested", "[224, 672]"]),
+        (
+            pixels(data=[0] * VIEW, parameters={"binary_data_size": VIEW}),
+            bytes(VIEW),
+            400,
+            ["either in data or in binary_data_size"],
+        ),
+        (pixels(parameters={}), b"", 400, ["either in data or in binary_data_size"]),
         (pixels(name="data"), bytes(VIEW), 400, ["'data'", "pixels or image"]),
         (pixels(name=["pixels"]), bytes(VIEW), 400, ["pixels or image"]),
         (pixels(name="\ud800" * 10_000), bytes(VIEW), 400, ["pixels or image"]),
         ("pixels", b"", 400, ["inputs[0]", "object"]),
-        (image(element(JPEG)[:-1]), element(JPEG)[:-1], 400, ["element 0", "cut off"]),
-        (image(b"\x05\0"), b"\x05\0", 400, ["element 0", "cut off"]),
-        (image(b"\xff\xff\xff\xff" + JPEG), b"\xff\xff\xff\xff" + JPEG, 400, ["element 0", "cut off"]),
-        (image(element(JPEG) + element(b"")[:3], 2), element(JPEG) + element(b"")[:3], 400, ["element 1", "cut off"]),
-        (image(element(JPEG), 2), element(JPEG), 400, ["2 elements are announced, but 1"]),
+        (image(element(JPEG)[:-1]), element(JPEG)[:-1], 400, ["element 0", "extends beyond"]),
+        (image(b"\x05\0"), b"\x05\0", 400, ["element 0", "extends beyond"]),
+        (image(b"\xff\xff\xff\xff" + JPEG), b"\xff\xff\xff\xff" + JPEG, 400, ["element 0", "extends beyond"]),
+        (
+            image(element(JPEG) + element(b"")[:3], 2),
+            element(JPEG) + element(b"")[:3],
+            400,
+            ["element 1", "extends beyond"],
+        ),
+        (image(element(JPEG), 2), element(JPEG), 400, ["2 elements are announced, but there are only 1"]),
         (image(element(JPEG) * 2), element(JPEG) * 2, 400, ["bytes follow its 1 elements"]),
-        (image(b""), b"", 400, ["1 elements are announced, but 0"]),
+        (image(b""), b"", 400, ["1 elements are announced, but there are only 0"]),
         (image(element(b"")), element(b""), 400, ["empty"]),
         (image(element(b"text")), element(b"text"), 400, ["The image cannot be read"]),
-        (image(element(JPEG) + element(b"text"), 2), element(JPEG) + element(b"text"), 400, ["image 1"]),
+        (image(element(JPEG) + element(b"text"), 2), element(JPEG) + element(b"text"), 400, ["Image 1"]),
         (image(element(b"%PDF-1.7")), element(b"%PDF-1.7"), 415, ["PDF"]),
         (image(element(pictures.bomb())), element(pictures.bomb()), 422, ["900,000,000 pixels"]),
         (image(b"", 33), b"", 413, ["at most 32 images"]),
@@ -123,7 +133,7 @@ def _the_next_request_is_served(client: httpx.Client) -> Iterator[None]:
         ({"name": "image", "datatype": "BYTES", "shape": [2], "data": ["AA=="]}, b"", 400, ["[2]", "1 elements"]),
     ],
 )
-def test_a_malformed_tensor_is_refused_in_words(
+def test_a_malformed_tensor_is_rejected_with_a_reason(
     client: httpx.Client, tensor: object, raw: bytes, status: int, words: list[str]
 ) -> None:
     check_error(post(client, {"inputs": [tensor]}, raw), status, *words)
@@ -132,10 +142,10 @@ def test_a_malformed_tensor_is_refused_in_words(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"inputs": []}, ["one tensor", "0 of them"]),
-        ({"inputs": [pixels(), pixels()]}, ["one tensor", "2 of them"]),
+        ({"inputs": []}, ["one tensor", "a list of 0"]),
+        ({"inputs": [pixels(), pixels()]}, ["one tensor", "a list of 2"]),
         ({"inputs": None}, ["one tensor", "None"]),
-        ({"id": 7}, ["id must be a text"]),
+        ({"id": 7}, ["id must be a string"]),
         ({"parameters": {"sequence_id": 3}}, ["sequence_id", "binary_data_output, views"]),
         ({"parameters": {"binary_data_output": "yes"}}, ["binary_data_output", "true or false"]),
         ({"parameters": {"views": 3}}, ["views must be 1, or 10"]),
@@ -143,14 +153,17 @@ def test_a_malformed_tensor_is_refused_in_words(
         ({"outputs": {}}, ["outputs must be a list"]),
         ({"outputs": ["fc7"]}, ["outputs[0]"]),
         ({"outputs": [{"name": "fc6"}]}, ["'fc6'", "probabilities and fc7"]),
-        ({"outputs": [{"name": "fc7"}, {"name": "fc7"}]}, ["asked for twice"]),
-        ({"outputs": [{"name": "fc7", "parameters": {"classification": 2}}]}, ["classification is for probabilities"]),
+        ({"outputs": [{"name": "fc7"}, {"name": "fc7"}]}, ["requested twice"]),
+        (
+            {"outputs": [{"name": "fc7", "parameters": {"classification": 2}}]},
+            ["classification is only supported for probabilities"],
+        ),
         ({"outputs": [{"name": "probabilities", "parameters": {"classification": 0}}]}, ["from 1 to 6"]),
         ({"outputs": [{"name": "probabilities", "parameters": {"classification": 7}}]}, ["from 1 to 6"]),
         ({"outputs": [{"name": "probabilities", "parameters": {"binary_data": 1}}]}, ["true or false"]),
     ],
 )
-def test_a_malformed_request_is_refused_in_words(
+def test_a_malformed_request_is_rejected_with_a_reason(
     client: httpx.Client, change: dict[str, Any], words: list[str]
 ) -> None:
     check_error(post(client, {"inputs": [pixels()]} | change, bytes(VIEW)), 400, *words)
@@ -159,23 +172,23 @@ def test_a_malformed_request_is_refused_in_words(
 @pytest.mark.parametrize(
     ("body", "length", "words"),
     [
-        (b"", None, ["not JSON"]),
-        (b"{", None, ["not JSON"]),
+        (b"", None, ["not valid JSON"]),
+        (b"{", None, ["not valid JSON"]),
         (b"[1]", None, ["object"]),
-        (b"\xff\xfe{", None, ["not JSON"]),
-        (b"[" * 100_000, None, ["not JSON"]),
-        (b'{"id":' + b"9" * 100_000 + b"}", None, ["not JSON"]),
+        (b"\xff\xfe{", None, ["not valid JSON"]),
+        (b"[" * 100_000, None, ["not valid JSON"]),
+        (b'{"id":' + b"9" * 100_000 + b"}", None, ["not valid JSON"]),
         (b"{}", "3", [LENGTH, "'3'"]),
         (b"{}", "-1", [LENGTH]),
         (b"{}", "two", [LENGTH]),
         (b"{}", "9" * 10_000, [LENGTH]),
         (b"{}", "\u00b2".encode().decode("latin-1"), [LENGTH]),
-        (b"{}", "0", ["not JSON"]),
-        (b"{}", "1", ["not JSON"]),
+        (b"{}", "0", ["not valid JSON"]),
+        (b"{}", "1", ["not valid JSON"]),
         (b"{}", "2", ["inputs"]),
     ],
 )
-def test_what_is_no_request_is_refused_in_words(
+def test_a_body_that_is_not_a_request_is_rejected_with_a_reason(
     client: httpx.Client, body: bytes, length: str | None, words: list[str]
 ) -> None:
     headers = {} if length is None else {LENGTH.encode(): length.encode("latin-1")}
@@ -185,17 +198,17 @@ def test_what_is_no_request_is_refused_in_words(
 @pytest.mark.parametrize(
     ("encoding", "body", "status", "words"),
     [
-        ("gzip", gzip.compress(b"{}")[:-1], 400, ["cut"]),
+        ("gzip", gzip.compress(b"{}")[:-1], 400, ["incomplete"]),
         ("gzip", gzip.compress(b"{}") + b"more", 400, ["4 bytes follow"]),
-        ("gzip", b"{}", 400, ["not gzip"]),
-        ("gzip", b"", 400, ["cut"]),
-        ("deflate", b"{}", 400, ["not deflate"]),
+        ("gzip", b"{}", 400, ["not valid gzip"]),
+        ("gzip", b"", 400, ["incomplete"]),
+        ("deflate", b"{}", 400, ["not valid deflate"]),
         ("br", b"{}", 415, ["'br'", "gzip, deflate"]),
         ("gzip, deflate", b"{}", 415, ["gzip, deflate"]),
         ("identity", b"{}", 400, ["inputs"]),
     ],
 )
-def test_a_body_that_is_not_compressed_as_it_says(
+def test_a_body_that_does_not_match_its_content_encoding_is_rejected(
     client: httpx.Client, encoding: str, body: bytes, status: int, words: list[str]
 ) -> None:
     check_error(client.post(PATH, content=body, headers={"Content-Encoding": encoding}), status, *words)
@@ -209,7 +222,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessServer]
         yield server
 
 
-def test_bombs_are_stopped_and_memory_stays_flat(process: ProcessServer) -> None:
+def test_decompression_bombs_are_rejected_without_using_much_memory(process: ProcessServer) -> None:
     bombs = [
         ("gzip", gzip.compress(bytes(300_000_000)), 413, "larger than 20,000,000 bytes"),
         ("deflate", zlib.compress(bytes(300_000_000)), 413, "larger than 20,000,000 bytes"),
@@ -226,13 +239,13 @@ def test_bombs_are_stopped_and_memory_stays_flat(process: ProcessServer) -> None
         assert post(client, {"inputs": [pixels()]}, bytes(VIEW)).status_code == 200
 
 
-def test_inflated_bytes_count_as_held(home: Path) -> None:
+def test_decompressed_bytes_count_towards_the_budget(home: Path) -> None:
     with thread_server(home, max_body_bytes=1_000_000, max_buffer_bytes=1_000_000) as server:
         body = gzip.compress(json.dumps({"inputs": [], "id": " " * 999_000}).encode())
         check_error(
             server.client.post(PATH, content=body, headers={"Content-Encoding": "gzip"}), 503, "bytes of bodies"
         )
-        wait_until(lambda: server.state.budget.held == 0)
+        wait_until(lambda: server.app.state.body_budget.held == 0)
 
 
 @pytest.mark.parametrize(
@@ -250,13 +263,15 @@ def test_inflated_bytes_count_as_held(home: Path) -> None:
         ("DELETE", "/v2", 405),
     ],
 )
-def test_refusals_of_paths_are_in_the_protocols_form(client: httpx.Client, method: str, path: str, status: int) -> None:
+def test_errors_of_paths_have_the_form_of_the_protocol(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
     answer = client.request(method, path, follow_redirects=True)
     check_error(answer, status)
     assert ("allow" in answer.headers) == (status == 405)
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_sent(shared_server: ThreadServer) -> None:
+def test_a_body_over_the_limit_is_rejected_before_it_is_sent(shared_server: ThreadServer) -> None:
     with socket.create_connection(("127.0.0.1", shared_server.port), timeout=20) as connection:
         connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 25000000\r\n\r\nonly".encode())
         answer = HTTPResponse(connection)
@@ -265,7 +280,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(shared_server: Threa
         assert "20,000,000" in json.loads(answer.read())["error"]
 
 
-def test_a_body_that_stops_half_way_ends_in_time(home: Path) -> None:
+def test_an_incomplete_body_times_out(home: Path) -> None:
     head = json.dumps({"inputs": [pixels()]}).encode()
     start = f"POST {PATH} HTTP/1.1\r\nHost: a\r\n{LENGTH}: {len(head)}\r\nContent-Length: {len(head) + VIEW}\r\n\r\n"
     with thread_server(home, upload_timeout_s=0.3) as server:
@@ -277,15 +292,15 @@ def test_a_body_that_stops_half_way_ends_in_time(home: Path) -> None:
             assert "0.3 s" in json.loads(answer.read())["error"]
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
             connection.sendall(start.encode() + head + bytes(1000))
-        wait_until(lambda: server.state.budget.held == 0 and server.state.in_flight == 0)
+        wait_until(lambda: server.app.state.body_budget.held == 0 and server.state.in_flight == 0)
         assert post(server.client, {"inputs": [pixels()]}, bytes(VIEW)).status_code == 200
 
 
-def test_deadline_full_queue_and_drain_speak_the_protocol(home: Path) -> None:
-    with thread_server(home, make_runner=GatedRunner, deadline_s=0.4, queue_size=2, max_images=2) as server:
+def test_deadline_full_queue_and_drain_errors_have_the_form_of_the_protocol(home: Path) -> None:
+    with thread_server(home, make_runner=PausableRunner, deadline_s=0.4, queue_size=2, max_images=2) as server:
         runner = server.state.serving().runner
-        assert isinstance(runner, GatedRunner)
-        runner.gate.clear()
+        assert isinstance(runner, PausableRunner)
+        runner.pause()
         try:
             late = post(server.client, {"inputs": [pixels()]}, bytes(VIEW))
             check_error(late, 504, "0.4 s")
@@ -296,7 +311,7 @@ def test_deadline_full_queue_and_drain_speak_the_protocol(home: Path) -> None:
             assert full.headers["retry-after"]
             ticket.__exit__(None, None, None)
         finally:
-            runner.gate.set()
+            runner.resume()
         server.state.in_flight += 1  # keeps the draining server up
         server.state.drain()
         check_error(post(server.client, {"inputs": [pixels()]}, bytes(VIEW)), 503, "shutting down")
@@ -305,8 +320,8 @@ def test_deadline_full_queue_and_drain_speak_the_protocol(home: Path) -> None:
         server.state.in_flight -= 1
 
 
-def test_an_error_that_nobody_foresaw_is_in_the_protocols_form(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_has_the_form_of_the_protocol(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with thread_server(home) as server:
         server.state.decode_pool.shutdown()
-        check_error(post(server.client, {"inputs": [pixels()]}, bytes(VIEW)), 500, "inside the server")
+        check_error(post(server.client, {"inputs": [pixels()]}, bytes(VIEW)), 500, "An unexpected error occurred")
     assert "cannot schedule new futures" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The public surface is kept in docs/openapi.json. After a wanted change: python -m tests.service.api.test_openapi"""
+"""docs/openapi.json matches the API. After an intended change, run: python -m tests.service.api.test_openapi"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from service.app import create_app
 from service.settings import Settings
 
-KEPT = Path(__file__).parent.parent.parent / "docs" / "openapi.json"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "openapi.json"
 
 
 def current() -> dict[str, Any]:
@@ -17,11 +17,11 @@ def current() -> dict[str, Any]:
     return document
 
 
-def test_the_kept_document_is_the_served_one() -> None:
-    assert current() == json.loads(KEPT.read_text()), f"wanted? then: python -m {__name__}"
+def test_the_committed_document_matches_the_api() -> None:
+    assert current() == json.loads(DOCUMENT.read_text()), f"if the change is intended, run: python -m {__name__}"
 
 
-def test_every_operation_documents_its_problems_and_has_an_id() -> None:
+def test_every_operation_has_an_id_and_documents_its_problems() -> None:
     ids = []
     for path, methods in current()["paths"].items():
         for operation in methods.values():
@@ -34,5 +34,5 @@ def test_every_operation_documents_its_problems_and_has_an_id() -> None:
 
 
 if __name__ == "__main__":
-    KEPT.parent.mkdir(exist_ok=True)
-    KEPT.write_text(json.dumps(current(), indent=2, ensure_ascii=False) + "\n")
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    DOCUMENT.write_text(json.dumps(current(), indent=2, ensure_ascii=False) + "\n")

@@ -15,10 +15,11 @@ import pytest
 
 from index.factory import open_index
 from index.local.index import LocalImageIndex
+from index.records import IndexOptions
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
-from tests.index.bulk.test_folder import save
+from tests.index.bulk.helpers import save_image
 from tests.support.tiny_model import publish_tiny_model, publish_with_other_batches
 
 COMMAND = [sys.executable, "-c", "from service.cli import main; main()", "index"]
@@ -39,7 +40,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_build_stats_and_reembed(home: Path, tmp_path: Path) -> None:
     for n in range(3):
-        save(tmp_path / "photos" / f"{n}.png", n)
+        save_image(tmp_path / "photos" / f"{n}.png", n)
     (tmp_path / "photos" / "bad.jpg").write_text("x")
     first = run(home, "build", tmp_path / "photos")
     assert first.returncode == 0, first.stderr
@@ -65,13 +66,11 @@ def test_build_stats_and_reembed(home: Path, tmp_path: Path) -> None:
 
 def test_many_images_are_embedded_by_the_graph_for_batches(tmp_path: Path) -> None:
     artifact = publish_with_other_batches(tmp_path / "home")
-    save(tmp_path / "photos" / "0.png", 0)
+    save_image(tmp_path / "photos" / "0.png", 0)
     assert run(tmp_path / "home", "build", tmp_path / "photos").returncode == 0
     pixels = views(prepare((tmp_path / "photos" / "0.png").read_bytes()))
     wanted = Runner(artifact, RunnerOptions(device="cpu", batches=True)).run(pixels).fc7
-    with closing(
-        open_index(tmp_path / "home", None, None, fingerprint=artifact.fingerprint, model=artifact.embedder)
-    ) as index:
+    with closing(open_index(tmp_path / "home", None, IndexOptions(artifact.fingerprint, artifact.embedder))) as index:
         assert isinstance(index, LocalImageIndex)
         found = index.vectors(["0.png"])["0.png"]
     np.testing.assert_allclose(found, wanted[0], atol=1e-2)
@@ -94,7 +93,7 @@ def test_a_folder_of_none_but_broken_images_fails_after_listing_them(home: Path,
 def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
     count = 400  # so many that it is still at it when this process gets a core to tell it so
     for n in range(count):
-        save(tmp_path / "photos" / f"{n}.png", n)
+        save_image(tmp_path / "photos" / f"{n}.png", n)
     command = [*COMMAND, "build", str(tmp_path / "photos"), "--batch-size", "1"]
     with subprocess.Popen(
         command, env=os.environ | {"FC7_HOME": str(home)}, stderr=subprocess.PIPE, text=True
@@ -113,5 +112,5 @@ def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
 
 def test_without_an_index_or_a_model_the_mend_is_named(tmp_path: Path) -> None:
     assert "fc7 index build DIR" in run(tmp_path, "stats").stderr
-    save(tmp_path / "photos" / "1.png", 1)
+    save_image(tmp_path / "photos" / "1.png", 1)
     assert run(tmp_path, "build", tmp_path / "photos").returncode == 1

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from index.local.index import LocalImageIndex
+from index.records import IndexOptions
 from model_store.errors import DatasetError, ModelArchiveError, ModelInUseError, ModelNotFoundError
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
@@ -67,7 +68,7 @@ def test_export_and_import_carry_a_version_to_another_home(tmp_path: Path) -> No
 
 def test_remove_spares_the_active_version_and_the_one_of_the_index(tmp_path: Path) -> None:
     first, second, third = (publish_tiny_model(tmp_path, seed=seed) for seed in range(3))
-    with LocalImageIndex.open(tmp_path, fingerprint=first.fingerprint, model=first.id) as index:
+    with LocalImageIndex.open(tmp_path, IndexOptions(first.fingerprint, first.id)) as index:
         index.add_many([image("a", 1)])
     for model, use in ((third.id, "active version"), (first.id, "index's vectors")):
         error = fc7(tmp_path, "remove", model).exception

@@ -1,4 +1,4 @@
-"""Archives of images over real HTTP: added in the background, followed, cancelled, resumed, and refused."""
+"""Archives of images over HTTP: added in the background, observed, cancelled, resumed and rejected."""
 
 from __future__ import annotations
 
@@ -80,11 +80,9 @@ def finished(client: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
     [zipped, tarred, lambda files: tarred(files, "w:gz"), lambda files: tarred(files, "w:bz2")],
     ids=["zip", "tar", "tar.gz", "tar.bz2"],
 )
-def test_an_archive_is_added_and_the_same_again_changes_nothing(
-    client: httpx.Client, server: ThreadServer, pack: Callable[[Files], bytes]
-) -> None:
+def test_archive_is_added_once(client: httpx.Client, server: ThreadServer, pack: Callable[[Files], bytes]) -> None:
     files = images(20) | {
-        "birds/broken.jpg": b"no picture",
+        "birds/broken.jpg": b"not an image",
         "read me.txt": b"text",
         "__MACOSX/birds/._0.jpg": b"shadow",
         "./large.jpg": pictures.jpeg(1, 64, 64) + bytes(100_000),
@@ -104,7 +102,7 @@ def test_an_archive_is_added_and_the_same_again_changes_nothing(
     files["birds/0.jpg"] = pictures.jpeg(50, 64, 64)
     again = finished(client, client.post("/v1/jobs", content=pack(files), headers=ZIP))
     assert (again["added"], again["replaced"], again["unchanged"], again["skipped"]) == (0, 1, 19, 3)
-    assert not list(server.state.settings.home.glob("jobs/*/archive")), "only the records are left"
+    assert not list(server.state.settings.home.glob("jobs/*/archive")), "only the records remain"
     assert [entry["id"] for entry in client.get("/v1/jobs").json()["jobs"]][:2] == [again["id"], job["id"]]
 
 
@@ -113,8 +111,8 @@ def link(info: zipfile.ZipInfo) -> None:
 
 
 def encrypted(data: bytes) -> bytes:
-    place = data.find(b"PK\x01\x02") + 8
-    return data[:place] + b"\x01\x00" + data[place + 2 :]
+    flags = data.find(b"PK\x01\x02") + 8
+    return data[:flags] + b"\x01\x00" + data[flags + 2 :]
 
 
 def pax_bomb() -> bytes:
@@ -124,44 +122,42 @@ def pax_bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
-        (zipped({"../x.jpg": b"x"}), "../x.jpg', a path that leads out of it"),
+        (zipped({"../x.jpg": b"x"}), "'../x.jpg', which is a path that leads out of the archive"),
         (zipped({"a/../../x.jpg": b"x"}), "leads out"),
         (zipped({"/etc/x.jpg": b"x"}), "leads out"),
         (zipped({"a\\..\\x.jpg": b"x"}), "leads out"),
         (zipped({"C:x.jpg": b"x"}), "leads out"),
         (zipped(images(1), link), "link or a device"),
         (encrypted(zipped(images(1))), "encrypted"),
-        (zipped({"bomb.jpg": bytes(4_000_000)}), "3,000,000 bytes when it is unpacked (at 'bomb.jpg')"),
-        (zipped({f"{n}.txt": bytes(400_000) for n in range(9)}), "3,000,000 bytes when it is unpacked"),
+        (zipped({"bomb.jpg": bytes(4_000_000)}), "unpacks to more than 3,000,000 bytes (at entry 'bomb.jpg')"),
+        (zipped({f"{n}.txt": bytes(400_000) for n in range(9)}), "unpacks to more than 3,000,000 bytes"),
         (tarred({"../x.jpg": b"x"}), "leads out"),
         (tarred({"x.jpg": b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "a link"),
         (tarred({"x.jpg": b""}, type=tarfile.LNKTYPE, linkname="y.jpg"), "a link"),
         (tarred({"x.jpg": b""}, type=tarfile.FIFOTYPE), "a device"),
-        (tarred({"bomb.jpg": bytes(4_000_000)}, "w:gz"), "3,000,000 bytes when it is unpacked"),
+        (tarred({"bomb.jpg": bytes(4_000_000)}, "w:gz"), "unpacks to more than 3,000,000 bytes"),
         (pax_bomb(), "header of 8,000,000,000 bytes"),
-        (tarred(images(3), "w:gz")[:-200], "damaged, or of another kind"),
-        (zipped(images(3))[:-30], "damaged, or of another kind"),
-        (pictures.jpeg(1), "damaged, or of another kind"),
-        (b"", "damaged, or of another kind"),
+        (tarred(images(3), "w:gz")[:-200], "damaged or has an unknown format"),
+        (zipped(images(3))[:-30], "damaged or has an unknown format"),
+        (pictures.jpeg(1), "damaged or has an unknown format"),
+        (b"", "damaged or has an unknown format"),
     ],
 )
-def test_an_archive_that_must_not_be_taken_is_refused_whole(
-    client: httpx.Client, server: ThreadServer, data: bytes, words: str
+def test_unacceptable_archive_is_rejected_as_a_whole(
+    client: httpx.Client, server: ThreadServer, data: bytes, message: str
 ) -> None:
     before = client.get("/v1/jobs").json()
-    good = images(1)
-    assert good
     answer = client.post("/v1/jobs", content=data, headers=ZIP)
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:archive"), answer.text
-    assert words in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert client.get("/v1/jobs").json() == before
     assert client.get("/v1/index").json()["images"] == 0
     assert not list(server.state.settings.home.glob("jobs/*/archive"))
 
 
-def test_too_many_bytes_another_type_and_an_unknown_job(client: httpx.Client) -> None:
+def test_large_upload_unsupported_type_and_unknown_job_are_rejected(client: httpx.Client) -> None:
     def stream() -> Iterator[bytes]:
         for _ in range(40):
             yield bytes(100_000)
@@ -174,7 +170,7 @@ def test_too_many_bytes_another_type_and_an_unknown_job(client: httpx.Client) ->
         assert (answer.status_code, answer.json()["type"]) == (404, "urn:fc7:problem:no-such-job")
 
 
-def test_a_job_is_cancelled_and_what_it_added_stays(client: httpx.Client) -> None:
+def test_cancelled_job_keeps_the_images_it_added(client: httpx.Client) -> None:
     data = zipped(images(300))
     running = client.post("/v1/jobs", content=data, headers=ZIP)
     waiting = client.post("/v1/jobs", content=data, headers=ZIP)
@@ -187,17 +183,17 @@ def test_a_job_is_cancelled_and_what_it_added_stays(client: httpx.Client) -> Non
     assert client.delete(running.headers["location"]).json() == job
 
 
-def test_a_restart_goes_on_with_the_job_and_forgets_uploads_that_were_cut_off(home: Path) -> None:
+def test_restart_resumes_the_job_and_removes_interrupted_uploads(home: Path) -> None:
     with thread_server(home) as server:
         answer = server.client.post("/v1/jobs", content=zipped(images(200)), headers=ZIP)
         assert answer.status_code == 202
-    half = home / "jobs" / "half"
-    half.mkdir()
-    (half / "archive").write_bytes(b"PK")
+    partial = home / "jobs" / "partial"
+    partial.mkdir()
+    (partial / "archive").write_bytes(b"PK")
     with thread_server(home) as server:
         job = finished(server.client, answer)
         assert (job["state"], job["seen"], job["added"] + job["unchanged"]) == ("done", 200, 200)
         assert server.client.get("/v1/index").json()["images"] == 200
-        assert not half.exists()
+        assert not partial.exists()
     with thread_server(home) as server:
         assert server.client.get(answer.headers["location"]).json() == job

@@ -1,4 +1,4 @@
-"""The service with its index on Milvus Lite: replicas that share it, a Milvus that goes away, commands beside them."""
+"""The service and the commands with an index on Milvus Lite: shared by replicas, and unreachable at times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from index.errors import MilvusUnsupportedError
 from service.cli.main import app
-from service.indexing import milvus_watcher as shared
+from service.indexing import milvus_watcher
 from service.settings import PREFIX
 from tests.support import pictures
 from tests.support.milvus import MilvusServer, free_port, milvus_server
@@ -54,7 +54,7 @@ def put(client: httpx.Client, key: str, seed: int, **metadata: object) -> httpx.
     return client.put(f"/v1/images/{key}", files=files, data={"metadata": json.dumps(metadata)})
 
 
-def test_everything_of_the_index_is_answered_from_a_file_of_milvus_lite(home: Path, tmp_path: Path) -> None:
+def test_every_index_endpoint_works_with_a_file_of_milvus_lite(home: Path, tmp_path: Path) -> None:
     with thread_server(home, index_uri=str(tmp_path / "index.db")) as server:
         client = server.client
         for n in range(6):
@@ -100,13 +100,13 @@ def test_everything_of_the_index_is_answered_from_a_file_of_milvus_lite(home: Pa
         assert keys(server.client.get("/v1/images?where=seen:true")) == ["birds/1"]
 
 
-def test_two_replicas_share_one_index_and_survive_milvus_going_away(
+def test_two_replicas_share_an_index_and_survive_a_killed_milvus(
     home: Path, tmp_path: Path, milvus: MilvusServer
 ) -> None:
     publish_tiny_model(tmp_path / "second")
     variables = {"FC7_INDEX_URI": milvus.uri, "FC7_INDEX_TIMEOUT_S": "1", "FC7_INDEX_TOKEN": "root:s3cret"}
     with ExitStack() as stack:
-        servers = [stack.enter_context(process_server(place, **variables)) for place in (home, tmp_path / "second")]
+        servers = [stack.enter_context(process_server(folder, **variables)) for folder in (home, tmp_path / "second")]
         one, two = (stack.enter_context(httpx.Client(base_url=server.url, timeout=20)) for server in servers)
         assert put(one, "a", 1, label="cat").status_code == 201
         assert put(two, "b", 2, label="dog").status_code == 201
@@ -135,7 +135,7 @@ def test_two_replicas_share_one_index_and_survive_milvus_going_away(
         assert one.post("/v1/classify", content=pictures.jpeg(1), headers=JPEG).status_code == 200
         assert one.get("/metrics").status_code == 200
         ready = one.get("/readyz")
-        assert ready.status_code == 200, "it still classifies"
+        assert ready.status_code == 200, "classification still works"
         assert "Milvus did not answer" in ready.json()["notes"][0]
 
         milvus.start()
@@ -148,7 +148,7 @@ def test_two_replicas_share_one_index_and_survive_milvus_going_away(
             assert "s3cret" not in server.log.read_text()
 
 
-def test_a_service_whose_milvus_is_down_refuses_to_start_and_says_so(home: Path) -> None:
+def test_the_service_does_not_start_if_milvus_is_unreachable(home: Path) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     done = command(home, uri, "serve", FC7_INDEX_TIMEOUT_S="1", FC7_INDEX_TOKEN="root:s3cret", FC7_PORT="0")
     assert done.returncode == 1
@@ -157,7 +157,7 @@ def test_a_service_whose_milvus_is_down_refuses_to_start_and_says_so(home: Path)
     assert "s3cret" not in done.stderr + done.stdout
 
 
-def test_the_commands_work_on_milvus_or_say_what_does(home: Path, tmp_path: Path, milvus: MilvusServer) -> None:
+def test_commands_work_on_milvus_or_name_an_alternative(home: Path, tmp_path: Path, milvus: MilvusServer) -> None:
     def run(*words: str) -> Result:
         return CliRunner().invoke(app, words, env={"FC7_HOME": str(home), "FC7_INDEX_URI": milvus.uri})
 
@@ -178,7 +178,7 @@ def test_the_commands_work_on_milvus_or_say_what_does(home: Path, tmp_path: Path
     exported = run("index", "export", str(tmp_path / "all.parquet"))
     assert "4 images" in exported.stderr
     assert pyarrow.parquet.read_table(tmp_path / "all.parquet")["key"].to_pylist() == [f"{n}.jpg" for n in range(4)]
-    for words, mend in [
+    for words, fix in [
         (("index", "snapshot", str(tmp_path / "copy")), "milvus-backup"),
         (("index", "restore", str(tmp_path / "copy")), "Unset FC7_INDEX_URI"),
         (("index", "verify"), "SNAPSHOT"),
@@ -187,13 +187,13 @@ def test_the_commands_work_on_milvus_or_say_what_does(home: Path, tmp_path: Path
         refused = run(*words).exception
         assert isinstance(refused, MilvusUnsupportedError), words
         assert f"The index is on Milvus at {milvus.uri} (FC7_INDEX_URI)" in str(refused)
-        assert mend in str(refused)
+        assert fix in str(refused)
 
 
-def test_another_model_is_followed_once_the_command_has_made_its_vectors(
+def test_search_switches_to_another_model_once_the_command_has_computed_its_vectors(
     home: Path, milvus: MilvusServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_LOOK_S", 0.05)
+    monkeypatch.setattr(milvus_watcher, "_POLL_S", 0.05)
     publish_tiny_model(home, seed=7, activate=False)
     with thread_server(home, index_uri=milvus.uri) as server:
         client = server.client
@@ -213,5 +213,5 @@ def test_another_model_is_followed_once_the_command_has_made_its_vectors(
         found = client.post("/v1/search?k=10", content=pictures.jpeg(3, 64, 64), headers=JPEG)
         assert found.json()["model"] == {"name": "tiny", "version": 2}
         assert keys(found)[0] == "3"
-        assert found.json()["results"][0]["neighbours"][0]["distance"] < 1, "made from the stored JPEG"
+        assert found.json()["results"][0]["neighbours"][0]["distance"] < 1, "computed from the stored JPEG"
         assert sorted(keys(found)) == ["0", "1", "2", "3", "4", "new"]

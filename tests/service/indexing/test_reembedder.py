@@ -1,4 +1,4 @@
-"""The index follows the model: search goes on in the old space until the new one is whole, whatever comes between."""
+"""Migration of the index: search uses the previous vectors until the new ones are complete, whatever happens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.local.index import LocalImageIndex, NewImage
+from index.local.index import LocalImageIndex
+from index.records import IndexOptions, NewImage
 from model_store.artifact import Artifact
 from model_store.image import encode_jpeg, prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
-from service.indexing import reembedder as following
+from service.indexing import reembedder
 from tests.support import pictures
 from tests.support.server import ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
@@ -30,30 +31,30 @@ from tests.support.tiny_model import publish_tiny_model
 JPEG = {"Content-Type": "image/jpeg"}
 
 
-class HeldRunner(Runner):
-    """A real runner that lets the following thread make as many vectors as it is given leave for."""
+class GatedRunner(Runner):
+    """A real runner whose migration thread computes a vector only after a test has released a permit."""
 
-    leave = threading.Semaphore(0)
+    permits = threading.Semaphore(0)
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        if threading.current_thread().name == "fc7-follow":
-            assert self.leave.acquire(timeout=30)
+        if threading.current_thread().name == "fc7-migrate":
+            assert self.permits.acquire(timeout=30)
         return super().run(pixels)
 
 
 @contextmanager
-def held_server(home: Path, **settings: Any) -> Iterator[ThreadServer]:
-    HeldRunner.leave = threading.Semaphore(0)
-    with thread_server(home, make_runner=HeldRunner, **settings) as server:
+def gated_server(home: Path, **settings: Any) -> Iterator[ThreadServer]:
+    GatedRunner.permits = threading.Semaphore(0)
+    with thread_server(home, make_runner=GatedRunner, **settings) as server:
         try:
             yield server
         finally:
-            HeldRunner.leave.release(1000)
+            GatedRunner.permits.release(1000)
 
 
 @pytest.fixture(autouse=True)
 def no_wait_for_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "QUIET_S", 0.0)
+    monkeypatch.setattr(reembedder, "QUIET_S", 0.0)
 
 
 def add(server: ThreadServer, key: str, seed: int) -> httpx.Response:
@@ -73,9 +74,9 @@ def index_info(server: ThreadServer) -> dict[str, Any]:
     return info
 
 
-def followed(server: ThreadServer, version: int) -> bool:
+def migrated(server: ThreadServer, version: int) -> bool:
     info = index_info(server)
-    return bool(info["model"] == f"tiny:{version}" and (info["following"] or {"state": "done"})["state"] == "done")
+    return bool(info["model"] == f"tiny:{version}" and (info["migration"] or {"state": "done"})["state"] == "done")
 
 
 def activate(server: ThreadServer, version: int) -> Any:
@@ -84,13 +85,13 @@ def activate(server: ThreadServer, version: int) -> Any:
     return answer.json()
 
 
-def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path) -> None:
+def test_search_switches_when_all_is_embedded_and_changes_are_written_to_both(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
-    with held_server(home) as server:
+    with gated_server(home) as server:
         for number in range(6):
             add(server, f"{number}", number)
         before = nearest(server, 0)
-        assert activate(server, 2)["index"] == "following"
+        assert activate(server, 2)["index_status"] == "migrating"
         assert server.client.post("/v1/classify", content=pictures.jpeg()).json()["model"]["version"] == 2
         assert nearest(server, 0) == before
         assert before[0] == 1
@@ -100,15 +101,15 @@ def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path)
         server.client.delete("/v1/images/4")
         version, found = nearest(server, 10)
         assert (version, found[0][0], found[0][1] < 1e-3) == (1, "new", True)
-        HeldRunner.leave.release(2)
-        following_now = index_info(server)["following"]
-        assert (following_now["model"], following_now["state"], following_now["total"]) == ("tiny:2", "running", 6)
+        GatedRunner.permits.release(2)
+        migration = index_info(server)["migration"]
+        assert (migration["model"], migration["state"], migration["total"]) == ("tiny:2", "running", 6)
         assert [(s["model"], s["searched"]) for s in index_info(server)["spaces"]] == [
             ("tiny:1", True),
             ("tiny:2", False),
         ]
-        HeldRunner.leave.release(1000)
-        wait_until(lambda: followed(server, 2))
+        GatedRunner.permits.release(1000)
+        wait_until(lambda: migrated(server, 2))
         wait_until(lambda: server.state.models.ids() == ["tiny:2"])
         version, found = nearest(server, 10)
         assert (version, {key for key, _ in found}) == (2, {"0", "1", "2", "3", "5", "new"})
@@ -123,64 +124,64 @@ def test_search_stays_until_all_is_embedded_and_changes_land_in_both(home: Path)
         )
 
 
-def test_going_back_is_immediate_while_the_old_vectors_are_kept(home: Path) -> None:
+def test_a_rollback_is_immediate_if_the_previous_vectors_are_kept(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
-    with held_server(home) as server:
+    with gated_server(home) as server:
         add(server, "a", 1)
         before = nearest(server, 1)
-        HeldRunner.leave.release(1)
+        GatedRunner.permits.release(1)
         activate(server, 2)
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         add(server, "between", 2)
         named = nearest(server, 1, model="tiny:2")
         assert (named[0], len(named[1])) == (2, 2)
         back = server.client.post("/v1/models/rollback").json()
-        assert (back["model"]["version"], back["index"]) == (1, "followed")
+        assert (back["model"]["version"], back["index_status"]) == (1, "ready")
         assert nearest(server, 1) == before
         assert index_info(server)["missing_vectors"] == 1
-        HeldRunner.leave.release(1)
+        GatedRunner.permits.release(1)
         wait_until(lambda: index_info(server)["missing_vectors"] == 0)
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
-        assert activate(server, 2)["index"] == "followed"
+        assert activate(server, 2)["index_status"] == "ready"
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
 
 
-def test_dropped_vectors_leave_the_disk_and_going_back_embeds_again(home: Path) -> None:
+def test_dropped_vectors_are_deleted_and_a_rollback_computes_them_again(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     with thread_server(home, previous_vectors="drop") as server:
         for number in range(3):
             add(server, f"{number}", number)
         activate(server, 2)
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         wait_until(lambda: [space["model"] for space in index_info(server)["spaces"]] == ["tiny:2"])
         refused = server.client.post("/v1/search?model=tiny:1", content=pictures.jpeg(), headers=JPEG)
         assert (refused.status_code, refused.json()["type"]) == (409, "urn:fc7:problem:index-of-another-model")
         server.client.post("/v1/models/rollback")
-        wait_until(lambda: followed(server, 1))
+        wait_until(lambda: migrated(server, 1))
         assert nearest(server, 1)[0] == 1
     rows = sqlite3.connect(home / "index/catalog.db").execute("SELECT count(*) FROM vectors").fetchone()
     assert rows == (3,)
 
 
-def test_a_rollback_during_the_following_ends_it(home: Path) -> None:
+def test_a_rollback_cancels_a_running_migration(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
-    with held_server(home) as server:
+    with gated_server(home) as server:
         for number in range(6):
             add(server, f"{number}", number)
         before = nearest(server, 0)
         activate(server, 2)
-        HeldRunner.leave.release(3)
-        threading.Timer(0.3, HeldRunner.leave.release).start()  # the run that it waits for
-        assert server.client.post("/v1/models/rollback").json()["index"] == "followed"
+        GatedRunner.permits.release(3)
+        threading.Timer(0.3, GatedRunner.permits.release).start()  # for the run that is waiting
+        assert server.client.post("/v1/models/rollback").json()["index_status"] == "ready"
         assert nearest(server, 0) == before
-        assert index_info(server)["following"] is None
+        assert index_info(server)["migration"] is None
         wait_until(lambda: server.state.models.ids() == ["tiny:1"])
 
 
 def fill(home: Path, artifact: Artifact, count: int) -> None:
     """Put `count` images with pictures into the index, without a server."""
     runner = Runner(artifact, RunnerOptions(device="cpu"))
-    with LocalImageIndex.open(home, fingerprint=artifact.fingerprint, model=artifact.id) as index:
+    with LocalImageIndex.open(home, IndexOptions(artifact.fingerprint, artifact.id)) as index:
         images = []
         for number in range(count):
             pixels = prepare(pictures.jpeg(number % 10)).copy()
@@ -190,7 +191,7 @@ def fill(home: Path, artifact: Artifact, count: int) -> None:
         index.add_many(images)
 
 
-def test_killed_half_way_it_goes_on_after_a_restart(tmp_path: Path) -> None:
+def test_a_killed_migration_resumes_after_a_restart(tmp_path: Path) -> None:
     home = tmp_path / "home"
     first, second = publish_tiny_model(home, seed=0), publish_tiny_model(home, seed=1, activate=False)
     fill(home, first, 300)
@@ -208,10 +209,10 @@ def test_killed_half_way_it_goes_on_after_a_restart(tmp_path: Path) -> None:
         server.process.wait(10)
         made = vectors()[1]
     assert vectors() == [300, made]
-    assert 32 <= made < 300, "it was killed half-way"
+    assert 32 <= made < 300, "the migration was not interrupted"
     with thread_server(home) as again:
-        wait_until(lambda: followed(again, 2))
-        assert index_info(again)["following"]["total"] == 300 - made
+        wait_until(lambda: migrated(again, 2))
+        assert index_info(again)["migration"]["total"] == 300 - made
         version, found = nearest(again, 3)
         assert (version, len(found)) == (2, 50)
         assert index_info(again)["missing_vectors"] == 0
@@ -224,17 +225,17 @@ def test_images_without_a_picture_are_counted_named_and_embedded_when_sent_again
         for number in range(3):
             add(server, f"{number}", number)
         activate(server, 2)
-        wait_until(lambda: index_info(server)["following"]["state"] == "stuck")
-        progress = index_info(server)["following"]
+        wait_until(lambda: index_info(server)["migration"]["state"] == "stuck")
+        progress = index_info(server)["migration"]
         assert (progress["skipped"], sorted(progress["skipped_keys"])) == (3, ["0", "1", "2"])
-        assert "no picture" in progress["skipped_keys"]["0"]
+        assert "picture is not stored" in progress["skipped_keys"]["0"]
         [note] = server.client.get("/readyz").json()["notes"]
         assert "3 images" in note
         assert "stays with the model before" in note
         assert nearest(server, 1)[0] == 1
         for number in range(2):
             assert add(server, f"{number}", number).status_code == 200
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         version, found = nearest(server, 1)
         assert (version, {key for key, _ in found}) == (2, {"0", "1"})
         assert index_info(server)["missing_vectors"] == 1
@@ -242,7 +243,7 @@ def test_images_without_a_picture_are_counted_named_and_embedded_when_sent_again
         assert "search does not find them" in note
 
 
-def test_when_the_old_model_is_gone_search_finds_what_is_embedded(home: Path) -> None:
+def test_search_finds_embedded_images_if_the_previous_model_was_removed(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     with thread_server(home) as server:
         add(server, "a", 1)
@@ -250,12 +251,12 @@ def test_when_the_old_model_is_gone_search_finds_what_is_embedded(home: Path) ->
     store.activate("tiny", 2)
     store.remove("tiny", 1)
     with thread_server(home) as server:
-        wait_until(lambda: followed(server, 2))
+        wait_until(lambda: migrated(server, 2))
         assert nearest(server, 1)[0] == 2
-        assert "not published any more" in server.client.get("/readyz").json()["notes"][0]
+        assert "no longer published" in server.client.get("/readyz").json()["notes"][0]
 
 
-def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) -> None:
+def test_no_search_and_no_add_fails_during_repeated_migrations(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     with thread_server(home, previous_vectors="drop", deadline_s=60) as server:
         for number in range(4):
@@ -263,7 +264,7 @@ def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) 
         done = threading.Event()
         answers: list[tuple[int, str]] = []
 
-        def ask(thread: int) -> None:
+        def send_requests(thread: int) -> None:
             with httpx.Client(base_url=server.url, timeout=60) as client:
                 for number in range(10_000):
                     if done.is_set():
@@ -280,13 +281,13 @@ def test_no_search_and_no_add_fails_while_the_index_goes_to_and_fro(home: Path) 
                             answers.append((0, f"models mixed: {answer.text}"))
                     answers.append((answer.status_code, answer.text))
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+        threads = [threading.Thread(target=send_requests, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
-        for turn in range(6):
-            version = 2 - turn % 2
+        for step in range(6):
+            version = 2 - step % 2
             activate(server, version)
-            wait_until(partial(followed, server, version))
+            wait_until(partial(migrated, server, version))
         done.set()
         for thread in threads:
             thread.join()

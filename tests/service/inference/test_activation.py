@@ -1,4 +1,4 @@
-"""Versions are switched under load over real HTTP: no request fails, no answer is of two models, no memory stays."""
+"""Activation over real HTTP: no request fails, no response mixes two models, and retired versions are freed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from model_store.artifact import Artifact
+from model_store.durable import sha256_of
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
@@ -25,7 +27,7 @@ SEEDS = range(4)
 
 
 def expected(*artifacts: Artifact) -> dict[tuple[int, int], list[float]]:
-    """Return {(version, seed): probabilities}, by the runner alone."""
+    """Return {(version, seed): probabilities}, computed by a runner without the service."""
     answers = {}
     for artifact in artifacts:
         runner = Runner(artifact, RunnerOptions(device="cpu"))
@@ -36,14 +38,14 @@ def expected(*artifacts: Artifact) -> dict[tuple[int, int], list[float]]:
 
 
 def check(answer: httpx.Response, seed: int, known: dict[tuple[int, int], list[float]]) -> int:
-    """Compare an answer with the model that it names; return its version."""
+    """Compare a response with the model that it names; return the version."""
     assert answer.status_code == 200, answer.text
     body = answer.json()
     version = body["model"]["version"]
     for result in body["results"]:
         found = {entry["index"]: entry["probability"] for entry in result["predictions"]}
-        wanted = known[version, seed]
-        assert max(abs(found[index] - wanted[index]) for index in found) < 1e-5
+        probabilities = known[version, seed]
+        assert max(abs(found[index] - probabilities[index]) for index in found) < 1e-5
     return int(version)
 
 
@@ -51,43 +53,43 @@ def activate(client: httpx.Client, version: int, name: str = "tiny") -> httpx.Re
     return client.post(f"/v1/models/{name}/{version}/activate")
 
 
-def test_a_thousand_requests_during_twenty_activations(home: Path) -> None:
+def test_a_thousand_requests_during_twenty_activations_all_succeed(home: Path) -> None:
     first, second = publish_tiny_model(home, seed=0), publish_tiny_model(home, seed=1, activate=False)
     known = expected(first, second)
-    assert np.abs(np.subtract(known[first.version, 0], known[second.version, 0])).max() > 1e-2  # told apart
+    assert np.abs(np.subtract(known[first.version, 0], known[second.version, 0])).max() > 1e-2  # they differ
     bodies = [pictures.jpeg(seed) for seed in SEEDS]
     with thread_server(home, deadline_s=60) as server:
         done, versions = threading.Event(), []
 
-        def ask(thread: int) -> int:
-            asked = 0
+        def send_requests(thread: int) -> int:
+            sent = 0
             with httpx.Client(base_url=server.url, timeout=30) as client:
-                while not done.is_set() or asked < 130:
-                    seed = (thread + asked) % 4
+                while not done.is_set() or sent < 130:
+                    seed = (thread + sent) % 4
                     several = [("file", (f"{i}.jpg", bodies[seed], "image/jpeg")) for i in range(2)]
-                    body: dict[str, Any] = {"files": several} if asked % 5 == 0 else {"content": bodies[seed]}
+                    body: dict[str, Any] = {"files": several} if sent % 5 == 0 else {"content": bodies[seed]}
                     versions.append(check(client.post("/v1/classify?k=6", **body), seed, known))
-                    asked += 1
-            return asked
+                    sent += 1
+            return sent
 
         with ThreadPoolExecutor(8) as clients:
-            asking = [clients.submit(ask, thread) for thread in range(8)]
+            requests = [clients.submit(send_requests, thread) for thread in range(8)]
             for turn in range(20):
-                answer = activate(server.client, third_or_second(turn, first, second))
+                answer = activate(server.client, version_of_turn(turn, first, second))
                 assert answer.status_code == 200, answer.text
                 time.sleep(0.05)
             done.set()
-            assert sum(future.result() for future in asking) >= 1000
+            assert sum(future.result() for future in requests) >= 1000
         assert {first.version, second.version} == set(versions)
         wait_until(lambda: len(server.state.models.ids()) <= 2)
         assert server.client.get("/readyz").json()["model"]["version"] == first.version
 
 
-def third_or_second(turn: int, first: Artifact, second: Artifact) -> int:
+def version_of_turn(turn: int, first: Artifact, second: Artifact) -> int:
     return (second, first)[turn % 2].version
 
 
-def test_activation_and_rollback_are_kept_on_disk_and_need_the_admin_scope(home: Path) -> None:
+def test_activation_and_rollback_are_persistent_and_require_the_admin_scope(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     keys = "read:read-0123456789abcdef,write:write-0123456789abcdef,admin:admin-0123456789abcdef"
     with thread_server(home, api_keys=keys) as server:
@@ -98,9 +100,9 @@ def test_activation_and_rollback_are_kept_on_disk_and_need_the_admin_scope(home:
         server.client.headers["X-API-Key"] = "admin-0123456789abcdef"
         assert server.client.post("/v1/models/rollback").json()["type"] == "urn:fc7:problem:no-previous-model"
         done = activate(server.client, 2).json()
-        assert (done["model"], done["before"]) == ({"name": "tiny", "version": 2}, {"name": "tiny", "version": 1})
-        assert done["index"] == "followed"  # it is empty
-        assert activate(server.client, 2).json()["before"] == {"name": "tiny", "version": 2}
+        assert (done["model"], done["previous"]) == ({"name": "tiny", "version": 2}, {"name": "tiny", "version": 1})
+        assert done["index_status"] == "ready"  # the index is empty
+        assert activate(server.client, 2).json()["previous"] == {"name": "tiny", "version": 2}
         assert server.client.post("/v1/models/rollback").json()["model"]["version"] == 1
         assert (
             'fc7_model_info{device="cpu",name="tiny",precision="fp32",version="1"} 1.0'
@@ -112,7 +114,7 @@ def test_activation_and_rollback_are_kept_on_disk_and_need_the_admin_scope(home:
         assert server.client.get("/readyz").json()["model"]["version"] == 2
 
 
-def test_a_version_that_fails_a_step_leaves_the_old_one_serving(home: Path) -> None:
+def test_a_failed_activation_leaves_the_current_version_active(home: Path) -> None:
     edited, broken, huge = (publish_tiny_model(home, seed=seed, activate=False) for seed in (1, 2, 3))
     with edited.weights_path.open("r+b") as file:
         file.write(b"edited")
@@ -140,19 +142,19 @@ def test_a_version_that_fails_a_step_leaves_the_old_one_serving(home: Path) -> N
 
 
 class SlowRunner(Runner):
-    """A real runner whose second loading waits."""
+    """A real runner that waits while loading any version but the first."""
 
-    gate = threading.Event()
+    may_load = threading.Event()
 
     def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
         if artifact.version > 1:
-            assert self.gate.wait(20)
+            assert self.may_load.wait(20)
         super().__init__(artifact, options)
 
 
-def test_a_second_activation_meanwhile_is_409(home: Path) -> None:
+def test_a_second_activation_at_the_same_time_is_409(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
-    SlowRunner.gate.clear()
+    SlowRunner.may_load.clear()
     with thread_server(home, make_runner=SlowRunner) as server, ThreadPoolExecutor(1) as other:
         running = other.submit(httpx.post, f"{server.url}/v1/models/tiny/2/activate", timeout=30)
         try:
@@ -162,25 +164,25 @@ def test_a_second_activation_meanwhile_is_409(home: Path) -> None:
             assert "tiny:2" in refused.json()["detail"]
             assert server.client.post("/v1/classify", content=pictures.jpeg()).json()["model"]["version"] == 1
         finally:
-            SlowRunner.gate.set()
+            SlowRunner.may_load.set()
         assert running.result().status_code == 200
         assert server.client.post("/v1/classify", content=pictures.jpeg()).json()["model"]["version"] == 2
 
 
-def test_a_request_may_name_a_version_and_the_least_used_leaves(home: Path) -> None:
+def test_a_named_version_is_loaded_and_the_least_recently_used_is_retired(home: Path) -> None:
     artifacts = [publish_tiny_model(home, seed=seed, activate=False) for seed in (1, 2, 3)]
     known = expected(*artifacts)
     with thread_server(home, max_loaded=2) as server:
 
-        def ask(model: str) -> httpx.Response:
+        def classify_with(model: str) -> httpx.Response:
             return server.client.post("/v1/classify", params={"model": model, "k": 6}, content=pictures.jpeg(0))
 
         for artifact in (artifacts[0], artifacts[1]):
-            assert check(ask(artifact.id), 0, known) == artifact.version
+            assert check(classify_with(artifact.id), 0, known) == artifact.version
             assert set(server.state.models.ids()) == {"tiny:1", artifact.id}
-        assert check(ask("tiny"), 0, known) == 4
-        assert ask("tiny:1").json()["model"]["version"] == 1
-        assert (ask("tiny:9").status_code, ask("other").status_code, ask("a b").status_code) == (404, 404, 422)
+        assert check(classify_with("tiny"), 0, known) == 4
+        assert classify_with("tiny:1").json()["model"]["version"] == 1
+        assert [classify_with(name).status_code for name in ("tiny:9", "other", "a b")] == [404, 404, 422]
         loaded = {each["version"]: each["loaded"] for each in server.client.get("/v1/models").json()["models"]}
         assert loaded == {1: True, 2: False, 3: False, 4: True}
     with thread_server(home, max_loaded=1) as server:
@@ -189,7 +191,7 @@ def test_a_request_may_name_a_version_and_the_least_used_leaves(home: Path) -> N
         assert "FC7_MAX_LOADED" in refused.json()["detail"]
 
 
-def test_a_folder_edited_while_served_is_noted_and_changes_no_answer(home: Path) -> None:
+def test_a_version_edited_on_disk_is_reported_and_answers_as_before(home: Path) -> None:
     with thread_server(home) as server:
         before = server.client.post("/v1/classify", content=pictures.jpeg()).json()
         with (home / "models/tiny/1/weights.bin").open("r+b") as file:
@@ -200,10 +202,41 @@ def test_a_folder_edited_while_served_is_noted_and_changes_no_answer(home: Path)
         assert server.client.post("/v1/classify", content=pictures.jpeg()).json() == before
 
 
-def test_without_a_model_one_is_activated_while_it_runs(tmp_path: Path) -> None:
+def test_a_service_without_a_model_can_activate_one(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path, activate=False)
     with thread_server(tmp_path) as server:
         assert server.client.get("/readyz").status_code == 503
-        assert activate(server.client, 1).json()["before"] is None
+        assert activate(server.client, 1).json()["previous"] is None
         assert server.client.get("/readyz").status_code == 200
         assert server.client.put("/v1/images/a", content=pictures.jpeg()).status_code == 201
+
+
+def test_activation_reads_and_hashes_each_file_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = publish_tiny_model(home, seed=1, activate=False)
+    hashed: list[str] = []
+
+    def count_read(artifact: Artifact, name: str) -> bytes:
+        hashed.append(name)
+        return read(artifact, name)
+
+    def count_hash(path: Path) -> str:
+        hashed.append(path.relative_to(second.path).as_posix())
+        return sha256_of(path)
+
+    read = Artifact.read
+    with thread_server(home) as server:
+        monkeypatch.setattr(Artifact, "read", count_read)
+        monkeypatch.setattr("model_store.artifact.sha256_of", count_hash)
+        assert activate(server.client, 2).status_code == 200
+        assert sorted(hashed) == sorted(second.manifest.files)
+
+
+def test_files_edited_after_loading_prevent_activation(home: Path) -> None:
+    second = publish_tiny_model(home, seed=1, activate=False)
+    with thread_server(home) as server:
+        assert server.client.post("/v1/classify?model=tiny:2", content=pictures.jpeg()).status_code == 200
+        with second.weights_path.open("r+b") as file:
+            file.write(b"edited")
+        answer = activate(server.client, 2)
+        assert (answer.status_code, answer.json()["type"]) == (500, "urn:fc7:problem:model-files")
+        assert server.client.get("/readyz").json()["model"]["version"] == 1

@@ -1,4 +1,4 @@
-"""How much memory there is, by miniature system folders; and heaps, seen by the C library's own report."""
+"""Memory limits, read from small copies of the system folders, and heaps, counted in the C library's report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.support.tiny_model import publish_tiny_model
 
 _PROGRAM = """
 import ctypes, sys, threading
-from service.inference.memory import few_arenas
+from service.inference.memory import limit_arenas
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
-if sys.argv[1] == "few":
-    few_arenas()
+if sys.argv[1] == "limited":
+    limit_arenas()
 start = threading.Barrier(6)
 def work():
     start.wait()
@@ -35,19 +35,19 @@ libc.fclose(report)
 """
 
 
-def heaps(folder: Path, word: str) -> int:
-    """Return how many heaps six threads of a process share."""
-    subprocess.run([sys.executable, "-c", _PROGRAM, word, str(folder / word)], check=True)
-    return (folder / word).read_text().count("<heap nr=")
+def count_heaps(folder: Path, mode: str) -> int:
+    """Return how many heaps six threads of a process use."""
+    subprocess.run([sys.executable, "-c", _PROGRAM, mode, str(folder / mode)], check=True)
+    return (folder / mode).read_text().count("<heap nr=")
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
 def test_threads_share_two_heaps(tmp_path: Path) -> None:
-    assert heaps(tmp_path, "each") > 2
-    assert heaps(tmp_path, "few") <= 2
+    assert count_heaps(tmp_path, "each") > 2
+    assert count_heaps(tmp_path, "limited") <= 2
 
 
-def test_memory_is_read_from_the_machine_and_the_container(tmp_path: Path, home: Path) -> None:
+def test_available_memory_is_the_smaller_limit_of_machine_and_container(tmp_path: Path, home: Path) -> None:
     assert available(tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    2000 kB\n")
@@ -65,7 +65,9 @@ def test_memory_is_read_from_the_machine_and_the_container(tmp_path: Path, home:
     first.mkdir()
     for name, text in (("usage_in_bytes", "900000"), ("stat", "inactive_file 5\ntotal_inactive_file 150000\n")):
         (first / f"memory.{name}").write_text(text)
-    (first / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # what version 1 has for no limit
+    (first / "memory.limit_in_bytes").write_text(
+        "9223372036854771712\n"
+    )  # cgroup version 1 reports this if there is no limit
     assert available(tmp_path) == 2_048_000
     (first / "memory.limit_in_bytes").write_text("1000000\n")
     assert available(tmp_path) == 250_000

@@ -1,4 +1,4 @@
-"""The service answers in the precision that it is told, or does not start; vectors of two precisions never meet."""
+"""FC7_PRECISION: the service uses that precision or does not start, and never compares vectors of two precisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 
 def publish_with_int8(home: Path) -> None:
-    """Publish a tiny version whose "int8" files are another tiny net, so that the answers tell which one was run."""
+    """Publish a tiny version whose "int8" files are a different net, so that the predictions show which one was run."""
     store = ModelStore(home)
     with store.staging("tiny") as staged:
         write_tiny_graph(staged)
@@ -27,12 +27,12 @@ def publish_with_int8(home: Path) -> None:
     store.activate("tiny")
 
 
-def test_the_precision_decides_the_graph(home: Path, tmp_path: Path) -> None:
+def test_the_precision_selects_the_graph(home: Path, tmp_path: Path) -> None:
     publish_with_int8(home)
     publish_tiny_model(tmp_path / "other", seed=1)
     answers = []
-    for place, precision in ((home, "fp32"), (home, "int8"), (tmp_path / "other", "fp32")):
-        with thread_server(place, precision=precision) as server:
+    for folder, precision in ((home, "fp32"), (home, "int8"), (tmp_path / "other", "fp32")):
+        with thread_server(folder, precision=precision) as server:
             answer = server.client.post("/v1/classify?k=6", content=pictures.jpeg(), headers=JPEG).json()
             answers.append({entry["index"]: entry["probability"] for entry in answer["results"][0]["predictions"]})
             assert f'precision="{precision}"' in server.client.get("/metrics").text
@@ -40,7 +40,7 @@ def test_the_precision_decides_the_graph(home: Path, tmp_path: Path) -> None:
     assert answers[0] != pytest.approx(answers[1], abs=1e-3)
 
 
-def test_a_version_without_the_precision_is_a_refusal_to_start(home: Path) -> None:
+def test_a_version_without_the_precision_prevents_the_start(home: Path) -> None:
     with (
         pytest.raises(
             PrecisionNotFoundError, match=r"tiny:1 has no int8 files.*fc7 models quantize.*FC7_PRECISION=fp32"
@@ -50,7 +50,7 @@ def test_a_version_without_the_precision_is_a_refusal_to_start(home: Path) -> No
         pass
 
 
-def test_another_version_without_the_precision_is_a_conflict(home: Path) -> None:
+def test_a_named_version_without_the_precision_is_a_conflict(home: Path) -> None:
     publish_with_int8(home)
     with thread_server(home, precision="int8") as server:
         answer = server.client.post("/v1/classify?model=tiny:1", content=pictures.jpeg(), headers=JPEG)
@@ -58,7 +58,7 @@ def test_another_version_without_the_precision_is_a_conflict(home: Path) -> None
         assert server.client.post("/v1/classify", content=pictures.jpeg(), headers=JPEG).status_code == 200
 
 
-def test_images_are_added_and_activation_answers_in_another_precision(home: Path) -> None:
+def test_adding_images_and_activation_work_in_another_precision(home: Path) -> None:
     publish_with_int8(home)
     model = {"name": "tiny", "version": 2}
     with thread_server(home, precision="int8") as server:
@@ -69,10 +69,10 @@ def test_images_are_added_and_activation_answers_in_another_precision(home: Path
         assert server.client.post("/v1/models/tiny/2/activate").status_code == 200
 
 
-def test_an_index_follows_the_precision_and_never_compares_two(home: Path) -> None:
+def test_the_index_is_migrated_to_the_precision_and_never_compares_two(home: Path) -> None:
     publish_with_int8(home)
 
-    def searched(server: ThreadServer) -> dict[str, Any]:
+    def nearest(server: ThreadServer) -> dict[str, Any]:
         answer = server.client.post("/v1/search", content=pictures.jpeg(), headers=JPEG).json()
         found: dict[str, Any] = answer["results"][0]["neighbours"][0]
         return found
@@ -85,8 +85,8 @@ def test_an_index_follows_the_precision_and_never_compares_two(home: Path) -> No
         after = server.client.get("/v1/index").json()
         assert after["model"] == "tiny:2 (int8)"
         assert after["fingerprint"] != before["fingerprint"]
-        assert searched(server)["key"] == "a"
+        assert nearest(server)["key"] == "a"
     with thread_server(home) as server:
         wait_until(lambda: server.client.get("/v1/index").json()["vectors"] == 1)
         assert server.client.get("/v1/index").json()["fingerprint"] == before["fingerprint"]
-        assert searched(server)["key"] == "a"
+        assert nearest(server)["key"] == "a"

@@ -1,4 +1,4 @@
-"""Spans reach a collector over real HTTP: a small one that stands here in for the real one."""
+"""Spans are sent over real HTTP to a small collector that runs in the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.server import process_server, thread_server, wait_until
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """Yield the address of a collector and the list of what it received."""
+    """Yield the URL of a collector, and the list of requests that it received."""
     received: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,7 +52,7 @@ def spans(received: list[Any]) -> list[Any]:
     ]
 
 
-def test_a_request_and_its_stages_are_one_trace_that_the_client_may_have_begun(home: Path) -> None:
+def test_a_request_and_its_stages_continue_the_trace_of_the_client(home: Path) -> None:
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     with collector() as (endpoint, received):
         with thread_server(home, otlp_endpoint=endpoint) as server:
@@ -62,7 +62,7 @@ def test_a_request_and_its_stages_are_one_trace_that_the_client_may_have_begun(h
                 headers={"traceparent": f"00-{trace}-{parent}-01", "X-Request-ID": "mine"},
             )
             assert answer.status_code == 200
-        found = spans(received)  # what was left was sent when the server stopped
+        found = spans(received)  # the remaining spans were sent when the server stopped
     own = [span for span in found if span.trace_id.hex() == trace]
     [request] = [span for span in own if span.name == "request"]
     assert request.parent_span_id.hex() == parent
@@ -81,7 +81,7 @@ def test_a_request_and_its_stages_are_one_trace_that_the_client_may_have_begun(h
     assert resource["service.name"] == "fc7"
 
 
-def test_the_standard_variables_are_read_and_the_log_names_the_trace(home: Path) -> None:
+def test_the_standard_variables_are_read_and_the_log_contains_the_trace_id(home: Path) -> None:
     with collector() as (endpoint, received):
         variables = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
@@ -96,7 +96,7 @@ def test_the_standard_variables_are_read_and_the_log_names_the_trace(home: Path)
         assert resource["service.name"] == "shop"
 
 
-def test_a_collector_that_is_not_there_harms_no_request(home: Path) -> None:
+def test_an_unreachable_collector_does_not_affect_requests(home: Path) -> None:
     with thread_server(home, otlp_endpoint="http://127.0.0.1:1") as server:
         for seed in range(3):
             answer = server.client.post(

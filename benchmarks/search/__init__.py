@@ -1,0 +1,1 @@
+"""Recall, latency and memory of search, compared with other libraries."""

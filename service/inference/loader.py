@@ -1,0 +1,81 @@
+"""Loading a model version for serving: memory check, sessions, warm-up and batch queue.
+
+Guarantees: a version is loaded beside others only if the memory suffices. A version that fails to warm up is closed.
+Out of scope: deciding which versions are loaded (see `model_pool`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from model_store.artifact import Artifact
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
+from service.errors import MemoryShortError, RunnerDeadError
+from service.inference.batch import BatchLimits
+from service.inference.batcher import Batcher
+from service.inference.memory import available, needed_to_load, return_freed_memory
+from service.inference.model_pool import Serving
+
+MakeRunner = Callable[[Artifact, RunnerOptions], Runner]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoader:
+    """Loads versions for serving.
+
+    make_runner: creates a Runner (tests pass a subclass). make_options: returns the runner's options for a version and
+    the available bytes of memory (None if unknown). on_run: called with the rows and seconds of each run. on_death:
+    called with the version's reference and the error when a model stops working.
+    """
+
+    make_runner: MakeRunner
+    make_options: Callable[[Artifact, int | None], RunnerOptions]
+    limits: BatchLimits
+    on_run: Callable[[int, float], None]
+    on_death: Callable[[str, RunnerDeadError], None]
+
+    def load(self, artifact: Artifact, *, check_memory: bool) -> Serving:
+        """Return the version, ready to answer. Raises MemoryShortError and the errors of `make_runner`."""
+        memory = available()
+        options = self.make_options(artifact, memory)
+        needed = needed_to_load(artifact, options.streams)
+        if check_memory and memory is not None and memory < needed:
+            raise MemoryShortError(artifact.id, needed, memory)
+        stamps = _file_stamps(artifact)
+        runner = self.make_runner(artifact, options)
+        try:
+            runner.warm_up((1, self.limits.max_batch))
+        except BaseException:
+            runner.close()
+            raise
+        return_freed_memory()  # packing the weights used more than is needed from now on
+        batcher = Batcher(
+            runner.run,
+            self.limits,
+            infer_beside=runner.run_beside,
+            streams=runner.streams,
+            cores=runner.options.threads if runner.device == "cpu" else None,
+            on_run=self.on_run,
+            on_death=lambda error: self.on_death(artifact.id, error),
+        )
+        return Serving(runner.artifact, runner, batcher, stamps)
+
+
+def changed_files(serving: Serving) -> list[str]:
+    """Return the names of the files whose size or modification time changed since the version was loaded."""
+    stamps = _file_stamps(serving.artifact)
+    return [name for name, stamp in stamps.items() if serving.file_stamps.get(name) != stamp]
+
+
+def _file_stamps(artifact: Artifact) -> dict[str, tuple[int, int]]:
+    """Return the size and modification time of each file of a version; (-1, 0) for a missing file."""
+    stamps = {}
+    for name in artifact.manifest.files:
+        stamps[name] = (-1, 0)
+        with suppress(OSError):
+            stat = (artifact.path / name).stat()
+            stamps[name] = (stat.st_size, stat.st_mtime_ns)
+    return stamps

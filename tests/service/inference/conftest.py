@@ -1,0 +1,87 @@
+"""Batchers with real, pausable models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import pytest
+
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
+from service.errors import RunnerDeadError
+from service.inference.batch import BatchLimits
+from service.inference.batcher import Batcher
+from tests.support.pausable_model import PausableModel
+from tests.support.tiny_model import publish_tiny_model
+
+
+class MakeBatcher(Protocol):
+    """Creates a batcher that is closed after the test."""
+
+    def __call__(
+        self, *, max_batch: int = 8, max_delay_s: float = 0.0, queue_size: int = 64, deadline_s: float = 10.0
+    ) -> Batcher: ...
+
+
+class MakeParallelBatcher(Protocol):
+    """Creates a batcher with parallel runs that is closed after the test."""
+
+    def __call__(self, *, max_delay_s: float = 0.0, streams: int = 2) -> Batcher: ...
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    artifact = publish_tiny_model(tmp_path_factory.mktemp("home"))
+    loaded = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=2, streams=2))
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def model(runner: Runner) -> PausableModel:
+    return PausableModel(runner)
+
+
+@pytest.fixture
+def beside(runner: Runner) -> PausableModel:
+    """The model that runs batches in parallel; `model` runs those that are alone."""
+    return PausableModel(runner)
+
+
+@pytest.fixture
+def deaths() -> list[RunnerDeadError]:
+    return []
+
+
+@pytest.fixture
+def opened(model: PausableModel, beside: PausableModel) -> Iterator[list[Batcher]]:
+    batchers: list[Batcher] = []
+    yield batchers
+    model.resume()
+    beside.resume()
+    for batcher in batchers:
+        batcher.close()
+
+
+@pytest.fixture
+def make_batcher(model: PausableModel, opened: list[Batcher]) -> MakeBatcher:
+    def make(
+        *, max_batch: int = 8, max_delay_s: float = 0.0, queue_size: int = 64, deadline_s: float = 10.0
+    ) -> Batcher:
+        opened.append(Batcher(model, BatchLimits(max_batch, max_delay_s, queue_size, deadline_s)))
+        return opened[-1]
+
+    return make
+
+
+@pytest.fixture
+def make_parallel_batcher(
+    model: PausableModel, beside: PausableModel, deaths: list[RunnerDeadError], opened: list[Batcher]
+) -> MakeParallelBatcher:
+    def make(*, max_delay_s: float = 0.0, streams: int = 2) -> Batcher:
+        limits = BatchLimits(max_batch=8, max_delay_s=max_delay_s, queue_size=64)
+        opened.append(Batcher(model, limits, infer_beside=beside, streams=streams, cores=2, on_death=deaths.append))
+        return opened[-1]
+
+    return make
