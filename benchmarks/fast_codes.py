@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.search.measure import recall
 from benchmarks.search.vectors import read_vectors
-from index.search.code_quality import Search, exhaustive, hamming, standard_codes
+from index.search.code_quality import Search, exact_search, hamming_search, standard_codes
 from index.search.pca_code import BYTES, SAMPLE, Projection, principal_axes
 from index.search.segment import CodeBlock, rows_nearest
 
@@ -44,7 +44,7 @@ class Result:
     """The measurements of a code. recalls: of the 10 nearest, with 40, 100 and 200 candidates compared exactly.
 
     unseen: the same for queries of classes that the code was not trained on. p50: milliseconds of a query with 200
-    candidates, including the exact comparison, on one thread. learned_s: seconds of training.
+    candidates, including the exact comparison, on one thread. train_s: seconds of training.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Result:
     recalls: tuple[float, ...]
     unseen: tuple[float, ...]
     p50: float
-    learned_s: float
+    train_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class TrainedCode:
     name: str
     bytes: int
     search: Search
-    learned_s: float
+    train_s: float
 
 
 def codes(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epochs: int) -> Iterator[TrainedCode]:
@@ -78,8 +78,8 @@ def codes(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epochs: int)
     alive = np.ones(len(rows), np.bool_)
     yield TrainedCode(CURRENT, BYTES, lambda queries, k: block.search(projection.query(queries), k, alive)[1], learned)
     floats = rows.astype(np.float32)
-    for code in standard_codes(floats, BITS, learn_from=sample, names=ALTERNATIVES):
-        yield TrainedCode(code.name, BYTES, code.search, code.learned_s)
+    for code in standard_codes(floats, BITS, train_on=sample, names=ALTERNATIVES):
+        yield TrainedCode(code.name, BYTES, code.search, code.train_s)
     yield _rotated_signs(floats, sample)
     if epochs:
         yield _auto_encoder(rows, learn_from, epochs)
@@ -89,7 +89,7 @@ def measure(
     code: TrainedCode, rows: NDArray[np.float16], queries: NDArray[np.float32], truth: NDArray[np.int64]
 ) -> tuple[tuple[float, ...], float]:
     """Return the recalls, and the median milliseconds of a query. truth: the 10 nearest rows, int64 [m, 10]."""
-    print(f"{code.name}: trained in {code.learned_s:.1f} s", file=sys.stderr, flush=True)
+    print(f"{code.name}: trained in {code.train_s:.1f} s", file=sys.stderr, flush=True)
     largest = max(CANDIDATES)
     found = code.search(queries, largest)
     recalls = tuple(
@@ -129,16 +129,14 @@ def main(arguments: list[str] | None = None) -> None:
     new = np.flatnonzero(np.isin(classes[truth], known[len(known) // 2 :]).mean(axis=1) > 0.5)
     faiss.omp_set_num_threads(1)
     standard = [
-        (code.name, code.bytes, code.learned_s, *measure(code, rows, queries, truth))
+        (code.name, code.bytes, code.train_s, *measure(code, rows, queries, truth))
         for code in codes(rows, training, given.epochs)
     ]
     later = {
         code.name: measure(code, rows, queries[new], truth[new])[0] if len(new) else ()
         for code in codes(rows, old, given.epochs)
     }
-    results = [
-        Result(name, size, recalls, later[name], p50, learned_s) for name, size, learned_s, recalls, p50 in standard
-    ]
+    results = [Result(name, size, recalls, later[name], p50, train_s) for name, size, train_s, recalls, p50 in standard]
     print(
         f"{len(rows):,} vectors, {len(queries)} queries, {len(new)} of them of classes added later; "
         f"{len(os.sched_getaffinity(0))} cores, one used; load {os.getloadavg()[0]:.1f}\n"
@@ -156,7 +154,7 @@ def table(results: list[Result]) -> str:
     for each in results:
         recalls, unseen = (" ".join(f"{value:.4f}" for value in values) for values in (each.recalls, each.unseen))
         lines.append(
-            f"{each.name:<38} {each.bytes:>5}  {recalls:<24} {unseen:<24} {each.p50:>6.2f} {each.learned_s:>9.1f}"
+            f"{each.name:<38} {each.bytes:>5}  {recalls:<24} {unseen:<24} {each.p50:>6.2f} {each.train_s:>9.1f}"
         )
     return "\n".join(lines)
 
@@ -178,7 +176,7 @@ def _rotated_signs(rows: NDArray[np.float32], sample: NDArray[np.int64]) -> Trai
     def bits(values: NDArray[np.float32]) -> NDArray[np.bool_]:
         return np.concatenate([(part - mean) @ axes > 0 for part in np.array_split(values, -(-len(values) // 4096))])
 
-    return TrainedCode("PCA+ITQ", axes.shape[1] // 8, hamming(bits(rows), bits), learned)
+    return TrainedCode("PCA+ITQ", axes.shape[1] // 8, hamming_search(bits(rows), bits), learned)
 
 
 def _auto_encoder(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epochs: int) -> TrainedCode:
@@ -189,7 +187,7 @@ def _auto_encoder(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epoc
     learned = time.perf_counter() - started
     bits: Callable[[NDArray[np.float32]], NDArray[np.bool_]] = net.bits
     coded = np.concatenate([bits(part.astype(np.float32)) for part in np.array_split(rows, -(-len(rows) // 4096))])
-    return TrainedCode("auto-encoder, 256 bits", ENCODER_BITS // 8, hamming(coded, bits), learned)
+    return TrainedCode("auto-encoder, 256 bits", ENCODER_BITS // 8, hamming_search(coded, bits), learned)
 
 
 def _nearest(rows: NDArray[np.float16], query: NDArray[np.float32], candidates: NDArray[np.int64]) -> NDArray[np.int64]:

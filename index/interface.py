@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalog.images import Entry
-from index.catalog.spaces import Finish
+from index.catalog.spaces import SwitchResult
 from index.filters import Where
 from index.records import (
     AddOutcome,
@@ -93,7 +93,7 @@ class VectorSpaces(Protocol):
     def start_migration(self, model: VectorModel) -> bool:
         """Start to migrate to this model. Returns True if its vectors are complete and search uses them already."""
 
-    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> Finish:
+    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
         """Search the vectors of `model` if every image has one, except the images with the ids `skipped`."""
 
     def switch_now(self) -> None:
@@ -198,7 +198,7 @@ class ImageIndex(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Finish running work and release the index."""
+        """SwitchResult running work and release the index."""
 
     def __enter__(self) -> Self:
         return self

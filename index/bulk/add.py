@@ -113,7 +113,7 @@ def add_files(
     """Embed the files with every model that the index requires, and add them in one commit.
 
     embed: returns the vectors of the files by the model with this fingerprint. Raises what `embed` and
-    `ImageIndex.add_many` raise; after IndexMovedError, call it again.
+    `ImageIndex.add_many` raise; after IndexSwitchedError, call it again.
     """
     vectors = {fingerprint: embed(fingerprint, files) for fingerprint in required_fingerprints(index)}
     return index.add_many(new_images(files, vectors))

@@ -80,7 +80,7 @@ class Catalog:
         self.close()
 
     def close(self) -> None:
-        """Finish the queued writes and close all connections."""
+        """SwitchResult the queued writes and close all connections."""
         while not self._readers.empty():
             self._readers.get().close()
         if self._writer is not None:

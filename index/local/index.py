@@ -99,7 +99,7 @@ class LocalImageIndex(ImageIndex):
         return cls(folder, catalog, spaces, lock, options)
 
     def close(self) -> None:
-        """Finish the queued writes, write the vector cache if enough has changed, and release the folder."""
+        """SwitchResult the queued writes, write the vector cache if enough has changed, and release the folder."""
         if self._closed:
             return
         self._closed = True
@@ -122,7 +122,7 @@ class LocalImageIndex(ImageIndex):
 
         An image with the key, bytes and metadata of a stored one changes nothing. Returns the outcomes in order.
         Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError, and
-        IndexMovedError if the index has switched to another model.
+        IndexSwitchedError if the index has switched to another model.
         """
         return self._catalog.add(self._encode(images), self.spaces.apply).outcomes
 
@@ -214,7 +214,7 @@ class LocalImageIndex(ImageIndex):
                 raise IndexModelError(self._folder, "an earlier model", space.record.model, 1)
             if stored is not None:
                 vector_id, vector = stored
-                with contextlib.suppress(IndexMovedError):  # the index switched models: search its new vectors
+                with contextlib.suppress(IndexSwitchedError):  # the index switched models: search its new vectors
                     [neighbours] = self._neighbours(
                         space, vector[np.newaxis], k, excluded=vector_id, where=where, mode=mode
                     )
@@ -236,10 +236,10 @@ class LocalImageIndex(ImageIndex):
         stopped: called repeatedly; once it returns True, the pairs found so far are returned. Raises FilterError.
         """
         space = self.spaces.active
-        with self._catalog.frozen(space.searcher.view) as frozen:
-            view = frozen.taken
+        with self._catalog.read_view(space.searcher.view) as read_view:
+            view = read_view.captured
             if where is not None:
-                view = restrict(view, self._matching(space.record.id, frozen, where))
+                view = restrict(view, self._matching(space.record.id, read_view, where))
         pairs = near_pairs(view, threshold, limit, stopped)
         known = self._catalog.describe(sorted({number for _, *pair in pairs for number in pair}))
         return [
@@ -258,7 +258,7 @@ class LocalImageIndex(ImageIndex):
         where: Where | None,
         mode: Mode | None,
     ) -> Answers:
-        """Search one space. excluded: id of a vector to leave out. Raises IndexMovedError if the space was replaced."""
+        """Search one space. excluded: id of a vector to skip. Raises IndexSwitchedError if the space was replaced."""
         check_at_least_one("k", k)
         used_mode = self._codes.resolve_mode(space, mode)
         count = k + (excluded is not None)
@@ -268,14 +268,14 @@ class LocalImageIndex(ImageIndex):
             known = self._catalog.describe(found)
         if where is not None or len(known) < len(found):
             # With a filter, or if hits were deleted meanwhile: use catalog and vectors of the same moment.
-            with self._catalog.frozen(space.searcher.view) as frozen:
-                view = frozen.taken
+            with self._catalog.read_view(space.searcher.view) as read_view:
+                view = read_view.captured
                 if where is not None:
-                    view = restrict(view, self._matching(space.record.id, frozen, where))
+                    view = restrict(view, self._matching(space.record.id, read_view, where))
                 hits = space.searcher.search(queries, count, view, used_mode)
-                known = frozen.describe(_ids(hits))
+                known = read_view.describe(_ids(hits))
         if not self.spaces.is_loaded(space):  # its vectors may have been deleted during the search
-            raise IndexMovedError(self._folder, f"to {self.spaces.active.record.model}")
+            raise IndexSwitchedError(self._folder, f"to {self.spaces.active.record.model}")
         answers = []
         for hit in hits:
             ranked = [
@@ -289,19 +289,19 @@ class LocalImageIndex(ImageIndex):
             )
         return answers
 
-    def _matching(self, space: int, frozen: Frozen[View], where: Where) -> NDArray[np.int64]:
+    def _matching(self, space: int, read_view: ReadView[View], where: Where) -> NDArray[np.int64]:
         """Return the ids of the vectors in `space` whose images match; cached until the next write."""
-        if frozen.commits is None:
-            return frozen.matching(space, where)
+        if read_view.commits is None:
+            return read_view.matching(space, where)
         with self._filters_lock:
-            if self._filters_commit != frozen.commits:
+            if self._filters_commit != read_view.commits:
                 self._filters.clear()
-                self._filters_commit = frozen.commits
+                self._filters_commit = read_view.commits
             ids = self._filters.get((space, where))
         if ids is None:
-            ids = frozen.matching(space, where)
+            ids = read_view.matching(space, where)
             with self._filters_lock:
-                if self._filters_commit == frozen.commits and len(self._filters) < _CACHED_FILTERS:
+                if self._filters_commit == read_view.commits and len(self._filters) < _CACHED_FILTERS:
                     self._filters[space, where] = ids
         return ids
 

@@ -74,7 +74,7 @@ class Spaces:
                 return
             if options.read_only:
                 raise IndexModelError(self._folder, active.model if active else "none", model.model, missing)
-            own = self._record(self._catalog.make_space(model.fingerprint, model.model))
+            own = self._record(self._catalog.ensure_space(model.fingerprint, model.model))
             self._catalog.activate_space(own.id, keep=self._keep_previous)
         self._active = self._load(own)
 
@@ -151,7 +151,7 @@ class Spaces:
             if not complete and self._catalog.images():
                 self._target = self._load_target(model)
                 return False
-            own = self._record(self._catalog.make_space(model.fingerprint, model.model))  # stores the newest name
+            own = self._record(self._catalog.ensure_space(model.fingerprint, model.model))  # stores the newest name
             if own.active:
                 self.active.record = replace(self.active.record, model=model.model)
             else:
@@ -178,20 +178,22 @@ class Spaces:
         space = self._loaded[model.fingerprint].record.id
         return self._catalog.add_vectors(space, images, encode_vectors(vectors), self.apply)
 
-    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> Finish:
+    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
         """Search the vectors of `model` if every image has one, except the images with the ids `skipped`."""
         space = self._loaded[model.fingerprint]
 
-        def committed(result: Finish) -> None:
-            if result is Finish.DONE and space is self._target:
+        def committed(result: SwitchResult) -> None:
+            if result is SwitchResult.DONE and space is self._target:
                 self._switch_to(space)
 
         with self._switching:
-            return self._catalog.finish_space(space.record.id, skipped, keep=self._keep_previous, committed=committed)
+            return self._catalog.activate_if_complete(
+                space.record.id, skipped, keep=self._keep_previous, committed=committed
+            )
 
     def drop_unused(self) -> None:
         """Delete the unused spaces. Other threads can write in between."""
-        self._catalog.drop_spares()
+        self._catalog.drop_unused_spaces()
 
     def describe(self) -> Sequence[Space]:
         """Return every space on disk, oldest first."""
@@ -210,7 +212,7 @@ class Spaces:
 
     def _load_target(self, model: VectorModel) -> SearchSpace:
         """Store that the index is migrating to this model, and load its space."""
-        return self._load(self._record(self._catalog.follow_space(model.fingerprint, model.model)))
+        return self._load(self._record(self._catalog.start_migration(model.fingerprint, model.model)))
 
     def _activate(self, space: SearchSpace) -> None:
         self._catalog.activate_space(
@@ -235,8 +237,8 @@ class Spaces:
         space = SearchSpace(record, Searcher(threads=self._threads), pending=[])
         self.codes.attach(space)
         with Catalog(self._catalog.path, read_only=True) as reader:
-            with self._catalog.settled:
-                reader.begin()
+            with self._catalog.commit_lock:
+                reader.pin()
                 self._loaded = {**self._loaded, record.fingerprint: space}
             try:
                 space.uncached = load_vectors(
@@ -246,7 +248,7 @@ class Spaces:
                 self._loaded = {name: each for name, each in self._loaded.items() if each is not space}
                 space.searcher.close()
                 raise
-        with self._catalog.settled:
+        with self._catalog.commit_lock:
             pending, space.pending = space.pending or [], None
             for change in pending:
                 space.apply(change)

@@ -84,22 +84,22 @@ def _verify_snapshot(folder: Path, advance: Advance | None) -> Report:
         manifest = read_manifest(folder)
         file = folder / CATALOG_FILE
         if file.stat().st_size != manifest.size or sha256_of(file) != manifest.sha256:
-            raise SnapshotError(folder, f"has a {CATALOGUE} that does not match its {MANIFEST}")
+            raise SnapshotError(folder, f"has a {CATALOG_FILE} that does not match its {MANIFEST}")
     except (SnapshotError, OSError) as error:
         report.findings.append(Finding(str(error), "Take another snapshot."))
     else:
-        _CatalogCheck(folder / CATALOGUE, report, repair=False).run(advance)
+        _CatalogCheck(folder / CATALOG_FILE, report, repair=False).run(advance)
     return report
 
 
 def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advance | None) -> Report:
     report = Report()
-    log, cache = folder / f"{CATALOGUE}-wal", folder / CACHE_FILE
+    log, cache = folder / f"{CATALOG_FILE}-wal", folder / CACHE_FILE
     if exclusive and log.exists() and (frame := first_damaged_frame(log)) is not None:
         problem = f"{log} is damaged in frame {frame}: changes committed there and later are lost"
         report.findings.append(Finding(problem, _RESTORE))
-    _CatalogCheck(folder / CATALOGUE, report, repair=repair).run(advance)
-    with contextlib.suppress(ImageIndexError), Catalog(folder / CATALOGUE, read_only=True) as catalog:
+    _CatalogCheck(folder / CATALOG_FILE, report, repair=repair).run(advance)
+    with contextlib.suppress(ImageIndexError), Catalog(folder / CATALOG_FILE, read_only=True) as catalog:
         for space in catalog.spaces():
             if space.active and (damage := find_damage(cache, catalog, space.id, space.fingerprint)):
                 fix = "Delete the file: the next start reads the catalog instead."
@@ -203,7 +203,7 @@ class _CatalogCheck:
 
     def _filters_agree(self, image: int, metadata: str) -> bool:
         try:
-            return attributes.stored(self._connection, image) == attributes_of(json.loads(metadata))
+            return attributes.load(self._connection, image) == attributes_of(json.loads(metadata))
         except ValueError:  # the stored type is unknown
             return False
 

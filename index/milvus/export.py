@@ -15,7 +15,7 @@ from index.filters import Where
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, collection_of, image_schema, key_of, vector_of
-from index.parquet import Line, write_parquet
+from index.parquet import ExportRow, write_parquet
 from index.records import MilvusAddress, VectorModel
 
 _GROUP = 512  # rows of one call: 8 MB of vectors; Milvus sends 64 MB at most

@@ -103,7 +103,7 @@ class MilvusImageIndex(ImageIndex):
         return cls(milvus, spaces, options)
 
     def close(self) -> None:
-        """Finish the running change and close the connection."""
+        """SwitchResult the running change and close the connection."""
         with self._writing:
             self._milvus.close()
 
@@ -126,7 +126,7 @@ class MilvusImageIndex(ImageIndex):
         with self._writing:
             models = self.required
             if entries and models[0].fingerprint not in entries[0].vectors:
-                raise IndexMovedError(self._milvus.uri, f"{entries[0].key!r} was embedded for the previous model")
+                raise IndexSwitchedError(self._milvus.uri, f"{entries[0].key!r} was embedded for the previous model")
             collection = self.spaces.collection(models[0])
             ids = sorted({id_of(entry.key) for entry in entries})
             upsert = Upsert(self._milvus.rows(collection, ids, STATE))
@@ -183,7 +183,7 @@ class MilvusImageIndex(ImageIndex):
         check_at_least_one("limit", limit)
         limit = min(limit, MAX_ROWS - 1)
         identity = self._registry.identity
-        after = "" if cursor is None else read_text_cursor(cursor, identity, where, is_id)
+        after = "" if cursor is None else read_cursor(cursor, identity, where, str, is_id)
         condition = self._registry.expression(where)
         rows = self._milvus.page(self.spaces.collection(), RECORD, after=after, limit=limit + 1, where=condition)
         next_cursor = make_cursor(identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
@@ -283,9 +283,9 @@ class MilvusImageIndex(ImageIndex):
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
     def snapshot(self, target: Path) -> SnapshotManifest:
-        """Raise IndexPlaceError: Milvus has a tool of its own for this."""
+        """Raise MilvusUnsupportedError: Milvus has a tool of its own for this."""
         del target
-        raise IndexPlaceError(
+        raise MilvusUnsupportedError(
             self._milvus.uri,
             "fc7 cannot take a snapshot of it",
             "Back up its collections with Milvus's own tool: milvus-backup create -n NAME",

@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 
-from index.catalog.spaces import Finish
+from index.catalog.spaces import SwitchResult
 from index.errors import IndexModelError, IndexUnavailableError
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
@@ -93,19 +93,19 @@ class Spaces:
         self.registry.add_model(model)
         with self._switching:
             self._target = model
-        return self.finish(model) is Finish.DONE
+        return self.finish(model) is SwitchResult.DONE
 
-    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> Finish:
+    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
         """Search the vectors of `model` if `fc7 index reembed` has completed them. `skipped` has no effect."""
         del skipped
         with self.writing:
             active = self.registry.active
             if active is None or active.fingerprint != model.fingerprint:
-                return Finish.AGAIN
+                return SwitchResult.INCOMPLETE
             with self._switching:
                 if self._target == model:
                     self._searched, self._target = model, None
-            return Finish.DONE
+            return SwitchResult.DONE
 
     def switch_now(self) -> None:
         """Raise IndexModelError: the other replicas still search the vectors of the previous model."""

@@ -95,7 +95,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ImageError: Kind(422, "image", "Invalid image"),
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels in the image"),
     model_errors.ModelNameError: Kind(422, "model-name", "Invalid model name"),
-    index_errors.IndexPlaceError: Kind(409, "index-on-milvus", "Not supported with Milvus"),
+    index_errors.MilvusUnsupportedError: Kind(409, "index-on-milvus", "Not supported with Milvus"),
     index_errors.IndexLimitError: Kind(422, "index-limit", "Index limit exceeded"),
     index_errors.ModeUnavailableError: Kind(409, "mode-unavailable", "Search mode not available"),
     index_errors.CursorError: Kind(422, "cursor", "Invalid cursor"),

@@ -20,7 +20,7 @@ from index.bulk.add import PreparedBatch, PreparedFile, add_files, prepare_file
 from index.bulk.archive import ArchiveLimits, read_images
 from index.bulk.pipeline import batches
 from index.bulk.report import count_outcomes
-from index.errors import IndexMovedError, InvalidKeyError
+from index.errors import IndexSwitchedError, InvalidKeyError
 from index.interface import ImageIndex
 from index.records import AddOutcome, check_key
 from service.errors import ModelNotLoadedError, QueueFullError
@@ -83,7 +83,7 @@ class ArchiveImport:
             try:
                 outcomes += add_files(self._index, fresh, self._embed)
                 break
-            except (QueueFullError, ModelNotLoadedError, IndexMovedError):
+            except (QueueFullError, ModelNotLoadedError, IndexSwitchedError):
                 time.sleep(_RETRY_S)
         count_outcomes(job, outcomes)
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from index.catalog.spaces import Finish
+from index.catalog.spaces import SwitchResult
 from index.errors import ImageIndexError
 from index.interface import VectorSpaces
 
@@ -50,7 +50,7 @@ class MilvusWatcher:
         while not self._stopping.wait(_POLL_S):
             try:
                 target = self._spaces.target
-                if target is None or self._spaces.finish(target) is Finish.DONE:
+                if target is None or self._spaces.finish(target) is SwitchResult.DONE:
                     self._log.info("index migrated", model=model)
                     self._on_switch()
                     return

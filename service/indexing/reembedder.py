@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog.spaces import Finish
+from index.catalog.spaces import SwitchResult
 from index.interface import MissingVectors, VectorSpaces
 from index.records import Unembedded, VectorModel
 from model_store.errors import Fc7Error, ImageError
@@ -119,7 +119,7 @@ class Reembedder:
                     outcome = self._fill(space, model)
                     if outcome is None:
                         return
-                    self._report(state=MigrationState.DONE if outcome is Finish.DONE else MigrationState.STUCK)
+                    self._report(state=MigrationState.DONE if outcome is SwitchResult.DONE else MigrationState.STUCK)
                 if self._progress is None or self._progress.state is MigrationState.DONE:
                     self._missing.drop_unused()
                     return
@@ -129,7 +129,7 @@ class Reembedder:
                 self._report(state=MigrationState.WAITING, detail=str(error))
                 self._woken.wait(_RETRY_S)
 
-    def _fill(self, space: VectorModel, model: str) -> Finish | None:
+    def _fill(self, space: VectorModel, model: str) -> SwitchResult | None:
         """Compute the missing vectors and switch search to them. Returns None if the thread was stopped."""
         done = self._progress.done if self._progress else 0
         self._report(state=MigrationState.RUNNING, detail="")
@@ -145,9 +145,9 @@ class Reembedder:
                     return None
                 after = page[-1].id
             outcome = self._spaces.finish(space, frozenset(skipped))
-            if outcome is not Finish.AGAIN:
+            if outcome is not SwitchResult.INCOMPLETE:
                 self._log.info("index migrated", model=model, outcome=outcome.value, skipped=len(skipped))
-                if outcome is Finish.DONE:
+                if outcome is SwitchResult.DONE:
                     self._on_switch()
                 return outcome
 

@@ -24,7 +24,7 @@ from starlette.routing import Match
 from starlette.types import Scope as AsgiScope
 
 from index.bulk.add import PreparedFile, new_images, required_fingerprints
-from index.errors import IndexMovedError, MetadataError
+from index.errors import IndexSwitchedError, MetadataError
 from index.filters import parse_where
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
@@ -301,7 +301,7 @@ async def _add(
             ]
             results = await state.in_index(_store, index, new_images(files, vectors), names, new)
             break
-        except (IndexMovedError, ModelNotLoadedError):
+        except (IndexSwitchedError, ModelNotLoadedError):
             if required_fingerprints(index) == fingerprints:
                 raise  # otherwise the index switched to another model in the meantime: embed again
     if new:

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 
-from index.errors import IndexModelError, IndexMovedError
+from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
 from service.api.auth import require
 from service.api.deadline import within_limits
@@ -60,7 +60,7 @@ async def _search(
             find = partial(index.search, vectors, query.k, where=where, fingerprint=fingerprint, mode=query.mode)
             found = await state.in_index(find)
             break
-        except (IndexModelError, IndexMovedError, ModelNotLoadedError):
+        except (IndexModelError, IndexSwitchedError, ModelNotLoadedError):
             if query.model is not None or index.searched.fingerprint == searched:
                 raise
             # The index switched to another model in the meantime: embed the images with that model.

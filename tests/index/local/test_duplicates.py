@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from index.filters import parse_where
-from index.local.index import NewImage
+from index.records import NewImage
 from tests.index.helpers import image, open_index, vector
 
 

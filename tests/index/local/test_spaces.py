@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.catalog.spaces import Finish
-from index.errors import IndexModelError, IndexMovedError
+from index.catalog.spaces import SwitchResult
+from index.errors import IndexModelError, IndexSwitchedError
 from index.local.index import LocalImageIndex
 from index.records import NewImage, VectorModel
 from tests.index.helpers import MODEL, image, open_index, picture, sha256, vector
@@ -44,12 +44,12 @@ def test_search_switches_only_when_every_image_has_a_vector(tmp_path: Path) -> N
         index.add_many([image_with_both_vectors("5", 5)])
         index.delete("0")
         index.add_many([image("6", 6)])  # embedded before the migration started
-        assert index.spaces.finish(target, frozenset()) is Finish.AGAIN
+        assert index.spaces.finish(target, frozenset()) is SwitchResult.INCOMPLETE
         assert index.stats().model == "solar:1"
         assert index.lookup(["5", "6"]).keys() == {"5"}, "6 has no vector of the new model yet"
         assert distances(index, 5)["5"] == 0
         add_missing_vectors(index)
-        assert index.spaces.finish(target, frozenset()) is Finish.DONE
+        assert index.spaces.finish(target, frozenset()) is SwitchResult.DONE
         assert index.stats().model == "solar:2"
         assert {key: value == 0 for key, value in distances(index, 1005).items()} == {
             "1": False,

@@ -27,26 +27,26 @@ from tests.index.helpers import (
 
 
 def problems(report: Report) -> str:
-    return "\n".join(f"{finding.key}: {finding.problem}: {finding.mend}" for finding in report.findings)
+    return "\n".join(f"{finding.key}: {finding.problem}: {finding.fix}" for finding in report.findings)
 
 
 @pytest.mark.parametrize(
     ("statement", "key", "words"),
     [
-        ("UPDATE images SET metadata = '{\"label\":\"herom\"}' WHERE key = 'heron'", "heron", "delete the image"),
+        ("UPDATE images SET metadata = '{\"label\":\"herom\"}' WHERE key = 'heron'", "heron", "Delete the image"),
         ("UPDATE images SET width = 641 WHERE key = 'heron'", "heron", "record differs"),
         ("UPDATE images SET added = added + 1 WHERE key = 'heron'", "heron", "record differs"),
         ("UPDATE pictures SET jpeg = zeroblob(3000) WHERE image_id = 2", "gull", "picture differs"),
         ("UPDATE vectors SET vector = zeroblob(8192) WHERE image_id = 3", "ferry", "fc7 index reembed"),
         ("UPDATE vectors SET crc = crc + 1 WHERE image_id = 3", "ferry", "vector differs"),
-        ("DELETE FROM attributes WHERE image_id = 1 AND value = 'heron'", "heron", "what filters compare"),
-        ("UPDATE fields SET name = 'lapel' WHERE name = 'label'", "heron", "what filters compare"),
-        ("UPDATE fields SET type = 'strung' WHERE type = 'string'", "heron", "what filters compare"),
+        ("DELETE FROM attributes WHERE image_id = 1 AND value = 'heron'", "heron", "attributes that filters compare"),
+        ("UPDATE fields SET name = 'lapel' WHERE name = 'label'", "heron", "attributes that filters compare"),
+        ("UPDATE fields SET type = 'strung' WHERE type = 'string'", "heron", "attributes that filters compare"),
         ("UPDATE spaces SET model = 'lunar:1'", None, "record of the model"),
         ("UPDATE meta SET value = '7' WHERE name = 'active_space'", None, "does not say which model"),
-        ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'images'", None, "the count of images"),
+        ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'images'", None, "the id counter of images"),
         ("DELETE FROM images WHERE key = 'gull'", None, "belongs to nothing"),
-        ("PRAGMA user_version = 1", None, "without checksums"),
+        ("PRAGMA user_version = 1", None, "which has no checksums"),
     ],
 )
 def test_verify_finds_and_names_every_change(tmp_path: Path, statement: str, key: str | None, words: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from index.catalog.export import export_parquet
-from index.catalog.spaces import Finish
+from index.catalog.spaces import SwitchResult
 from index.errors import (
     FilterError,
     IndexLimitError,
@@ -330,11 +330,11 @@ def test_an_index_migrates_to_another_model_once_its_vectors_are_complete(open_i
             new = NewImage("new", sha256(30), 1, 1, 1, {"n": 30}, jpeg, vector(30), both)
             assert replica.lookup(["0"]) == {}, "its vector of the other model is still missing"
             assert replica.add_many([new]) == [AddOutcome.ADDED]
-            assert replica.spaces.finish(other) is Finish.AGAIN
+            assert replica.spaces.finish(other) is SwitchResult.INCOMPLETE
             assert replica.search(vector(30)[np.newaxis], 1)[0][0].distance == 0
             embedded, skipped = reembed()
             assert (embedded, [key for key, _ in skipped]) == (9, ["broken"])
-            assert replica.spaces.finish(other) is Finish.DONE
+            assert replica.spaces.finish(other) is SwitchResult.DONE
             assert replica.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
             assert replica.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
             assert [(s.model, s.active, s.vectors) for s in replica.spaces.describe()] == [

@@ -17,13 +17,13 @@ from index.errors import ModeUnavailableError
 from index.filters import parse_where
 from index.local.index import LocalImageIndex
 from index.records import IndexOptions
-from index.search.code_quality import Collection, exhaustive, hamming, judge, standard_codes
+from index.search.code_quality import EvaluationSet, hamming_search, measure_code
 from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
 from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
 from service.cli.main import app
-from tests.index.helpers import MODEL, image, open_index, vector
-from tests.index.local.test_code_builder import activations, images, wait_until
+from tests.index.helpers import MODEL, activations, image, open_index, vector
+from tests.index.local.test_code_builder import images, wait_until
 from tests.support import pictures
 from tests.support.tiny_model import publish_tiny_model
 
