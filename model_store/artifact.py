@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -218,11 +218,8 @@ def fingerprint(model_path: Path, weights_path: Path) -> str:
 
 def graph_files(precision: str) -> tuple[str, str]:
     """Return the paths of graph and weights in this precision, relative to the version's folder."""
-    return (
-        (MODEL_FILE, WEIGHTS_FILE)
-        if precision == _FULL
-        else (f"{precision}/{MODEL_FILE}", f"{precision}/{WEIGHTS_FILE}")
-    )
+    folder = "" if precision == _FULL else f"{precision}/"
+    return folder + MODEL_FILE, folder + WEIGHTS_FILE
 
 
 def _fingerprint_of(files: Mapping[str, FileEntry], precision: str) -> str:
@@ -263,49 +260,51 @@ class Artifact:
         return not self._unverified
 
     def verify(self) -> None:
-        """Compare the files that were not verified yet with the SHA-256 in the manifest.
-
-        Raises ArtifactCorruptError for the first file that differs or is missing.
-        """
-        for name in [name for name in self.manifest.files if name in self._unverified]:
-            path, entry = self.path / name, self.manifest.files[name]
-            with _read_errors(path, entry):
-                found = sha256_of(path)
-            if found != entry.sha256:
-                raise ArtifactCorruptError(path, entry.sha256, found)
-            self._unverified.discard(name)
+        """Compare the files not verified yet with the manifest. Raises ArtifactCorruptError for the first bad one."""
+        for name in self.manifest.files:
+            if name in self._unverified:
+                self._check(name, sha256_of)
 
     def differing(self) -> list[str]:
         """Return the names of all files that are missing or differ from the manifest. Raises ArtifactFormatError."""
         names = []
-        for name, entry in self.manifest.files.items():
-            path = self.path / name
+        for name in self.manifest.files:
             try:
-                with _read_errors(path, entry):
-                    found = sha256_of(path)
+                self._check(name, sha256_of)
             except ArtifactCorruptError:
-                found = "missing"
-            if found != entry.sha256:
                 names.append(name)
         return names
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file after comparing them with the manifest. Raises the same errors as `verify`."""
-        path, entry = self.path / name, self.manifest.files[name]
-        with _read_errors(path, entry):
+        data = b""
+
+        def read_and_hash(path: Path) -> str:
+            nonlocal data
             data = path.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
+            return hashlib.sha256(data).hexdigest()
+
+        self._check(name, read_and_hash)
+        return data
+
+    def _check(self, name: str, sha256: Callable[[Path], str]) -> None:
+        path, entry = self.path / name, self.manifest.files[name]
+        try:
+            found = sha256(path)
+        except FileNotFoundError:
+            raise ArtifactCorruptError(path, entry.sha256, "missing") from None
+        except OSError as exc:
+            raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
         if found != entry.sha256:
             raise ArtifactCorruptError(path, entry.sha256, found)
         self._unverified.discard(name)
-        return data
 
     def at(self, precision: str) -> Artifact:
         """Return the same version in another precision. Raises PrecisionNotFoundError."""
         if precision not in self.precisions:
             raise PrecisionNotFoundError(self.id, precision, self.precisions)
-        other = Artifact(self.path, self.manifest, verified=False, precision=precision)
-        other._unverified = set(self._unverified)
+        other = copy(self)
+        other.precision = precision
         return other
 
     @property
@@ -364,16 +363,6 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"Artifact({self.embedder!r}, {str(self.path)!r})"
-
-
-@contextmanager
-def _read_errors(path: Path, entry: FileEntry) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise ArtifactCorruptError(path, entry.sha256, "missing") from None
-    except OSError as exc:
-        raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
 
 
 def _open_manifest(path: Path) -> Manifest:
