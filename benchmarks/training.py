@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_store.training import device as machine
+from model_store.training.device import environment_versions, keep_freed_memory
 from model_store.training.nets.alexnet import AlexNet, Architecture, initialise
-from model_store.training.optim import build_optimiser, set_rate
+from model_store.training.optim import build_optimizer, set_rate
 from model_store.training.recipe import Recipe
 
 CLASSES = 1000
@@ -99,9 +99,9 @@ def stepper(which: str, precision: str, batch: int) -> Callable[[], None]:
         optimiser: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=0.0005)
         x = x.contiguous()
     else:
-        machine.keep_memory()
+        keep_freed_memory()
         net = our_net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimiser = build_optimiser(net, Recipe(update="torch"))
+        optimiser = build_optimizer(net, Recipe(update="torch"))
         set_rate(optimiser, RATE)
     net.train()
 
@@ -179,7 +179,7 @@ def main() -> None:
     print(f"the same weights give the same logits to {difference:.1e} of the largest")
     if difference > 1e-4:
         raise SystemExit("the two nets are not the same: nothing was measured")
-    has = machine.versions()
+    has = environment_versions()
     print(f"{has['processor']}, {has['threads']} threads, torch {has['torch']}, batch {given.batch}, ", end="")
     print(f"load {os.getloadavg()[0]:.1f} before")
     results: dict[str, Any] = {"machine": has, "batch": given.batch, "load_before": os.getloadavg()[0]}

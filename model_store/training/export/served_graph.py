@@ -63,7 +63,7 @@ def read_served_weights(folder: Path, architecture: Architecture) -> dict[str, N
     What the graph folded in is taken out again: the paper's halves and, where it is a power of two, the input's factor.
     Raises CheckpointError when they are not this architecture's.
     """
-    halved = architecture.readers_of_dropped() if architecture.dropout == "paper" else ()
+    halved = architecture.layers_after_dropout() if architecture.dropout == "paper" else ()
     factors = {f"{name}.weight": 1 - DROPOUT_RATE for name in halved}
     if (scaled := scaled_layer(architecture)) is not None:
         factors[f"{scaled}.weight"] = architecture.input_scale

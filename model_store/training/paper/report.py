@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from model_store.durable import write_atomic
 from model_store.errors import DatasetError, ImageError
 from model_store.image import prepare, views
-from model_store.training.evaluate import BATCH_ROWS, LabelledFile, Predictor, SplitImages, evaluate
+from model_store.training.data.image_file import ImageFile
+from model_store.training.evaluate import BATCH_ROWS, Predictor, SplitImages, evaluate
 from model_store.training.export import report
 from model_store.training.paper import figure4 as figures
 from model_store.training.paper.figure4 import Near, Picture
@@ -113,7 +114,7 @@ def write_results(
     return numbers
 
 
-def spread(files: Sequence[LabelledFile], seed: int) -> list[LabelledFile]:
+def spread(files: Sequence[ImageFile], seed: int) -> list[ImageFile]:
     """Return the files in a drawn order in which the classes take turns, so that any first few are of many classes."""
     random = np.random.default_rng(seed)
     drawn = [files[index] for index in random.permutation(len(files))]
@@ -145,7 +146,7 @@ def _figure4_right(
     name: str,
     queries: Sequence[Picture],
     vectors: NDArray[np.float32],
-    searched: tuple[list[LabelledFile], NDArray[np.float32]],
+    searched: tuple[list[ImageFile], NDArray[np.float32]],
 ) -> dict[str, Any]:
     gallery, gallery_vectors = searched
     indices, distances = figures.nearest(vectors, gallery_vectors, min(NEIGHBOURS, len(gallery)))
@@ -159,12 +160,12 @@ def _figure4_right(
     same = [file.label == query.label for query, row in zip(queries, rows, strict=True) for file, _ in row]
     return {
         "gallery": len(gallery),
-        "neighbours": [[{"file": str(file.path), "distance": distance} for file, distance in row] for row in rows],
+        "neighbours": [[{"file": str(file.file), "distance": distance} for file, distance in row] for row in rows],
         "neighbours_of_the_querys_class": sum(same) / len(same),
     }
 
 
-def _read(files: Sequence[LabelledFile], count: int) -> list[Picture]:
+def _read(files: Sequence[ImageFile], count: int) -> list[Picture]:
     pictures: list[Picture] = []
     for file in files:
         if len(pictures) == count:
@@ -174,15 +175,13 @@ def _read(files: Sequence[LabelledFile], count: int) -> list[Picture]:
         except (ImageError, OSError):
             continue
     if not pictures:
-        raise DatasetError(f"none of {len(files)} pictures can be read, {files[0].path} for one")
+        raise DatasetError(f"none of {len(files)} pictures can be read, {files[0].file} for one")
     return pictures
 
 
-def _embed(
-    net: Net, files: Sequence[LabelledFile], progress: Progress
-) -> tuple[list[LabelledFile], NDArray[np.float32]]:
+def _embed(net: Net, files: Sequence[ImageFile], progress: Progress) -> tuple[list[ImageFile], NDArray[np.float32]]:
     """Return the readable files and their fc7 vectors, float32 [n, neurons]."""
-    kept: list[LabelledFile] = []
+    kept: list[ImageFile] = []
     vectors = []
     for start in range(0, len(files), BATCH_ROWS):
         batch = []
@@ -196,7 +195,7 @@ def _embed(
             vectors.append(net.both(views(np.stack([pixels for _, pixels in batch])))[1])
         progress("training pictures", min(start + BATCH_ROWS, len(files)), len(files))
     if not kept:
-        raise DatasetError(f"none of {len(files)} training pictures can be read, {files[0].path} for one")
+        raise DatasetError(f"none of {len(files)} training pictures can be read, {files[0].file} for one")
     return kept, np.concatenate(vectors)
 
 

@@ -16,18 +16,28 @@ import torch
 from model_store.errors import CheckpointError, NonFiniteLossError
 from model_store.image import prepare
 from model_store.training.loop import Resources, Result, resume, train
-from model_store.training.plateau_warning import FlatLossWatch
+from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
-from model_store.training.runs import run as runs
-from model_store.training.runs.checkpoint import Place, finish, write_checkpoint
-from model_store.training.runs.run import find_run, load_run, read_tensors
+from model_store.training.runs.checkpoint import Position, finish, write_checkpoint
+from model_store.training.runs.run import (
+    CHECKPOINT_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    RUN_FILE,
+    SKIPPED_FILE,
+    WEIGHTS_PREFIX,
+    find_run,
+    load_run,
+    read_metrics,
+    read_tensors,
+)
 from tests.support.class_folders import TRIAL_RECIPE, write_class_folders
 
 RECIPE = replace(TRIAL_RECIPE, epochs=3, batch_size=5)  # 18 images: 4 steps an epoch, the last with 3 images
 
 
-class Told(Reporter):
+class RecordingReporter(Reporter):
     """Keeps what it is told, and sets `stop` after some steps."""
 
     def __init__(self, stop_after: int | None = None) -> None:
@@ -58,13 +68,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data"))
 
 
-def start(data: Path, home: Path, recipe: Recipe = RECIPE, told: Told | None = None, **options: Any) -> Result:
-    told = told or Told()
+def start(
+    data: Path, home: Path, recipe: Recipe = RECIPE, told: RecordingReporter | None = None, **options: Any
+) -> Result:
+    told = told or RecordingReporter()
     return train(data, recipe, home=home, name="trial", reporter=told, stop=told.stop, **options)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(run / runs.MODEL_FILE, runs.WEIGHTS_PREFIX)
+    return read_tensors(run / MODEL_FILE, WEIGHTS_PREFIX)
 
 
 def same(first: Path, second: Path) -> bool:
@@ -74,7 +86,7 @@ def same(first: Path, second: Path) -> bool:
 
 def epoch_lines(run: Path) -> list[dict[str, Any]]:
     timed = ("seconds", "images_per_second", "wait_share")
-    lines = [line for line in runs.read_metrics(run) if line["kind"] == "epoch"]
+    lines = [line for line in read_metrics(run) if line["kind"] == "epoch"]
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
@@ -96,7 +108,7 @@ def test_a_finished_run_holds_all_that_rebuilds_it(whole: Path, data: Path) -> N
     assert [line["step"] for line in run.metrics if line["kind"] == "epoch"] == [4, 8, 12]
     assert [line["step"] for line in run.metrics if line["kind"] == "step"] == [10]
     assert not run.network.training
-    assert not (whole / runs.CHECKPOINT_FILE).exists()
+    assert not (whole / CHECKPOINT_FILE).exists()
     assert any((whole / "tensorboard").iterdir())
 
 
@@ -106,7 +118,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(whole: Path
 
 
 def test_images_over_the_memory_budget_give_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
-    told = Told()
+    told = RecordingReporter()
     assert same(start(data, tmp_path, told=told, resources=Resources(memory_budget=0)).run, whole)
     assert any("decoded as they are needed" in note for note in told.notes)
 
@@ -124,13 +136,13 @@ def test_a_run_of_the_papers_rule_in_bfloat16_goes_on_to_the_same_bits(data: Pat
 
 
 def check_resumed(whole: Path, data: Path, tmp_path: Path, recipe: Recipe, stop_after: list[int]) -> None:
-    first = Told(stop_after[0])
+    first = RecordingReporter(stop_after[0])
     result = start(data, tmp_path, recipe, first)
     for steps in [*stop_after[1:], None]:
         assert not result.finished
-        assert not (result.run / runs.MODEL_FILE).exists()
+        assert not (result.run / MODEL_FILE).exists()
         torch.manual_seed(123)  # what else happens in the process does not matter
-        told = Told(steps)
+        told = RecordingReporter(steps)
         result = resume(result.run, reporter=told, stop=told.stop)
     assert result.finished
     assert same(result.run, whole)
@@ -140,8 +152,8 @@ def check_resumed(whole: Path, data: Path, tmp_path: Path, recipe: Recipe, stop_
 def test_metrics_after_the_checkpoint_are_logged_once_when_a_run_was_killed(
     whole: Path, data: Path, tmp_path: Path
 ) -> None:
-    stopped = start(data, tmp_path, told=Told(6)).run
-    with (stopped / runs.METRICS_FILE).open("a") as log:  # as if it had gone on and was killed within a line
+    stopped = start(data, tmp_path, told=RecordingReporter(6)).run
+    with (stopped / METRICS_FILE).open("a") as log:  # as if it had gone on and was killed within a line
         log.write('{"kind": "epoch", "epoch": 2, "step": 8, "train_loss": 9.0}\n{"kind": "ep')
     resume(stopped)
     assert epoch_lines(stopped) == epoch_lines(whole)
@@ -150,7 +162,7 @@ def test_metrics_after_the_checkpoint_are_logged_once_when_a_run_was_killed(
 def test_plateau_ends_the_run_early_and_survives_a_stop(data: Path, tmp_path: Path) -> None:
     # Nothing can be learned at a rate of zero, so that the error never improves after the first epoch.
     recipe = replace(RECIPE, schedule="plateau", patience=1, drops=2, learning_rate=0, epochs=50)
-    run = start(data, tmp_path, recipe, Told(9)).run
+    run = start(data, tmp_path, recipe, RecordingReporter(9)).run
     result = resume(run)
     assert result.finished
     assert len(epoch_lines(run)) == 4
@@ -174,12 +186,12 @@ def test_validation_counts_every_image_once_and_every_few_epochs(data: Path, tmp
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_checkpoint(data: Path, tmp_path: Path) -> None:
     # The rate climbs within the second epoch; the first epoch's checkpoint is good.
     recipe = replace(RECIPE, learning_rate=10, momentum=0.99, warm_up=1, input_scale=1, epochs=12)
-    told = Told()
+    told = RecordingReporter()
     with pytest.raises(NonFiniteLossError) as caught:
         start(data, tmp_path, recipe, told)
     run = find_run(tmp_path, "trial")
     assert caught.value.step > 4
-    assert caught.value.checkpoint == run / runs.CHECKPOINT_FILE
+    assert caught.value.checkpoint == run / CHECKPOINT_FILE
     assert str(caught.value.step) in str(caught.value)
     assert all(torch.isfinite(value).all() for value in load_run(run).network.state_dict().values())
     assert not load_run(run).finished
@@ -196,19 +208,19 @@ def test_an_epoch_whose_validation_overflows_is_no_good_checkpoint(data: Path, t
 
 def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) -> None:
     net = torch.nn.Linear(2, 2)
-    optimiser = torch.optim.SGD(net.parameters())
-    place = Place(4, 1, 0, 0.0, 0, 0.0, {})
-    write_checkpoint(tmp_path, net, optimiser, place)
-    before = (tmp_path / runs.CHECKPOINT_FILE).read_bytes()
+    optimizer = torch.optim.SGD(net.parameters())
+    place = Position(4, 1, 0, 0.0, 0, 0.0, {})
+    write_checkpoint(tmp_path, net, optimizer, place)
+    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
     with torch.no_grad():
         net.weight[1, 1] = float("nan")
     with pytest.raises(NonFiniteLossError) as caught:
-        write_checkpoint(tmp_path, net, optimiser, replace(place, step=5))
-    assert (caught.value.step, caught.value.checkpoint) == (5, tmp_path / runs.CHECKPOINT_FILE)
-    assert (tmp_path / runs.CHECKPOINT_FILE).read_bytes() == before
+        write_checkpoint(tmp_path, net, optimizer, replace(place, step=5))
+    assert (caught.value.step, caught.value.checkpoint) == (5, tmp_path / CHECKPOINT_FILE)
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
     with pytest.raises(NonFiniteLossError):
         finish(tmp_path, net, 5)
-    assert not (tmp_path / runs.MODEL_FILE).exists()
+    assert not (tmp_path / MODEL_FILE).exists()
 
 
 def test_colour_noise_is_off_while_the_rate_is_below_its_share(data: Path, tmp_path: Path) -> None:
@@ -220,7 +232,7 @@ def test_colour_noise_is_off_while_the_rate_is_below_its_share(data: Path, tmp_p
 
 
 def test_a_loss_that_stays_flat_draws_one_warning_with_a_cause(data: Path, tmp_path: Path) -> None:
-    told = Told()
+    told = RecordingReporter()
     start(data, tmp_path, replace(RECIPE, initialisation="paper", dropout="paper", flat_loss_steps=6), told)
     (warning,) = told.warnings
     assert "after 6 steps" in warning
@@ -232,7 +244,7 @@ def test_a_loss_that_falls_draws_no_warning() -> None:
     counts = np.array([90, 5, 5])
     recipe = replace(RECIPE, flat_loss_steps=4)
     guess = 0.394  # entropy of .9, .05, .05: what guessing by frequency gives, far below ln(3)
-    flat, falling = FlatLossWatch(counts, recipe), FlatLossWatch(counts, recipe)
+    flat, falling = PlateauDetector(counts, recipe), PlateauDetector(counts, recipe)
     assert [flat.after_step(guess) is not None for _ in range(6)] == [False, False, False, True, False, False]
     assert [falling.after_step(loss) for loss in (1.1, 0.4, 0.3, 0.2, 0.2)] == [None] * 5
 
@@ -245,7 +257,7 @@ def test_a_loss_that_falls_draws_no_warning() -> None:
     ],
 )
 def test_the_warning_of_a_flat_loss_suggests_another_rate(recipe: Recipe, mend: str) -> None:
-    watch = FlatLossWatch(np.array([1, 1]), replace(recipe, flat_loss_steps=1))
+    watch = PlateauDetector(np.array([1, 1]), replace(recipe, flat_loss_steps=1))
     assert mend in str(watch.after_step(0.7))
 
 
@@ -253,9 +265,9 @@ def test_skipped_files_and_duplicates_are_told_and_kept_with_the_run(tmp_path: P
     data = write_class_folders(tmp_path / "data")
     (data / "train" / "red" / "0.png").write_bytes(b"no image")
     (data / "val" / "red" / "0.png").write_bytes((data / "train" / "red" / "1.png").read_bytes())
-    told = Told()
+    told = RecordingReporter()
     run = start(data, tmp_path, replace(RECIPE, epochs=1), told).run
-    skipped = json.loads((run / runs.SKIPPED_FILE).read_text())
+    skipped = json.loads((run / SKIPPED_FILE).read_text())
     assert [entry["path"] for entry in skipped] == [str(data / "train" / "red" / "0.png")]
     assert "1 files were skipped" in told.warnings[0]
     assert "0.png" in told.warnings[0]
@@ -264,7 +276,7 @@ def test_skipped_files_and_duplicates_are_told_and_kept_with_the_run(tmp_path: P
 
 def test_a_resume_with_other_images_is_refused_unless_forced(tmp_path: Path) -> None:
     data = write_class_folders(tmp_path / "data")
-    run = start(data, tmp_path, told=Told(2)).run
+    run = start(data, tmp_path, told=RecordingReporter(2)).run
     (data / "train" / "red" / "0.png").write_bytes((data / "train" / "red" / "1.png").read_bytes())
     with pytest.raises(CheckpointError, match="--force"):
         resume(run)
@@ -273,32 +285,32 @@ def test_a_resume_with_other_images_is_refused_unless_forced(tmp_path: Path) -> 
 
 def test_a_resume_finds_images_that_were_moved(tmp_path: Path, whole: Path) -> None:
     data = write_class_folders(tmp_path / "data")
-    run = start(data, tmp_path, told=Told(2)).run
+    run = start(data, tmp_path, told=RecordingReporter(2)).run
     moved = data.rename(tmp_path / "elsewhere")
     assert resume(run, data=moved).finished
     assert same(run, whole)
 
 
 def test_a_resume_with_another_recipe_is_refused_naming_the_change(data: Path, tmp_path: Path) -> None:
-    run = start(data, tmp_path, told=Told(2)).run
+    run = start(data, tmp_path, told=RecordingReporter(2)).run
     with pytest.raises(CheckpointError, match="epochs 3 -> 4"):
         resume(run, recipe=replace(RECIPE, epochs=4))
     assert resume(run, recipe=RECIPE).finished
 
 
 def test_a_finished_run_is_left_as_it_is(whole: Path) -> None:
-    before = (whole / runs.MODEL_FILE).stat().st_mtime_ns
-    told = Told()
+    before = (whole / MODEL_FILE).stat().st_mtime_ns
+    told = RecordingReporter()
     result = resume(whole, reporter=told)
     assert result.finished
     assert result.val_error == epoch_lines(whole)[-1]["val_error"]
-    assert (whole / runs.MODEL_FILE).stat().st_mtime_ns == before
+    assert (whole / MODEL_FILE).stat().st_mtime_ns == before
     assert "nothing to resume" in told.notes[-1]
 
 
 def test_a_broken_or_missing_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
-    run = start(data, tmp_path, told=Told(2)).run
-    file = run / runs.CHECKPOINT_FILE
+    run = start(data, tmp_path, told=RecordingReporter(2)).run
+    file = run / CHECKPOINT_FILE
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=str(file)):
         resume(run)
@@ -310,8 +322,8 @@ def test_a_broken_or_missing_checkpoint_is_named(data: Path, tmp_path: Path) -> 
 
 
 def test_a_disk_that_fills_during_a_checkpoint_keeps_the_former_one(data: Path, tmp_path: Path, whole: Path) -> None:
-    run = start(data, tmp_path, told=Told(2)).run
-    file = run / runs.CHECKPOINT_FILE
+    run = start(data, tmp_path, told=RecordingReporter(2)).run
+    file = run / CHECKPOINT_FILE
     before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
@@ -339,7 +351,7 @@ def test_runs_are_found_by_name_newest_first(data: Path, tmp_path: Path) -> None
 def test_a_run_that_is_no_run_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"run\.json"):
         load_run(tmp_path)
-    values = json.loads((whole / runs.RUN_FILE).read_text())
-    (tmp_path / runs.RUN_FILE).write_text(json.dumps(values | {"format": 99}))
+    values = json.loads((whole / RUN_FILE).read_text())
+    (tmp_path / RUN_FILE).write_text(json.dumps(values | {"format": 99}))
     with pytest.raises(CheckpointError, match="another release"):
         load_run(tmp_path)

@@ -15,11 +15,11 @@ from model_store.training.data.augment import Augmenter, epoch_order
 from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.mixup import mix
 from model_store.training.loop import train
-from model_store.training.optim import build_optimiser, build_schedule
-from model_store.training.plateau_warning import FlatLossWatch
+from model_store.training.optim import build_optimizer, build_schedule
+from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe, load_recipe
 from model_store.training.reporting import Reporter
-from model_store.training.runs import run as runs
+from model_store.training.runs.run import load_run
 from tests.support.class_folders import write_class_folders
 
 KEY = (3, 1, 4)
@@ -74,7 +74,7 @@ def test_the_loss_of_a_run_is_that_of_the_smoothed_and_blended_labels(
         label_smoothing=smoothing,
         mixup=alpha,
     )
-    run = runs.load_run(train(data, recipe, home=tmp_path, name="trial", seed=6, reporter=Reporter()).run)
+    run = load_run(train(data, recipe, home=tmp_path, name="trial", seed=6, reporter=Reporter()).run)
     with ThreadPoolExecutor(1) as workers:
         images = open_dataset(data, memory_budget=1 << 30, workers=workers).train
     order = epoch_order(18, 6, 0)
@@ -114,8 +114,8 @@ def test_the_rate_is_in_proportion_to_the_batch_where_a_reference_is_given(sched
     assert scaled.highest_rate == pytest.approx(0.0025)
     step = 30
     assert build_schedule(scaled, 100).rate(step) == pytest.approx(build_schedule(plain, 100).rate(step) / 4)
-    optimiser = build_optimiser(torch.nn.Linear(1, 1), scaled)
-    assert optimiser.defaults["lr"] == pytest.approx(0.0025)
+    optimizer = build_optimizer(torch.nn.Linear(1, 1), scaled)
+    assert optimizer.defaults["lr"] == pytest.approx(0.0025)
 
 
 def test_the_modern_recipe_has_the_tricks_and_differs_from_small_in_nothing_else() -> None:
@@ -141,9 +141,9 @@ def test_smoothing_moves_the_loss_of_a_guess_and_the_watch_knows() -> None:
     counts = np.array([98, 1, 1])
     smoothed = 0.5 * counts / 100 + 0.5 / 3
     guess = float(-(smoothed * np.log(smoothed)).sum())
-    learning = FlatLossWatch(counts, recipe)
+    learning = PlateauDetector(counts, recipe)
     assert [learning.after_step(0.9 * guess) for _ in range(2)] == [None, None]
-    flat = FlatLossWatch(counts, recipe)
+    flat = PlateauDetector(counts, recipe)
     assert flat.after_step(guess) is None
     assert flat.after_step(guess) is not None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from model_store.training.optim import Plateau, build_optimiser, build_schedule, set_rate
+from model_store.training.optim import Plateau, build_optimizer, build_schedule, set_rate
 from model_store.training.recipe import Recipe
 
 RATES = (0.1, 0.1, 0.01, 0.01, 0.05)
@@ -17,14 +17,14 @@ def run(recipe: Recipe) -> tuple[list[float], list[float]]:
     net = nn.Sequential(layer)
     nn.init.ones_(layer.weight)
     nn.init.ones_(layer.bias)
-    optimiser = build_optimiser(net, recipe)
+    optimizer = build_optimizer(net, recipe)
     weights, biases = [], []
     for rate in RATES:
-        set_rate(optimiser, rate)
-        optimiser.zero_grad()
+        set_rate(optimizer, rate)
+        optimizer.zero_grad()
         loss = (layer.weight.square().sum() + layer.bias.square().sum()) / 2
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         weights.append(layer.weight.item())
         biases.append(layer.bias.item())
     return weights, biases

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.training.runs import run as runs
-from model_store.training.runs.run import find_run, read_tensors
+from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, find_run, read_tensors
 from service.cli import main
 from tests.support.class_folders import write_class_folders
 
@@ -41,7 +40,7 @@ def arguments(data: Path, home: Path, *more: str) -> list[str]:
 
 
 def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
-    return read_tensors(find_run(home, name) / runs.MODEL_FILE, runs.WEIGHTS_PREFIX)
+    return read_tensors(find_run(home, name) / MODEL_FILE, WEIGHTS_PREFIX)
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
@@ -51,13 +50,13 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_bits(data: Pa
 
     stopped = subprocess.Popen(arguments(data, tmp_path, "--name", "stopped"), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/stopped-*/" + runs.CHECKPOINT_FILE)) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/stopped-*/" + CHECKPOINT_FILE)) and time.monotonic() < deadline:
         time.sleep(0.01)
     stopped.send_signal(signal.SIGINT)
     _, told = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, told
     assert "fc7 train --resume --name stopped" in told
-    assert not (find_run(tmp_path, "stopped") / runs.MODEL_FILE).exists()
+    assert not (find_run(tmp_path, "stopped") / MODEL_FILE).exists()
 
     resumed = arguments(data, tmp_path, "--name", "stopped", "--resume")
     assert subprocess.run(resumed, capture_output=True, check=False).returncode == 0

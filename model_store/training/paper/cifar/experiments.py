@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from model_store.durable import write_atomic
 from model_store.errors import TrainingError
-from model_store.training.device import versions
+from model_store.training.device import environment_versions
 from model_store.training.paper.cifar.data import CifarData
 from model_store.training.paper.cifar.nets import NetName, Neuron
 from model_store.training.paper.cifar.train import Curve, Plan, Precision, Trainer, epochs_to
@@ -104,7 +104,7 @@ def run_figure1(data: CifarData, out: Path, wanted: Figure1, reporter: Reporter)
         "search": [_search_result(curve, wanted.search_epochs) for kind, curve in rows if kind == "search"],
         "curves": results,
         "tanh_over_relu": _ratios(results),
-        "versions": versions(),
+        "versions": environment_versions(),
     }
     trained = [curve for kind, curve in rows if kind == "train"]
     _write(out, FIGURE1, document, rows, draw_figure1(trained, wanted.threshold, document))
@@ -156,7 +156,7 @@ def run_lrn(data: CifarData, out: Path, wanted: Lrn, reporter: Reporter) -> dict
         "test_images": len(data.test),
         "nets": results,
         "norms_change": changes(results),
-        "versions": versions(),
+        "versions": environment_versions(),
     }
     _write(out, LRN, document, rows, draw_lrn([curve for _, curve in rows], document))
     return document

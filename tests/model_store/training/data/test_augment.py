@@ -50,7 +50,7 @@ def test_a_vertical_flip_and_quarter_turns_are_options() -> None:
 
 
 def test_validation_takes_the_centre() -> None:
-    batch = Augmenter(Recipe(), statistics()).centre_batch(PLACES[None])
+    batch = Augmenter(Recipe(), statistics()).center_batch(PLACES[None])
     assert batch.shape == (1, 3, 224, 224)
     assert batch[0, :2, 0, 0].tolist() == [16, 16]
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -62,7 +62,7 @@ def test_the_centre_of_the_mean_image_is_subtracted_from_every_crop() -> None:
     batch = augmenter.training_batch(np.stack([PLACES] * 50), 0, 0, 0)
     first, _ = corners(PLAIN, 50)
     np.testing.assert_array_equal(batch[:, :2, 0, 0].numpy(), first - 16)
-    assert not augmenter.centre_batch(PLACES[None]).any()
+    assert not augmenter.center_batch(PLACES[None]).any()
 
 
 def test_colour_noise_has_the_square_root_of_the_eigenvalues() -> None:

@@ -40,7 +40,7 @@ def test_classes_are_folder_names_in_alphabetical_order(root: Path, workers: Thr
     assert dataset.classes == ("a, red one", "blue", "green")
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert dataset.class_counts().tolist() == [3, 3, 3]
-    folders = [sample.path.parent.name for sample in dataset.val.samples]
+    folders = [image.file.parent.name for image in dataset.val.images]
     assert folders == ["a, red one"] * 2 + ["blue"] * 2 + ["green"] * 2
 
 
@@ -51,7 +51,7 @@ def test_pixels_are_those_of_prepare_in_memory_or_not(
     dataset = opened(root, workers, images_in_budget * IMAGE_BYTES)
     assert dataset.train.in_memory is (images_in_budget == 15)
     positions = np.array([7, 0, 7])
-    expected = [prepare(dataset.train.samples[position].read()) for position in positions]
+    expected = [prepare(dataset.train.images[position].read()) for position in positions]
     np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
 
 
@@ -102,9 +102,9 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(root: Path, worker
     }
     assert all(item.reason for item in dataset.skipped)
     assert (len(dataset.train), len(dataset.val)) == (8, 6)
-    assert broken not in [sample.path for sample in dataset.train.samples]
+    assert broken not in [image.file for image in dataset.train.images]
     positions = np.arange(8)
-    expected = [prepare(sample.read()) for sample in dataset.train.samples]
+    expected = [prepare(image.read()) for image in dataset.train.images]
     np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
 
 

@@ -10,14 +10,14 @@ import pytest
 from model_store.errors import DatasetError, MissingExtraError
 from model_store.training.data import demo as demo_data
 from model_store.training.data.class_folders import find_class_folders
-from model_store.training.data.demo import arrange_demo
+from model_store.training.data.demo import copy_demo
 
 installed = pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
 
 
 @installed
 def test_the_demo_is_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) -> None:
-    arranged = arrange_demo(tmp_path)
+    arranged = copy_demo(tmp_path)
     assert arranged.copied == 2624
     assert arranged.val["mono, sound"] == 118
     assert sum(arranged.train.values()) == 2099
@@ -34,7 +34,7 @@ def test_the_demo_is_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) -
         "poly, possibly defective",
         "poly, sound",
     )
-    names = {split: {sample.path.name for sample in samples} for split, samples in folders.samples.items()}
+    names = {split: {image.file.name for image in images} for split, images in folders.splits.items()}
     assert not names["train"] & names["val"]
     assert len(names["train"] | names["val"]) == 2624
     # Fixed: these two are on their sides whatever machine arranges them.
@@ -42,7 +42,7 @@ def test_the_demo_is_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) -
     assert "CC-BY-NC-SA 4.0" in (tmp_path / "SOURCE.md").read_text()
     broken = tmp_path / "train" / "mono, defective" / "cell0001.png"
     broken.write_bytes(b"half")
-    assert arrange_demo(tmp_path).copied == 1
+    assert copy_demo(tmp_path).copied == 1
     assert broken.stat().st_size > 10_000
 
 
@@ -50,10 +50,10 @@ def test_the_demo_is_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) -
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DatasetError, match=str(tmp_path / "file")):
-        arrange_demo(tmp_path / "file")
+        copy_demo(tmp_path / "file")
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_data, "PACKAGE", "elpv_dataset_that_is_not_installed")
     with pytest.raises(MissingExtraError, match=r"elpv-dataset.*fc7\[demo\]"):
-        arrange_demo(tmp_path)
+        copy_demo(tmp_path)

@@ -18,16 +18,16 @@ import webdataset
 
 from model_store.errors import CheckpointError, DatasetError
 from model_store.image import prepare
-from model_store.training.data.class_folders import open_dataset
+from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
 from model_store.training.data.prepare import PROGRESS_FILE, Encoding, prepare_shards
 from model_store.training.data.shards import SHARDS_FILE, open_shards, read_folder, verify_shards
-from model_store.training.data.sources import Source, class_folder_source
+from model_store.training.data.sources import Source
 from model_store.training.evaluate import SplitImages
 from model_store.training.loop import resume
 from service.cli import main
-from tests.model_store.training.test_loop import Told, start, weights
+from tests.model_store.training.test_loop import RecordingReporter, start, weights
 from tests.support.class_folders import write_class_folders
 from tests.support.ilsvrc import LABELS, TRAIN, VAL, picture, write_ilsvrc
 
@@ -66,14 +66,14 @@ def test_ilsvrc_is_read_as_it_is_distributed(tmp_path: Path, year: int, unpacked
     source = ilsvrc_source(root)
     assert source.kind == f"ILSVRC-{year}"
     assert source.classes == LABELS  # in the order of the WordNet ids
-    assert [item.label for item in source.splits["train"]] == [0] * TRAIN + [1] * TRAIN + [2] * TRAIN
+    assert [image.label for image in source.splits["train"]] == [label for label in LABELS for _ in range(TRAIN)]
     # ILSVRC ids 1, 2, 3 are the classes 2, 0, 1.
-    assert [item.label for item in source.splits["val"]] == [1, 2, 0, 0, 1]
-    assert [item.read() for item in source.splits["val"]] == [picture(10 + at) for at in range(len(VAL))]
+    assert [LABELS.index(image.label) for image in source.splits["val"]] == [1, 2, 0, 0, 1]
+    assert [image.read() for image in source.splits["val"]] == [picture(10 + at) for at in range(len(VAL))]
     assert source.splits["train"][0].name == "n01440764/n01440764_0.JPEG"
     assert source.splits["train"][0].read() == picture(2 * TRAIN)
     assert ("test" in source.splits) is (year == 2010)
-    assert [item.label for item in source.splits.get("test", ())] == ([0, 1] if year == 2010 else [])
+    assert [LABELS.index(image.label) for image in source.splits.get("test", ())] == ([0, 1] if year == 2010 else [])
     assert source.notes == ()
 
 
@@ -117,7 +117,7 @@ def test_what_is_broken_of_ilsvrc_is_named(tmp_path: Path) -> None:
 def test_shards_hold_what_prepare_gives_and_the_class_folders_statistics(
     folders: Path, tmp_path: Path, workers: ThreadPoolExecutor
 ) -> None:
-    assert prepare_shards(class_folder_source(folders), tmp_path, encoding=PNG, shard_images=4, workers=2)
+    assert prepare_shards(find_class_folders(folders), tmp_path, encoding=PNG, shard_images=4, workers=2)
     expected = open_dataset(folders, memory_budget=0, workers=workers)
     for budget in (0, 1 << 30):
         found = opened(tmp_path, workers, budget)
@@ -140,7 +140,7 @@ def test_shards_hold_what_prepare_gives_and_the_class_folders_statistics(
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
 def test_shards_are_webdatasets_tars(folders: Path, tmp_path: Path) -> None:
-    prepare_shards(class_folder_source(folders), tmp_path, shard_images=100, workers=2)
+    prepare_shards(find_class_folders(folders), tmp_path, shard_images=100, workers=2)
     path = tmp_path / "train-000000.tar"
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls"))
     assert len(samples) == 18
@@ -155,7 +155,7 @@ def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path
     data = write_class_folders(tmp_path / "data")
     for name in ("blue", "green", "red"):
         (data / "train" / name / "0.png").write_bytes(b"no image")
-    source, whole, parts = class_folder_source(data), tmp_path / "whole", tmp_path / "parts"
+    source, whole, parts = find_class_folders(data), tmp_path / "whole", tmp_path / "parts"
     prepare_shards(source, whole, shard_images=4, workers=2)
     rounds = 0
     while True:
@@ -179,7 +179,7 @@ def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path
 
 
 def test_shards_of_other_images_or_options_are_not_mixed(folders: Path, tmp_path: Path) -> None:
-    source = class_folder_source(folders)
+    source = find_class_folders(folders)
     stopped = [False, True]
     assert not prepare_shards(source, tmp_path, shard_images=4, workers=1, stop=lambda: stopped.pop(0))
     with pytest.raises(DatasetError, match="other images, or with other options"):
@@ -193,7 +193,7 @@ def test_shards_of_other_images_or_options_are_not_mixed(folders: Path, tmp_path
 
 
 def test_a_disk_that_fills_keeps_the_whole_shards_and_goes_on(folders: Path, tmp_path: Path) -> None:
-    source, limits = class_folder_source(folders), resource.getrlimit(resource.RLIMIT_FSIZE)
+    source, limits = find_class_folders(folders), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(DatasetError, match="Make room and try again"):
@@ -201,7 +201,7 @@ def test_a_disk_that_fills_keeps_the_whole_shards_and_goes_on(folders: Path, tmp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((tmp_path / "out").glob("*.tar*"))
-    assert not list((tmp_path / "out").glob(".*.tmp"))
+    assert not list((tmp_path / "out").glob(".*.tar*"))
     assert prepare_shards(source, tmp_path / "out", shard_images=4, workers=1)
     prepare_shards(source, tmp_path / "whole", shard_images=4, workers=1)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -211,18 +211,18 @@ def test_unreadable_images_are_listed_and_duplicates_told(tmp_path: Path, worker
     data = write_class_folders(tmp_path / "data")
     (data / "train" / "red" / "0.png").write_bytes(b"no image")
     (data / "val" / "blue" / "0.png").write_bytes((data / "train" / "blue" / "1.png").read_bytes())
-    prepare_shards(class_folder_source(data), tmp_path / "out", shard_images=4, workers=2)
+    prepare_shards(find_class_folders(data), tmp_path / "out", shard_images=4, workers=2)
     found = opened(tmp_path / "out", workers)
     assert [str(item.path) for item in found.skipped] == ["train/train/red/0.png"]
     assert (len(found.train), len(found.duplicates)) == (17, 1)
     for path in (data / "val" / "red").iterdir():
         path.write_bytes(b"no image either")
     with pytest.raises(DatasetError, match="none of the images of 'red' in val"):
-        prepare_shards(class_folder_source(data), tmp_path / "broken", shard_images=4, workers=2)
+        prepare_shards(find_class_folders(data), tmp_path / "broken", shard_images=4, workers=2)
 
 
 def test_a_changed_shard_is_found(folders: Path, tmp_path: Path) -> None:
-    prepare_shards(class_folder_source(folders), tmp_path, shard_images=10, workers=2)
+    prepare_shards(find_class_folders(folders), tmp_path, shard_images=10, workers=2)
     seen: list[tuple[int, int]] = []
     assert verify_shards(tmp_path, lambda done, total: seen.append((done, total))).hash == read_folder(tmp_path).hash
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -240,11 +240,11 @@ def test_a_changed_shard_is_found(folders: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_trains_from_shards_and_knows_when_they_are_others(folders: Path, tmp_path: Path) -> None:
-    source = class_folder_source(folders)
+    source = find_class_folders(folders)
     prepare_shards(source, tmp_path / "png", encoding=PNG, shard_images=4, workers=2)
     one = start(tmp_path / "png", tmp_path)
     assert one.finished
-    stopped = start(tmp_path / "png", tmp_path, told=Told(2)).run
+    stopped = start(tmp_path / "png", tmp_path, told=RecordingReporter(2)).run
     prepare_shards(source, tmp_path / "jpeg", shard_images=4, workers=2)
     with pytest.raises(CheckpointError, match="--force"):
         resume(stopped, data=tmp_path / "jpeg")

@@ -10,12 +10,19 @@ import pytest
 import torch
 
 from model_store.errors import DeviceUnavailableError, RecipeError
-from model_store.training import device as machine
+from model_store.training.device import training_device
 from model_store.training.distributed.group import Group
 from model_store.training.loop import Resources, train
 from model_store.training.recipe import Recipe
-from model_store.training.runs import run as runs
-from model_store.training.runs.run import find_run, read_info, read_metrics, read_tensors
+from model_store.training.runs.run import (
+    CHECKPOINT_FILE,
+    MODEL_FILE,
+    WEIGHTS_PREFIX,
+    find_run,
+    read_info,
+    read_metrics,
+    read_tensors,
+)
 from model_store.training.train import main
 from tests.support.class_folders import write_class_folders
 from tests.support.processes import run_together, start_together
@@ -53,7 +60,7 @@ def together(data: Path, home: Path, *more: str, code: int = 0) -> list[str]:
 
 
 def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
-    return read_tensors(find_run(home, name) / runs.MODEL_FILE, runs.WEIGHTS_PREFIX)
+    return read_tensors(find_run(home, name) / MODEL_FILE, WEIGHTS_PREFIX)
 
 
 def check_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -89,12 +96,12 @@ def test_two_processes_stop_together_and_go_on_to_the_same_result(data: Path, al
     parts = ("--name", "parts")
     started = start_together(2, ["-m", "model_store.training.train", *arguments(data, tmp_path, *parts)])
     deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("runs/parts-*/" + runs.CHECKPOINT_FILE)) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/parts-*/" + CHECKPOINT_FILE)) and time.monotonic() < deadline:
         time.sleep(0.01)
     started[1].send_signal(signal.SIGINT)  # to the one that does not print: the other must hear of it
     told = [process.communicate(timeout=60)[0] for process in started]
     assert [process.returncode for process in started] == [130, 130], told
-    assert not (find_run(tmp_path, "parts") / runs.MODEL_FILE).exists()
+    assert not (find_run(tmp_path, "parts") / MODEL_FILE).exists()
     together(data, tmp_path, *parts, "--resume")
     check_close(weights(tmp_path, "parts"), weights(alone, "one"))
 
@@ -108,9 +115,9 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(data: P
 
 
 def test_a_device_that_is_not_there_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert machine.training_device("cpu") == torch.device("cpu")
+    assert training_device("cpu") == torch.device("cpu")
     for name in ("cuda:99", "gpu", "cuda:x"):
         with pytest.raises(DeviceUnavailableError, match=name):
-            machine.training_device(name)
+            training_device(name)
     assert main(arguments(data, tmp_path, "--name", "gpu", "--device", "cuda:99")) == 1
     assert "cuda:99" in capsys.readouterr().err

@@ -13,13 +13,12 @@ import torch
 from torch.nn import functional
 
 from model_store.errors import RecipeError
-from model_store.training.distributed.group import Group, joined
-from model_store.training.distributed.towers import Towers, require_towers
+from model_store.training.distributed.group import Group, join_group
+from model_store.training.distributed.towers import TowerParallel, require_towers
 from model_store.training.nets.alexnet import AlexNet, initialise
-from model_store.training.optim import build_optimiser, set_rate
+from model_store.training.optim import build_optimizer, set_rate
 from model_store.training.recipe import Recipe, load_recipe
-from model_store.training.runs import run as runs
-from model_store.training.runs.run import RunInfo, find_run, read_metrics, read_tensors
+from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, RunInfo, find_run, read_metrics, read_tensors
 from model_store.training.train import main
 from tests.support.class_folders import write_class_folders
 from tests.support.processes import run_together
@@ -43,42 +42,42 @@ def one_process() -> dict[str, torch.Tensor]:
     """Return what the grouped net answers and how it changes, dropout and all."""
     net: AlexNet = AlexNet(RECIPE.architecture(CLASSES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     initialise(net, RECIPE.initialisation, torch.Generator().manual_seed(5))
-    optimiser = build_optimiser(net, RECIPE)
+    optimizer = build_optimizer(net, RECIPE)
     torch.manual_seed(5)
     x, labels = batch()
     out = {"logits": net.eval()(x).detach()}
     net.train()
     for step in range(STEPS):
-        set_rate(optimiser, 0.01 / (step + 1))
-        optimiser.zero_grad()
+        set_rate(optimizer, 0.01 / (step + 1))
+        optimizer.zero_grad()
         functional.cross_entropy(net(x), labels).backward()  # type: ignore[no-untyped-call]
         if not step:
             out |= {f"gradient.{name}": weight.grad.clone() for name, weight in net.named_parameters()}  # type: ignore[union-attr]
-        optimiser.step()
+        optimizer.step()
     return out | {f"weight.{name}": weight.detach() for name, weight in net.named_parameters()}
 
 
 def one_tower(folder: Path) -> None:
     """The same in each of two processes; the first one saves the whole."""
-    with joined(os.environ, "cpu") as group:
-        scheme = Towers(RECIPE.architecture(CLASSES), RECIPE, group)
-        scheme.begin(info(), None)
+    with join_group(os.environ, "cpu") as group:
+        scheme = TowerParallel(RECIPE.architecture(CLASSES), RECIPE, group)
+        scheme.initialise(info(), None)
         x, labels = batch()
         out = {"logits": scheme.module.eval()(x).detach()}
-        forward = scheme.sent()
+        forward = scheme.bytes_sent()
         scheme.module.train()
         for step in range(STEPS):
-            set_rate(scheme.optimiser, 0.01 / (step + 1))
-            scheme.optimiser.zero_grad()
+            set_rate(scheme.optimizer, 0.01 / (step + 1))
+            scheme.optimizer.zero_grad()
             scheme.backward(functional.cross_entropy(scheme.logits(x, None), labels))
             if not step:
-                sent = scheme.sent()
+                sent = scheme.bytes_sent()
                 for name, weight in scheme.module.named_parameters():
                     assert weight.grad is not None
-                    out[f"gradient.{name}"] = scheme.module.whole(name, weight.grad)
-            scheme.optimiser.step()
+                    out[f"gradient.{name}"] = scheme.module.gather(name, weight.grad)
+            scheme.optimizer.step()
         out |= {
-            f"weight.{name}": scheme.module.whole(name, weight) for name, weight in scheme.module.named_parameters()
+            f"weight.{name}": scheme.module.gather(name, weight) for name, weight in scheme.module.named_parameters()
         }
         assert sum(weight.numel() for weight in scheme.module.parameters()) < 0.52 * sum(
             value.numel() for key, value in out.items() if key.startswith("weight.")
@@ -120,9 +119,7 @@ def test_a_run_of_two_towers_gives_one_processs_run_and_says_what_it_sent(data: 
     assert main([*arguments, "--name", "one"]) == 0
     told, silent = run_together(2, ["-m", "model_store.training.train", *arguments, "--name", "two", "--towers"])
     assert silent == ""
-    one, two = (
-        read_tensors(find_run(tmp_path, name) / runs.MODEL_FILE, runs.WEIGHTS_PREFIX) for name in ("one", "two")
-    )
+    one, two = (read_tensors(find_run(tmp_path, name) / MODEL_FILE, WEIGHTS_PREFIX) for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert all(float((two[name] - one[name]).abs().max()) < 1e-5 for name in one)
     epochs = [line for line in read_metrics(find_run(tmp_path, "two")) if line["kind"] == "epoch"]

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
 from model_store.store import ModelStore
-from model_store.training.evaluate import LabelledFile, TorchPredictor
+from model_store.training.data.image_file import ImageFile
+from model_store.training.evaluate import TorchPredictor
 from model_store.training.export.publish import export_run
 from model_store.training.export.report import chromatic_shares
 from model_store.training.paper.figure4 import CORRECT, OTHER, Picture, bars, draw_figure4_left, nearest
@@ -100,7 +101,7 @@ def test_the_nearest_are_those_of_a_plain_loop_with_ties_in_order() -> None:
 
 
 def test_the_choice_of_pictures_takes_the_classes_in_turns_and_follows_the_seed() -> None:
-    files = [LabelledFile(Path(f"{label}{number}"), label) for label in "abc" for number in range(5)]
+    files = [ImageFile(f"{label}{number}", label, Path(f"{label}{number}")) for label in "abc" for number in range(5)]
     chosen = spread(files, 0)
     assert sorted(chosen, key=str) == files
     for start in range(0, 15, 3):

@@ -17,7 +17,7 @@ from model_store.training.export.publish import export_run
 from model_store.training.nets.alexnet import AlexNet, initialise
 from model_store.training.parents import find_parent
 from model_store.training.recipe import Recipe
-from model_store.training.runs.fine_tuning import Parent, begin_from, child_architecture
+from model_store.training.runs.fine_tuning import Parent, child_architecture, load_parent_weights
 from model_store.training.runs.run import load_run
 from service.cli.main import app
 from tests.support.class_folders import write_class_folders
@@ -36,7 +36,7 @@ def logits(net: AlexNet) -> torch.Tensor:
 def child(parent: Parent, recipe: Recipe, classes: tuple[str, ...]) -> AlexNet:
     net = AlexNet(child_architecture(parent, recipe, len(classes)))
     initialise(net, recipe.initialisation, torch.Generator().manual_seed(5))
-    begin_from(net, parent, classes)
+    load_parent_weights(net, parent, classes)
     return net
 
 
@@ -61,7 +61,7 @@ def test_other_classes_get_a_new_fc8_and_keep_the_rest() -> None:
     fresh = AlexNet(child_architecture(parent, recipe, 5))
     initialise(fresh, "he", torch.Generator().manual_seed(5))
     drawn = fresh.fc8.weight.detach().clone()
-    assert not begin_from(fresh, parent, ("a", "b", "c", "d", "e"))
+    assert not load_parent_weights(fresh, parent, ("a", "b", "c", "d", "e"))
     assert torch.equal(fresh.fc8.weight, drawn)
     assert torch.equal(fresh.get_parameter("fc7.weight"), net.get_parameter("fc7.weight"))
     same_number = child(parent, recipe, ("blue", "green", "white"))  # as many classes, but not the same ones
