@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from model_store.training.optim import Plateau, build_optimizer, build_schedule, set_rate
@@ -103,3 +107,28 @@ def test_plateau_goes_on_from_its_state() -> None:
 def test_a_constant_rate_stays() -> None:
     schedule = build_schedule(Recipe(schedule="constant", learning_rate=0.2), steps=10)
     assert {schedule.rate(step) for step in range(10)} == {0.2}
+
+
+def test_cosine_climbs_in_a_straight_line_and_falls_along_a_cosine_to_zero() -> None:
+    schedule = build_schedule(Recipe(schedule="cosine", learning_rate=0.5, warm_up=0.2), steps=100)
+    rates = [schedule.rate(step) for step in range(100)]
+    climb = np.diff(rates[:21])
+    assert climb == pytest.approx(np.full(20, climb[0]))
+    assert 0 < rates[0] < 0.05
+    assert rates[20] == max(rates) == pytest.approx(0.5)
+    assert rates[60] == pytest.approx(0.25)
+    assert rates[40] == pytest.approx(0.25 * (1 + math.cos(math.pi / 4)))
+    assert 0 <= rates[-1] < 0.001
+    assert build_schedule(Recipe(schedule="cosine", warm_up=0), steps=10).rate(0) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "plateau", "constant"])
+def test_the_rate_is_in_proportion_to_the_batch_where_a_reference_is_given(schedule: str) -> None:
+    plain = Recipe(schedule=schedule, batch_size=64)  # type: ignore[arg-type]
+    scaled = Recipe(schedule=schedule, batch_size=64, reference_batch=256)  # type: ignore[arg-type]
+    assert plain.highest_rate == 0.01
+    assert scaled.highest_rate == pytest.approx(0.0025)
+    step = 30
+    assert build_schedule(scaled, 100).rate(step) == pytest.approx(build_schedule(plain, 100).rate(step) / 4)
+    optimizer = build_optimizer(torch.nn.Linear(1, 1), scaled)
+    assert optimizer.defaults["lr"] == pytest.approx(0.0025)

@@ -109,3 +109,27 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> No
 def test_a_recipe_survives_its_plain_form() -> None:
     recipe = load_recipe("small").with_settings(["epochs=3"])
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_the_modern_recipe_has_the_tricks_and_differs_from_small_in_nothing_else() -> None:
+    modern, small = load_recipe("modern"), load_recipe("small")
+    assert (modern.schedule, modern.decay_biases, modern.precision) == ("cosine", False, "auto")
+    assert min(modern.label_smoothing, modern.mixup, modern.warm_up, modern.reference_batch) > 0
+    tricks = {
+        "name",
+        "learning_rate",
+        "reference_batch",
+        "schedule",
+        "warm_up",
+        "decay_biases",
+        "label_smoothing",
+        "mixup",
+    }
+    mine, theirs = modern.to_dict(), small.to_dict()
+    assert {key for key in mine if mine[key] != theirs[key]} <= tricks
+
+
+@pytest.mark.parametrize("setting", ["label_smoothing=1", "mixup=-0.1", "reference_batch=-1", "schedule=linear"])
+def test_options_out_of_range_are_refused(setting: str) -> None:
+    with pytest.raises(RecipeError, match=setting.partition("=")[0]):
+        Recipe().with_settings([setting])

@@ -27,7 +27,7 @@ from model_store.training.data.sources import Source
 from model_store.training.evaluate import SplitImages
 from model_store.training.loop import resume
 from service.cli import main
-from tests.model_store.training.test_loop import RecordingReporter, start, weights
+from tests.model_store.training.helpers import RecordingReporter, final_weights, train_trial
 from tests.support.class_folders import write_class_folders
 from tests.support.ilsvrc import LABELS, TRAIN, VAL, picture, write_ilsvrc
 
@@ -242,14 +242,14 @@ def test_a_changed_shard_is_found(folders: Path, tmp_path: Path) -> None:
 def test_a_run_trains_from_shards_and_knows_when_they_are_others(folders: Path, tmp_path: Path) -> None:
     source = find_class_folders(folders)
     prepare_shards(source, tmp_path / "png", encoding=PNG, shard_images=4, workers=2)
-    one = start(tmp_path / "png", tmp_path)
+    one = train_trial(tmp_path / "png", tmp_path)
     assert one.finished
-    stopped = start(tmp_path / "png", tmp_path, told=RecordingReporter(2)).run
+    stopped = train_trial(tmp_path / "png", tmp_path, reporter=RecordingReporter(2)).run
     prepare_shards(source, tmp_path / "jpeg", shard_images=4, workers=2)
     with pytest.raises(CheckpointError, match="--force"):
         resume(stopped, data=tmp_path / "jpeg")
     assert resume(stopped).finished
-    first, second = weights(one.run), weights(stopped)
+    first, second = final_weights(one.run), final_weights(stopped)
     assert all(bool((first[name] == second[name]).all()) for name in first)
 
 
