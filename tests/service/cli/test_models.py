@@ -21,7 +21,7 @@ def fc7(home: Path, *arguments: str) -> Result:
 def test_with_nothing_published_list_says_how_to_get_one(tmp_path: Path) -> None:
     result = fc7(tmp_path, "list")
     assert result.exit_code == 0
-    assert "no model is published yet" in result.output
+    assert "No model is published yet" in result.output
     assert "fc7 train" in result.output
     assert "make demo" in result.output
     assert json.loads(fc7(tmp_path, "list", "--json").stdout) == []
