@@ -104,9 +104,7 @@ def test_unsupported_format_that_pillow_cannot_write_is_named(data: bytes, name:
         prepare(data)
 
 
-@pytest.mark.parametrize(
-    "part", [b"<!---->", b"<!-- -->", b" ", b"<?xml?>", b"<", b"<!DOCTYPE svg>", b"<sv"]
-)
+@pytest.mark.parametrize("part", [b"<!---->", b"<!-- -->", b" ", b"<?xml?>", b"<", b"<!DOCTYPE svg>", b"<sv"])
 def test_recognizing_a_format_takes_linear_time(part: bytes) -> None:
     started = time.perf_counter()
     with pytest.raises(ImageUnreadableError, match="known image format"):

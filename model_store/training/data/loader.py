@@ -44,7 +44,7 @@ def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, repor
         f"images are {where}."
     )
     if dataset.skipped:
-        examples = "; ".join(f"{item.path}: {item.reason}" for item in dataset.skipped[:_EXAMPLES])
+        examples = "; ".join(f"{item.path}: {item.reason.rstrip('.')}" for item in dataset.skipped[:_EXAMPLES])
         reporter.warn(
             f"Skipped {len(dataset.skipped)} files that cannot be used; {SKIPPED_FILE} lists all of them. "
             f"Examples: {examples}"

@@ -1,4 +1,4 @@
-"""Binary codes from training to search: the auto-encoder, its file, the mode, the commands and the judging."""
+"""Binary codes: training the autoencoder, publishing it, search with codes, their evaluation, and the commands."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def publish(home: Path, trained: TrainedCodes, rows: NDArray[np.float16]) -> Pat
     return CodeStore(home).publish(content, manifest)
 
 
-def test_training_leaves_less_of_the_variance_than_the_mean_does(
-    rows: NDArray[np.float16], trained: TrainedCodes
-) -> None:
+def test_training_reconstructs_part_of_the_variance(rows: NDArray[np.float16], trained: TrainedCodes) -> None:
     steps: list[tuple[int, int, float]] = []
     short = train_codes(rows, CodeOptions(64, epochs=1, batch_size=64), lambda *step: steps.append(step))
     assert [step for step, _, _ in steps] == list(range(1, 10))
@@ -63,7 +61,7 @@ def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
     assert np.array_equal(one.bits(rows[:50].astype(np.float32)), other.bits(rows[:50].astype(np.float32)))
 
 
-def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
+def test_the_neighbor_term_finds_more_neighbors_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
     collection = Collection(floats, None, np.arange(0, 600, 5))
     exact = collection.exact()
@@ -76,14 +74,14 @@ def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(ro
     assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly the same for all rows"
 
 
-def test_vectors_that_are_not_finite_are_refused(rows: NDArray[np.float16]) -> None:
+def test_non_finite_vectors_are_rejected(rows: NDArray[np.float16]) -> None:
     bad = rows[:64].astype(np.float32)
     bad[3, 5] = np.nan
     with pytest.raises(NonFiniteLossError):
         train_codes(bad, CodeOptions(64, epochs=1, batch_size=64))
 
 
-def test_an_encoder_is_published_whole_and_answers_as_it_was_trained(
+def test_a_published_encoder_gives_the_bits_of_the_trained_net(
     rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
 ) -> None:
     store = CodeStore(tmp_path)
@@ -104,7 +102,7 @@ def test_an_encoder_is_published_whole_and_answers_as_it_was_trained(
         encoder.encode(rows[:, :100])
 
 
-def test_a_damaged_encoder_is_refused(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
+def test_a_damaged_encoder_is_rejected(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
     folder = publish(tmp_path, trained, rows)
     content = bytearray((folder / "codes.onnx").read_bytes())
     content[len(content) // 2] ^= 1
@@ -148,7 +146,7 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
         assert index.search(query, 1, mode="exact")[0][0].distance > 0
 
 
-def test_codes_are_judged_by_neighbours_and_classes() -> None:
+def test_codes_are_evaluated_by_neighbors_and_classes() -> None:
     random = np.random.default_rng(0)
     classes = np.repeat(np.arange(4), 100)
     rows = (4 * random.standard_normal((4, 64))[classes] + random.standard_normal((400, 64))).astype(np.float32)
@@ -177,7 +175,7 @@ def test_codes_are_judged_by_neighbours_and_classes() -> None:
     assert unknown.precision is None
 
 
-def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16]) -> None:
+def test_the_standard_codes_are_better_than_chance(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
     collection = Collection(floats, None, np.arange(0, 600, 20))
     exact = collection.exact()
@@ -191,7 +189,7 @@ def test_the_standard_codes_beat_chance_at_their_size(rows: NDArray[np.float16])
     assert [code.name for code in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
 
 
-def test_the_commands_train_judge_and_draw(
+def test_the_commands_train_evaluate_and_plot(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -239,9 +237,7 @@ def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
         assert list(found) == ["b", "a"]
 
 
-def test_a_manifest_is_json_that_says_what_was_trained(
-    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
-) -> None:
+def test_the_manifest_describes_the_training(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
     values = json.loads((publish(tmp_path, trained, rows) / "manifest.json").read_text())
     assert values["bits"] == 64
     assert values["vectors"] == 600

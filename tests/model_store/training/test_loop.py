@@ -1,4 +1,4 @@
-"""The loop on small pictures and a narrow net: resuming to the same bits, what it warns of, what it refuses."""
+"""The training loop with small images and a narrow net: resuming, validation, warnings and errors."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def epoch_lines(run: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """The folder of an uninterrupted run."""
     return train_trial(data, tmp_path_factory.mktemp("whole")).run
 
 
-def test_a_finished_run_holds_all_that_rebuilds_it(whole: Path, data: Path) -> None:
+def test_a_finished_run_contains_everything_to_rebuild_it(whole: Path, data: Path) -> None:
     run = load_run(whole)
     assert run.finished
     assert run.recipe == RECIPE
@@ -66,7 +66,7 @@ def test_a_finished_run_holds_all_that_rebuilds_it(whole: Path, data: Path) -> N
     assert any((whole / "tensorboard").iterdir())
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(whole: Path, data: Path, tmp_path: Path) -> None:
+def test_only_the_same_seed_gives_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
     assert same_weights(train_trial(data, tmp_path).run, whole)
     assert not same_weights(train_trial(data, tmp_path, seed=1).run, whole)
 
@@ -74,17 +74,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(whole: Path
 def test_images_over_the_memory_budget_give_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
     reporter = RecordingReporter()
     assert same_weights(train_trial(data, tmp_path, reporter=reporter, resources=Resources(memory_budget=0)).run, whole)
-    assert any("decoded as they are needed" in note for note in reporter.notes)
+    assert any("decoded on demand" in note for note in reporter.notes)
 
 
 @pytest.mark.parametrize("stop_after", [[1], [4], [6], [2, 3, 4]])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    whole: Path, data: Path, tmp_path: Path, stop_after: list[int]
-) -> None:
+def test_a_resumed_run_gives_the_same_bits(whole: Path, data: Path, tmp_path: Path, stop_after: list[int]) -> None:
     check_resumed(whole, data, tmp_path, RECIPE, stop_after)
 
 
-def test_a_run_of_the_papers_rule_in_bfloat16_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_with_the_papers_update_in_bfloat16_gives_the_same_bits(data: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, update="paper", dropout="paper", precision="bfloat16", colour_noise=0.1, epochs=2)
     check_resumed(train_trial(data, tmp_path / "whole", recipe).run, data, tmp_path, recipe, [3])
 
@@ -95,7 +93,7 @@ def check_resumed(whole: Path, data: Path, tmp_path: Path, recipe: Recipe, stop_
     for steps in [*stop_after[1:], None]:
         assert not result.finished
         assert not (result.run / MODEL_FILE).exists()
-        torch.manual_seed(123)  # what else happens in the process does not matter
+        torch.manual_seed(123)  # other random numbers in the process do not matter
         reporter = RecordingReporter(steps)
         result = resume(result.run, reporter=reporter, stop=reporter.stop)
     assert result.finished
@@ -103,18 +101,18 @@ def check_resumed(whole: Path, data: Path, tmp_path: Path, recipe: Recipe, stop_
     assert epoch_lines(result.run) == epoch_lines(whole)
 
 
-def test_metrics_after_the_checkpoint_are_logged_once_when_a_run_was_killed(
-    whole: Path, data: Path, tmp_path: Path
-) -> None:
+def test_metrics_of_a_killed_run_are_logged_once_after_a_resume(whole: Path, data: Path, tmp_path: Path) -> None:
     stopped = train_trial(data, tmp_path, reporter=RecordingReporter(6)).run
-    with (stopped / METRICS_FILE).open("a") as log:  # as if it had gone on and was killed within a line
+    with (stopped / METRICS_FILE).open(
+        "a"
+    ) as log:  # as if the process had continued and was killed while it wrote a line
         log.write('{"kind": "epoch", "epoch": 2, "step": 8, "train_loss": 9.0}\n{"kind": "ep')
     resume(stopped)
     assert epoch_lines(stopped) == epoch_lines(whole)
 
 
-def test_plateau_ends_the_run_early_and_survives_a_stop(data: Path, tmp_path: Path) -> None:
-    # Nothing can be learned at a rate of zero, so that the error never improves after the first epoch.
+def test_the_plateau_schedule_ends_a_resumed_run_early(data: Path, tmp_path: Path) -> None:
+    # With a rate of zero, the error never improves after the first epoch.
     recipe = replace(RECIPE, schedule="plateau", patience=1, drops=2, learning_rate=0, epochs=50)
     run = train_trial(data, tmp_path, recipe, RecordingReporter(9)).run
     result = resume(run)
@@ -122,7 +120,7 @@ def test_plateau_ends_the_run_early_and_survives_a_stop(data: Path, tmp_path: Pa
     assert len(epoch_lines(run)) == 4
 
 
-def test_validation_counts_every_image_once_and_every_few_epochs(data: Path, tmp_path: Path) -> None:
+def test_validation_counts_every_image_once_in_every_second_epoch(data: Path, tmp_path: Path) -> None:
     result = train_trial(data, tmp_path, replace(RECIPE, validate_every=2))
     errors = [line.get("val_error") for line in epoch_lines(result.run)]
     assert errors[0] is None
@@ -137,8 +135,8 @@ def test_validation_counts_every_image_once_and_every_few_epochs(data: Path, tmp
     assert result.val_error == wrong / 6
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_checkpoint(data: Path, tmp_path: Path) -> None:
-    # The rate climbs within the second epoch; the first epoch's checkpoint is good.
+def test_a_non_finite_loss_is_an_error_with_step_and_checkpoint(data: Path, tmp_path: Path) -> None:
+    # The rate becomes too high after the first epoch, whose checkpoint is good.
     recipe = replace(RECIPE, learning_rate=10, momentum=0.99, warm_up=1, input_scale=1, epochs=12)
     reporter = RecordingReporter()
     with pytest.raises(NonFiniteLossError) as caught:
@@ -151,8 +149,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_checkpoint(data: 
     assert not load_run(run).finished
 
 
-def test_an_epoch_whose_validation_overflows_is_no_good_checkpoint(data: Path, tmp_path: Path) -> None:
-    # Three steps of finite loss, and after the third the net answers NaN.
+def test_an_epoch_with_a_non_finite_validation_loss_writes_no_checkpoint(data: Path, tmp_path: Path) -> None:
+    # The loss is finite in three steps. After the third one, the outputs of the net are NaN.
     recipe = replace(RECIPE, batch_size=6, learning_rate=1, bias_rate_factor=100, schedule="constant", input_scale=1)
     with pytest.raises(NonFiniteLossError) as caught:
         train_trial(data, tmp_path, recipe)
@@ -160,15 +158,15 @@ def test_an_epoch_whose_validation_overflows_is_no_good_checkpoint(data: Path, t
     assert "There is no checkpoint yet" in str(caught.value)
 
 
-def test_colour_noise_is_off_while_the_rate_is_below_its_share(data: Path, tmp_path: Path) -> None:
-    # The cycle's highest rate falls between two steps here, so that all of them are below it.
+def test_color_noise_is_off_while_the_rate_is_low(data: Path, tmp_path: Path) -> None:
+    # The highest rate of the cycle is between two steps, so all steps are below it.
     noisy = replace(RECIPE, colour_noise=5, epochs=1, warm_up=0.3)
     none = train_trial(data, tmp_path / "none", replace(noisy, colour_noise=0)).run
     assert same_weights(train_trial(data, tmp_path / "off", replace(noisy, noise_off_below=1)).run, none)
     assert not same_weights(train_trial(data, tmp_path / "on", replace(noisy, noise_off_below=0.01)).run, none)
 
 
-def test_skipped_files_and_duplicates_are_told_and_kept_with_the_run(tmp_path: Path) -> None:
+def test_skipped_files_and_duplicates_are_reported(tmp_path: Path) -> None:
     data = write_class_folders(tmp_path / "data")
     (data / "train" / "red" / "0.png").write_bytes(b"no image")
     (data / "val" / "red" / "0.png").write_bytes((data / "train" / "red" / "1.png").read_bytes())
@@ -176,12 +174,12 @@ def test_skipped_files_and_duplicates_are_told_and_kept_with_the_run(tmp_path: P
     run = train_trial(data, tmp_path, replace(RECIPE, epochs=1), reporter).run
     skipped = json.loads((run / SKIPPED_FILE).read_text())
     assert [entry["path"] for entry in skipped] == [str(data / "train" / "red" / "0.png")]
-    assert "1 files were skipped" in reporter.warnings[0]
+    assert "Skipped 1 files" in reporter.warnings[0]
     assert "0.png" in reporter.warnings[0]
-    assert "1 images are in val and, byte for byte, in train" in reporter.warnings[1]
+    assert "1 validation images are also in train, byte for byte" in reporter.warnings[1]
 
 
-def test_a_resume_with_other_images_is_refused_unless_forced(tmp_path: Path) -> None:
+def test_resuming_with_changed_images_requires_force(tmp_path: Path) -> None:
     data = write_class_folders(tmp_path / "data")
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
     (data / "train" / "red" / "0.png").write_bytes((data / "train" / "red" / "1.png").read_bytes())
@@ -190,7 +188,7 @@ def test_a_resume_with_other_images_is_refused_unless_forced(tmp_path: Path) -> 
     assert resume(run, force=True).finished
 
 
-def test_a_resume_finds_images_that_were_moved(tmp_path: Path, whole: Path) -> None:
+def test_resuming_with_moved_images(tmp_path: Path, whole: Path) -> None:
     data = write_class_folders(tmp_path / "data")
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
     moved = data.rename(tmp_path / "elsewhere")
@@ -198,14 +196,14 @@ def test_a_resume_finds_images_that_were_moved(tmp_path: Path, whole: Path) -> N
     assert same_weights(run, whole)
 
 
-def test_a_resume_with_another_recipe_is_refused_naming_the_change(data: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_recipe_is_rejected(data: Path, tmp_path: Path) -> None:
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
     with pytest.raises(CheckpointError, match="epochs 3 -> 4"):
         resume(run, recipe=replace(RECIPE, epochs=4))
     assert resume(run, recipe=RECIPE).finished
 
 
-def test_a_finished_run_is_left_as_it_is(whole: Path) -> None:
+def test_resuming_a_finished_run_does_not_change_it(whole: Path) -> None:
     before = (whole / MODEL_FILE).stat().st_mtime_ns
     reporter = RecordingReporter()
     result = resume(whole, reporter=reporter)
@@ -216,9 +214,7 @@ def test_a_finished_run_is_left_as_it_is(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(("smoothing", "alpha"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.5), (0.2, 0.5)])
-def test_the_loss_of_a_run_is_that_of_the_smoothed_and_blended_labels(
-    tmp_path: Path, smoothing: float, alpha: float
-) -> None:
+def test_the_loss_uses_smoothed_and_blended_labels(tmp_path: Path, smoothing: float, alpha: float) -> None:
     data = write_class_folders(tmp_path / "data")
     recipe = Recipe(
         width=1 / 64,

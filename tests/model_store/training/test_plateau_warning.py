@@ -19,7 +19,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data"))
 
 
-def test_a_loss_that_stays_flat_draws_one_warning_with_a_cause(data: Path, tmp_path: Path) -> None:
+def test_a_loss_on_the_plateau_causes_one_warning_with_a_likely_cause(data: Path, tmp_path: Path) -> None:
     reporter = RecordingReporter()
     train_trial(data, tmp_path, replace(RECIPE, initialisation="paper", dropout="paper", flat_loss_steps=6), reporter)
     (warning,) = reporter.warnings
@@ -28,34 +28,34 @@ def test_a_loss_that_stays_flat_draws_one_warning_with_a_cause(data: Path, tmp_p
     assert "--recipe small" in warning
 
 
-def test_a_loss_that_falls_draws_no_warning() -> None:
+def test_a_decreasing_loss_causes_no_warning() -> None:
     counts = np.array([90, 5, 5])
     recipe = replace(RECIPE, flat_loss_steps=4)
-    guess = 0.394  # entropy of .9, .05, .05: what guessing by frequency gives, far below ln(3)
+    chance = 0.394  # the entropy of .9, .05, .05, which is far below ln(3)
     flat, falling = PlateauDetector(counts, recipe), PlateauDetector(counts, recipe)
-    assert [flat.after_step(guess) is not None for _ in range(6)] == [False, False, False, True, False, False]
+    assert [flat.after_step(chance) is not None for _ in range(6)] == [False, False, False, True, False, False]
     assert [falling.after_step(loss) for loss in (1.1, 0.4, 0.3, 0.2, 0.2)] == [None] * 5
 
 
 @pytest.mark.parametrize(
-    ("recipe", "mend"),
+    ("recipe", "fix"),
     [
         (replace(RECIPE, learning_rate=1e-5), "learning_rate=0.0001"),
         (replace(RECIPE, learning_rate=0.5), "learning_rate=0.05"),
     ],
 )
-def test_the_warning_of_a_flat_loss_suggests_another_rate(recipe: Recipe, mend: str) -> None:
-    watch = PlateauDetector(np.array([1, 1]), replace(recipe, flat_loss_steps=1))
-    assert mend in str(watch.after_step(0.7))
+def test_the_warning_suggests_another_learning_rate(recipe: Recipe, fix: str) -> None:
+    detector = PlateauDetector(np.array([1, 1]), replace(recipe, flat_loss_steps=1))
+    assert fix in str(detector.after_step(0.7))
 
 
-def test_smoothing_moves_the_loss_of_a_guess_and_the_watch_knows() -> None:
+def test_the_chance_level_includes_label_smoothing() -> None:
     recipe = Recipe(label_smoothing=0.5, flat_loss_steps=2, initialisation="he")
     counts = np.array([98, 1, 1])
     smoothed = 0.5 * counts / 100 + 0.5 / 3
-    guess = float(-(smoothed * np.log(smoothed)).sum())
+    chance = float(-(smoothed * np.log(smoothed)).sum())
     learning = PlateauDetector(counts, recipe)
-    assert [learning.after_step(0.9 * guess) for _ in range(2)] == [None, None]
+    assert [learning.after_step(0.9 * chance) for _ in range(2)] == [None, None]
     flat = PlateauDetector(counts, recipe)
-    assert flat.after_step(guess) is None
-    assert flat.after_step(guess) is not None
+    assert flat.after_step(chance) is None
+    assert flat.after_step(chance) is not None

@@ -11,26 +11,26 @@ from model_store.training.data.mixup import mix
 KEY = (3, 1, 4)
 
 
-def test_mixup_blends_pictures_and_labels_by_one_share_and_leaves_its_inputs() -> None:
+def test_mixup_blends_images_and_labels_by_the_same_factor() -> None:
     x = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2).contiguous()
     labels = torch.tensor([0, 1, 2, 3, 4])
     mixed, targets = mix(x, labels, 6, 1.0, KEY)
     assert torch.equal(x[:, 0, 0, 0], torch.arange(5.0))
     assert targets.shape == (5, 6)
     assert targets.sum(1).tolist() == pytest.approx([1] * 5)
-    # A picture's value is its label here, so a blended picture must be the mean of its blended label.
+    # The value of an image is its label, so a blended image must have the mean of its blended label.
     assert torch.allclose(mixed[:, 1, 1, 1], targets @ torch.arange(6.0), atol=1e-5)
     shares = {round(float(row[row > 0].max()), 5) for row in targets if (row > 0).sum() == 2}
     assert len(shares) == 1
 
 
-def test_mixups_share_follows_beta_and_the_key_alone() -> None:
+def test_the_factor_follows_the_beta_distribution_and_depends_only_on_the_key() -> None:
     x, labels = torch.zeros(2, 3, 1, 1), torch.tensor([0, 1])
     firsts = []
     for step in range(4000):
         _, targets = mix(x, labels, 2, 0.4, (0, 0, step))
         firsts.append(float(targets[0, 0]))
-    blended = [share for share in firsts if share < 1]  # half of the permutations of two are no blend
+    blended = [share for share in firsts if share < 1]  # half of the permutations of two images do not blend them
     assert 0.4 < len(blended) / len(firsts) < 0.6
     expected = np.random.default_rng(0).beta(0.4, 0.4, 200_000)
     assert np.std(blended) == pytest.approx(np.std(expected), abs=0.02)

@@ -28,16 +28,16 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_trial(data, tmp_path_factory.mktemp("whole")).run
 
 
-def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) -> None:
+def test_non_finite_weights_do_not_replace_a_checkpoint(tmp_path: Path) -> None:
     net = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(net.parameters())
-    place = Position(4, 1, 0, 0.0, 0, 0.0, {})
-    write_checkpoint(tmp_path, net, optimizer, place)
+    position = Position(4, 1, 0, 0.0, 0, 0.0, {})
+    write_checkpoint(tmp_path, net, optimizer, position)
     before = (tmp_path / CHECKPOINT_FILE).read_bytes()
     with torch.no_grad():
         net.weight[1, 1] = float("nan")
     with pytest.raises(NonFiniteLossError) as caught:
-        write_checkpoint(tmp_path, net, optimizer, replace(place, step=5))
+        write_checkpoint(tmp_path, net, optimizer, replace(position, step=5))
     assert (caught.value.step, caught.value.checkpoint) == (5, tmp_path / CHECKPOINT_FILE)
     assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
     with pytest.raises(NonFiniteLossError):
@@ -45,7 +45,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) 
     assert not (tmp_path / MODEL_FILE).exists()
 
 
-def test_a_broken_or_missing_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_broken_or_missing_checkpoint_is_an_error(data: Path, tmp_path: Path) -> None:
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
     file = run / CHECKPOINT_FILE
     file.write_bytes(file.read_bytes()[:-100])
@@ -58,13 +58,13 @@ def test_a_broken_or_missing_checkpoint_is_named(data: Path, tmp_path: Path) -> 
         load_run(run)
 
 
-def test_a_disk_that_fills_during_a_checkpoint_keeps_the_former_one(data: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(data: Path, tmp_path: Path, whole: Path) -> None:
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
     file = run / CHECKPOINT_FILE
     before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"cannot be written.*the former one is kept.*--resume"):
+        with pytest.raises(CheckpointError, match=r"cannot be written.*The previous one is kept.*--resume"):
             resume(run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

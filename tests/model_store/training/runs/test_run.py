@@ -25,7 +25,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_trial(data, tmp_path_factory.mktemp("whole")).run
 
 
-def test_runs_are_found_by_name_newest_first(data: Path, tmp_path: Path) -> None:
+def test_the_newest_run_is_found_by_name(data: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=1)
     first, second = train_trial(data, tmp_path, recipe).run, train_trial(data, tmp_path, recipe).run
     assert first != second
@@ -36,10 +36,10 @@ def test_runs_are_found_by_name_newest_first(data: Path, tmp_path: Path) -> None
         find_run(tmp_path, "tria")
 
 
-def test_a_run_that_is_no_run_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_rejected(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"run\.json"):
         load_run(tmp_path)
     values = json.loads((whole / RUN_FILE).read_text())
     (tmp_path / RUN_FILE).write_text(json.dumps(values | {"format": 99}))
-    with pytest.raises(CheckpointError, match="another release"):
+    with pytest.raises(CheckpointError, match="another version of fc7"):
         load_run(tmp_path)
