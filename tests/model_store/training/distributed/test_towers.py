@@ -137,7 +137,7 @@ def test_a_run_with_two_towers_gives_the_result_of_one_process_and_reports_sent_
 def test_unsupported_towers_are_rejected(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecipeError, match=r"norm1 .*--set normalisation=towers"):
         require_towers(Recipe().architecture(3), Group(world=2))
-    with pytest.raises(RecipeError, match="there are 3. Use: torchrun"):
+    with pytest.raises(RecipeError, match=r"there are 3\. Use: torchrun"):
         require_towers(RECIPE.architecture(3), Group(world=3))
     arguments = ["--data", str(data), "--home", str(tmp_path), "--recipe", "original", "--name", "alone", "--towers"]
     assert main(arguments) == 1
