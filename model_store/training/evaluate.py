@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -205,11 +205,9 @@ class Evaluation:
         results = []
         for index, label in enumerate(self.labels):
             images = int(self.confusion[index].sum())
-            wrong = images - int(self.confusion[index, index])
-            top5 = int(self.top5_wrong[index])
-            results.append(
-                ClassResult(label, images, wrong / images if images else None, top5 / images if images else None)
-            )
+            wrong = images - int(self.confusion[index, index]), int(self.top5_wrong[index])
+            top1, top5 = (count / images if images else None for count in wrong)
+            results.append(ClassResult(label, images, top1, top5))
         return results
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,10 +222,7 @@ class Evaluation:
             "top1_error": self.top1_error,
             "top5_error": self.top5_error,
             "majority_class_error": self.majority_error,
-            "per_class": [
-                {"label": c.label, "images": c.images, "top1_error": c.top1_error, "top5_error": c.top5_error}
-                for c in self.per_class()
-            ],
+            "per_class": [asdict(result) for result in self.per_class()],
             "confusion": self.confusion.tolist(),
             "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in self.skipped],
         }

@@ -38,10 +38,10 @@ from model_store.training.data.image_file import write_skipped
 from model_store.training.data.loader import batches, open_data
 from model_store.training.data.mixup import mix
 from model_store.training.device import autocast_dtype, environment_versions, preserved_rng
-from model_store.training.distributed.data_parallel import DataParallel, Scheme, require_divisible
+from model_store.training.distributed.data_parallel import DataParallel, require_divisible
 from model_store.training.distributed.group import Group
 from model_store.training.distributed.towers import TowerParallel, require_towers
-from model_store.training.nets.alexnet import Architecture
+from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.optim import build_schedule, set_rate
 from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe
@@ -83,9 +83,11 @@ class Resources:
         else:
             require_divisible(recipe, self.group)
 
-    def scheme(self, info: RunInfo) -> Scheme:
-        """Return the parallel scheme of the run."""
-        return (TowerParallel if self.towers else DataParallel)(info.architecture, info.recipe, self.group)
+    def build_scheme(self, info: RunInfo) -> DataParallel:
+        """Build the run's net, or this process's tower."""
+        if self.towers:
+            return TowerParallel(info.architecture, info.recipe, self.group)
+        return DataParallel(AlexNet(info.architecture), info.recipe, self.group)
 
     def open_data(self, stack: ExitStack, data: Path, reporter: Reporter) -> Dataset:
         """Open the data set, with decoding threads that end with `stack`. Raises DatasetError."""
@@ -145,7 +147,7 @@ def train(
             versions=environment_versions() | group.versions() | {"towers": str(resources.towers).lower()},
         )
         stack.enter_context(preserved_rng(group.device))
-        scheme = resources.scheme(info)
+        scheme = resources.build_scheme(info)
         run: Path = group.broadcast(_create_run(home, info, dataset) if group.first else None)
         return _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).start(parent)
 
@@ -194,7 +196,7 @@ def resume(
                 f"The classes in {dataset.root} are not those that {run} was started with. Start a new run."
             )
         stack.enter_context(preserved_rng(group.device))
-        scheme = resources.scheme(info)
+        scheme = resources.build_scheme(info)
         return _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).resume()
 
 
@@ -224,7 +226,7 @@ class _Trainer:
         run: Path,
         info: RunInfo,
         dataset: Dataset,
-        scheme: Scheme,
+        scheme: DataParallel,
         *,
         group: Group,
         reporter: Reporter,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -72,69 +72,57 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-class Schedule(Protocol):
-    """The learning rate of each step, and when the run ends early."""
-
-    def rate(self, step: int) -> float:
-        """Return the rate of a step, counted from 0 over the whole run."""
-        ...
-
-    def after_epoch(self, val_error: float) -> bool:
-        """Record the validation error of an epoch. Returns False to end the run."""
-        ...
-
-    def state(self) -> dict[str, float]:
-        """Return the state for a checkpoint."""
-        ...
-
-    def restore(self, state: dict[str, float]) -> None:
-        """Continue from the state of a checkpoint."""
-        ...
-
-
-class OneCycle:
-    """Half a cosine up to the highest rate during the share `warm_up` of all steps, then half a cosine down."""
+class Schedule:
+    """The learning rate of each step. This base class has a constant rate, the recipe's highest, and no state."""
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
-        self._highest, self._steps, self._warm_up = recipe.highest_rate, steps, recipe.warm_up * steps
+        self._recipe, self._highest, self._steps = recipe, recipe.highest_rate, steps
 
-    def rate(self, step: int) -> float:
-        """Return the rate of a step."""
-        if step < self._warm_up:
-            share, low = 1 - step / self._warm_up, _START
-        else:
-            share, low = (step - self._warm_up) / max(1, self._steps - 1 - self._warm_up), _END
-        height = (1 + math.cos(math.pi * min(1.0, share))) / 2
-        return self._highest * (low + (1 - low) * height)
+    def rate(self, step: int) -> float:  # noqa: ARG002 (used by subclasses)
+        """Return the rate of a step, counted from 0 over the whole run."""
+        return self._highest
 
-    def after_epoch(self, val_error: float) -> bool:  # noqa: ARG002 (the length is fixed)
-        """Continue always."""
+    def after_epoch(self, val_error: float) -> bool:  # noqa: ARG002 (used by subclasses)
+        """Record the validation error of an epoch. Returns False to end the run."""
         return True
 
     def state(self) -> dict[str, float]:
-        """Return no state, since the rate depends only on the step."""
+        """Return the state for a checkpoint."""
         return {}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Do nothing."""
+        """Continue from the state of a checkpoint."""
 
 
-class Cosine(OneCycle):
+class OneCycle(Schedule):
+    """Half a cosine up to the highest rate during the share `warm_up` of all steps, then half a cosine down."""
+
+    def rate(self, step: int) -> float:
+        """Return the rate of a step."""
+        warm_up = self._recipe.warm_up * self._steps
+        if step < warm_up:
+            share, low = 1 - step / warm_up, _START
+        else:
+            share, low = (step - warm_up) / max(1, self._steps - 1 - warm_up), _END
+        return self._highest * (low + (1 - low) * _half_cosine(share))
+
+
+class Cosine(Schedule):
     """A linear warm-up to the highest rate during the share `warm_up` of all steps, then half a cosine down to 0."""
 
     def rate(self, step: int) -> float:
         """Return the rate of a step."""
-        if step < self._warm_up:
-            return float(self._highest * (step + 1) / (self._warm_up + 1))
-        share = (step - self._warm_up) / max(1.0, self._steps - self._warm_up)
-        return float(self._highest * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+        warm_up = self._recipe.warm_up * self._steps
+        if step < warm_up:
+            return self._highest * (step + 1) / (warm_up + 1)
+        return self._highest * _half_cosine((step - warm_up) / max(1.0, self._steps - warm_up))
 
 
-class Plateau:
+class Plateau(Schedule):
     """Divide the rate by 10 after `patience` epochs without a lower validation error, `drops` times, then stop."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._highest, self._patience, self._max_drops = recipe.highest_rate, recipe.patience, recipe.drops
+    def __init__(self, recipe: Recipe, steps: int) -> None:
+        super().__init__(recipe, steps)
         self._best, self._waited, self._drops = math.inf, 0, 0
 
     def rate(self, step: int) -> float:  # noqa: ARG002 (the rate depends on the errors)
@@ -147,10 +135,10 @@ class Plateau:
             self._best, self._waited = val_error, 0
             return True
         self._waited += 1
-        if self._waited >= self._patience:
+        if self._waited >= self._recipe.patience:
             self._waited = 0
             self._drops += 1
-        return self._drops <= self._max_drops
+        return self._drops <= self._recipe.drops
 
     def state(self) -> dict[str, float]:
         """Return the lowest error (2 if there is none yet), the epochs since then, and the drops so far."""
@@ -161,22 +149,12 @@ class Plateau:
         self._best, self._waited, self._drops = state["best"], int(state["waited"]), int(state["drops"])
 
 
-class Constant(OneCycle):
-    """The highest rate at every step."""
-
-    def rate(self, step: int) -> float:  # noqa: ARG002 (the rate is constant)
-        """Return the rate."""
-        return self._highest
+def _half_cosine(share: float) -> float:
+    """Return a value that falls from 1 to 0 along half a cosine as `share` rises from 0 to 1."""
+    return (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 def build_schedule(recipe: Recipe, steps: int) -> Schedule:
     """Return the schedule of a recipe for a run of `steps` steps."""
-    match recipe.schedule:
-        case "one-cycle":
-            return OneCycle(recipe, steps)
-        case "cosine":
-            return Cosine(recipe, steps)
-        case "plateau":
-            return Plateau(recipe)
-        case "constant":
-            return Constant(recipe, steps)
+    schedules = {"one-cycle": OneCycle, "cosine": Cosine, "plateau": Plateau, "constant": Schedule}
+    return schedules[recipe.schedule](recipe, steps)

@@ -1,4 +1,4 @@
-"""How the processes of a run train one net together, and the usual way to do it: data parallel.
+"""Data parallel training: the processes of a run share each batch.
 
     torchrun --nproc-per-node 2 -m model_store.training.train --data DIR --recipe paper --name solar
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model_store.errors import RecipeError
 from model_store.training.device import rng_states, set_rng_states
 from model_store.training.distributed.group import Group
-from model_store.training.nets.alexnet import AlexNet, Architecture, initialise
+from model_store.training.nets.alexnet import AlexNet, initialise
 from model_store.training.optim import build_optimizer
 from model_store.training.recipe import Recipe
 from model_store.training.runs.checkpoint import Position, finish, restore_checkpoint, write_checkpoint
@@ -30,93 +30,39 @@ from model_store.training.runs.fine_tuning import Parent, load_parent_weights
 from model_store.training.runs.run import RunInfo
 
 
-class Scheme(Protocol):
-    """How the processes of a run train one net together."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module to switch between training and evaluation mode."""
-        ...
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of this process's weights."""
-        ...
-
-    def rows(self, count: int) -> tuple[int, int]:
-        """Return (first, last + 1) of this process's rows in a batch of `count`."""
-        ...
-
-    def logits(self, x: Tensor, rows: tuple[int, int] | None) -> Tensor:
-        """Return the logits of this process's inputs. rows: (first row, rows in the batch) of a training batch."""
-        ...
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Return figures of this process's images summed over all images."""
-        ...
-
-    def validation_share(self) -> tuple[int, int]:
-        """Return (first, step) of the validation images for this process."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of `loss`, summed over the processes."""
-        ...
-
-    def initialise(self, info: RunInfo, parent: Parent | None) -> bool:
-        """Draw the initial weights, or copy the parent's. Returns whether fc8 was copied too."""
-        ...
-
-    def restore(self, run: Path) -> Position:
-        """Load the run's checkpoint. Raises CheckpointError."""
-        ...
-
-    def checkpoint(self, run: Path, position: Position) -> None:
-        """Write a checkpoint of the whole net. Raises CheckpointError."""
-        ...
-
-    def finish(self, run: Path, step: int) -> None:
-        """Write the final weights of the whole net after `step`. Raises CheckpointError, NonFiniteLossError."""
-        ...
-
-    def bytes_sent(self) -> dict[str, int]:
-        """Return the bytes that this process sent for each layer since the last call, if the scheme counts them."""
-        ...
-
-
 class DataParallel:
-    """A `Scheme` in which each process has the whole net and a share of every batch. It also runs a single process."""
+    """Each process has the whole net and a share of every batch. A single process has all of it."""
 
-    def __init__(self, architecture: Architecture, recipe: Recipe, group: Group) -> None:
-        """Build the net. `require_divisible` checks the batch size."""
+    def __init__(self, net: AlexNet, recipe: Recipe, group: Group) -> None:
+        """Move the net to the group's device. `require_divisible` checks the batch size."""
         self._group = group
-        self._net: AlexNet = AlexNet(architecture).to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._net: AlexNet = net.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self._net, recipe)
-        self.module: nn.Module = self._net
+        self.module: nn.Module = self._net  # switched between training and evaluation mode
         if group.world > 1:
             self.module = DistributedDataParallel(self._net, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def rows(self, count: int) -> tuple[int, int]:
-        """Return this process's rows. In the last batch of an epoch, shares can differ by one row."""
+        """Return (first, last + 1) of this process's rows in a batch of `count`. Shares can differ by one row."""
         rank, world = self._group.rank, self._group.world
         return rank * count // world, (rank + 1) * count // world
 
+    def validation_share(self) -> tuple[int, int]:
+        """Return (first, step) of the validation images for this process."""
+        return self._group.rank, self._group.world
+
     def logits(self, x: Tensor, rows: tuple[int, int] | None) -> Tensor:
-        """Return the logits of this process's inputs."""
+        """Return the logits of this process's inputs. rows: (first row, rows in the batch) of a training batch."""
         self._net.batch_rows = rows
         # Validation bypasses DistributedDataParallel: processes may have different numbers of validation batches.
         return cast(Tensor, (self.module if rows else self._net)(x))
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over all processes."""
+        """Return figures of this process's images summed over all images."""
         return self._group.sum(values)
 
-    def validation_share(self) -> tuple[int, int]:
-        """Return every `world`-th image."""
-        return self._group.rank, self._group.world
-
     def backward(self, loss: Tensor) -> None:
-        """Compute the same gradients in all processes."""
+        """Compute the gradients of `loss`, summed over the processes."""
         (loss * self._group.world).backward()  # type: ignore[no-untyped-call]  # DistributedDataParallel averages
 
     def initialise(self, info: RunInfo, parent: Parent | None) -> bool:
@@ -126,21 +72,21 @@ class DataParallel:
         return copied_last
 
     def restore(self, run: Path) -> Position:
-        """Load the run's checkpoint, which the first process reads for all."""
+        """Load the run's checkpoint, which the first process reads for all. Raises CheckpointError."""
         return restore_for_all(run, self._net, self.optimizer, self._group)
 
     def checkpoint(self, run: Path, position: Position) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint of the whole net. Raises CheckpointError, NonFiniteLossError."""
         if self._group.first:
             write_checkpoint(run, self._net, self.optimizer, position)
 
     def finish(self, run: Path, step: int) -> None:
-        """Write the final weights."""
+        """Write the final weights of the whole net after `step`. Raises CheckpointError, NonFiniteLossError."""
         if self._group.first:
             finish(run, self._net, step)
 
     def bytes_sent(self) -> dict[str, int]:
-        """Return nothing, because torch sends the gradients."""
+        """Return the bytes that this process sent for each layer since the last call, if they are counted."""
         return {}
 
 

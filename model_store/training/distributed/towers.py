@@ -12,7 +12,6 @@ References: the paper, sections 3.2 and 3.5, figure 2.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model_store.errors import RecipeError
-from model_store.training.distributed.data_parallel import initialise_net, restore_for_all
+from model_store.training.distributed.data_parallel import DataParallel, initialise_net, restore_for_all
 from model_store.training.distributed.group import Group
 from model_store.training.nets.alexnet import DROPOUT_RATE, AlexNet, Architecture, Conv, Hidden, Layer, Norm
 from model_store.training.optim import build_optimizer
@@ -179,53 +178,31 @@ def _half(layer: Layer) -> Layer:
     return layer
 
 
-class TowerParallel:
-    """A `Scheme` of two processes with one tower each. Both process all images."""
+class TowerParallel(DataParallel):
+    """Two processes with one tower each. Both process all images, so each is a data parallel group of one."""
 
     def __init__(self, architecture: Architecture, recipe: Recipe, group: Group) -> None:
         """Build this process's tower. `require_towers` checks the architecture."""
-        self._architecture, self._recipe, self._group = architecture, recipe, group
+        self._architecture, self._recipe, self._towers = architecture, recipe, group
         self._exchange = Exchange(group.rank)
-        self.module: TowerNet = TowerNet(architecture, self._exchange).to(  # type: ignore[call-overload]
-            group.device, memory_format=torch.channels_last
-        )
-        self.optimizer = build_optimizer(self.module, recipe)
-
-    def rows(self, count: int) -> tuple[int, int]:
-        """Return all rows."""
-        return 0, count
-
-    def logits(self, x: Tensor, rows: tuple[int, int] | None) -> Tensor:  # noqa: ARG002 (always the whole batch)
-        """Return the logits of the batch, which are the same in both processes."""
-        return cast(Tensor, self.module(x))
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Return the values unchanged, because both processes count every image."""
-        return list(values)
-
-    def validation_share(self) -> tuple[int, int]:
-        """Return all images."""
-        return 0, 1
-
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of this tower."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._tower = TowerNet(architecture, self._exchange)
+        super().__init__(self._tower, recipe, Group(device=group.device))
 
     def initialise(self, info: RunInfo, parent: Parent | None) -> bool:
         """Initialize the whole net, and load this tower's part. Returns whether fc8 was copied from the parent."""
         net, _ = self._whole_net()
         copied_last = initialise_net(net, info, parent)
-        self.module.load_part(net.state_dict())
+        self._tower.load_part(net.state_dict())
         return copied_last
 
     def restore(self, run: Path) -> Position:
         """Load this tower's part of the run's checkpoint, which the first process reads for both."""
         net, optimizer = self._whole_net()
-        position = restore_for_all(run, net, optimizer, self._group)
-        self.module.load_part(net.state_dict())
-        for (name, whole), weight in zip(net.named_parameters(), self.module.parameters(), strict=True):
+        position = restore_for_all(run, net, optimizer, self._towers)
+        self._tower.load_part(net.state_dict())
+        for (name, whole), weight in zip(net.named_parameters(), self._tower.parameters(), strict=True):
             if optimizer.state.get(whole):
-                part = self.module.part(name, optimizer.state[whole]["momentum_buffer"])
+                part = self._tower.part(name, optimizer.state[whole]["momentum_buffer"])
                 self.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(part).detach()
         return position
 
@@ -233,32 +210,32 @@ class TowerParallel:
         """Gather the whole net, and write a checkpoint in the first process."""
         net, optimizer = self._whole_net()
         self._gather(net, optimizer)
-        if self._group.first:
+        if self._towers.first:
             write_checkpoint(run, net, optimizer, position)
 
     def finish(self, run: Path, step: int) -> None:
         """Gather the whole net, and write the final weights in the first process."""
         net, optimizer = self._whole_net()
         self._gather(net, optimizer)
-        if self._group.first:
+        if self._towers.first:
             finish(run, net, step)
 
     def bytes_sent(self) -> dict[str, int]:
         """Return the bytes that this tower sent for each layer since the last call, in the order of the layers."""
         counts = self._exchange.pop_counts()
-        return {name: counts[name] for name, _ in self.module.named_children() if name in counts}
+        return {name: counts[name] for name, _ in self._tower.named_children() if name in counts}
 
     def _whole_net(self) -> tuple[AlexNet, torch.optim.Optimizer]:
         with torch.random.fork_rng(devices=[]):  # building this net must not change the random numbers of dropout
             net = AlexNet(self._architecture)
-        net = net.to(self._group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = net.to(self._towers.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net, build_optimizer(net, self._recipe)
 
     @torch.no_grad()
     def _gather(self, net: AlexNet, optimizer: torch.optim.Optimizer) -> None:
-        mine = dict(self.module.named_parameters())
+        mine = dict(self._tower.named_parameters())
         for name, weight in net.named_parameters():
-            weight.copy_(self.module.gather(name, mine[name]))
+            weight.copy_(self._tower.gather(name, mine[name]))
             velocity = self.optimizer.state.get(mine[name], {}).get("momentum_buffer")
             if velocity is not None:
-                optimizer.state[weight]["momentum_buffer"] = self.module.gather(name, velocity)
+                optimizer.state[weight]["momentum_buffer"] = self._tower.gather(name, velocity)

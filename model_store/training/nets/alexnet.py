@@ -269,12 +269,8 @@ class AlexNet(nn.Module):
         """Return logits, float [n, classes]."""
         return self.forward_both(x)[0]
 
-    def features_fc7(self, x: Tensor) -> Tensor:
-        """Return the features for image search (section 6.1): fc7 after ReLU and before dropout, float [n, 4096]."""
-        return self.forward_both(x)[1]
-
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (logits [n, classes], fc7 [n, 4096]) in one pass."""
+        """Return (logits [n, classes], fc7 [n, 4096]). fc7 is taken after ReLU and before dropout (section 6.1)."""
         features, first = x, True
         for layer in self.architecture.layers:
             module = self.get_submodule(layer.name)

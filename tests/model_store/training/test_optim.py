@@ -84,7 +84,7 @@ def test_one_cycle_with_a_single_step_has_a_rate() -> None:
 
 
 def test_plateau_divides_the_rate_by_ten_three_times_then_stops() -> None:
-    schedule = Plateau(Recipe(learning_rate=0.01, patience=2, drops=3))
+    schedule = Plateau(Recipe(learning_rate=0.01, patience=2, drops=3), steps=0)
     rates, training = [], True
     for error in [0.9, 0.8, *[0.8] * 20]:
         if not training:
@@ -97,7 +97,7 @@ def test_plateau_divides_the_rate_by_ten_three_times_then_stops() -> None:
 
 def test_plateau_resumes_from_its_state() -> None:
     recipe = Recipe(patience=3)
-    schedule, other = Plateau(recipe), Plateau(recipe)
+    schedule, other = Plateau(recipe, 0), Plateau(recipe, 0)
     for error in (0.5, 0.6, 0.6):
         schedule.after_epoch(error)
     other.restore(schedule.state())

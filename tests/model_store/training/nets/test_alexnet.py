@@ -170,7 +170,7 @@ def test_dropout_has_the_selected_form(form: Dropout, training: float, kept: flo
     assert set(values.tolist()) == {0.0, training}
     assert 0.4 < float((values == 0).float().mean()) < 0.6
     assert set(net.eval()(x)[0].tolist()) == {kept}
-    assert set(net.features_fc7(x)[0].tolist()) == {1.0}  # the features come before dropout
+    assert set(net.forward_both(x)[1][0].tolist()) == {1.0}  # the features come before dropout
 
 
 def test_folding_dropout_into_the_weights_does_not_change_the_outputs() -> None:
