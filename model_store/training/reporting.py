@@ -5,7 +5,6 @@ Out of scope: deciding what deserves a warning (the training loop), and the metr
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -51,9 +50,7 @@ class TerminalReporter(Reporter):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def note(self, text: str) -> None:

@@ -185,57 +185,59 @@ class TowerParallel(DataParallel):
         """Build this process's tower. `require_towers` checks the architecture."""
         self._architecture, self._recipe, self._towers = architecture, recipe, group
         self._exchange = Exchange(group.rank)
-        self._tower = TowerNet(architecture, self._exchange)
-        super().__init__(self._tower, recipe, Group(device=group.device))
+        self.tower = TowerNet(architecture, self._exchange)
+        super().__init__(self.tower, recipe, Group(device=group.device))
 
     def initialise(self, info: RunInfo, parent: Parent | None) -> bool:
         """Initialize the whole net, and load this tower's part. Returns whether fc8 was copied from the parent."""
         net, _ = self._whole_net()
         copied_last = initialise_net(net, info, parent)
-        self._tower.load_part(net.state_dict())
+        self.tower.load_part(net.state_dict())
         return copied_last
 
     def restore(self, run: Path) -> Position:
         """Load this tower's part of the run's checkpoint, which the first process reads for both."""
         net, optimizer = self._whole_net()
         position = restore_for_all(run, net, optimizer, self._towers)
-        self._tower.load_part(net.state_dict())
-        for (name, whole), weight in zip(net.named_parameters(), self._tower.parameters(), strict=True):
+        self.tower.load_part(net.state_dict())
+        for (name, whole), weight in zip(net.named_parameters(), self.tower.parameters(), strict=True):
             if optimizer.state.get(whole):
-                part = self._tower.part(name, optimizer.state[whole]["momentum_buffer"])
+                part = self.tower.part(name, optimizer.state[whole]["momentum_buffer"])
                 self.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(part).detach()
         return position
 
     def checkpoint(self, run: Path, position: Position) -> None:
         """Gather the whole net, and write a checkpoint in the first process."""
-        net, optimizer = self._whole_net()
-        self._gather(net, optimizer)
+        net, optimizer = self._gather()
         if self._towers.first:
             write_checkpoint(run, net, optimizer, position)
 
     def finish(self, run: Path, step: int) -> None:
         """Gather the whole net, and write the final weights in the first process."""
-        net, optimizer = self._whole_net()
-        self._gather(net, optimizer)
+        net, _ = self._gather()
         if self._towers.first:
             finish(run, net, step)
 
     def bytes_sent(self) -> dict[str, int]:
         """Return the bytes that this tower sent for each layer since the last call, in the order of the layers."""
         counts = self._exchange.pop_counts()
-        return {name: counts[name] for name, _ in self._tower.named_children() if name in counts}
+        return {name: counts[name] for name, _ in self.tower.named_children() if name in counts}
 
     def _whole_net(self) -> tuple[AlexNet, torch.optim.Optimizer]:
+        """Return a new net without a split, and its optimizer."""
         with torch.random.fork_rng(devices=[]):  # building this net must not change the random numbers of dropout
             net = AlexNet(self._architecture)
         net = net.to(self._towers.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net, build_optimizer(net, self._recipe)
 
     @torch.no_grad()
-    def _gather(self, net: AlexNet, optimizer: torch.optim.Optimizer) -> None:
-        mine = dict(self._tower.named_parameters())
+    def _gather(self) -> tuple[AlexNet, torch.optim.Optimizer]:
+        """Return the whole net with the weights of both towers, and its optimizer with their velocities."""
+        net, optimizer = self._whole_net()
+        parts = dict(self.tower.named_parameters())
         for name, weight in net.named_parameters():
-            weight.copy_(self._tower.gather(name, mine[name]))
-            velocity = self.optimizer.state.get(mine[name], {}).get("momentum_buffer")
+            weight.copy_(self.tower.gather(name, parts[name]))
+            velocity = self.optimizer.state.get(parts[name], {}).get("momentum_buffer")
             if velocity is not None:
-                optimizer.state[weight]["momentum_buffer"] = self._tower.gather(name, velocity)
+                optimizer.state[weight]["momentum_buffer"] = self.tower.gather(name, velocity)
+        return net, optimizer

@@ -154,21 +154,16 @@ class Architecture:
 
     def scaled(self, width: float) -> Architecture:
         """Return the net with `width` times the kernels and neurons (at least 8 per layer), for tests and trials."""
-        if width == 1:
-            return self
 
-        def scale(count: int) -> int:
-            return max(8, 2 * round(count * width / 2))
+        def scale(layer: Layer) -> Layer:
+            match layer:
+                case Conv():
+                    return replace(layer, kernels=max(8, 2 * round(layer.kernels * width / 2)))
+                case Hidden():
+                    return replace(layer, neurons=max(8, 2 * round(layer.neurons * width / 2)))
+            return layer
 
-        layers = tuple(
-            replace(layer, kernels=scale(layer.kernels))
-            if isinstance(layer, Conv)
-            else replace(layer, neurons=scale(layer.neurons))
-            if isinstance(layer, Hidden)
-            else layer
-            for layer in self.layers
-        )
-        return replace(self, layers=layers)
+        return self if width == 1 else replace(self, layers=tuple(scale(layer) for layer in self.layers))
 
     def layers_after_dropout(self) -> tuple[str, ...]:
         """Return the layers whose input has dropout, in order: fc7 and fc8 in the paper's net."""

@@ -72,14 +72,12 @@ def one_tower(folder: Path) -> None:
             scheme.backward(functional.cross_entropy(scheme.logits(x, None), labels))
             if not step:
                 sent = scheme.bytes_sent()
-                for name, weight in scheme.module.named_parameters():
+                for name, weight in scheme.tower.named_parameters():
                     assert weight.grad is not None
-                    out[f"gradient.{name}"] = scheme.module.gather(name, weight.grad)
+                    out[f"gradient.{name}"] = scheme.tower.gather(name, weight.grad)
             scheme.optimizer.step()
-        out |= {
-            f"weight.{name}": scheme.module.gather(name, weight) for name, weight in scheme.module.named_parameters()
-        }
-        assert sum(weight.numel() for weight in scheme.module.parameters()) < 0.52 * sum(
+        out |= {f"weight.{name}": scheme.tower.gather(name, weight) for name, weight in scheme.tower.named_parameters()}
+        assert sum(weight.numel() for weight in scheme.tower.parameters()) < 0.52 * sum(
             value.numel() for key, value in out.items() if key.startswith("weight.")
         )  # each process has half of the net
         if group.first:
