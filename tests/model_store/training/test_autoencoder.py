@@ -53,7 +53,7 @@ def test_training_reconstructs_part_of_the_variance(rows: NDArray[np.float16], t
     assert trained.loss < 0.9
     bits = trained.net.bits(rows.astype(np.float32))
     assert bits.shape == (600, 64)
-    assert len(np.unique(bits, axis=0)) > 100, "codes tell rows apart"
+    assert len(np.unique(bits, axis=0)) > 100, "different rows have different codes"
 
 
 def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
@@ -88,7 +88,7 @@ def test_a_published_encoder_gives_the_bits_of_the_trained_net(
     assert store.best(FINGERPRINT) is None
     folder = publish(tmp_path, trained, rows)
     assert sorted(path.name for path in folder.iterdir()) == ["codes.onnx", "manifest.json"]
-    publish(tmp_path, trained, rows)  # again, in place of the first
+    publish(tmp_path, trained, rows)  # replaces the first one
     assert [path.name for path in folder.parent.iterdir()] == ["64"]
     encoder = store.best(FINGERPRINT)
     assert encoder is not None
@@ -184,7 +184,7 @@ def test_the_standard_codes_are_better_than_chance(rows: NDArray[np.float16]) ->
     assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
     assert min(judged.values()) > 3 * 10 / 600
     assert judged["PCA+ITQ"] > judged["sign-LSH"]
-    # Centroids know distances, and bits of signs only sides.
+    # Centroids preserve distances, while sign bits only give the side of a hyperplane.
     assert min(judged["OPQ+PQ"], judged["OPQ+PQ fast-scan"]) > judged["PCA+ITQ"]
     assert [code.name for code in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
 

@@ -1,4 +1,4 @@
-"""Mixup against its formula."""
+"""Mixup, compared with its formula."""
 
 from __future__ import annotations
 
