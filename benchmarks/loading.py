@@ -23,30 +23,29 @@ import numpy as np
 import torch
 
 from model_store.image import prepare
-from model_store.training import device
 from model_store.training.data.augment import Augmenter
-from model_store.training.data.class_folders import open_dataset
-from model_store.training.data.dataset import Readable
+from model_store.training.data.class_folders import find_class_folders, open_dataset
+from model_store.training.data.image_file import ImageFile
 from model_store.training.data.prepare import prepare_shards
 from model_store.training.data.shards import open_shards
-from model_store.training.data.sources import class_folder_source
+from model_store.training.device import environment_versions, keep_freed_memory
 from model_store.training.loop import Resources, train
 from model_store.training.recipe import load_recipe
 from model_store.training.runs.run import read_metrics
 
 
-def decode(sample: Readable) -> int:
-    """Decode an image without returning its pixels to the caller."""
+def decode(sample: ImageFile) -> int:
+    """Decode one image in a worker that keeps its pixels."""
     return int(prepare(sample.read())[0, 0, 0])
 
 
-def decode_and_return(sample: Readable) -> np.ndarray:
-    """Decode an image and return its pixels, as training needs them."""
+def decode_and_return(sample: ImageFile) -> np.ndarray:
+    """Decode one image and hand its pixels back, as training needs them."""
     return prepare(sample.read())
 
 
-def rate(pool: Executor, work: Callable[[Readable], object], samples: Sequence[Readable], chunk: int) -> float:
-    """Return the images per second, after a warm-up."""
+def rate(pool: Executor, work: Callable[[ImageFile], object], samples: Sequence[ImageFile], chunk: int) -> float:
+    """Return images a second, after a warm-up."""
     list(pool.map(work, samples[:32], chunksize=chunk))
     started = time.perf_counter()
     for _ in pool.map(work, samples, chunksize=chunk):
@@ -62,13 +61,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="batch size")
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    device.keep_memory()
-    print(f"{cores} cores of {device.versions()['processor']}, torch {torch.__version__}")
+    keep_freed_memory()
+    print(f"{cores} cores of {environment_versions()['processor']}, torch {torch.__version__}")
     print(f"load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        source = class_folder_source(given.data)
-        started = time.perf_counter()
+        source = find_class_folders(given.data)
+        began = time.perf_counter()
         prepare_shards(source, shards, workers=cores)
         total = sum(len(items) for items in source.splits.values())
         size = sum(path.stat().st_size for path in shards.glob("*.tar"))
@@ -81,7 +80,7 @@ def main() -> None:
                 "shards": open_shards(shards, memory_budget=0, workers=workers),
             }
             for name, data in opened.items():
-                samples = data.train.samples[: given.images]
+                samples = data.train.images[: given.images]
                 for count in sorted({1, cores}):
                     with ThreadPoolExecutor(count) as pool:
                         speed = rate(pool, decode_and_return, samples, 1)

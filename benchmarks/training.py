@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_store.training import device
+from model_store.training.device import environment_versions, keep_freed_memory
 from model_store.training.nets.alexnet import AlexNet, Architecture, initialise
-from model_store.training.optim import build_optimiser, set_rate
+from model_store.training.optim import build_optimizer, set_rate
 from model_store.training.recipe import Recipe
 
 CLASSES = 1000
@@ -99,9 +99,9 @@ def stepper(which: str, precision: str, batch: int) -> Callable[[], None]:
         optimiser: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=0.0005)
         x = x.contiguous()
     else:
-        device.keep_memory()
+        keep_freed_memory()
         net = our_net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimiser = build_optimiser(net, Recipe(update="torch"))
+        optimiser = build_optimizer(net, Recipe(update="torch"))
         set_rate(optimiser, RATE)
     net.train()
 
@@ -180,12 +180,9 @@ def main() -> None:
     difference = output_difference()
     print(f"relative difference of the logits for the same weights: {difference:.1e}")
     if difference > 1e-4:
-        raise SystemExit("The outputs of the two nets differ. Nothing was measured.")
-    versions = device.versions()
-    print(
-        f"{versions['processor']}, {versions['threads']} threads, torch {versions['torch']}, batch {given.batch}, ",
-        end="",
-    )
+        raise SystemExit("the two nets are not the same: nothing was measured")
+    has = environment_versions()
+    print(f"{has['processor']}, {has['threads']} threads, torch {has['torch']}, batch {given.batch}, ", end="")
     print(f"load {os.getloadavg()[0]:.1f} before")
     results: dict[str, Any] = {"machine": versions, "batch": given.batch, "load_before": os.getloadavg()[0]}
     for precision in given.precision or ("bfloat16", "float32"):

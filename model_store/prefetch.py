@@ -20,20 +20,27 @@ Out = TypeVar("Out")
 
 @contextmanager
 def prefetch(
-    work: Callable[[In], Out], items: Iterable[In], workers: int, window: int
+    work: Callable[[In], Out], items: Iterable[In], workers: int | ThreadPoolExecutor, window: int
 ) -> Iterator[Iterator[tuple[In, Future[Out]]]]:
-    """Run `work` in threads, at most `window` items ahead of the reader; what is left at the end is dropped."""
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="fc7-decode")
+    """Run `work` in threads, at most `window` items ahead of the reader. Work that is left at the end is cancelled.
+
+    workers: the number of threads, or an executor to use, which stays open.
+    """
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="fc7-decode") if isinstance(workers, int) else workers
+    waiting: deque[tuple[In, Future[Out]]] = deque()
 
     def results() -> Iterator[tuple[In, Future[Out]]]:
-        waiting: deque[tuple[In, Future[Out]]] = deque()
         for item in items:
             waiting.append((item, executor.submit(work, item)))
             if len(waiting) >= window:
                 yield waiting.popleft()
-        yield from waiting
+        while waiting:
+            yield waiting.popleft()
 
     try:
         yield results()
     finally:
-        executor.shutdown(cancel_futures=True)
+        for _, future in waiting:
+            future.cancel()
+        if executor is not workers:
+            executor.shutdown()

@@ -1,1 +1,1 @@
-"""Train, evaluate and export the nets of the 2012 paper. The only package that imports torch."""
+"""Train, evaluate and export the nets of the 2012 paper. No other package imports torch."""

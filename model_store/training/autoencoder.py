@@ -1,23 +1,25 @@
-"""The deep auto-encoder that makes short binary codes of vectors: fc7 for search, raw pixels to compare with.
+"""A deep autoencoder that turns vectors into short binary codes: fc7 for search, or raw pixels for comparison.
 
-Promises: n-1024-256-bits and back, all layers at once; bits are rounded on the way forward and the gradient passes
-straight through; the same seed and vectors give the same net on one machine; the bits of an exported encoder were
-compared with the trained one's.
-Does not: read an index, search, choose the number of bits.
-Source: Krizhevsky and Hinton, Using very deep autoencoders for content-based image retrieval, ESANN 2011; the paper's
-section 6.1 proposes it for the activations.
+The layers are n-1024-256-bits and back, trained together. Bits are rounded in the forward pass, and the gradient passes
+through the rounding unchanged. In the plain form, the loss is the squared reconstruction error, as in the reference.
+Otherwise:
+- Directions from the mean are reconstructed and compared, so that vectors of unusual length are not isolated.
+- A second term makes Hamming distances rank the rows of a batch as Euclidean distances do, both among the nearest rows
+  and, with a scale of its own, among more rows (Hinton and Roweis, Stochastic neighbor embedding, 2002; several scales
+  as in Lee et al. 2015).
+- The values before rounding are normalized over the batch (Ioffe and Szegedy 2015). This prevents bits that are nearly
+  the same for all rows.
 
-In the plain form the loss is the squared reconstruction error alone, as there. Otherwise
-- what is reconstructed and compared are directions from the mean: rows of unusual length are no longer apart from all;
-- a second term asks that the differing bits order the rows of a batch as their distances do, among the nearest and, by
-  a scale of its own, more widely (Hinton and Roweis, Stochastic neighbor embedding, 2002, with Hamming distances in
-  place of the map's; several scales as in Lee and others, 2015);
-- the values before rounding are normalised over the batch (Ioffe and Szegedy, 2015), so that no bit is nearly the same
-  for all rows.
+Guarantees: the same seed and vectors give the same net on the same machine. The bits of an exported encoder are
+compared with those of the trained net.
+Out of scope: reading an index, searching, and choosing the number of bits.
+References: Krizhevsky and Hinton, Using very deep autoencoders for content-based image retrieval, ESANN 2011. Section
+6.1 of the paper proposes an autoencoder for the activations.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
@@ -35,21 +37,21 @@ from model_store.training.device import autocast_dtype
 from model_store.training.export.graph import OPSET, PRODUCER
 
 HIDDEN: Final = (1024, 256)
-DIFFERENT_BITS: Final = 1e-4  # the share of bits in which an exported encoder may differ: those on the very edge
-_CHECKED: Final = 1024
-_SCALES: Final = ((10, 1.0), (100, 1.0))  # rows of a batch that weigh as neighbours of each, and the term's weight
-_STEEP: Final = 3.0  # how much less a scale's rows weigh, on average, than the nearest: exp(-3)
-_SHARPNESS: Final = 32.0  # of the first codes: the neighbours' weight falls by exp(-32) over all bits
-_APART: Final = 1e9  # in place of a row's distance to itself
+MAX_DIFFERENT_BITS: Final = 1e-4  # share of bits in which an exported encoder may differ, because of rounding
+_CHECKED: Final = 1024  # vectors for which an exported encoder is compared
+_SCALES: Final = ((10, 1.0), (100, 1.0))  # for each scale: its number of neighbors, and its weight in the loss
+_DECAY: Final = 3.0  # the neighbors of a scale have, on average, exp(-3) of the weight of the nearest one
+_INITIAL_SHARPNESS: Final = 32.0  # at first, weights fall by exp(-32) if all bits differ
+_FAR: Final = 1e9  # replaces the distance of a row to itself
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)
 
 
 @dataclass(frozen=True, slots=True)
 class CodeOptions:
-    """How an auto-encoder is trained. learning_rate: Adam's highest, in one cycle.
+    """Options for training an autoencoder.
 
-    plain: reconstruction alone.
+    learning_rate: the highest rate of Adam, in one cycle. plain: use only the reconstruction error as the loss.
     """
 
     bits: int
@@ -61,14 +63,14 @@ class CodeOptions:
 
     @classmethod
     def of_plain_form(cls, bits: int, *, epochs: int = 20, seed: int = 0) -> Self:
-        """Return the options of the plain form."""
+        """Return the options for the plain form."""
         return cls(bits, epochs, batch_size=256, learning_rate=1e-3, plain=True, seed=seed)
 
 
 class AutoEncoder(nn.Module):
-    """Vectors, float32 [n, inputs], to bits and back. `mean` and `scale` are of the training vectors.
+    """Turns vectors, float32 [n, inputs], into bits and back. `mean` and `scale` standardize them.
 
-    balanced: normalise the values before rounding, by a batch's mean and variance while training.
+    balanced: normalize the values before rounding over the batch.
     """
 
     mean: Tensor
@@ -88,7 +90,7 @@ class AutoEncoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the bits of standardised vectors, as -1 and 1, and what is reconstructed from them."""
+        """Return the bits of standardized vectors, as -1 and 1, and the vectors reconstructed from them."""
         soft = torch.tanh(self.balance(self.encoder(x).float()))
         hard = torch.where(soft > 0, 1.0, -1.0)
         code = soft + (hard - soft).detach()
@@ -96,7 +98,7 @@ class AutoEncoder(nn.Module):
 
     @torch.inference_mode()
     def bits(self, vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return the bits of vectors as they come: float32 [n, inputs] -> bool [n, bits]. Of a net in eval mode."""
+        """Return the bits of unstandardized vectors, float32 [n, inputs] -> bool [n, bits]. Use it in eval mode."""
         values = self.balance(self.encoder((torch.from_numpy(vectors) - self.mean) / self.scale))
         bits: NDArray[np.bool_] = (values > 0).numpy()
         return bits
@@ -104,7 +106,7 @@ class AutoEncoder(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class TrainedCodes:
-    """A trained auto-encoder. loss: the share of the vectors' variance that the reconstruction leaves, of the end."""
+    """A trained autoencoder. loss: the share of the variance that is not reconstructed, in the last epoch."""
 
     net: AutoEncoder
     loss: float
@@ -113,10 +115,7 @@ class TrainedCodes:
 def train_codes(
     vectors: NDArray[np.float16] | NDArray[np.float32], options: CodeOptions, progress: Progress | None = None
 ) -> TrainedCodes:
-    """Train on vectors, [n, inputs], n >= 2. Where the processor has bfloat16, it multiplies in that.
-
-    Raises NonFiniteLossError.
-    """
+    """Train on vectors, [n, inputs], n >= 2. Uses bfloat16 if the processor supports it. Raises NonFiniteLossError."""
     generator = torch.Generator().manual_seed(options.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -124,87 +123,88 @@ def train_codes(
     net.mean.copy_(torch.from_numpy(vectors.mean(axis=0, dtype=np.float64)))
     sample = vectors[: 4 * _CHECKED].astype(np.float32) - net.mean.numpy()
     net.scale.fill_(max(float(sample.std()), 1e-6))
-    sharpness = nn.Parameter(torch.full((len(_SCALES),), _SHARPNESS / options.bits).log())
+    sharpness = nn.Parameter(torch.full((len(_SCALES),), _INITIAL_SHARPNESS / options.bits).log())
     dtype = autocast_dtype("auto", torch.device("cpu"))
-    each = max(1, len(vectors) // options.batch_size)
-    steps = each * options.epochs
-    optimiser = torch.optim.Adam([*net.parameters(), sharpness], options.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps)
-    recent: list[float] = []
+    steps_per_epoch = max(1, len(vectors) // options.batch_size)
+    steps = steps_per_epoch * options.epochs
+    optimizer = torch.optim.Adam([*net.parameters(), sharpness], options.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=steps)
+    recent: deque[float] = deque(maxlen=steps_per_epoch)  # errors
     for step in range(steps):
-        if step % each == 0:
+        if step % steps_per_epoch == 0:
             order = torch.randperm(len(vectors), generator=generator).numpy()
-        start = (step % each) * options.batch_size
-        chosen = torch.from_numpy(vectors[np.sort(order[start : start + options.batch_size])].astype(np.float32))
-        x = (chosen - net.mean) / net.scale
+        start = (step % steps_per_epoch) * options.batch_size
+        batch = torch.from_numpy(vectors[np.sort(order[start : start + options.batch_size])].astype(np.float32))
+        x = (batch - net.mean) / net.scale
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             code, reconstruction = net(x)
         if options.plain:
-            loss = left = nn.functional.mse_loss(reconstruction.float(), x)
+            loss = error = nn.functional.mse_loss(reconstruction.float(), x)
         else:
             lengths = x.norm(dim=1, keepdim=True).clamp_min(1e-6)
             directions = x / lengths
-            left = nn.functional.mse_loss(reconstruction.float(), directions * lengths.mean())
-            loss = left + _neighbours_lost(directions, code, sharpness.exp())
+            error = nn.functional.mse_loss(reconstruction.float(), directions * lengths.mean())
+            loss = error + _neighbor_loss(directions, code, sharpness.exp())
         if not torch.isfinite(loss):
             raise NonFiniteLossError(step, None)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        recent = [*recent[1 - each :], left.item()] if each > 1 else [left.item()]
+        recent.append(error.item())
         if progress is not None:
             progress(step + 1, steps, recent[-1])
     return TrainedCodes(net.eval(), float(np.mean(recent)))
 
 
-def _neighbours_lost(rows: Tensor, code: Tensor, sharpness: Tensor) -> Tensor:
-    """Return how far the neighbours by bits are from those by distance: Kullback-Leibler divergences, mean of rows.
+def _neighbor_loss(rows: Tensor, code: Tensor, sharpness: Tensor) -> Tensor:
+    """Return how much the neighbors by bits differ from those by distance: KL divergences, averaged over rows.
 
-    rows: of unit length, float32 [n, inputs]; code: their bits, -1 or 1, [n, bits]. A row's neighbours are the other
-    rows, each with a weight that falls with its squared distance, or by `sharpness`, [scales], with each differing bit.
+    rows: of unit length, float32 [n, inputs]. code: their bits, -1 or 1, [n, bits]. Each row has a distribution over
+    the other rows, which decreases with the squared distance, or with the number of differing bits times `sharpness`
+    [scales].
     """
-    own = _APART * torch.eye(len(rows))
+    own = _FAR * torch.eye(len(rows))
     squared = 2 - 2 * rows @ rows.T + own
     differing = (code.shape[1] - code @ code.T) / 2
     nearest = squared.topk(min(max(count for count, _ in _SCALES), len(rows) - 1), largest=False).values
-    near = nearest[:, :1]
-    lost = torch.zeros(())
-    for (count, weight), steep in zip(_SCALES, sharpness, strict=True):
-        spread = (nearest[:, :count].mean(dim=1, keepdim=True) - near).clamp_min(1e-6)
-        wanted = torch.log_softmax(-_STEEP * (squared - near) / spread, dim=1)
-        found = torch.log_softmax(-steep * differing - own, dim=1)
-        lost = lost + weight * nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
-    return lost
+    first = nearest[:, :1]
+    total = torch.zeros(())
+    for (count, weight), factor in zip(_SCALES, sharpness, strict=True):
+        spread = (nearest[:, :count].mean(dim=1, keepdim=True) - first).clamp_min(1e-6)
+        by_distance = torch.log_softmax(-_DECAY * (squared - first) / spread, dim=1)
+        by_bits = torch.log_softmax(-factor * differing - own, dim=1)
+        total = total + weight * nn.functional.kl_div(by_bits, by_distance, reduction="batchmean", log_target=True)
+    return total
 
 
 def export_codes(net: AutoEncoder, sample: NDArray[np.float16] | NDArray[np.float32]) -> bytes:
-    """Return the encoder as ONNX: `fc7` float32 [n, inputs] -> `code` float32 [n, bits], a bit where it is above 0.
+    """Return the encoder as ONNX: `fc7` float32 [n, inputs] -> `code` float32 [n, bits]. Values above 0 are 1 bits.
 
-    sample: vectors to compare both on. Raises ParityError when more than one bit in 10,000 differs.
+    sample: vectors for comparing the graph with `net`. Raises ParityError if more than one bit in 10,000 differs.
     """
     import onnxruntime  # noqa: PLC0415
 
-    nodes, tensors, below = [], [], INPUT
+    nodes, tensors, previous = [], [], INPUT
     layers = [layer for layer in net.encoder if isinstance(layer, nn.Linear)]
     for number, layer in enumerate(layers):
         weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-        if number == 0:  # so that nobody can standardise wrongly
+        if number == 0:  # the graph takes vectors that are not standardized
             weight = weight / net.scale.numpy()
             bias = bias - weight @ net.mean.numpy()
         last = number == len(layers) - 1
         if last and isinstance(net.balance, nn.BatchNorm1d) and net.balance.running_mean is not None:
-            bias = bias - net.balance.running_mean.numpy()  # what is left of it, where only the sign counts
+            bias = bias - net.balance.running_mean.numpy()  # dividing by the deviation would not change the signs
         name = OUTPUT if last else f"layer{number + 1}"
         tensors += [numpy_helper.from_array(weight, f"{name}.weight"), numpy_helper.from_array(bias, f"{name}.bias")]
         nodes.append(
             helper.make_node(
-                "Gemm", [below, f"{name}.weight", f"{name}.bias"], [name if last else f"{name}.sum"], transB=1
+                "Gemm", [previous, f"{name}.weight", f"{name}.bias"], [name if last else f"{name}.sum"], transB=1
             )
         )
         if not last:
             nodes.append(helper.make_node("Relu", [f"{name}.sum"], [name]))
-        below = name
+        previous = name
     graph = helper.make_graph(
         nodes,
         "codes",
@@ -219,6 +219,6 @@ def export_codes(net: AutoEncoder, sample: NDArray[np.float16] | NDArray[np.floa
     rows = sample[:_CHECKED].astype(np.float32)
     [found] = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run([OUTPUT], {INPUT: rows})
     different = float(np.mean((found > 0) != net.bits(rows)))
-    if not different <= DIFFERENT_BITS:
-        raise ParityError(different, DIFFERENT_BITS, "bits of the code, as a share of all")
+    if not different <= MAX_DIFFERENT_BITS:
+        raise ParityError(different, MAX_DIFFERENT_BITS, "bits (share of all bits)")
     return content

@@ -1,7 +1,7 @@
-"""What the machine offers to training: bfloat16, memory that is kept, the versions that a run was made with.
+"""The hardware and software that a run uses: device, bfloat16, random number generators, memory, versions.
 
-Promises: nothing changes at import; `keep_memory` changes the whole process and is for entrypoints.
-Does not: choose threads (OMP_NUM_THREADS does).
+Guarantees: importing has no effect. `keep_freed_memory` changes the whole process, so only entry points call it.
+Out of scope: the number of threads (set OMP_NUM_THREADS).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _M_MMAP_MAX: Final = -4
 
 
 def training_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Return the device to train on. `name` is "auto" (CUDA where it works), "cpu", "cuda" or "cuda:1".
+    """Return the device to train on. `name` is "auto" (CUDA if available), "cpu", "cuda" or "cuda:1".
 
-    local_rank: the number of this process among those of the machine, each of which takes its own CUDA device.
+    local_rank: the number of this process on its machine. With CUDA, it selects the device.
     Raises DeviceUnavailableError.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -36,46 +36,46 @@ def training_device(name: str, local_rank: int | None = None) -> torch.device:
         return torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind not in ("auto", "cuda") or (number and not number.isdecimal()):
-        raise DeviceUnavailableError(name, (), "it must be auto, cpu, cuda or cuda:NUMBER")
+        raise DeviceUnavailableError(name, (), "valid values are auto, cpu, cuda and cuda:NUMBER")
     index = int(number or 0) if local_rank is None else local_rank
     if index >= available:
-        raise DeviceUnavailableError(name, (), f"torch {torch.__version__} sees {available} CUDA devices")
+        raise DeviceUnavailableError(name, (), f"torch {torch.__version__} finds {available} CUDA devices")
     return torch.device("cuda", index)
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Return bfloat16 where asked for or, for "auto", where the device has it; else None (float32)."""
+    """Return bfloat16 if it was chosen or, with "auto", if the hardware supports it. None means float32."""
     if precision == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     if precision == "auto":
-        has = torch.cpu.get_capabilities()
-        native = any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
         return torch.bfloat16 if native else None
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of torch's random numbers that a run on `device` draws from, by kind of device."""
+def rng_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's random number generators that a run on `device` uses, by type of device."""
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
-def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Go on drawing from the states of `random_states`."""
+def set_rng_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore the states that `rng_states` returned."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    """Leave torch's random numbers after the block as they were before it."""
+def preserved_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Restore torch's random number generators after the block."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-def keep_memory() -> bool:
-    """Let glibc keep freed memory instead of handing it back to the system; return whether it does.
+def keep_freed_memory() -> bool:
+    """Make glibc keep freed memory instead of returning it to the system. Returns whether this worked.
 
-    Activations of tens of megabytes are else mapped and zeroed anew in every step: 115 instead of 82 images/s.
+    Otherwise, activations of tens of megabytes are mapped and zeroed again in every step (82 instead of 115 images/s).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -84,9 +84,9 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def versions() -> dict[str, str]:
-    """Return what a run's figures depend on: releases, processor, threads, and the revision of a checkout of fc7."""
-    has = torch.cpu.get_capabilities()
+def environment_versions() -> dict[str, str]:
+    """Return what results depend on: versions, processor, number of threads, and the git revision of fc7."""
+    capabilities = torch.cpu.get_capabilities()
     try:
         fc7 = metadata.version("fc7")
     except metadata.PackageNotFoundError:
@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
         "revision": _revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": str(has.get("cpu_name", platform.machine())),
+        "processor": str(capabilities.get("cpu_name", platform.machine())),
         "threads": str(torch.get_num_threads()),
     }
 
@@ -107,7 +107,7 @@ def _revision() -> str:
         return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 (fixed command)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 (fixed command)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -1,18 +1,16 @@
-"""Measure how often a net, or the average of several, is wrong: top-1 and top-5 error, confusion, per class.
+"""Measure the error of a net, or of the average of several nets: top-1, top-5, confusion matrix, errors by class.
 
-Promises: every image is counted once, as seen or as skipped with the reason; views are averaged after the softmax
-(section 4.1), and so are nets (section 6); ties are broken as in serving (`top_k`); classes are matched by label.
-Does not: train, print, or keep images in memory.
-Source: the paper, sections 1 (top-5), 4.1 and 6.
+Guarantees: every image is counted once, either as seen or as skipped with the reason. Views (section 4.1) and nets
+(section 6) are averaged after the softmax. Ties are broken as in serving (`top_k`). Classes are matched by label.
+Out of scope: training, printing, and keeping images in memory.
+References: the paper, sections 1 (top-5), 4.1 and 6.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,117 +20,94 @@ import torch
 from numpy.typing import NDArray
 
 from model_store.cores import usable_cores
-from model_store.errors import DatasetError, ImageError
-from model_store.image import CROP, PREPARATION, SIZE, find_images, prepare, views
+from model_store.errors import DatasetError
+from model_store.image import CROP, PREPARATION, SIZE, find_images, views
+from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner, average_views, top_k
-from model_store.training.data.dataset import Skipped, read_part
-from model_store.training.data.shards import is_sharded, read_entries, read_folder
+from model_store.training.data.class_folders import PREFETCH, class_folders
+from model_store.training.data.image_file import ImageFile, Skipped, load_image
+from model_store.training.data.shards import is_sharded, read_folder, read_images
 from model_store.training.nets.alexnet import AlexNet
 
 TOP: Final = 5
-BATCH_ROWS: Final = 40  # views run at once: enough for full speed on two cores, and four images of ten views
-_AHEAD: Final = 32  # images decoded before they are asked for
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledFile:
-    """An image's file and the name of its class."""
-
-    path: Path
-    label: str
-    offset: int = 0  # where it begins in the file, which is a shard then
-    size: int | None = None  # bytes; None: the whole file
-
-    def read(self) -> bytes:
-        """Return the image's bytes. Raises OSError."""
-        return read_part(self.path, self.offset, self.size)
+BATCH_ROWS: Final = 40  # views per batch: enough for full speed on two cores, and a multiple of ten views
 
 
 class SplitImages:
-    """The images of `<root>/<split>/<class>/*`, or of a split of prepared shards, decoded while they are iterated over.
+    """The images of `<root>/<split>/<class>/*`, or of a split of prepared shards, decoded during iteration.
 
-    Unlike `open_dataset` it needs no second split and keeps no pixels, so a test set of any size will do. After a whole
-    iteration `skipped` lists what could not be read, and `sha256` identifies the images that were.
+    Unlike `open_dataset`, this needs only one split and keeps no pixels, so a test set can have any size. After a
+    complete iteration, `skipped` lists the images that could not be read, and `sha256` identifies the others.
     """
 
     def __init__(self, root: Path, split: str = "val") -> None:
-        """List the files. Raises DatasetError for a folder that is missing or has no class folders or no images."""
+        """List the images. Raises DatasetError if the folder is missing or has no images in class folders."""
         self.skipped: list[Skipped] = []
         self.sha256 = ""
         if is_sharded(root):
-            self.folder, folder = root, read_folder(root)
-            entries = read_entries(folder, split)
-            self.files = [LabelledFile(e.path, folder.classes[e.label], e.offset, e.size) for e in entries]
+            self.folder = root
+            self.files = read_images(read_folder(root), split)
             return
         self.folder = root / split
         if not self.folder.is_dir():
-            raise DatasetError(f"{self.folder} is no folder: images are expected as {self.folder}/<class>/*")
-        classes = sorted(entry for entry in self.folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-        self.files = [LabelledFile(path, folder.name) for folder in classes for path in find_images(folder)]
+            raise DatasetError(f"{self.folder} is not a folder. Images are expected as {self.folder}/<class>/*.")
+        self.files = [
+            ImageFile(path.relative_to(root).as_posix(), folder.name, path)
+            for folder in class_folders(self.folder)
+            for path in find_images(folder)
+        ]
         if not self.files:
-            raise DatasetError(f"{self.folder} has no images in class folders: they are expected as <class>/*")
+            raise DatasetError(f"{self.folder} has no images in class folders. They are expected as <class>/*.")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], str]]:
-        """Yield prepared pixels, uint8 [256, 256, 3], and label, in the order of `files`."""
+        """Yield (prepared pixels uint8 [256, 256, 3], label) in the order of `files`."""
         self.skipped.clear()
         digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
-        with ThreadPoolExecutor(usable_cores(), "decode") as workers:
-            rest = iter(self.files)
-            waiting = deque((file, workers.submit(_read, file)) for file in islice(rest, _AHEAD))
-            while waiting:
-                file, future = waiting.popleft()
-                waiting.extend((file, workers.submit(_read, file)) for file in islice(rest, 1))
-                read = future.result()
-                if isinstance(read, Skipped):
-                    self.skipped.append(read)
+        with prefetch(load_image, self.files, usable_cores(), PREFETCH) as results:
+            for image, future in results:
+                loaded = future.result()
+                if isinstance(loaded, Skipped):
+                    self.skipped.append(loaded)
                     continue
-                pixels, sha256 = read
-                digest.update(f"{file.path.relative_to(self.folder).as_posix()}\0{sha256}\n".encode())
-                yield pixels, file.label
+                digest.update(f"{image.file.relative_to(self.folder).as_posix()}\0{loaded.sha256}\n".encode())
+                yield loaded.pixels, image.label
         self.sha256 = digest.hexdigest()
 
     def sample(self, count: int) -> NDArray[np.uint8]:
-        """Return at most `count` readable images spread over all classes, prepared, uint8 [n, 256, 256, 3].
+        """Return at most `count` images spread over all classes, prepared, uint8 [n, 256, 256, 3].
 
-        Raises DatasetError when none of those can be read.
+        Images that cannot be read are left out. Raises DatasetError if none can be read.
         """
         step = max(1, len(self.files) // count)
-        read = [_read(file) for file in self.files[::step][:count]]
-        pixels = [entry[0] for entry in read if not isinstance(entry, Skipped)]
+        tried = [load_image(image) for image in self.files[::step][:count]]
+        pixels = [loaded.pixels for loaded in tried if not isinstance(loaded, Skipped)]
         if not pixels:
-            raise DatasetError(f"of {len(read)} images tried in {self.folder} none can be read: {read[0]}")
+            reasons = next(loaded.reason for loaded in tried if isinstance(loaded, Skipped))
+            raise DatasetError(f"None of the {len(tried)} sampled images in {self.folder} can be read: {reasons}")
         return np.stack(pixels)
 
 
-def _read(file: LabelledFile) -> tuple[NDArray[np.uint8], str] | Skipped:
-    try:
-        content = file.read()
-        return prepare(content), hashlib.sha256(content).hexdigest()
-    except (ImageError, OSError) as error:
-        return Skipped(file.path, str(error))
-
-
 class Predictor(Protocol):
-    """What can be evaluated: a net in torch, a published version, a graph that is about to become one."""
+    """A net that can be evaluated: in torch, as a published version, or as a graph before it is published."""
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """The name shown in reports."""
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes, in the order of the probabilities."""
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [n, 224, 224, 3] -> float32 [n, classes]."""
+        """Classify crops, uint8 [n, 224, 224, 3] -> float32 [n, classes]."""
 
 
 @dataclass(frozen=True, slots=True)
 class TorchPredictor:
-    """A net in torch, in float32, with its mean image (float32 [256, 256, 3])."""
+    """A net in torch (float32), with its mean image, float32 [256, 256, 3]."""
 
     name: str
     labels: tuple[str, ...]
@@ -142,9 +117,9 @@ class TorchPredictor:
     def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
         edge = (SIZE - CROP) // 2
-        centred = pixels - self.mean[edge : edge + CROP, edge : edge + CROP]
+        centered = pixels - self.mean[edge : edge + CROP, edge : edge + CROP]
         with torch.inference_mode():
-            logits, fc7 = self.net.eval().forward_both(torch.from_numpy(centred).permute(0, 3, 1, 2).contiguous())
+            logits, fc7 = self.net.eval().forward_both(torch.from_numpy(centered).permute(0, 3, 1, 2).contiguous())
             return logits.softmax(1).numpy(), fc7.numpy()
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -154,7 +129,7 @@ class TorchPredictor:
 
 @dataclass(frozen=True, slots=True)
 class RunnerPredictor:
-    """A published version, run as it is served."""
+    """A published version, run as in serving."""
 
     runner: Runner
 
@@ -165,7 +140,7 @@ class RunnerPredictor:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes of its manifest."""
+        """The classes in its manifest."""
         return self.runner.artifact.labels
 
     def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -180,7 +155,7 @@ class RunnerPredictor:
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
-    """One class: its images that were seen, and the share of them that was wrong (None without images)."""
+    """The number of images of a class that were seen, and the share of wrong answers (None without images)."""
 
     label: str
     images: int
@@ -190,10 +165,10 @@ class ClassResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What came out. Counts of images, int64.
+    """The result of an evaluation.
 
-    confusion: [classes, classes]; row i, column j: images of class i for which class j was the most probable.
-    top5_wrong: [classes]; images of class i whose label was not among the five most probable (of fewer: among all).
+    confusion: int64 [classes, classes]; row i, column j is the number of images of class i that were classified as j.
+    top5_wrong: int64 [classes]; the number of images of each class whose label was not among the five most probable.
     """
 
     models: tuple[str, ...]
@@ -203,26 +178,26 @@ class Evaluation:
     top5_wrong: NDArray[np.int64]
     skipped: tuple[Skipped, ...]
     data: str  # the folder of the split
-    data_sha256: str  # over the paths and contents of the images seen
+    data_sha256: str  # over the paths and contents of the classified images
 
     @property
     def seen(self) -> int:
-        """Images that were classified."""
+        """The number of classified images."""
         return int(self.confusion.sum())
 
     @property
     def top1_error(self) -> float:
-        """Share of the images seen, 0 to 1, whose most probable class is not their label."""
+        """Share of the images (0 to 1) whose most probable class is not their label."""
         return 1 - float(np.trace(self.confusion)) / self.seen
 
     @property
     def top5_error(self) -> float:
-        """Share of the images seen, 0 to 1, whose label is not among the five most probable classes."""
+        """Share of the images (0 to 1) whose label is not among the five most probable classes."""
         return float(self.top5_wrong.sum()) / self.seen
 
     @property
     def majority_error(self) -> float:
-        """The top-1 error of always answering the most frequent class: what a net must beat to know anything."""
+        """The top-1 error of always predicting the most frequent class, as a baseline."""
         return 1 - float(self.confusion.sum(axis=1).max()) / self.seen
 
     def per_class(self) -> list[ClassResult]:
@@ -230,15 +205,13 @@ class Evaluation:
         results = []
         for index, label in enumerate(self.labels):
             images = int(self.confusion[index].sum())
-            wrong = images - int(self.confusion[index, index])
-            top5 = int(self.top5_wrong[index])
-            results.append(
-                ClassResult(label, images, wrong / images if images else None, top5 / images if images else None)
-            )
+            wrong = images - int(self.confusion[index, index]), int(self.top5_wrong[index])
+            top1, top5 = (count / images if images else None for count in wrong)
+            results.append(ClassResult(label, images, top1, top5))
         return results
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON types; errors are shares from 0 to 1."""
+        """Return JSON types. Errors are shares from 0 to 1."""
         return {
             "models": list(self.models),
             "views": self.views,
@@ -249,10 +222,7 @@ class Evaluation:
             "top1_error": self.top1_error,
             "top5_error": self.top5_error,
             "majority_class_error": self.majority_error,
-            "per_class": [
-                {"label": c.label, "images": c.images, "top1_error": c.top1_error, "top5_error": c.top5_error}
-                for c in self.per_class()
-            ],
+            "per_class": [asdict(result) for result in self.per_class()],
             "confusion": self.confusion.tolist(),
             "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in self.skipped],
         }
@@ -265,14 +235,14 @@ def evaluate(
     view_count: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Classify `images` by the average of all `predictors`, and count.
+    """Classify `images` by the average of all `predictors`, and count the errors.
 
-    view_count: 1 (the centre) or 10 (section 4.1).
+    view_count: 1 (the center) or 10 (section 4.1).
     progress: called with the number of images counted since its last call.
-    Raises DatasetError when no image can be read, one has a label that no net knows, or the nets' classes differ.
+    Raises DatasetError if no image can be read, if a label is not a class of the nets, or if their classes differ.
     """
     labels = predictors[0].labels
-    orders = [_order(predictor, labels) for predictor in predictors]
+    orders = [_class_order(predictor, labels) for predictor in predictors]
     index_of = {label: index for index, label in enumerate(labels)}
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     top5_wrong = np.zeros(len(labels), np.int64)
@@ -283,7 +253,7 @@ def evaluate(
         total = np.zeros((len(truth), len(labels)), np.float32)
         for predictor, order in zip(predictors, orders, strict=True):
             total += average_views(predictor.probabilities(rows)[:, order], view_count)
-        # The sum ranks as the mean does.
+        # The sum gives the same ranking as the mean.
         best, _ = top_k(total, min(TOP, len(labels)))
         np.add.at(confusion, (truth, best[:, 0]), 1)
         np.add.at(top5_wrong, truth, (best != truth[:, None]).all(axis=1))
@@ -291,7 +261,7 @@ def evaluate(
     if not confusion.any():
         first = images.skipped[0]
         raise DatasetError(
-            f"none of the {len(images)} images in {images.folder} can be read; {first.path}: {first.reason}"
+            f"None of the {len(images)} images in {images.folder} can be read, for example {first.path}: {first.reason}"
         )
     return Evaluation(
         models=tuple(predictor.name for predictor in predictors),
@@ -305,12 +275,12 @@ def evaluate(
     )
 
 
-def _order(predictor: Predictor, labels: tuple[str, ...]) -> list[int]:
-    """Return where each of `labels` is among the predictor's."""
+def _class_order(predictor: Predictor, labels: tuple[str, ...]) -> list[int]:
+    """Return the position of each of `labels` among the predictor's classes."""
     if set(predictor.labels) != set(labels):
         difference = ", ".join(sorted(set(predictor.labels) ^ set(labels))[:8])
         raise DatasetError(
-            f"{predictor.name} has other classes than the first net, so they cannot be averaged: {difference}"
+            f"{predictor.name} cannot be averaged with the first net, because their classes differ: {difference}."
         )
     return [predictor.labels.index(label) for label in labels]
 
@@ -318,7 +288,7 @@ def _order(predictor: Predictor, labels: tuple[str, ...]) -> list[int]:
 def _index(label: str, index_of: dict[str, int]) -> int:
     if label not in index_of:
         known = ", ".join(list(index_of)[:20])
-        raise DatasetError(f"the data have a class {label!r} that the net does not know; it knows: {known}")
+        raise DatasetError(f"The data has class {label!r}, which the net does not have. Classes of the net: {known}.")
     return index_of[label]
 
 

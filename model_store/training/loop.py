@@ -1,18 +1,18 @@
-"""Train a net on class folders: the loop, from the first step to the final weights, and how it goes on after a stop.
+"""The training loop, from the first step to the final weights, and resuming after a stop.
 
-    python -m model_store.training.train --data DIR --recipe small --name solar      (fc7 train is the same)
+    python -m model_store.training.train --data DIR --recipe small --name solar      (or: fc7 train ...)
 
-Promises: the same seed, data and recipe on the same machine give the same bits, stopped and resumed or not; a stop, an
-epoch's end and nothing else write a checkpoint; a loss that is not finite ends the run with the last good checkpoint
-named; a loss that does not move draws a warning; what could not be read is listed in the run's folder.
-Does not: choose the best epoch (the weights are the last step's), evaluate at more than one view (evaluate.py does),
-start several processes (torchrun does; distributed.py and towers.py say how they share the work).
-Source: the paper, sections 4 and 5.
+Guarantees: the same seed, data and recipe on the same machine give the same bits, whether the run was resumed or not. A
+checkpoint is written at the end of each epoch and when the run is stopped. A loss that is not finite ends the run, and
+the error names the last good checkpoint. A loss that does not decrease causes a warning. Files that could not be read
+are listed in the run's folder.
+Out of scope: choosing the best epoch (the final weights are those of the last step), evaluating with several views
+(evaluate.py), starting processes (torchrun), and how processes share the work (distributed/).
+References: the paper, sections 4 and 5.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -31,35 +31,44 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_store.cores import usable_cores
-from model_store.durable import write_atomic
 from model_store.errors import CheckpointError, DatasetError
-from model_store.training import device as machine
 from model_store.training.data.augment import Augmenter, epoch_order
 from model_store.training.data.dataset import Dataset, ImageSet
+from model_store.training.data.image_file import write_skipped
 from model_store.training.data.loader import batches, open_data
 from model_store.training.data.mixup import mix
-from model_store.training.distributed.data_parallel import Replicas, Scheme, require_even
+from model_store.training.device import autocast_dtype, environment_versions, preserved_rng
+from model_store.training.distributed.data_parallel import DataParallel, require_divisible
 from model_store.training.distributed.group import Group
-from model_store.training.distributed.towers import Towers, require_towers
-from model_store.training.nets.alexnet import Architecture
+from model_store.training.distributed.towers import TowerParallel, require_towers
+from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.optim import build_schedule, set_rate
-from model_store.training.plateau_warning import FlatLossWatch
+from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
-from model_store.training.runs import run as runs
-from model_store.training.runs.checkpoint import Place, not_finite
+from model_store.training.runs.checkpoint import Position, non_finite_error
 from model_store.training.runs.fine_tuning import Parent, child_architecture
-from model_store.training.runs.metrics_log import LOG_EVERY, SENT, MetricsLog
+from model_store.training.runs.metrics_log import LOG_EVERY, SENT_PREFIX, MetricsLog
+from model_store.training.runs.run import (
+    CHECKPOINT_FILE,
+    MODEL_FILE,
+    RunInfo,
+    new_run_folder,
+    read_info,
+    read_metrics,
+    write_info,
+    write_statistics,
+)
 
-DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels: about 10,900 images
+DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels, enough for about 10,900 images
 VALIDATION_BATCH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a run may use. workers: threads that decode, for each process; None is one a core.
+    """The resources of a run. workers: decoding threads of each process; None: one per core.
 
-    group: the processes that train together, and this one's device. towers: the two of them have a tower each.
+    group: the processes that train together. towers: train one tower in each of two processes.
     """
 
     memory_budget: int = DEFAULT_MEMORY_BUDGET
@@ -68,23 +77,35 @@ class Resources:
     towers: bool = False
 
     def require_fit(self, architecture: Architecture, recipe: Recipe) -> None:
-        """Raise RecipeError when these processes cannot share the net's or the recipe's work."""
+        """Raise RecipeError if these processes cannot share the net or the batches."""
         if self.towers:
             require_towers(architecture, self.group)
         else:
-            require_even(recipe, self.group)
+            require_divisible(recipe, self.group)
 
-    def scheme(self, info: runs.RunInfo) -> Scheme:
-        """Return how the processes share the run's net."""
-        return (Towers if self.towers else Replicas)(info.architecture, info.recipe, self.group)
+    def build_scheme(self, info: RunInfo) -> DataParallel:
+        """Build the run's net, or this process's tower."""
+        if self.towers:
+            return TowerParallel(info.architecture, info.recipe, self.group)
+        return DataParallel(AlexNet(info.architecture), info.recipe, self.group)
+
+    def open_data(self, stack: ExitStack, data: Path, reporter: Reporter) -> Dataset:
+        """Open the data set, with decoding threads that end with `stack`. Raises DatasetError."""
+        workers = stack.enter_context(ThreadPoolExecutor(self.workers or usable_cores(), "decode"))
+        dataset = open_data(data, self.memory_budget, workers, reporter)
+        self.group.require_same_data(dataset.hash)
+        return dataset
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How `train` or `resume` ended. val_error: top-1 error of the last validation, from 0 to 1; None before."""
+    """The result of `train` or `resume`. val_error: top-1 error of the last validation (0 to 1), None if there is none.
+
+    finished: False if the run was stopped and can be resumed.
+    """
 
     run: Path
-    finished: bool  # False: it was stopped, and `resume` goes on
+    finished: bool
     val_error: float | None
 
 
@@ -100,9 +121,9 @@ def train(
     reporter: Reporter | None = None,
     stop: threading.Event | None = None,
 ) -> Result:
-    """Train from the first step in a new folder under `home`/runs. When `stop` is set it ends after the step at hand.
+    """Train in a new folder in `home`/runs. After `stop` is set, the run ends with a checkpoint after the current step.
 
-    parent: the net whose layers and weights the run begins with, instead of the recipe's (parents.py).
+    parent: the net to start from. The run then has its layers instead of the recipe's.
     Raises DatasetError, RecipeError, NonFiniteLossError, CheckpointError (a checkpoint could not be written).
     """
     resources, reporter = resources or Resources(), reporter or Reporter()
@@ -110,8 +131,8 @@ def train(
     architecture = child_architecture(parent, recipe, 1) if parent else recipe.architecture(1)
     resources.require_fit(architecture, recipe)
     with ExitStack() as stack:
-        dataset = _open(stack, data, resources, reporter)
-        info = runs.RunInfo(
+        dataset = resources.open_data(stack, data, reporter)
+        info = RunInfo(
             name=name,
             recipe=recipe,
             architecture=replace(architecture, classes=len(dataset.classes)),
@@ -123,13 +144,12 @@ def train(
             seed=seed,
             parent=parent.name if parent else None,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=machine.versions() | group.versions() | {"towers": str(resources.towers).lower()},
+            versions=environment_versions() | group.versions() | {"towers": str(resources.towers).lower()},
         )
-        stack.enter_context(machine.own_random_numbers(group.device))
-        scheme = resources.scheme(info)
-        run: Path = group.from_first(_begin_folder(home, info, dataset) if group.first else None)
-        trainer = _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop)
-        return trainer.run_from_start(parent)
+        stack.enter_context(preserved_rng(group.device))
+        scheme = resources.build_scheme(info)
+        run: Path = group.broadcast(_create_run(home, info, dataset) if group.first else None)
+        return _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).start(parent)
 
 
 def resume(
@@ -142,79 +162,71 @@ def resume(
     reporter: Reporter | None = None,
     stop: threading.Event | None = None,
 ) -> Result:
-    """Go on from the checkpoint of the run's folder; a finished run is left as it is.
+    """Continue from the checkpoint in the run's folder. A finished run is not changed.
 
-    data: where the images are now, if they moved. recipe: if given, it must be the run's own. force: go on though the
-    images changed. Raises CheckpointError when there is no checkpoint, or the recipe or the images are others.
+    data: the folder of the images, if they were moved. recipe: if given, it must equal that of the run.
+    force: continue even if the images changed.
+    Raises CheckpointError if there is no checkpoint, or if the recipe or the images differ.
     """
     resources, reporter = resources or Resources(), reporter or Reporter()
     group = resources.group
-    # Only the first process needs the run's folder: the others may be on machines that do not have it.
-    info, finished, begun = group.from_first(_state(run) if group.first else None)
+    # Only the first process needs the run's folder. The others may be on machines that do not have it.
+    info, finished, has_checkpoint = group.broadcast(_read_state(run) if group.first else None)
     resources.require_fit(info.architecture, info.recipe)
     if recipe is not None and recipe != info.recipe:
-        mine, theirs = info.recipe.to_dict(), recipe.to_dict()
-        changes = ", ".join(f"{key} {mine[key]!r} -> {theirs[key]!r}" for key in mine if mine[key] != theirs[key])
+        old, new = info.recipe.to_dict(), recipe.to_dict()
+        changes = ", ".join(f"{key} {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key])
         raise CheckpointError(
-            f"{run} was begun with another recipe ({changes}): resume it as it is, or begin a new run"
+            f"{run} was started with another recipe ({changes}). Resume it without a recipe, or start a new run."
         )
     if finished:
-        reporter.note(f"{run} is finished: there is nothing to resume")
+        reporter.note(f"{run} is finished, so there is nothing to resume.")
         return Result(run, finished=True, val_error=_last_val_error(run) if group.first else None)
-    if not begun:
-        raise CheckpointError(f"{run} was stopped before its first checkpoint: begin again without --resume")
+    if not has_checkpoint:
+        raise CheckpointError(f"{run} was stopped before its first checkpoint. Start again without --resume.")
     with ExitStack() as stack:
-        dataset = _open(stack, data or Path(info.data), resources, reporter)
+        dataset = resources.open_data(stack, data or Path(info.data), reporter)
         if dataset.hash != info.data_hash and not force:
             raise CheckpointError(
-                f"the images in {dataset.root} are not those that {run} was begun with (hash {dataset.hash[:12]}, then "
-                f"{info.data_hash[:12]}): put them back, begin a new run, or go on all the same with --force"
+                f"The images in {dataset.root} changed since {run} was started (data hash {dataset.hash[:12]} instead "
+                f"of {info.data_hash[:12]}). Restore them, start a new run, or use --force to continue anyway."
             )
         if dataset.classes != info.classes:
             raise CheckpointError(
-                f"the classes in {dataset.root} are not those that {run} was begun with: begin a new run"
+                f"The classes in {dataset.root} are not those that {run} was started with. Start a new run."
             )
-        stack.enter_context(machine.own_random_numbers(resources.group.device))
-        scheme = resources.scheme(info)
-        trainer = _Trainer(run, info, dataset, scheme, group=resources.group, reporter=reporter, stop=stop)
-        return trainer.run_from_checkpoint()
+        stack.enter_context(preserved_rng(group.device))
+        scheme = resources.build_scheme(info)
+        return _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).resume()
 
 
-def _state(run: Path) -> tuple[runs.RunInfo, bool, bool]:
-    """Return what a run's folder says, whether the run is finished, and whether there is a checkpoint."""
-    return runs.read_info(run), (run / runs.MODEL_FILE).exists(), (run / runs.CHECKPOINT_FILE).exists()
+def _read_state(run: Path) -> tuple[RunInfo, bool, bool]:
+    """Return the description of a run, whether it is finished, and whether it has a checkpoint."""
+    return read_info(run), (run / MODEL_FILE).exists(), (run / CHECKPOINT_FILE).exists()
 
 
-def _begin_folder(home: Path, info: runs.RunInfo, dataset: Dataset) -> Path:
-    run = runs.new_run_folder(home, info.name)
-    runs.write_statistics(run, dataset.statistics)
-    skipped = [{"path": str(item.path), "reason": item.reason} for item in dataset.skipped]
-    write_atomic(run / runs.SKIPPED_FILE, json.dumps(skipped, indent=2, ensure_ascii=False).encode())
-    runs.write_info(run, info)
+def _create_run(home: Path, info: RunInfo, dataset: Dataset) -> Path:
+    run = new_run_folder(home, info.name)
+    write_statistics(run, dataset.statistics)
+    write_skipped(run, dataset.skipped)
+    write_info(run, info)
     return run
 
 
-def _open(stack: ExitStack, data: Path, resources: Resources, reporter: Reporter) -> Dataset:
-    workers = stack.enter_context(ThreadPoolExecutor(resources.workers or usable_cores(), "decode"))
-    dataset = open_data(data, resources.memory_budget, workers, reporter)
-    resources.group.require_same_data(dataset.hash)
-    return dataset
-
-
 def _last_val_error(run: Path) -> float | None:
-    errors = [record["val_error"] for record in runs.read_metrics(run) if "val_error" in record]
+    errors = [record["val_error"] for record in read_metrics(run) if "val_error" in record]
     return errors[-1] if errors else None
 
 
 class _Trainer:
-    """One run in one process: the place in the epochs, and the loop."""
+    """Trains a run in this process: epochs, steps, validation."""
 
     def __init__(
         self,
         run: Path,
-        info: runs.RunInfo,
+        info: RunInfo,
         dataset: Dataset,
-        scheme: Scheme,
+        scheme: DataParallel,
         *,
         group: Group,
         reporter: Reporter,
@@ -226,162 +238,157 @@ class _Trainer:
         self._batches = math.ceil(len(dataset.train) / self._recipe.batch_size)
         self._schedule = build_schedule(self._recipe, self._recipe.epochs * self._batches)
         self._augmenter = Augmenter(self._recipe, dataset.statistics, group.device)
-        self._dtype = machine.autocast_dtype(self._recipe.precision, group.device)
-        self._watch = FlatLossWatch(dataset.class_counts(), self._recipe)
+        self._dtype = autocast_dtype(self._recipe.precision, group.device)
+        self._plateau = PlateauDetector(dataset.class_counts(), self._recipe)
         self._val_error = _last_val_error(run) if group.first else None
 
-    def run_from_start(self, parent: Parent | None) -> Result:
-        kept_last = self._scheme.begin(self._info, parent)
+    def start(self, parent: Parent | None) -> Result:
+        copied_last = self._scheme.initialise(self._info, parent)
         if parent is not None:
-            kept = "fc8 too: the classes are the same" if kept_last else "fc8 is new: the classes differ"
-            self._reporter.note(f"the weights are those of {parent.name}; {kept}")
-        return self._epochs(Place(0, 0, 0, 0.0, 0, 0.0, self._schedule.state()))
+            last = "fc8 too, because the classes are the same" if copied_last else "except fc8, whose classes differ"
+            self._reporter.note(f"The initial weights are those of {parent.name} ({last}).")
+        return self._train_epochs(Position(0, 0, 0, 0.0, 0, 0.0, self._schedule.state()))
 
-    def run_from_checkpoint(self) -> Result:
-        place = self._scheme.restore(self._run)
-        self._schedule.restore(place.schedule)
-        self._reporter.note(f"going on with {self._run} after step {place.step}, in epoch {place.epoch + 1}")
-        return self._epochs(place)
+    def resume(self) -> Result:
+        position = self._scheme.restore(self._run)
+        self._schedule.restore(position.schedule)
+        self._reporter.note(f"Resuming {self._run} after step {position.step}, in epoch {position.epoch + 1}.")
+        return self._train_epochs(position)
 
-    def _epochs(self, place: Place) -> Result:
-        going = True
-        with MetricsLog(self._run, place.step) if self._group.first else nullcontext() as log:
-            while going and place.epoch < self._recipe.epochs:
-                place, wait = self._epoch(place, log)
-                if place.batch < self._batches:
-                    self._scheme.checkpoint(self._run, place)
+    def _train_epochs(self, position: Position) -> Result:
+        training = True
+        with MetricsLog(self._run, position.step) if self._group.first else nullcontext() as log:
+            while training and position.epoch < self._recipe.epochs:
+                position, wait = self._train_epoch(position, log)
+                if position.batch < self._batches:
+                    self._scheme.checkpoint(self._run, position)
                     return Result(self._run, finished=False, val_error=self._val_error)
-                record = self._close_epoch(place, wait)
+                record = self._finish_epoch(position, wait)
                 if "val_error" in record:
                     self._val_error = record["val_error"]
-                    going = self._schedule.after_epoch(record["val_error"])
+                    training = self._schedule.after_epoch(record["val_error"])
                 if log is not None:
                     log.write(record)
                 self._reporter.epoch(record)
-                place = Place(place.step, place.epoch + 1, 0, 0.0, 0, 0.0, self._schedule.state())
-                if going and place.epoch < self._recipe.epochs:
-                    self._scheme.checkpoint(self._run, place)
-        self._scheme.finish(self._run, place.step)
+                position = Position(position.step, position.epoch + 1, 0, 0.0, 0, 0.0, self._schedule.state())
+                if training and position.epoch < self._recipe.epochs:
+                    self._scheme.checkpoint(self._run, position)
+        self._scheme.finish(self._run, position.step)
         return Result(self._run, finished=True, val_error=self._val_error)
 
-    def _epoch(self, place: Place, log: MetricsLog | None) -> tuple[Place, float]:
-        """Train the rest of the place's epoch; return the place reached and the seconds spent waiting for data."""
+    def _train_epoch(self, position: Position, log: MetricsLog | None) -> tuple[Position, float]:
+        """Train the rest of an epoch. Returns the new position, and the seconds spent waiting for data."""
         self._scheme.module.train()
-        images, began, wait = len(self._dataset.train), time.perf_counter(), 0.0
-        step, batch, loss_sum, wrong = place.step, place.batch, place.loss_sum, place.wrong
-        seen = min(batch * self._recipe.batch_size, images)
-        already = seen
+        images, started, wait = len(self._dataset.train), time.perf_counter(), 0.0
+        step, batch, loss_sum, wrong = position.step, position.batch, position.loss_sum, position.wrong
+        already_seen = seen = min(batch * self._recipe.batch_size, images)
         pinned = self._group.device.type == "cuda"
-        with closing(batches(self._dataset.train, self._positions(place.epoch, batch), pinned=pinned)) as inputs:
+        with closing(batches(self._dataset.train, self._order(position.epoch, batch), pinned=pinned)) as inputs:
             while batch < self._batches and not self._group.any(self._stop.is_set()):
-                asked = time.perf_counter()
+                requested = time.perf_counter()
                 pixels, labels = next(inputs)
-                wait += time.perf_counter() - asked
+                wait += time.perf_counter() - requested
                 count = min(self._recipe.batch_size, images - batch * self._recipe.batch_size)
                 rate = self._schedule.rate(step)
-                loss, missed = self._step(pixels, labels, count, rate, (place.epoch, batch))
+                loss, wrong_answers = self._train_step(pixels, labels, count, rate, (position.epoch, batch))
                 step, batch, seen = step + 1, batch + 1, seen + count
-                loss_sum, wrong = loss_sum + loss * count, wrong + missed
+                loss_sum, wrong = loss_sum + loss * count, wrong + wrong_answers
                 if step % LOG_EVERY == 0 and log is not None:
-                    record = {"step": step, "epoch": place.epoch + 1, "loss": loss, "error": missed / count}
+                    record = {"step": step, "epoch": position.epoch + 1, "loss": loss, "error": wrong_answers / count}
                     log.write({"kind": "step", **record, "rate": rate})
-                warning = self._watch.after_step(loss)
+                warning = self._plateau.after_step(loss)
                 if warning:
                     self._reporter.warn(warning)
-                speed = (seen - already) / (time.perf_counter() - began)
-                done, total = place.epoch * images + seen, self._recipe.epochs * images
+                speed = (seen - already_seen) / (time.perf_counter() - started)
+                done, total = position.epoch * images + seen, self._recipe.epochs * images
                 self._reporter.step(done, total, loss_sum / seen, wrong / seen, speed)
-        seconds = place.seconds + time.perf_counter() - began
-        return Place(step, place.epoch, batch, loss_sum, wrong, seconds, self._schedule.state()), wait
+        seconds = position.seconds + time.perf_counter() - started
+        return Position(step, position.epoch, batch, loss_sum, wrong, seconds, self._schedule.state()), wait
 
-    def _positions(self, epoch: int, batch: int) -> Iterator[NDArray[np.int64]]:
-        """Yield the positions of this process's images of the epoch's batches, from `batch` on."""
+    def _order(self, epoch: int, first_batch: int) -> Iterator[NDArray[np.int64]]:
+        """Yield, for each batch of the epoch from `first_batch` on, the positions of this process's images."""
         order = epoch_order(len(self._dataset.train), self._info.seed, epoch)
         size = self._recipe.batch_size
-        for number in range(batch, self._batches):
-            whole = order[number * size : (number + 1) * size]
-            yield whole[slice(*self._scheme.rows(len(whole)))]
+        for number in range(first_batch, self._batches):
+            batch = order[number * size : (number + 1) * size]
+            yield batch[slice(*self._scheme.rows(len(batch)))]
 
-    def _step(
-        self, pixels: Tensor, labels: Tensor, count: int, rate: float, place: tuple[int, int]
+    def _train_step(
+        self, pixels: Tensor, labels: Tensor, count: int, rate: float, key: tuple[int, int]
     ) -> tuple[float, int]:
-        """Move the weights once, for a batch of `count` images; return its mean loss and the number of wrong answers.
+        """Update the weights for a batch of `count` images. Returns its mean loss and the number of wrong answers.
 
-        pixels, labels: of this process's share. place: (epoch, batch in the epoch).
+        pixels, labels: this process's share. key: (epoch, batch in the epoch).
         """
-        set_rate(self._optimiser, rate)
+        set_rate(self._scheme.optimizer, rate)
         rows = (self._scheme.rows(count)[0], count)
         noisy = rate >= self._recipe.noise_off_below * self._recipe.highest_rate
-        x = self._augmenter.training_batch(pixels, self._info.seed, *place, rows=rows, noisy=noisy)
+        x = self._augmenter.training_batch(pixels, self._info.seed, *key, rows=rows, noisy=noisy)
         labels = labels.to(self._group.device, non_blocking=True)
         targets = labels
         if self._recipe.mixup:
-            key = (self._info.seed, *place)
-            x, targets = mix(x, labels, len(self._dataset.classes), self._recipe.mixup, key)
-            labels = targets.argmax(1)  # of a blend, the class with the larger share
+            x, targets = mix(x, labels, len(self._dataset.classes), self._recipe.mixup, (self._info.seed, *key))
+            labels = targets.argmax(1)  # the class with the larger share of the blend
         logits = self._logits(x, rows)
-        # This process's share of the mean over the whole batch, so that the gradients of all add up to the mean's.
+        # This process's part of the mean over the whole batch, so that the gradients of all processes add up.
         smoothing = self._recipe.label_smoothing
         loss = functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing) / count
-        mean, missed = self._scheme.totals([loss.item(), int((logits.argmax(1) != labels).sum())])
-        if not math.isfinite(mean):
-            raise not_finite(self._run, place[0] * self._batches + place[1])
-        self._optimiser.zero_grad(set_to_none=True)
+        mean_loss, wrong = self._scheme.sum([loss.item(), int((logits.argmax(1) != labels).sum())])
+        if not math.isfinite(mean_loss):
+            raise non_finite_error(self._run, key[0] * self._batches + key[1])
+        self._scheme.optimizer.zero_grad(set_to_none=True)
         self._scheme.backward(loss)
-        self._optimiser.step()
-        return mean, int(missed)
-
-    @property
-    def _optimiser(self) -> torch.optim.Optimizer:
-        return self._scheme.optimiser
+        self._scheme.optimizer.step()
+        return mean_loss, int(wrong)
 
     def _logits(self, x: Tensor, rows: tuple[int, int] | None) -> Tensor:
         with torch.autocast(self._group.device.type, self._dtype, enabled=self._dtype is not None):
             logits = self._scheme.logits(x, rows)
         return logits.float()
 
-    def _close_epoch(self, place: Place, wait: float) -> dict[str, Any]:
+    def _finish_epoch(self, position: Position, wait: float) -> dict[str, Any]:
+        """Validate if it is time. Returns the line of `metrics.jsonl` for the epoch."""
         images = len(self._dataset.train)
         record: dict[str, Any] = {
             "kind": "epoch",
-            "epoch": place.epoch + 1,
-            "step": place.step,
-            "train_loss": place.loss_sum / images,
-            "train_error": place.wrong / images,
-            "rate": self._schedule.rate(place.step - 1),
-            "seconds": round(place.seconds, 3),
-            "images_per_second": round(images / place.seconds, 2),
-            "wait_share": round(wait / place.seconds, 4),
+            "epoch": position.epoch + 1,
+            "step": position.step,
+            "train_loss": position.loss_sum / images,
+            "train_error": position.wrong / images,
+            "rate": self._schedule.rate(position.step - 1),
+            "seconds": round(position.seconds, 3),
+            "images_per_second": round(images / position.seconds, 2),
+            "wait_share": round(wait / position.seconds, 4),
         }
-        sent = self._scheme.sent()
-        record |= {"images": images} | {SENT + layer: count for layer, count in sent.items()} if sent else {}
-        last = place.epoch + 1 == self._recipe.epochs
-        if last or (place.epoch + 1) % self._recipe.validate_every == 0:
+        if sent := self._scheme.bytes_sent():
+            record |= {"images": images} | {SENT_PREFIX + layer: count for layer, count in sent.items()}
+        last = position.epoch + 1 == self._recipe.epochs
+        if last or (position.epoch + 1) % self._recipe.validate_every == 0:
             record |= self._validate(self._dataset.val)
             if not math.isfinite(record["val_loss"]):
-                raise not_finite(self._run, place.step)
-        self._scheme.sent()  # validation's is not an epoch's
+                raise non_finite_error(self._run, position.step)
+        self._scheme.bytes_sent()  # do not count validation in the next epoch
         return record
 
     @torch.no_grad()
     def _validate(self, images: ImageSet) -> dict[str, float]:
         """Return the loss and errors over the central crops. Every image counts once."""
         self._scheme.module.eval()
-        first, every = self._scheme.validation_share()
-        mine = np.arange(first, len(images), every)
-        shares = np.split(mine, range(VALIDATION_BATCH, len(mine), VALIDATION_BATCH)) if len(mine) else []
+        first, step = self._scheme.validation_share()
+        own = np.arange(first, len(images), step)
+        order = np.split(own, range(VALIDATION_BATCH, len(own), VALIDATION_BATCH)) if len(own) else []
         loss, wrong, wrong5, counted = 0.0, 0, 0, 0
-        with closing(batches(images, shares)) as inputs:
-            for pixels, given in inputs:
-                logits = self._logits(self._augmenter.centre_batch(pixels), None)
-                labels = given.to(self._group.device)
+        with closing(batches(images, order)) as inputs:
+            for pixels, batch_labels in inputs:
+                logits = self._logits(self._augmenter.center_batch(pixels), None)
+                labels = batch_labels.to(self._group.device)
                 loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-                top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-                wrong += int((~top[:, 0]).sum())
-                wrong5 += int((~top.any(1)).sum())
+                correct = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+                wrong += int((~correct[:, 0]).sum())
+                wrong5 += int((~correct.any(1)).sum())
                 counted += len(labels)
-        loss, *counts = self._scheme.totals([loss, wrong, wrong5, counted])
+        loss, *counts = self._scheme.sum([loss, wrong, wrong5, counted])
         if counts[2] != len(images):
-            raise DatasetError(f"{counts[2]:.0f} of {len(images)} validation images were counted")
+            raise DatasetError(f"Only {counts[2]:.0f} of {len(images)} validation images were counted.")
         wrong, wrong5, counted = (int(value) for value in counts)
         return {"val_loss": loss / counted, "val_error": wrong / counted, "val_top5_error": wrong5 / counted}

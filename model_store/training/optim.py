@@ -1,30 +1,30 @@
-"""The update rule and the learning rate's schedule of a recipe.
+"""Optimizers and learning rate schedules of recipes.
 
-Promises: the paper's rule to the letter (the velocity carries the rate), beside torch's; schedules whose whole state is
-a small dict, so that a resumed run goes on exactly.
-Does not: choose a rate; the recipe does, in proportion to its batch where it says so.
-Source: the paper, section 5; layers-145.cfg for the biases; Smith 2018 for one cycle; He et al. 2019 for the cosine.
+Guarantees: the paper's update rule is implemented literally (its velocity includes the learning rate), besides torch's.
+The state of a schedule is a small dict, which checkpoints store.
+Out of scope: the highest learning rate, which the recipe defines.
+References: the paper, section 5; layers-145.cfg (biases); Smith 2018 (one cycle); He et al. 2019 (cosine).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from model_store.training.recipe import Recipe
 
-_START: Final = 1 / 25  # one cycle begins at this share of its highest rate
-_END: Final = 1e-4
+_START: Final = 1 / 25  # first rate of one cycle, as a share of its highest rate
+_END: Final = 1e-4  # last rate, likewise
 
 
 class PaperSGD(torch.optim.Optimizer):
     """v <- momentum v - decay rate w - rate g; w <- w + v (section 5).
 
-    torch's SGD keeps v without the rate, so that the two differ in the steps after a change of the rate.
+    torch's SGD does not include the rate in v, so the two differ in the steps after the rate changes.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
@@ -32,9 +32,9 @@ class PaperSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         if closure is not None:
-            raise ValueError("PaperSGD takes no closure")
+            raise ValueError("PaperSGD does not support closures.")
         for group in self.param_groups:
             rate, decay = group["lr"], group["weight_decay"]
             for weight in group["params"]:
@@ -48,8 +48,8 @@ class PaperSGD(torch.optim.Optimizer):
                 weight.add_(velocity)
 
 
-def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over the weights and the biases of `net`; `set_rate` gives it its rate."""
+def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer for `net`. Weights and biases are separate groups; `set_rate` sets their rates."""
     weights = [value for name, value in net.named_parameters() if not name.endswith(".bias")]
     biases = [value for name, value in net.named_parameters() if name.endswith(".bias")]
     groups = [
@@ -66,117 +66,95 @@ def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, rate, momentum, weight_decay=decay, fused=True)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group of `build_optimiser` its learning rate."""
-    for group in optimiser.param_groups:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of an optimizer of `build_optimizer`."""
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
 
 
-class Schedule(Protocol):
-    """The learning rate of each step, and whether the run should go on."""
-
-    def rate(self, step: int) -> float:
-        """Return the rate of the step, counted from 0 over the whole run."""
-        ...
-
-    def after_epoch(self, val_error: float) -> bool:
-        """Take the validation error of an epoch in; return whether to go on."""
-        ...
-
-    def state(self) -> dict[str, float]:
-        """Return all that `restore` needs."""
-        ...
-
-    def restore(self, state: dict[str, float]) -> None:
-        """Go on from `state`."""
-        ...
-
-
-class OneCycle:
-    """Half a cosine up to the recipe's rate over the share `warm_up` of all steps, half a cosine down over the rest."""
+class Schedule:
+    """The learning rate of each step. This base class has a constant rate, the recipe's highest, and no state."""
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
-        self._highest, self._steps, self._climb = recipe.highest_rate, steps, recipe.warm_up * steps
+        self._recipe, self._highest, self._steps = recipe, recipe.highest_rate, steps
 
-    def rate(self, step: int) -> float:
-        """Return the rate of the step."""
-        if step < self._climb:
-            share, low = 1 - step / self._climb, _START
-        else:
-            share, low = (step - self._climb) / max(1, self._steps - 1 - self._climb), _END
-        height = (1 + math.cos(math.pi * min(1.0, share))) / 2
-        return self._highest * (low + (1 - low) * height)
+    def rate(self, step: int) -> float:  # noqa: ARG002 (used by subclasses)
+        """Return the rate of a step, counted from 0 over the whole run."""
+        return self._highest
 
-    def after_epoch(self, val_error: float) -> bool:  # noqa: ARG002 (the cycle has a fixed length)
-        """Go on."""
+    def after_epoch(self, val_error: float) -> bool:  # noqa: ARG002 (used by subclasses)
+        """Record the validation error of an epoch. Returns False to end the run."""
         return True
 
     def state(self) -> dict[str, float]:
-        """Return nothing: the step alone decides."""
+        """Return the state for a checkpoint."""
         return {}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Take nothing."""
+        """Continue from the state of a checkpoint."""
 
 
-class Cosine(OneCycle):
-    """A straight line up to the recipe's rate over the share `warm_up` of all steps, then half a cosine down to 0."""
+class OneCycle(Schedule):
+    """Half a cosine up to the highest rate during the share `warm_up` of all steps, then half a cosine down."""
 
     def rate(self, step: int) -> float:
-        """Return the rate of the step."""
-        if step < self._climb:
-            return float(self._highest * (step + 1) / (self._climb + 1))
-        share = (step - self._climb) / max(1.0, self._steps - self._climb)
-        return float(self._highest * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+        """Return the rate of a step."""
+        warm_up = self._recipe.warm_up * self._steps
+        if step < warm_up:
+            share, low = 1 - step / warm_up, _START
+        else:
+            share, low = (step - warm_up) / max(1, self._steps - 1 - warm_up), _END
+        return self._highest * (low + (1 - low) * _half_cosine(share))
 
 
-class Plateau:
-    """Divide the rate by 10 after `patience` epochs without a better validation error, `drops` times; then stop."""
+class Cosine(Schedule):
+    """A linear warm-up to the highest rate during the share `warm_up` of all steps, then half a cosine down to 0."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._highest, self._patience, self._most = recipe.highest_rate, recipe.patience, recipe.drops
+    def rate(self, step: int) -> float:
+        """Return the rate of a step."""
+        warm_up = self._recipe.warm_up * self._steps
+        if step < warm_up:
+            return self._highest * (step + 1) / (warm_up + 1)
+        return self._highest * _half_cosine((step - warm_up) / max(1.0, self._steps - warm_up))
+
+
+class Plateau(Schedule):
+    """Divide the rate by 10 after `patience` epochs without a lower validation error, `drops` times, then stop."""
+
+    def __init__(self, recipe: Recipe, steps: int) -> None:
+        super().__init__(recipe, steps)
         self._best, self._waited, self._drops = math.inf, 0, 0
 
-    def rate(self, step: int) -> float:  # noqa: ARG002 (the step does not matter here)
-        """Return the rate as it is now."""
+    def rate(self, step: int) -> float:  # noqa: ARG002 (the rate depends on the errors)
+        """Return the current rate."""
         return float(self._highest / 10**self._drops)
 
     def after_epoch(self, val_error: float) -> bool:
-        """Drop the rate when it is time; return False when it would drop once more than `drops`."""
+        """Record a validation error, and lower the rate if it is time. Returns False after the last drop."""
         if val_error < self._best:
             self._best, self._waited = val_error, 0
             return True
         self._waited += 1
-        if self._waited >= self._patience:
+        if self._waited >= self._recipe.patience:
             self._waited = 0
             self._drops += 1
-        return self._drops <= self._most
+        return self._drops <= self._recipe.drops
 
     def state(self) -> dict[str, float]:
-        """Return the best error, the epochs waited and the drops made; no error yet is 2, which no error reaches."""
+        """Return the lowest error (2 if there is none yet), the epochs since then, and the drops so far."""
         return {"best": min(self._best, 2.0), "waited": self._waited, "drops": self._drops}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go on from `state`."""
+        """Continue from the state of a checkpoint."""
         self._best, self._waited, self._drops = state["best"], int(state["waited"]), int(state["drops"])
 
 
-class Constant(OneCycle):
-    """The recipe's rate at every step."""
-
-    def rate(self, step: int) -> float:  # noqa: ARG002 (the step does not matter here)
-        """Return the recipe's rate."""
-        return self._highest
+def _half_cosine(share: float) -> float:
+    """Return a value that falls from 1 to 0 along half a cosine as `share` rises from 0 to 1."""
+    return (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 def build_schedule(recipe: Recipe, steps: int) -> Schedule:
-    """Return the recipe's schedule for a run of `steps` steps."""
-    match recipe.schedule:
-        case "one-cycle":
-            return OneCycle(recipe, steps)
-        case "cosine":
-            return Cosine(recipe, steps)
-        case "plateau":
-            return Plateau(recipe)
-        case "constant":
-            return Constant(recipe, steps)
+    """Return the schedule of a recipe for a run of `steps` steps."""
+    schedules = {"one-cycle": OneCycle, "cosine": Cosine, "plateau": Plateau, "constant": Schedule}
+    return schedules[recipe.schedule](recipe, steps)

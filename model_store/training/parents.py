@@ -1,9 +1,9 @@
-"""Begin a run from trained weights: of another run, or of a published version, trained here or imported.
+"""Find the net that a run starts from (fine-tuning): another run or a published version, trained here or imported.
 
-Promises: before its first step the new net answers as its parent does, whatever form of dropout and input factor either
-of them has, except for fc8 where the classes differ: that is drawn anew. Classes are matched by their labels.
-Does not: take over the parent's mean image (the new training set has its own) or its optimiser's velocities.
-Source: the paper, section 6: the nets pre-trained on more classes and then fine-tuned on 1,000.
+Guarantees: before its first step, the new net gives the same outputs as its parent, even if their dropout and input
+scale differ. Classes are matched by label. If the classes differ, fc8 is initialized randomly.
+Out of scope: the parent's mean image (the new training set has its own) and the velocities of its optimizer.
+References: the paper, section 6 (nets pre-trained on more classes and then fine-tuned on 1,000).
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ from model_store.training.runs.run import find_run, load_run
 
 
 def find_parent(home: Path, reference: str) -> Parent:
-    """Return the version `name:version`, or the newest run called `reference`, or else that name's newest version.
+    """Return the version `name:version`, the newest run `reference`, or (if there is none) the newest version.
 
-    Raises CheckpointError when there is neither, or the version does not say how its net is built; ModelNotFoundError.
+    Raises ModelNotFoundError or CheckpointError if it does not exist, or CheckpointError if the version's manifest does
+    not describe its architecture.
     """
     store = ModelStore(home)
     if ":" in reference:
-        return _of_version(store.resolve(reference))
+        return _from_version(store.resolve(reference))
     try:
         folder = find_run(home, reference)
     except CheckpointError:
         if any(artifact.name == reference for artifact in store.list()):
-            return _of_version(store.resolve(reference))
+            return _from_version(store.resolve(reference))
         raise
     run = load_run(folder)
     return Parent(folder.resolve().name, run.info.architecture, run.classes, run.network.state_dict())
 
 
-def _of_version(artifact: Artifact) -> Parent:
+def _from_version(artifact: Artifact) -> Parent:
     table = artifact.manifest.recipe.get("architecture")
     if not isinstance(table, Mapping):
-        raise CheckpointError(f"{artifact.id} does not say how its net is built: fine-tune from its run instead")
+        raise CheckpointError(
+            f"The manifest of {artifact.id} does not describe its architecture. Fine-tune from its run instead."
+        )
     architecture = Architecture.from_dict(table)
     arrays = read_served_weights(artifact.path, architecture)
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}

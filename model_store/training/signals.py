@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the first asks to stop at the next good place, the second interrupts at once.
+"""Graceful shutdown: the first Ctrl-C or SIGTERM requests a stop, the second one interrupts immediately.
 
-Does not: stop anything; whoever works asks the event.
+Out of scope: stopping the work. The worker checks the event.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from types import FrameType
 
 
 @contextmanager
-def stop_on_signals(told: Callable[[], None]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets, calling `told`; the second raises KeyboardInterrupt.
+def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[threading.Event]:
+    """Yield an event. The first SIGINT or SIGTERM sets it and calls `on_stop`; the second raises KeyboardInterrupt.
 
-    `told` is called in a thread of its own: a handler runs between any two steps of the main thread, and what `told`
-    needs (the terminal, say) may be held by what it interrupts.
+    `on_stop` runs in a thread of its own. Otherwise it could deadlock: the signal handler interrupts the main thread,
+    which may hold a lock that `on_stop` needs, such as that of the terminal.
     """
     stop = threading.Event()
 
@@ -25,11 +25,11 @@ def stop_on_signals(told: Callable[[], None]) -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        threading.Thread(target=told).start()
+        threading.Thread(target=on_stop).start()
 
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

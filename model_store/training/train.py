@@ -1,8 +1,8 @@
-"""The command that trains, for `fc7 train` and `python -m model_store.training.train` alike.
+"""The training command: `python -m model_store.training.train`, and the implementation of `fc7 train`.
 
-Promises: the first Ctrl-C (or SIGTERM) ends the run after the step at hand with a checkpoint, the second at once; the
-exit code is 0 when the run is finished, 130 when it was stopped; it says what to do next.
-Does not: parse typed options for `fc7` (service/cli/training/train.py does).
+Guarantees: the first Ctrl-C or SIGTERM stops the run with a checkpoint after the current step, the second one
+immediately without a checkpoint. The exit code is 0 if the run is finished, 130 if it was stopped.
+Out of scope: the typed options of `fc7 train` (service/cli/training/train.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rich.markup import escape
 
 from model_store.artifact import check_name
 from model_store.errors import CheckpointError, DatasetError, Fc7Error
-from model_store.training import device as machine
-from model_store.training.distributed.group import Group, joined
+from model_store.training.device import keep_freed_memory
+from model_store.training.distributed.group import Group, join_group
 from model_store.training.loop import DEFAULT_MEMORY_BUDGET, Resources, Result, resume, train
 from model_store.training.parents import find_parent
 from model_store.training.recipe import load_recipe
@@ -39,37 +39,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asks for. recipe None is `small`, or on a resume the run's own; data None is the resumed run's."""
+    """The options of the training command."""
 
     home: Path
     name: str
-    data: Path | None = None
-    recipe: str | None = None
-    settings: Sequence[str] = ()  # key=value
+    data: Path | None = None  # None: the data of the resumed run
+    recipe: str | None = None  # None: `small`, or the recipe of the resumed run
+    settings: Sequence[str] = ()  # key=value changes to the recipe
     seed: int = 0
-    parent: str | None = None  # a version or run whose weights it begins with
+    parent: str | None = None  # version or run to start from
     resume: bool = False
     force: bool = False
-    memory_budget: int = DEFAULT_MEMORY_BUDGET
+    memory_budget: int = DEFAULT_MEMORY_BUDGET  # bytes
     workers: int | None = None
-    device: str = "auto"
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
     towers: bool = False
 
 
 def run_command(request: Request, environment: Mapping[str, str] | None = None) -> int:
-    """Train or resume with bars on the terminal; return the exit code. Raises the errors of `train` and `resume`.
+    """Train or resume with progress on the terminal, and return the exit code. Raises as `train` and `resume` do.
 
-    environment: the process's, where torchrun tells who the others are; the first of them shows the bars. None: alone.
+    environment: variables of the process, in which torchrun describes the other processes. None: a single process.
     """
-    with joined(environment or {}, request.device) as group:
+    with join_group(environment or {}, request.device) as group:
         result = with_terminal(lambda reporter, stop: _run(request, group, reporter, stop), quiet=not group.first)
         reporter = TerminalReporter() if group.first else Reporter()
     if not result.finished:
-        reporter.note(f"stopped; the checkpoint is in {result.run}. Go on: fc7 train --resume --name {request.name}")
+        reporter.note(
+            f"Stopped. The checkpoint is in {result.run}. To continue, run: fc7 train --resume --name {request.name}"
+        )
         return STOPPED
-    reporter.note(f"finished: {result.run}")
+    reporter.note(f"Finished: {result.run}")
     if result.val_error is not None:
-        reporter.note(f"top-1 error on the validation images: {result.val_error:.1%}")
+        reporter.note(f"Top-1 error on the validation images: {result.val_error:.1%}")
     reporter.note(f"Next: fc7 evaluate {request.name}, then fc7 export {request.name}")
     return 0
 
@@ -81,8 +83,8 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
         recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
     if request.resume:
         if request.parent is not None:
-            raise CheckpointError("a resumed run goes on from its own checkpoint: give --resume or --from, not both")
-        run: Path = group.from_first(find_run(request.home, request.name) if group.first else None)
+            raise CheckpointError("A resumed run continues from its own checkpoint. Use either --resume or --from.")
+        run: Path = group.broadcast(find_run(request.home, request.name) if group.first else None)
         return resume(
             run,
             data=request.data,
@@ -93,7 +95,9 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
             stop=stop,
         )
     if request.data is None or recipe is None:
-        raise DatasetError("which images? fc7 train --data DIR, with DIR/train/<class>/* and DIR/val/<class>/*")
+        raise DatasetError(
+            "A folder of images is required: fc7 train --data DIR, with DIR/train/<class>/* and DIR/val/<class>/*"
+        )
     return train(
         request.data,
         recipe,
@@ -108,53 +112,52 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
 
 
 def with_terminal(work: Callable[[Reporter, threading.Event], T], *, quiet: bool = False) -> T:
-    """Do `work` with bars on the terminal, and a stop that the first Ctrl-C or SIGTERM sets; return its result.
+    """Run `work` with progress bars and a stop event, which the first Ctrl-C or SIGTERM sets. Returns its result.
 
-    quiet: nothing is shown, as another process shows it.
+    quiet: show nothing, because another process shows the progress.
     """
-    machine.keep_memory()
+    keep_freed_memory()
     with ExitStack() as stack:
         reporter = Reporter() if quiet else stack.enter_context(TerminalReporter())
-        stop = stack.enter_context(
-            stop_on_signals(
-                lambda: reporter.note("stopping after this step; once more to stop at once, without a checkpoint")
-            )
-        )
+        message = "Stopping after this step. Press Ctrl-C again to stop immediately, without a checkpoint."
+        stop = stack.enter_context(stop_on_signals(lambda: reporter.note(message)))
         return work(reporter, stop)
 
 
+def mebibytes(text: str) -> int:
+    """Parse a number of MiB into bytes."""
+    return int(text) << 20
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments of `python -m model_store.training.train` and run; return the exit code."""
+    """Run the command `python -m model_store.training.train`, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m model_store.training.train", description="Train a net.")
     parser.add_argument("--data", type=Path, metavar="DIR", help="class folders DIR/{train,val}/<class>/*, or shards")
-    parser.add_argument("--recipe", help="a recipe's name or .toml file")
-    parser.add_argument("--name", required=True, help="the run's name")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--from", dest="parent", metavar="MODEL", help="begin with the weights of a version or run")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
-    parser.add_argument("--force", action="store_true", help="resume although the images changed")
-    parser.add_argument("--home", type=Path, default=Path(os.environ.get("FC7_HOME", "var")), help="FC7_HOME")
-    parser.add_argument("--memory-budget", type=int, default=DEFAULT_MEMORY_BUDGET >> 20, metavar="MIB")
-    parser.add_argument("--workers", type=int, help="threads that decode")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument("--towers", action="store_true", help="two processes with a tower each, as in the paper")
-    given = parser.parse_args(arguments)
-    request = Request(
-        home=given.home,
-        name=given.name,
-        data=given.data,
-        recipe=given.recipe,
-        settings=given.set,
-        seed=given.seed,
-        parent=given.parent,
-        resume=given.resume,
-        force=given.force,
-        memory_budget=given.memory_budget << 20,
-        workers=given.workers,
-        device=given.device,
-        towers=given.towers,
+    parser.add_argument("--recipe", help="name or .toml file of a recipe (default: small)")
+    parser.add_argument("--name", required=True, help="name of the run")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe"
     )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    parser.add_argument("--from", dest="parent", metavar="MODEL", help="start from the weights of a version or run")
+    parser.add_argument("--resume", action="store_true", help="resume the newest run with this name")
+    parser.add_argument("--force", action="store_true", help="resume even if the images changed")
+    parser.add_argument("--home", type=Path, default=Path(os.environ.get("FC7_HOME") or "var"), help="[FC7_HOME]")
+    parser.add_argument(
+        "--memory-budget",
+        type=mebibytes,
+        default=DEFAULT_MEMORY_BUDGET,
+        metavar="MIB",
+        help=f"memory for prepared images (default: {DEFAULT_MEMORY_BUDGET >> 20})",
+    )
+    parser.add_argument("--workers", type=int, help="number of decoding threads (default: one per core)")
+    parser.add_argument(
+        "--device",
+        default=os.environ.get("FC7_DEVICE") or "auto",
+        help="auto (CUDA if available), cpu, cuda or cuda:N [FC7_DEVICE]",
+    )
+    parser.add_argument("--towers", action="store_true", help="train one tower in each of two processes")
+    request = Request(**vars(parser.parse_args(arguments)))
     try:
         return run_command(request, os.environ)
     except Fc7Error as error:

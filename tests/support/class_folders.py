@@ -1,4 +1,4 @@
-"""Class folders of small pictures for training tests: each class has its own colour, each picture is different."""
+"""Class folders of small images for training tests. Each class has its own color, and all images differ."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from PIL import Image
 
 from model_store.training.recipe import Recipe
 
-COLOURS = {"blue": 2, "green": 1, "red": 0}
+CHANNELS = {"blue": 2, "green": 1, "red": 0}
 
-# A narrow net that learns such pictures in a few steps, by the same bits everywhere.
+# A narrow net that learns these images in a few steps, with the same bits on every machine.
 TRIAL_RECIPE = Recipe(
     name="trial",
     width=1 / 64,
@@ -28,10 +28,10 @@ TRIAL_RECIPE = Recipe(
 
 
 def write_class_folders(root: Path, train: int = 6, val: int = 2, seed: int = 0) -> Path:
-    """Write `root`/{train,val}/{blue,green,red}/<n>.png and return `root`."""
+    """Write `root`/{train,val}/{blue,green,red}/<n>.png, and return `root`."""
     random = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
-        for name, channel in COLOURS.items():
+        for name, channel in CHANNELS.items():
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):

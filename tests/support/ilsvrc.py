@@ -1,4 +1,4 @@
-"""A miniature of ILSVRC-2010 or 2012 in the layout in which they are distributed."""
+"""A miniature ILSVRC-2010 or 2012, in the layout of the distribution."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-# (ILSVRC id, WordNet id, words): ids are not in WordNet's order, two classes have the same words.
+# (ILSVRC id, WordNet id, words). The ILSVRC ids are not in the order of the WordNet ids; two classes have equal words.
 SYNSETS = ((1, "n03126707", "crane"), (2, "n01440764", "tench, Tinca tinca"), (3, "n02012849", "crane"))
 LABELS = ("tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)")
 VAL = (3, 1, 2, 2, 3)  # the ground truth
 TEST = (2, 3)
-TRAIN = 2  # images a class
+TRAIN = 2  # images per class
 
 
 def picture(number: int) -> bytes:
-    """A JPEG of its own, whose grey says which."""
+    """Return a JPEG whose gray level depends on `number`."""
     file = io.BytesIO()
     Image.fromarray(np.full((60, 80, 3), 10 + 12 * number, np.uint8)).save(file, "JPEG", quality=95)
     return file.getvalue()
@@ -53,7 +53,7 @@ def _meta(year: int) -> bytes:
 
 
 def write_ilsvrc(root: Path, year: int = 2012, *, unpacked: bool = False, truth: tuple[int, ...] = VAL) -> Path:
-    """Write the distribution into `root`, as tars or unpacked, and return `root`."""
+    """Write the distribution into `root`, packed or unpacked, and return `root`."""
     root.mkdir(parents=True)
     train = {
         wordnet_id: {f"{wordnet_id}_{image}.JPEG": picture(number * TRAIN + image) for image in range(TRAIN)}
@@ -80,7 +80,7 @@ def write_ilsvrc(root: Path, year: int = 2012, *, unpacked: bool = False, truth:
             (root / name).write_bytes(content)
         for at, (wordnet_id, images) in enumerate(train.items()):
             (root / "train").mkdir(exist_ok=True)
-            if at == 0:  # one of the per-class tars is still one
+            if at == 0:  # one of the class tars stays packed
                 _tar(root / "train" / f"{wordnet_id}.tar", images)
                 continue
             (root / "train" / wordnet_id).mkdir()

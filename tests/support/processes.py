@@ -1,4 +1,4 @@
-"""Start processes as torchrun does, without its agent: for tests of what they do together."""
+"""Start the processes of a distributed run as torchrun does, but without its agent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def start_together(world: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Start `python arguments` `world` times, each with its number; warnings are errors."""
+    """Start `python arguments` `world` times, each with its own rank. Warnings are errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -28,12 +28,12 @@ def start_together(world: int, arguments: Sequence[str]) -> list[subprocess.Pope
 
 
 def run_together(world: int, arguments: Sequence[str], code: int = 0) -> list[str]:
-    """Run them to their end; return what each printed. Fails when one ends with another exit code than `code`."""
+    """Run the processes to completion, and return their outputs. Fails if an exit code is not `code`."""
     started = start_together(world, arguments)
     try:
-        told = [process.communicate(timeout=120)[0] for process in started]
+        outputs = [process.communicate(timeout=120)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [code] * world, "\n".join(told)
-    return told
+    assert [process.returncode for process in started] == [code] * world, "\n".join(outputs)
+    return outputs

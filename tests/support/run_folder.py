@@ -1,6 +1,7 @@
-"""A finished training run on disk, and its class folders, made in milliseconds: a small real net with random weights.
+"""A finished training run and its class folders, created in milliseconds: a small real net with random weights.
 
-Does not: train. The net answers sharply and differently for different pictures, so that a wrong export shows.
+The net gives confident and different answers for different images, so that an incorrect export is detected.
+Out of scope: training.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from safetensors.torch import save_file
 
 from model_store.training.nets.alexnet import AlexNet, Architecture, Conv, Dropout, Hidden, Norm, Pool, initialise
 from model_store.training.recipe import Recipe
-from model_store.training.runs import run as runs
+from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, RunInfo, write_info, write_statistics
 from model_store.training.statistics import Statistics
 
 CLASSES = ("blue", "green", "red")
-# The paper's order of layers and all of its kinds (edge, towers, both norms), few kernels, and fc7 at its served size.
+# Layers of every kind in the paper's order (edge, towers, both norms), with few kernels, and fc7 at its full size.
 SMALL_LAYERS = (
     Conv("conv1", 8, 11, stride=4, edge=3),
     Norm("norm1", alpha=0.01),
@@ -34,12 +35,12 @@ SMALL_LAYERS = (
 
 
 def small_architecture(dropout: Dropout = "paper", input_scale: float = 1 / 64, classes: int = 3) -> Architecture:
-    """Return the small net's table."""
+    """Return the architecture of the small net."""
     return Architecture(classes, SMALL_LAYERS, dropout=dropout, input_scale=input_scale)
 
 
 def small_net(architecture: Architecture, seed: int = 0) -> AlexNet:
-    """Return a net with drawn weights and biases, in evaluation mode, whose probabilities are far from uniform."""
+    """Return a net with random weights, in evaluation mode, whose probabilities are far from uniform."""
     net = AlexNet(architecture)
     random = torch.Generator().manual_seed(seed)
     initialise(net, "he", random)
@@ -53,7 +54,7 @@ def small_net(architecture: Architecture, seed: int = 0) -> AlexNet:
 
 
 def write_pictures(root: Path, split: str = "val", images: int = 4, side: int = 256, seed: int = 7) -> None:
-    """Write `<root>/<split>/<class>/<n>.png`: smooth coloured noise, each picture different."""
+    """Write `<root>/<split>/<class>/<n>.png`: smooth colored noise that differs from image to image."""
     random = np.random.default_rng([seed, len(split)])
     for label, name in enumerate(CLASSES):
         folder = root / split / name
@@ -66,13 +67,13 @@ def write_pictures(root: Path, split: str = "val", images: int = 4, side: int = 
 
 
 def write_run(home: Path, data: Path, architecture: Architecture | None = None, name: str = "small") -> Path:
-    """Write a finished run of the small net under `home`/runs and return its folder."""
+    """Write a finished run of the small net into `home`/runs, and return its folder."""
     architecture = architecture or small_architecture()
     folder = home / "runs" / f"{name}-20260102-030405"
     folder.mkdir(parents=True)
-    runs.write_info(
+    write_info(
         folder,
-        runs.RunInfo(
+        RunInfo(
             name=name,
             recipe=Recipe(name="trial", dropout=architecture.dropout, input_scale=architecture.input_scale),
             architecture=architecture,
@@ -88,9 +89,9 @@ def write_run(home: Path, data: Path, architecture: Architecture | None = None, 
         ),
     )
     mean = np.random.default_rng(3).uniform(60, 160, (256, 256, 3)).astype(np.float32)
-    runs.write_statistics(folder, Statistics(mean, np.ones(3, np.float32), np.eye(3, dtype=np.float32)))
+    write_statistics(folder, Statistics(mean, np.ones(3, np.float32), np.eye(3, dtype=np.float32)))
     save_file(
-        {f"{runs.WEIGHTS_PREFIX}{key}": value for key, value in small_net(architecture).state_dict().items()},
-        folder / runs.MODEL_FILE,
+        {f"{WEIGHTS_PREFIX}{key}": value for key, value in small_net(architecture).state_dict().items()},
+        folder / MODEL_FILE,
     )
     return folder

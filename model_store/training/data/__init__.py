@@ -1,1 +1,1 @@
-"""Training data: class folders, ILSVRC archives, shards, augmentation and loading."""
+"""Training data: class folders, ILSVRC archives, shards, loading and augmentation."""

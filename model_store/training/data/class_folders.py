@@ -1,178 +1,134 @@
-"""Read a data set from class folders: `train/<class>/*` and `val/<class>/*`."""
+"""Data sets in class folders: `<root>/train/<class>/*` and `<root>/val/<class>/*`.
+
+Guarantees: each file is read and hashed once. A file that cannot be read is skipped and listed with the reason.
+Out of scope: class folders that change while they are read.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model_store.errors import DatasetError, ImageError
-from model_store.image import PREPARATION, SIZE, SUFFIXES, find_images, prepare
-from model_store.training.data.dataset import (
-    IMAGE_BYTES,
-    SPLITS,
-    Dataset,
-    Duplicate,
-    ImageSet,
-    Progress,
-    R,
-    Skipped,
-    Split,
-    T,
-)
-from model_store.training.statistics import Sums, channel_sums
+from model_store.errors import DatasetError
+from model_store.image import PREPARATION, SIZE, SUFFIXES, find_images
+from model_store.prefetch import prefetch
+from model_store.training.data.dataset import IMAGE_BYTES, SPLITS, Dataset, Duplicate, ImageSet, Progress, Split
+from model_store.training.data.image_file import ImageFile, Skipped, load_image
+from model_store.training.data.sources import Source
+from model_store.training.statistics import Sums
+
+PREFETCH: Final = 32  # images decoded ahead of the one that is processed
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One file of a class folder. `label` is an index into the folder's classes."""
-
-    path: Path
-    label: int
-
-    def read(self) -> bytes:
-        """Return the file's bytes. Raises OSError."""
-        return self.path.read_bytes()
+def class_folders(folder: Path) -> list[Path]:
+    """Return the class folders directly in `folder`, in alphabetical order. Hidden folders are ignored."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
-@dataclass(frozen=True, slots=True)
-class ClassFolders:
-    """What was found under `root`, before any file was opened. Classes are in alphabetical order."""
+def find_class_folders(root: Path) -> Source:
+    """List the classes and images of `root`. A class is named after its folder and must exist in both splits.
 
-    root: Path
-    classes: tuple[str, ...]
-    samples: Mapping[Split, tuple[Sample, ...]]
-    ignored: tuple[Skipped, ...]  # files in class folders that no image has the suffix of
-
-
-def find_class_folders(root: Path) -> ClassFolders:
-    """List the classes and files of `root`. A class is a folder's name, the same ones in both splits.
-
-    Raises DatasetError for a folder that is missing, has no classes, or has a class without images in a split.
+    Raises DatasetError if a folder is missing or has no classes, or if a class has no images in one of the splits.
     """
-    names: dict[Split, list[str]] = {}
+    folders: dict[Split, list[Path]] = {}
     for split in SPLITS:
         folder = root / split
         if not folder.is_dir():
             raise DatasetError(
-                f"{folder} is no folder: images are expected as {root}/train/<class>/* and {root}/val/<class>/*. "
-                "fc7 data demo DIR makes an example"
+                f"{folder} is not a folder. Images are expected as {root}/train/<class>/* and {root}/val/<class>/*. "
+                "To create an example, run: fc7 data demo DIR"
             )
-        names[split] = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-        if not names[split]:
-            raise DatasetError(f"{folder} has no class folders: one folder a class is expected, as {folder}/<class>/*")
-    if names["train"] != names["val"]:
-        only = sorted(set(names["train"]) ^ set(names["val"]))
+        folders[split] = class_folders(folder)
+        if not folders[split]:
+            raise DatasetError(f"{folder} has no class folders. One folder per class is expected: {folder}/<class>/*")
+    classes = tuple(folder.name for folder in folders["train"])
+    if different := set(classes) ^ {folder.name for folder in folders["val"]}:
         raise DatasetError(
-            f"train and val in {root} must have the same classes; only one of them has: {', '.join(only)}"
+            f"train and val in {root} must have the same classes. Only one of them has: {', '.join(sorted(different))}."
         )
-    samples: dict[Split, tuple[Sample, ...]] = {}
+    splits: dict[str, tuple[ImageFile, ...]] = {}
     ignored: list[Skipped] = []
     for split in SPLITS:
-        found = []
-        for label, name in enumerate(names[split]):
-            files = list(find_images(root / split / name))
-            others = set(_visible_files(root / split / name)).difference(files)
-            ignored += [Skipped(path, f"not an image's suffix ({' '.join(SUFFIXES)})") for path in sorted(others)]
-            if not files:
-                raise DatasetError(f"the class {name!r} has no images in {root / split / name}: add some or remove it")
-            found += [Sample(path, label) for path in files]
-        samples[split] = tuple(found)
-    return ClassFolders(root, tuple(names["train"]), samples, tuple(ignored))
+        images: list[ImageFile] = []
+        for folder in folders[split]:
+            paths = list(find_images(folder))
+            if not paths:
+                raise DatasetError(f"Class {folder.name!r} has no images in {folder}. Add images or remove the class.")
+            images += [ImageFile(path.relative_to(root).as_posix(), folder.name, path) for path in paths]
+            ignored += _other_files(folder, paths)
+        splits[split] = tuple(images)
+    return Source(root, "class folders", classes, splits, tuple(ignored))
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+def _other_files(folder: Path, images: Sequence[Path]) -> list[Skipped]:
+    visible = {path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+    reason = f"not a supported image suffix ({' '.join(SUFFIXES)})"
+    return [Skipped(path, reason) for path in sorted(visible.difference(images))]
 
 
 def open_dataset(
     root: Path, *, memory_budget: int, workers: ThreadPoolExecutor, progress: Progress | None = None
 ) -> Dataset:
-    """Read every image under `root` once: prepare it, hash it, count it into the training set's statistics.
+    """Read every image under `root` once: prepare it, hash it, and add it to the training set's statistics.
 
-    memory_budget: bytes that prepared pixels may take (196,608 an image); when all of them do not fit, none are kept.
-    Raises DatasetError as `find_class_folders`, and when a class of a split has no readable image.
+    memory_budget: bytes available for prepared pixels (196,608 per image). If not all of them fit, none are kept.
+    Raises DatasetError as `find_class_folders` does, and if a class has no readable image in one of the splits.
     """
-    folders = find_class_folders(root)
-    total = sum(len(samples) for samples in folders.samples.values())
+    source = find_class_folders(root)
+    total = sum(len(images) for images in source.splits.values())
     keep = total * IMAGE_BYTES <= memory_budget
-    skipped = list(folders.ignored)
-    contents: dict[Split, dict[str, Path]] = {"train": {}, "val": {}}
+    skipped = list(source.ignored)
+    paths_by_sha256: dict[Split, dict[str, Path]] = {"train": {}, "val": {}}
     digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
     sums = Sums()
     sets: dict[Split, ImageSet] = {}
     done = 0
     for split in SPLITS:
-        samples = folders.samples[split]
-        pixels = np.empty((len(samples), SIZE, SIZE, 3), np.uint8) if keep else None
-        readable: list[Sample] = []
-        for sample, read in zip(samples, in_order(workers, _read, samples), strict=True):
-            done += 1
-            if isinstance(read, Skipped):
-                skipped.append(read)
-            else:
-                if pixels is not None:
-                    pixels[len(readable)] = read.pixels
-                readable.append(sample)
-                contents[split].setdefault(read.sha256, sample.path)
-                digest.update(f"{sample.path.relative_to(root).as_posix()}\0{read.sha256}\n".encode())
-                if split == "train":
-                    sums.add(read.pixels, read.products, read.totals)
-            if progress is not None:
-                progress(done, total)
-        _require_every_class(folders, split, readable)
-        sets[split] = ImageSet(readable, None if pixels is None else pixels[: len(readable)], workers)
-    both = contents["train"].keys() & contents["val"].keys()
-    duplicates = sorted((contents["train"][key], contents["val"][key]) for key in both)
+        images = source.splits[split]
+        pixels = np.empty((len(images), SIZE, SIZE, 3), np.uint8) if keep else None
+        readable: list[ImageFile] = []
+        with prefetch(partial(load_image, with_sums=True), images, workers, PREFETCH) as results:
+            for image, future in results:
+                done += 1
+                loaded = future.result()
+                if isinstance(loaded, Skipped):
+                    skipped.append(loaded)
+                else:
+                    if pixels is not None:
+                        pixels[len(readable)] = loaded.pixels
+                    readable.append(image)
+                    paths_by_sha256[split].setdefault(loaded.sha256, image.file)
+                    digest.update(f"{image.name}\0{loaded.sha256}\n".encode())
+                    if split == "train" and loaded.sums is not None:
+                        sums.add(loaded.pixels, loaded.sums)
+                if progress is not None:
+                    progress(done, total)
+        _require_every_class(source, split, readable)
+        sets[split] = ImageSet(readable, source.classes, workers, None if pixels is None else pixels[: len(readable)])
+    train, val = paths_by_sha256["train"], paths_by_sha256["val"]
+    duplicates = sorted((train[sha256], val[sha256]) for sha256 in train.keys() & val.keys())
     return Dataset(
         root,
-        folders.classes,
+        source.classes,
         sets["train"],
         sets["val"],
         sums.statistics(),
         digest.hexdigest(),
         tuple(skipped),
-        tuple(Duplicate(train, val) for train, val in duplicates),
+        tuple(Duplicate(*pair) for pair in duplicates),
     )
 
 
-def _require_every_class(folders: ClassFolders, split: Split, readable: Sequence[Sample]) -> None:
-    present = {sample.label for sample in readable}
-    for label, name in enumerate(folders.classes):
+def _require_every_class(source: Source, split: Split, readable: Sequence[ImageFile]) -> None:
+    present = {image.label for image in readable}
+    for label in source.classes:
         if label not in present:
             raise DatasetError(
-                f"none of the images in {folders.root / split / name} can be read: each is broken or no image"
+                f"None of the images in {source.root / split / label} can be read: they are broken or not images."
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    pixels: NDArray[np.uint8]
-    sha256: str
-    products: NDArray[np.int64]  # [3, 3]: sums of products of the channels
-    totals: NDArray[np.int64]  # [3]: sums of the channels
-
-
-def _read(sample: Sample) -> _Read | Skipped:
-    try:
-        content = sample.path.read_bytes()
-        pixels = prepare(content)
-    except (ImageError, OSError) as error:
-        return Skipped(sample.path, str(error))
-    return _Read(pixels, hashlib.sha256(content).hexdigest(), *channel_sums(pixels))
-
-
-def in_order(workers: ThreadPoolExecutor, read: Callable[[T], R], samples: Sequence[T]) -> Iterator[R]:
-    """Yield `read` of each sample in order, with few in flight: all of the results at once might not fit in memory."""
-    rest = iter(samples)
-    waiting = [workers.submit(read, sample) for sample in islice(rest, 32)]
-    while waiting:
-        result = waiting.pop(0).result()
-        waiting += [workers.submit(read, sample) for sample in islice(rest, 1)]
-        yield result

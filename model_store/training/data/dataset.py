@@ -1,11 +1,9 @@
-"""Class folders `<root>/{train,val}/<class>/*`: finding them, reading them once, handing out prepared pixels.
+"""A data set that was read and checked: labels, prepared pixels and statistics of both splits.
 
-Promises: every image goes through `model_store.image.prepare`, as in serving; each file is read and hashed once; a file
-that cannot be read is listed with its reason, counted and left out; prepared pixels stay in memory while they fit a
-budget, else worker threads decode them again when they are needed; the mean image and the RGB components are exact
-(sums of whole numbers) and do not depend on the order of reading.
-Does not: augment (augment.py does), or cache on disk.
-Source: the paper, section 2 (preparation) and 4.1 (components).
+Guarantees: every image is prepared by `model_store.image.prepare`, as in serving. Prepared pixels stay in memory if all
+of them fit the memory budget; otherwise worker threads decode them again when they are needed.
+Out of scope: augmentation (augment.py), and a cache on disk (prepare.py writes shards).
+References: the paper, sections 2 (preparation) and 4.1 (components).
 """
 
 from __future__ import annotations
@@ -14,88 +12,73 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import DatasetError, ImageError
+from model_store.errors import DatasetError, ImageError, sentence
 from model_store.image import SIZE, prepare
+from model_store.training.data.image_file import ImageFile, Skipped
 from model_store.training.statistics import Statistics
 
 Split = Literal["train", "val"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val")
 IMAGE_BYTES: Final = SIZE * SIZE * 3
-T = TypeVar("T")
-R = TypeVar("R")
-Progress = Callable[[int, int], None]  # (images done, images in all)
-
-
-def read_part(path: Path, offset: int, size: int | None) -> bytes:
-    """Return `size` bytes of a file from `offset` on; None: all that follow. Raises OSError."""
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(-1 if size is None else size)
-
-
-class Readable(Protocol):
-    """One image of a split: where it lies, its class, and its bytes."""
-
-    @property
-    def path(self) -> Path:
-        """The file that it is, or lies in."""
-
-    @property
-    def label(self) -> int:
-        """The index of its class."""
-
-    def read(self) -> bytes:
-        """Return the image file's bytes. Raises OSError."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was left out, and why."""
-
-    path: Path
-    reason: str
+_CHUNK: Final = 256  # images decoded at a time when a whole split is loaded
+Progress = Callable[[int, int], None]  # (images done, total images)
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """The same bytes in both splits: the validation error would be too good."""
+    """The same bytes in both splits, which makes the validation error too low."""
 
     train: Path
     val: Path
 
 
 class ImageSet:
-    """The readable images of one split, by position: labels, and prepared pixels from memory or decoded again."""
+    """The readable images of a split: labels, and prepared pixels from memory or decoded on demand."""
 
     def __init__(
-        self, samples: Sequence[Readable], pixels: NDArray[np.uint8] | None, workers: ThreadPoolExecutor
+        self,
+        images: Sequence[ImageFile],
+        classes: Sequence[str],
+        workers: ThreadPoolExecutor,
+        pixels: NDArray[np.uint8] | None = None,
     ) -> None:
-        self.samples = tuple(samples)
-        self.labels = np.array([sample.label for sample in samples], dtype=np.int64)
-        self._pixels = pixels
+        index_of = {label: index for index, label in enumerate(classes)}
+        self.images = tuple(images)
+        self.labels = np.array([index_of[image.label] for image in images], dtype=np.int64)
         self._workers = workers
+        self._pixels = pixels
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.images)
 
     @property
     def in_memory(self) -> bool:
-        """Whether the prepared pixels are kept."""
+        """Whether the prepared pixels are kept in memory."""
         return self._pixels is not None
 
+    def load_into_memory(self) -> None:
+        """Decode all images now and keep their pixels. Raises DatasetError if one cannot be read."""
+        pixels = np.empty((len(self), SIZE, SIZE, 3), np.uint8)
+        for first in range(0, len(self), _CHUNK):
+            positions = np.arange(first, min(first + _CHUNK, len(self)))
+            pixels[positions] = self.pixels(positions)
+        self._pixels = pixels
+
     def pixels(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return prepared pixels, uint8 [len(positions), 256, 256, 3]. Raises DatasetError when a file is gone."""
+        """Return prepared pixels, uint8 [len(positions), 256, 256, 3]. Raises DatasetError if one cannot be read."""
         if self._pixels is not None:
             return self._pixels[positions]
         try:
-            return np.stack(list(self._workers.map(lambda at: prepare(self.samples[at].read()), positions)))
+            return np.stack(list(self._workers.map(lambda at: prepare(self.images[at].read()), positions)))
         except (OSError, ImageError) as error:
-            raise DatasetError(f"an image changed while it was in use: {error}. Start again with --resume") from error
+            raise DatasetError(
+                f"An image was changed or removed during training. {sentence(str(error))} Restore it and use --resume."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +90,7 @@ class Dataset:
     train: ImageSet
     val: ImageSet
     statistics: Statistics
-    hash: str  # sha256 over the preparation, and every readable image's split, class, path and contents
+    hash: str  # SHA-256 over the preparation version and the path and content of every readable image
     skipped: tuple[Skipped, ...]
     duplicates: tuple[Duplicate, ...]
 

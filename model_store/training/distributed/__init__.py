@@ -1,1 +1,1 @@
-"""Training on several processes: data parallel, and the paper's two towers."""
+"""Training one net in several processes: data parallel, or with one tower per process."""

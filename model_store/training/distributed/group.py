@@ -1,4 +1,7 @@
-"""The process group of a distributed run."""
+"""The group of processes that train together.
+
+Out of scope: starting the processes (torchrun), and splitting the work (data_parallel.py, towers.py).
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model_store.errors import DatasetError
-from model_store.training import device as machine
+from model_store.training.device import training_device
 
 CPU: Final = torch.device("cpu")
-
-
-TIMEOUT: Final = timedelta(minutes=30)  # the first process validates and writes while the others wait
+TIMEOUT: Final = timedelta(minutes=30)  # other processes wait while the first one validates and writes
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The processes of a run. rank: this one's number, from 0; world: how many there are."""
+    """The processes of a run. rank: the number of this process, from 0. world: the number of processes."""
 
     rank: int = 0
     world: int = 1
-    device: torch.device = CPU  # where this process computes
+    device: torch.device = CPU  # of this process
 
     @property
     def first(self) -> bool:
         """Whether this process writes and prints for all."""
         return self.rank == 0
 
-    def totals(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over all processes, each value by itself."""
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sum of each value over all processes."""
         if self.world == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -44,54 +45,55 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
-        return flag if self.world == 1 else self.totals([float(flag)])[0] > 0
+        return flag if self.world == 1 else self.sum([float(flag)])[0] > 0
 
     def versions(self) -> dict[str, str]:
-        """Return what a run's figures depend on: the kind of device, and how many processes there are."""
-        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": kind, "processes": str(self.world)}
+        """Return the device and the number of processes, which results depend on."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"device": device, "processes": str(self.world)}
 
-    def from_first(self, value: Any) -> Any:
-        """Return the first process's value."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of the first process."""
         if self.world == 1:
             return value
-        held = [value]
-        dist.broadcast_object_list(held, src=0)
-        return held[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
-    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite the tensors of every process with the first one's."""
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors of every process with those of the first one."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
     def require_same_data(self, digest: str) -> None:
-        """Raise DatasetError in every process unless all read the same images."""
+        """Raise DatasetError in every process unless all of them read the same images."""
         digests: list[str] = [digest] * self.world
         if self.world > 1:
             dist.all_gather_object(digests, digest)
         if len(set(digests)) > 1:
             other = next(rank for rank, found in enumerate(digests) if found != digests[0])
             raise DatasetError(
-                f"process {other} reads other images than process 0 (hash {digests[other][:12]}, {digests[0][:12]}): "
-                "every machine needs the same data folder"
+                f"Process {other} reads other images than process 0 (data hash {digests[other][:12]} instead of "
+                f"{digests[0][:12]}). Every machine needs the same data folder."
             )
 
 
 @contextmanager
-def joined(environment: Mapping[str, str], device: str = "auto") -> Iterator[Group]:
-    """Join the processes that torchrun started, for the block; one process alone needs none of it.
+def join_group(environment: Mapping[str, str], device: str = "auto") -> Iterator[Group]:
+    """Join the processes that torchrun started. Without torchrun, the group is a single process.
 
-    environment: the process's; torchrun puts RANK, WORLD_SIZE and LOCAL_RANK there. device: "auto", "cpu", "cuda" or
-    "cuda:1"; with CUDA, each of several processes takes the device of its number. Raises DeviceUnavailableError.
+    environment: variables of the process, in which torchrun sets RANK, WORLD_SIZE and LOCAL_RANK.
+    device: "auto", "cpu", "cuda" or "cuda:1". With CUDA, each of several processes uses the device of its local rank.
+    Raises DeviceUnavailableError.
     """
     world = int(environment.get("WORLD_SIZE", "1"))
-    taken = machine.training_device(device, int(environment.get("LOCAL_RANK", "0")) if world > 1 else None)
+    selected = training_device(device, int(environment.get("LOCAL_RANK", "0")) if world > 1 else None)
     if world == 1:
-        yield Group(device=taken)
+        yield Group(device=selected)
         return
-    dist.init_process_group("nccl" if taken.type == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if selected.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Group(int(environment["RANK"]), world, taken)
+        yield Group(int(environment["RANK"]), world, selected)
     finally:
         dist.destroy_process_group()

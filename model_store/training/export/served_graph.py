@@ -62,7 +62,7 @@ def read_served_weights(folder: Path, architecture: Architecture) -> dict[str, N
     Undoes the factors that `write_served_graph` folded in: the paper's dropout and a power-of-two input scale.
     Raises CheckpointError if the weights do not fit the architecture.
     """
-    halved = architecture.readers_of_dropped() if architecture.dropout == "paper" else ()
+    halved = architecture.layers_after_dropout() if architecture.dropout == "paper" else ()
     factors = {f"{name}.weight": 1 - DROPOUT_RATE for name in halved}
     if (scaled := scaled_layer(architecture)) is not None:
         factors[f"{scaled}.weight"] = architecture.input_scale

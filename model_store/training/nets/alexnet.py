@@ -1,10 +1,10 @@
-"""The net of the 2012 paper, built from one table of layers, read in the paper's order.
+"""The net of the 2012 paper, built from a table of layers. Read it beside the paper: the order is the same.
 
-Promises: at 1,000 classes exactly the paper's 60,965,224 parameters; local response normalisation by the paper's
-literal formula; the original code's zero edge (224 is padded 3 right and 3 bottom); both forms of dropout; a plain-dict
-form of the table (`Architecture.to_dict`) that runs and manifests keep, so that a net is rebuilt from data, not a name.
-Does not: subtract the mean or prepare images (the caller hands pixels 0-255, mean subtracted), know about optimisers.
-Source: the paper, sections 3 and 4.2; the released code, layers-145.cfg, for the edge.
+Guarantees: exactly 60,965,224 parameters with 1,000 classes, as in the paper. Local response normalization uses the
+paper's literal formula. The input is padded with 3 zeros on the right and at the bottom, as in the original code. Runs
+and manifests store the table (`Architecture.to_dict`), so a net can be rebuilt without knowing its name.
+Out of scope: preparing images and subtracting the mean (the input is pixels from 0 to 255 minus the mean), training.
+References: the paper, sections 3, 4.2 and 5; the original code (layers-145.cfg) for the padding.
 """
 
 from __future__ import annotations
@@ -29,41 +29,43 @@ Initialisation = Literal["paper", "original", "he"]
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution and its ReLU. `towers` 2: each half of the kernels sees half of the maps below (section 3.2)."""
+    """A convolution with its ReLU (section 3.1). With 2 towers, each half of the kernels reads half of the input maps
+    (section 3.2).
+    """
 
     name: str
     kernels: int
     size: int
     stride: int = 1
     padding: int = 0
-    edge: int = 0  # zeros on the right and at the bottom only
+    edge: int = 0  # zeros added on the right and at the bottom only
     towers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Local response normalisation (section 3.3) with beta .75. `alpha` is the formula's: not divided by `size`."""
+    """Local response normalization (section 3.3) with beta 0.75. `alpha` is the paper's, not divided by `size`."""
 
     name: str
     size: int = 5
     alpha: float = 1e-4
     k: float = 2.0
-    towers: int = 1  # 2: neighbours within a tower only, as the original code has it
+    towers: int = 1  # 2: neighboring maps within a tower only, as in the original code
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Max pooling (section 3.4: size 3, stride 2 overlap)."""
+    """Overlapping max pooling (section 3.4)."""
 
     name: str
     size: int = 3
     stride: int = 2
-    edge: int = 0  # rows and columns of nothing on the right and at the bottom, where sizes round up (Caffe2)
+    edge: int = 0  # padding on the right and at the bottom, for files whose sizes round up (Caffe2)
 
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A fully-connected layer, its ReLU and its dropout (section 4.2)."""
+    """A fully-connected layer with its ReLU and dropout (section 4.2)."""
 
     name: str
     neurons: int
@@ -77,26 +79,27 @@ _KINDS: Final[Mapping[str, type[Conv] | type[Norm] | type[Pool] | type[Hidden]]]
     "hidden": Hidden,
 }
 
-# Section 3.5, first layer to last; fc8 follows from the number of classes.
+# Section 3.5 and figure 2. The comments give the shape of each output. fc8 is added for the number of classes.
 PAPER_LAYERS: Final[tuple[Layer, ...]] = (
-    Conv("conv1", 96, 11, stride=4, edge=3),
-    Norm("norm1"),
-    Pool("pool1"),
-    Conv("conv2", 256, 5, padding=2, towers=2),
-    Norm("norm2"),
-    Pool("pool2"),
-    Conv("conv3", 384, 3, padding=1),
-    Conv("conv4", 384, 3, padding=1, towers=2),
-    Conv("conv5", 256, 3, padding=1, towers=2),
-    Pool("pool5"),
-    Hidden("fc6", 4096),
-    Hidden("fc7", 4096),
+    #                                                3 x 224 x 224  input: RGB
+    Conv("conv1", 96, 11, stride=4, edge=3),  #     96 x 55 x 55
+    Norm("norm1"),  #                               96 x 55 x 55    section 3.3
+    Pool("pool1"),  #                               96 x 27 x 27    section 3.4
+    Conv("conv2", 256, 5, padding=2, towers=2),  # 256 x 27 x 27    section 3.2: two towers of 128 kernels
+    Norm("norm2"),  #                              256 x 27 x 27
+    Pool("pool2"),  #                              256 x 13 x 13
+    Conv("conv3", 384, 3, padding=1),  #           384 x 13 x 13    reads the maps of both towers
+    Conv("conv4", 384, 3, padding=1, towers=2),  # 384 x 13 x 13
+    Conv("conv5", 256, 3, padding=1, towers=2),  # 256 x 13 x 13
+    Pool("pool5"),  #                              256 x 6 x 6
+    Hidden("fc6", 4096),  #                        4096             section 4.2: dropout
+    Hidden("fc7", 4096),  #                        4096             dropout; the features of section 6.1
 )
 
 
 @dataclass(frozen=True, slots=True)
 class MapSize:
-    """What a layer puts out: `channels` maps of `size` x `size` (1 for fully-connected layers)."""
+    """The output of a layer: `channels` maps of `size` x `size` (1 for fully-connected layers)."""
 
     name: str
     channels: int
@@ -105,11 +108,11 @@ class MapSize:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """All that it takes to build a net: the table of layers, the classes, the dropout's form, the input's factor.
+    """Everything needed to build a net: the table of layers, the number of classes, dropout and input scale.
 
-    dropout: "paper" masks in training and halves at test; "inverted" doubles in training and does nothing at test
-    (torch's); "none" has no dropout (a net whose halves are folded into its weights).
-    input_scale: factor on the mean-subtracted pixels; the paper's is 1.
+    dropout: "paper" halves the outputs at inference. "inverted" doubles them in training instead, as torch does.
+    "none" has no dropout, for a net whose factors are folded into its weights.
+    input_scale: factor on the mean-subtracted pixels. The paper's is 1.
     """
 
     classes: int
@@ -119,7 +122,7 @@ class Architecture:
     name: str = "alexnet"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the table as plain JSON types; `from_dict` gives an equal Architecture back."""
+        """Return JSON types, for `from_dict`."""
         kinds = {cls: kind for kind, cls in _KINDS.items()}
         layers = [{"kind": kinds[type(layer)], **asdict(layer)} for layer in self.layers]
         return {
@@ -132,7 +135,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
-        """Build from `to_dict`'s form. Raises CheckpointError when a key is missing, unknown or of the wrong kind."""
+        """Build from the result of `to_dict`. Raises CheckpointError if it is not valid."""
         try:
             layers = []
             for entry in values["layers"]:
@@ -141,42 +144,35 @@ class Architecture:
             rest = {key: value for key, value in values.items() if key != "layers"}
             architecture = cls(layers=tuple(layers), **rest)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"this is no architecture that fc7 can build: {error!r} in {str(values)[:200]}"
-            ) from error
+            raise CheckpointError(f"The architecture is not valid: {error!r} in {str(values)[:200]}.") from error
         if architecture.dropout not in get_args(Dropout) or architecture.classes < 1:
             raise CheckpointError(
-                f"an architecture needs classes >= 1 and dropout one of {', '.join(get_args(Dropout))}; "
-                f"it has classes={architecture.classes!r}, dropout={architecture.dropout!r}"
+                f"The architecture is not valid: classes={architecture.classes!r} must be at least 1, and "
+                f"dropout={architecture.dropout!r} must be one of {', '.join(get_args(Dropout))}."
             )
         return architecture
 
     def scaled(self, width: float) -> Architecture:
-        """Return the same net with `width` times the kernels and neurons, at least 8 a layer: for trials and tests."""
-        if width == 1:
-            return self
+        """Return the net with `width` times the kernels and neurons (at least 8 per layer), for tests and trials."""
 
-        def scale(count: int) -> int:
-            return max(8, 2 * round(count * width / 2))
+        def scale(layer: Layer) -> Layer:
+            match layer:
+                case Conv():
+                    return replace(layer, kernels=max(8, 2 * round(layer.kernels * width / 2)))
+                case Hidden():
+                    return replace(layer, neurons=max(8, 2 * round(layer.neurons * width / 2)))
+            return layer
 
-        layers = tuple(
-            replace(layer, kernels=scale(layer.kernels))
-            if isinstance(layer, Conv)
-            else replace(layer, neurons=scale(layer.neurons))
-            if isinstance(layer, Hidden)
-            else layer
-            for layer in self.layers
-        )
-        return replace(self, layers=layers)
+        return self if width == 1 else replace(self, layers=tuple(scale(layer) for layer in self.layers))
 
-    def readers_of_dropped(self) -> tuple[str, ...]:
-        """Return the layers that read a layer with dropout, in order: fc7 and fc8 in the paper's net."""
+    def layers_after_dropout(self) -> tuple[str, ...]:
+        """Return the layers whose input has dropout, in order: fc7 and fc8 in the paper's net."""
         hidden = [layer.name for layer in self.layers if isinstance(layer, Hidden)]
         return (*hidden[1:], "fc8") if hidden else ()
 
     def maps(self) -> tuple[MapSize, ...]:
-        """Return what every layer puts out for a 224x224 picture, in order, fc8 included."""
-        channels, size, out = 3, INPUT_SIZE, []
+        """Return the output of every layer for a 224x224 image, in order, including fc8."""
+        channels, size, outputs = 3, INPUT_SIZE, []
         for layer in self.layers:
             match layer:
                 case Conv():
@@ -186,16 +182,16 @@ class Architecture:
                     size = (size + layer.edge - layer.size) // layer.stride + 1
                 case Hidden():
                     channels, size = layer.neurons, 1
-            out.append(MapSize(layer.name, channels, size))
-        return (*out, MapSize("fc8", self.classes, 1))
+            outputs.append(MapSize(layer.name, channels, size))
+        return (*outputs, MapSize("fc8", self.classes, 1))
 
 
 class LocalResponseNorm(nn.Module):
-    """b = a / (k + alpha * sum of a^2 over `size` neighbouring maps)^.75, by the paper's literal formula (section 3.3).
+    """b = a / (k + alpha * sum of a^2 over `size` neighboring maps)^0.75, the formula of section 3.3.
 
-    Takes and returns float [n, channels, height, width]. The sum is a 1x1 convolution of the squares with a banded
-    matrix and k as its bias, and the power is two square roots: exact, and several times faster than torch's module,
-    in the exported graph too.
+    Input and output are float [n, channels, height, width]. The sum is computed as a 1x1 convolution of the squares
+    with a banded matrix and bias k, and the power as two square roots. This is exact, and several times faster than
+    torch's module, also in the exported graph.
     """
 
     band: Tensor
@@ -207,28 +203,28 @@ class LocalResponseNorm(nn.Module):
         near = (index[:, None] - index[None, :]).abs() <= size // 2
         tower = index * towers // channels
         band = (near & (tower[:, None] == tower[None, :])).float() * alpha
-        # Constants of the table, so they are not part of the weights.
+        # Not persistent, because they follow from the table and are not weights.
         self.register_buffer("band", band[:, :, None, None], persistent=False)
         self.register_buffer("bias", torch.full((channels,), k), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised maps, of the shape of `x`."""
+        """Return the normalized maps, in the shape of `x`."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return cast(Tensor, _Normalise.apply(x, self.band, self.bias))  # type: ignore[no-untyped-call]
+            return cast(Tensor, _Normalize.apply(x, self.band, self.bias))  # type: ignore[no-untyped-call]
         scale = functional.conv2d(x * x, self.band, self.bias)
         root = torch.sqrt(scale)
         return x / (root * torch.sqrt(root))
 
 
-class _Normalise(torch.autograd.Function):
-    """The same normalisation with its derivative by hand: half of the passes over memory that autograd would make.
+class _Normalize(torch.autograd.Function):
+    """The normalization with a hand-written derivative, which needs half of the passes over memory that autograd needs.
 
-    With s = k + band x^2 and y = x s^-.75: dx = g s^-.75 - 1.5 x band^T(g y / s).
+    With s = k + band x^2 and y = x s^-0.75, the gradient is dx = g s^-0.75 - 1.5 x band^T(g y / s).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, band: Tensor, bias: Tensor) -> Tensor:
-        """Return x s^-.75, in the precision of `x`."""
+        """Return x s^-0.75, in the precision of `x`."""
         band, bias = band.to(x.dtype), bias.to(x.dtype)
         scale = functional.conv2d(x * x, band, bias)
         factor = torch.rsqrt(scale)
@@ -239,7 +235,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Return dx and nothing for the constants."""
+        """Return dx, and None for the constants."""
         x, scale, factor, y, band = ctx.saved_tensors
         (gradient,) = gradients
         through = functional.conv2d((gradient * y).div_(scale), 1.5 * band.transpose(0, 1))
@@ -249,44 +245,38 @@ class _Normalise(torch.autograd.Function):
 class AlexNet(nn.Module):
     """The net of an `Architecture`. Input float32 [n, 3, 224, 224]: RGB 0-255, mean subtracted.
 
-    Weights are named `conv1.weight`, `conv1.bias`, ... `fc8.bias`, shaped as in the paper: those of a layer with two
-    towers see half of the maps.
+    The weights are named `conv1.weight`, `conv1.bias`, ... `fc8.bias`. In a layer with two towers, each kernel has the
+    weights for half of the input maps.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        # (first row, rows in all) of the batch at hand, when other processes have the rest of it.
-        self.rows: tuple[int, int] | None = None
-        below, size = 3, INPUT_SIZE
-        for layer, out in zip(architecture.layers, architecture.maps(), strict=False):
-            self.add_module(layer.name, _module(layer, below if not isinstance(layer, Hidden) else below * size * size))
-            below, size = out.channels, out.size
-        self.fc8 = nn.Linear(below * size * size, architecture.classes)
+        # (first row, number of rows in the batch), if other processes have the rest of the batch.
+        self.batch_rows: tuple[int, int] | None = None
+        channels, size = 3, INPUT_SIZE
+        for layer, output in zip(architecture.layers, architecture.maps(), strict=False):
+            self.add_module(layer.name, _module(layer, channels * size**2 if isinstance(layer, Hidden) else channels))
+            channels, size = output.channels, output.size
+        self.fc8 = nn.Linear(channels * size**2, architecture.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, float [n, classes]."""
         return self.forward_both(x)[0]
 
-    def features_fc7(self, x: Tensor) -> Tensor:
-        """Return the last hidden layer after ReLU, before dropout, float [n, 4096]: the retrieval feature (6.1)."""
-        return self.forward_both(x)[1]
-
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (logits [n, classes], fc7 [n, 4096]) in one pass."""
+        """Return (logits [n, classes], fc7 [n, 4096]). fc7 is taken after ReLU and before dropout (section 6.1)."""
         features, first = x, True
         for layer in self.architecture.layers:
             module = self.get_submodule(layer.name)
             match layer:
                 case Conv():
-                    x = self._seen_by(layer.name, x)
+                    x = self._layer_input(layer.name, x)
                     if layer.edge:
                         x = functional.pad(x, (0, layer.edge, 0, layer.edge))
                     weight = cast(Tensor, module.weight)
                     if first and self.architecture.input_scale != 1:
-                        weight = (
-                            weight * self.architecture.input_scale
-                        )  # as scaling the pixels, in a fraction of the time
+                        weight = weight * self.architecture.input_scale  # equals scaling the pixels, but is faster
                     bias = cast(Tensor, module.bias)
                     x = functional.conv2d(x, weight, bias, layer.stride, layer.padding, 1, layer.towers).relu_()
                     first = False
@@ -297,12 +287,12 @@ class AlexNet(nn.Module):
                 case Norm():
                     x = module(x)
                 case Hidden():
-                    features = functional.relu(module(self._seen_by(layer.name, x.flatten(1))))
+                    features = functional.relu(module(self._layer_input(layer.name, x.flatten(1))))
                     x = self._dropout(features)
         return self._classify(x.flatten(1)), features
 
-    def _seen_by(self, layer: str, x: Tensor) -> Tensor:  # noqa: ARG002 (a tower's net looks up what it must fetch)
-        """Return what the layer sees: all that the one below put out."""
+    def _layer_input(self, layer: str, x: Tensor) -> Tensor:  # noqa: ARG002 (used by TowerNet)
+        """Return the input of a layer: `x`, the output of the previous layer. TowerNet adds the other tower's."""
         return x
 
     def _classify(self, x: Tensor) -> Tensor:
@@ -319,54 +309,55 @@ class AlexNet(nn.Module):
         return x
 
     def _mask(self, x: Tensor) -> Tensor:
-        """Return ones and zeros for `x`: drawn for the whole batch, however many processes share it."""
-        first, count = self.rows or (0, len(x))
+        """Return a mask of ones and zeros for `x`. It is drawn for the whole batch, even if processes share it."""
+        first, count = self.batch_rows or (0, len(x))
         return x.new_empty((count, x.shape[1])).bernoulli_(1 - DROPOUT_RATE)[first : first + len(x)]
 
     @torch.no_grad()
     def folded(self) -> AlexNet:
-        """Return a copy for inference that answers the same without dropout: the paper's halves are in its weights.
+        """Return a copy for inference, without dropout, that gives the same outputs.
 
-        fc7 stays the feature before dropout; only the weights that read a dropped layer are halved (not the biases).
+        The paper's factor of one half is multiplied into the weights (not the biases) of the layers after dropout.
         """
         net = AlexNet(replace(self.architecture, dropout="none"))
         net.load_state_dict(self.state_dict())
         if self.architecture.dropout == "paper":
-            for reader in self.architecture.readers_of_dropped():
-                net.get_parameter(f"{reader}.weight").mul_(1 - DROPOUT_RATE)
+            for name in self.architecture.layers_after_dropout():
+                net.get_parameter(f"{name}.weight").mul_(1 - DROPOUT_RATE)
         return net.eval()
 
     def parameter_counts(self) -> dict[str, int]:
-        """Return the number of weights and biases of each learned layer, in order."""
+        """Return the number of weights and biases of each layer that has any, in order."""
         counts = {name: sum(p.numel() for p in module.parameters()) for name, module in self.named_children()}
         return {name: count for name, count in counts.items() if count}
 
 
-def _module(layer: Layer, below: int) -> nn.Module:
+def _module(layer: Layer, inputs: int) -> nn.Module:
     match layer:
         case Conv():
-            return nn.Conv2d(below, layer.kernels, layer.size, layer.stride, layer.padding, groups=layer.towers)
+            return nn.Conv2d(inputs, layer.kernels, layer.size, layer.stride, layer.padding, groups=layer.towers)
         case Norm():
-            return LocalResponseNorm(below, layer.size, layer.alpha, layer.k, layer.towers)
+            return LocalResponseNorm(inputs, layer.size, layer.alpha, layer.k, layer.towers)
         case Pool():
             return nn.MaxPool2d(layer.size, layer.stride)
         case Hidden():
-            return nn.Linear(below, layer.neurons)
+            return nn.Linear(inputs, layer.neurons)
 
 
-# Section 5: these layers' biases begin at 1, so that their ReLUs begin with positive inputs.
+# Section 5: the biases of these layers start at 1, so that their ReLUs start with positive inputs.
 _ONES: Final = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
-# layers-145.cfg begins the upper convolutions wider than the text says.
+# In layers-145.cfg, the weights of the upper convolutions start with a larger deviation than in the text.
 _WIDER: Final = frozenset({"conv3", "conv4", "conv5"})
 
 
 @torch.no_grad()
 def initialise(net: AlexNet, scheme: Initialisation, generator: torch.Generator) -> None:
-    """Draw all weights anew from `generator`.
+    """Draw initial weights from `generator`.
 
-    "paper": N(0, .01), biases 1 in conv2, conv4, conv5, fc6, fc7 and else 0 (section 5). "original": the same, but .03
-    in conv3-5 (layers-145.cfg). "he": variance 2 / inputs and biases 0, for small data, which hardly leave the paper's
-    plateau; fc8 has .01, so that the first loss is near ln(classes).
+    "paper": N(0, 0.01); biases are 1 in conv2, conv4, conv5, fc6 and fc7, otherwise 0 (section 5).
+    "original": the same, but N(0, 0.03) in conv3 to conv5 (layers-145.cfg).
+    "he": variance 2 / inputs and biases 0, for small data sets, on which the paper's initialization hardly learns. fc8
+    has deviation 0.01, so that the first loss is near ln(classes).
     """
     for name, module in net.named_children():
         if not isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,9 +1,10 @@
-"""Start a net from the weights of another (the paper, section 6)."""
+"""Initialize a net with the weights of another one (the paper, section 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from model_store.errors import RecipeError
 from model_store.training.nets.alexnet import DROPOUT_RATE, AlexNet, Architecture, Conv
 from model_store.training.recipe import Recipe
 
-_LAST = "fc8"
+_LAST: Final = "fc8"
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """Trained weights, in the form of `architecture`, and what `run.json` calls them: "solar:1" or a run's folder."""
+    """A trained net to start from. `name` is that of a version ("solar:1") or of a run's folder."""
 
     name: str
     architecture: Architecture
@@ -26,45 +27,45 @@ class Parent:
 
 
 def child_architecture(parent: Parent, recipe: Recipe, classes: int) -> Architecture:
-    """Return the parent's layers with the recipe's dropout and input factor, and `classes` classes.
+    """Return the parent's layers with the recipe's dropout and input scale, and `classes` classes.
 
-    Raises RecipeError when the recipe asks for a variant or width of its own and that is another net.
+    Raises RecipeError if the recipe asks for a variant or width with other layers than the parent's.
     """
     if (recipe.variant, recipe.width) != ("full", 1) and (
         recipe.architecture(classes).layers != parent.architecture.layers
     ):
         raise RecipeError(
-            f"the layers of {parent.name} are not those of variant={recipe.variant}, width={recipe.width:g}: a net "
-            "that begins from another has its layers, so leave the two out of the recipe"
+            f"The layers of {parent.name} are not those of variant={recipe.variant}, width={recipe.width:g}. A "
+            "fine-tuned net has the layers of its parent, so remove variant and width from the recipe."
         )
     return replace(parent.architecture, classes=classes, dropout=recipe.dropout, input_scale=recipe.input_scale)
 
 
 @torch.no_grad()
-def begin_from(net: AlexNet, parent: Parent, classes: tuple[str, ...]) -> bool:
-    """Give `net`, whose outputs are `classes`, the parent's weights; return whether fc8 came with them.
+def load_parent_weights(net: AlexNet, parent: Parent, classes: tuple[str, ...]) -> bool:
+    """Copy the parent's weights into `net`, whose outputs are `classes`. Returns whether fc8 was copied too.
 
-    fc8 stays as it is when the two have other classes; the same classes in another order are put in order.
+    fc8 is left unchanged if the sets of classes differ. If only their order differs, the outputs are reordered.
     """
-    mine, theirs = _factors(net.architecture), _factors(parent.architecture)
-    keep_last = set(classes) == set(parent.classes)
-    order = [parent.classes.index(label) for label in classes] if keep_last else []
+    own, parents = _weight_factors(net.architecture), _weight_factors(parent.architecture)
+    same_classes = set(classes) == set(parent.classes)
+    order = [parent.classes.index(label) for label in classes] if same_classes else []
     for name, parameter in net.named_parameters():
         layer = name.partition(".")[0]
-        if layer == _LAST and not keep_last:
+        if layer == _LAST and not same_classes:
             continue
         values = parent.weights[name][order] if layer == _LAST else parent.weights[name]
-        factor = theirs.get(name, 1.0) / mine.get(name, 1.0)
+        factor = parents.get(name, 1.0) / own.get(name, 1.0)
         parameter.copy_(values if factor == 1 else values * factor)
-    return keep_last
+    return same_classes
 
 
-def _factors(architecture: Architecture) -> dict[str, float]:
-    """Return by which factor the net multiplies what these weights give, when it answers."""
+def _weight_factors(architecture: Architecture) -> dict[str, float]:
+    """Return the factors by which the net multiplies weights at inference: input scale, and the paper's dropout."""
     factors = {}
     first = architecture.layers[0]
     if isinstance(first, Conv):
         factors[f"{first.name}.weight"] = architecture.input_scale
     if architecture.dropout == "paper":
-        factors |= {f"{reader}.weight": 1 - DROPOUT_RATE for reader in architecture.readers_of_dropped()}
+        factors |= {f"{layer}.weight": 1 - DROPOUT_RATE for layer in architecture.layers_after_dropout()}
     return factors

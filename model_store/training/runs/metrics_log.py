@@ -1,26 +1,34 @@
-"""The log of a run, `metrics.jsonl`: one line of JSON a record."""
+"""The metrics of a run, `metrics.jsonl`: a JSON object per line.
+
+    {"kind": "step", "step", "epoch", "loss", "error", "rate"}
+    {"kind": "epoch", "epoch", "step", "train_loss", "train_error", "val_loss", "val_error", "val_top5_error", "rate",
+     "seconds", "images_per_second", "wait_share"}
+
+Errors are shares from 0 to 1. Epochs count from 1. The val_ keys are missing in epochs without validation. With two
+towers, an epoch also has "images" and, for each layer, "sent_<layer>": the bytes that this process sent.
+
+Guarantees: after a resume, the log has each step once. Lines after the checkpoint are removed.
+Out of scope: progress on the terminal (reporting.py).
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
 from model_store.durable import write_atomic
 from model_store.training.runs.run import METRICS_FILE, read_metrics
 
-LOG_EVERY = 10  # steps
-
-
-SENT = "sent_"  # and a layer: bytes that this process sent for it in the epoch
+LOG_EVERY: Final = 10  # steps
+SENT_PREFIX: Final = "sent_"
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and TensorBoard. After a resume, what came after the checkpoint's step is dropped."""
+    """Appends to `metrics.jsonl` and TensorBoard, starting after `step`."""
 
     def __init__(self, run: Path, step: int) -> None:
         kept = [record for record in read_metrics(run) if record["step"] <= step]
@@ -31,14 +39,12 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self._board.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line; its numbers go to TensorBoard under their names."""
+        """Append a line, and its numbers to TensorBoard."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for key, value in record.items():

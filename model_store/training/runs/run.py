@@ -1,16 +1,16 @@
-"""A training run on disk: what a run's folder holds, and how to read it back.
+"""The folder of a training run: its files, and how to write, find and read them.
 
-    run.json                 recipe, architecture, classes, data and its hash, seed, parent, versions, state
+    run.json                 recipe, architecture, classes, data folder and hash, seed, parent, versions
     statistics.safetensors   mean image, RGB eigenvalues and eigenvectors of the training set
-    metrics.jsonl            one line a logged step, one an epoch
+    metrics.jsonl            one line per logged step and per epoch (see metrics_log.py)
     skipped.json             files that could not be read, each with the reason
-    checkpoint.safetensors   weights, optimiser, random states, place in the epoch; until the run is finished
-    model.safetensors        the final weights, once it is finished
-    tensorboard/             the same curves for TensorBoard
+    checkpoint.safetensors   weights, optimizer, random states, position in the run; removed when the run is finished
+    model.safetensors        the final weights of a finished run
+    tensorboard/             the metrics for TensorBoard
 
-Promises: nothing pickled is ever read; a file that is missing or broken is a CheckpointError that names it; what is
-written is whole or absent (temporary file, fsync, rename).
-Does not: choose among epochs; a finished run's weights are those of its last step.
+Guarantees: no pickle is ever loaded. A missing or broken file raises a CheckpointError that names it. Files are written
+atomically (temporary file, fsync, rename).
+Out of scope: choosing the best epoch. The weights of a finished run are those of its last step.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ WEIGHTS_PREFIX: Final = "model."
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """The contents of `run.json`: all that was decided before the first step."""
+    """The contents of `run.json`: everything that is fixed before the first step."""
 
     name: str
     recipe: Recipe
     architecture: Architecture
-    classes: tuple[str, ...]  # labels in the order of the net's outputs
-    data: str  # the folder it was trained on
-    data_hash: str  # sha256 over paths and contents of train and val
+    classes: tuple[str, ...]  # labels, in the order of the net's outputs
+    data: str  # the folder of the training data
+    data_hash: str  # SHA-256 over the paths and contents of train and val
     train_images: int
     val_images: int
     seed: int
-    parent: str | None  # "name:version" or a run that its weights began from
+    parent: str | None  # version ("solar:1") or run that the initial weights come from
     created: str  # UTC, ISO 8601
-    versions: Mapping[str, str]  # of python, torch, fc7, the processor's instructions and the git revision
+    versions: Mapping[str, str]  # of fc7, Python and torch, with processor and device
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return JSON types."""
         values = {key: getattr(self, key) for key in self.__slots__}
         values |= {"recipe": self.recipe.to_dict(), "architecture": self.architecture.to_dict()}
         return {"format": FORMAT, **values, "classes": list(self.classes), "versions": dict(self.versions)}
@@ -71,7 +71,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A run read back, with its net in evaluation mode."""
+    """A run loaded from its folder, with the net in evaluation mode."""
 
     path: Path
     info: RunInfo
@@ -82,12 +82,12 @@ class TrainedRun:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that it was trained with."""
+        """The recipe of the run."""
         return self.info.recipe
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels in the order of the net's outputs."""
+        """The labels, in the order of the net's outputs."""
         return self.info.classes
 
     @property
@@ -97,7 +97,7 @@ class TrainedRun:
 
 
 def load_run(path: Path) -> TrainedRun:
-    """Read a run's folder; of an unfinished run, the weights of its last checkpoint. Raises CheckpointError."""
+    """Load a run from its folder. An unfinished run has the weights of its last checkpoint. Raises CheckpointError."""
     info = read_info(path)
     finished = (path / MODEL_FILE).exists()
     network = AlexNet(info.architecture)
@@ -105,14 +105,14 @@ def load_run(path: Path) -> TrainedRun:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} are not those of its architecture: {error}") from error
+        raise CheckpointError(f"The weights in {path} do not fit its architecture: {error}.") from error
     return TrainedRun(path, info, read_statistics(path), network.eval(), read_metrics(path), finished)
 
 
 def find_run(home: Path, name: str) -> Path:
-    """Return the newest folder of the run `name` under `home`/runs, or the folder itself if `name` is a path to one.
+    """Return the newest folder of the run `name` in `home`/runs. `name` can also be the path of a run's folder.
 
-    Raises CheckpointError naming the runs that there are.
+    Raises CheckpointError, which lists the existing runs, if there is none.
     """
     direct = Path(name)
     if (direct / RUN_FILE).is_file():
@@ -120,17 +120,17 @@ def find_run(home: Path, name: str) -> Path:
     root, folders = home / "runs", _run_folders(home)
     if (root / name) in folders:
         return root / name
-    mine = runs_named(home, name)
-    if not mine:
-        known = ", ".join(folder.name for folder in folders[-8:]) or "none yet"
+    matches = runs_named(home, name)
+    if not matches:
+        known = ", ".join(folder.name for folder in folders[-8:]) or "none"
         raise CheckpointError(
-            f"there is no run {name!r} in {root}; there are: {known}. fc7 train --name {name} makes one"
+            f"There is no run {name!r} in {root}. Existing runs: {known}. To start one, run: fc7 train --name {name}"
         )
-    return mine[-1]
+    return matches[-1]
 
 
 def can_resume(home: Path, name: str) -> bool:
-    """Tell whether `resume` takes the newest run `name` under `home`/runs: it has a checkpoint or is finished."""
+    """Return whether the newest run `name` in `home`/runs has a checkpoint or is finished."""
     try:
         run = find_run(home, name)
     except CheckpointError:
@@ -139,7 +139,7 @@ def can_resume(home: Path, name: str) -> bool:
 
 
 def runs_named(home: Path, name: str) -> list[Path]:
-    """Return the folders of the run `name` under `home`/runs, oldest first."""
+    """Return the folders of the run `name` in `home`/runs, oldest first."""
     return [folder for folder in _run_folders(home) if folder.name.rpartition("-")[0].rpartition("-")[0] == name]
 
 
@@ -148,70 +148,70 @@ def _run_folders(home: Path) -> list[Path]:
 
 
 def new_run_folder(home: Path, name: str) -> Path:
-    """Create and return `home`/runs/<name>-<YYYYmmdd-HHMMSS>, with a later second when that one is taken."""
+    """Create and return `home`/runs/<name>-<YYYYmmdd-HHMMSS>. If it exists, use the next free second."""
     root = home / "runs"
     root.mkdir(parents=True, exist_ok=True)
-    moment = int(datetime.now(UTC).timestamp())
+    seconds = int(datetime.now(UTC).timestamp())
     while True:
-        folder = root / f"{name}-{datetime.fromtimestamp(moment, UTC):%Y%m%d-%H%M%S}"
+        folder = root / f"{name}-{datetime.fromtimestamp(seconds, UTC):%Y%m%d-%H%M%S}"
         try:
             folder.mkdir()
         except FileExistsError:
-            moment += 1
+            seconds += 1
             continue
         return folder
 
 
 def read_info(path: Path) -> RunInfo:
-    """Read `run.json` of the run in `path`. Raises CheckpointError."""
+    """Read `run.json` in `path`. Raises CheckpointError."""
     file = path / RUN_FILE
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
-            raise CheckpointError(f"{file} was written by another release of fc7: this one reads format {FORMAT}")
+            raise CheckpointError(f"{file} was written by another version of fc7. This version reads format {FORMAT}.")
         values["recipe"] = Recipe.from_dict(values["recipe"], source=str(file))
         values["architecture"] = Architecture.from_dict(values["architecture"])
         values["classes"] = tuple(values["classes"])
         return RunInfo(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not the description of a run: {error!r}") from error
+        raise CheckpointError(f"{file} is not a valid description of a run: {error!r}.") from error
 
 
 def write_info(path: Path, info: RunInfo) -> None:
-    """Write `run.json` into the folder `path`."""
+    """Write `run.json` into `path`."""
     write_atomic(path / RUN_FILE, json.dumps(info.to_dict(), indent=2, ensure_ascii=False).encode())
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read the training set's statistics of the run in `path`. Raises CheckpointError."""
+    """Read the statistics of the training set in `path`. Raises CheckpointError."""
     file = path / STATISTICS_FILE
     try:
         arrays = load_arrays(file)
         return Statistics(arrays["mean"], arrays["eigenvalues"], arrays["eigenvectors"])
     except (OSError, SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{file} does not hold a run's statistics: {error!r}") from error
+        raise CheckpointError(f"{file} does not contain valid statistics of a training set: {error!r}.") from error
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write the training set's statistics into the folder `path`."""
+    """Write the statistics of the training set into `path`."""
     arrays = {key: np.ascontiguousarray(getattr(statistics, key)) for key in Statistics.__slots__}
     write_atomic(path / STATISTICS_FILE, arrays_to_bytes(arrays))
 
 
 def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the lines of `metrics.jsonl` of the run in `path`; a last line that a kill cut short is left out."""
+    """Return the lines of `metrics.jsonl` in `path`. An incomplete last line, left by a killed process, is ignored."""
     file = path / METRICS_FILE
     if not file.exists():
         return ()
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is incomplete
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is incomplete
     return tuple(json.loads(line) for line in lines)
 
 
 def read_tensors(file: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file whose names begin with `prefix`, without it. Raises CheckpointError."""
+    """Return the tensors whose names start with `prefix`, without the prefix. Raises CheckpointError."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no mapping)
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
             return {name.removeprefix(prefix): tensors.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is missing or broken: {error}. Train again: fc7 train") from error
+        raise CheckpointError(f"{file} is missing or broken: {error}. Train the net again with: fc7 train") from error

@@ -34,24 +34,24 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put train/ and val/; made if missing.")],
 ) -> None:
     """Arrange the photographs of the package elpv-dataset: solar cells, eight classes, a fixed fifth held out."""
-    from model_store.training.data.demo import SOURCE_FILE, arrange_demo  # noqa: PLC0415
+    from model_store.training.data.demo import SOURCE_FILE, copy_demo  # noqa: PLC0415
 
-    arranged = arrange_demo(folder)
+    demo_data = copy_demo(folder)
     console = Console(soft_wrap=True, highlight=False)
     table = Table("class", "train", "val")
-    for label, images in arranged.train.items():
-        table.add_row(label, str(images), str(arranged.val[label]))
+    for label, images in demo_data.train.items():
+        table.add_row(label, str(images), str(demo_data.val[label]))
     table.add_section()
-    table.add_row("all", str(sum(arranged.train.values())), str(sum(arranged.val.values())))
+    table.add_row("all", str(sum(demo_data.train.values())), str(sum(demo_data.val.values())))
     console.print(table)
-    console.print(f"{arranged.copied} photographs copied to {arranged.folder}, the others were there.", markup=False)
+    console.print(f"{demo_data.copied} photographs copied to {demo_data.folder}, the others were there.", markup=False)
     console.print(
         "Source: ELPV dataset, PyPI elpv-dataset, https://github.com/zae-bayern/elpv-dataset\n"
         "Licence: CC-BY-NC-SA 4.0, not for commercial use. "
-        f"{arranged.folder / SOURCE_FILE} has the papers to cite.",
+        f"{demo_data.folder / SOURCE_FILE} has the papers to cite.",
         markup=False,
     )
-    console.print(f"Next: fc7 train --data {arranged.folder} --recipe small --name solar", markup=False)
+    console.print(f"Next: fc7 train --data {demo_data.folder} --recipe small --name solar", markup=False)
 
 
 @app.command()
@@ -80,12 +80,12 @@ def prepare(
 ) -> None:
     """Prepare images once, as 256x256 in tars (WebDataset); the same command goes on after an interruption."""
     with training_extra():
+        from model_store.training.data.class_folders import find_class_folders  # noqa: PLC0415
         from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
         from model_store.training.data.prepare import Encoding, prepare_shards  # noqa: PLC0415
         from model_store.training.data.shards import read_folder  # noqa: PLC0415
-        from model_store.training.data.sources import class_folder_source  # noqa: PLC0415
         from model_store.training.signals import stop_on_signals  # noqa: PLC0415
-    found = ilsvrc_source(source) if is_ilsvrc(source) else class_folder_source(source)
+    found = ilsvrc_source(source) if is_ilsvrc(source) else find_class_folders(source)
     _print_source(found)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with _bars(console) as bars, stop_on_signals(lambda: console.print("stopping after this shard")) as stop:

@@ -129,10 +129,10 @@ def _experiments() -> ModuleType:
 
 
 def _load(console: Console, data: Path, cache: Path) -> Any:
-    from model_store.training import device as machine  # noqa: PLC0415 - torch
+    from model_store.training.device import keep_freed_memory  # noqa: PLC0415 - torch
     from model_store.training.paper.cifar.data import load_cifar  # noqa: PLC0415
 
-    machine.keep_memory()
+    keep_freed_memory()
     pictures = load_cifar(data, cache)
     console.print(
         f"{len(pictures.train):,} training and {len(pictures.test):,} test pictures, {len(pictures.classes)} classes. "

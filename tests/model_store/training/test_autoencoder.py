@@ -1,4 +1,4 @@
-"""Binary codes from training to search: the auto-encoder, its file, the mode, the commands and the judging."""
+"""Binary codes: training the autoencoder, publishing it, search with codes, their evaluation, and the commands."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def publish(home: Path, trained: TrainedCodes, rows: NDArray[np.float16]) -> Pat
     return CodeStore(home).publish(content, manifest)
 
 
-def test_training_leaves_less_of_the_variance_than_the_mean_does(
-    rows: NDArray[np.float16], trained: TrainedCodes
-) -> None:
+def test_training_reconstructs_part_of_the_variance(rows: NDArray[np.float16], trained: TrainedCodes) -> None:
     steps: list[tuple[int, int, float]] = []
     short = train_codes(rows, CodeOptions(64, epochs=1, batch_size=64), lambda *step: steps.append(step))
     assert [step for step, _, _ in steps] == list(range(1, 10))
@@ -56,7 +54,7 @@ def test_training_leaves_less_of_the_variance_than_the_mean_does(
     assert trained.loss < 0.9
     bits = trained.net.bits(rows.astype(np.float32))
     assert bits.shape == (600, 64)
-    assert len(np.unique(bits, axis=0)) > 100, "codes tell rows apart"
+    assert len(np.unique(bits, axis=0)) > 100, "different rows have different codes"
 
 
 def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
@@ -64,7 +62,7 @@ def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
     assert np.array_equal(one.bits(rows[:50].astype(np.float32)), other.bits(rows[:50].astype(np.float32)))
 
 
-def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
+def test_the_neighbor_term_finds_more_neighbors_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
     collection = EvaluationSet(floats, None, np.arange(0, 600, 5))
     exact = collection.exact()
@@ -77,21 +75,21 @@ def test_the_term_for_neighbours_finds_more_of_them_than_reconstruction_alone(ro
     assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly the same for all rows"
 
 
-def test_vectors_that_are_not_finite_are_refused(rows: NDArray[np.float16]) -> None:
+def test_non_finite_vectors_are_rejected(rows: NDArray[np.float16]) -> None:
     bad = rows[:64].astype(np.float32)
     bad[3, 5] = np.nan
     with pytest.raises(NonFiniteLossError):
         train_codes(bad, CodeOptions(64, epochs=1, batch_size=64))
 
 
-def test_an_encoder_is_published_whole_and_answers_as_it_was_trained(
+def test_a_published_encoder_gives_the_bits_of_the_trained_net(
     rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
 ) -> None:
     store = CodeStore(tmp_path)
     assert store.best(FINGERPRINT) is None
     folder = publish(tmp_path, trained, rows)
     assert sorted(path.name for path in folder.iterdir()) == ["codes.onnx", "manifest.json"]
-    publish(tmp_path, trained, rows)  # again, in place of the first
+    publish(tmp_path, trained, rows)  # replaces the first one
     assert [path.name for path in folder.parent.iterdir()] == ["64"]
     encoder = store.best(FINGERPRINT)
     assert encoder is not None
@@ -105,7 +103,7 @@ def test_an_encoder_is_published_whole_and_answers_as_it_was_trained(
         encoder.encode(rows[:, :100])
 
 
-def test_a_damaged_encoder_is_refused(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
+def test_a_damaged_encoder_is_rejected(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
     folder = publish(tmp_path, trained, rows)
     content = bytearray((folder / "codes.onnx").read_bytes())
     content[len(content) // 2] ^= 1
@@ -149,7 +147,50 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
         assert index.search(query, 1, mode="exact")[0][0].distance > 0
 
 
-def test_the_commands_train_judge_and_draw(
+def test_codes_are_evaluated_by_neighbors_and_classes() -> None:
+    random = np.random.default_rng(0)
+    classes = np.repeat(np.arange(4), 100)
+    rows = (4 * random.standard_normal((4, 64))[classes] + random.standard_normal((400, 64))).astype(np.float32)
+    collection = Collection(rows, classes, np.arange(0, 400, 9))
+    exact = collection.exact()
+    truth = [np.argsort(((rows - rows[q]) ** 2).sum(axis=1))[1:11].tolist() for q in collection.queries]
+    assert [set(found) for found in exact.tolist()] == [set(found) for found in truth]
+    best = judge("exact", 256, exhaustive(rows), collection, exact)
+    assert (best.recall, best.recall_wide, best.bytes) == (1, 1, 256)
+    assert best.precision is not None
+    assert best.precision > 0.95
+    assert best.mean_average_precision is not None
+    blind = judge(
+        "blind",
+        8,
+        hamming(random.random((400, 64)) > 0.5, lambda x: random.random((len(x), 64)) > 0.5),
+        collection,
+        exact,
+    )
+    assert blind.recall < 0.2
+    assert blind.precision is not None
+    assert 0.1 < blind.precision < 0.4
+    assert blind.mean_average_precision is not None
+    assert 0.2 < blind.mean_average_precision < 0.35
+    unknown = judge("exact", 256, exhaustive(rows), replace(collection, classes=None), exact)
+    assert unknown.precision is None
+
+
+def test_the_standard_codes_are_better_than_chance(rows: NDArray[np.float16]) -> None:
+    floats = rows.astype(np.float32)
+    collection = Collection(floats, None, np.arange(0, 600, 20))
+    exact = collection.exact()
+    codes = list(standard_codes(floats, 128))
+    judged = {code.name: judge(code.name, 16, code.search, collection, exact).recall for code in codes}
+    assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
+    assert min(judged.values()) > 3 * 10 / 600
+    assert judged["PCA+ITQ"] > judged["sign-LSH"]
+    # Centroids preserve distances, while sign bits only give the side of a hyperplane.
+    assert min(judged["OPQ+PQ"], judged["OPQ+PQ fast-scan"]) > judged["PCA+ITQ"]
+    assert [code.name for code in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
+
+
+def test_the_commands_train_evaluate_and_plot(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -197,9 +238,7 @@ def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
         assert list(found) == ["b", "a"]
 
 
-def test_a_manifest_is_json_that_says_what_was_trained(
-    rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path
-) -> None:
+def test_the_manifest_describes_the_training(rows: NDArray[np.float16], trained: TrainedCodes, tmp_path: Path) -> None:
     values = json.loads((publish(tmp_path, trained, rows) / "manifest.json").read_text())
     assert values["bits"] == 64
     assert values["vectors"] == 600

@@ -1,4 +1,4 @@
-"""The errors printed are those that NumPy counts from the files, whatever the views, nets and order of classes."""
+"""Evaluation, compared with a plain count in NumPy: views, averages of nets, skipped files, and the commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = tuple("abcdefg")
 
 @dataclass(frozen=True)
 class ColourPredictor:
-    """Classifies by a linear map of the view's mean colours in a 2x2 grid, which differ from view to view."""
+    """Classifies by a linear map of the mean colors in a 2x2 grid, which differ from view to view."""
 
     seed: int
     labels: tuple[str, ...] = LABELS
@@ -48,10 +48,10 @@ class ColourPredictor:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> dict[str, list[NDArray[np.uint8]]]:
-    """Write lossless 256x256 pictures, which `prepare` leaves as they are: another number of them for each label."""
+    """Write lossless 256x256 images, which `prepare` does not change. Each label has a different number of them."""
     random = np.random.default_rng(0)
     found: dict[str, list[NDArray[np.uint8]]] = {}
-    for index, label in enumerate(LABELS[:6]):  # g has none
+    for index, label in enumerate(LABELS[:6]):  # class g has no images
         (tmp_path / "val" / label).mkdir(parents=True)
         found[label] = []
         for number in range(3 + index):
@@ -65,7 +65,7 @@ def pictures(tmp_path: Path) -> dict[str, list[NDArray[np.uint8]]]:
 def expected(
     pictures: dict[str, list[NDArray[np.uint8]]], predictors: list[ColourPredictor], corners: list[tuple[int, int]]
 ) -> tuple[NDArray[np.int64], int]:
-    """Count once more, one picture and one view after another: (confusion, images wrong in their best five)."""
+    """Count image by image and view by view. Returns (confusion, number of top-5 errors)."""
     confusion, wrong5 = np.zeros((7, 7), np.int64), 0
     for label, images in pictures.items():
         for pixels in images:
@@ -86,12 +86,12 @@ def expected(
     return confusion, wrong5
 
 
-CENTRE = [(16, 16)]
+CENTER = [(16, 16)]
 FIVE = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
 
 
-@pytest.mark.parametrize(("view_count", "corners"), [(1, CENTRE), (10, FIVE)])
-def test_errors_and_confusion_are_those_counted_by_hand(
+@pytest.mark.parametrize(("view_count", "corners"), [(1, CENTER), (10, FIVE)])
+def test_errors_and_confusion_match_a_plain_count(
     tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]], view_count: int, corners: list[tuple[int, int]]
 ) -> None:
     predictor = ColourPredictor(1)
@@ -113,43 +113,43 @@ def test_errors_and_confusion_are_those_counted_by_hand(
     assert sum((entry.top5_error or 0) * entry.images for entry in classes.values()) == pytest.approx(wrong5)
 
 
-def test_ten_views_and_one_differ_on_these_pictures(pictures: dict[str, list[NDArray[np.uint8]]]) -> None:
-    one, _ = expected(pictures, [ColourPredictor(1)], CENTRE)
+def test_ten_views_and_one_view_differ_on_these_images(pictures: dict[str, list[NDArray[np.uint8]]]) -> None:
+    one, _ = expected(pictures, [ColourPredictor(1)], CENTER)
     ten, _ = expected(pictures, [ColourPredictor(1)], FIVE)
-    assert not np.array_equal(one, ten)  # else the test above would not see a view that is missing
+    assert not np.array_equal(one, ten)  # otherwise the test above would not detect a missing view
 
 
-def test_nets_are_averaged_by_label_though_their_classes_are_in_another_order(
+def test_nets_with_differently_ordered_classes_are_averaged_by_label(
     tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]]
 ) -> None:
     nets = [ColourPredictor(1), ColourPredictor(2, LABELS[::-1], "other"), ColourPredictor(3)]
     result = evaluate(nets, SplitImages(tmp_path))
-    confusion, wrong5 = expected(pictures, nets, CENTRE)
+    confusion, wrong5 = expected(pictures, nets, CENTER)
     assert np.array_equal(result.confusion, confusion)
     assert round(result.top5_error * result.seen) == wrong5
     assert result.models == ("colours", "other", "colours")
-    assert not np.array_equal(confusion, expected(pictures, nets[:1], CENTRE)[0])
+    assert not np.array_equal(confusion, expected(pictures, nets[:1], CENTER)[0])
 
 
 @pytest.mark.usefixtures("pictures")
-def test_nets_of_other_classes_are_not_averaged(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"small has other classes.*: g"):
+def test_nets_with_different_classes_are_not_averaged(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"small cannot be averaged.*classes differ: g"):
         evaluate([ColourPredictor(1), ColourPredictor(1, LABELS[:6], "small")], SplitImages(tmp_path))
 
 
 @pytest.mark.usefixtures("pictures")
-def test_a_class_that_the_net_does_not_know_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"class 'f'.*knows: a, b, c, d, e$"):
+def test_a_class_that_the_net_does_not_have_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"class 'f'.*Classes of the net: a, b, c, d, e\.$"):
         evaluate([ColourPredictor(1, LABELS[:5])], SplitImages(tmp_path))
 
 
 @pytest.mark.usefixtures("pictures")
-def test_broken_files_are_skipped_with_their_reason_and_counted(tmp_path: Path) -> None:
+def test_broken_files_are_skipped_and_reported(tmp_path: Path) -> None:
     whole = evaluate([ColourPredictor(1)], SplitImages(tmp_path))
     (tmp_path / "val" / "a" / "0a.jpg").write_bytes(b"no picture")
     (tmp_path / "val" / "f" / "zero.png").touch()
     images = SplitImages(tmp_path)
-    for _ in range(2):  # a second pass counts anew
+    for _ in range(2):  # a second pass starts counting again
         result = evaluate([ColourPredictor(1)], images)
         assert [skipped.path.name for skipped in result.skipped] == ["0a.jpg", "zero.png"]
         assert all(skipped.reason for skipped in result.skipped)
@@ -161,14 +161,14 @@ def test_broken_files_are_skipped_with_their_reason_and_counted(tmp_path: Path) 
     assert fewer.data_sha256 != whole.data_sha256
 
 
-def test_a_split_without_images_or_with_broken_ones_only_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"val is no folder"):
+def test_a_split_without_readable_images_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"val is not a folder"):
         SplitImages(tmp_path)
     (tmp_path / "val" / "a").mkdir(parents=True)
     with pytest.raises(DatasetError, match=r"no images in class folders"):
         SplitImages(tmp_path)
     (tmp_path / "val" / "a" / "x.jpg").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match=r"none of the 1 images.*x\.jpg"):
+    with pytest.raises(DatasetError, match=r"None of the 1 images.*x\.jpg"):
         evaluate([ColourPredictor(1)], SplitImages(tmp_path))
 
 
@@ -179,7 +179,7 @@ def test_a_sample_is_spread_over_the_classes(tmp_path: Path, pictures: dict[str,
     assert len(SplitImages(tmp_path).sample(1000)) == 33
 
 
-def test_run_and_version_of_one_net_have_the_same_errors(tmp_path: Path) -> None:
+def test_a_run_and_its_published_version_have_the_same_errors(tmp_path: Path) -> None:
     write_pictures(tmp_path / "data", images=4, side=300)
     run = load_run(write_run(tmp_path, tmp_path / "data"))
     artifact = export_run(run, ModelStore(tmp_path)).artifact
@@ -233,7 +233,7 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
     assert "--data DIR" in str(no_data.exception)
 
 
-def test_the_average_of_several_versions_is_that_of_their_probabilities(tmp_path: Path) -> None:
+def test_versions_are_averaged_by_their_probabilities(tmp_path: Path) -> None:
     write_pictures(tmp_path / "data", images=12)
     for name, seed in (("a", 1), ("b", 2), ("b", 3)):
         publish_tiny_model(tmp_path, name, CLASSES, seed)
@@ -259,4 +259,6 @@ def test_the_average_of_several_versions_is_that_of_their_probabilities(tmp_path
         assert np.array_equal(result["confusion"], confusion)
         assert result["top1_error"] == pytest.approx(1 - np.trace(confusion) / 36)
         wrong[models] = result["confusion"]
-    assert len({str(confusion) for confusion in wrong.values()}) == 4  # else the average could be any one of them
+    assert (
+        len({str(confusion) for confusion in wrong.values()}) == 4
+    )  # otherwise the average could be the result of a single version

@@ -1,4 +1,4 @@
-"""Recipes: what is taken, and what is refused by name."""
+"""Recipes: built-in ones, files, settings, and invalid values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from model_store.training.nets.alexnet import LocalResponseNorm, Norm
 from model_store.training.recipe import Normalisation, Recipe, load_recipe, recipe_names
 
 
-def test_the_recipes_that_come_with_fc7_are_valid() -> None:
+def test_the_built_in_recipes_are_valid() -> None:
     assert {"paper", "small"} <= set(recipe_names())
     assert all(load_recipe(name).name == name for name in recipe_names())
 
 
-def test_the_paper_recipe_is_the_papers() -> None:
+def test_the_paper_recipe_has_the_values_of_the_paper() -> None:
     recipe = load_recipe("paper")
     assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (128, 0.9, 0.0005)
     assert (recipe.learning_rate, recipe.schedule, recipe.drops, recipe.epochs) == (0.01, "plateau", 3, 90)
@@ -31,7 +31,7 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert recipe.architecture(1000).layers[0].name == "conv1"
 
 
-def test_the_original_recipe_differs_from_the_papers_where_the_released_code_does() -> None:
+def test_the_original_recipe_differs_from_the_paper_as_the_released_code_does() -> None:
     paper, original = load_recipe("paper").to_dict(), load_recipe("original").to_dict()
     assert {key: value for key, value in original.items() if paper[key] != value} == {
         "name": "original",
@@ -47,7 +47,7 @@ def test_the_original_recipe_differs_from_the_papers_where_the_released_code_doe
 @pytest.mark.parametrize(
     ("normalisation", "towers", "alpha"), [("paper", 1, 1e-4), ("towers", 2, 1e-4), ("original", 2, 2e-5)]
 )
-def test_each_normalisation_sums_over_its_own_maps(normalisation: Normalisation, towers: int, alpha: float) -> None:
+def test_each_normalization_sums_over_its_maps(normalisation: Normalisation, towers: int, alpha: float) -> None:
     norms = [layer for layer in Recipe(normalisation=normalisation).architecture(3).layers if isinstance(layer, Norm)]
     assert [(norm.towers, norm.size, norm.k) for norm in norms] == [(towers, 5, 2.0)] * 2
     assert [norm.alpha for norm in norms] == pytest.approx([alpha] * 2)
@@ -58,7 +58,7 @@ def test_each_normalisation_sums_over_its_own_maps(normalisation: Normalisation,
     torch.testing.assert_close(module(x), torch.cat(expected, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_settings_change_a_recipe_in_the_keys_own_type() -> None:
+def test_settings_are_converted_to_the_type_of_the_key() -> None:
     recipe = load_recipe("small").with_settings(["epochs=3", "learning_rate=1", "flip=false", "schedule=constant"])
     assert (recipe.epochs, recipe.learning_rate, recipe.flip, recipe.schedule) == (3, 1.0, False, "constant")
     assert isinstance(recipe.learning_rate, float)
@@ -67,7 +67,7 @@ def test_settings_change_a_recipe_in_the_keys_own_type() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epoch=3", r"unknown key 'epoch'.*epochs, batch_size"),
+        ("epoch=3", r"Unknown key 'epoch'.*epochs, batch_size"),
         ("epochs=0", r"epochs=0 .*from 1 to 10000"),
         ("epochs=2.5", r"epochs=2.5 .*whole number"),
         ("momentum=1.5", r"momentum=1.5 .*from 0 to 0.9999"),
@@ -78,34 +78,59 @@ def test_settings_change_a_recipe_in_the_keys_own_type() -> None:
         ("epochs", r"key=value.*'epochs'"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_named_with_what_is_taken(setting: str, message: str) -> None:
+def test_an_invalid_setting_is_an_error_with_the_valid_values(setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("small").with_settings([setting])
 
 
-def test_a_recipe_comes_from_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_recipe_is_loaded_from_a_toml_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('epochs = 2\nschedule = "constant"\n')
     assert load_recipe(str(file)) == Recipe(name="mine", epochs=2, schedule="constant")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("epochs = [", "not TOML"), ("speed = 3", "unknown key 'speed'"), ("width = -1", "width=-1")]
+    ("text", "message"),
+    [("epochs = [", "not valid TOML"), ("speed = 3", "Unknown key 'speed'"), ("width = -1", "width=-1")],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_recipe_file_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(text)
     with pytest.raises(RecipeError, match=message):
         load_recipe(str(file))
 
 
-def test_an_unknown_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_recipe_is_an_error_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'big'.*paper.*small"):
         load_recipe("big")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(str(tmp_path / "missing.toml"))
 
 
-def test_a_recipe_survives_its_plain_form() -> None:
+def test_a_recipe_round_trips_through_a_dict() -> None:
     recipe = load_recipe("small").with_settings(["epochs=3"])
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_the_modern_recipe_differs_from_small_only_by_its_tricks() -> None:
+    modern, small = load_recipe("modern"), load_recipe("small")
+    assert (modern.schedule, modern.decay_biases, modern.precision) == ("cosine", False, "auto")
+    assert min(modern.label_smoothing, modern.mixup, modern.warm_up, modern.reference_batch) > 0
+    tricks = {
+        "name",
+        "learning_rate",
+        "reference_batch",
+        "schedule",
+        "warm_up",
+        "decay_biases",
+        "label_smoothing",
+        "mixup",
+    }
+    values, others = modern.to_dict(), small.to_dict()
+    assert {key for key in values if values[key] != others[key]} <= tricks
+
+
+@pytest.mark.parametrize("setting", ["label_smoothing=1", "mixup=-0.1", "reference_batch=-1", "schedule=linear"])
+def test_options_out_of_range_are_rejected(setting: str) -> None:
+    with pytest.raises(RecipeError, match=setting.partition("=")[0]):
+        Recipe().with_settings([setting])

@@ -1,4 +1,4 @@
-"""Training as a user runs it: a process, Ctrl-C, and what the commands say."""
+"""The training command: Ctrl-C and resuming in a process, and error messages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.training.runs import run as runs
-from model_store.training.runs.run import find_run, read_tensors
+from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, find_run, read_tensors
 from service.cli import main
 from tests.support.class_folders import write_class_folders
 
@@ -41,23 +40,23 @@ def arguments(data: Path, home: Path, *more: str) -> list[str]:
 
 
 def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
-    return read_tensors(find_run(home, name) / runs.MODEL_FILE, runs.WEIGHTS_PREFIX)
+    return read_tensors(find_run(home, name) / MODEL_FILE, WEIGHTS_PREFIX)
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> None:
     whole = subprocess.run(arguments(data, tmp_path, "--name", "whole"), capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
     assert "Next: fc7 evaluate whole, then fc7 export whole" in whole.stderr
 
     stopped = subprocess.Popen(arguments(data, tmp_path, "--name", "stopped"), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/stopped-*/" + runs.CHECKPOINT_FILE)) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/stopped-*/" + CHECKPOINT_FILE)) and time.monotonic() < deadline:
         time.sleep(0.01)
     stopped.send_signal(signal.SIGINT)
-    _, told = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, told
-    assert "fc7 train --resume --name stopped" in told
-    assert not (find_run(tmp_path, "stopped") / runs.MODEL_FILE).exists()
+    _, output = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, output
+    assert "fc7 train --resume --name stopped" in output
+    assert not (find_run(tmp_path, "stopped") / MODEL_FILE).exists()
 
     resumed = arguments(data, tmp_path, "--name", "stopped", "--resume")
     assert subprocess.run(resumed, capture_output=True, check=False).returncode == 0
@@ -69,14 +68,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_bits(data: Pa
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["train", "--name", "a", "--data", "{tmp}/none"], "none/train is no folder"),
-        (["train", "--name", "a"], "which images?"),
+        (["train", "--name", "a", "--data", "{tmp}/none"], "none/train is not a folder"),
+        (["train", "--name", "a"], "A folder of images is required"),
         (["train", "--name", "a b", "--data", "{data}"], "'a b' is not a valid model name"),
-        (["train", "--name", "a", "--data", "{data}", "--set", "epoch=1"], "unknown key 'epoch'"),
-        (["train", "--name", "a", "--resume"], "there is no run 'a'"),
+        (["train", "--name", "a", "--data", "{data}", "--set", "epoch=1"], "Unknown key 'epoch'"),
+        (["train", "--name", "a", "--resume"], "There is no run 'a'"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_1(
+def test_an_error_prints_one_line_and_exits_with_code_1(
     *,
     data: Path,
     tmp_path: Path,
@@ -87,10 +86,10 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 ) -> None:
     monkeypatch.setenv("FC7_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "argv", ["fc7", *(word.format(tmp=tmp_path, data=data) for word in command)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_:
         main()
-    told = capsys.readouterr().err
-    assert left.value.code == 1
-    assert message in told
-    assert len(told.strip().splitlines()) == 1, told
+    errors = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1, errors
     assert not (tmp_path / "home" / "runs").exists()

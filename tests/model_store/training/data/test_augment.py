@@ -1,4 +1,4 @@
-"""Crops, flips, turns and colour noise: what they do, how strongly, and that they can be repeated."""
+"""Crops, flips, rotations and color noise: their effects, their strength, and that they are reproducible."""
 
 from __future__ import annotations
 
@@ -10,77 +10,79 @@ from model_store.training.recipe import Recipe
 from model_store.training.statistics import Statistics
 
 PLAIN = Recipe(flip=False, colour_noise=0)
-# Each pixel knows its row and column.
+# The value of each pixel is its row and column.
 ROWS, COLUMNS = np.mgrid[0:256, 0:256].astype(np.uint8)
-PLACES = np.stack([ROWS, COLUMNS, np.zeros_like(ROWS)], -1)
+PIXELS = np.stack([ROWS, COLUMNS, np.zeros_like(ROWS)], -1)
 
 
 def statistics(mean: float = 0.0) -> Statistics:
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32)
-    values = np.array([12.0, 3.5, 1.7], np.float32) ** 2 * 100  # deviations ten times those of alexnet.md, for alpha .1
+    values = (
+        np.array([12.0, 3.5, 1.7], np.float32) ** 2 * 100
+    )  # deviations ten times those of ImageNet, for an alpha of 0.1
     return Statistics(np.full((256, 256, 3), mean, np.float32), values, vectors)
 
 
 def corners(recipe: Recipe, images: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """Return (row, column) of the first and of the last pixel of many crops."""
-    batch = Augmenter(recipe, statistics()).training_batch(np.stack([PLACES] * images), 0, 0, 0)
+    """Return (row, column) of the first and the last pixel of many crops."""
+    batch = Augmenter(recipe, statistics()).training_batch(np.stack([PIXELS] * images), 0, 0, 0)
     return batch[:, :2, 0, 0].numpy().astype(int), batch[:, :2, -1, -1].numpy().astype(int)
 
 
-def test_crops_take_all_33_by_33_places() -> None:
+def test_crops_use_all_33_by_33_positions() -> None:
     first, last = corners(PLAIN, 1500)
     assert {tuple(row) for row in last - first} == {(223, 223)}
     for axis in (0, 1):
         assert set(first[:, axis]) == set(range(33))
-    assert len({tuple(row) for row in first}) > 700  # of 1,089: rows and columns are drawn apart
+    assert len({tuple(row) for row in first}) > 700  # of 1,089: rows and columns are drawn independently
 
 
-def test_a_flip_mirrors_half_of_the_images_left_to_right() -> None:
+def test_half_of_the_images_are_flipped_horizontally() -> None:
     first, last = corners(Recipe(flip=True, colour_noise=0))
     directions = last - first
     assert set(directions[:, 0]) == {223}
     assert 0.4 < (directions[:, 1] == -223).mean() < 0.6
 
 
-def test_a_vertical_flip_and_quarter_turns_are_options() -> None:
+def test_vertical_flips_and_rotations_are_optional() -> None:
     first, last = corners(Recipe(flip=False, flip_vertical=True, colour_noise=0))
     assert {tuple(row) for row in last - first} == {(223, 223), (-223, 223)}
     first, last = corners(Recipe(flip=False, quarter_turns=True, colour_noise=0))
     assert {tuple(row) for row in last - first} == {(223, 223), (-223, 223), (223, -223), (-223, -223)}
 
 
-def test_validation_takes_the_centre() -> None:
-    batch = Augmenter(Recipe(), statistics()).centre_batch(PLACES[None])
+def test_validation_uses_the_center() -> None:
+    batch = Augmenter(Recipe(), statistics()).center_batch(PIXELS[None])
     assert batch.shape == (1, 3, 224, 224)
     assert batch[0, :2, 0, 0].tolist() == [16, 16]
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_centre_of_the_mean_image_is_subtracted_from_every_crop() -> None:
-    mean = PLACES.astype(np.float32)
+def test_the_center_of_the_mean_image_is_subtracted_from_every_crop() -> None:
+    mean = PIXELS.astype(np.float32)
     augmenter = Augmenter(PLAIN, Statistics(mean, np.ones(3, np.float32), np.eye(3, dtype=np.float32)))
-    batch = augmenter.training_batch(np.stack([PLACES] * 50), 0, 0, 0)
+    batch = augmenter.training_batch(np.stack([PIXELS] * 50), 0, 0, 0)
     first, _ = corners(PLAIN, 50)
     np.testing.assert_array_equal(batch[:, :2, 0, 0].numpy(), first - 16)
-    assert not augmenter.centre_batch(PLACES[None]).any()
+    assert not augmenter.center_batch(PIXELS[None]).any()
 
 
-def test_colour_noise_has_the_square_root_of_the_eigenvalues() -> None:
+def test_color_noise_is_scaled_by_the_square_roots_of_the_eigenvalues() -> None:
     given = statistics()
     pixels = np.zeros((200, 256, 256, 3), np.uint8)
     shifts = []
     augmenter = Augmenter(Recipe(flip=False, colour_noise=0.1), given)
     for step in range(20):
         batch = augmenter.training_batch(pixels, 0, 0, step)
-        assert float((batch.amax((2, 3)) - batch.amin((2, 3))).max()) == 0  # one draw an image
+        assert float((batch.amax((2, 3)) - batch.amin((2, 3))).max()) == 0  # one draw per image
         shifts.append(batch[:, :, 0, 0].numpy())
     along = np.concatenate(shifts) @ given.eigenvectors
     np.testing.assert_allclose(along.std(0), [12, 3.5, 1.7], rtol=0.05)
     assert np.abs(np.corrcoef(along.T) - np.eye(3)).max() < 0.06
 
 
-def test_the_original_code_divides_noisy_images_by_one_and_a_tenth_and_ends_the_noise() -> None:
-    pixels = np.stack([PLACES] * 6)
+def test_the_original_code_divides_noisy_images_by_1_1_and_can_stop_the_noise() -> None:
+    pixels = np.stack([PIXELS] * 6)
     plain, original = (Augmenter(Recipe(noise_shrinks=shrinks), statistics(20)) for shrinks in (False, True))
     noisy = plain.training_batch(pixels, 0, 0, 0)
     torch.testing.assert_close(original.training_batch(pixels, 0, 0, 0), noisy / 1.1)
@@ -89,7 +91,7 @@ def test_the_original_code_divides_noisy_images_by_one_and_a_tenth_and_ends_the_
     assert torch.equal(original.training_batch(pixels, 0, 0, 0, noisy=False), without)
 
 
-def test_parts_of_a_batch_are_what_the_whole_would_be() -> None:
+def test_parts_of_a_batch_equal_the_whole_batch() -> None:
     augmenter = Augmenter(Recipe(flip_vertical=True, quarter_turns=True), statistics())
     pixels = np.random.default_rng(0).integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
     whole = augmenter.training_batch(pixels, 1, 2, 3)
@@ -97,16 +99,16 @@ def test_parts_of_a_batch_are_what_the_whole_would_be() -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_draws_follow_from_seed_epoch_and_step() -> None:
+def test_draws_depend_on_seed_epoch_and_step() -> None:
     augmenter = Augmenter(Recipe(), statistics())
-    pixels = np.stack([PLACES] * 8)
+    pixels = np.stack([PIXELS] * 8)
     first = augmenter.training_batch(pixels, 1, 2, 3)
     assert torch.equal(augmenter.training_batch(pixels, 1, 2, 3), first)
     for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
         assert not torch.equal(augmenter.training_batch(pixels, *other), first)
 
 
-def test_an_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_has_every_image_once_in_another_order() -> None:
     orders = [epoch_order(50, seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3

@@ -1,4 +1,4 @@
-"""Class folders: what is found, read, counted, skipped and refused."""
+"""Class folders: finding and reading images, statistics, skipped files, and errors."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def test_classes_are_folder_names_in_alphabetical_order(root: Path, workers: Thr
     assert dataset.classes == ("a, red one", "blue", "green")
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert dataset.class_counts().tolist() == [3, 3, 3]
-    folders = [sample.path.parent.name for sample in dataset.val.samples]
+    folders = [image.file.parent.name for image in dataset.val.images]
     assert folders == ["a, red one"] * 2 + ["blue"] * 2 + ["green"] * 2
 
 
 @pytest.mark.parametrize("images_in_budget", [15, 14])
-def test_pixels_are_those_of_prepare_in_memory_or_not(
+def test_pixels_are_prepared_images_in_memory_or_not(
     root: Path, workers: ThreadPoolExecutor, images_in_budget: int
 ) -> None:
     dataset = opened(root, workers, images_in_budget * IMAGE_BYTES)
     assert dataset.train.in_memory is (images_in_budget == 15)
     positions = np.array([7, 0, 7])
-    expected = [prepare(dataset.train.samples[position].read()) for position in positions]
+    expected = [prepare(dataset.train.images[position].read()) for position in positions]
     np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
 
 
@@ -62,14 +62,14 @@ def test_images_in_memory_are_read_once(root: Path, workers: ThreadPoolExecutor)
     np.testing.assert_array_equal(dataset.train.pixels(np.arange(9)), before)
 
 
-def test_an_image_that_vanishes_while_it_is_needed_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_an_image_that_is_removed_during_training_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
     dataset = opened(root, workers, budget=0)
     shutil.rmtree(root)
     with pytest.raises(DatasetError, match="--resume"):
         dataset.train.pixels(np.array([0]))
 
 
-def test_statistics_are_those_of_the_training_set_alone(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_statistics_are_those_of_the_training_set(root: Path, workers: ThreadPoolExecutor) -> None:
     dataset = opened(root, workers)
     pixels = dataset.train.pixels(np.arange(9)).astype(np.float64)
     statistics = dataset.statistics
@@ -81,7 +81,7 @@ def test_statistics_are_those_of_the_training_set_alone(root: Path, workers: Thr
     assert values.tolist() == sorted(values.tolist(), reverse=True)
 
 
-def test_grey_pictures_have_no_components_below_zero(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_gray_images_have_no_negative_eigenvalues(root: Path, workers: ThreadPoolExecutor) -> None:
     for path in root.rglob("*.png"):
         Image.open(path).convert("L").save(path)
     values = opened(root, workers).statistics.eigenvalues
@@ -89,7 +89,7 @@ def test_grey_pictures_have_no_components_below_zero(root: Path, workers: Thread
     assert (values >= 0).all()
 
 
-def test_files_that_cannot_be_read_are_listed_with_the_reason(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_unreadable_files_are_listed_with_the_reason(root: Path, workers: ThreadPoolExecutor) -> None:
     broken = root / "train" / "red" / "0.png"
     broken.write_bytes(broken.read_bytes()[:200])
     (root / "val" / "red" / "note.jpg").write_text("no picture")
@@ -102,27 +102,29 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(root: Path, worker
     }
     assert all(item.reason for item in dataset.skipped)
     assert (len(dataset.train), len(dataset.val)) == (8, 6)
-    assert broken not in [sample.path for sample in dataset.train.samples]
+    assert broken not in [image.file for image in dataset.train.images]
     positions = np.arange(8)
-    expected = [prepare(sample.read()) for sample in dataset.train.samples]
+    expected = [prepare(image.read()) for image in dataset.train.images]
     np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
 
 
-def test_a_folder_of_none_but_broken_images_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_a_class_with_only_broken_images_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
     for path in (root / "train" / "green").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(DatasetError, match="train/green can be read"):
         opened(root, workers)
 
 
-def test_an_image_in_both_splits_is_found_by_its_content(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_an_image_in_both_splits_is_detected_by_its_content(root: Path, workers: ThreadPoolExecutor) -> None:
     twin = root / "val" / "blue" / "another name.png"
     twin.write_bytes((root / "train" / "red" / "1.png").read_bytes())
     (duplicate,) = opened(root, workers).duplicates
     assert (duplicate.train, duplicate.val) == (root / "train" / "red" / "1.png", twin)
 
 
-def test_the_hash_follows_contents_names_and_splits_and_not_the_place(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_the_hash_depends_on_contents_names_and_splits_but_not_on_the_folder(
+    root: Path, workers: ThreadPoolExecutor
+) -> None:
     first = opened(root, workers).hash
     moved = root.rename(root.with_name("moved"))
     assert opened(moved, workers).hash == first
@@ -134,19 +136,19 @@ def test_the_hash_follows_contents_names_and_splits_and_not_the_place(root: Path
 
 
 def test_reading_reports_every_image(root: Path, workers: ThreadPoolExecutor) -> None:
-    told: list[tuple[int, int]] = []
-    open_dataset(root, memory_budget=0, workers=workers, progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, 15) for done in range(1, 16)]
+    reported: list[tuple[int, int]] = []
+    open_dataset(root, memory_budget=0, workers=workers, progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(done, 15) for done in range(1, 16)]
 
 
-def test_folders_without_what_is_needed_are_refused_by_name(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no folder.*<class>"):
+def test_missing_folders_and_classes_are_errors(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"not a folder.*<class>"):
         find_class_folders(tmp_path / "missing")
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(DatasetError, match="no class folders"):
         find_class_folders(tmp_path / "empty")
     (root / "train" / "yellow").mkdir()
-    with pytest.raises(DatasetError, match="only one of them has: yellow"):
+    with pytest.raises(DatasetError, match="Only one of them has: yellow"):
         find_class_folders(root)
     (root / "val" / "yellow").mkdir()
     with pytest.raises(DatasetError, match="'yellow' has no images"):

@@ -1,4 +1,4 @@
-"""The demo's photographs, from the installed package."""
+"""The demo data set, copied from the installed package."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import DatasetError, MissingExtraError
-from model_store.training.data import demo as demo_data
+from model_store.training.data import demo as demo_module
 from model_store.training.data.class_folders import find_class_folders
-from model_store.training.data.demo import arrange_demo
+from model_store.training.data.demo import copy_demo
 
 installed = pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
 
 
 @installed
-def test_the_demo_is_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) -> None:
-    arranged = arrange_demo(tmp_path)
-    assert arranged.copied == 2624
-    assert arranged.val["mono, sound"] == 118
-    assert sum(arranged.train.values()) == 2099
-    for label, images in arranged.train.items():
-        assert arranged.val[label] == round((images + arranged.val[label]) / 5)
+def test_the_demo_has_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) -> None:
+    demo = copy_demo(tmp_path)
+    assert demo.copied == 2624
+    assert demo.val["mono, sound"] == 118
+    assert sum(demo.train.values()) == 2099
+    for label, images in demo.train.items():
+        assert demo.val[label] == round((images + demo.val[label]) / 5)
     folders = find_class_folders(tmp_path)
     assert folders.classes == (
         "mono, defective",
@@ -34,26 +34,26 @@ def test_the_demo_is_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) -
         "poly, possibly defective",
         "poly, sound",
     )
-    names = {split: {sample.path.name for sample in samples} for split, samples in folders.samples.items()}
+    names = {split: {image.file.name for image in images} for split, images in folders.splits.items()}
     assert not names["train"] & names["val"]
     assert len(names["train"] | names["val"]) == 2624
-    # Fixed: these two are on their sides whatever machine arranges them.
+    # The split is the same on every machine.
     assert (tmp_path / "train" / "mono, defective" / "cell0001.png").is_file()
     assert "CC-BY-NC-SA 4.0" in (tmp_path / "SOURCE.md").read_text()
     broken = tmp_path / "train" / "mono, defective" / "cell0001.png"
     broken.write_bytes(b"half")
-    assert arrange_demo(tmp_path).copied == 1
+    assert copy_demo(tmp_path).copied == 1
     assert broken.stat().st_size > 10_000
 
 
 @installed
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DatasetError, match=str(tmp_path / "file")):
-        arrange_demo(tmp_path / "file")
+        copy_demo(tmp_path / "file")
 
 
-def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data, "PACKAGE", "elpv_dataset_that_is_not_installed")
+def test_a_missing_package_is_an_error_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "PACKAGE", "elpv_dataset_that_is_not_installed")
     with pytest.raises(MissingExtraError, match=r"elpv-dataset.*fc7\[demo\]"):
-        arrange_demo(tmp_path)
+        copy_demo(tmp_path)

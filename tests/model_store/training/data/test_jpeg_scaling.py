@@ -1,4 +1,4 @@
-"""What the decoder's scaling of large JPEGs changes: little in the pixels, and nearly nothing in the answers."""
+"""Scaling large JPEGs in the decoder hardly changes the pixels and the outputs of the net."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.run_folder import small_architecture, small_net
 
 
 def photograph(seed: int, size: tuple[int, int]) -> bytes:
-    """Return a JPEG with edges at every scale: sums of noises, each twice as fine and weaker."""
+    """Return a JPEG with edges at every scale: a sum of noise octaves."""
     random = np.random.default_rng(seed)
     total = np.zeros((size[1], size[0], 3))
     for octave in range(3, 11):
@@ -29,7 +29,9 @@ def photograph(seed: int, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def test_fc7_and_the_order_of_classes_survive_the_decoders_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scaling_in_the_decoder_hardly_changes_fc7_and_keeps_the_order_of_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     files = [photograph(0, (2048, 1536)), photograph(1, (1200, 1800))]
     scaled = np.stack([prepare(data) for data in files])
     monkeypatch.setattr(image, "_DRAFT_SIZE", 10**6)

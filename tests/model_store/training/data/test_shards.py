@@ -1,4 +1,4 @@
-"""ILSVRC as distributed and class folders into shards: what is read, written, trained from and refused."""
+"""ILSVRC and class folders as sources, preparing shards, and training from them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import webdataset
 
 from model_store.errors import CheckpointError, DatasetError
 from model_store.image import prepare
-from model_store.training.data.class_folders import open_dataset
+from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
 from model_store.training.data.prepare import PROGRESS_FILE, Encoding, prepare_shards
 from model_store.training.data.shards import SHARDS_FILE, open_shards, read_folder, verify_shards
-from model_store.training.data.sources import Source, class_folder_source
+from model_store.training.data.sources import Source
 from model_store.training.evaluate import SplitImages
 from model_store.training.loop import resume
 from service.cli import main
-from tests.model_store.training.test_loop import Told, start, weights
+from tests.model_store.training.helpers import RecordingReporter, final_weights, train_trial
 from tests.support.class_folders import write_class_folders
 from tests.support.ilsvrc import LABELS, TRAIN, VAL, picture, write_ilsvrc
 
@@ -46,13 +46,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Return every file's hash, but for the lock."""
+    """Return the hash of every file except the lock."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.suffix != ".lock"}
 
 
-def asked_before(asked: list[bool]) -> bool:
-    asked.append(True)
-    return asked[-2]
+def called_before(calls: list[bool]) -> bool:
+    calls.append(True)
+    return calls[-2]
 
 
 def opened(folder: Path, workers: ThreadPoolExecutor, budget: int = 0) -> Dataset:
@@ -60,24 +60,24 @@ def opened(folder: Path, workers: ThreadPoolExecutor, budget: int = 0) -> Datase
 
 
 @pytest.mark.parametrize(("year", "unpacked"), [(2012, False), (2012, True), (2010, False), (2010, True)])
-def test_ilsvrc_is_read_as_it_is_distributed(tmp_path: Path, year: int, unpacked: bool) -> None:
+def test_ilsvrc_is_read_as_distributed(tmp_path: Path, year: int, unpacked: bool) -> None:
     root = write_ilsvrc(tmp_path / "ilsvrc", year, unpacked=unpacked)
     assert is_ilsvrc(root)
     source = ilsvrc_source(root)
     assert source.kind == f"ILSVRC-{year}"
     assert source.classes == LABELS  # in the order of the WordNet ids
-    assert [item.label for item in source.splits["train"]] == [0] * TRAIN + [1] * TRAIN + [2] * TRAIN
-    # ILSVRC ids 1, 2, 3 are the classes 2, 0, 1.
-    assert [item.label for item in source.splits["val"]] == [1, 2, 0, 0, 1]
-    assert [item.read() for item in source.splits["val"]] == [picture(10 + at) for at in range(len(VAL))]
+    assert [image.label for image in source.splits["train"]] == [label for label in LABELS for _ in range(TRAIN)]
+    # The ILSVRC ids 1, 2, 3 are the classes 2, 0, 1.
+    assert [LABELS.index(image.label) for image in source.splits["val"]] == [1, 2, 0, 0, 1]
+    assert [image.read() for image in source.splits["val"]] == [picture(10 + at) for at in range(len(VAL))]
     assert source.splits["train"][0].name == "n01440764/n01440764_0.JPEG"
     assert source.splits["train"][0].read() == picture(2 * TRAIN)
     assert ("test" in source.splits) is (year == 2010)
-    assert [item.label for item in source.splits.get("test", ())] == ([0, 1] if year == 2010 else [])
+    assert [LABELS.index(image.label) for image in source.splits.get("test", ())] == ([0, 1] if year == 2010 else [])
     assert source.notes == ()
 
 
-def test_a_ground_truth_of_another_length_is_refused_with_both_counts(tmp_path: Path) -> None:
+def test_a_ground_truth_of_the_wrong_length_is_an_error(tmp_path: Path) -> None:
     root = write_ilsvrc(tmp_path / "short", truth=VAL[:-1])
     with pytest.raises(DatasetError, match=r"ILSVRC2012_validation_ground_truth.txt .* 4 lines.* 5 images"):
         ilsvrc_source(root)
@@ -87,37 +87,37 @@ def test_a_ground_truth_of_another_length_is_refused_with_both_counts(tmp_path: 
     ("remove", "message"),
     [
         ("ILSVRC2012_devkit_t12/data/meta.mat", "no development kit"),
-        ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", "no whole development kit"),
+        ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", "is incomplete"),
         ("train/n03126707.tar", r"no training images of 1 classes: n03126707"),
         ("val/ILSVRC2012_val_00000002.JPEG", "5 lines.* 4 images"),
     ],
 )
-def test_what_is_missing_of_ilsvrc_is_named(tmp_path: Path, remove: str, message: str) -> None:
+def test_a_missing_part_of_ilsvrc_is_an_error(tmp_path: Path, remove: str, message: str) -> None:
     root = write_ilsvrc(tmp_path / "ilsvrc", unpacked=True)
     (root / remove).unlink()
     with pytest.raises(DatasetError, match=message):
         ilsvrc_source(root)
 
 
-def test_what_is_broken_of_ilsvrc_is_named(tmp_path: Path) -> None:
+def test_a_broken_part_of_ilsvrc_is_an_error(tmp_path: Path) -> None:
     root = write_ilsvrc(tmp_path / "ilsvrc", truth=(9, 1, 2, 2, 3))
-    with pytest.raises(DatasetError, match="no class of the kit for ILSVRC2012_val_00000001"):
+    with pytest.raises(DatasetError, match="does not give a class of the development kit for ILSVRC2012_val_00000001"):
         ilsvrc_source(root)
     (root / "ILSVRC2012_img_val.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(DatasetError, match=r"img_val\.tar cannot be read as a tar"):
         ilsvrc_source(root)
     other = write_ilsvrc(tmp_path / "other", unpacked=True)
     (other / "train" / "n01440764" / "n01440764_0.JPEG").unlink()
-    assert ilsvrc_source(other).notes == ("n01440764 has 1 training images, and the kit announces 2",)
+    assert ilsvrc_source(other).notes == ("n01440764 has 1 training images, but the development kit announces 2.",)
     (other / "ILSVRC2012_devkit_t12/data/meta.mat").write_bytes(b"MATLAB no more")
-    with pytest.raises(DatasetError, match=r"meta\.mat is not the table"):
+    with pytest.raises(DatasetError, match=r"meta\.mat of .* is not a table"):
         ilsvrc_source(other)
 
 
-def test_shards_hold_what_prepare_gives_and_the_class_folders_statistics(
+def test_shards_contain_the_same_pixels_and_statistics_as_class_folders(
     folders: Path, tmp_path: Path, workers: ThreadPoolExecutor
 ) -> None:
-    assert prepare_shards(class_folder_source(folders), tmp_path, encoding=PNG, shard_images=4, workers=2)
+    assert prepare_shards(find_class_folders(folders), tmp_path, encoding=PNG, shard_images=4, workers=2)
     expected = open_dataset(folders, memory_budget=0, workers=workers)
     for budget in (0, 1 << 30):
         found = opened(tmp_path, workers, budget)
@@ -125,51 +125,51 @@ def test_shards_hold_what_prepare_gives_and_the_class_folders_statistics(
         assert found.train.in_memory is (budget > 0)
         assert found.class_counts().tolist() == expected.class_counts().tolist()
         order = np.argsort(found.train.labels, kind="stable")
-        mine = {pixels.tobytes() for pixels in found.train.pixels(order)}
-        assert mine == {pixels.tobytes() for pixels in expected.train.pixels(np.arange(18))}
+        prepared = {pixels.tobytes() for pixels in found.train.pixels(order)}
+        assert prepared == {pixels.tobytes() for pixels in expected.train.pixels(np.arange(18))}
         np.testing.assert_array_equal(found.val.pixels(np.arange(6)), expected.val.pixels(np.arange(6)))
         np.testing.assert_array_equal(found.statistics.mean, expected.statistics.mean)
         np.testing.assert_array_equal(found.statistics.eigenvalues, expected.statistics.eigenvalues)
     assert [shard.images for shard in read_folder(tmp_path).splits["train"]] == [4, 4, 4, 4, 2]
     first = {int(label) for label in found.train.labels[:4]}
-    assert len(first) > 1  # the training images are not in the order of their classes
+    assert len(first) > 1  # the training images are not ordered by class
     images = SplitImages(tmp_path, "val")
     assert [label for _, label in images] == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2
     np.testing.assert_array_equal(images.sample(6), expected.val.pixels(np.arange(6)))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
-def test_shards_are_webdatasets_tars(folders: Path, tmp_path: Path) -> None:
-    prepare_shards(class_folder_source(folders), tmp_path, shard_images=100, workers=2)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset does not close its files
+def test_shards_are_valid_webdataset_tars(folders: Path, tmp_path: Path) -> None:
+    prepare_shards(find_class_folders(folders), tmp_path, shard_images=100, workers=2)
     path = tmp_path / "train-000000.tar"
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls"))
     assert len(samples) == 18
     assert all(pixels.shape == (256, 256, 3) for pixels, _ in samples)
-    for pixels, label in samples:  # blue, green, red: the brightest channel says which
+    for pixels, label in samples:  # blue, green, red: the brightest channel gives the class
         assert pixels.mean((0, 1)).argmax() == 2 - label
     with tarfile.open(path) as tar:
         assert tar.getnames()[:2] == ["00000000.jpg", "00000000.cls"]
 
 
-def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_resumed_preparation_gives_the_same_bytes(tmp_path: Path) -> None:
     data = write_class_folders(tmp_path / "data")
     for name in ("blue", "green", "red"):
         (data / "train" / name / "0.png").write_bytes(b"no image")
-    source, whole, parts = class_folder_source(data), tmp_path / "whole", tmp_path / "parts"
+    source, whole, parts = find_class_folders(data), tmp_path / "whole", tmp_path / "parts"
     prepare_shards(source, whole, shard_images=4, workers=2)
     rounds = 0
     while True:
-        asked = [False]  # a shard is written, and then it is stopped
-        done = prepare_shards(source, parts, shard_images=4, workers=1, stop=partial(asked_before, asked))
+        calls = [False]  # stop before the second shard
+        done = prepare_shards(source, parts, shard_images=4, workers=1, stop=partial(called_before, calls))
         rounds += 1
         if done:
             break
         assert not (parts / SHARDS_FILE).exists()
         with pytest.raises(DatasetError, match="train"):
             SplitImages(parts, "train")
-        if rounds < 5:  # the last shard of the training images comes in the fifth
-            (parts / "train-000004.tar").write_bytes(b"left by a kill before its index and the progress were written")
-    assert rounds > 5  # a shard each
+        if rounds < 5:  # the fifth round writes the last shard of the training images
+            (parts / "train-000004.tar").write_bytes(b"left by a process that was killed before it wrote the index")
+    assert rounds > 5  # one shard per round
     assert files(parts) == files(whole)
     assert len(json.loads((parts / "skipped.json").read_text())) == 3
     assert not (parts / PROGRESS_FILE).exists()
@@ -178,8 +178,8 @@ def test_a_preparation_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path
     assert (whole / SHARDS_FILE).stat().st_mtime_ns == before
 
 
-def test_shards_of_other_images_or_options_are_not_mixed(folders: Path, tmp_path: Path) -> None:
-    source = class_folder_source(folders)
+def test_shards_of_different_images_or_options_are_not_mixed(folders: Path, tmp_path: Path) -> None:
+    source = find_class_folders(folders)
     stopped = [False, True]
     assert not prepare_shards(source, tmp_path, shard_images=4, workers=1, stop=lambda: stopped.pop(0))
     with pytest.raises(DatasetError, match="other images, or with other options"):
@@ -192,37 +192,37 @@ def test_shards_of_other_images_or_options_are_not_mixed(folders: Path, tmp_path
         prepare_shards(source, tmp_path, encoding=PNG, shard_images=4, workers=1)
 
 
-def test_a_disk_that_fills_keeps_the_whole_shards_and_goes_on(folders: Path, tmp_path: Path) -> None:
-    source, limits = class_folder_source(folders), resource.getrlimit(resource.RLIMIT_FSIZE)
+def test_preparation_resumes_after_a_full_disk(folders: Path, tmp_path: Path) -> None:
+    source, limits = find_class_folders(folders), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(DatasetError, match="Make room and try again"):
+        with pytest.raises(DatasetError, match="Free some disk space and try again"):
             prepare_shards(source, tmp_path / "out", shard_images=4, workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((tmp_path / "out").glob("*.tar*"))
-    assert not list((tmp_path / "out").glob(".*.tmp"))
+    assert not list((tmp_path / "out").glob(".*.tar*"))
     assert prepare_shards(source, tmp_path / "out", shard_images=4, workers=1)
     prepare_shards(source, tmp_path / "whole", shard_images=4, workers=1)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_unreadable_images_are_listed_and_duplicates_told(tmp_path: Path, workers: ThreadPoolExecutor) -> None:
+def test_unreadable_images_and_duplicates_are_reported(tmp_path: Path, workers: ThreadPoolExecutor) -> None:
     data = write_class_folders(tmp_path / "data")
     (data / "train" / "red" / "0.png").write_bytes(b"no image")
     (data / "val" / "blue" / "0.png").write_bytes((data / "train" / "blue" / "1.png").read_bytes())
-    prepare_shards(class_folder_source(data), tmp_path / "out", shard_images=4, workers=2)
+    prepare_shards(find_class_folders(data), tmp_path / "out", shard_images=4, workers=2)
     found = opened(tmp_path / "out", workers)
     assert [str(item.path) for item in found.skipped] == ["train/train/red/0.png"]
     assert (len(found.train), len(found.duplicates)) == (17, 1)
     for path in (data / "val" / "red").iterdir():
         path.write_bytes(b"no image either")
-    with pytest.raises(DatasetError, match="none of the images of 'red' in val"):
-        prepare_shards(class_folder_source(data), tmp_path / "broken", shard_images=4, workers=2)
+    with pytest.raises(DatasetError, match="None of the images of class 'red' in val"):
+        prepare_shards(find_class_folders(data), tmp_path / "broken", shard_images=4, workers=2)
 
 
-def test_a_changed_shard_is_found(folders: Path, tmp_path: Path) -> None:
-    prepare_shards(class_folder_source(folders), tmp_path, shard_images=10, workers=2)
+def test_a_changed_shard_is_detected(folders: Path, tmp_path: Path) -> None:
+    prepare_shards(find_class_folders(folders), tmp_path, shard_images=10, workers=2)
     seen: list[tuple[int, int]] = []
     assert verify_shards(tmp_path, lambda done, total: seen.append((done, total))).hash == read_folder(tmp_path).hash
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -239,17 +239,17 @@ def test_a_changed_shard_is_found(folders: Path, tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_a_run_trains_from_shards_and_knows_when_they_are_others(folders: Path, tmp_path: Path) -> None:
-    source = class_folder_source(folders)
+def test_a_run_trains_from_shards_and_detects_changed_ones(folders: Path, tmp_path: Path) -> None:
+    source = find_class_folders(folders)
     prepare_shards(source, tmp_path / "png", encoding=PNG, shard_images=4, workers=2)
-    one = start(tmp_path / "png", tmp_path)
+    one = train_trial(tmp_path / "png", tmp_path)
     assert one.finished
-    stopped = start(tmp_path / "png", tmp_path, told=Told(2)).run
+    stopped = train_trial(tmp_path / "png", tmp_path, reporter=RecordingReporter(2)).run
     prepare_shards(source, tmp_path / "jpeg", shard_images=4, workers=2)
     with pytest.raises(CheckpointError, match="--force"):
         resume(stopped, data=tmp_path / "jpeg")
     assert resume(stopped).finished
-    first, second = weights(one.run), weights(stopped)
+    first, second = final_weights(one.run), final_weights(stopped)
     assert all(bool((first[name] == second[name]).all()) for name in first)
 
 
@@ -260,11 +260,11 @@ def test_the_commands_check_prepare_and_verify(
 
     def fc7(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["fc7", "data", *words])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_:
             main()
-        told = capsys.readouterr()
-        assert left.value.code == 0, told
-        return told.out + told.err
+        output = capsys.readouterr()
+        assert exit_.value.code == 0, output
+        return output.out + output.err
 
     assert "ILSVRC-2012" in fc7("ilsvrc", str(root))
     assert "11 images in 4 shards" in fc7("prepare", str(root), str(out), "--shard-images", "3")

@@ -1,4 +1,4 @@
-"""The paper's variants: what each differs in, how many parameters it has, and that all of them train and export."""
+"""The variants of the paper: differences, numbers of parameters, training and export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model_store.training.nets.variants import PUBLISHED, Variant, variant_layer
 from model_store.training.recipe import Recipe
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-WHOLE = {
+FULL = {
     "conv1": 96 * (3 * 121 + 1),
     "conv2": 256 * (48 * 25 + 1),
     "conv3": 384 * (256 * 9 + 1),
@@ -28,9 +28,9 @@ WHOLE = {
     "fc8": 1000 * (4096 + 1),
 }
 EXPECTED: dict[Variant, dict[str, int]] = {
-    "full": WHOLE,
-    # Footnote 2: half of the kernels in conv1 to conv4, each of which sees all maps below; the rest as it is.
-    "one-tower": WHOLE
+    "full": FULL,
+    # Footnote 2: half of the kernels in conv1 to conv4, each of which reads all input maps.
+    "one-tower": FULL
     | {
         "conv1": 48 * (3 * 121 + 1),
         "conv2": 128 * (48 * 25 + 1),
@@ -38,12 +38,12 @@ EXPECTED: dict[Variant, dict[str, int]] = {
         "conv4": 192 * (192 * 9 + 1),
         "conv5": 256 * (192 * 9 + 1),
     },
-    "no-lrn": WHOLE,
-    "pool-2x2": WHOLE,
-    "no-conv3": {**{k: v for k, v in WHOLE.items() if k != "conv3"}, "conv4": 384 * (128 * 9 + 1)},
-    "no-conv4": {k: v for k, v in WHOLE.items() if k != "conv4"},
-    "no-conv5": {**{k: v for k, v in WHOLE.items() if k != "conv5"}, "fc6": 4096 * (384 * 36 + 1)},
-    "sixth-conv": WHOLE | {"conv6": 256 * (128 * 9 + 1)},
+    "no-lrn": FULL,
+    "pool-2x2": FULL,
+    "no-conv3": {**{k: v for k, v in FULL.items() if k != "conv3"}, "conv4": 384 * (128 * 9 + 1)},
+    "no-conv4": {k: v for k, v in FULL.items() if k != "conv4"},
+    "no-conv5": {**{k: v for k, v in FULL.items() if k != "conv5"}, "fc6": 4096 * (384 * 36 + 1)},
+    "sixth-conv": FULL | {"conv6": 256 * (128 * 9 + 1)},
 }
 
 
@@ -53,29 +53,29 @@ def counts(variant: Variant, classes: int = 1000) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_parameters_of_each_variant_are_those_that_its_sizes_give(variant: Variant) -> None:
+def test_the_numbers_of_parameters_of_each_variant(variant: Variant) -> None:
     assert counts(variant) == EXPECTED[variant]
 
 
-def test_the_one_tower_net_has_about_as_many_parameters_as_footnote_2_says() -> None:
+def test_the_one_tower_net_has_about_as_many_parameters_as_the_full_net() -> None:
     whole, one = sum(counts("full").values()), sum(counts("one-tower").values())
     assert (whole, one) == (60_965_224, 59_798_312)
     assert 0.95 < one / whole < 1
 
 
 @pytest.mark.parametrize(("classes", "total"), [(1000, 60_965_224), (10_184, 98_592_072), (21_841, 146_350_801)])
-def test_the_papers_numbers_of_classes_are_counted(classes: int, total: int) -> None:
+def test_the_numbers_of_parameters_with_the_papers_numbers_of_classes(classes: int, total: int) -> None:
     for variant in ("full", "sixth-conv"):
         found = counts(variant, classes)
         assert found["fc8"] == classes * 4097
         assert sum(found.values()) == total + (EXPECTED["sixth-conv"]["conv6"] if variant == "sixth-conv" else 0)
 
 
-def test_a_variant_changes_what_its_name_says_and_nothing_else() -> None:
+def test_a_variant_changes_only_what_its_name_says() -> None:
     assert variant_layers("full") == PAPER_LAYERS
     assert [x for x in PAPER_LAYERS if not isinstance(x, Norm)] == list(variant_layers("no-lrn"))
-    for mine, paper in zip(variant_layers("pool-2x2"), PAPER_LAYERS, strict=True):
-        assert mine == (Pool(paper.name, 2, 2) if isinstance(paper, Pool) else paper)
+    for layer, paper in zip(variant_layers("pool-2x2"), PAPER_LAYERS, strict=True):
+        assert layer == (Pool(paper.name, 2, 2) if isinstance(paper, Pool) else paper)
     sizes = {entry.name: entry.size for entry in Recipe(variant="pool-2x2").architecture(2).maps()}
     assert (sizes["pool1"], sizes["pool2"], sizes["pool5"]) == (27, 13, 6)  # "of equivalent dimensions"
     towers = {layer.towers for layer in variant_layers("one-tower") if isinstance(layer, Conv)}
@@ -86,7 +86,7 @@ def test_a_variant_changes_what_its_name_says_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_variant_moves_all_of_its_weights_and_is_served_as_it_answers(variant: Variant, tmp_path: Path) -> None:
+def test_each_variant_trains_all_weights_and_exports_with_the_same_outputs(variant: Variant, tmp_path: Path) -> None:
     architecture = Recipe(variant=variant, width=1 / 32, input_scale=1 / 64).architecture(3)
     assert architecture.name == ("alexnet" if variant == "full" else f"alexnet-{variant}")
     net = AlexNet(architecture)
@@ -105,6 +105,6 @@ def test_each_variant_moves_all_of_its_weights_and_is_served_as_it_answers(varia
         assert torch.allclose(torch.from_numpy(served), net(x).softmax(1), atol=1e-5)
 
 
-def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_variant_is_an_error_with_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"variant='no-conv2'.*full, one-tower, no-lrn, pool-2x2"):
         Recipe().with_settings(["variant=no-conv2"])

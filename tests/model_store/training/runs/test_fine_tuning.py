@@ -1,4 +1,4 @@
-"""Fine-tuning: a run that begins from a run or a version answers as its parent does, and says where it came from."""
+"""Fine-tuning: a net that starts from a run or a version gives the outputs of its parent, and records it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model_store.training.export.publish import export_run
 from model_store.training.nets.alexnet import AlexNet, initialise
 from model_store.training.parents import find_parent
 from model_store.training.recipe import Recipe
-from model_store.training.runs.fine_tuning import Parent, begin_from, child_architecture
+from model_store.training.runs.fine_tuning import Parent, child_architecture, load_parent_weights
 from model_store.training.runs.run import load_run
 from service.cli.main import app
 from tests.support.class_folders import write_class_folders
@@ -36,13 +36,13 @@ def logits(net: AlexNet) -> torch.Tensor:
 def child(parent: Parent, recipe: Recipe, classes: tuple[str, ...]) -> AlexNet:
     net = AlexNet(child_architecture(parent, recipe, len(classes)))
     initialise(net, recipe.initialisation, torch.Generator().manual_seed(5))
-    begin_from(net, parent, classes)
+    load_parent_weights(net, parent, classes)
     return net
 
 
 @pytest.mark.parametrize(("dropout", "scale"), FORMS)
 @pytest.mark.parametrize(("own_dropout", "own_scale"), FORMS[1:3])
-def test_the_child_answers_as_its_parent_whatever_the_forms_of_the_two(
+def test_the_child_gives_the_outputs_of_its_parent_whatever_their_dropout_and_scale(
     dropout: str, scale: float, own_dropout: str, own_scale: float
 ) -> None:
     net = small_net(small_architecture(dropout, scale))  # type: ignore[arg-type]
@@ -54,22 +54,22 @@ def test_the_child_answers_as_its_parent_whatever_the_forms_of_the_two(
     assert torch.allclose(logits(child(parent, recipe, turned)), expected.flip(1), rtol=1e-4, atol=1e-4)
 
 
-def test_other_classes_get_a_new_fc8_and_keep_the_rest() -> None:
+def test_different_classes_get_a_new_fc8_and_keep_the_other_layers() -> None:
     net = small_net(small_architecture())
     parent = Parent("parent", net.architecture, CLASSES, net.state_dict())
     recipe = Recipe(input_scale=1 / 64)
     fresh = AlexNet(child_architecture(parent, recipe, 5))
     initialise(fresh, "he", torch.Generator().manual_seed(5))
     drawn = fresh.fc8.weight.detach().clone()
-    assert not begin_from(fresh, parent, ("a", "b", "c", "d", "e"))
+    assert not load_parent_weights(fresh, parent, ("a", "b", "c", "d", "e"))
     assert torch.equal(fresh.fc8.weight, drawn)
     assert torch.equal(fresh.get_parameter("fc7.weight"), net.get_parameter("fc7.weight"))
-    same_number = child(parent, recipe, ("blue", "green", "white"))  # as many classes, but not the same ones
+    same_number = child(parent, recipe, ("blue", "green", "white"))  # the same number of classes, but different ones
     assert not torch.equal(same_number.fc8.weight, net.fc8.weight)
 
 
 @pytest.mark.parametrize(("dropout", "scale"), [("paper", 1 / 64), ("inverted", 0.3)])
-def test_a_version_gives_the_weights_that_its_run_had(tmp_path: Path, dropout: str, scale: float) -> None:
+def test_a_version_has_the_weights_of_its_run(tmp_path: Path, dropout: str, scale: float) -> None:
     write_pictures(tmp_path / "data", images=2)
     run = load_run(write_run(tmp_path, tmp_path / "data", small_architecture(dropout, scale)))  # type: ignore[arg-type]
     export_run(run, ModelStore(tmp_path))
@@ -82,27 +82,27 @@ def test_a_version_gives_the_weights_that_its_run_had(tmp_path: Path, dropout: s
         assert torch.equal(by_version.weights[name], weight), name
 
 
-def test_a_parent_that_is_not_there_or_does_not_say_how_it_is_built_is_refused(tmp_path: Path) -> None:
+def test_a_missing_parent_or_one_without_an_architecture_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run 'solar'"):
         find_parent(tmp_path, "solar")
     publish_tiny_model(tmp_path)
     with pytest.raises(ModelNotFoundError, match="tiny:2"):
         find_parent(tmp_path, "tiny:2")
     for reference in ("tiny:1", "tiny"):
-        with pytest.raises(CheckpointError, match="tiny:1 does not say how its net is built"):
+        with pytest.raises(CheckpointError, match="tiny:1 does not describe its architecture"):
             find_parent(tmp_path, reference)
 
 
-def test_a_recipe_that_asks_for_another_net_than_the_parents_is_refused() -> None:
+def test_a_recipe_for_other_layers_than_the_parents_is_rejected() -> None:
     net = small_net(small_architecture())
     parent = Parent("solar:1", net.architecture, CLASSES, net.state_dict())
     with pytest.raises(RecipeError, match="solar:1 are not those of variant=no-lrn"):
         child_architecture(parent, Recipe(variant="no-lrn"), 3)
-    mine = replace(parent, architecture=Recipe(variant="no-lrn", width=1 / 32).architecture(3))
-    assert child_architecture(mine, Recipe(variant="no-lrn", width=1 / 32), 4).classes == 4
+    no_lrn = replace(parent, architecture=Recipe(variant="no-lrn", width=1 / 32).architecture(3))
+    assert child_architecture(no_lrn, Recipe(variant="no-lrn", width=1 / 32), 4).classes == 4
 
 
-def test_fc7_train_from_a_run_records_its_parent_down_to_the_version(tmp_path: Path) -> None:
+def test_fc7_train_records_the_parent_in_the_run_and_the_published_version(tmp_path: Path) -> None:
     write_pictures(tmp_path / "old", images=1)
     old = write_run(tmp_path, tmp_path / "old")
     data = write_class_folders(tmp_path / "new", train=2, val=1)
@@ -114,10 +114,12 @@ def test_fc7_train_from_a_run_records_its_parent_down_to_the_version(tmp_path: P
     run = load_run(sorted((tmp_path / "runs").glob("tuned-*"))[0])
     assert run.info.parent == old.name
     before, after = load_run(old).network, run.network
-    assert torch.allclose(logits(after), logits(before), rtol=1e-4, atol=1e-4)  # at the rate 0 nothing moved
+    assert torch.allclose(
+        logits(after), logits(before), rtol=1e-4, atol=1e-4
+    )  # a rate of 0 does not change the weights
     artifact = export_run(run, ModelStore(tmp_path)).artifact
     manifest = json.loads((artifact.path / "manifest.json").read_text())
     assert manifest["recipe"]["parent"] == old.name
     refused = CliRunner().invoke(app, ["train", "--resume", "--name", "tuned", "--from", "small", *home])
     assert isinstance(refused.exception, CheckpointError)
-    assert "--resume or --from" in str(refused.exception)
+    assert "either --resume or --from" in str(refused.exception)

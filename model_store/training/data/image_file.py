@@ -1,0 +1,82 @@
+"""An image stored in a file, and how it is loaded for training and evaluation.
+
+Guarantees: an image that cannot be read is reported with the reason, never dropped silently.
+Out of scope: augmentation (augment.py), and finding the files (class_folders.py, ilsvrc.py, shards.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.durable import write_atomic
+from model_store.errors import ImageError
+from model_store.image import prepare
+from model_store.training.runs.run import SKIPPED_FILE
+from model_store.training.statistics import ChannelSums, channel_sums
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image in a file: the whole file, or `size` bytes starting at `offset` (an image inside a tar)."""
+
+    name: str  # shown to users
+    label: str  # the name of its class
+    file: Path
+    offset: int = 0  # bytes
+    size: int | None = None  # bytes; None: up to the end of the file
+
+    def read(self) -> bytes:
+        """Return the encoded image. Raises OSError."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(-1 if self.size is None else self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was left out, and the reason."""
+
+    path: Path
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return an entry of skipped.json."""
+        return {"path": str(self.path), "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """A prepared image. `sums` is None if it was not requested."""
+
+    pixels: NDArray[np.uint8]  # [256, 256, 3]
+    sha256: str  # of the encoded image, hexadecimal
+    sums: ChannelSums | None
+
+
+def load_image(image: ImageFile, *, with_sums: bool = False) -> LoadedImage | Skipped:
+    """Read and prepare an image. Returns a `Skipped` if it cannot be read."""
+    try:
+        content = image.read()
+        pixels = prepare(content)
+    except (ImageError, OSError) as error:
+        return Skipped(image.file, str(error))
+    return LoadedImage(pixels, hashlib.sha256(content).hexdigest(), channel_sums(pixels) if with_sums else None)
+
+
+def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
+    """Write skipped.json into `folder`. Raises OSError."""
+    entries = [item.to_dict() for item in skipped]
+    write_atomic(folder / SKIPPED_FILE, json.dumps(entries, indent=2, ensure_ascii=False).encode())
+
+
+def read_skipped(folder: Path) -> tuple[Skipped, ...]:
+    """Read skipped.json of `folder`. Raises OSError, ValueError."""
+    entries = json.loads((folder / SKIPPED_FILE).read_text(encoding="utf-8"))
+    return tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in entries)

@@ -1,0 +1,45 @@
+"""Finding and loading runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model_store.errors import CheckpointError
+from model_store.training.runs.run import RUN_FILE, find_run, load_run
+from tests.model_store.training.helpers import RECIPE, train_trial
+from tests.support.class_folders import write_class_folders
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    return train_trial(data, tmp_path_factory.mktemp("whole")).run
+
+
+def test_the_newest_run_is_found_by_name(data: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    first, second = train_trial(data, tmp_path, recipe).run, train_trial(data, tmp_path, recipe).run
+    assert first != second
+    assert find_run(tmp_path, "trial") == second
+    assert find_run(tmp_path, first.name) == first
+    assert find_run(tmp_path, str(first)) == first
+    with pytest.raises(CheckpointError, match=f"'tria'.*{second.name}"):
+        find_run(tmp_path, "tria")
+
+
+def test_a_folder_that_is_not_a_run_is_rejected(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        load_run(tmp_path)
+    values = json.loads((whole / RUN_FILE).read_text())
+    (tmp_path / RUN_FILE).write_text(json.dumps(values | {"format": 99}))
+    with pytest.raises(CheckpointError, match="another version of fc7"):
+        load_run(tmp_path)
