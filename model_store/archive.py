@@ -77,7 +77,7 @@ def import_version(store: ModelStore, source: Path, *, name: str | None = None) 
 def _manifest(source: Path, tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> Manifest:
     """Return the manifest, once the list of members is exactly what it says."""
     if not members or members[0].name != MANIFEST_FILE or not members[0].isreg():
-        raise ModelArchiveError(source, f"it does not begin with {MANIFEST_FILE}: make it with fc7 models export")
+        raise ModelArchiveError(source, f"it does not begin with {MANIFEST_FILE}: make it with fc7 models save")
     if members[0].size > _MOST_MANIFEST_BYTES:
         raise ModelArchiveError(source, f"its {MANIFEST_FILE} has {members[0].size:,} bytes")
     file = tar.extractfile(members[0])

@@ -136,7 +136,7 @@ def test_fc7_ablate_prints_means_and_spread_and_refuses_what_makes_no_sense(data
     assert f"{100 * spread['mean']:+.1f} ± {100 * spread['sd']:.1f} (2)" in done.output
     assert "+0.4 / +0.3 (section 3.4)" in done.output
     assert "trial-pool-2x2 " in cli.invoke(app, wanted, env={"COLUMNS": "80"}).output  # no name is cut off
-    for wrong, message in ((["--seeds", "one"], "whole numbers"), (["--variants", ","], "names nothing")):
+    for wrong, message in ((["--seeds", "one"], "whole numbers"), (["--variants", ","], "contains no name")):
         refused = cli.invoke(app, [*options, *out, *wrong])
         assert refused.exit_code == 2
         assert message in refused.output
