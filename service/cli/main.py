@@ -41,11 +41,9 @@ class _PanelGroup(TyperGroup):
     """Lists commands by panel: Typer would list every group after every command."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        panels = list(Panel)
-        return sorted(
-            super().list_commands(ctx),
-            key=lambda name: panels.index(getattr(self.commands[name], "rich_help_panel", "")),
-        )
+        order = list(Panel)
+        panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(Panel(panels[name])))
 
 
 app = typer.Typer(
