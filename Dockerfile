@@ -1,10 +1,10 @@
 # Targets: cpu (serving, no torch), gpu (serving on CUDA), train (training, export and indexing).
 #   docker build --target cpu -t fc7:cpu .
-# The runtime libraries of CUDA come as Python wheels, so that no target needs another base image.
+# The CUDA runtime libraries are installed as Python wheels, so all targets share one base image.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# Each target installs the dependencies first, so that a change of the code builds in seconds.
-# Wheels may lie in ./wheels (optional): they are taken before the package registry's.
+# Each target installs the dependencies first, so that a change of the code rebuilds in seconds.
+# Wheels in the optional folder ./wheels take precedence over the package registry.
 FROM ${BASE_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 RUN python3 -m venv /opt/fc7
@@ -12,6 +12,8 @@ ENV PATH=/opt/fc7/bin:$PATH
 WORKDIR /src
 COPY constraints constraints
 COPY pyproject.toml LICENSE ./
+# pyproject.toml names the README; its text is not needed in an image.
+RUN touch README.md
 COPY LICENSE wheel[s]/* /wheels/
 
 FROM build AS build-cpu
@@ -30,7 +32,7 @@ COPY index index
 RUN pip install --no-deps --force-reinstall . \
     && pip uninstall --yes pip setuptools
 
-# TORCH_INDEX: the address of the wheel index with the build of torch for your device (none: the registry's own build).
+# TORCH_INDEX: URL of the wheel index with the torch build for your device. Unset, the package registry's build is used.
 FROM build AS build-train
 ARG TORCH_INDEX=
 RUN pip install --constraint constraints/cpu.txt --find-links /wheels ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch

@@ -1,10 +1,10 @@
-# The project's commands. `make demo` and `make test` each work alone on a fresh clone with Python 3.11.
+# Commands of the project. `make demo` and `make test` each work on a fresh clone with Python 3.11.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test test-slow crash lint bench bench-search lock clean
+.PHONY: help setup demo serve test test-slow coverage crash lint format bench bench-search lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,20 +16,23 @@ $(READY): pyproject.toml constraints/cpu.txt
 
 setup: $(READY) ## Install everything into .venv
 
-demo: $(READY) ## Train, export and index the demo once, then serve it on http://127.0.0.1:8000
+demo: $(READY) ## Train, export and index the demo, then serve it on http://127.0.0.1:8000
 	$(BIN)/fc7 demo
 	$(BIN)/fc7 serve
 
-serve: $(READY) ## Serve what is in FC7_HOME (default ./var)
+serve: $(READY) ## Serve the models in FC7_HOME (default ./var)
 	$(BIN)/fc7 serve
 
 test: $(READY) ## Run the tests
 	$(BIN)/pytest
 
-test-slow: $(READY) ## Run the tests that `make test` leaves out: workers of a cluster that die, codes held against each other
+test-slow: $(READY) ## Run the slow tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
-crash: $(READY) ## Kill a server 200 times under concurrent writes, and look for what it acknowledged
+coverage: $(READY) ## Run the tests and report the lines that they do not reach
+	$(BIN)/pytest --cov --cov-report=term
+
+crash: $(READY) ## Kill a server 200 times under concurrent writes and verify every acknowledged write
 	$(BIN)/python -m tests.crash.kill_rounds --rounds 200
 
 lint: $(READY) ## Check style, formatting, import rules and types
@@ -38,19 +41,23 @@ lint: $(READY) ## Check style, formatting, import rules and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure serving: make bench PHOTOGRAPHS=folder-or-tar (needs a quiet machine)
+format: $(READY) ## Format the code and sort the imports
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Benchmark serving: make bench PHOTOGRAPHS=folder-or-tar (needs an idle machine)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.serving $(PHOTOGRAPHS)
 
-bench-search: $(READY) ## Measure search: make bench-search VECTORS=folder (of .npz or .npy; needs a quiet machine)
+bench-search: $(READY) ## Benchmark search: make bench-search VECTORS=folder (.npz or .npy files; needs an idle machine)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.search $(VECTORS)
 
-lock: $(READY) ## Write the exact versions that are installed to constraints/cpu.txt
+lock: $(READY) ## Write the installed versions to constraints/cpu.txt
 	@{ echo "# Exact versions for serving and training on a processor (extras: cpu, train, import, export, ray, scale, demo, otel, dev). Made by \`make lock\`."; \
 	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' | tr A-Z a-z; } > constraints/cpu.txt.new
 	mv constraints/cpu.txt.new constraints/cpu.txt
 
-clean: ## Remove the environment and the caches; FC7_HOME stays
+clean: ## Remove the environment and caches, but not FC7_HOME
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

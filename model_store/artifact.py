@@ -1,12 +1,11 @@
-"""One version of a model on disk: its manifest, its files, its fingerprint, and the proof that they belong together.
+"""One version of a model on disk: the manifest, the files, and the fingerprint.
 
-A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the graph's external data) and `report/`; it
-may have the same net as a CPU computes batches fastest (`batches.onnx`, with `batches.bin` beside `weights.bin`), and
-in other precisions, in folders named `int8` and `fp16` with a graph and weights each.
-Promises: a manifest that was read is complete and of a known format; a verified artifact's files are, byte for byte,
-those that the manifest describes, and the file that differs is named.
-Does not: write versions (the store does), load the graph (the runner does), prove who made a version (hashes, no
-signature).
+A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the graph's external data) and `report/`. It
+may also hold a variant of the net that is faster for batches on a CPU (`batches.onnx`, `batches.bin`), and the net in
+other precisions, in the folders `int8` and `fp16`, each with its own graph and weights.
+Guarantees: a manifest that was read is complete and has a known format. The files of a verified version match the
+SHA-256 in the manifest; a file that does not is named.
+Out of scope: writing versions (`store`), loading the graph (`runtime`), signatures that prove who made a version.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ BATCHES_WEIGHTS_FILE: Final = "batches.bin"
 REPORT_FOLDER: Final = "report"
 FEATURES: Final = 4096
 PRECISIONS: Final = ("fp32", "int8", "fp16")
-_FULL: Final = "fp32"  # of `model.onnx` and `weights.bin`; the others' are in folders of their names
+_FULL: Final = "fp32"  # its files are not in a folder of their own
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it may be a model's name, which is a folder's name and part of a URL. Raises ModelNameError."""
+    """Return `name` if it is a valid model name (a folder name and part of a URL). Raises ModelNameError."""
     if not _NAME.fullmatch(name):
         raise ModelNameError(name)
     return name
@@ -62,7 +61,7 @@ class _Frozen(BaseModel):
 
 
 class ClassLabel(_Frozen):
-    """One class of the network: the row of `probabilities`, and what people call it."""
+    """One class: its column in `probabilities`, and its name."""
 
     index: int = Field(ge=0)
     label: str = Field(min_length=1)
@@ -70,7 +69,7 @@ class ClassLabel(_Frozen):
 
 def _count_up(classes: tuple[ClassLabel, ...]) -> tuple[ClassLabel, ...]:
     if [entry.index for entry in classes] != list(range(len(classes))):
-        raise ValueError("class indices must be 0, 1, 2, ... in this order")
+        raise ValueError("the class indices must be 0, 1, 2, ... in this order")
     return classes
 
 
@@ -79,7 +78,7 @@ _Classes = Annotated[tuple[ClassLabel, ...], Field(min_length=1), AfterValidator
 
 
 class InputContract(_Frozen):
-    """What the graph takes. `preparation` numbers the way from bytes to pixels (`model_store.image.PREPARATION`)."""
+    """The input of the graph. `preparation` is the value of `model_store.image.PREPARATION`."""
 
     name: str = "pixels"
     dtype: str = "uint8"
@@ -99,25 +98,25 @@ class OutputContract(_Frozen):
 
 
 class FileEntry(_Frozen):
-    """What a file of the version must be: SHA-256 in hexadecimal, and size in bytes."""
+    """SHA-256 (hexadecimal) and size in bytes of one file of the version."""
 
     sha256: str = Field(pattern=_SHA256)
     size: int = Field(ge=0)
 
 
 class PrecisionEntry(_Frozen):
-    """The net in another precision: what identifies its answers, and what was measured of it against fp32."""
+    """The net in another precision: its fingerprint, and its measured agreement with fp32."""
 
     fingerprint: str = Field(pattern=_SHA256)
     metrics: dict[str, Any]
 
 
 class ManifestDraft(_Frozen):
-    """What the maker of a version knows of it; the store adds version, time, hashes and fingerprint.
+    """The fields of a manifest that the publisher provides. The store adds version, time, hashes and fingerprint.
 
-    `metrics` holds what was measured (top-1/top-5 error, views, data set and its hash), `recipe` how it was trained,
-    `parent_run` the run's folder name, `parent_version` the version whose fp32 files these are, `precisions` what was
-    measured of the net in each other precision. Values must be JSON.
+    metrics: evaluation results (top-1/top-5 error, views, data set and its hash). recipe: the training recipe.
+    parent_run: folder name of the training run. parent_version: the version that the fp32 files were copied from.
+    precisions: metrics of the net in each other precision. All values must be JSON.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -136,7 +135,7 @@ class ManifestDraft(_Frozen):
 
 
 class Manifest(_Frozen):
-    """`manifest.json`: what a version is, and which files belong to it (all but the manifest itself)."""
+    """The content of `manifest.json`. `files` lists every file of the version except the manifest itself."""
 
     format: int
     name: _Name
@@ -170,17 +169,17 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _fingerprints_are_of_these_files(self) -> Manifest:
         if self.fingerprint != _fingerprint_of(self.files, _FULL):
-            raise ValueError("the fingerprint is not that of the listed graph and weights")
+            raise ValueError("the fingerprint does not match the listed graph and weights")
         for precision, entry in self.precisions.items():
             if entry.fingerprint != _fingerprint_of(self.files, precision):
-                raise ValueError(f"the fingerprint of {precision} is not that of its listed graph and weights")
+                raise ValueError(f"the fingerprint of {precision} does not match its listed graph and weights")
         return self
 
     @classmethod
     def complete(
         cls, draft: ManifestDraft, *, version: int, created: datetime, files: dict[str, FileEntry]
     ) -> Manifest:
-        """Return the manifest of a version made from `draft` and the hashes of its files."""
+        """Return the complete manifest for `draft` and the hashes of its files."""
         return cls(
             **draft.model_dump(exclude={"precisions"}),
             precisions={
@@ -199,25 +198,25 @@ class Manifest(_Frozen):
         )
 
     def to_bytes(self) -> bytes:
-        """Return the text of `manifest.json`."""
+        """Return the content of `manifest.json`."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 def class_labels(labels: Sequence[str]) -> tuple[ClassLabel, ...]:
-    """Return the classes of a manifest, numbered as the labels are."""
+    """Return the classes of a manifest for these labels, in their order."""
     return tuple(ClassLabel(index=index, label=label) for index, label in enumerate(labels))
 
 
 def fingerprint(model_path: Path, weights_path: Path) -> str:
-    """Return what identifies a model's answers: SHA-256, in hexadecimal, over the graph's and the weights' SHA-256.
+    """Return the fingerprint of a model: the SHA-256 (hexadecimal) over the SHA-256 of the graph and of the weights.
 
-    Name, version and report are not in it: the same net published twice has one fingerprint. Raises OSError.
+    Name, version and report are not part of it: the same net published twice has the same fingerprint. Raises OSError.
     """
     return _fingerprint(sha256_of(model_path), sha256_of(weights_path))
 
 
 def graph_files(precision: str) -> tuple[str, str]:
-    """Return where a version has graph and weights in this precision, relative to its folder."""
+    """Return the paths of graph and weights in this precision, relative to the version's folder."""
     return (
         (MODEL_FILE, WEIGHTS_FILE)
         if precision == _FULL
@@ -237,7 +236,7 @@ def _fingerprint(model_sha256: str, weights_sha256: str) -> str:
 
 
 class Artifact:
-    """A version on disk, in one precision, whose manifest was read. `verified`: were its files compared with it?"""
+    """A version on disk in one precision. `verified` tells whether its files were compared with the manifest."""
 
     def __init__(self, path: Path, manifest: Manifest, *, verified: bool, precision: str = _FULL) -> None:
         self.path = path
@@ -247,10 +246,10 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Artifact:
-        """Read the version in the folder `path`, and compare its files with the manifest unless told not to.
+        """Read the version in the folder `path`. With `verify`, compare its files with the manifest.
 
-        Raises ArtifactFormatError for a manifest that is missing, broken or of a newer format, ArtifactCorruptError
-        for the first file that differs or is missing.
+        Raises ArtifactFormatError if the manifest is missing, broken or has a newer format, ArtifactCorruptError for
+        the first file that is missing or differs.
         """
         artifact = cls(path, _open_manifest(path / MANIFEST_FILE), verified=False)
         if verify:
@@ -258,7 +257,7 @@ class Artifact:
         return artifact
 
     def verify(self) -> None:
-        """Compare every file with its SHA-256 in the manifest. Raises ArtifactCorruptError for the first bad one."""
+        """Compare every file with the manifest. Raises ArtifactCorruptError for the first one that differs."""
         for name, entry in self.manifest.files.items():
             path = self.path / name
             with _read_errors(path, entry):
@@ -268,7 +267,7 @@ class Artifact:
         self.verified = True
 
     def differing(self) -> list[str]:
-        """Return the names of all files that differ from the manifest or are missing. Raises ArtifactFormatError."""
+        """Return the names of all files that are missing or differ from the manifest. Raises ArtifactFormatError."""
         names = []
         for name, entry in self.manifest.files.items():
             path = self.path / name
@@ -282,7 +281,7 @@ class Artifact:
         return names
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, compared with the manifest as they are read. Raises as `verify` does for it."""
+        """Return the bytes of a file after comparing them with the manifest. Raises the same errors as `verify`."""
         path, entry = self.path / name, self.manifest.files[name]
         with _read_errors(path, entry):
             data = path.read_bytes()
@@ -299,44 +298,44 @@ class Artifact:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The precisions that the version has files of; fp32 always."""
+        """The precisions that the version has files in. fp32 is always one of them."""
         return (_FULL, *self.manifest.precisions)
 
     @property
     def name(self) -> str:
-        """The model's name: "solar"."""
+        """The name of the model, for example "solar"."""
         return self.manifest.name
 
     @property
     def version(self) -> int:
-        """The version, from 1."""
+        """The version number, from 1."""
         return self.manifest.version
 
     @property
     def id(self) -> str:
-        """Name and version: "solar:1"."""
+        """Name and version, for example "solar:1"."""
         return f"{self.name}:{self.version}"
 
     @property
     def embedder(self) -> str:
-        """What an index calls the maker of its vectors: "solar:1", "solar:1 (int8)"."""
+        """The name of the model that an index shows for its vectors: "solar:1" or "solar:1 (int8)"."""
         return self.id if self.precision == _FULL else f"{self.id} ({self.precision})"
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over graph and weights of the precision: equal fingerprints give comparable fc7 vectors."""
+        """The fingerprint of this precision. fc7 vectors are comparable if their fingerprints are equal."""
         if self.precision == _FULL:
             return self.manifest.fingerprint
         return self.manifest.precisions[self.precision].fingerprint
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes' names, in the order of the columns of `probabilities`."""
+        """The class names, in the order of the columns of `probabilities`."""
         return tuple(entry.label for entry in self.manifest.classes)
 
     @property
     def batches(self) -> tuple[str, str, str] | None:
-        """Graph and weights for batches on a CPU, relative to the version's folder; None where it has none."""
+        """Paths of the graph and weights for batches on a CPU, relative to the version's folder, or None."""
         if self.precision != _FULL or not {BATCHES_FILE, BATCHES_WEIGHTS_FILE} <= self.manifest.files.keys():
             return None
         return BATCHES_FILE, WEIGHTS_FILE, BATCHES_WEIGHTS_FILE
@@ -369,31 +368,31 @@ def _open_manifest(path: Path) -> Manifest:
     try:
         return read_manifest(path, path.read_bytes())
     except FileNotFoundError:
-        raise ArtifactFormatError(path, "there is no such file, so this is no version of a model") from None
+        raise ArtifactFormatError(path, "the file does not exist, so this folder is not a version of a model") from None
     except OSError as exc:
         raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
 
 
 def read_manifest(path: Path, data: bytes) -> Manifest:
-    """Return the manifest with these bytes, found at `path`. Raises ArtifactFormatError: broken, or a newer format."""
+    """Parse a manifest; `path` is only for messages. Raises ArtifactFormatError (broken, or a newer format)."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise ArtifactFormatError(path, f"it is not JSON ({exc})") from exc
+        raise ArtifactFormatError(path, f"it is not valid JSON ({exc})") from exc
     number = values.get("format") if isinstance(values, dict) else None
     if not isinstance(number, int) or number < 1:
         raise ArtifactFormatError(path, "it is not a manifest: the format number is missing")
     if number > FORMAT:
-        maker = values.get("producer")
-        newer = f"the one that wrote it ({maker})" if isinstance(maker, str) else "a newer one"
+        producer = values.get("producer")
+        newer = f"the version that wrote it ({producer})" if isinstance(producer, str) else "a newer version"
         raise ArtifactFormatError(
-            path, f"it is of format {number}, and this fc7 reads formats up to {FORMAT}: install {newer}"
+            path, f"it has format {number}, and this fc7 supports formats up to {FORMAT}. Install {newer} of fc7"
         )
     try:
         return Manifest.model_validate(values)
     except ValidationError as exc:
         first = exc.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise ArtifactFormatError(path, f"{place}: {first['msg']}") from exc
+        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ArtifactFormatError(path, f"{field}: {first['msg']}") from exc
     except ModelNameError as exc:
         raise ArtifactFormatError(path, str(exc)) from exc

@@ -1,12 +1,10 @@
-"""Binary codes of fc7 vectors: where trained encoders are kept, and how one is run, with ONNX Runtime.
+"""The store of trained encoders for binary codes of fc7 vectors, and running one with ONNX Runtime.
 
-An encoder belongs to the weights that made its vectors, so it lies at `codes/<fingerprint>/<bits>/` in the home, beside
-the versions and not in one: a version never changes once it is published, while codes are trained later, from vectors
-that only the version itself can make, and again when a collection is another one. Any version with the same weights
-uses it.
-
-Promises: a folder is whole or absent; its file is compared with the manifest's SHA-256 before it is run.
-Does not: train (model_store/training/autoencoder.py does), search.
+An encoder belongs to the weights that made its training vectors, so it is stored by fingerprint, in
+`$FC7_HOME/codes/<fingerprint>/<bits>/`. It is not part of a version: versions never change, and encoders can be trained
+later, and again when the indexed images have changed. All versions with the same weights share it.
+Guarantees: a folder is either complete or absent. The file is compared with the SHA-256 in its manifest before use.
+Out of scope: training (`model_store/training/autoencoder.py`) and search.
 """
 
 from __future__ import annotations
@@ -34,14 +32,15 @@ MODEL_FILE: Final = "codes.onnx"
 MANIFEST_FILE: Final = "manifest.json"
 INPUT: Final = "fc7"
 OUTPUT: Final = "code"
-_AT_ONCE: Final = 1024
+_BATCH: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CodesManifest:
-    """What is known of an encoder. sha256: of codes.onnx; fingerprint: of the model; loss: share of the variance left.
+    """The manifest of an encoder.
 
-    created: UTC, ISO 8601. training: its options.
+    sha256: hash of codes.onnx. fingerprint: of the model. created: UTC, ISO 8601. vectors: number of training vectors.
+    loss: share of the variance that the reconstruction does not explain. training: the training options.
     """
 
     bits: int
@@ -55,17 +54,17 @@ class CodesManifest:
 
 
 class CodeStore:
-    """The encoders of one home."""
+    """The encoders in one `FC7_HOME`."""
 
     def __init__(self, home: Path) -> None:
         self._root = home / "codes"
 
     def folder(self, fingerprint: str, bits: int) -> Path:
-        """Return where the encoder of this model with so many bits is, or would be."""
+        """Return the folder of the encoder with this number of bits. It may not exist."""
         return self._root / fingerprint / str(bits)
 
     def find(self, fingerprint: str, bits: int) -> BinaryEncoder | None:
-        """Return the encoder, loaded; None when there is none.
+        """Load the encoder. Returns None if it does not exist.
 
         Raises ArtifactCorruptError, ArtifactFormatError, RunnerError.
         """
@@ -73,16 +72,16 @@ class CodeStore:
         return BinaryEncoder.open(folder) if folder.exists() else None
 
     def has(self, fingerprint: str) -> bool:
-        """Tell whether this model has an encoder."""
+        """Return whether this model has an encoder."""
         return any(self.folder(fingerprint, count).exists() for count in BITS)
 
     def best(self, fingerprint: str) -> BinaryEncoder | None:
-        """Return the encoder of this model with the most bits; None when there is none. Raises as `find` does."""
+        """Load the encoder of this model with the most bits, or return None. Raises the errors of `find`."""
         bits = [count for count in BITS if self.folder(fingerprint, count).exists()]
         return self.find(fingerprint, max(bits)) if bits else None
 
     def publish(self, model: bytes, manifest: CodesManifest) -> Path:
-        """Put an encoder in its place, instead of one that is there. Raises OSError, with the old one as it was."""
+        """Store an encoder, replacing an existing one. Raises OSError; the existing one is unchanged then."""
         target = self.folder(manifest.fingerprint, manifest.bits)
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=".staged-"))
@@ -104,27 +103,31 @@ class CodeStore:
 
 
 class BinaryEncoder:
-    """A trained encoder: fc7 vectors in, codes out. Calls from several threads are safe."""
+    """A trained encoder: fc7 vectors in, codes out. Thread-safe."""
 
     def __init__(self, manifest: CodesManifest, session: onnxruntime.InferenceSession) -> None:
-        """For `open`."""
+        """Use `open`; the constructor only stores its arguments."""
         self.manifest, self._session = manifest, session
         self.bits = manifest.bits
         self.width = manifest.bits // 8
 
     @classmethod
     def open(cls, folder: Path) -> BinaryEncoder:
-        """Load what `CodeStore.publish` wrote. Raises ArtifactCorruptError, ArtifactFormatError, RunnerError."""
+        """Load the encoder in this folder. Raises ArtifactCorruptError, ArtifactFormatError, RunnerError."""
         import onnxruntime  # noqa: PLC0415
 
         try:
             values = json.loads((folder / MANIFEST_FILE).read_bytes())
             if values["format"] != FORMAT:
-                raise ArtifactFormatError(folder / MANIFEST_FILE, f"format {values['format']}, not {FORMAT}")
+                raise ArtifactFormatError(
+                    folder / MANIFEST_FILE, f"it has format {values['format']}, and {FORMAT} is supported"
+                )
             manifest = CodesManifest(**values)
             found = sha256_of(folder / MODEL_FILE)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactFormatError(folder / MANIFEST_FILE, f"{error!r}: fc7 codes train makes it anew") from error
+            raise ArtifactFormatError(
+                folder / MANIFEST_FILE, f"{error!r}. Train the codes again: fc7 codes train"
+            ) from error
         if found != manifest.sha256:
             raise ArtifactCorruptError(folder / MODEL_FILE, manifest.sha256, found)
         options = onnxruntime.SessionOptions()
@@ -132,24 +135,30 @@ class BinaryEncoder:
         try:
             content = (folder / MODEL_FILE).read_bytes()
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the seam: each of ONNX Runtime's status codes is an exception class of its own
+        except Exception as error:  # ONNX Runtime has an exception class for each status code
             raise RunnerError(str(folder), str(error)) from error
         return cls(manifest, session)
 
     def encode(self, rows: NDArray[np.float16] | NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the codes of fc7 vectors, [n, 4096] -> uint8 [n, bits / 8]. Raises ShapeError, RunnerError."""
+        """Return the codes of fc7 vectors, 8 bits a byte: [n, 4096] -> uint8 [n, bits / 8].
+
+        Raises ShapeError, RunnerError.
+        """
         return np.packbits(self.encode_bits(rows), axis=1, bitorder="little")
 
     def encode_bits(self, rows: NDArray[np.float16] | NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return the codes a bit an element, [n, 4096] -> bool [n, bits]. Raises ShapeError, RunnerError."""
+        """Return the codes of fc7 vectors, one bit an element: [n, 4096] -> bool [n, bits].
+
+        Raises ShapeError, RunnerError.
+        """
         if rows.ndim != 2 or rows.shape[1] != FEATURES:
             raise ShapeError("vectors", f"[n, {FEATURES}]", str(list(rows.shape)))
         bits = np.empty((len(rows), self.bits), np.bool_)
-        for start in range(0, len(rows), _AT_ONCE):
-            part = np.ascontiguousarray(rows[start : start + _AT_ONCE], dtype=np.float32)
+        for start in range(0, len(rows), _BATCH):
+            part = np.ascontiguousarray(rows[start : start + _BATCH], dtype=np.float32)
             try:
                 [values] = self._session.run([OUTPUT], {INPUT: part})
-            except Exception as error:  # the seam, as above
+            except Exception as error:  # as above
                 raise RunnerError(f"codes of {self.bits} bits", str(error)) from error
-            bits[start : start + _AT_ONCE] = values > 0
+            bits[start : start + _BATCH] = values > 0
         return bits

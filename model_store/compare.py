@@ -1,8 +1,8 @@
-"""Two versions on the same images: how often they agree, how often each is wrong, how fast each is.
+"""Compare two versions on the same images: agreement, errors and speed.
 
-Promises: both see the same pixels; every image is counted as compared or as skipped with the reason; classes are
-matched by label, and ties are broken as in serving (`top_k`). Speed is of the graph alone, the two in turns.
-Does not: need torch, change anything, or say which one is better.
+Guarantees: both versions see the same pixels. Every image is counted as compared, or as skipped with a reason. Classes
+are matched by label, and ties are broken as in serving (`top_k`). Speed is that of inference alone, measured in turns.
+Out of scope: a verdict on which version is better. Nothing is changed, and torch is not needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOP = 5
 
 @dataclass(slots=True)
 class Side:
-    """One of the two. Errors are counts of `labelled` images; seconds for all images, in runs of `batch`."""
+    """Results of one version. The errors count `labelled` images; `seconds` is the inference time for all images."""
 
     model: str
     wrong_top1: int = 0
@@ -34,10 +34,11 @@ class Side:
 
 @dataclass(slots=True)
 class Comparison:
-    """What came of it. same_top1: images with the same most probable label; same_top5: with the same set of five.
+    """Result of a comparison.
 
-    labelled: images whose folder is named as a class of both. cosines: of the two fc7 vectors of each image, where the
-    architectures are the same. skipped: (path, reason).
+    same_top1: images with the same most probable label. same_top5: images with the same set of five labels.
+    labelled: images whose folder has the name of a class that both versions know. cosines: of the two fc7 vectors of
+    each image, if both versions have the same architecture. skipped: (path, reason) of each unreadable image.
     """
 
     sides: tuple[Side, Side]
@@ -58,9 +59,9 @@ def compare(
     batch: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Run both on every image in `folder`, at any depth; progress(done, in all) after each run.
+    """Run both versions on every image in `folder` and its subfolders. Calls progress(done, total) after each batch.
 
-    Raises DatasetError when there is no image that can be read, RunnerError.
+    Raises DatasetError if no image can be read, RunnerError.
     """
     paths = list(find_images(folder))
     runners = (first, second)
@@ -73,20 +74,20 @@ def compare(
         pixels, labels = _read(paths[start : start + batch], known, result)
         if pixels:
             batch_views = views(np.stack(pixels))
-            # In turns, so that what else the machine does meets both alike.
+            # Alternate which version runs first, so that other load on the machine affects both equally.
             order = (0, 1) if (start // batch) % 2 == 0 else (1, 0)
             outputs: dict[int, Outputs] = {}
             for number in order:
-                began = time.perf_counter()
+                started = time.perf_counter()
                 outputs[number] = runners[number].run(batch_views)
-                result.sides[number].seconds += time.perf_counter() - began
+                result.sides[number].seconds += time.perf_counter() - started
             _count(result, runners, (outputs[0], outputs[1]), labels)
             if comparable:
                 result.cosines += _cosines(outputs[0].fc7, outputs[1].fc7)
         if progress is not None:
             progress(min(start + batch, len(paths)), len(paths))
     if not result.images:
-        raise DatasetError(f"{folder} has no image that can be read: there is nothing to compare on")
+        raise DatasetError(f"{folder} has no readable image, so there is nothing to compare. Check the path.")
     return result
 
 

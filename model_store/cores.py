@@ -1,7 +1,7 @@
-"""How many cores this process may keep busy: threads beyond them only wait for each other, and are throttled.
+"""The number of cores that this process may use. More threads than that only wait for each other.
 
-Does not: count cores of other machines. Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and
-scheduler/sched-bwc.rst (cpu.cfs_quota_us).
+Out of scope: cores of other machines.
+References: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return the cores that this process may run on, or its container's share of time in cores, rounded up, if fewer.
+    """Return the number of cores that the CPU affinity and the container's CPU quota allow, at least 1.
 
-    root: where `sys` is.
+    A fractional quota is rounded up. root: the folder that contains `sys` (tests pass another one).
     """
     cores, groups = len(os.sched_getaffinity(0)), root / "sys/fs/cgroup"
     share = _share(_words(groups / "cpu.max"))
@@ -24,7 +24,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _share(words: list[str]) -> float | None:
-    """Return quota over period; None where there is no limit ("max", or -1 in version 1)."""
+    """Return quota / period, or None without a limit ("max" in cgroup v2, -1 in v1)."""
     if len(words) != 2 or not words[0].isdecimal() or not int(words[1]):
         return None
     return int(words[0]) / int(words[1])

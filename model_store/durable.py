@@ -7,6 +7,7 @@ Out of scope: two writers of one file. Without a lock of their own (`locked`), t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,13 +19,13 @@ from typing import BinaryIO
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal. Raises OSError."""
+    """Return the SHA-256 of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Force a file or a folder (its list of names) to disk. Raises OSError."""
+    """Flush a file, or the directory entries of a folder, to disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -33,7 +34,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force every file and folder below `folder`, and itself, to disk. Raises OSError."""
+    """Flush `folder` and everything in it to disk. Raises OSError."""
     for path in sorted(folder.rglob("*"), reverse=True):
         sync(path)
     sync(folder)
@@ -41,12 +42,13 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; at the end of the block it is synced and takes the place of `path`.
+    """Write to a temporary file, which is synced and replaces `path` at the end of the block.
 
-    After an error in the block, or a kill at any moment, `path` is what it was before, or complete. The temporary file
-    can be read and sought. The folder is synced too.
-    replace: with False an existing `path` is kept, and FileExistsError is raised. Raises OSError.
+    After an error or a kill, `path` has its old content or the complete new content. The yielded file is readable and
+    seekable. replace: if False, an existing `path` is kept and FileExistsError is raised. Raises OSError.
     """
+    if not replace and path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("x+b") as file:
@@ -66,17 +68,17 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace the content of `path` by `data`, as `atomic_file` does. Raises OSError."""
+    """Replace the content of `path` with `data`, see `atomic_file`. Raises OSError."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold the advisory lock of the file `path` (made if missing) for the block; the kernel frees it when a process
-    dies.
+    """Hold the advisory lock on the file `path`, which is created if missing. The kernel frees it if the process dies.
 
-    Yields whether the lock is held: always True with `wait`, else False when another one holds it. Raises OSError.
+    Yields whether the lock is held. With `wait` that is always True; otherwise it is False if another process holds the
+    lock. Raises OSError.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -1,36 +1,37 @@
-"""Every error that this room raises on purpose, drawn once. The other rooms' errors derive from `Fc7Error` too.
+"""Exception hierarchy of the model_store package. The errors of the other packages derive from `Fc7Error` too.
 
 Fc7Error
-├── ShapeError                 an array of a wrong shape or dtype
+├── ShapeError                 an array has the wrong shape or dtype
 ├── MissingExtraError          a package of an optional extra is not installed
 ├── ImageError
-│   ├── ImageUnreadableError   no image, or a broken one
-│   ├── ImageFormatError       a format that is not taken
+│   ├── ImageUnreadableError   not an image, or a broken one
+│   ├── ImageFormatError       an image format that is not supported
 │   └── ImageTooLargeError     more pixels than the limit
-├── ArtifactError              a version on disk that cannot be used
-│   ├── ArtifactCorruptError   a file differs from its manifest, or is missing
-│   ├── ArtifactFormatError    a manifest that cannot be read: broken, or of a newer format
-│   └── PrecisionNotFoundError the version has no files of this precision
-├── ModelArchiveError               a file that is no whole archive of a version, or that cannot be written
-├── ModelNameError             a name that cannot be a folder's name
-├── ModelNotFoundError         no such name or version in the store
-├── NoActiveModelError         nothing was activated yet
-├── NoPreviousModelError       nothing to roll back to
-├── ModelInUseError            a version that may not be removed now
+├── ArtifactError              a version on disk cannot be used
+│   ├── ArtifactCorruptError   a file is missing or differs from the manifest
+│   ├── ArtifactFormatError    the manifest is broken or has a newer format
+│   └── PrecisionNotFoundError the version has no files in this precision
+├── ModelArchiveError          the archive of a version is invalid or cannot be written
+├── ModelNameError             the name of a model or version is not valid
+├── ModelNotFoundError         the store has no such model or version
+├── NoActiveModelError         no version is active
+├── NoPreviousModelError       there is no version to roll back to
+├── ModelInUseError            the version is in use and cannot be removed
 ├── PublishError               a version could not be written (disk full, no permission)
-├── RunnerError                ONNX Runtime failed
-│   └── DeviceUnavailableError CUDA was asked for and is not there
+├── RunnerError                the inference engine failed
+│   └── DeviceUnavailableError CUDA was requested and is not available
 └── TrainingError
-    ├── DatasetError           a data set that cannot be trained or evaluated on
-    ├── RecipeError            a recipe's value that makes no sense, or an unknown one
-    ├── CheckpointError        a checkpoint that is missing, broken or of another run
-    ├── ImportFormatError      a weight file that is not what its importer reads
-    ├── DownloadError          a public weight file could not be fetched, or is another one
+    ├── DatasetError           the data set cannot be used for training or evaluation
+    ├── RecipeError            an unknown recipe, or an invalid value in one
+    ├── CheckpointError        the checkpoint is missing, broken or of another run
+    ├── ImportFormatError      the weight file cannot be imported
+    ├── DownloadError          a public weight file could not be downloaded, or is not the expected one
     ├── NonFiniteLossError     the loss became NaN or infinite
-    ├── ParityError            the exported graph does not answer as the trained net does
-    └── AgreementError         a net in another precision does not answer as in fp32
+    ├── ParityError            the exported graph differs from the trained net
+    └── AgreementError         the net in another precision differs too much from fp32
 
-Values are kept as attributes and in `args`, so that an error survives a worker process.
+Every message says what failed and how to fix it. Values are kept as attributes and in `args`, so that an error can be
+pickled and sent to another process.
 """
 
 from __future__ import annotations
@@ -40,22 +41,27 @@ from pathlib import Path
 
 
 class Fc7Error(Exception):
-    """Base of all errors that a user can meet. The text names the thing and the mend."""
+    """Base class of all errors that a user can see. The message says what failed and how to fix it."""
+
+
+def sentence(text: str) -> str:
+    """Return the text with a full stop, unless it ends with one already."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 class ShapeError(Fc7Error):
-    """An array has another shape or dtype than the function takes."""
+    """An array does not have the shape or dtype that the function expects."""
 
     def __init__(self, name: str, expected: str, found: str) -> None:
         super().__init__(name, expected, found)
         self.name, self.expected, self.found = name, expected, found
 
     def __str__(self) -> str:
-        return f"{self.name} must be {self.expected}, but is {self.found}"
+        return f"{self.name} must be {self.expected}, but is {self.found}."
 
 
 class MissingExtraError(Fc7Error):
-    """A package that belongs to an optional extra is not installed. `extra` may name a choice: "cpu|gpu"."""
+    """A package of an optional extra is not installed. `extra` may list alternatives: "cpu|gpu"."""
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(package, extra)
@@ -63,37 +69,37 @@ class MissingExtraError(Fc7Error):
 
     def __str__(self) -> str:
         commands = " or ".join(f"pip install 'fc7[{extra}]'" for extra in self.extra.split("|"))
-        return f"this needs the package {self.package}, which is not installed: {commands}"
+        return f"The package {self.package} is required and not installed. Install it with: {commands}"
 
 
 class ImageError(Fc7Error):
-    """Bytes that were meant to be an image cannot be taken."""
+    """The bytes of an image were rejected."""
 
 
 class ImageUnreadableError(ImageError):
-    """The bytes are empty, no image, or a broken or cut one."""
+    """The bytes are empty, not an image, or a broken or truncated image."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"this is not a readable image: {self.reason}"
+        return sentence(f"The image cannot be read: {self.reason}")
 
 
 class ImageFormatError(ImageError):
-    """The bytes are of a known kind that is not taken."""
+    """The bytes are of a known format that is not supported. `supported` are the formats that are."""
 
-    def __init__(self, found: str, taken: Sequence[str]) -> None:
-        super().__init__(found, tuple(taken))
-        self.found, self.taken = found, tuple(taken)
+    def __init__(self, found: str, supported: Sequence[str]) -> None:
+        super().__init__(found, tuple(supported))
+        self.found, self.supported = found, tuple(supported)
 
     def __str__(self) -> str:
-        return f"{self.found} is not taken; these formats are: {', '.join(self.taken)}"
+        return f"The format {self.found} is not supported. Supported formats: {', '.join(self.supported)}."
 
 
 class ImageTooLargeError(ImageError):
-    """The header announces more pixels than the limit: nothing was decoded."""
+    """The image header declares more pixels than the limit. Nothing was decoded."""
 
     def __init__(self, pixels: int, limit: int) -> None:
         super().__init__(pixels, limit)
@@ -101,19 +107,19 @@ class ImageTooLargeError(ImageError):
 
     def __str__(self) -> str:
         return (
-            f"the image has {self.pixels:,} pixels, and at most {self.limit:,} are decoded: "
-            "send a smaller copy (256 pixels on the shorter side are enough)"
+            f"The image has {self.pixels:,} pixels, and the limit is {self.limit:,}. "
+            "Send a smaller copy; 256 pixels on the shorter side are enough."
         )
 
 
 class ArtifactError(Fc7Error):
-    """A version of a model on disk cannot be used."""
+    """A version on disk cannot be used."""
 
 
 class ArtifactCorruptError(ArtifactError):
-    """A file of a version is not the one its manifest describes: it must not be served.
+    """A file of a version differs from its manifest, so the version must not be served.
 
-    `expected` and `found` are SHA-256 in hexadecimal; `found` is "missing" when there is no such file.
+    `expected` and `found` are SHA-256 in hexadecimal. `found` is "missing" if the file does not exist.
     """
 
     def __init__(self, path: Path, expected: str, found: str) -> None:
@@ -123,35 +129,35 @@ class ArtifactCorruptError(ArtifactError):
     def __str__(self) -> str:
         state = "is missing" if self.found == "missing" else f"has SHA-256 {self.found[:12]}"
         return (
-            f"{self.path} {state}, but its manifest says {self.expected[:12]}. "
-            "Copy or export the version again, or serve another one: fc7 models list; fc7 models activate NAME:VERSION"
+            f"{self.path} {state}, but the manifest expects SHA-256 {self.expected[:12]}. Copy or export the version "
+            "again, or serve another one: fc7 models list; fc7 models activate NAME:VERSION."
         )
 
 
 class ArtifactFormatError(ArtifactError):
-    """A manifest, or the store's own file, is missing, broken, or of a format this release cannot read."""
+    """A manifest or `active.json` is missing, broken, or in a format that this release does not support."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be read: {self.reason}"
+        return sentence(f"{self.path} cannot be read: {self.reason}")
 
 
 class ModelArchiveError(Fc7Error):
-    """A version's archive cannot be read or written; nothing of it is published or left."""
+    """The archive of a version cannot be read or written. Nothing was published, and no file is left behind."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} is not taken: {self.reason}"
+        return sentence(f"The archive {self.path} was rejected: {self.reason}")
 
 
 class PrecisionNotFoundError(ArtifactError):
-    """A version has no files of this precision. `known` are those that it has."""
+    """A version has no files in this precision. `known` are the precisions that it has."""
 
     def __init__(self, model: str, precision: str, known: Sequence[str]) -> None:
         super().__init__(model, precision, tuple(known))
@@ -159,14 +165,14 @@ class PrecisionNotFoundError(ArtifactError):
 
     def __str__(self) -> str:
         return (
-            f"{self.model} has no {self.precision} files, only {', '.join(self.known)}. Publish a version with them: "
-            f"fc7 models quantize {self.model} --precision {self.precision} --data DIR; or serve it with "
-            f"FC7_PRECISION={self.known[0]}"
+            f"{self.model} has no {self.precision} files, only {', '.join(self.known)}. Publish a version "
+            f"that has them: fc7 models quantize {self.model} --precision {self.precision} --data DIR. "
+            f"Or serve it with FC7_PRECISION={self.known[0]}."
         )
 
 
 class ModelNameError(Fc7Error):
-    """A model's name, or a reference to a version, is not of the form that is taken."""
+    """The name of a model, or a reference to a version, is not valid."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -174,13 +180,13 @@ class ModelNameError(Fc7Error):
 
     def __str__(self) -> str:
         return (
-            f"{self.name!r} is not a model's name: use 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', the first a "
-            "letter or digit, and NAME:VERSION for one version (solar:1)"
+            f"{self.name!r} is not a valid model name. Use 1 to 64 of the characters a-z, A-Z, 0-9, '.', '_' and '-', "
+            "starting with a letter or digit. Write NAME:VERSION for one version, for example solar:1."
         )
 
 
 class ModelNotFoundError(Fc7Error):
-    """The store has no such name, or not this version of it. `known` are the references that it has."""
+    """The store has no model of this name, or not this version of it. `known` are the versions that it has."""
 
     def __init__(self, name: str, version: int | None, known: Sequence[str]) -> None:
         super().__init__(name, version, tuple(known))
@@ -190,13 +196,14 @@ class ModelNotFoundError(Fc7Error):
         wanted = self.name if self.version is None else f"{self.name}:{self.version}"
         if not self.known:
             return (
-                f"there is no model {wanted}: none is published yet. Train one (fc7 train) and publish it (fc7 export)"
+                f"The model {wanted} does not exist: no model is published yet. Train one (fc7 train) and publish it "
+                "(fc7 export)."
             )
-        return f"there is no model {wanted}. Published: {', '.join(self.known)}"
+        return f"The model {wanted} does not exist. Published: {', '.join(self.known)}."
 
 
 class NoActiveModelError(Fc7Error):
-    """No version was activated. `known` are the references that could be."""
+    """No version is active. `known` are the published versions."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
         super().__init__(tuple(known))
@@ -204,30 +211,36 @@ class NoActiveModelError(Fc7Error):
 
     def __str__(self) -> str:
         if not self.known:
-            return "no model is published yet. Train one (fc7 train) and publish it (fc7 export), or run: make demo"
-        return f"no model is active: fc7 models activate {self.known[-1]}. Published: {', '.join(self.known)}"
+            return "No model is published yet. Train one (fc7 train) and publish it (fc7 export), or run: make demo."
+        return (
+            f"No model is active. Activate one: fc7 models activate {self.known[-1]}. "
+            f"Published: {', '.join(self.known)}."
+        )
 
 
 class NoPreviousModelError(Fc7Error):
-    """There is no version to roll back to: at most one was ever activated."""
+    """There is no version to roll back to."""
 
     def __str__(self) -> str:
-        return "there is no version before the active one: fc7 models list; fc7 models activate NAME:VERSION"
+        return (
+            "There is no previous version to roll back to. Choose a version instead: "
+            "fc7 models list; fc7 models activate NAME:VERSION."
+        )
 
 
 class ModelInUseError(Fc7Error):
-    """A version may not be removed, because something needs it."""
+    """A version is in use and cannot be removed."""
 
     def __init__(self, model: str, use: str) -> None:
         super().__init__(model, use)
         self.model, self.use = model, use
 
     def __str__(self) -> str:
-        return f"{self.model} is {self.use} and is not removed: activate another version first (fc7 models activate)"
+        return f"{self.model} is {self.use} and was not removed. Activate another version first: fc7 models activate."
 
 
 class PublishError(Fc7Error):
-    """A version could not be written; nothing of it is visible."""
+    """A version could not be written. Nothing of it is visible."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
@@ -235,24 +248,24 @@ class PublishError(Fc7Error):
 
     def __str__(self) -> str:
         return (
-            f"could not publish: writing {self.path} failed: {self.reason}. "
-            "Nothing of it is visible; make room or mend it, and publish again"
+            f"Publishing failed while writing {self.path}: {self.reason}. "
+            "No part of the version is visible. Fix the cause, for example free disk space, and publish again."
         )
 
 
 class RunnerError(Fc7Error):
-    """ONNX Runtime could not load or run a version."""
+    """The inference engine could not load or run a version."""
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(model, reason)
         self.model, self.reason = model, reason
 
     def __str__(self) -> str:
-        return f"model {self.model} failed: {self.reason}"
+        return sentence(f"The model {self.model} failed: {self.reason}")
 
 
 class DeviceUnavailableError(RunnerError):
-    """A CUDA device was asked for, and ONNX Runtime cannot use it. `available` are the providers that it has."""
+    """A CUDA device was requested and cannot be used. `available` are ONNX Runtime's execution providers."""
 
     def __init__(self, device: str, available: Sequence[str], reason: str = "") -> None:
         Fc7Error.__init__(self, device, tuple(available), reason)
@@ -260,65 +273,65 @@ class DeviceUnavailableError(RunnerError):
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
-        have = f" ONNX Runtime here has: {', '.join(self.available)}." if self.available else ""
+        have = f" Available execution providers: {', '.join(self.available)}." if self.available else ""
         return (
-            f"device {self.device} was asked for and cannot be used{why}.{have} Check nvidia-smi and that fc7[gpu] is "
-            "installed instead of fc7[cpu], or run with FC7_DEVICE=cpu or auto"
+            f"The device {self.device} was requested and cannot be used{why}.{have} Check nvidia-smi, and check that "
+            "fc7[gpu] is installed instead of fc7[cpu]. To run without a GPU, set FC7_DEVICE to cpu or auto."
         )
 
 
 class TrainingError(Fc7Error):
-    """Training, evaluation or export cannot go on. The text is the message as given."""
+    """Training, evaluation or export failed. The message is the one given."""
 
 
 class DatasetError(TrainingError):
-    """A data set cannot be trained or evaluated on; the text names the folder or file."""
+    """A data set cannot be used for training or evaluation. The message names the folder or file."""
 
 
 class RecipeError(TrainingError):
-    """A recipe is unknown, or a value in it makes no sense; the text names key, value and what is taken."""
+    """A recipe is unknown, or a value in it is invalid. The message names the key, the value and what is expected."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint is missing, broken, or of another run; the text names the file and the command."""
+    """A checkpoint is missing, broken, or of another run. The message names the file and the command that helps."""
 
 
 class ImportFormatError(TrainingError):
-    """A weight, mean or label file cannot be imported: broken, of another kind or another net. Nothing is published."""
+    """A weight, mean or label file cannot be imported. Nothing was published."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be imported: {self.reason}"
+        return sentence(f"{self.path} cannot be imported: {self.reason}")
 
 
 class DownloadError(TrainingError):
-    """A public file was not fetched, or what came is another file. `mend` says how to go on by hand."""
+    """A public file could not be downloaded, or is not the expected one. `fix` says how to continue by hand."""
 
-    def __init__(self, address: str, reason: str, mend: str) -> None:
-        super().__init__(address, reason, mend)
-        self.address, self.reason, self.mend = address, reason, mend
+    def __init__(self, address: str, reason: str, fix: str) -> None:
+        super().__init__(address, reason, fix)
+        self.address, self.reason, self.fix = address, reason, fix
 
     def __str__(self) -> str:
-        return f"{self.address} was not downloaded: {self.reason}. {self.mend}"
+        return sentence(f"{self.address} was not downloaded: {self.reason}. {self.fix}")
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite. `checkpoint` is the last good one, if there is any."""
+    """The loss became NaN or infinite. `checkpoint` is the last good checkpoint, if there is one."""
 
     def __init__(self, step: int, checkpoint: Path | None) -> None:
         super().__init__(step, checkpoint)
         self.step, self.checkpoint = step, checkpoint
 
     def __str__(self) -> str:
-        kept = f"The last good checkpoint is {self.checkpoint}" if self.checkpoint else "There is no checkpoint yet"
-        return f"the loss is not finite at step {self.step}: lower the learning rate (--set learning_rate=...). {kept}"
+        kept = f"The last good checkpoint is {self.checkpoint}." if self.checkpoint else "There is no checkpoint yet."
+        return f"The loss is not finite at step {self.step}. Lower the learning rate (--set learning_rate=...). {kept}"
 
 
 class ParityError(TrainingError):
-    """An output of the exported graph differs from the trained net's by more than the limit."""
+    """An output of the exported graph differs from the trained net by more than the limit."""
 
     def __init__(self, difference: float, limit: float, output: str = "probabilities") -> None:
         super().__init__(difference, limit, output)
@@ -326,13 +339,13 @@ class ParityError(TrainingError):
 
     def __str__(self) -> str:
         return (
-            f"the exported graph differs from the trained net by {self.difference:.2e} in {self.output}, and "
-            f"{self.limit:.0e} is allowed: nothing was published"
+            f"The exported graph differs from the trained net by {self.difference:.2e} in {self.output}, and the limit "
+            f"is {self.limit:.0e}. Nothing was published."
         )
 
 
 class AgreementError(TrainingError):
-    """The net in another precision answers too differently from fp32 to be published."""
+    """The net in another precision differs too much from fp32 to be published."""
 
     def __init__(self, precision: str, agreement: float, limit: float) -> None:
         super().__init__(precision, agreement, limit)
@@ -340,6 +353,7 @@ class AgreementError(TrainingError):
 
     def __str__(self) -> str:
         return (
-            f"in {self.precision} only {self.agreement:.2%} of the photographs keep fp32's best class among their "
-            f"best, and {self.limit:.0%} is needed: nothing was published. Calibrate on more photographs (--calibrate)"
+            f"In {self.precision}, only {self.agreement:.2%} of the photographs have the best class of fp32 among "
+            f"their best, and {self.limit:.0%} is required. Nothing was published. Calibrate on more photographs "
+            "(--calibrate)."
         )

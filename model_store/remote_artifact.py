@@ -1,7 +1,7 @@
-"""A version that travels without its folder: manifest, graph and weights as values, for a worker on another machine.
+"""A version without its folder: manifest, graph and weights as values, for a worker on another machine.
 
-Promises: what a runner loads from it is, byte for byte, what the manifest describes, wherever the bytes went between.
-Does not: carry the report or other precisions, write files, know how the bytes travel.
+Guarantees: the bytes that a runner loads match the manifest, however they were transferred.
+Out of scope: the report and other precisions, writing files, the transfer itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model_store.errors import ArtifactCorruptError
 
 @dataclass(frozen=True, slots=True)
 class ShippedVersion:
-    """One precision of a version. manifest: the bytes of manifest.json; files: graph and weights, uint8 [bytes]."""
+    """One precision of a version. manifest: the bytes of manifest.json. files: graph and weights, uint8 [bytes]."""
 
     manifest: bytes
     precision: str
@@ -28,7 +28,7 @@ class ShippedVersion:
 
 
 def ship(artifact: Artifact) -> ShippedVersion:
-    """Read what running this version in its precision takes. Raises ArtifactCorruptError, ArtifactFormatError."""
+    """Read the files that a runner needs for this version. Raises ArtifactCorruptError, ArtifactFormatError."""
     names = {*graph_files(artifact.precision), *(artifact.batches or ())}
     return ShippedVersion(
         artifact.manifest.to_bytes(),
@@ -38,17 +38,17 @@ def ship(artifact: Artifact) -> ShippedVersion:
 
 
 class ShippedArtifact(Artifact):
-    """What arrived of a version: `Runner` takes it like one on disk."""
+    """A received version. `Runner` accepts it like a version on disk."""
 
     def __init__(self, version: ShippedVersion) -> None:
-        """Raises ArtifactFormatError for a manifest that this fc7 cannot read."""
+        """Raises ArtifactFormatError if this fc7 cannot read the manifest."""
         manifest: Manifest = read_manifest(Path(MANIFEST_FILE), version.manifest)
-        place = Path("shipped") / manifest.name / str(manifest.version)
-        super().__init__(place, manifest, verified=True, precision=version.precision)
+        path = Path("shipped") / manifest.name / str(manifest.version)
+        super().__init__(path, manifest, verified=True, precision=version.precision)
         self._files = version.files
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, compared with the manifest. Raises ArtifactCorruptError."""
+        """Return the bytes of a file after comparing them with the manifest. Raises ArtifactCorruptError."""
         content, expected = self._files[name].tobytes(), self.manifest.files[name].sha256
         found = hashlib.sha256(content).hexdigest()
         if found != expected:

@@ -1,12 +1,13 @@
-"""All versions of all models under one folder: publish, list, activate, roll back, remove.
+"""The store of all published versions: publish, list, activate, roll back, remove.
 
-    $FC7_HOME/models/<name>/<version>/   versions 1, 2, 3, ...; a published one is never changed
-    $FC7_HOME/models/.staging-*/         versions being written; left ones are cleared at the next publishing
-    $FC7_HOME/active.json                the served version, and the one before it
+    $FC7_HOME/models/<name>/<version>/   versions 1, 2, 3, ...; never changed once published
+    $FC7_HOME/models/.staging-*/         versions being written; leftovers are removed at the next publishing
+    $FC7_HOME/active.json                the active version and the previous one
 
-Promises: a version is visible whole or not at all, whatever kills the process; concurrent publishers, in any number of
-processes, get different numbers, and a number is never given twice; only a verified version is activated.
-Does not: load graphs, tell a running server of a change, work on file systems without `flock` and atomic rename.
+Guarantees: a version is either completely visible or not at all, even if the process is killed. Concurrent publishers,
+also in different processes, get different version numbers, and no number is used twice. Only a verified version can be
+activated.
+Out of scope: loading graphs, notifying a running server, file systems without `flock` and atomic rename.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _CANNOT_WRITE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, err
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A version by name and number; as text `solar:1`."""
+    """A version by name and number, written `solar:1`."""
 
     name: str
     version: int
@@ -63,14 +64,14 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class ActiveModels:
-    """The version that is served, and the one that was before it."""
+    """The active version and the previous one."""
 
     active: ModelRef
     previous: ModelRef | None
 
 
 def parse_reference(reference: str) -> tuple[str, int | None]:
-    """Split "solar:1" into name and version, "solar" into name and None (the newest). Raises ModelNameError."""
+    """Split "solar:1" into name and version, and "solar" into name and None (newest). Raises ModelNameError."""
     name, colon, version = reference.partition(":")
     if colon and not _NUMBER.fullmatch(version):
         raise ModelNameError(reference)
@@ -78,10 +79,10 @@ def parse_reference(reference: str) -> tuple[str, int | None]:
 
 
 class ModelStore:
-    """The versions under `home`/models. Holds no state but the folder: any number of them may work on one `home`."""
+    """The versions in `home`/models. All state is on disk: any number of stores may use one `home`."""
 
     def __init__(self, home: Path, *, precision: str = "fp32") -> None:
-        """precision: the one in which versions are handed out that have it; others come in fp32."""
+        """precision: the precision to open versions in. Versions without it are opened in fp32."""
         self.home = home
         self._precision = precision
         self._models = home / "models"
@@ -89,14 +90,15 @@ class ModelStore:
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
-        """Make an empty hidden folder to write a version of `name` into; it is removed at the end unless published.
+        """Create an empty hidden folder to write a version of `name` into. It is removed at the end of the block.
 
-        Raises ModelNameError, and PublishError for the disk's refusals in the block (full, read-only, not permitted).
+        `publish` moves the folder away before that. Raises ModelNameError, and PublishError if the disk is full or not
+        writable.
         """
         folder = self._models / f"{_STAGING}{check_name(name)}-{secrets.token_hex(8)}"
         with _writing(folder):
             self._models.mkdir(parents=True, exist_ok=True)
-            self._clear_left_overs()
+            self._remove_leftovers()
             with locked(self._models / ".staging.lock", shared=True):
                 folder.mkdir()
                 try:
@@ -104,24 +106,24 @@ class ModelStore:
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def _clear_left_overs(self) -> None:
-        # Whoever writes a version holds the lock shared: when it can be had alone, every staging folder is a dead
-        # one's.
+    def _remove_leftovers(self) -> None:
+        # Every writer holds the lock in shared mode. If the exclusive lock is free, all staging folders are leftovers
+        # of processes that died.
         with locked(self._models / ".staging.lock", wait=False) as alone:
             if alone:
                 for folder in [*self._models.glob(f"{_STAGING}*/"), *self._models.glob(f"*/{_REMOVED}*/")]:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staged: Path, draft: ManifestDraft) -> Artifact:
-        """Make the folder `staged`, from `staging`, the next version of `draft.name`; every file in it belongs to it.
+        """Publish the folder `staged`, created by `staging`, as the next version of `draft.name`.
 
-        `staged` holds `model.onnx` and `weights.bin`, and may hold more (`report/`). Returns the version, verified.
-        Raises PublishError: nothing is visible then.
+        `staged` must contain `model.onnx` and `weights.bin`. All other files in it become part of the version too.
+        Returns the verified version. Raises PublishError; nothing is visible then.
         """
         with _writing(staged):
             files = entries_of(staged)
             if missing := {MODEL_FILE, WEIGHTS_FILE} - files.keys():
-                raise PublishError(staged / min(missing), "the version has no such file")
+                raise PublishError(staged / min(missing), "the file is missing from the version")
             sync_tree(staged)
             parent = self._models / draft.name
             parent.mkdir(exist_ok=True)
@@ -141,7 +143,7 @@ class ModelStore:
         return max([0, *self._versions(name), *removed])
 
     def get(self, name: str, version: int | None = None, *, verify: bool = True) -> Artifact:
-        """Return a version of `name`, the newest unless one is given.
+        """Return a version of `name`; the newest one for None.
 
         Raises ModelNameError, ModelNotFoundError, and ArtifactError for one that cannot be used.
         """
@@ -151,14 +153,14 @@ class ModelStore:
         return self._open(name, versions[-1] if version is None else version, verify=verify)
 
     def resolve(self, reference: str, *, verify: bool = True) -> Artifact:
-        """Return what "solar:1", or "solar" for its newest version, stands for. Raises as `get` does."""
+        """Return the version that "solar:1", or "solar" for the newest, refers to. Raises the errors of `get`."""
         name, version = parse_reference(reference)
         return self.get(name, version, verify=verify)
 
     def active(self) -> ActiveModels | None:
-        """Return which version is served and which was before it; None when none was ever activated.
+        """Return the active and the previous version, or None if no version was ever activated.
 
-        Raises ArtifactFormatError when `active.json` cannot be read.
+        Raises ArtifactFormatError if `active.json` cannot be read.
         """
         try:
             values = json.loads(self._active_file.read_bytes())
@@ -168,29 +170,30 @@ class ModelStore:
             return None
         except (OSError, ValueError, KeyError, TypeError, ModelNameError) as exc:
             raise ArtifactFormatError(
-                self._active_file, f"it does not name a version ({exc}). Set it again: fc7 models activate NAME:VERSION"
+                self._active_file,
+                f"it does not name a version ({exc}). Write it again: fc7 models activate NAME:VERSION",
             ) from exc
 
     def active_artifact(self, *, verify: bool = True) -> Artifact:
-        """Return the version that is served. Raises NoActiveModelError, and as `get` does."""
+        """Return the active version. Raises NoActiveModelError, and the errors of `get`."""
         active = self.active()
         if active is None:
             raise NoActiveModelError(self._known())
         return self.get(active.active.name, active.active.version, verify=verify)
 
     def activate(self, name: str, version: int | None = None) -> Artifact:
-        """Verify a version (the newest unless one is given) and make it the one that is served.
+        """Verify a version (the newest for None) and make it the active one. No effect if it is active already.
 
-        The one that was served becomes the previous one; activating it again changes nothing.
-        Raises as `get` does, and PublishError when `active.json` cannot be written: the old one stays active then.
+        The version that was active becomes the previous one. Raises the errors of `get`, and PublishError if
+        `active.json` cannot be written; the active version does not change then.
         """
         with self._changing(self._active_file):
             return self._activate(self.get(name, version))
 
     def rollback(self) -> Artifact:
-        """Verify the previous version and serve it again; the one that is left becomes the previous one.
+        """Verify the previous version and make it the active one. The active version becomes the previous one.
 
-        Raises NoActiveModelError, NoPreviousModelError, and as `activate` does.
+        Raises NoActiveModelError, NoPreviousModelError, and the errors of `activate`.
         """
         with self._changing(self._active_file):
             now = self.active()
@@ -203,16 +206,17 @@ class ModelStore:
     def _activate(self, artifact: Artifact) -> Artifact:
         chosen = ModelRef(artifact.name, artifact.version)
         now = None
-        with suppress(ArtifactFormatError):  # activating is how a broken file is mended
+        with suppress(ArtifactFormatError):  # activating a version also repairs a broken file
             now = self.active()
         if now is None or now.active != chosen:
             self._write_active(ActiveModels(chosen, now.active if now else None))
         return artifact
 
     def remove(self, name: str, version: int) -> None:
-        """Delete a version for good; its number is not given again. The previous version may go: there is none then.
+        """Delete a version permanently. Its number is not used again.
 
-        Raises ModelNotFoundError, ModelInUseError for the active one, PublishError when the disk refuses.
+        The previous version can be removed; there is no previous version then.
+        Raises ModelNotFoundError, ModelInUseError for the active version, PublishError if the disk is not writable.
         """
         folder = self._models / check_name(name) / str(version)
         with self._changing(folder):
@@ -226,23 +230,23 @@ class ModelStore:
             (folder.parent / f"{_REMOVED}{version}").touch()
             hidden = folder.rename(folder.parent / f"{_REMOVED}{version}-{secrets.token_hex(4)}")
             sync(folder.parent)
-            shutil.rmtree(hidden, ignore_errors=True)  # what a kill leaves is cleared at the next publishing
+            shutil.rmtree(hidden, ignore_errors=True)  # leftovers are removed at the next publishing
 
     @contextmanager
-    def _changing(self, place: Path) -> Iterator[None]:
-        """Let one process at a time change names and `active.json`; the disk's refusals become PublishError."""
-        if not self._models.is_dir():  # nothing to protect, and asking for a model makes no folders
+    def _changing(self, path: Path) -> Iterator[None]:
+        """Hold the lock for changes of versions and `active.json`. Turns write errors into PublishError."""
+        if not self._models.is_dir():  # nothing to protect; a read must not create folders
             yield
             return
-        with _writing(place), locked(self._models / ".publish.lock"):
+        with _writing(path), locked(self._models / ".publish.lock"):
             yield
 
     def list(self) -> list[Artifact]:
-        """Return all versions that can be read, by name and number, their files not verified."""
+        """Return all readable versions, ordered by name and number. Their files are not verified."""
         return [*self.scan()[0]]
 
     def scan(self) -> tuple[Sequence[Artifact], Sequence[ArtifactError]]:
-        """Return all versions that can be read, by name and number, and why others cannot be."""
+        """Return all readable versions, ordered by name and number, and the errors of the others."""
         artifacts, errors = [], []
         for name in self._names():
             for version in self._versions(name):
@@ -256,7 +260,8 @@ class ModelStore:
         artifact = Artifact.open(self._models / name / str(version), verify=verify)
         if (artifact.name, artifact.version) != (name, version):
             raise ArtifactFormatError(
-                artifact.path / MANIFEST_FILE, f"it is the manifest of {artifact.id}, in the folder of {name}:{version}"
+                artifact.path / MANIFEST_FILE,
+                f"it is the manifest of {artifact.id}, but it is in the folder of {name}:{version}",
             )
         return artifact.at(self._precision) if self._precision in artifact.precisions else artifact
 
@@ -281,28 +286,28 @@ class ModelStore:
 def _reference(values: dict[str, object]) -> ModelRef:
     name, version = values["name"], values["version"]
     if not isinstance(name, str) or not isinstance(version, int):
-        raise TypeError("name must be text and version a number")
+        raise TypeError("name must be a string and version a number")
     return ModelRef(check_name(name), version)
 
 
 def entries_of(staged: Path) -> dict[str, FileEntry]:
-    """Return what a manifest says of every file in `staged`. Raises PublishError for what is no file or folder."""
+    """Return the manifest entries of all files in `staged`. Raises PublishError for links and special files."""
     files = {}
     for path in sorted(staged.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise PublishError(path, "a version holds plain files and folders only")
+            raise PublishError(path, "a version can contain only regular files and folders")
         if path.is_file() and path != staged / MANIFEST_FILE:
             files[path.relative_to(staged).as_posix()] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
     return files
 
 
 @contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """Turn the disk's refusals into PublishError; one without a path (a full disk in `write`) names `place`."""
+def _writing(target: Path) -> Iterator[None]:
+    """Turn write errors into PublishError. An error without a path (a full disk in `write`) names `target`."""
     try:
         yield
     except OSError as exc:
         path = Path(exc.filename) if isinstance(exc.filename, str) else None
-        if exc.errno in _CANNOT_WRITE and (path is None or path.is_relative_to(place.parent)):
-            raise PublishError(path or place, exc.strerror or str(exc)) from exc
+        if exc.errno in _CANNOT_WRITE and (path is None or path.is_relative_to(target.parent)):
+            raise PublishError(path or target, exc.strerror or str(exc)) from exc
         raise

@@ -1,10 +1,10 @@
-"""Run a session with inputs and outputs at fixed places on its device: one set of buffers for each batch size.
+"""Run a session with IO binding: fixed input and output buffers on the device, one set for each batch size.
 
-Promises: the answers are those of `session.run`; between two runs of one size nothing is allocated on the device, and
-addresses do not change, as CUDA graphs need it; where ONNX Runtime offers pinned memory for the device, pixels go
-through it. On the CPU provider the same code runs with buffers in ordinary memory.
-Does not: choose a provider; take calls from several threads (the runner holds a lock).
-Source: ONNX Runtime's documentation of IOBinding, of the CUDA execution provider and of CUDA graphs.
+Guarantees: the results equal those of `session.run`. Repeated runs of one batch size allocate nothing on the device and
+use the same addresses, as CUDA graphs require. Pixels are copied through pinned memory where ONNX Runtime offers it. On
+the CPU provider the same code uses ordinary memory.
+Out of scope: choosing a provider; concurrent calls (the runner holds a lock).
+References: ONNX Runtime's documentation of IOBinding, the CUDA execution provider and CUDA graphs.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _OUTPUTS = ("probabilities", "fc7")
 @dataclass(frozen=True, slots=True)
 class _Buffers:
     binding: Any
-    pinned: Any  # None: there is no pinned memory to be had
+    pinned: Any  # None if pinned memory is not available
     pixels: Any
     outputs: tuple[Any, ...]
 
 
 class BoundSession:
-    """A session with its buffers. `device`: "cpu" or "cuda"; `graphs`: number CUDA graphs by batch size."""
+    """A session with its buffers. device: "cpu" or "cuda". graphs: use one CUDA graph for each batch size."""
 
     def __init__(self, ort: Any, session: Any, device: str, device_id: int, *, graphs: bool = False) -> None:
         self._ort, self._session, self._device, self._device_id, self._graphs = ort, session, device, device_id, graphs
         self._sizes: dict[int, _Buffers] = {}
 
     def run(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Return probabilities and fc7 of uint8 [n,224,224,3], C-contiguous; the arrays are the caller's."""
+        """Return probabilities and fc7 of uint8 [n,224,224,3], C-contiguous, as new arrays."""
         buffers = self._sizes.get(len(pixels)) or self._allocate(pixels.shape)
         if buffers.pinned is None:
             buffers.pixels.update_inplace(pixels)
@@ -42,7 +42,7 @@ class BoundSession:
             buffers.pinned.update_inplace(pixels)
             buffers.pixels.update_inplace(buffers.pinned)
         self._session.run_with_iobinding(buffers.binding, self._options(len(pixels)))
-        # On the CPU `numpy` is a view of the buffer, which the next run writes to.
+        # On the CPU, `numpy` returns a view of the buffer, which the next run overwrites.
         return [np.array(output.numpy()) for output in buffers.outputs]
 
     def _allocate(self, shape: tuple[int, ...]) -> _Buffers:
@@ -61,7 +61,7 @@ class BoundSession:
         return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self._device, self._device_id)
 
     def _pinned(self, shape: tuple[int, ...]) -> Any:
-        """Return host memory that the device reads directly, where ONNX Runtime knows of some."""
+        """Return pinned host memory, or None if ONNX Runtime offers none."""
         if self._device == "cpu":
             return None
         for device in self._ort.get_ep_devices():
@@ -72,7 +72,7 @@ class BoundSession:
         return None
 
     def _options(self, rows: int) -> Any:
-        """Name the captured graph by its batch size: a graph is of one shape."""
+        """Identify the captured CUDA graph by its batch size, because a graph has a fixed shape."""
         if not self._graphs:
             return None
         options = self._ort.RunOptions()

@@ -1,4 +1,9 @@
-"""ONNX Runtime: sessions, execution providers and their options."""
+"""ONNX Runtime: create sessions, choose execution providers and set their options.
+
+Guarantees: a session is created from bytes in memory that match the manifest. Changing or deleting the files later has
+no effect. A requested CUDA device is used or refused, never silently replaced by the CPU.
+References: ONNX Runtime's documentation of session options and of the CUDA and TensorRT execution providers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,6 @@ from model_store.runtime.options import RunnerOptions
 if TYPE_CHECKING:
     import onnxruntime
 
-
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 CPU: Final = "CPUExecutionProvider"
@@ -26,8 +30,8 @@ _SPIN_US: Final = "200"
 
 
 def bind_io(session: Any, provider: str, options: RunnerOptions) -> BoundSession | None:
-    """Return the session with its inputs and outputs bound to device memory, or None where that is not used."""
-    import onnxruntime  # noqa: PLC0415 - as in load_sessions, which came first
+    """Return the session with IO binding, or None if IO binding is not used."""
+    import onnxruntime  # noqa: PLC0415 - an optional dependency
 
     if not (provider != CPU if options.bind is None else options.bind):
         return None
@@ -36,17 +40,17 @@ def bind_io(session: Any, provider: str, options: RunnerOptions) -> BoundSession
 
 
 def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnxruntime.InferenceSession], str]:
-    """Return a session, one more for runs side by side where there are to be any, and the provider that is used."""
+    """Return the sessions and the provider in use. A second session, for concurrent runs, exists with streams > 1."""
     try:
-        import onnxruntime  # noqa: PLC0415 - an extra: only who runs a model needs it
+        import onnxruntime  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
         raise MissingExtraError("onnxruntime", "cpu|gpu") from exc
     own = graph_files(artifact.precision)
     files = {name: artifact.read(name) for name in own}
     available = tuple(onnxruntime.get_available_providers())
-    reason = "ONNX Runtime has no CUDA provider: it is the package for the CPU"
+    reason = "the installed ONNX Runtime is the CPU package and has no CUDA provider"
     if options.cuda_device is not None and CUDA in available:
-        with redirect_stdout(io.StringIO()) as said:  # it prints what it did not find
+        with redirect_stdout(io.StringIO()) as printed:  # it prints the libraries that it does not find
             onnxruntime.preload_dlls()
         wanted = CUDA if options.tensorrt is None else TENSORRT
         providers: list[Any] = [(CUDA, _cuda_options(options)), CPU]
@@ -61,8 +65,8 @@ def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnx
         else:
             if wanted in session.get_providers():
                 return [session], wanted
-            missing = said.getvalue().partition("\n")[0]
-            reason = missing or "its CUDA libraries are loaded, but the device was not found"
+            missing = printed.getvalue().partition("\n")[0]
+            reason = missing or "the CUDA libraries are loaded, but no such device was found"
     if options.device not in ("auto", "cpu") or options.cuda_only:
         raise DeviceUnavailableError(options.cuda_only or options.device, available, reason)
     if options.device == "auto" and CUDA in available:
@@ -72,7 +76,7 @@ def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnx
     if options.streams > 1:
         graphs += [(batches, max(1, options.threads // options.streams))]
     files |= {name: artifact.read(name) for names, _ in graphs for name in names if name not in files}
-    with ThreadPoolExecutor(len(graphs)) as pool:  # each takes most of a second to arrange its weights
+    with ThreadPoolExecutor(len(graphs)) as pool:  # creating a session takes most of a second
         made = [
             pool.submit(_session, onnxruntime, artifact, _Graph.of(names, files), threads, [CPU])
             for names, threads in graphs
@@ -81,7 +85,7 @@ def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnx
 
 
 class _Graph(NamedTuple):
-    """A graph's name and bytes, and those of its weights by their places beside it, which is how it knows them."""
+    """Name and bytes of a graph, and the bytes of its weight files by the name that the graph refers to them with."""
 
     name: str
     content: bytes
@@ -89,7 +93,7 @@ class _Graph(NamedTuple):
 
     @classmethod
     def of(cls, names: tuple[str, ...], files: dict[str, bytes]) -> _Graph:
-        """Take the graph, the first of `names`, and its weights, the others, from `files`."""
+        """Create it from `files`: the first of `names` is the graph, the others are its weights."""
         return cls(names[0], files[names[0]], {PurePosixPath(name).name: files[name] for name in names[1:]})
 
 
@@ -97,26 +101,26 @@ def _session(
     ort: Any, artifact: Artifact, graph: _Graph, threads: int, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3  # errors: they come back as exceptions, and warnings are for who made the graph
-    # Batches vary in size, and a pattern is kept for each size.
+    settings.log_severity_level = 3  # errors only; they are raised as exceptions too
+    # Batch sizes vary, and ONNX Runtime would keep a memory pattern for each.
     settings.enable_mem_pattern = False
     settings.intra_op_num_threads = threads
-    # Given a path, ONNX Runtime maps the weights: who edits the file then changes the answers, who cuts it ends the
-    # process with SIGBUS.
-    places, weights = list(graph.weights), list(graph.weights.values())
-    settings.add_external_initializers_from_files_in_memory(places, weights, [len(each) for each in weights])
-    # Threads that wait for one another spin first. As long as by default, that takes the cores from decoding and HTTP;
-    # not at all, and each of the graph's 30 steps pays for waking up. A fifth of a millisecond is the best of both.
+    # Given a path, ONNX Runtime maps the weights into memory. Editing the file would then change results, and cutting
+    # it would end the process with SIGBUS.
+    names, weights = list(graph.weights), list(graph.weights.values())
+    settings.add_external_initializers_from_files_in_memory(names, weights, [len(each) for each in weights])
+    # Threads that wait for each other spin first. The default duration takes the cores away from decoding and HTTP.
+    # Without spinning, each of the 30 operators pays for waking the threads. 0.2 ms was measured to be best.
     settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
-        # Without the fallback: it would go to the CPU with a print.
+        # The fallback would silently continue on the CPU.
         return ort.InferenceSession(graph.content, settings, providers=providers, enable_fallback=0)
     except Exception as exc:
         raise RunnerError(artifact.id, f"{artifact.path / graph.name} cannot be loaded: {exc}") from exc
 
 
 def _cuda_options(options: RunnerOptions) -> dict[str, str]:
-    # The default doubles the arena each time, and searches algorithms exhaustively for every new batch size.
+    # By default the arena doubles each time it grows, and every new batch size starts an exhaustive algorithm search.
     settings = {
         "device_id": str(options.cuda_device),
         "arena_extend_strategy": "kSameAsRequested",
@@ -133,7 +137,7 @@ def _tensorrt_options(options: RunnerOptions, cache: Path) -> dict[str, str]:
     cache.mkdir(parents=True, exist_ok=True)
     settings = {
         "device_id": str(options.cuda_device),
-        # An engine takes minutes to build: once a machine, not once a start.
+        # Building an engine takes minutes, so it is cached across restarts.
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "True",

@@ -1,10 +1,8 @@
-"""Run a version of a model with ONNX Runtime: pixels in, probabilities and fc7 out, in one pass.
+"""The Runner: pixels in, probabilities and fc7 out, in one pass.
 
-Promises: what is loaded is what the manifest describes, and lives in memory alone: editing or removing the files later
-changes nothing; the graph has the served contract before the first request; a CUDA device that
-was asked for is used or refused, never silently replaced; every failure of ONNX Runtime is a `RunnerError`.
-Does not: decode images, batch, average views, retry. Calls from several threads are safe.
-Source: ONNX Runtime's documentation of the CUDA execution provider and of session options.
+Guarantees: the loaded graph has the expected inputs and outputs. Every failure of the engine is raised as a
+`RunnerError`. Thread-safe.
+Out of scope: decoding, batching, averaging views, retries.
 """
 
 from __future__ import annotations
@@ -29,24 +27,25 @@ if TYPE_CHECKING:
 
 
 class Outputs(NamedTuple):
-    """What the network says of n inputs: probabilities float32 [n,K], and fc7 float32 [n,4096] after ReLU."""
+    """Outputs for n inputs: probabilities float32 [n,K], and fc7 float32 [n,4096] after ReLU."""
 
     probabilities: NDArray[np.float32]
     fc7: NDArray[np.float32]
 
 
 class Runner:
-    """A loaded version on one device. `device` is "cpu" or "cuda:N", `provider` ONNX Runtime's name for it.
+    """A loaded version on one device.
 
-    `streams`: how many calls of `run_beside` make best use of the device at a time.
+    device: "cpu" or "cuda:N". provider: ONNX Runtime's execution provider. streams: the best number of concurrent calls
+    of `run_beside`.
     """
 
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
-        """Load `artifact`, after comparing its files with the manifest if nobody did yet.
+        """Load `artifact`. Its files are compared with the manifest first, unless that was done before.
 
-        Raises ArtifactCorruptError, PrecisionNotFoundError, DeviceUnavailableError when CUDA was asked for and cannot
-        be used, RunnerError for a graph that cannot be loaded or has another contract, MissingExtraError without ONNX
-        Runtime.
+        Raises ArtifactCorruptError, PrecisionNotFoundError, DeviceUnavailableError (CUDA was requested and is not
+        available), RunnerError (the graph cannot be loaded, or has other inputs or outputs), MissingExtraError (ONNX
+        Runtime is not installed).
         """
         self.options = options or RunnerOptions()
         if self.options.precision is not None:
@@ -63,12 +62,12 @@ class Runner:
         for session in (self._session, *shared):
             self._check_contract(session)
         self._bound = bind_io(self._session, self.provider, self.options)
-        self._running = threading.Lock()  # the bound buffers are shared
+        self._running = threading.Lock()  # protects the shared buffers of IO binding
         structlog.get_logger(__name__).info(
             "model loaded",
             model=artifact.embedder,
             device=self.device,
-            asked=self.options.device,
+            requested=self.options.device,
             provider=self.provider,
             streams=self.streams,
         )
@@ -82,23 +81,26 @@ class Runner:
             "fc7": ("tensor(float)", [FEATURES]),
         }
         if inputs != wanted_inputs:
-            raise RunnerError(self.artifact.id, f"the graph takes {inputs}, but must take {wanted_inputs}")
+            raise RunnerError(self.artifact.id, f"the inputs of the graph are {inputs}, but must be {wanted_inputs}")
         for name, wanted in wanted_outputs.items():
             if outputs.get(name) != wanted:
-                raise RunnerError(self.artifact.id, f"the graph's output {name} is {outputs.get(name)}, not {wanted}")
+                raise RunnerError(
+                    self.artifact.id, f"the output {name} of the graph is {outputs.get(name)}, but must be {wanted}"
+                )
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """Return the network's answers to pixels, uint8 [n,224,224,3], RGB, n >= 1: one row for each.
+        """Run the network on pixels, uint8 [n,224,224,3], RGB, n >= 1. Returns one row for each image.
 
-        Raises ShapeError for other arrays, RunnerError when ONNX Runtime fails or the runner is closed.
+        Raises ShapeError for other arrays, RunnerError if the engine fails or the runner is closed.
         """
         return self._run(pixels, self._session)
 
     def run_beside(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """As `run`, but on one stream's share of the threads: `streams` such runs at a time take less time together.
+        """As `run`, but with one stream's share of the threads, for up to `streams` concurrent calls.
 
-        Threads of one run wait for each other at each of the graph's steps; those of two do not. And it runs the graph
-        for batches, where the version has one: its answers are those of `run` but for rounding.
+        Concurrent runs give more images a second: the threads of one run wait for each other after every operator, the
+        threads of different runs do not. Uses the graph for batches if the version has one, so the outputs can differ
+        from those of `run` by rounding.
         """
         return self._run(pixels, self._shared or self._session)
 
@@ -106,7 +108,7 @@ class Runner:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (CROP, CROP, 3) or not len(pixels):
             raise ShapeError("pixels", f"uint8 [n,{CROP},{CROP},3], n >= 1", f"{pixels.dtype} {list(pixels.shape)}")
         if session is None:
-            raise RunnerError(self.artifact.id, "it is closed")
+            raise RunnerError(self.artifact.id, "the runner is closed")
         pixels = np.ascontiguousarray(pixels)
         bound = self._bound if session is self._session else None
         try:
@@ -114,13 +116,13 @@ class Runner:
                 return Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))
             with self._running:
                 return Outputs(*bound.run(pixels))
-        except Exception as exc:  # the seam: each of ONNX Runtime's status codes is an exception class of its own
+        except Exception as exc:  # ONNX Runtime has an exception class for each status code
             raise RunnerError(self.artifact.id, str(exc)) from exc
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
-        """Run once for each batch size, so that memory and algorithms are chosen before the first request.
+        """Run each batch size once, so that memory is allocated and algorithms are chosen before the first request.
 
-        Of several images, where there are streams, on all of them at once.
+        Batches of several images run on all streams.
         """
         for size in batch_sizes:
             pixels = np.zeros((size, CROP, CROP, 3), np.uint8)
@@ -131,14 +133,14 @@ class Runner:
                     list(pool.map(self.run_beside, [pixels] * self.streams))
 
     def close(self) -> None:
-        """Free the sessions; a later `run` raises RunnerError. A run that is under way ends first."""
+        """Free the sessions. Runs in progress finish; a later `run` raises RunnerError."""
         self._session = self._shared = self._bound = None
 
 
 def average_views(values: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-    """Return the mean over each picture's n views: float32 [b*n, ...] -> [b, ...], rows as `image.views` orders them.
+    """Return the mean over the n views of each picture: float32 [b*n, ...] -> [b, ...], in the order of `image.views`.
 
-    Raises ShapeError unless the number of rows is a multiple of n. Source: the paper, section 4.1.
+    Raises ShapeError unless the number of rows is a multiple of n. References: the paper, section 4.1.
     """
     if n < 1 or values.ndim < 1 or len(values) % n:
         raise ShapeError("values", f"rows in multiples of {n}", f"{values.dtype} {list(values.shape)}")
@@ -153,12 +155,12 @@ def top_k(probabilities: NDArray[np.float32], k: int = 5) -> tuple[NDArray[np.in
 
     probabilities: float32 [n,K], views already averaged. Returns (indices, values), int64 and float32, both [n,k].
     Equal values keep the order of their class indices. Raises ShapeError unless `probabilities` is two-dimensional,
-    ValueError unless 1 <= k <= K. Source: the paper, section 2 (top-5).
+    ValueError unless 1 <= k <= K. References: the paper, section 2 (top-5).
     """
     if probabilities.ndim != 2:
         raise ShapeError("probabilities", "float32 [n,K]", f"{probabilities.dtype} {list(probabilities.shape)}")
     if not 1 <= k <= probabilities.shape[1]:
-        raise ValueError(f"k must be from 1 to {probabilities.shape[1]} classes, but is {k}")
-    # Stable: classes far from the top underflow to exactly 0 and tie, and every replica must order them alike.
+        raise ValueError(f"k must be from 1 to {probabilities.shape[1]}, the number of classes, but is {k}.")
+    # A stable sort: improbable classes underflow to 0 and tie, and all replicas must return them in the same order.
     indices = np.argsort(-probabilities, axis=1, kind="stable")[:, :k].astype(np.int64, copy=False)
     return indices, probabilities[np.arange(len(indices))[:, np.newaxis], indices]

@@ -1,4 +1,4 @@
-"""A version goes through an archive unchanged, and no archive that was cut, edited or made by an enemy is taken."""
+"""Moving a version through an archive, and rejecting invalid archives."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def renamed(members: Members, number: int, name: str) -> Members:
     return members
 
 
-def test_a_version_comes_back_byte_for_byte_under_the_next_number(
+def test_exported_version_is_imported_unchanged_as_the_next_version(
     tmp_path: Path, artifact: Artifact, archive: Path
 ) -> None:
     store = ModelStore(tmp_path / "there")
@@ -69,7 +69,7 @@ def test_a_version_comes_back_byte_for_byte_under_the_next_number(
     assert again.read_bytes() == archive.read_bytes()
 
 
-def test_nothing_is_replaced_and_a_damaged_version_is_not_exported(
+def test_export_keeps_existing_files_and_rejects_damaged_versions(
     tmp_path: Path, artifact: Artifact, archive: Path
 ) -> None:
     with pytest.raises(ModelArchiveError, match="exists already"):
@@ -88,21 +88,30 @@ def test_nothing_is_replaced_and_a_damaged_version_is_not_exported(
     [
         (lambda members: [*members, extra("../../escaped")], "not listed"),
         (lambda members: [*members, extra("/tmp/escaped")], "not listed"),
-        (lambda members: [*members, extra("link", kind=tarfile.SYMTYPE, link="/etc/passwd")], "link"),
-        (lambda members: [*members, extra("link", kind=tarfile.LNKTYPE, link="model.onnx")], "link"),
-        (lambda members: [*members[:-1], extra(members[-1][0].name, kind=tarfile.SYMTYPE, link="/etc/passwd")], "link"),
-        (lambda members: [*members, extra("fifo", kind=tarfile.FIFOTYPE)], "no plain file"),
+        (
+            lambda members: [*members, extra("is not a regular file", kind=tarfile.SYMTYPE, link="/etc/passwd")],
+            "is not a regular file",
+        ),
+        (
+            lambda members: [*members, extra("is not a regular file", kind=tarfile.LNKTYPE, link="model.onnx")],
+            "is not a regular file",
+        ),
+        (
+            lambda members: [*members[:-1], extra(members[-1][0].name, kind=tarfile.SYMTYPE, link="/etc/passwd")],
+            "is not a regular file",
+        ),
+        (lambda members: [*members, extra("fifo", kind=tarfile.FIFOTYPE)], "is not a regular file"),
         (lambda members: [*members, extra("more.txt")], "not listed"),
         (lambda members: [*members, members[-1]], "twice"),
         (lambda members: members[:-1], "is missing"),
-        (lambda members: members[1:], "does not begin with manifest.json"),
+        (lambda members: members[1:], "does not start with manifest.json"),
         (lambda members: renamed(members, 1, "model2.onnx"), "not listed"),
-        (lambda members: [*members[:-1], (members[-1][0], members[-1][1][:-1])], "unlike its manifest"),
-        (lambda members: [*members[:-1], (members[-1][0], b"?" + members[-1][1][1:])], "is not what its manifest says"),
-        (lambda members: members[:0], "does not begin"),
+        (lambda members: [*members[:-1], (members[-1][0], members[-1][1][:-1])], "differs from the manifest"),
+        (lambda members: [*members[:-1], (members[-1][0], b"?" + members[-1][1][1:])], "differ from the manifest"),
+        (lambda members: members[:0], "does not start"),
     ],
 )
-def test_a_changed_archive_is_refused_and_leaves_nothing(
+def test_modified_archive_is_rejected_and_leaves_nothing_behind(
     tmp_path: Path, archive: Path, change: Callable[[Members], Members], words: str
 ) -> None:
     rewrite(archive, change)
@@ -116,7 +125,7 @@ def test_a_changed_archive_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("kept", [0, 100, 600, 5000, -3000])
-def test_a_cut_archive_is_refused(tmp_path: Path, archive: Path, kept: int) -> None:
+def test_truncated_archive_is_rejected(tmp_path: Path, archive: Path, kept: int) -> None:
     data = archive.read_bytes()
     archive.write_bytes(data[: kept if kept >= 0 else len(data) // 2])
     with pytest.raises(ModelArchiveError):
@@ -124,7 +133,7 @@ def test_a_cut_archive_is_refused(tmp_path: Path, archive: Path, kept: int) -> N
     assert ModelStore(tmp_path / "there").list() == []
 
 
-def test_what_is_no_archive_and_a_newer_manifest_are_refused(tmp_path: Path, archive: Path) -> None:
+def test_other_files_and_newer_manifests_are_rejected(tmp_path: Path, archive: Path) -> None:
     store = ModelStore(tmp_path / "there")
     for path in (tmp_path / "nothing.tar", tmp_path / "text.tar", tmp_path):
         if path.name == "text.tar":
@@ -137,11 +146,11 @@ def test_what_is_no_archive_and_a_newer_manifest_are_refused(tmp_path: Path, arc
         return [(members[0][0], json.dumps(manifest | {"format": 2, "producer": "fc7 9.9.0"}).encode()), *members[1:]]
 
     rewrite(archive, newer)
-    with pytest.raises(ArtifactFormatError, match=r"format 2.*install the one that wrote it \(fc7 9\.9\.0\)"):
+    with pytest.raises(ArtifactFormatError, match=r"format 2.*Install the version that wrote it \(fc7 9\.9\.0\)"):
         import_version(store, archive)
 
 
-def test_a_manifest_that_names_a_file_outside_is_refused(tmp_path: Path, archive: Path) -> None:
+def test_manifest_with_a_path_outside_the_version_is_rejected(tmp_path: Path, archive: Path) -> None:
     def outside(members: Members) -> Members:
         manifest = json.loads(members[0][1])
         manifest["files"]["../escaped"] = {"sha256": "0" * 64, "size": 1}

@@ -1,4 +1,4 @@
-"""What is read from a version's folder, and what is refused and how it is named."""
+"""Reading and verifying a version on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rewrite(artifact: Artifact, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
 
 
-def test_a_version_says_what_serving_needs(artifact: Artifact) -> None:
+def test_artifact_has_everything_that_serving_needs(artifact: Artifact) -> None:
     again = Artifact.open(artifact.path)
     assert again.manifest == artifact.manifest
     assert again.verified
@@ -41,7 +41,7 @@ def test_a_version_says_what_serving_needs(artifact: Artifact) -> None:
     assert set(values["files"]) == {"model.onnx", "weights.bin"}
 
 
-def test_the_fingerprint_is_of_graph_and_weights_alone(tmp_path: Path) -> None:
+def test_fingerprint_covers_only_graph_and_weights(tmp_path: Path) -> None:
     first, renamed, other = (
         publish_tiny_model(tmp_path, name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
@@ -53,7 +53,7 @@ def test_the_fingerprint_is_of_graph_and_weights_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weights.bin", "model.onnx"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "append", "delete"])
-def test_a_file_that_differs_is_named(artifact: Artifact, name: str, harm: str) -> None:
+def test_modified_file_is_named(artifact: Artifact, name: str, harm: str) -> None:
     path = artifact.path / name
     data = bytearray(path.read_bytes())
     if harm == "flip":
@@ -69,7 +69,7 @@ def test_a_file_that_differs_is_named(artifact: Artifact, name: str, harm: str) 
     assert not Artifact.open(artifact.path, verify=False).verified
 
 
-def test_swapped_files_are_noticed(artifact: Artifact) -> None:
+def test_swapped_files_are_detected(artifact: Artifact) -> None:
     model, weights = artifact.model_path.read_bytes(), artifact.weights_path.read_bytes()
     artifact.model_path.write_bytes(weights)
     artifact.weights_path.write_bytes(model)
@@ -77,25 +77,25 @@ def test_swapped_files_are_noticed(artifact: Artifact) -> None:
         Artifact.open(artifact.path)
 
 
-def test_a_manifest_of_a_newer_format_is_refused_with_the_way_out(artifact: Artifact) -> None:
+def test_newer_manifest_format_is_rejected_with_a_fix(artifact: Artifact) -> None:
     rewrite(artifact, format=FORMAT + 1, classes="unknown to us")
-    with pytest.raises(ArtifactFormatError, match=rf"format {FORMAT + 1}.*up to {FORMAT}: install the one that"):
+    with pytest.raises(ArtifactFormatError, match=rf"format {FORMAT + 1}.*up to {FORMAT}\. Install the version that"):
         Artifact.open(artifact.path)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "not JSON"),
-        ('{"format": 1, "na', "not JSON"),
+        ("", "not valid JSON"),
+        ('{"format": 1, "na', "not valid JSON"),
         ("[1, 2]", "format number is missing"),
         ('{"format": "1"}', "format number is missing"),
         ('{"format": 0}', "format number is missing"),
         ('{"format": 1}', "name: Field required"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(artifact: Artifact, text: str, reason: str) -> None:
+def test_invalid_manifest_is_rejected(artifact: Artifact, text: str, reason: str) -> None:
     (artifact.path / "manifest.json").write_text(text)
     with pytest.raises(ArtifactFormatError, match=reason):
         Artifact.open(artifact.path)
@@ -104,44 +104,42 @@ def test_a_manifest_that_is_none_is_refused(artifact: Artifact, text: str, reaso
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"fingerprint": "0" * 64}, "fingerprint is not that"),
+        ({"fingerprint": "0" * 64}, "fingerprint does not match"),
         ({"fingerprint": "short"}, "fingerprint"),
         ({"classes": []}, "classes"),
         ({"classes": [{"index": 1, "label": "x"}]}, "0, 1, 2"),
-        ({"name": "../x"}, "is not a model's name"),
+        ({"name": "../x"}, "is not a valid model name"),
         ({"version": 0}, "version"),
         ({"created": "2026-01-01T00:00:00"}, "created"),
         ({"files": {}}, "not listed"),
     ],
 )
-def test_a_manifest_that_contradicts_itself_is_refused(
-    artifact: Artifact, changes: dict[str, Any], reason: str
-) -> None:
+def test_inconsistent_manifest_is_rejected(artifact: Artifact, changes: dict[str, Any], reason: str) -> None:
     rewrite(artifact, **changes)
     with pytest.raises(ArtifactFormatError, match=reason):
         Artifact.open(artifact.path)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "report/../../x", "a\\b", "./weights", ""])
-def test_a_file_outside_the_version_is_refused(artifact: Artifact, name: str) -> None:
+def test_file_outside_the_version_is_rejected(artifact: Artifact, name: str) -> None:
     files = json.loads((artifact.path / "manifest.json").read_bytes())["files"]
     rewrite(artifact, files=files | {name: files["model.onnx"]})
     with pytest.raises(ArtifactFormatError, match="inside the version"):
         Artifact.open(artifact.path)
 
 
-def test_a_folder_without_a_manifest_is_no_version(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactFormatError, match="no such file"):
+def test_folder_without_a_manifest_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactFormatError, match="the file does not exist"):
         Artifact.open(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "-x", "a b", "a:b", "é", "x" * 65, "a\n"])
-def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+def test_invalid_model_name_is_rejected(name: str) -> None:
     with pytest.raises(ModelNameError):
         tiny_draft(name)
 
 
-def test_a_draft_with_gaps_in_its_classes_or_unknown_fields_is_refused() -> None:
+def test_draft_with_missing_class_indices_or_unknown_fields_is_rejected() -> None:
     values = tiny_draft().model_dump()
     with pytest.raises(ValidationError, match="0, 1, 2"):
         type(tiny_draft()).model_validate(values | {"classes": class_labels(["a", "b"])[1:]})

@@ -1,4 +1,4 @@
-"""Cores, by what the scheduler and the container's limits say."""
+"""Counting usable cores under CPU affinity and container quotas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUOTA, PERIOD = "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/cpu.cfs
         ({QUOTA: "300000\n"}, 8),
     ],
 )
-def test_the_containers_share_counts_where_it_is_less(
+def test_container_cpu_quota_limits_the_cores(
     files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))

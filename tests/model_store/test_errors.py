@@ -1,4 +1,4 @@
-"""The promises that every error of this room makes."""
+"""Guarantees of every error of the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def made(kind: type[Fc7Error]) -> Fc7Error:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_survives_a_worker_process(kind: type[Fc7Error]) -> None:
+def test_errors_can_be_pickled(kind: type[Fc7Error]) -> None:
     error = made(kind)
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
@@ -36,7 +36,7 @@ def test_an_error_survives_a_worker_process(kind: type[Fc7Error]) -> None:
     assert vars(again) == vars(error)
 
 
-def test_the_tree_in_the_header_has_every_error() -> None:
+def test_header_lists_every_error() -> None:
     assert errors.__doc__
     drawn = {word for word in errors.__doc__.split() if word.endswith("Error")}
     assert drawn == {kind.__name__ for kind in KINDS}

@@ -1,4 +1,4 @@
-"""What `prepare` answers to good pictures of all kinds, against the paper's two steps done plainly with Pillow."""
+"""Preparing images of all formats, compared with a plain Pillow implementation of the paper's steps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (1200, 256), (100, 80), (640, 480)])
 @pytest.mark.parametrize("form", LOSSLESS)
-def test_a_picture_of_any_format_and_size_becomes_the_papers_square(form: str, size: tuple[int, int]) -> None:
+def test_every_format_and_size_gives_the_central_square_of_the_paper(form: str, size: tuple[int, int]) -> None:
     picture = photograph(*size)
     prepared = inspect_and_prepare(encoded(picture, form, **LOSSLESS[form]))
     assert (prepared.format, prepared.width, prepared.height) == (form, *size)
@@ -60,13 +60,13 @@ def test_a_picture_of_any_format_and_size_becomes_the_papers_square(form: str, s
     assert difference(prepared.pixels, plainly(picture)) < 1
 
 
-def test_a_256_pixel_square_is_not_touched() -> None:
+def test_256_pixel_square_is_unchanged() -> None:
     picture = photograph(256, 256)
     np.testing.assert_array_equal(prepare(encoded(picture, "PNG")), np.asarray(picture))
 
 
 @pytest.mark.parametrize("size", [(500, 375), (1023, 1024), (3000, 2001), (4032, 3024), (9000, 700)])
-def test_a_jpeg_that_the_decoder_scales_stays_the_same_picture(size: tuple[int, int]) -> None:
+def test_jpeg_scaled_by_the_decoder_is_nearly_the_same_picture(size: tuple[int, int]) -> None:
     data = encoded(photograph(*size), "JPEG", quality=92)
     with Image.open(io.BytesIO(data)) as full:
         expected = plainly(full)
@@ -75,7 +75,7 @@ def test_a_jpeg_that_the_decoder_scales_stays_the_same_picture(size: tuple[int, 
     assert np.abs(found.astype(int) - expected).max() <= 12
 
 
-def test_the_decoder_keeps_twice_the_target() -> None:
+def test_decoder_keeps_at_least_twice_the_target_size() -> None:
     # Detail near the target's own: a decoder that went below twice the target would blur it (7 grey levels, not 1.3).
     fine = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     picture = Image.fromarray(fine).resize((1100, 1100), Image.Resampling.BICUBIC)
@@ -83,7 +83,7 @@ def test_the_decoder_keeps_twice_the_target() -> None:
     assert difference(prepare(data), plainly(picture)) < 2
 
 
-def test_a_scaled_jpeg_is_not_shifted_by_its_last_partial_column() -> None:
+def test_partial_last_column_does_not_shift_a_scaled_jpeg() -> None:
     edge = np.zeros((1025, 1025, 3), np.uint8)  # halved: 512.5 columns, of which the decoder makes 513
     edge[:, 980:] = 255
     found = prepare(encoded(Image.fromarray(edge), "JPEG", quality=95, subsampling=0))
@@ -107,7 +107,7 @@ def turned(upright: Image.Image, orientation: int) -> Image.Image:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("form", "size"), [("JPEG", (2400, 1800)), ("JPEG", (300, 400)), ("PNG", (400, 300))])
-def test_exif_orientation_gives_the_upright_picture(form: str, size: tuple[int, int], orientation: int) -> None:
+def test_exif_orientation_is_applied(form: str, size: tuple[int, int], orientation: int) -> None:
     upright = photograph(*size)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -119,7 +119,7 @@ def test_exif_orientation_gives_the_upright_picture(form: str, size: tuple[int, 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["TIFF", "WEBP"])
-def test_orientation_in_a_tiff_or_webp_counts_once(form: str, orientation: int) -> None:
+def test_orientation_of_tiff_and_webp_is_applied_once(form: str, orientation: int) -> None:
     upright = photograph(400, 300)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -128,20 +128,20 @@ def test_orientation_in_a_tiff_or_webp_counts_once(form: str, orientation: int) 
     assert difference(prepared.pixels, plainly(upright)) < 3
 
 
-def test_broken_exif_does_not_spoil_a_photograph() -> None:
+def test_broken_exif_is_ignored() -> None:
     picture = photograph(300, 300)
     broken = encoded(picture, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9)
     np.testing.assert_array_equal(prepare(broken), prepare(encoded(picture, "JPEG")))
 
 
-def test_cmyk_is_shown_in_its_colours() -> None:
+def test_cmyk_is_converted_to_rgb() -> None:
     picture = photograph(320, 256)
     for form in ("JPEG", "TIFF"):
         assert difference(prepare(encoded(picture.convert("CMYK"), form)), plainly(picture)) < 2, form
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
-def test_grey_one_bit_and_palette(mode: str) -> None:
+def test_gray_one_bit_and_palette_images(mode: str) -> None:
     picture = photograph(300, 256).convert(mode)
     expected = plainly(picture.convert("L" if mode == "1" else "RGB"))
     for form in ("PNG", "TIFF", "BMP"):
@@ -166,16 +166,16 @@ def ramp(dtype: Any, low: float, high: float) -> NDArray[Any]:
         ("TIFF", ramp(np.float32, -2, 7)),
     ],
 )
-def test_deep_greys_are_scaled_and_not_clipped(form: str, grey: NDArray[Any]) -> None:
+def test_deep_gray_images_are_scaled_not_clipped(form: str, grey: NDArray[Any]) -> None:
     found = prepare(encoded(Image.fromarray(grey), form))
     np.testing.assert_allclose(found[128, :, 0].astype(int), np.arange(256), atol=1)
 
 
-def test_a_dark_16_bit_picture_stays_dark() -> None:
+def test_dark_16_bit_picture_stays_dark() -> None:
     assert prepare(encoded(Image.fromarray(ramp(np.uint16, 0, 2570)), "PNG")).max() == 10
 
 
-def test_floats_that_are_no_numbers_are_dark() -> None:
+def test_nan_and_infinity_are_black() -> None:
     grey = np.full((256, 256), 0.5, np.float32)
     grey[:128] = np.nan
     found = prepare(encoded(Image.fromarray(grey), "TIFF"))
@@ -190,7 +190,7 @@ def over_white(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
-def test_what_is_transparent_is_white(form: str) -> None:
+def test_transparent_pixels_become_white(form: str) -> None:
     picture = photograph(320, 260).convert("RGBA")
     alpha = np.zeros((260, 320), np.uint8)
     alpha[:130] = 255
@@ -204,7 +204,7 @@ def test_what_is_transparent_is_white(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
-def test_transparent_palette_colours_are_white(form: str) -> None:
+def test_transparent_palette_colors_become_white(form: str) -> None:
     picture = Image.new("P", (256, 256), 0)
     picture.putpalette([200, 0, 0, 0, 0, 200])
     picture.paste(1, (0, 0, 256, 100))
@@ -213,19 +213,19 @@ def test_transparent_palette_colours_are_white(form: str) -> None:
     assert found[50, 128].tolist() == [0, 0, 200]
 
 
-def test_the_transparent_colour_of_an_rgb_png_is_white() -> None:
+def test_transparent_color_of_an_rgb_png_becomes_white() -> None:
     picture = Image.new("RGB", (256, 256), (10, 20, 30))
     assert prepare(encoded(picture, "PNG", transparency=(10, 20, 30))).min() == 255
 
 
 @pytest.mark.parametrize("size", [(1, 1), (10_000, 1), (1, 10_000), (2, 3)])
-def test_very_small_and_very_long_pictures(size: tuple[int, int]) -> None:
+def test_very_small_and_very_long_pictures_are_accepted(size: tuple[int, int]) -> None:
     picture = Image.new("RGB", size, (9, 99, 199))
     for form in ("PNG", "JPEG", "TIFF"):
         assert np.abs(prepare(encoded(picture, form)).astype(int) - (9, 99, 199)).max() <= 2, form
 
 
-def test_only_the_first_frame_counts() -> None:
+def test_only_the_first_frame_is_used() -> None:
     frames = [photograph(256, 256, seed) for seed in range(3)]
     for form, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
         many = prepare(encoded(frames[0], form, save_all=True, append_images=frames[1:], **options))
@@ -233,7 +233,7 @@ def test_only_the_first_frame_counts() -> None:
         assert difference(many, np.asarray(frames[1])) > 20, form
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+def test_concurrent_decoding_gives_the_same_pictures() -> None:
     files = [encoded(photograph(300 + 40 * seed, 300, seed), "JPEG") for seed in range(8)]
     alone = [prepare(data) for data in files]
     with ThreadPoolExecutor(8) as pool:
@@ -241,7 +241,7 @@ def test_threads_do_not_disturb_each_other() -> None:
             np.testing.assert_array_equal(pixels, alone[index % 8])
 
 
-def test_one_view_is_the_centre_and_ten_are_the_papers() -> None:
+def test_one_view_is_the_center_and_ten_views_are_those_of_the_paper() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
     np.testing.assert_array_equal(views(pixels[0]), pixels[:1, 16:240, 16:240])
     np.testing.assert_array_equal(views(pixels), pixels[:, 16:240, 16:240])
@@ -255,7 +255,7 @@ def test_one_view_is_the_centre_and_ten_are_the_papers() -> None:
     np.testing.assert_array_equal(views(pixels[1], 10), ten[10:])
 
 
-def test_views_refuses_other_arrays_and_counts() -> None:
+def test_views_rejects_other_arrays_and_counts() -> None:
     with pytest.raises(ShapeError, match=r"256.*float32"):
         views(np.zeros((256, 256, 3), np.float32))
     with pytest.raises(ShapeError, match=r"\[224, 224, 3\]"):
@@ -264,7 +264,7 @@ def test_views_refuses_other_arrays_and_counts() -> None:
         views(np.zeros((256, 256, 3), np.uint8), 3)
 
 
-def test_an_encoded_picture_comes_back_nearly_the_same() -> None:
+def test_encoded_jpeg_decodes_to_nearly_the_same_picture() -> None:
     pixels = prepare(encoded(photograph(400, 300), "PNG"))
     data = encode_jpeg(pixels)
     assert difference(prepare(data), pixels) < 2
@@ -273,7 +273,7 @@ def test_an_encoded_picture_comes_back_nearly_the_same() -> None:
         encode_jpeg(pixels.astype(np.float32))
 
 
-def test_images_are_found_sorted_without_hidden_ones_and_links_to_folders(tmp_path: Path) -> None:
+def test_find_images_is_sorted_and_skips_hidden_files_and_linked_folders(tmp_path: Path) -> None:
     names = ["b/2.JPG", "b/10.png", "a.tiff", "c.webp", "z/y/x.gif", "b.bmp", "d.jpeg", "e.tif"]
     for name in [*names, "notes.txt", ".hidden.jpg", ".cache/x.jpg", "jpg", "folder.jpg/inside.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -294,6 +294,6 @@ def test_images_are_found_sorted_without_hidden_ones_and_links_to_folders(tmp_pa
     assert {os.path.splitext(name)[1].lower() for name in found} == set(SUFFIXES)  # noqa: PTH122
 
 
-def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere"):
         list(find_images(tmp_path / "nowhere"))

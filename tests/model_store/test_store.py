@@ -1,4 +1,4 @@
-"""Publishing, activating and removing versions: judged by what another process would find."""
+"""Publishing, activating and removing versions, checked from another process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def hidden(home: Path) -> list[str]:
 
 
 def publish_after(store: ModelStore, change: Callable[[Path], None]) -> Artifact:
-    """Stage a tiny version, let `change` at it, and publish it."""
+    """Stage a tiny version, apply `change`, and publish it."""
     with store.staging("tiny") as staged:
         write_tiny_graph(staged)
         change(staged)
@@ -53,7 +53,7 @@ def fill(disk: Path) -> None:
             filler.write(bytes(4096))
 
 
-def test_versions_count_up_for_each_name_and_the_newest_is_the_default(tmp_path: Path) -> None:
+def test_versions_are_numbered_per_name_and_the_newest_is_the_default(tmp_path: Path) -> None:
     for name in ("b", "a", "b"):
         publish_tiny_model(tmp_path, name)
     store = ModelStore(tmp_path)
@@ -62,7 +62,7 @@ def test_versions_count_up_for_each_name_and_the_newest_is_the_default(tmp_path:
     assert store.resolve("b:1").path == tmp_path / "models" / "b" / "1"
 
 
-def test_what_was_published_is_whole_with_its_report(tmp_path: Path) -> None:
+def test_published_version_is_complete_with_its_report(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with store.staging("solar") as staged:
         assert staged.name.startswith(".")
@@ -80,7 +80,7 @@ def test_what_was_published_is_whole_with_its_report(tmp_path: Path) -> None:
         store.get("solar")
 
 
-def test_what_fails_before_publishing_leaves_nothing(tmp_path: Path) -> None:
+def test_failure_before_publishing_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail(_staged: Path) -> None:
         raise ZeroDivisionError
 
@@ -90,7 +90,7 @@ def test_what_fails_before_publishing_leaves_nothing(tmp_path: Path) -> None:
     assert references(tmp_path) == []
 
 
-def test_a_version_without_weights_or_with_links_is_not_published(tmp_path: Path) -> None:
+def test_version_without_weights_or_with_links_is_rejected(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with pytest.raises(PublishError, match=r"weights\.bin"):
         publish_after(store, lambda staged: (staged / "weights.bin").unlink())
@@ -99,7 +99,7 @@ def test_a_version_without_weights_or_with_links_is_not_published(tmp_path: Path
     assert references(tmp_path) == []
 
 
-def test_concurrent_publishers_get_different_versions(tmp_path: Path) -> None:
+def test_concurrent_publishers_get_different_version_numbers(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.support.tiny_model import publish_tiny_model as publish\n"
     )
@@ -139,7 +139,7 @@ def in_a_child(work: Callable[[], None], kill_at: int | None = None, counted: Pa
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_killed_anywhere_the_store_shows_whole_versions_only(tmp_path: Path) -> None:
+def test_kill_at_any_point_leaves_only_complete_versions(tmp_path: Path) -> None:
     first = publish_tiny_model(tmp_path)
     graph, weights = first.model_path.read_bytes(), first.weights_path.read_bytes()
 
@@ -166,7 +166,7 @@ def test_killed_anywhere_the_store_shows_whole_versions_only(tmp_path: Path) -> 
     assert hidden(tmp_path) == []
 
 
-def test_the_left_overs_of_a_dead_publisher_go_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+def test_leftovers_of_a_dead_publisher_are_removed_and_those_of_a_live_one_kept(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     dead = tmp_path / "models" / ".staging-tiny-dead"
     with store.staging("tiny") as living:
@@ -181,7 +181,7 @@ def test_the_left_overs_of_a_dead_publisher_go_and_those_of_a_living_one_stay(tm
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 4 MiB, where this user may mount one."""
+    """A real file system of 4 MiB, if this user can mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False)
@@ -191,7 +191,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_disk_that_fills_up_while_writing_leaves_nothing_and_is_named(small_disk: Path) -> None:
+def test_full_disk_while_writing_leaves_nothing_and_is_named(small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(3 << 20))
     with pytest.raises(PublishError, match=rf"{small_disk}.*No space left") as caught:
         publish_tiny_model(small_disk)
@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_and_is_named(small_di
     assert publish_tiny_model(small_disk).version == 1
 
 
-def test_a_disk_that_is_full_at_the_manifest_leaves_nothing_and_is_named(small_disk: Path) -> None:
+def test_full_disk_at_the_manifest_leaves_nothing_and_is_named(small_disk: Path) -> None:
     store = ModelStore(small_disk)
     with pytest.raises(PublishError, match=rf"{small_disk}.*No space left"):
         publish_after(store, lambda _staged: fill(small_disk))
@@ -210,7 +210,7 @@ def test_a_disk_that_is_full_at_the_manifest_leaves_nothing_and_is_named(small_d
     assert hidden(small_disk) == []
 
 
-def test_a_file_that_may_not_grow_is_a_publish_error_too(tmp_path: Path) -> None:
+def test_file_size_limit_is_a_publish_error(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from contextlib import suppress
@@ -231,7 +231,7 @@ except PublishError as error:
     assert references(tmp_path) == []
 
 
-def test_a_disk_that_is_full_keeps_the_old_version_active(small_disk: Path) -> None:
+def test_full_disk_keeps_the_old_version_active(small_disk: Path) -> None:
     publish_tiny_model(small_disk)
     (small_disk / "active.json").unlink()
     store = ModelStore(small_disk)
@@ -242,9 +242,9 @@ def test_a_disk_that_is_full_keeps_the_old_version_active(small_disk: Path) -> N
     assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "models"]
 
 
-def test_activating_remembers_the_version_before_and_rolls_back_to_it(tmp_path: Path) -> None:
+def test_activation_remembers_the_previous_version_for_rollback(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
-    with pytest.raises(NoActiveModelError, match="no model is published"):
+    with pytest.raises(NoActiveModelError, match="No model is published"):
         store.active_artifact()
     for seed in range(3):
         publish_tiny_model(tmp_path, seed=seed, activate=False)
@@ -263,7 +263,7 @@ def test_activating_remembers_the_version_before_and_rolls_back_to_it(tmp_path: 
     assert store.rollback().id == "tiny:3"
 
 
-def test_a_tampered_version_is_not_activated_and_the_old_one_stays(tmp_path: Path) -> None:
+def test_modified_version_is_not_activated_and_the_old_one_stays_active(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     tampered = publish_tiny_model(tmp_path, seed=1, activate=False)
     with tampered.weights_path.open("r+b") as file:
@@ -276,7 +276,7 @@ def test_a_tampered_version_is_not_activated_and_the_old_one_stays(tmp_path: Pat
     assert store.active_artifact().id == "tiny:1"
 
 
-def test_a_broken_active_file_is_named_and_mended_by_activating(tmp_path: Path) -> None:
+def test_broken_active_file_is_named_and_repaired_by_activation(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     store = ModelStore(tmp_path)
     for text in (
@@ -293,9 +293,9 @@ def test_a_broken_active_file_is_named_and_mended_by_activating(tmp_path: Path) 
     assert store.active_artifact().id == "tiny:1"
 
 
-def test_an_unknown_model_is_named_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_model_is_named_with_the_known_ones(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "nowhere")
-    with pytest.raises(ModelNotFoundError, match="solar: none is published yet"):
+    with pytest.raises(ModelNotFoundError, match="solar does not exist: no model is published yet"):
         store.get("solar")
     with pytest.raises(ModelNotFoundError):
         store.activate("solar", 1)
@@ -308,7 +308,7 @@ def test_an_unknown_model_is_named_with_the_known_ones(tmp_path: Path) -> None:
             ModelStore(tmp_path).get(name, version)
 
 
-def test_references_are_read_strictly() -> None:
+def test_references_are_parsed_strictly() -> None:
     assert parse_reference("solar") == ("solar", None)
     assert parse_reference("so.lar-2:17") == ("so.lar-2", 17)
     for text in ("solar:", "solar:0", "solar:01", "solar:-1", "solar:x", ":1", "../x", "solar:1:2", "solar:²"):
@@ -316,7 +316,7 @@ def test_references_are_read_strictly() -> None:
             parse_reference(text)
 
 
-def test_a_version_in_the_wrong_folder_and_a_broken_one_are_reported_and_hide_no_other(tmp_path: Path) -> None:
+def test_misplaced_and_broken_versions_are_reported_and_hide_no_other_version(tmp_path: Path) -> None:
     for _ in range(3):
         publish_tiny_model(tmp_path, activate=False)
     models = tmp_path / "models" / "tiny"
@@ -326,11 +326,11 @@ def test_a_version_in_the_wrong_folder_and_a_broken_one_are_reported_and_hide_no
     artifacts, errors = ModelStore(tmp_path).scan()
     assert [artifact.id for artifact in artifacts] == ["tiny:1"]
     assert [str(error.args[0].parent.name) for error in errors] == ["3", "7"]
-    with pytest.raises(ArtifactFormatError, match="manifest of tiny:2, in the folder of tiny:7"):
+    with pytest.raises(ArtifactFormatError, match="manifest of tiny:2, but it is in the folder of tiny:7"):
         ModelStore(tmp_path).get("tiny")
 
 
-def test_a_removed_version_is_gone_and_its_number_is_not_given_again(tmp_path: Path) -> None:
+def test_removed_version_is_gone_and_its_number_is_not_reused(tmp_path: Path) -> None:
     for _ in range(3):
         publish_tiny_model(tmp_path)
     store = ModelStore(tmp_path)
@@ -348,7 +348,7 @@ def test_a_removed_version_is_gone_and_its_number_is_not_given_again(tmp_path: P
     assert hidden(tmp_path) == []
 
 
-def test_a_removal_that_was_killed_leaves_the_version_whole_or_gone(tmp_path: Path) -> None:
+def test_killed_removal_leaves_the_version_complete_or_gone(tmp_path: Path) -> None:
     version, kills = 0, 0
     while True:
         publish_tiny_model(tmp_path, activate=False)

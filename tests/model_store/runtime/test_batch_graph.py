@@ -1,4 +1,4 @@
-"""The graph for batches: who runs it, that it travels, and that it is checked like the other one."""
+"""The graph for batches: selection, transfer and checks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def with_batches(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return publish_with_other_batches(tmp_path_factory.mktemp("batches"))
 
 
-def test_batches_on_a_cpu_have_a_graph_of_their_own_where_the_version_has_one(
-    with_batches: Artifact, tmp_path: Path
-) -> None:
+def test_batches_on_the_cpu_use_the_graph_for_batches_if_there_is_one(with_batches: Artifact, tmp_path: Path) -> None:
     pixels = pictures(3)
     beside = Runner(with_batches, RunnerOptions(device="cpu", intra_op_threads=2, streams=2))
     single, batches = beside.run(pixels).fc7, beside.run_beside(pixels).fc7
@@ -37,7 +35,7 @@ def test_batches_on_a_cpu_have_a_graph_of_their_own_where_the_version_has_one(
     np.testing.assert_allclose(without.run(pixels).fc7, Runner(artifact, CPU).run(pixels).fc7, atol=1e-5)
 
 
-def test_a_version_that_travels_takes_its_graph_for_batches_along(with_batches: Artifact) -> None:
+def test_remote_artifact_includes_the_graph_for_batches(with_batches: Artifact) -> None:
     arrived = ShippedArtifact(ship(with_batches))
     options = RunnerOptions(device="cpu", batches=True)
     np.testing.assert_array_equal(
@@ -45,23 +43,21 @@ def test_a_version_that_travels_takes_its_graph_for_batches_along(with_batches: 
     )
 
 
-def test_a_graph_for_batches_that_was_changed_is_named_when_it_is_loaded(
-    with_batches: Artifact, tmp_path: Path
-) -> None:
+def test_modified_graph_for_batches_is_named_on_load(with_batches: Artifact, tmp_path: Path) -> None:
     path = tmp_path / "changed"
     shutil.copytree(with_batches.path, path)
     (path / "batches.bin").write_bytes(b"\0" * (path / "batches.bin").stat().st_size)
     with pytest.raises(ArtifactCorruptError, match=r"batches\.bin"):
         Artifact.open(path)
     unseen = Artifact(path, with_batches.manifest, verified=True)
-    Runner(unseen, CPU)  # which has no use for it
+    Runner(unseen, CPU)  # this one does not use it
     with pytest.raises(ArtifactCorruptError, match=r"batches\.bin"):
         Runner(unseen, RunnerOptions(device="cpu", streams=2))
 
 
-def test_a_graph_for_batches_with_another_contract_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+def test_graph_for_batches_with_other_outputs_is_rejected_on_load(tmp_path: Path) -> None:
     artifact = publish_with_other_batches(tmp_path, outputs=1)
     Runner(artifact, CPU)
     for options in (RunnerOptions(device="cpu", streams=2), RunnerOptions(device="cpu", batches=True)):
-        with pytest.raises(RunnerError, match="output fc7 is None"):
+        with pytest.raises(RunnerError, match="output fc7 of the graph is None"):
             Runner(artifact, options)

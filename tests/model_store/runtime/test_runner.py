@@ -1,4 +1,4 @@
-"""Running a version through the real ONNX Runtime, on the processor; CUDA is refused where it is not."""
+"""Running a version with the real ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pictures(n: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def computed(artifact: Artifact, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What the tiny graph says, by numpy alone."""
+    """Outputs of the tiny graph, computed with NumPy."""
     model = onnx.load(artifact.model_path)
     weight = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
     grid = (pixels - 127.5).reshape(-1, 7, 32, 7, 32, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2)
@@ -49,7 +49,7 @@ def computed(artifact: Artifact, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.
     return raised / raised.sum(axis=1, keepdims=True), fc7
 
 
-def test_the_answers_are_those_of_the_graph_for_every_batch_size(artifact: Artifact) -> None:
+def test_outputs_equal_those_of_the_graph_for_every_batch_size(artifact: Artifact) -> None:
     runner = Runner(artifact, CPU)
     assert (runner.device, runner.provider, runner.classes) == ("cpu", "CPUExecutionProvider", 6)
     for n in (3, 1, 16):
@@ -62,7 +62,7 @@ def test_the_answers_are_those_of_the_graph_for_every_batch_size(artifact: Artif
         np.testing.assert_allclose(outputs.fc7, fc7, atol=1e-5)
 
 
-def test_views_of_memory_in_another_order_give_the_same(artifact: Artifact) -> None:
+def test_non_contiguous_arrays_give_the_same_outputs(artifact: Artifact) -> None:
     runner, pixels = Runner(artifact, CPU), pictures(4)
     np.testing.assert_array_equal(runner.run(pixels[::-2]).fc7, runner.run(pixels[::-2].copy()).fc7)
 
@@ -77,12 +77,12 @@ def test_views_of_memory_in_another_order_give_the_same(artifact: Artifact) -> N
         (np.zeros((0, 224, 224, 3), np.uint8), r"\[0, 224, 224, 3\]"),
     ],
 )
-def test_other_arrays_are_refused_by_shape_and_dtype(artifact: Artifact, pixels: NDArray[np.uint8], found: str) -> None:
+def test_other_shapes_and_dtypes_are_rejected(artifact: Artifact, pixels: NDArray[np.uint8], found: str) -> None:
     with pytest.raises(ShapeError, match=found):
         Runner(artifact, CPU).run(pixels)
 
 
-def test_several_threads_may_call_one_runner(artifact: Artifact) -> None:
+def test_runner_is_thread_safe(artifact: Artifact) -> None:
     runner = Runner(artifact, CPU)
     batches = [pictures(1 + seed % 3, seed) for seed in range(12)]
     alone = [runner.run(batch).fc7 for batch in batches]
@@ -91,20 +91,20 @@ def test_several_threads_may_call_one_runner(artifact: Artifact) -> None:
             np.testing.assert_allclose(fc7, expected, atol=1e-6)
 
 
-def test_a_closed_runner_says_so(artifact: Artifact) -> None:
+def test_closed_runner_raises_a_clear_error(artifact: Artifact) -> None:
     runner = Runner(artifact, CPU)
     runner.warm_up((1, 2))
     runner.close()
     runner.close()
-    with pytest.raises(RunnerError, match="tiny:1 failed: it is closed"):
+    with pytest.raises(RunnerError, match="tiny:1 failed: the runner is closed"):
         runner.run(pictures(1))
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
-def test_cuda_that_was_asked_for_and_is_not_there_is_refused(artifact: Artifact, device: str) -> None:
+def test_requested_cuda_that_is_missing_is_refused(artifact: Artifact, device: str) -> None:
     with pytest.raises(
-        DeviceUnavailableError, match=rf"device {device} was.*CPUExecutionProvider.*FC7_DEVICE=cpu"
+        DeviceUnavailableError, match=rf"device {device} was.*CPUExecutionProvider.*FC7_DEVICE to cpu"
     ) as caught:
         Runner(artifact, RunnerOptions(device=device))
     assert caught.value.device == device
@@ -112,20 +112,18 @@ def test_cuda_that_was_asked_for_and_is_not_there_is_refused(artifact: Artifact,
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
-def test_auto_takes_the_processor_where_there_is_no_cuda_and_says_so(
-    artifact: Artifact, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_auto_uses_the_cpu_without_cuda_and_logs_it(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     assert Runner(artifact, RunnerOptions()).device == "cpu"
-    assert "asked=auto device=cpu" in capsys.readouterr().out
+    assert "device=cpu model=tiny:1 provider=CPUExecutionProvider requested=auto" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cpu:0", "auto:1"])
-def test_an_unknown_device_is_refused(device: str) -> None:
+def test_unknown_device_is_rejected(device: str) -> None:
     with pytest.raises(DeviceUnavailableError, match='"cuda:N"'):
         RunnerOptions(device=device)
 
 
-def test_a_tampered_version_is_not_loaded(tmp_path: Path) -> None:
+def test_modified_version_is_not_loaded(tmp_path: Path) -> None:
     artifact = publish_tiny_model(tmp_path)
     with artifact.weights_path.open("r+b") as file:
         file.write(b"\x00\x01\x02\x03")
@@ -133,12 +131,12 @@ def test_a_tampered_version_is_not_loaded(tmp_path: Path) -> None:
         Runner(ModelStore(tmp_path).get("tiny", verify=False), CPU)
 
 
-def test_a_graph_with_another_contract_is_refused(tmp_path: Path) -> None:
+def test_graph_with_other_inputs_or_outputs_is_rejected(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with store.staging("bare") as staged:
         write_tiny_graph(staged, outputs=1)
         bare = store.publish(staged, tiny_draft("bare"))
-    with pytest.raises(RunnerError, match=r"bare:1.*output fc7 is None"):
+    with pytest.raises(RunnerError, match=r"bare:1.*output fc7 of the graph is None"):
         Runner(bare, CPU)
     with store.staging("few") as staged:
         write_tiny_graph(staged, classes=5)
@@ -147,7 +145,7 @@ def test_a_graph_with_another_contract_is_refused(tmp_path: Path) -> None:
         Runner(few, CPU)
 
 
-def test_a_file_that_is_no_graph_is_a_runner_error(tmp_path: Path) -> None:
+def test_invalid_graph_is_a_runner_error(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with store.staging("none") as staged:
         (staged / "model.onnx").write_bytes(b"no graph")
@@ -157,7 +155,7 @@ def test_a_file_that_is_no_graph_is_a_runner_error(tmp_path: Path) -> None:
         Runner(none, CPU)
 
 
-def test_a_failure_inside_onnx_runtime_is_a_runner_error(tmp_path: Path) -> None:
+def test_failure_inside_onnx_runtime_is_a_runner_error(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with store.staging("bad") as staged:
         write_tiny_graph(staged)
@@ -177,7 +175,7 @@ def test_a_failure_inside_onnx_runtime_is_a_runner_error(tmp_path: Path) -> None
 
 
 def threads(expected: int | None = None) -> int:
-    """Count this process's threads; one that was joined may take a moment to be gone, which is waited for."""
+    """Count the threads of this process. A joined thread may take a moment to disappear."""
     until = time.monotonic() + 5
     while True:
         count = len(os.listdir(f"/proc/{os.getpid()}/task"))  # noqa: PTH208
@@ -186,7 +184,7 @@ def threads(expected: int | None = None) -> int:
         time.sleep(0.01)
 
 
-def test_threads_of_a_run_are_limited(artifact: Artifact) -> None:
+def test_number_of_threads_of_a_run_is_limited(artifact: Artifact) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         RunnerOptions(intra_op_threads=0)
 
@@ -198,7 +196,7 @@ def test_threads_of_a_run_are_limited(artifact: Artifact) -> None:
     np.testing.assert_allclose(one.run(pictures(2)).fc7, three.run(pictures(2)).fc7, atol=1e-5)
 
 
-def test_runs_side_by_side_give_the_same_on_their_share_of_the_threads(artifact: Artifact) -> None:
+def test_concurrent_runs_give_the_same_outputs_on_their_share_of_the_threads(artifact: Artifact) -> None:
     with pytest.raises(ValueError, match="streams must be at least 1"):
         RunnerOptions(streams=0)
     before = threads()
@@ -218,13 +216,13 @@ def test_runs_side_by_side_give_the_same_on_their_share_of_the_threads(artifact:
         runner.run_beside(pictures(1))
 
 
-def test_one_stream_has_no_second_copy(artifact: Artifact) -> None:
+def test_one_stream_has_no_second_copy_of_the_weights(artifact: Artifact) -> None:
     runner = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=2))
     assert runner.streams == 1
     np.testing.assert_allclose(runner.run_beside(pictures(2)).fc7, runner.run(pictures(2)).fc7, atol=1e-5)
 
 
-def test_without_onnx_runtime_the_extra_is_named(tmp_path: Path) -> None:
+def test_missing_onnx_runtime_names_the_extra(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('not installed')")
     program = """
@@ -250,7 +248,7 @@ assert "torch" not in sys.modules
     assert "pip install 'fc7[cpu]' or pip install 'fc7[gpu]'" in done.stdout
 
 
-def test_closing_while_others_run_disturbs_no_run(artifact: Artifact) -> None:
+def test_closing_lets_running_calls_finish(artifact: Artifact) -> None:
     runner, stop, failures = Runner(artifact, CPU), threading.Event(), []
 
     def work() -> None:
@@ -268,10 +266,10 @@ def test_closing_while_others_run_disturbs_no_run(artifact: Artifact) -> None:
     for worker in workers:
         worker.join(5)
     stop.set()
-    assert failures == ["it is closed"] * 3
+    assert failures == ["the runner is closed"] * 3
 
 
-def test_views_are_averaged_picture_by_picture() -> None:
+def test_views_are_averaged_for_each_picture() -> None:
     values = np.arange(24, dtype=np.float32).reshape(6, 4)
     found = average_views(values, 3)
     assert found.dtype == np.float32
@@ -281,7 +279,7 @@ def test_views_are_averaged_picture_by_picture() -> None:
         average_views(values, 4)
 
 
-def test_the_most_probable_come_first_and_ties_keep_their_order() -> None:
+def test_top_k_is_sorted_and_ties_keep_class_order() -> None:
     rows = np.array([[0.1, 0.4, 0.1, 0.4, 0.0], [0, 0, 1, 0, 0]], np.float32)
     indices, values = top_k(rows, 4)
     assert indices.dtype == np.int64
@@ -293,14 +291,14 @@ def test_the_most_probable_come_first_and_ties_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("k", [0, -1, 6, 10_000])
-def test_a_k_outside_the_classes_is_refused(k: int) -> None:
+def test_top_k_rejects_k_outside_the_number_of_classes(k: int) -> None:
     with pytest.raises(ValueError, match="from 1 to 5"):
         top_k(np.zeros((1, 5), np.float32), k)
     with pytest.raises(ShapeError):
         top_k(np.zeros(5, np.float32))
 
 
-def test_a_folder_that_is_edited_cut_and_removed_while_served_changes_no_answer(tmp_path: Path) -> None:
+def test_changing_the_folder_while_serving_does_not_change_outputs(tmp_path: Path) -> None:
     artifact = publish_tiny_model(tmp_path)
     runner, pixels = Runner(artifact, CPU), pictures(2)
     before = runner.run(pixels)
@@ -314,7 +312,7 @@ def test_a_folder_that_is_edited_cut_and_removed_while_served_changes_no_answer(
     assert np.array_equal(runner.run(pixels).fc7, before.fc7)
 
 
-def test_a_file_edited_between_verifying_and_loading_is_named(tmp_path: Path) -> None:
+def test_file_changed_between_verification_and_loading_is_named(tmp_path: Path) -> None:
     artifact = publish_tiny_model(tmp_path)
     assert artifact.verified
     with artifact.weights_path.open("r+b") as file:
@@ -323,7 +321,7 @@ def test_a_file_edited_between_verifying_and_loading_is_named(tmp_path: Path) ->
         Runner(artifact, CPU)
 
 
-def test_a_bound_session_gives_the_same_answers_and_the_arrays_are_the_callers(artifact: Artifact) -> None:
+def test_io_binding_gives_the_same_outputs_as_new_arrays(artifact: Artifact) -> None:
     plain, bound = Runner(artifact, CPU), Runner(artifact, RunnerOptions(device="cpu", bind=True))
     kept = [(pictures(n, seed), bound.run(pictures(n, seed))) for seed, n in enumerate((3, 1, 3, 16, 1))]
     for pixels, outputs in kept:  # after later runs of the same size wrote to the same buffers
@@ -331,7 +329,7 @@ def test_a_bound_session_gives_the_same_answers_and_the_arrays_are_the_callers(a
             np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_bound_runner_answers_several_threads(artifact: Artifact) -> None:
+def test_io_binding_is_thread_safe(artifact: Artifact) -> None:
     plain, bound = Runner(artifact, CPU), Runner(artifact, RunnerOptions(device="cpu", bind=True))
     batches = [pictures(2, seed) for seed in range(24)]
     with ThreadPoolExecutor(6) as pool:
@@ -342,7 +340,7 @@ def test_a_bound_runner_answers_several_threads(artifact: Artifact) -> None:
         bound.run(pictures(1))
 
 
-def test_a_failed_bound_run_is_a_runner_error(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_with_io_binding_is_a_runner_error(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = Runner(artifact, RunnerOptions(device="cpu", bind=True))
 
     def fail(*_: object) -> None:
@@ -354,7 +352,7 @@ def test_a_failed_bound_run_is_a_runner_error(artifact: Artifact, monkeypatch: p
         bound.run(pictures(1))
 
 
-def test_what_only_cuda_has_is_refused_without_it(artifact: Artifact, tmp_path: Path) -> None:
+def test_cuda_only_options_are_refused_without_cuda(artifact: Artifact, tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("ONNX Runtime has CUDA here")
     for options in (RunnerOptions(cuda_graphs=True), RunnerOptions(tensorrt=tmp_path)):
@@ -364,7 +362,7 @@ def test_what_only_cuda_has_is_refused_without_it(artifact: Artifact, tmp_path: 
         RunnerOptions(device="cpu", cuda_graphs=True, tensorrt=tmp_path)
 
 
-def test_the_options_of_the_providers_are_those_of_their_documentation(tmp_path: Path) -> None:
+def test_provider_options_match_their_documentation(tmp_path: Path) -> None:
     options = RunnerOptions(device="cuda:1", cuda_memory_limit=10**9, cuda_graphs=True, tensorrt=tmp_path / "engines")
     assert _cuda_options(options) == {
         "device_id": "1",

@@ -71,7 +71,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_to_the_same_bits(data: Pa
     [
         (["train", "--name", "a", "--data", "{tmp}/none"], "none/train is no folder"),
         (["train", "--name", "a"], "which images?"),
-        (["train", "--name", "a b", "--data", "{data}"], "'a b' is not a model's name"),
+        (["train", "--name", "a b", "--data", "{data}"], "'a b' is not a valid model name"),
         (["train", "--name", "a", "--data", "{data}", "--set", "epoch=1"], "unknown key 'epoch'"),
         (["train", "--name", "a", "--resume"], "there is no run 'a'"),
     ],

@@ -192,7 +192,7 @@ def test_the_asyncio_client(
                 await client.get_model_metadata("another")
             broken = triton.InferInput("image", [1], "BYTES")
             broken.set_data_from_numpy(np.array([b"text"], np.object_))
-            with pytest.raises(InferenceServerException, match="not a readable image"):
+            with pytest.raises(InferenceServerException, match="The image cannot be read"):
                 await client.infer("tiny", [broken])
 
     asyncio.run(talk())
@@ -275,7 +275,7 @@ def test_without_a_model_it_is_live_and_says_what_is_missing(tmp_path: Path) -> 
             assert client.is_server_live()
             assert not client.is_server_ready()
             assert not client.is_model_ready("tiny")
-            with pytest.raises(InferenceServerException, match="no model is published yet"):
+            with pytest.raises(InferenceServerException, match="No model is published yet"):
                 client.infer("tiny", [pixels_input()])
         answer = server.client.get("/v2/health/ready")
         assert (answer.status_code, [*answer.json()]) == (503, ["error"])

@@ -112,7 +112,7 @@ def _the_next_request_is_served(client: httpx.Client) -> Iterator[None]:
         (image(element(JPEG) * 2), element(JPEG) * 2, 400, ["bytes follow its 1 elements"]),
         (image(b""), b"", 400, ["1 elements are announced, but 0"]),
         (image(element(b"")), element(b""), 400, ["empty"]),
-        (image(element(b"text")), element(b"text"), 400, ["not a readable image"]),
+        (image(element(b"text")), element(b"text"), 400, ["The image cannot be read"]),
         (image(element(JPEG) + element(b"text"), 2), element(JPEG) + element(b"text"), 400, ["image 1"]),
         (image(element(b"%PDF-1.7")), element(b"%PDF-1.7"), 415, ["PDF"]),
         (image(element(pictures.bomb())), element(pictures.bomb()), 422, ["900,000,000 pixels"]),

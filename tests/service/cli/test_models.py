@@ -22,7 +22,7 @@ def fc7(home: Path, *arguments: str) -> Result:
 def test_list_without_models_says_how_to_publish_one(tmp_path: Path) -> None:
     result = fc7(tmp_path, "list")
     assert result.exit_code == 0
-    assert "no model is published yet" in result.output
+    assert "No model is published yet" in result.output
     assert "fc7 train" in result.output
     assert "make demo" in result.output
     assert json.loads(fc7(tmp_path, "list", "--json").stdout) == []

@@ -202,7 +202,7 @@ def test_weights_that_are_not_numbers_publish_nothing_and_leave_nothing(tmp_path
     run = load_run(write_run(home, data))
     with torch.no_grad():
         run.network.fc8.bias[0] = float("nan")
-    with pytest.raises(ParityError, match=r"nan in probabilities.*nothing was published"):
+    with pytest.raises(ParityError, match=r"nan in probabilities.*Nothing was published"):
         export_run(run, ModelStore(home))
     assert what_is_left(home) == []
 

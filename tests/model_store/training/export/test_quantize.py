@@ -163,7 +163,7 @@ def test_ranges_from_pictures_unlike_the_real_ones_are_refused_and_leave_nothing
         Image.new("RGB", (256, 256), (120, 120, 120)).save(tmp_path / "data" / "train" / name / "grey.png")
     shutil.copytree(data / "val", tmp_path / "data" / "val")
     artifact = publish(tmp_path / "home")
-    with pytest.raises(AgreementError, match=r"in int8 only .* nothing was published"):
+    with pytest.raises(AgreementError, match=r"In int8, only .* Nothing was published"):
         add_precisions(artifact, ModelStore(tmp_path / "home"), ["int8"], tmp_path / "data")
     assert [each.id for each in ModelStore(tmp_path / "home").list()] == ["small:1"]
     assert not list((tmp_path / "home" / "models").glob(".staging-*/"))
