@@ -41,9 +41,9 @@ class _PanelGroup(TyperGroup):
     """Lists commands by panel: Typer would list every group after every command."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        order = list(Panel)
-        panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
-        return sorted(super().list_commands(ctx), key=lambda name: order.index(Panel(panels[name])))
+        order = [str(panel) for panel in Panel]
+        panels = {name: str(getattr(command, "rich_help_panel", "")) for name, command in self.commands.items()}
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(panels[name]))
 
 
 app = typer.Typer(

@@ -35,6 +35,10 @@ app = typer.Typer(
     name="codes", help="Train and evaluate binary codes for search with mode=codes.", no_args_is_help=True
 )
 
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--bits", help="Bits per code: 64, 128 or 256. Can be repeated.", metavar="BITS", show_default="256"),
+]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the vectors.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of initial weights and order.")]
 
@@ -90,12 +94,7 @@ def train(
 @app.command()
 def evaluate(
     *,
-    bits: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--bits", help="Bits per code: 64, 128 or 256. Can be repeated.", metavar="BITS", show_default="256"
-        ),
-    ] = None,
+    bits: Sizes = None,
     classes: Annotated[
         str,
         typer.Option(

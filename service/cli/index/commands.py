@@ -86,6 +86,14 @@ def build(
     seconds = time.perf_counter() - started
     if as_json:
         console.print_json(report_values(report, seconds))
+    _print_summary(report, stats, seconds)
+    _exit_if_interrupted(interrupted=report.interrupted)
+    if len(report.skipped) == report.total:
+        raise FolderError(source, f"has no image that can be read: all {report.total} were skipped.")
+    console.next_step("fc7 search IMAGE, or fc7 serve")
+
+
+def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> None:
     console.say_skipped(report.skipped)
     console.say(
         f"{report.seen} of {report.total} images seen: {report.added} added, {report.replaced} replaced, "
@@ -97,10 +105,6 @@ def build(
             f"{stats.images - stats.vectors} images have no vector of {stats.model} and search does not find them. "
             "Run: fc7 index reembed"
         )
-    _exit_if_interrupted(interrupted=report.interrupted)
-    if len(report.skipped) == report.total:
-        raise FolderError(source, f"has no image that can be read: all {report.total} were skipped.")
-    console.next_step("fc7 search IMAGE, or fc7 serve")
 
 
 def _build_here(

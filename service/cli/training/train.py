@@ -13,6 +13,25 @@ from service.cli.extras import training_extra
 from service.cli.options import Changes, Device, Home, MemoryBudget
 from service.settings import load_settings
 
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="small, modern, paper, original, or a .toml file.",
+        show_default="small",
+        autocompletion=complete_recipe,
+    ),
+]
+Parent = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="Fine-tune: start from the weights of a version (solar:1) or a run (solar).",
+        show_default=False,
+        autocompletion=complete_run_or_model,
+    ),
+]
+
 
 def train(
     *,
@@ -28,26 +47,10 @@ def train(
             show_default=False,
         ),
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="small, modern, paper, original, or a .toml file.",
-            show_default="small",
-            autocompletion=complete_recipe,
-        ),
-    ] = None,
+    recipe: Recipe = None,
     changes: Changes = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")] = 0,
-    parent: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="MODEL",
-            help="Fine-tune: start from the weights of a version (solar:1) or a run (solar).",
-            show_default=False,
-            autocompletion=complete_run_or_model,
-        ),
-    ] = None,
+    parent: Parent = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
     memory_budget: MemoryBudget = 2048,
