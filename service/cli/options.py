@@ -50,7 +50,7 @@ Views = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE"),
+    typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE"),
 ]
 Data = Annotated[
     Path | None,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _BAR = 24  # characters
 
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", show_default=False)]
 
 
 class SearchMode(StrEnum):

@@ -59,7 +59,7 @@ def restore(
 def verify(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[SNAPSHOT]", help="Folder of a snapshot.", show_default="the index in FC7_HOME"),
+        typer.Argument(metavar="SNAPSHOT", help="Folder of a snapshot.", show_default="the index in FC7_HOME"),
     ] = None,
     home: Home = None,
     repair: Annotated[

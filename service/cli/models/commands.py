@@ -68,7 +68,7 @@ def show(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="NAME:VERSION, or NAME for its newest version.",
             show_default="the active version",
             autocompletion=complete_model,

@@ -30,8 +30,12 @@ from service.settings import load_settings
 
 
 def compare(
-    first: Model,
-    second: Model,
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="First version, such as solar:1.", autocompletion=complete_model)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="Second version, such as solar:2.", autocompletion=complete_model)
+    ],
     *,
     data: Annotated[
         Path,
@@ -114,7 +118,7 @@ def verify(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="NAME:VERSION, or NAME for its newest version.",
             show_default="all versions",
             autocompletion=complete_model,

@@ -31,7 +31,7 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Runs (solar) or versions (solar:1); the predictions of several are averaged.",
             autocompletion=complete_run_or_model,
         ),

@@ -57,7 +57,7 @@ def train(
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads.", show_default="one per core")] = None,
     device: Device = None,
     towers: Annotated[
-        bool, typer.Option("--towers", help="Train one tower per torchrun process, on two, as in the paper.")
+        bool, typer.Option("--towers", help="Train with two torchrun processes, one tower each, as in the paper.")
     ] = False,
     home: Home = None,
 ) -> None:
