@@ -57,8 +57,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"fc7 {metadata.version('fc7')}")
         raise typer.Exit
 
@@ -106,9 +106,17 @@ app.add_typer(paper.app, rich_help_panel=Panel.RESEARCH)
 
 
 def main() -> None:
-    """Run the command line; every `Fc7Error` becomes one line on standard error and exit code 1."""
+    """Run the command line.
+
+    An `Fc7Error`, or an `OSError` about a file, becomes one line on standard error and exit code 1.
+    """
     try:
         app()
     except Fc7Error as error:
         console.error(error)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        console.error(f"{error.filename}: {error.strerror}.")
         sys.exit(1)

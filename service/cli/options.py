@@ -48,10 +48,7 @@ Views = Annotated[
         help="Views averaged per image: 1 (center crop) or 10 (as in the paper).",
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE"),
-]
+Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE")]
 Data = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Class folders or shards.", show_default="the data the run was trained on"),
@@ -60,14 +57,11 @@ Split = Annotated[str, typer.Option(help="Split of the data to evaluate: DIR/SPL
 Activate = Annotated[
     bool | None,
     typer.Option(
-        "--activate/--no-activate",
-        help="Make it the active version.",
-        show_default="only if no version is active",
+        "--activate/--no-activate", help="Make it the active version.", show_default="only if no version is active"
     ),
 ]
 Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe. Can be repeated."),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe. Can be repeated.")
 ]
 MemoryBudget = Annotated[
     int,

@@ -82,8 +82,7 @@ def search(
     *,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbors per image.")] = 6,
     mode: Annotated[
-        SearchMode | None,
-        typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact"),
+        SearchMode | None, typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact")
     ] = None,
     home: Home = None,
     as_json: AsJson = False,

@@ -46,8 +46,7 @@ def build(
     model: ModelOption = None,
     batch_size: BatchSize = 32,
     rebuild: Annotated[
-        bool,
-        typer.Option("--rebuild", help="Rebuild for this model; images outside SOURCE are no longer searchable."),
+        bool, typer.Option("--rebuild", help="Rebuild for this model; images outside SOURCE are no longer searchable.")
     ] = False,
     key_prefix: Annotated[
         str, typer.Option(metavar="TEXT", help="Text before each key, which is the path within SOURCE.")

@@ -63,8 +63,7 @@ def verify(
     ] = None,
     home: Home = None,
     repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Drop damaged pictures and vectors, and rebuild what can be rebuilt."),
+        bool, typer.Option("--repair", help="Drop damaged pictures and vectors, and rebuild what can be rebuilt.")
     ] = False,
 ) -> None:
     """Compare everything in the index with its checksums; exit with 1 if something is damaged."""

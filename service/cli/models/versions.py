@@ -38,8 +38,7 @@ def compare(
     ],
     *,
     data: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Images at any depth. Errors are counted for those in DIR/<class>/*."),
+        Path, typer.Option(metavar="DIR", help="Images at any depth. Errors are counted for those in DIR/<class>/*.")
     ],
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Images per run.")] = 16,
     home: Home = None,

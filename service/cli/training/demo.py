@@ -28,8 +28,7 @@ COMPLETE: Final = "complete"  # file written after the last step
 
 
 def demo(
-    home: Home = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")] = 0,
+    home: Home = None, seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")] = 0
 ) -> None:
     """Train a model on images of solar cells, export it and index the images; it can be resumed."""
     settings = load_settings(home=home)

@@ -39,8 +39,7 @@ def report(
     split: Annotated[str, typer.Option(help="Split of the held-out images: DIR/SPLIT/<class>/*.")] = "val",
     views: Views = 1,
     benchmark: Annotated[
-        Benchmark,
-        typer.Option(help="Data set of the held-out images: table 1 lists ILSVRC-2010, table 2 ILSVRC-2012."),
+        Benchmark, typer.Option(help="Data set of the held-out images: table 1 lists ILSVRC-2010, table 2 ILSVRC-2012.")
     ] = Benchmark.OTHER,
     evaluations: Annotated[
         list[Path] | None,

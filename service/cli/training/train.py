@@ -16,9 +16,7 @@ from service.settings import load_settings
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help="small, modern, paper, original, or a .toml file.",
-        show_default="small",
-        autocompletion=complete_recipe,
+        help="small, modern, paper, original, or a .toml file.", show_default="small", autocompletion=complete_recipe
     ),
 ]
 Parent = Annotated[
@@ -36,8 +34,7 @@ Parent = Annotated[
 def train(
     *,
     name: Annotated[
-        str,
-        typer.Option(help="Name of the run, and of the model when it is exported.", autocompletion=complete_run),
+        str, typer.Option(help="Name of the run, and of the model when it is exported.", autocompletion=complete_run)
     ],
     data: Annotated[
         Path | None,

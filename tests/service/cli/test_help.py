@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.service.cli.helpers import invoke, run
 from tests.support.reference import commands
 
 GROUPS = ["data", "models", "import", "index", "codes", "paper"]
+# The package's attribute `main` is the function.
+main_module = importlib.import_module("service.cli.main")
 NAMES = [name for name, _ in commands()]
 
 
@@ -79,3 +82,16 @@ def test_wrong_use_exits_with_2_and_without_a_traceback(words: list[str], tmp_pa
     assert "Usage:" in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied", "/results/figure1.json")
+
+    monkeypatch.setattr(main_module, "app", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main_module.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: /results/figure1.json: Permission denied.\n"
