@@ -78,12 +78,16 @@ def say_skipped(skipped: Iterable[tuple[object, str]]) -> None:
 class ProgressBar:
     """A bar on standard error with count, rate and time left, removed at the end. Use as a context manager.
 
+    Nothing is shown if standard error is not a terminal.
     unit: what is counted, such as "images"; "bytes" are shown as kB, MB or GB.
     """
 
     def __init__(self, title: str = "", unit: str = "", *, total: float | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), _Count(), _Rate(), TextColumn("{task.fields[state]}"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=messages(), transient=True)
+        console = messages()
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
         self._task = self._progress.add_task(title, total=total, unit=unit, state="")
         self._title = title
 

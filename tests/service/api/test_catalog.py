@@ -232,7 +232,7 @@ def test_a_snapshot_restores_to_the_same_answers(
     own_client.delete("/v1/images?where=rare:true")
     done = run(tmp_path / "other", "index", "restore", snapshot["path"])
     assert done.returncode == 0, done.stderr
-    assert "12 images, 12 vectors, made by tiny:1" in done.stderr
+    assert "12 images, 12 vectors of tiny:1" in done.stderr
     publish_tiny_model(tmp_path / "other")
     with thread_server(tmp_path / "other") as other:
         assert len(keys(other.client.get("/v1/images"))) == 12
