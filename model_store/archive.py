@@ -70,7 +70,7 @@ def import_version(store: ModelStore, source: Path, *, name: str | None = None) 
 def _manifest(source: Path, tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> Manifest:
     """Return the manifest after checking that the members are exactly the files that it lists."""
     if not members or members[0].name != MANIFEST_FILE or not members[0].isreg():
-        raise ModelArchiveError(source, f"it does not start with {MANIFEST_FILE}. Create it with fc7 models export")
+        raise ModelArchiveError(source, f"it does not start with {MANIFEST_FILE}. Create it with fc7 models save")
     if members[0].size > _MAX_MANIFEST_BYTES:
         raise ModelArchiveError(source, f"its {MANIFEST_FILE} is too large ({members[0].size:,} bytes)")
     file = tar.extractfile(members[0])

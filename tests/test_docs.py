@@ -1,4 +1,4 @@
-"""The documents say what the code does: every command, setting and path, and no link leads nowhere."""
+"""The documentation matches the code: commands, settings, endpoints and links."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.support.reference import REFERENCE, ROOT, commands, render
+from tests.test_layout import PACKAGES, source_files
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -18,9 +19,9 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_reference_is_that_of_the_code() -> None:
+def test_the_reference_is_up_to_date() -> None:
     assert REFERENCE.read_text(encoding="utf-8") == render(), (
-        "docs/reference.md is not up to date: python -m tests.support.reference"
+        "docs/reference.md is outdated. Run: python -m tests.support.reference"
     )
 
 
@@ -29,7 +30,7 @@ def test_every_command_has_help() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_to_a_file(page: os.PathLike[str]) -> None:
+def test_every_local_link_points_to_a_file(page: os.PathLike[str]) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
     local = [link for link in links if link and "://" not in link]
@@ -40,8 +41,23 @@ def test_every_link_leads_to_a_file(page: os.PathLike[str]) -> None:
 def test_every_command_and_setting_that_is_named_exists(page: os.PathLike[str]) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     known = render()
-    settings = set(re.findall(r"FC7_[A-Z_]*[A-Z]", text)) - {"FC7_BIND", "FC7_PUBLISH"}  # those two are compose's
+    settings = set(re.findall(r"FC7_[A-Z_]*[A-Z]", text)) - {
+        "FC7_BIND",
+        "FC7_PUBLISH",
+    }  # read only by docker-compose.yml
     assert [name for name in settings if f"`{name}`" not in known] == []
-    named = {name.strip() for name in re.findall(r"^\$? ?(fc7(?: [a-z]+)+)", text, re.MULTILINE)}
-    names = [name for name, _ in commands()]
-    assert [line for line in named if not any(f"{line} ".startswith(f"{name} ") for name in names)] == []
+    named = set(re.findall(r"(?:^ *\$? ?|`)(fc7(?: [a-z][a-z0-9-]*)+)", text, re.MULTILINE))
+    assert sorted(line for line in named if not _exists(line)) == []
+
+
+def test_every_command_named_in_the_code_exists() -> None:
+    groups = {name.split()[1] for name, _ in commands() if name.count(" ") > 1}
+    pattern = re.compile(rf"fc7 (?:{'|'.join(sorted(groups))}) [a-z][a-z0-9-]*")
+    for path in source_files(".py", below=PACKAGES):
+        named = pattern.findall((ROOT / path).read_text(encoding="utf-8"))
+        assert [line for line in named if not _exists(line)] == [], path
+
+
+def _exists(line: str) -> bool:
+    """Return whether the line starts with a command, or is a group of commands."""
+    return any(f"{line} ".startswith(f"{name} ") or name.startswith(f"{line} ") for name, _ in commands())

@@ -1,4 +1,4 @@
-"""The optional parts of the installation: a command that wants one says which, where it is missing."""
+"""Optional dependencies: a command that needs a missing package says how to install it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRAINING: Final = frozenset({"torch", "onnx", "matplotlib", "safetensors", "sci
 
 @contextmanager
 def training_extra() -> Iterator[None]:
-    """Turn a missing package of the extra `train` into its error; any other missing module is our mistake."""
+    """Raise MissingExtraError if an import in the block fails for a package of the extra `train`."""
     try:
         yield
     except ModuleNotFoundError as error:

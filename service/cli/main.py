@@ -1,66 +1,122 @@
-"""The command `fc7`: puts the groups of commands together and turns errors into exit codes.
+"""The command `fc7`: assembles the groups of commands and turns errors into exit codes.
 
-Exit codes: 0 done, 1 an error that the message explains, 2 a wrong use of the command, 130 stopped by Ctrl-C.
-Does not: import torch; the commands that train import it when they run.
+Exit codes: 0 success, 1 an error explained by the message, 2 wrong use of a command, 130 stopped by Ctrl-C.
+Out of scope: importing torch; the commands that train import it when they run.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+from enum import StrEnum
+from importlib import metadata
+from typing import Annotated, Any
 
+import structlog
 import typer
-from rich.console import Console
-from rich.markup import escape
+from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error
-from service.cli import query, serve
+from service.cli import console, query, serve
 from service.cli.codes import commands as codes
 from service.cli.index import commands as index
 from service.cli.index import files as index_files
 from service.cli.models import commands as models
 from service.cli.models import quantize, versions
-from service.cli.training import ablate, data, demo, evaluate, imports, paper, report, train
+from service.cli.training import ablate, data, demo, evaluate, export, imports, paper, report, train
+
+
+class Panel(StrEnum):
+    """Headings of `fc7 --help`, in order."""
+
+    START = "Start"
+    TRAIN = "Train"
+    SERVE = "Serve"
+    MODELS = "Models"
+    INDEX = "Index"
+    RESEARCH = "Research"
+
+
+class _PanelGroup(TyperGroup):
+    """Lists commands by panel: Typer would list every group after every command."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = [str(panel) for panel in Panel]
+        panels = {name: str(getattr(command, "rich_help_panel", "")) for name, command in self.commands.items()}
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(panels[name]))
+
 
 app = typer.Typer(
     name="fc7",
-    help="Train an AlexNet on your images, and serve what each one is and what looks like it.",
+    cls=_PanelGroup,
+    help="Train an AlexNet on your images, then classify images and find similar ones with it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo.demo)
-app.add_typer(data.app, name="data")
-app.command()(train.train)
-app.command()(ablate.ablate)
-app.command()(evaluate.evaluate)
-app.command()(evaluate.export)
-app.command()(report.report)
-app.add_typer(imports.app)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"fc7 {metadata.version('fc7')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # Standard output is for results. A library's warning goes to standard error.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+
+
+app.command(rich_help_panel=Panel.START)(demo.demo)
+app.command(rich_help_panel=Panel.START)(serve.config)
+app.add_typer(data.app, rich_help_panel=Panel.TRAIN)
+app.command(rich_help_panel=Panel.TRAIN)(train.train)
+app.command(rich_help_panel=Panel.TRAIN)(evaluate.evaluate)
+app.command(rich_help_panel=Panel.TRAIN)(export.export)
+app.command(rich_help_panel=Panel.SERVE)(serve.serve)
+app.command(rich_help_panel=Panel.SERVE)(query.classify)
+app.command(rich_help_panel=Panel.SERVE)(query.search)
 models.app.command()(quantize.quantize)
-app.add_typer(models.app)
-models.app.command("compare")(versions.compare_versions)
-models.app.command()(versions.export)
-models.app.command("import")(versions.import_archive)
+models.app.command()(versions.compare)
+models.app.command()(versions.save)
+models.app.command()(versions.load)
 models.app.command()(versions.remove)
 models.app.command()(versions.verify)
-app.add_typer(index.app)
+app.add_typer(models.app, rich_help_panel=Panel.MODELS)
+app.add_typer(imports.app, rich_help_panel=Panel.MODELS)
 index.app.command()(index_files.snapshot)
 index.app.command()(index_files.restore)
 index.app.command()(index_files.export)
 index.app.command()(index_files.duplicates)
-index.app.command("verify")(index_files.verify_command)
-app.add_typer(codes.app)
-app.add_typer(paper.app)
-app.command()(serve.serve)
-app.command()(serve.config)
-app.command()(query.classify)
-app.command()(query.search)
+index.app.command()(index_files.verify)
+app.add_typer(index.app, rich_help_panel=Panel.INDEX)
+app.add_typer(codes.app, rich_help_panel=Panel.INDEX)
+app.command(rich_help_panel=Panel.RESEARCH)(report.report)
+app.command(rich_help_panel=Panel.RESEARCH)(ablate.ablate)
+app.add_typer(paper.app, rich_help_panel=Panel.RESEARCH)
 
 
 def main() -> None:
-    """Run the command line; every `Fc7Error` becomes one clear line on standard error and exit code 1."""
+    """Run the command line.
+
+    An `Fc7Error`, or an `OSError` about a file, becomes one line on standard error and exit code 1.
+    """
     try:
         app()
     except Fc7Error as error:
-        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)), highlight=False)
+        console.error(error)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        console.error(f"{error.filename}: {error.strerror}.")
         sys.exit(1)

@@ -1,6 +1,6 @@
-"""`fc7 serve` and `fc7 config`: the service, and the settings that it would take.
+"""`fc7 serve` and `fc7 config`: the HTTP service and its settings.
 
-Does not: hold anything of its own; settings come from the environment, the options win over them.
+Settings come from the environment; command line options take precedence over them.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from service.settings import describe, load_settings, unknown_variables, variable
-
-Home = Annotated[Path | None, typer.Option(help="Folder of models and index [FC7_HOME].", show_default=False)]
+from service.cli import console
+from service.cli.options import AsJson, Device, Home
+from service.settings import SettingLine, describe, load_settings, unknown_variables, variable
 
 
 def serve(
     home: Home = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [FC7_HOST].", show_default=False)] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [FC7_PORT].", show_default=False)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N [FC7_DEVICE].", show_default=False)
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="FC7_HOST")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 picks a free one.", show_default="FC7_PORT")
     ] = None,
+    device: Device = None,
 ) -> None:
-    """Answer over HTTP until told to stop. Every setting: fc7 config."""
-    # Here, because the other commands need not wait for them.
+    """Serve the active model and the index over HTTP until stopped by Ctrl-C or SIGTERM."""
+    # Imported here so that the other commands start faster.
     from service.app import create_app  # noqa: PLC0415
     from service.inference.memory import limit_arenas  # noqa: PLC0415
     from service.observability.logs import configure_process, make_logger  # noqa: PLC0415
@@ -45,12 +44,35 @@ def serve(
     sys.exit(run(create_app(settings), settings, listener))
 
 
-def config() -> None:
-    """Print every setting with its value and where it comes from; keys are hidden."""
-    settings = load_settings()
-    table = Table("setting", "value", "source", "meaning", box=None, header_style="bold")
-    for line in describe(settings):
-        table.add_row(line.variable, line.value, line.source, line.description)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+def config(*, as_json: AsJson = False) -> None:
+    """Print every setting with its value and its source; secrets are hidden."""
+    lines = list(describe(load_settings()))
+    if as_json:
+        console.print_json(
+            [
+                {
+                    "variable": line.variable,
+                    "value": _value(line) or None,
+                    "source": line.source,
+                    "description": line.description,
+                }
+                for line in lines
+            ]
+        )
+    else:
+        table = Table("setting", "value", "source", "meaning", box=None, header_style="bold")
+        for line in lines:
+            table.add_row(line.variable, _value(line), line.source, line.description)
+        console.results().print(table)
     for sentence in unknown_variables(os.environ):
-        Console(stderr=True, soft_wrap=True).print(f"[bold yellow]warning:[/] {sentence}", highlight=False)
+        console.warn(sentence)
+    if not as_json:
+        console.next_step("set variables in the environment, then fc7 serve")
+
+
+def _value(line: SettingLine) -> str:
+    """Return the value to show; paths are absolute."""
+    is_path = line.variable == variable("home") or (
+        line.variable == variable("index_uri") and line.value and "://" not in line.value
+    )
+    return str(Path(line.value).absolute()) if is_path else line.value

@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the code: every command, every setting, every path.
+"""Writes docs/reference.md from the code: every command, setting and HTTP endpoint.
 
 python -m tests.support.reference
 """
@@ -21,43 +21,43 @@ OPENAPI = ROOT / "docs" / "openapi.json"
 _HEAD = """\
 # Reference
 
-Every command, setting and path, from the code itself (`python -m tests.support.reference` writes this page).
-`fc7 COMMAND --help` has a command's options, [openapi.json](openapi.json) what a path takes and answers.
+This page lists every command, setting and HTTP endpoint. It is generated from the code by
+`python -m tests.support.reference`. `fc7 COMMAND --help` describes the options of a command, and
+[openapi.json](openapi.json) the parameters and responses of an endpoint.
 """
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Yield each command of the command line and its help, in the order of `fc7 --help`."""
+    """Yield each command and the first paragraph of its help, in the order of `fc7 --help`."""
     yield from _commands("fc7", typer.main.get_command(app))
 
 
 def _commands(name: str, command: Any) -> Iterator[tuple[str, str]]:
-    children = getattr(command, "commands", None)
-    if children is None:
+    if not hasattr(command, "commands"):
         yield name, (command.help or "").split("\n\n")[0].replace("\n", " ")
         return
-    for child, below in children.items():
-        yield from _commands(f"{name} {child}", below)
+    for child in command.list_commands(None):
+        yield from _commands(f"{name} {child}", command.commands[child])
 
 
-def paths() -> Iterator[tuple[str, str]]:
-    """Yield each method and path of the kept OpenAPI document with its summary."""
+def endpoints() -> Iterator[tuple[str, str]]:
+    """Yield each method and path of docs/openapi.json with its summary."""
     for path, methods in json.loads(OPENAPI.read_text(encoding="utf-8"))["paths"].items():
         for method, operation in methods.items():
             yield f"{method.upper()} {path}", operation["summary"]
 
 
 def render() -> str:
-    """Return the page."""
+    """Return the content of docs/reference.md."""
     settings = [
         (f"`{line.variable}`", f"`{line.value}`" if line.value else "", line.description)
         for line in describe(load_settings())
     ]
     return (
         _HEAD
-        + _table("Commands", ("command", "what it does"), [(f"`{name}`", text) for name, text in commands()])
-        + _table("Settings", ("variable", "default", "meaning"), settings)
-        + _table("Paths", ("path", "what it does"), [(f"`{name}`", text) for name, text in paths()])
+        + _table("Commands", ("command", "description"), [(f"`{name}`", text) for name, text in commands()])
+        + _table("Settings", ("variable", "default", "description"), settings)
+        + _table("Endpoints", ("endpoint", "description"), [(f"`{name}`", text) for name, text in endpoints()])
     )
 
 

@@ -1,83 +1,79 @@
-"""`fc7 codes`: train the auto-encoder that makes binary codes of the index's vectors, and hold it against other codes.
+"""`fc7 codes train|evaluate`: train the auto-encoder of binary codes on the index's vectors, and compare codes.
 
-Promises: both commands read the index beside a running server, and change nothing in it; a server takes the codes at
-the next search with mode=codes.
-Does not: import torch unless a command runs; the serving installation has no torch, and says so.
+Guarantees: both commands only read the index and work while a server is running. A server uses new codes at its next
+search with mode=codes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from index.local.index import LocalImageIndex
 from index.records import IndexOptions
 from model_store.code_store import BITS, CodesManifest, CodeStore
 from model_store.store import ModelStore
+from service.cli import console
 from service.cli.extras import training_extra
+from service.cli.options import AsJson, Home
 from service.factory import check_local
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from index.search.code_quality import Judged
 
-    from numpy.typing import NDArray
+app = typer.Typer(
+    name="codes", help="Train and evaluate binary codes for search with mode=codes.", no_args_is_help=True
+)
 
-    from index.search.code_quality import CodeQuality
-
-app = typer.Typer(name="codes", help="Binary codes of the index's vectors, for mode=codes.", no_args_is_help=True)
-
-
-Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
 Sizes = Annotated[
     list[str] | None,
-    typer.Option("--bits", help="64, 128 or 256, the default; may be repeated.", metavar="BITS", show_default=False),
+    typer.Option("--bits", help="Bits per code: 64, 128 or 256. Can be repeated.", metavar="BITS", show_default="256"),
 ]
-Plain = Annotated[bool, typer.Option("--plain", help="Reconstruction alone, without the term for neighbours.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the vectors.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of initial weights and order.")]
 
 
 def _bits(text: str) -> int:
     if text not in map(str, BITS):
-        raise typer.BadParameter(f"{text!r} is not 64, 128 or 256", param_hint="--bits")
+        raise typer.BadParameter(f"{text!r} is not 64, 128 or 256.", param_hint="--bits")
     return int(text)
 
 
 @app.command()
 def train(
     *,
-    bits: Annotated[str, typer.Option("--bits", help="64, 128 or 256.", metavar="BITS")] = "256",
+    bits: Annotated[str, typer.Option("--bits", help="Bits per code: 64, 128 or 256.", metavar="BITS")] = "256",
     epochs: Epochs = 20,
-    limit: Annotated[int, typer.Option(min=256, help="Most vectors to train on, drawn from the index.")] = 100_000,
-    plain: Plain = False,
+    limit: Annotated[int, typer.Option(min=256, help="Most vectors to train on, sampled from the index.")] = 100_000,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Train for reconstruction alone, without the loss term for neighbors.")
+    ] = False,
     seed: Seed = 0,
     home: Home = None,
 ) -> None:
-    """Train the auto-encoder on the vectors of the index, and put it beside the model."""
+    """Train the auto-encoder of binary codes on the index's vectors and store it for the active model."""
     count = _bits(bits)
     with training_extra():
         from model_store.training.autoencoder import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
     options = (CodeOptions.of_plain_form if plain else CodeOptions)(count, epochs=epochs, seed=seed)
     settings = load_settings(home=home)
-    with _index(home) as (index, fingerprint):
+    with _open_index(settings) as (index, fingerprint):
         vectors = index.spaces.active.searcher.sample(limit, seed=seed)
     if len(vectors) < 2:
-        raise typer.BadParameter(f"the index has {len(vectors)} vectors: add images first", param_hint="--home")
-    with _bar(f"training {count} bits") as advance:
-        trained = train_codes(vectors, options, advance)
+        raise typer.BadParameter(f"the index has {len(vectors)} vectors: add images first.", param_hint="--home")
+    with console.ProgressBar(f"training {count} bits", "steps") as bar:
+        trained = train_codes(vectors, options, lambda step, steps, loss: bar.update(step, steps, f"loss {loss:.3f}"))
     content = export_codes(trained.net, vectors)
     manifest = CodesManifest(
         bits=count,
@@ -89,9 +85,11 @@ def train(
         training=asdict(options),
     )
     folder = CodeStore(settings.home).publish(content, manifest)
-    Console(soft_wrap=True, highlight=False).print(
-        f"{len(vectors):,} vectors, {trained.loss:.1%} of their variance left by {count} bits. Written: {folder}"
+    console.say(
+        f"Trained on {len(vectors):,} vectors; {count} bits leave {trained.loss:.1%} of their variance unexplained. "
+        f"The codes are in {folder}."
     )
+    console.next_step(f"fc7 search IMAGE --mode codes, or fc7 codes evaluate --bits {count}")
 
 
 @app.command()
@@ -99,115 +97,70 @@ def evaluate(
     *,
     bits: Sizes = None,
     classes: Annotated[
-        str, typer.Option("--class", metavar="FIELD", help="Metadata field of the class; unset: the key's folder.")
+        str,
+        typer.Option(
+            "--class", metavar="FIELD", help="Metadata field with the class.", show_default="the folder in the key"
+        ),
     ] = "",
-    queries: Annotated[int, typer.Option(min=1, help="How many of the images are queries.")] = 500,
-    limit: Annotated[int, typer.Option(min=256, help="Most images to search in, drawn from the index.")] = 20_000,
+    queries: Annotated[int, typer.Option(min=1, help="Number of images used as queries.")] = 500,
+    limit: Annotated[int, typer.Option(min=256, help="Most images to search, sampled from the index.")] = 20_000,
     pixels: Annotated[
-        bool, typer.Option("--pixels/--no-pixels", help="Also raw pixels (32x32) and an auto-encoder of them.")
+        bool, typer.Option("--pixels/--no-pixels", help="Compare raw pixels (32x32) and an auto-encoder of them.")
     ] = True,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Also auto-encoders by reconstruction alone, trained here.")
+        bool, typer.Option("--plain", help="Also train and compare auto-encoders by reconstruction alone.")
     ] = False,
     epochs: Epochs = 20,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the figures into this PNG file.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="PNG file to draw the results into.")] = None,
     home: Home = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Hold the trained codes against others of the same size: recall, classes, bytes, speed."""
-    counts = sorted({_bits(each) for each in bits or ["256"]})
-    for path, option in ((out, "--out"), (plot, "--plot")):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {path.parent}", param_hint=option)
+    """Compare the trained codes with other codes of the same size: recall, class precision, size and speed."""
+    sizes = sorted({_bits(each) for each in bits or ["256"]})
+    if plot is not None and not plot.resolve().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {plot.parent}.", param_hint="--plot")
     with training_extra():
         import matplotlib as _  # noqa: F401, PLC0415 - before the work
-
-        from model_store.training.autoencoder import CodeOptions, train_codes  # noqa: PLC0415 - torch
-    from index.search.code_quality import (  # noqa: PLC0415
-        EvaluationSet,
-        Search,
-        exact_search,
-        hamming_search,
-        measure_code,
-        standard_codes,
-    )
-    from service.cli.codes.data import collect, raw_pixels  # noqa: PLC0415
+        import torch as _torch  # noqa: F401, PLC0415
+    from service.cli.codes.comparison import ComparisonOptions, compare_codes  # noqa: PLC0415 - faiss
+    from service.cli.codes.data import collect  # noqa: PLC0415
 
     settings = load_settings(home=home)
-    console = Console(soft_wrap=True, highlight=False)
-    with _index(home) as (index, fingerprint):
-        sample = collect(index, classes or None, limit, seed)
-        small = raw_pixels(index, sample.keys) if pixels else None
+    with _open_index(settings) as (index, fingerprint):
+        sample = collect(index, classes or None, limit, seed, pixels=pixels)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(sample.keys))[:queries])
-    collection = EvaluationSet(sample.vectors, sample.classes, chosen)
-    exact = collection.exact()
-    judged: list[CodeQuality] = []
-
-    def add(name: str, size: int, search: Search, rows: NDArray[np.float32] | None = None) -> None:
-        judged.append(measure_code(name, size, search, collection, exact, rows=rows))
-
-    def train_and_add(name: str, count: int, rows: NDArray[np.float32], options: CodeOptions) -> None:
-        with _bar(f"training {count} bits, {name}") as advance:
-            net = train_codes(rows, options, advance).net
-        add(name, count // 8, hamming_search(net.bits(rows), net.bits), rows)
-
-    add("exact fc7", 2 * sample.vectors.shape[1], exact_search(sample.vectors))
-    if small is not None:
-        add("raw pixels", small.shape[1], exact_search(small), small)
-    for count in counts:
-        usual, without = (make(count, epochs=epochs, seed=seed) for make in (CodeOptions, CodeOptions.of_plain_form))
-        encoder = CodeStore(settings.home).find(fingerprint, count)
-        if encoder is not None:
-            add("auto-encoder", count // 8, hamming_search(encoder.encode_bits(sample.vectors), encoder.encode_bits))
-        else:
-            console.print(f"There is no auto-encoder of {count} bits for this model: fc7 codes train --bits {count}")
-        if plain:
-            train_and_add("auto-encoder, plain", count, sample.vectors, without)
-        for code in standard_codes(sample.vectors, count):
-            add(code.name, count // 8, code.search)
-        if small is not None:
-            train_and_add("auto-encoder of pixels", count, small, usual)
-            if plain:
-                train_and_add("auto-encoder of pixels, plain", count, small, without)
-    console.print(_table(judged))
-    console.print(
-        f"{len(sample.keys):,} images, {len(chosen):,} of them queries, "
-        + ("no classes" if sample.classes is None else f"{len(set(sample.classes.tolist()))} classes")
+    judged = compare_codes(
+        sample,
+        chosen,
+        ComparisonOptions(sizes, epochs, seed, plain),
+        partial(CodeStore(settings.home).find, fingerprint),
     )
-    if out is not None:
-        out.write_text(json.dumps([asdict(each) for each in judged], indent=2) + "\n")
     if plot is not None:
         from service.cli.codes.plot import draw_codes  # noqa: PLC0415 - matplotlib
 
         draw_codes(judged, plot)
+    if as_json:
+        console.print_json([asdict(each) for each in judged])
+        return
+    console.results().print(_table(judged))
+    console.say(
+        f"{len(sample.keys):,} images, {len(chosen):,} of them queries, "
+        + ("no classes" if sample.classes is None else f"{len(set(sample.classes.tolist()))} classes")
+    )
+    console.next_step("fc7 search IMAGE --mode codes")
 
 
 @contextmanager
-def _index(home: Path | None) -> Iterator[tuple[LocalImageIndex, str]]:
-    """Open the index of the active model to read."""
-    settings = load_settings(home=home)
+def _open_index(settings: Settings) -> Iterator[tuple[LocalImageIndex, str]]:
+    """Open the index of the active model read-only."""
     check_local(settings, "binary codes are learned from an index in FC7_HOME", "Unset FC7_INDEX_URI for that.")
     artifact = ModelStore(settings.home).active_artifact(verify=False)
     with LocalImageIndex.open(settings.home, IndexOptions(artifact.fingerprint, artifact.id, read_only=True)) as index:
         yield index, artifact.fingerprint
 
 
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, loss=1.0)
-        yield lambda step, steps, loss: bar.update(task, completed=step, total=steps, loss=loss)
-
-
-def _table(judged: list[CodeQuality]) -> Table:
+def _table(judged: list[Judged]) -> Table:
     table = Table(
         "code", "bytes", "recall@10", "10 in 100", "class precision@6", "mAP", "queries/s", box=None, header_style="dim"
     )

@@ -1,7 +1,4 @@
-"""What `fc7 codes evaluate` reads from an index: vectors, classes and raw pixels of a sample of its images.
-
-Does not: change the index.
-"""
+"""Reads a sample of an index's images for `fc7 codes evaluate`: vectors, classes and raw pixels."""
 
 from __future__ import annotations
 
@@ -17,21 +14,25 @@ from PIL import Image
 from index.errors import PictureNotFoundError
 from index.local.index import LocalImageIndex
 
-SIDE: Final = 32  # of the raw pixels that are compared, as CIFAR's
+SIDE: Final = 32  # pixels, as in CIFAR-10
 _PAGE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """keys: n of them; vectors: float32 [n, 4096]; classes: int64 [n], None when there is one class or none."""
+    """n images of an index. pixels is None if they were not requested or an image has no stored picture."""
 
     keys: list[str]
-    vectors: NDArray[np.float32]
-    classes: NDArray[np.int64] | None
+    vectors: NDArray[np.float32]  # [n, 4096]
+    classes: NDArray[np.int64] | None  # [n]; None for fewer than two classes
+    pixels: NDArray[np.float32] | None  # [n, 3072], from 0 to 255
 
 
-def collect(index: LocalImageIndex, field: str | None, limit: int, seed: int) -> Sample:
-    """Return up to `limit` images that have a vector; the class is in the metadata's `field`, or the key's folder."""
+def collect(index: LocalImageIndex, field: str | None, limit: int, seed: int, *, pixels: bool) -> Sample:
+    """Return up to `limit` images that have a vector.
+
+    field: the metadata field with the class; None for the folder in the key. pixels: read the stored pictures too.
+    """
     found: list[tuple[str, str]] = []
     cursor = None
     while True:
@@ -49,11 +50,12 @@ def collect(index: LocalImageIndex, field: str | None, limit: int, seed: int) ->
     names = sorted({name for _, name in kept})
     classes = np.array([names.index(name) for _, name in kept], np.int64) if len(names) > 1 else None
     rows = np.array([vectors[key] for key, _ in kept], np.float32).reshape(len(kept), -1)
-    return Sample([key for key, _ in kept], rows, classes)
+    keys = [key for key, _ in kept]
+    return Sample(keys, rows, classes, _raw_pixels(index, keys) if pixels else None)
 
 
-def raw_pixels(index: LocalImageIndex, keys: Sequence[str]) -> NDArray[np.float32] | None:
-    """Return the stored pictures at 32x32, float32 [n, 3072] from 0 to 255; None when one has no picture."""
+def _raw_pixels(index: LocalImageIndex, keys: Sequence[str]) -> NDArray[np.float32] | None:
+    """Return the stored pictures at 32x32, float32 [n, 3072] from 0 to 255, or None if an image has no picture."""
     rows = np.empty((len(keys), 3 * SIDE * SIDE), np.float32)
     try:
         for number, key in enumerate(keys):

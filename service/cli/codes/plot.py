@@ -1,8 +1,7 @@
-"""The picture of what `fc7 codes evaluate` found: recall, class precision and mAP against bits, a line a code.
+"""Plot of `fc7 codes evaluate`: recall, class precision and mAP by bits, with one line per code.
 
-Promises: one PNG, whole or not there; a code has the same colour in every panel; what has no bits (exact fc7, raw
-pixels) is a dashed line over all of them.
-Does not: import matplotlib unless called, judge.
+Guarantees: the PNG file is written atomically; a code has the same color in every panel; results without bits (exact
+fc7, raw pixels) are dashed horizontal lines.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from model_store.durable import write_atomic
 
 _DPI: Final = 90
 _PANELS: Final = (
-    ("recall", "recall@10 of the exact neighbours"),
+    ("recall", "recall@10 of the exact neighbors"),
     ("recall_wide", "exact 10 found in the first 100"),
     ("precision", "class precision@6"),
     ("mean_average_precision", "class mAP"),
 )
-_MOST_BYTES: Final = 64  # of a code; what takes more is no code
+_MOST_BYTES: Final = 64  # per code; larger entries are vectors or pixels
 
 
-def draw_codes(judged: Sequence[CodeQuality], path: Path) -> None:
-    """Draw what was judged, of one collection, at one or several sizes. Raises OSError."""
+def draw_codes(judged: Sequence[Judged], path: Path) -> None:
+    """Draw results of one collection, at one or several sizes. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - of the extra `train`
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -40,16 +39,16 @@ def draw_codes(judged: Sequence[CodeQuality], path: Path) -> None:
     for axes, (field, title) in zip(grid, panels, strict=False):
         for number, name in enumerate(names):
             points = sorted((8 * each.bytes, getattr(each, field)) for each in judged if each.name == name)
-            colour = f"C{number % 10}"
+            color = f"C{number % 10}"
             if points[0][0] > 8 * _MOST_BYTES:
-                axes.axhline(points[0][1], color=colour, linestyle="--", linewidth=1.2, label=name)
+                axes.axhline(points[0][1], color=color, linestyle="--", linewidth=1.2, label=name)
             else:
-                axes.plot(*zip(*points, strict=True), color=colour, marker="os^Dv"[number // 10 % 5], label=name)
+                axes.plot(*zip(*points, strict=True), color=color, marker="os^Dv"[number // 10 % 5], label=name)
         sizes = sorted({8 * each.bytes for each in judged if each.bytes <= _MOST_BYTES})
         if sizes:
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [f"{size}" for size in sizes])
-        axes.set_xlabel("bits a vector")
+        axes.set_xlabel("bits per vector")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
     figure.legend(*next(iter(figure.axes)).get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)

@@ -1,1 +1,1 @@
-"""`fc7 index`: build, search and keep the image index."""
+"""`fc7 index`: build, inspect, copy and export the image index."""

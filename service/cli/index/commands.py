@@ -1,28 +1,18 @@
-"""`fc7 index`: put a folder of images into the index, look at it, and take it to another model.
+"""`fc7 index build|reembed|stats`: fill the image index, inspect it, and migrate it to another model.
 
-`build` works on this machine, or with `--ray` on a cluster (`service.cli.index.ray`).
-Does not: need the server; while one has the index open, only `stats` works (all do where it is on Milvus).
+`build` runs on this machine, or with `--ray` on a cluster (`service.cli.index.ray`).
+Out of scope: working through a server. While a server has a local index open, only `stats` works; on Milvus all do.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from index.bulk.folder import build_index, relative_path
@@ -34,77 +24,86 @@ from index.milvus.reembed import reembed_on_milvus
 from index.records import IndexOptions, IndexStats
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
-from service.cli.index.ray import BuildOptions, build_on_ray, print_json
-from service.factory import milvus_address, open_index_of, read_stats_of, runner_options
+from service.cli import console
+from service.cli.index.ray import BuildOptions, build_on_ray, report_values
+from service.cli.options import AsJson, Home, ModelOption, find_version
+from service.factory import milvus_of, open_index_of, read_stats_of, runner_options
 from service.settings import Settings, load_settings
 
-app = typer.Typer(name="index", help="Fill the image index and look at it.", no_args_is_help=True)
-INTERRUPTED = 130
-_MOST_LISTED = 20
+app = typer.Typer(name="index", help="Build, inspect, copy and export the image index.", no_args_is_help=True)
 
-Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
-Model = Annotated[str | None, typer.Option(help="A version such as solar:1; the active one by default.")]
-BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images in one run and one commit.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images per run and per commit.")]
 
 
 @app.command()
 def build(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder of images, at any depth; with --ray also a URI (s3://...).")
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder of images at any depth; with --ray also a URI such as s3://..."),
     ],
     *,
     home: Home = None,
-    model: Model = None,
+    model: ModelOption = None,
     batch_size: BatchSize = 32,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Take the index to this model; images not in SOURCE leave the search.")
+        bool, typer.Option("--rebuild", help="Rebuild for this model; images outside SOURCE are no longer searchable.")
     ] = False,
-    key_prefix: Annotated[str, typer.Option(help="Put before each key, which is the path within SOURCE.")] = "",
+    key_prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Text before each key, which is the path within SOURCE.")
+    ] = "",
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Embed on a Ray cluster: local (started here), auto, or HOST:PORT."),
+        typer.Option(
+            metavar="ADDRESS",
+            help="Embed on a Ray cluster: local (started here), auto (a running one) or HOST:PORT.",
+            show_default=False,
+        ),
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(min=1, help="With --ray: how many embed; as many as there is room for by default.")
+        int | None,
+        typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Add every image in SOURCE. Run it again to go on after an interruption, or to add what is new."""
-    console = Console(stderr=True)
+    """Add every image in SOURCE to the index; images that are already indexed are skipped, so it can be resumed."""
     settings = load_settings(home=home)
     if actors is not None and ray is None:
-        raise typer.BadParameter("it is about a Ray cluster: give --ray too", param_hint="--actors")
+        raise typer.BadParameter("it requires --ray.", param_hint="--actors")
     if ray is None and is_uri(source):
         raise SourceError(source, "without --ray only folders are; `--ray local` reads this on one machine")
-    began = time.perf_counter()
+    started = time.perf_counter()
     options = BuildOptions(model, batch_size, key_prefix, rebuild)
-    with _progress(console) as bar:
-        show = partial(_show, bar, bar.add_task("indexing", total=None, rate=""))
+    with console.ProgressBar("indexing", "images") as bar:
+
+        def show(so_far: BuildReport) -> None:
+            bar.update(so_far.seen, so_far.total)
+
         if ray is None:
             report, stats = _build_here(settings, Path(source), options, show)
         else:
             report, stats = build_on_ray(settings, source, options, show, address=ray, actors=actors)
+    seconds = time.perf_counter() - started
     if as_json:
-        print_json(report, time.perf_counter() - began)
-    _list_skipped(console, [(str(path), reason) for path, reason in report.skipped])
-    console.print(
-        f"{report.seen} of {report.total} images seen: {report.added} added, {report.replaced} replaced, "
-        f"{report.unchanged} unchanged, {len(report.skipped)} skipped. "
-        f"The index has {stats.vectors} images of {stats.model}.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if stats.images > stats.vectors:
-        console.print(
-            f"{stats.images - stats.vectors} images have no vector of {stats.model}, and search does not find them: "
-            "fc7 index reembed",
-            highlight=False,
-            soft_wrap=True,
-        )
-    _stop_if_interrupted(console, interrupted=report.interrupted)
+        console.print_json(report_values(report, seconds))
+    _print_summary(report, stats, seconds)
+    _exit_if_interrupted(interrupted=report.interrupted)
     if len(report.skipped) == report.total:
         raise FolderError(source, f"has no image that can be read: all {report.total} were skipped.")
-    console.print("Next: fc7 search PHOTO, or fc7 serve.", highlight=False)
+    console.next_step("fc7 search IMAGE, or fc7 serve")
+
+
+def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> None:
+    console.say_skipped(report.skipped)
+    console.say(
+        f"{report.seen} of {report.total} images seen: {report.added} added, {report.replaced} replaced, "
+        f"{report.unchanged} unchanged, {len(report.skipped)} skipped, in {seconds:.1f} s "
+        f"({report.seen / seconds:.1f} images/s). The index has {stats.vectors} images of {stats.model}."
+    )
+    if stats.images > stats.vectors:
+        console.warn(
+            f"{stats.images - stats.vectors} images have no vector of {stats.model} and search does not find them. "
+            "Run: fc7 index reembed"
+        )
 
 
 def _build_here(
@@ -129,40 +128,35 @@ def _build_here(
         return report, index.stats()
 
 
-def _show(bar: Progress, task: TaskID, so_far: BuildReport) -> None:
-    bar.update(task, total=so_far.total or None, completed=so_far.seen, rate=_rate(bar, so_far.seen))
-
-
 @app.command("reembed")
-def reembed_command(home: Home = None, model: Model = None, batch_size: BatchSize = 32) -> None:
-    """Make the vectors of another model from the stored pictures, and switch to it when all are made."""
-    console = Console(stderr=True)
+def reembed_command(home: Home = None, model: ModelOption = None, batch_size: BatchSize = 32) -> None:
+    """Compute another model's vectors from the stored pictures, and switch the index to them when all are done."""
     settings = load_settings(home=home)
     runner = _runner(settings, model)
-    with _progress(console) as bar:
-        task = bar.add_task("embedding", total=None, rate="")
+    with console.ProgressBar("embedding", "images") as bar:
 
         def show(so_far: ReembedReport) -> None:
-            done = so_far.embedded + len(so_far.skipped)
-            bar.update(task, total=so_far.total, completed=done, rate=_rate(bar, done))
+            bar.update(so_far.embedded + len(so_far.skipped), so_far.total)
 
         report = _reembed(settings, runner, batch_size, show)
-    _list_skipped(console, report.skipped)
-    console.print(
+    console.say_skipped(report.skipped)
+    console.say(
         f"{report.embedded} of {report.total} images embedded with {runner.artifact.embedder}, "
-        f"{len(report.skipped)} skipped.",
-        highlight=False,
-        soft_wrap=True,
+        f"{len(report.skipped)} skipped."
     )
-    _stop_if_interrupted(console, interrupted=report.interrupted)
-    console.print(f"The index is one of {runner.artifact.embedder} now.", highlight=False)
+    _exit_if_interrupted(interrupted=report.interrupted)
+    console.say(f"The index now uses the vectors of {runner.artifact.embedder}.")
+    console.next_step("fc7 search IMAGE, or fc7 serve")
 
 
 @app.command()
-def stats(home: Home = None) -> None:
-    """Print how many images the index has, and how large it is; a running server does not mind."""
+def stats(*, home: Home = None, as_json: AsJson = False) -> None:
+    """Print how many images the index has, its model and its size; also while a server is running."""
     settings = load_settings(home=home)
     found = read_stats_of(settings)
+    if as_json:
+        console.print_json(asdict(found))
+        return
     table = Table(show_header=False, box=None)
     table.add_row("images", f"{found.images:,}")
     table.add_row("with a vector", f"{found.vectors:,}")
@@ -173,7 +167,8 @@ def stats(home: Home = None) -> None:
         table.add_row("on disk", f"{found.bytes_on_disk / 1e6:,.1f} MB")
     else:
         table.add_row("on Milvus", settings.index_uri)
-    Console().print(table, highlight=False)
+    console.results().print(table)
+    console.next_step("fc7 search IMAGE" if found.vectors else "fc7 index build DIR")
 
 
 def _reembed(
@@ -187,36 +182,10 @@ def _reembed(
 
 
 def _runner(settings: Settings, model: str | None) -> Runner:
-    store = ModelStore(settings.home)
-    artifact = store.active_artifact() if model is None else store.resolve(model)
-    return Runner(artifact, runner_options(settings, batches=True))
+    return Runner(find_version(ModelStore(settings.home), model), runner_options(settings, batches=True))
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-def _rate(bar: Progress, done: int) -> str:
-    elapsed = bar.tasks[0].elapsed
-    return f"{done / elapsed:.1f} images/s" if elapsed else ""
-
-
-def _list_skipped(console: Console, skipped: list[tuple[str, str]]) -> None:
-    for name, reason in skipped[:_MOST_LISTED]:
-        console.print(f"skipped {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    if len(skipped) > _MOST_LISTED:
-        console.print(f"... and {len(skipped) - _MOST_LISTED} more")
-
-
-def _stop_if_interrupted(console: Console, *, interrupted: bool) -> None:
+def _exit_if_interrupted(*, interrupted: bool) -> None:
     if interrupted:
-        console.print("Interrupted: what was counted is in the index; the same command goes on from there.")
-        raise typer.Exit(INTERRUPTED)
+        console.say("Interrupted. The images counted above are in the index; run the same command again to resume.")
+        raise typer.Exit(console.INTERRUPTED)

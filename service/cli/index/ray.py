@@ -1,14 +1,13 @@
-"""`fc7 index build --ray`: the same command on a Ray cluster, and its report as JSON.
+"""`fc7 index build --ray`: the same command on a Ray cluster, and its report as JSON values.
 
-Does not: import Ray before it is asked for.
+Ray is imported only when it is used.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Final
 
 from index.bulk.ray.build import ClusterBuild, ClusterReport
 from index.bulk.ray.cluster import join
@@ -17,15 +16,16 @@ from index.bulk.report import BuildReport
 from index.bulk.sources import open_source
 from index.records import IndexOptions, IndexStats
 from model_store.store import ModelStore
+from service.cli.options import find_version
 from service.factory import open_index_of, runner_options
 from service.settings import Settings
 
-_ROOM_FOR_BLOCKS = 400_000_000
+_BLOCK_BYTES: Final = 400_000_000  # object store memory for blocks of images
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What the command line says of a build, wherever it is done; `model` None takes the active version."""
+    """Options of a build on this machine or on a cluster. model: None for the active version."""
 
     model: str | None
     batch_size: int
@@ -42,21 +42,21 @@ def build_on_ray(
     address: str,
     actors: int | None,
 ) -> tuple[ClusterReport, IndexStats]:
-    """Add every image of `source` by the workers of a cluster; return what became of them, and of the index.
+    """Add every image of `source` with the workers of a cluster; return the report and the index's statistics.
 
-    actors: None takes as many as there is room for. Raises what `join`, `ClusterBuild.run`, opening a source and
-    opening an index raise.
+    actors: None starts as many as fit. Raises the errors of `join`, `ClusterBuild.run`, `open_source` and
+    `open_index_of`.
     """
     store = ModelStore(settings.home, precision=settings.precision)
-    artifact = (store.active_artifact() if options.model is None else store.resolve(options.model)).at(
-        settings.precision
-    )
+    artifact = find_version(store, options.model).at(settings.precision)
     files = open_source(source)
     files.check()
-    room = sum(entry.size for entry in artifact.manifest.files.values()) + _ROOM_FOR_BLOCKS
+    object_store_bytes = sum(entry.size for entry in artifact.manifest.files.values()) + _BLOCK_BYTES
     with (
-        open_index_of(settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)) as index,
-        join(address, object_store_bytes=room) as cluster,
+        open_index_of(
+            settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
+        ) as index,
+        join(address, object_store_bytes=object_store_bytes) as cluster,
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)
         cluster.check(files.location)
@@ -82,9 +82,9 @@ def build_on_ray(
         return report, index.stats()
 
 
-def print_json(report: BuildReport, seconds: float) -> None:
-    """Print a build's report, with the rates of its workers where it had some."""
-    values = {
+def report_values(report: BuildReport, seconds: float) -> dict[str, Any]:
+    """Return a build's report as JSON values, with the rates of its workers if it ran on a cluster."""
+    values: dict[str, Any] = {
         "total": report.total,
         "seen": report.seen,
         "added": report.added,
@@ -104,5 +104,4 @@ def print_json(report: BuildReport, seconds: float) -> None:
             }
             for name, stats in sorted(report.workers.items())
         }
-    json.dump(values, sys.stdout)
-    sys.stdout.write("\n")
+    return values

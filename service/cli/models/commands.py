@@ -1,48 +1,46 @@
-"""`fc7 models list|show|activate|rollback`: which versions there are, what they are, and which one is served.
+"""`fc7 models list|show|activate|rollback`: the published versions, and which one is active.
 
-Does not: load a graph, publish (`fc7 export` does), tell a running server: it serves its version until it starts again,
-or is told over HTTP.
+Out of scope: loading a graph; publishing (`fc7 export`); switching a running server, which keeps its version until it
+restarts or is switched over HTTP.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from model_store.artifact import Artifact
 from model_store.errors import NoActiveModelError
 from model_store.store import ActiveModels, ModelStore
+from service.cli import console
+from service.cli.completion import complete_model
+from service.cli.options import AsJson, Home, Model, find_version
 from service.settings import load_settings
 
 _CLASSES_SHOWN = 20
 
-app = typer.Typer(name="models", help="The published versions, and which of them is served.", no_args_is_help=True)
-
-Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+app = typer.Typer(
+    name="models", help="List, compare, activate, save and load published versions.", no_args_is_help=True
+)
 
 
 @app.command("list")
 def list_(*, home: Home = None, as_json: AsJson = False) -> None:
-    """Print every published version; the active one has a star."""
+    """List the published versions; the active one is marked with a star."""
     store = ModelStore(load_settings(home=home).home)
     artifacts, broken = store.scan()
     active = store.active()
     for error in broken:
-        _errors().print(f"[yellow]left out:[/] {escape(str(error))}")
+        console.warn(f"A version was left out: {error}")
     if as_json:
-        lines = [_summary(artifact) | {"active": _is_active(artifact, active)} for artifact in artifacts]
-        typer.echo(json.dumps(lines, ensure_ascii=False, indent=2))
+        console.print_json([_summary(artifact) | {"active": _is_active(artifact, active)} for artifact in artifacts])
         return
     if not artifacts:
-        Console(soft_wrap=True, highlight=False).print(str(NoActiveModelError()))
+        console.say(NoActiveModelError())
         return
     table = Table(
         "", "model", "classes", "top-1 error", "top-5 error", "published (UTC)", "size", box=None, header_style="dim"
@@ -58,31 +56,39 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
             f"{artifact.manifest.created:%Y-%m-%d %H:%M}",
             f"{_bytes(artifact) / 1e6:.0f} MB",
         )
-    Console().print(table)
+    console.results().print(table)
     if active is None:
-        _errors().print(str(NoActiveModelError([artifact.id for artifact in artifacts])))
+        console.say(NoActiveModelError([artifact.id for artifact in artifacts]))
+    else:
+        console.next_step("fc7 models show MODEL, or fc7 models activate MODEL")
 
 
 @app.command()
 def show(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="NAME or NAME:VERSION; the active one by default.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="NAME:VERSION, or NAME for its newest version.",
+            show_default="the active version",
+            autocompletion=complete_model,
+        ),
     ] = None,
     *,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a version's files with its manifest, and print what the manifest says."""
+    """Verify the checksums of a version's files and print its manifest."""
     store = ModelStore(load_settings(home=home).home)
-    artifact = store.active_artifact() if model is None else store.resolve(model)
+    artifact = find_version(store, model)
     if as_json:
-        typer.echo(artifact.manifest.model_dump_json(indent=2))
+        console.print_json(artifact.manifest.model_dump(mode="json"))
         return
     manifest, active = artifact.manifest, store.active()
-    console = Console(soft_wrap=True, highlight=False)
+    output = console.results()
     state = "[green]active[/], " if _is_active(artifact, active) else ""
-    console.print(
-        f"[bold]{artifact.id}[/]  {state}{len(manifest.files)} files as in the manifest, {escape(str(artifact.path))}"
+    output.print(
+        f"[bold]{artifact.id}[/]  {state}{len(manifest.files)} files match the manifest, {escape(str(artifact.path))}"
     )
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
@@ -108,20 +114,18 @@ def show(
         *((f"file {name}", f"{entry.size:,} bytes, {entry.sha256[:12]}") for name, entry in manifest.files.items()),
     ]:
         grid.add_row(f"[dim]{escape(key)}[/]", escape(value))
-    console.print(grid)
+    output.print(grid)
     more = f", and {len(artifact.labels) - _CLASSES_SHOWN} more" if len(artifact.labels) > _CLASSES_SHOWN else ""
-    console.print(
-        f"[dim]{len(artifact.labels)} classes:[/] {escape('; '.join(artifact.labels[:_CLASSES_SHOWN]))}{more}"
-    )
+    output.print(f"[dim]{len(artifact.labels)} classes:[/] {escape('; '.join(artifact.labels[:_CLASSES_SHOWN]))}{more}")
+    if not state:
+        console.next_step(f"fc7 models activate {artifact.id}")
+    else:
+        console.next_step("fc7 serve")
 
 
 @app.command()
-def activate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME:VERSION, or NAME for its newest version.")],
-    *,
-    home: Home = None,
-) -> None:
-    """Compare a version's files with its manifest, and serve it from the next start on."""
+def activate(model: Model, *, home: Home = None) -> None:
+    """Verify a version and make it the active one; the service uses it from its next start."""
     store = ModelStore(load_settings(home=home).home)
     artifact = store.resolve(model, verify=False)
     store.activate(artifact.name, artifact.version)
@@ -130,7 +134,7 @@ def activate(
 
 @app.command()
 def rollback(*, home: Home = None) -> None:
-    """Serve the version again that was active before."""
+    """Make the previously active version the active one again."""
     store = ModelStore(load_settings(home=home).home)
     store.rollback()
     _print_active(store)
@@ -139,12 +143,9 @@ def rollback(*, home: Home = None) -> None:
 def _print_active(store: ModelStore) -> None:
     active = store.active()
     if active is not None:
-        before = f" (before: {active.previous})" if active.previous else ""
-        Console(soft_wrap=True, highlight=False).print(f"[green]{active.active}[/] is the active version{before}")
-
-
-def _errors() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+        previous = f" (previous: {active.previous})" if active.previous else ""
+        console.results().print(f"[green]{active.active}[/] is the active version{previous}.")
+    console.next_step("fc7 serve; if the index has vectors of another model, fc7 index reembed first")
 
 
 def _is_active(artifact: Artifact, active: ActiveModels | None) -> bool:

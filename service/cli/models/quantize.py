@@ -1,6 +1,6 @@
-"""`fc7 models quantize`: the same net in int8 or fp16 beside fp32, in a new version, with what that changes measured.
+"""`fc7 models quantize`: add int8 or fp16 graphs to a new version and measure how they differ from fp32.
 
-Does not: change a published version, choose the precision that is served (FC7_PRECISION does).
+Out of scope: changing a published version; choosing the precision that is served (FC7_PRECISION).
 """
 
 from __future__ import annotations
@@ -11,54 +11,46 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from model_store.artifact import graph_files
 from model_store.store import ModelStore
+from service.cli import console
 from service.cli.extras import training_extra
-from service.cli.training.evaluate import begin, progress_bar
+from service.cli.options import Home, Model
 from service.settings import load_settings
 
-Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
 
-
-class Added(StrEnum):
-    """What can be added to a version."""
+class AddedPrecision(StrEnum):
+    """A precision that can be added to a version."""
 
     INT8 = "int8"
     FP16 = "fp16"
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME:VERSION, or NAME for its newest version.")],
+    model: Model,
     *,
-    data: Annotated[Path, typer.Option(help="Folder of photographs: train/<class>/* and val/<class>/*.")],
-    precision: Annotated[list[Added], typer.Option(help="Give it twice for both.")],
-    split: Annotated[str, typer.Option(help="The photographs on which it is compared with fp32.")] = "val",
-    calibrate: Annotated[int, typer.Option(min=1, max=10_000, help="Photographs of train for int8's ranges.")] = 64,
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Class folders with the splits train and --split: DIR/SPLIT/<class>/*.")
+    ],
+    precision: Annotated[list[AddedPrecision], typer.Option(help="Precision to add. Can be repeated.")],
+    split: Annotated[str, typer.Option(help="Split on which it is compared with fp32.")] = "val",
+    calibrate: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of training images that calibrate int8's value ranges.")
+    ] = 64,
     home: Home = None,
 ) -> None:
-    """Publish the next version: this one, with its net in other precisions too, compared with fp32 on photographs."""
-    begin(views=1)
+    """Publish a new version with int8 or fp16 graphs added, and compare them with fp32 on images."""
     with training_extra():
         from model_store.training.export.quantize import add_precisions  # noqa: PLC0415 - torch
-    logging.disable(logging.WARNING)  # ONNX Runtime advises a preparation that this graph does not need
+    logging.disable(logging.WARNING)  # ONNX Runtime recommends a preprocessing that this graph does not need
     store = ModelStore(load_settings(home=home).home)
     source = store.resolve(model)
-    with progress_bar() as bar:
-        task = bar.add_task("", total=None)
-        artifact = add_precisions(
-            source,
-            store,
-            precision,
-            data,
-            split=split,
-            calibrate=calibrate,
-            progress=lambda step, done, total: bar.update(task, description=step, completed=done, total=total),
-        )
-    table = Table("", "weights", "same best class", "in the best", "fc7 cosine", "top-1 error", box=None)
+    with console.ProgressBar() as bar:
+        artifact = add_precisions(source, store, precision, data, split=split, calibrate=calibrate, progress=bar.step)
+    table = Table("", "weights", "same top-1", "fp32's top-1 in top k", "fc7 cosine", "top-1 error", box=None)
     table.add_row("fp32", _size(artifact.manifest.files[graph_files("fp32")[1]].size))
     for name in precision:
         found = artifact.manifest.precisions[name].metrics
@@ -71,10 +63,10 @@ def quantize(
             f"{found['fc7_cosine']:.5f}",
             error,
         )
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    console.print(f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}.")
-    console.print(f"Next: fc7 models activate {artifact.id}, then FC7_PRECISION={precision[0]} fc7 serve")
+    output = console.results()
+    output.print(table)
+    output.print(f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}.")
+    console.next_step(f"fc7 models activate {artifact.id}, then FC7_PRECISION={precision[0]} fc7 serve")
 
 
 def _size(count: int) -> str:

@@ -1,147 +1,153 @@
-"""`fc7 models compare|export|import|remove|verify`: two versions side by side, and versions as files.
+"""`fc7 models compare|save|load|remove|verify`: compare two versions, and move versions between machines as files.
 
-Does not: tell a running server of anything; a version that it has in memory stays there.
+Out of scope: notifying a running server; a version that it has in memory stays there.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import structlog
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from index.errors import IndexUnavailableError, IndexUnreachableError
+from model_store import compare as comparison
 from model_store.archive import export_version, import_version
-from model_store.compare import Comparison, Side, compare
+from model_store.compare import Comparison, Side
 from model_store.errors import ModelInUseError
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
-from service.cli.models.commands import AsJson, Home
+from service.cli import console
+from service.cli.completion import complete_model
+from service.cli.options import AsJson, Home, Model
 from service.factory import read_stats_of
 from service.settings import load_settings
 
-_MOST_LISTED = 20
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="NAME:VERSION, or NAME for its newest version.")]
-Version = Annotated[str, typer.Argument(metavar="NAME:VERSION", help="One version.")]
-
-
-def compare_versions(
-    first: Model,
-    second: Model,
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="First version, such as solar:1.", autocompletion=complete_model)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="Second version, such as solar:2.", autocompletion=complete_model)
+    ],
     *,
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Images, at any depth; <class>/* counts errors, too.")],
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Images in one run.")] = 16,
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Images at any depth. Errors are counted for those in DIR/<class>/*.")
+    ],
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Images per run.")] = 16,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run two versions on a folder: how often they agree, how often each is wrong, how fast each is."""
-    # Standard output is for answers: what the runner logs when it loads stays away from it.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    """Run two versions on a folder of images and compare their predictions, errors and speed."""
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
     options = RunnerOptions(device=settings.device, intra_op_threads=settings.threads, batches=batch > 1)
     one, other = (Runner(store.resolve(reference), options) for reference in (first, second))
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with Progress(TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("comparing", total=None)
-        result = compare(
-            one, other, data, batch=batch, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    for path, reason in result.skipped[:_MOST_LISTED]:
-        console.print(f"skipped {path}: {reason}", markup=False)
-    if len(result.skipped) > _MOST_LISTED:
-        console.print(f"... and {len(result.skipped) - _MOST_LISTED} more")
+    with console.ProgressBar("comparing", "images") as bar:
+        result = comparison.compare(one, other, data, batch=batch, progress=bar.update)
+    console.say_skipped(result.skipped)
     if as_json:
-        typer.echo(json.dumps(_as_json(result), ensure_ascii=False, indent=2))
+        console.print_json(_as_json(result))
     else:
         _print(result)
+        console.next_step("fc7 models activate MODEL")
 
 
-def export(
+def save(
     model: Model,
-    file: Annotated[Path, typer.Argument(metavar="FILE.fc7.tar", help="The archive to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.fc7.tar", help="Archive to write.")],
     *,
     home: Home = None,
 ) -> None:
-    """Write a version into one file, with the hashes that prove it whole."""
+    """Save a version to one archive file with checksums."""
     artifact = ModelStore(load_settings(home=home).home).resolve(model, verify=False)
     size = export_version(artifact, file)
-    _say(f"{artifact.id} is in {file}, {size / 1e6:.1f} MB; elsewhere: fc7 models import {file.name}")
+    console.results().print(f"Saved {artifact.id} to {file}, {size / 1e6:.1f} MB.", markup=False)
+    console.next_step(f"on another machine, fc7 models load {file.name}")
 
 
-def import_archive(
-    file: Annotated[Path, typer.Argument(metavar="FILE.fc7.tar", help="An archive of fc7 models export.")],
+def load(
+    file: Annotated[Path, typer.Argument(metavar="FILE.fc7.tar", help="Archive written by fc7 models save.")],
     *,
-    name: Annotated[str | None, typer.Option(help="Another name for it.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the name in the archive")] = None,
     home: Home = None,
 ) -> None:
-    """Publish the version in an archive, as the next one of its name; it is compared with its hashes first."""
+    """Verify an archive of fc7 models save and publish it as the next version of its name."""
     artifact = import_version(ModelStore(load_settings(home=home).home), file, name=name)
-    _say(
-        f"{artifact.id} is published, {len(artifact.manifest.files)} files as in its manifest. To serve it: "
-        f"fc7 models activate {artifact.id}"
+    console.results().print(
+        f"[green]Published {artifact.id}[/]; {len(artifact.manifest.files)} files match the manifest."
     )
+    console.next_step(f"fc7 models activate {artifact.id}")
 
 
-def remove(model: Version, *, home: Home = None) -> None:
-    """Delete a version for good. The active one stays, and the one that made the index's vectors."""
+def remove(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME:VERSION", help="Version to delete.", autocompletion=complete_model)
+    ],
+    *,
+    home: Home = None,
+) -> None:
+    """Delete a version; the active one and the one that made the index's vectors cannot be deleted."""
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
     artifact = store.resolve(model, verify=False)
     if ":" not in model:
-        raise typer.BadParameter(f"which version of {model}? Such as {artifact.id}")
+        raise typer.BadParameter(f"{model} has no version number: give one such as {artifact.id}.")
     try:
         needed = read_stats_of(settings).fingerprint
     except IndexUnreachableError:
-        raise  # nobody knows whether it is needed
+        raise  # whether the index needs this version is unknown
     except IndexUnavailableError:
         needed = ""
     others = [each for each in store.list() if each.fingerprint == artifact.fingerprint and each.id != artifact.id]
     if artifact.fingerprint == needed and not others:
         raise ModelInUseError(artifact.id, "the model of the index's vectors")
     store.remove(artifact.name, artifact.version)
-    _say(f"{artifact.id} is removed; its number is not given again")
+    console.results().print(f"Removed {artifact.id}. Its number is not used again.", markup=False)
+    console.next_step("fc7 models list")
 
 
 def verify(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="NAME or NAME:VERSION; all versions by default.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="NAME:VERSION, or NAME for its newest version.",
+            show_default="all versions",
+            autocompletion=complete_model,
+        ),
     ] = None,
     *,
     home: Home = None,
 ) -> None:
-    """Compare every file with its hash, and name those that differ; the exit code is 1 then."""
+    """Compare every file of a version with its checksum; exit with 1 if one differs."""
     store = ModelStore(load_settings(home=home).home)
     artifacts, broken = ([store.resolve(model, verify=False)], []) if model is not None else store.scan()
+    output = console.results()
     bad = len(broken)
     for error in broken:
-        _say(f"[red]broken:[/] {escape(str(error))}")
+        output.print(f"[red]broken:[/] {escape(str(error))}")
     for artifact in artifacts:
         started = time.perf_counter()
         differing = artifact.differing()
         if differing:
             bad += 1
-            _say(f"[red]{artifact.id}:[/] {escape(', '.join(differing))} differ from the manifest, or are missing")
+            output.print(
+                f"[red]{artifact.id}:[/] {escape(', '.join(differing))} differ from the manifest or are missing."
+            )
         else:
             count, seconds = len(artifact.manifest.files), time.perf_counter() - started
-            _say(f"[green]{artifact.id}:[/] {count} files as in the manifest ({seconds:.1f} s)")
+            output.print(f"[green]{artifact.id}:[/] {count} files match the manifest ({seconds:.1f} s).")
     if bad:
+        console.next_step("fc7 models load FILE.fc7.tar publishes an intact copy; fc7 models remove deletes this one")
         raise typer.Exit(1)
-
-
-def _say(text: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(text)
+    console.next_step("fc7 models list")
 
 
 def _print(result: Comparison) -> None:
@@ -149,19 +155,19 @@ def _print(result: Comparison) -> None:
     if result.labelled:
         for name, attribute in (("top-1 error", "wrong_top1"), ("top-5 error", "wrong_top5")):
             table.add_row(name, *(f"{getattr(side, attribute) / result.labelled:.1%}" for side in result.sides))
-    table.add_row("images a second", *(f"{result.images / side.seconds:.1f}" for side in result.sides))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    labelled = f", {result.labelled} of them labelled" if result.labelled else ", none in a folder named as a class"
-    console.print(f"{result.images} images{labelled}, {len(result.skipped)} skipped; runs of {result.batch}.")
-    console.print(
-        f"The same first class for {result.same_top1 / result.images:.1%}, "
-        f"the same five for {result.same_top5 / result.images:.1%}."
+    table.add_row("images per second", *(f"{result.images / side.seconds:.1f}" for side in result.sides))
+    output = console.results()
+    output.print(table)
+    labelled = f", {result.labelled} of them labelled" if result.labelled else ", none in a folder named after a class"
+    output.print(f"{result.images} images{labelled}, {len(result.skipped)} skipped, in batches of {result.batch}.")
+    output.print(
+        f"Same top-1 class for {result.same_top1 / result.images:.1%} of the images, "
+        f"same top-5 classes for {result.same_top5 / result.images:.1%}."
     )
     if result.cosines:
-        console.print(f"Cosine of fc7: {np.mean(result.cosines):.5f} on average, {min(result.cosines):.5f} at least.")
+        output.print(f"Cosine of fc7: mean {np.mean(result.cosines):.5f}, minimum {min(result.cosines):.5f}.")
     else:
-        console.print("fc7 is not compared: the nets are of different architectures.")
+        output.print("fc7 is not compared because the architectures differ.")
 
 
 def _as_json(result: Comparison) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Commands that need torch: data, train, evaluate, export, import, paper."""
+"""Commands for training and research: demo, data, train, evaluate, export, import, report, ablate, paper."""

@@ -1,8 +1,8 @@
-"""`fc7 demo`: from nothing to a service's worth of state, in the steps that a user takes with images of their own.
+"""`fc7 demo`: train, export and index the demo data with the same commands that a user runs on other images.
 
-Promises: each step that is done is not done again, so a stopped demo goes on where it was; a home that has a model
-already is left as it is.
-Does not: serve (fc7 serve does), or do anything that the commands that it prints do not.
+Guarantees: finished steps are not repeated, so an interrupted demo resumes; a home that already has a model is not
+changed.
+Out of scope: serving (`fc7 serve`).
 """
 
 from __future__ import annotations
@@ -12,65 +12,67 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from model_store.durable import write_atomic
 from model_store.store import ModelStore
+from service.cli import console
 from service.cli.extras import training_extra
 from service.cli.index import commands as index
-from service.cli.training import data, evaluate
-from service.settings import load_settings
+from service.cli.options import Home
+from service.cli.training import data, export
+from service.settings import Settings, load_settings
 
 NAME: Final = "solar"
 RECIPE: Final = "small"
-COMPLETE: Final = "complete"  # the file that says that every step was done
+COMPLETE: Final = "complete"  # file written after the last step
 
 
 def demo(
-    home: Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, crops and dropout.")] = 0,
+    home: Home = None, seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")] = 0
 ) -> None:
-    """Train on photographs of solar cells, export, and index them: once. Then: fc7 serve"""
-    console = Console(soft_wrap=True, highlight=False)
-    home = load_settings(home=home).home
+    """Train a model on images of solar cells, export it and index the images; it can be resumed."""
+    settings = load_settings(home=home)
+    home = settings.home
     folder = home / "demo"
     store = ModelStore(home)
     active = store.active()
     if (folder / COMPLETE).exists() or (active is not None and active.active.name != NAME):
-        console.print(f"{home} has a model and is left as it is. Next: fc7 serve", markup=False)
+        console.say(f"{home} already has a model and was not changed.")
+        console.next_step("fc7 serve")
         return
 
-    began = time.monotonic()
-    _step(console, f"fc7 data demo {folder}")
+    started = time.monotonic()
+    _step(f"fc7 data demo {folder}")
     data.demo(folder)
     if not any(artifact.name == NAME for artifact in store.list()):
-        _train(console, home, folder, seed)
-        _step(console, f"fc7 export {NAME}")
-        evaluate.export(NAME, home=home)
+        _train(settings, folder, seed)
+        _step(f"fc7 export {NAME}")
+        export.export(NAME, home=home)
     if store.active() is None:
         store.activate(NAME)
-    _step(console, f"fc7 index build {folder / 'train'}")
+    _step(f"fc7 index build {folder / 'train'}")
     index.build(str(folder / "train"), home=home)
     write_atomic(folder / COMPLETE, b"")
-    console.print(f"Ready after {time.monotonic() - began:.0f} s. Next: fc7 serve")
+    console.say(f"The demo is ready after {time.monotonic() - started:.0f} s.")
+    console.next_step("fc7 serve")
 
 
-def _train(console: Console, home: Path, folder: Path, seed: int) -> None:
-    """Train, or go on with the run that was stopped."""
+def _train(settings: Settings, folder: Path, seed: int) -> None:
+    """Train, or resume an interrupted run."""
     with training_extra():
         from model_store.training.runs.run import can_resume  # noqa: PLC0415
         from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
-    if can_resume(home, NAME):
-        _step(console, f"fc7 train --resume --name {NAME}")
-        request = Request(home, NAME, resume=True)
+    if can_resume(settings.home, NAME):
+        _step(f"fc7 train --resume --name {NAME}")
+        request = Request(settings.home, NAME, resume=True, device=settings.device)
     else:
-        _step(console, f"fc7 train --data {folder} --recipe {RECIPE} --name {NAME} --seed {seed}")
-        request = Request(home, NAME, data=folder, recipe=RECIPE, seed=seed)
+        _step(f"fc7 train --data {folder} --recipe {RECIPE} --name {NAME} --seed {seed}")
+        request = Request(settings.home, NAME, data=folder, recipe=RECIPE, seed=seed, device=settings.device)
     code = run_command(request)
     if code:
-        console.print("The same command goes on from here.")
+        console.say("Run fc7 demo again to resume.")
         raise typer.Exit(code)
 
 
-def _step(console: Console, command: str) -> None:
-    console.print(f"\n[bold]$ {command}[/]")
+def _step(command: str) -> None:
+    console.say(f"\n$ {command}")

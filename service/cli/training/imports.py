@@ -1,24 +1,20 @@
-"""`fc7 import`: make a version of a public weight file: Caffe's, the ONNX zoo's or torchvision's.
-
-Does not: import torch unless one of its commands runs; the serving installation has no torch, and says so.
-"""
+"""`fc7 import`: publish a version from a public weight file of Caffe, the ONNX model zoo or torchvision."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from model_store.store import ModelStore
 from model_store.training.importers.download import PUBLIC_FILES, fetch
+from service.cli import console
 from service.cli.extras import training_extra
+from service.cli.options import Activate, Home
+from service.cli.training.export import activate_or_advise
 from service.settings import load_settings
 
 if TYPE_CHECKING:
@@ -26,36 +22,32 @@ if TYPE_CHECKING:
 
 DOWNLOADS = "downloads"  # below FC7_HOME
 
-app = typer.Typer(name="import", help="Make a version of a public AlexNet's weight file.", no_args_is_help=True)
+app = typer.Typer(name="import", help="Publish a version from public AlexNet weights.", no_args_is_help=True)
 
 
 def _names(kind: str) -> str:
     return ", ".join(PUBLIC_FILES[kind])
 
 
-Home = Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)]
 File = Annotated[
-    str | None, typer.Argument(metavar="FILE", help="The weight file; with --download its name.", show_default=False)
+    str | None,
+    typer.Argument(metavar="FILE", help="Weight file; with --download, the name of a public one.", show_default=False),
 ]
 Mean = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|B,G,R",
-        help="Mean image (.binaryproto) or colour; ImageNet's mean colour by default.",
-        show_default=False,
+        metavar="FILE|B,G,R", help="Mean image (.binaryproto) or mean color.", show_default="ImageNet's mean color"
     ),
 ]
 Labels = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="One class name a line; ImageNet's by default for 1,000 classes.", show_default=False
+        metavar="FILE",
+        help="Text file with one class name per line.",
+        show_default="ImageNet's labels if there are 1,000 classes",
     ),
 ]
-Name = Annotated[str | None, typer.Option(help="The model's name; the file's by default.", show_default=False)]
-Activate = Annotated[
-    bool | None,
-    typer.Option("--activate/--no-activate", help="Serve it from now on; by default if none is.", show_default=False),
-]
+Name = Annotated[str | None, typer.Option(help="Name of the model.", show_default="the file's name")]
 
 
 @app.command()
@@ -66,13 +58,13 @@ def caffe(
     labels: Labels = None,
     name: Name = None,
     caffenet: Annotated[
-        bool, typer.Option("--caffenet", help="Pools come before norms, for a file that does not tell.")
+        bool, typer.Option("--caffenet", help="Pool before normalizing, for a file that does not define the order.")
     ] = False,
-    download: Annotated[bool, typer.Option("--download", help=f"Fetch it first: {_names('caffe')}.")] = False,
+    download: Annotated[bool, typer.Option("--download", help=f"Download a public file: {_names('caffe')}.")] = False,
     activate: Activate = None,
     home: Home = None,
 ) -> None:
-    """Import Caffe's bvlc_alexnet or bvlc_reference_caffenet (.caffemodel), or a net of the same layers."""
+    """Import Caffe's bvlc_alexnet or bvlc_reference_caffenet (.caffemodel), or a net with the same layers."""
     with training_extra():
         from model_store.training.importers.caffe import read_caffemodel  # noqa: PLC0415 - torch
     _import(
@@ -88,11 +80,11 @@ def onnx(
     mean: Mean = None,
     labels: Labels = None,
     name: Name = None,
-    download: Annotated[bool, typer.Option("--download", help=f"Fetch it first: {_names('onnx')}.")] = False,
+    download: Annotated[bool, typer.Option("--download", help=f"Download a public file: {_names('onnx')}.")] = False,
     activate: Activate = None,
     home: Home = None,
 ) -> None:
-    """Import the ONNX zoo's bvlcalexnet or caffenet (.onnx)."""
+    """Import bvlcalexnet or caffenet of the ONNX model zoo (.onnx)."""
     with training_extra():
         from model_store.training.importers.onnx_zoo import read_onnx  # noqa: PLC0415 - torch
     _import(
@@ -107,11 +99,13 @@ def torchvision(
     *,
     labels: Labels = None,
     name: Name = None,
-    download: Annotated[bool, typer.Option("--download", help=f"Fetch it first: {_names('torchvision')}.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help=f"Download a public file: {_names('torchvision')}.")
+    ] = False,
     activate: Activate = None,
     home: Home = None,
 ) -> None:
-    """Import torchvision's alexnet (.pth or .safetensors): the net of "One weird trick", not the paper's."""
+    """Import torchvision's alexnet (.pth or .safetensors), the net of the paper "One weird trick"."""
     with training_extra():
         from model_store.training.importers.torchvision import read_torchvision  # noqa: PLC0415 - torch
     _import("torchvision", file, read_torchvision, labels, name, download=download, activate=activate, home=home)
@@ -131,36 +125,29 @@ def _import(
     with training_extra():
         from model_store.training.importers.labels import labels_for  # noqa: PLC0415
         from model_store.training.importers.publish import publish_import  # noqa: PLC0415 - torch
-    # Standard output is for answers: what the runner logs when it loads stays away from it.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     settings = load_settings(home=home)
-    console = Console(soft_wrap=True, highlight=False)
     path = _download(kind, file, settings.home / DOWNLOADS) if download else _given(kind, file)
     store = ModelStore(settings.home)
-    with Console(stderr=True).status("reading") as status:
+    with console.messages().status("reading") as status:
         net = read(path)
         imported = publish_import(
             net, store, labels_for(net.architecture.classes, labels), name=name, progress=status.update
         )
-    artifact = imported.artifact
-    console.print(
-        f"published [bold]{artifact.id}[/]: {net.architecture.name}, {len(artifact.labels):,} classes; "
-        f"{imported.parity.probabilities:.1e} from torch in probabilities"
+    artifact, output = imported.artifact, console.results()
+    output.print(
+        f"[green]Published {artifact.id}[/]: {net.architecture.name}, {len(artifact.labels):,} classes. "
+        f"Probabilities differ from torch's by at most {imported.parity.probabilities:.1e}."
     )
-    console.print(f"labels: {escape(imported.labels.origin)}")
-    console.print(f"pixels: {escape(net.preprocessing)}")
+    output.print(f"labels: {escape(imported.labels.origin)}")
+    output.print(f"pixels: {escape(net.preprocessing)}")
     for remark in net.remarks:
-        console.print(f"[yellow]note:[/] {escape(remark)}")
-    if activate or (activate is None and store.active() is None):
-        store.activate(artifact.name, artifact.version)
-        console.print(f"{artifact.id} is the active version")
-    else:
-        console.print(f"to serve it: fc7 models activate {artifact.id}")
+        output.print(f"[yellow]note:[/] {escape(remark)}")
+    activate_or_advise(store, artifact, activate=activate)
 
 
 def _given(kind: str, file: str | None) -> Path:
     if file is None:
-        raise typer.BadParameter(f"give a FILE, or --download for one of: {_names(kind)}", param_hint="FILE")
+        raise typer.BadParameter(f"give a FILE, or --download and one of: {_names(kind)}.", param_hint="FILE")
     return Path(file)
 
 
@@ -168,9 +155,7 @@ def _download(kind: str, name: str | None, folder: Path) -> Path:
     known = PUBLIC_FILES[kind]
     chosen = next(iter(known)) if name is None else name
     if chosen not in known:
-        raise typer.BadParameter(f"{chosen} is not in the table: {_names(kind)}", param_hint="FILE")
+        raise typer.BadParameter(f"{chosen} is not a public file: choose one of {_names(kind)}.", param_hint="FILE")
     public = known[chosen]
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(public.file, total=public.size)
-        return fetch(public, folder, lambda done, total: bar.update(task, completed=done, total=total))
+    with console.ProgressBar(public.file, "bytes", total=public.size) as bar:
+        return fetch(public, folder, bar.update)

@@ -1,7 +1,7 @@
-"""`fc7 paper ...`: the paper's experiments, each one command, with its tables and its picture.
+"""`fc7 paper`: the paper's experiments on CIFAR-10, one command each, with tables and a figure.
 
-Promises: a command that was stopped goes on where it was when it is called again.
-Does not: import torch unless one of its commands runs; download any data.
+Guarantees: an interrupted command resumes when it is run again.
+Out of scope: downloading data.
 """
 
 from __future__ import annotations
@@ -11,30 +11,21 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from service.cli import console
 from service.cli.extras import training_extra
 
-app = typer.Typer(name="paper", help="Run the experiments of the paper.", no_args_is_help=True)
+app = typer.Typer(name="paper", help="Run the paper's experiments on CIFAR-10.", no_args_is_help=True)
 
 Data = Annotated[
     Path, typer.Option(metavar="DIR_OR_TAR", help="CIFAR-10: a folder or tar of {train,test}/<class>/*.jpg.")
 ]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Where curves, tables and the picture go.")]
-Cache = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Folder that keeps decoded pictures [default: OUT/cache].", show_default=False),
-]
-Seeds = Annotated[list[int], typer.Option(min=0, help="Decides weights and order; repeatable.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for curves, tables and the figure.")]
+Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for decoded images.", show_default="OUT/cache")]
+Seeds = Annotated[list[int], typer.Option(min=0, help="Seed of weights and order. Can be repeated.")]
+Rates = Annotated[list[float], typer.Option("--rates", min=1e-9, help="Learning rate to try. Can be repeated.")]
 Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help="Multiply in bfloat16 instead of float32.")]
-
-
-@app.callback()
-def _group() -> None:
-    """Run the experiments of the paper."""
 
 
 @app.command()
@@ -42,29 +33,28 @@ def figure1(
     *,
     data: Data,
     out: Out,
-    rates: Annotated[
-        list[float], typer.Option("--rates", min=1e-9, help="A rate to try; repeatable: --rates .001 --rates .002")
-    ] = [0.0005, 0.001, 0.002, 0.004],  # noqa: B006 (typer reads it and never changes it)
-    search_epochs: Annotated[int, typer.Option(min=1, help="Epochs after which the best rate is chosen.")] = 3,
-    max_epochs: Annotated[int, typer.Option(min=1, help="Epochs after which a curve ends below the line or not.")] = 60,
+    rates: Rates = [0.0005, 0.001, 0.002, 0.004],  # noqa: B006 (typer reads it and never changes it)
+    search_epochs: Annotated[int, typer.Option(min=1, help="Epochs after which the best rate is selected.")] = 3,
+    max_epochs: Annotated[
+        int, typer.Option(min=1, help="Epochs after which training stops even above 25 % error.")
+    ] = 60,
     seeds: Seeds = [0],  # noqa: B006
     bfloat16: Bfloat16 = False,
     cache: Cache = None,
 ) -> None:
-    """Figure 1: epochs to 25 % training error on CIFAR-10 with ReLU and with tanh, each at its best rate."""
+    """Figure 1: count the epochs to 25 % training error with ReLU and with tanh, each at its best learning rate."""
     experiments = _experiments()
-    wanted = experiments.Figure1Options(
+    options = experiments.Figure1(
         tuple(dict.fromkeys(rates)),
         search_epochs,
         max(max_epochs, search_epochs),
         tuple(dict.fromkeys(seeds)),
         precision="bfloat16" if bfloat16 else "float32",
     )
-    console = Console(soft_wrap=True, highlight=False)
-    pictures = _load(console, data, cache or out / "cache")
-    with _Bars(console) as bars:
-        document = experiments.run_figure1(pictures, out, wanted, bars)
-    table = Table("neuron", "rate", "seed", "epochs to 25 %", "between two epochs", "last error")
+    images = _load(data, cache or out / "cache")
+    with _CurveBar(unit="images") as bar:
+        document = experiments.run_figure1(images, out, options, bar)
+    table = Table("neuron", "rate", "seed", "epochs to 25 %", "interpolated", "last error")
     for curve in document["curves"]:
         reached = curve["epochs_to_threshold"]
         between = curve["epochs_interpolated"]
@@ -76,13 +66,14 @@ def figure1(
             "" if between is None else f"{between:.2f}",
             f"{curve['last_error']:.1%}",
         )
-    console.print(table)
+    output = console.results()
+    output.print(table)
     ratio = document["tanh_over_relu"]
     if ratio is None:
-        console.print("A curve did not reach 25 %: go on with a higher --max-epochs.")
+        output.print("A curve did not reach 25 %. Run the command again with a higher --max-epochs.")
     else:
-        console.print(f"tanh takes {ratio:.1f} times the epochs of ReLU (the paper: about 6).")
-    _finish(console, out, experiments.FIGURE1, "Next: fc7 paper cifar-lrn, with the same --data")
+        output.print(f"tanh takes {ratio:.1f} times as many epochs as ReLU (in the paper: about 6).")
+    _finish(out, experiments.FIGURE1, f"fc7 paper cifar-lrn --data {data} --out DIR")
 
 
 @app.command("cifar-lrn")
@@ -90,21 +81,22 @@ def cifar_lrn(
     *,
     data: Data,
     out: Out,
-    epochs: Annotated[int, typer.Option(min=2, help="Epochs of each net; the original trains 160 and more.")] = 10,
-    rate: Annotated[float, typer.Option(min=1e-9, help="Rate of weights; biases learn at twice this rate.")] = 0.001,
+    epochs: Annotated[int, typer.Option(min=2, help="Epochs per net. The original trains at least 160.")] = 10,
+    rate: Annotated[
+        float, typer.Option(min=1e-9, help="Learning rate of weights. Biases use twice this rate.")
+    ] = 0.001,
     seeds: Seeds = [0],  # noqa: B006
     bfloat16: Bfloat16 = False,
     cache: Cache = None,
 ) -> None:
-    """Section 3.3: the test error on CIFAR-10 with and without local response normalisation, in two nets."""
+    """Section 3.3: measure the test error of two nets with and without local response normalization."""
     experiments = _experiments()
-    wanted = experiments.LrnOptions(
+    options = experiments.Lrn(
         epochs, rate, seeds=tuple(dict.fromkeys(seeds)), precision="bfloat16" if bfloat16 else "float32"
     )
-    console = Console(soft_wrap=True, highlight=False)
-    pictures = _load(console, data, cache or out / "cache")
-    with _Bars(console) as bars:
-        document = experiments.run_lrn(pictures, out, wanted, bars)
+    images = _load(data, cache or out / "cache")
+    with _CurveBar(unit="images") as bar:
+        document = experiments.run_lrn(images, out, options, bar)
     table = Table("net", "LRN", "seed", "training error", "test error", "ten views")
     for net in document["nets"]:
         table.add_row(
@@ -113,13 +105,14 @@ def cifar_lrn(
             str(net["seed"]),
             *(f"{net[key]:.2%}" for key in ("training_error", "test_error", "test_error_ten_views")),
         )
-    console.print(table)
+    output = console.results()
+    output.print(table)
     for change in document["norms_change"]:
-        console.print(
-            f"{change['net']}: normalisation changes the test error by {100 * change['test_error']:+.2f} points, "
-            f"over ten views by {100 * change['test_error_ten_views']:+.2f}."
+        output.print(
+            f"{change['net']}: normalization changes the test error by {100 * change['test_error']:+.2f} percentage "
+            f"points, with ten views by {100 * change['test_error_ten_views']:+.2f}."
         )
-    _finish(console, out, experiments.LRN, "Next: more --seeds, or more --epochs; finished nets are not run again")
+    _finish(out, experiments.LRN, "the same command with more --seeds or --epochs; finished nets are kept")
 
 
 def _experiments() -> ModuleType:
@@ -128,64 +121,31 @@ def _experiments() -> ModuleType:
     return cifar_experiments
 
 
-def _load(console: Console, data: Path, cache: Path) -> Any:
-    from model_store.training.device import keep_freed_memory  # noqa: PLC0415 - torch
+def _load(data: Path, cache: Path) -> Any:
+    from model_store.training import device as machine  # noqa: PLC0415 - torch
     from model_store.training.paper.cifar.data import load_cifar  # noqa: PLC0415
 
-    keep_freed_memory()
-    pictures = load_cifar(data, cache)
-    console.print(
-        f"{len(pictures.train):,} training and {len(pictures.test):,} test pictures, {len(pictures.classes)} classes. "
-        "Ctrl-C stops; the same command goes on."
+    machine.keep_memory()
+    images = load_cifar(data, cache)
+    console.say(
+        f"{len(images.train):,} training and {len(images.test):,} test images, {len(images.classes)} classes. "
+        "Ctrl-C stops; run the same command again to resume."
     )
-    return pictures
+    return images
 
 
-def _finish(console: Console, out: Path, name: str, following: str) -> None:
-    console.print(f"Written: {', '.join(str(out / f'{name}.{end}') for end in ('json', 'csv', 'png'))}", markup=False)
-    console.print(following, markup=False)
+def _finish(out: Path, name: str, following: str) -> None:
+    console.say(f"Results are in {', '.join(str(out / f'{name}.{end}') for end in ('json', 'csv', 'png'))}.")
+    console.next_step(following)
 
 
-class _Rate(ProgressColumn):
-    """Pictures a second."""
+class _CurveBar(console.ProgressBar):
+    """Progress of the current curve, with one line for each finished curve."""
 
-    def render(self, task: Task) -> Text:
-        """Return the rate."""
-        return Text(f"{task.speed:,.0f} images/s" if task.speed else "", style="progress.data.speed")
+    def begin(self, label: str, images: int) -> None:
+        """Show a new curve, which takes at most this many images."""
+        self.step(label, 0, images)
 
-
-class _Bars:
-    """A bar for the curve at hand, and a line for each that ended."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            _Rate(),
-            TextColumn("at most"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None, visible=False)
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, label: str, images: int) -> None:
-        """Show the bar of a curve."""
-        self._progress.reset(self._task, total=images, description=label, visible=images > 0)
-
-    def advance(self, images: int) -> None:
-        """Move it."""
-        self._progress.update(self._task, advance=images)
-
-    def finish(self, line: str) -> None:
-        """Replace it by the result."""
-        self._progress.update(self._task, visible=False)
-        self._console.print(line, markup=False)
+    def end(self, line: str) -> None:
+        """Print the result of the curve."""
+        console.say(line)

@@ -1,7 +1,4 @@
-"""`fc7 train`: train a net on class folders, or go on with a run that was stopped.
-
-Does not: import torch unless the command runs; the serving installation has no torch, and says so.
-"""
+"""`fc7 train`: train a net on class folders or shards, or resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -11,52 +8,62 @@ from typing import Annotated
 
 import typer
 
+from service.cli.completion import complete_recipe, complete_run, complete_run_or_model
 from service.cli.extras import training_extra
+from service.cli.options import Changes, Device, Home, MemoryBudget
 from service.settings import load_settings
+
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="small, modern, paper, original, or a .toml file.", show_default="small", autocompletion=complete_recipe
+    ),
+]
+Parent = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="Fine-tune: start from the weights of a version (solar:1) or a run (solar).",
+        show_default=False,
+        autocompletion=complete_run_or_model,
+    ),
+]
 
 
 def train(
     *,
-    name: Annotated[str, typer.Option(help="The run's name, and the model's when it is exported.")],
+    name: Annotated[
+        str, typer.Option(help="Name of the run, and of the model when it is exported.", autocompletion=complete_run)
+    ],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Class folders DIR/{train,val}/<class>/*, or shards.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="small, modern, paper, original, or a .toml file [default: small]", show_default=False),
-    ] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, crops and dropout.")] = 0,
-    parent: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
-            "--from",
-            metavar="MODEL",
-            help="Fine-tune: begin with the weights of a version (solar:1) or run (solar).",
+            metavar="DIR",
+            help="Class folders DIR/{train,val}/<class>/*, or shards of fc7 data prepare.",
             show_default=False,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Resume although the images changed.")] = False,
-    memory_budget: Annotated[
-        int, typer.Option(min=0, metavar="MIB", help="Memory for prepared images, 192 KiB each; else decoded again.")
-    ] = 2048,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode [default: one a core]", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA where it works), cpu, cuda or cuda:1.")] = "auto",
+    recipe: Recipe = None,
+    changes: Changes = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")] = 0,
+    parent: Parent = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
+    memory_budget: MemoryBudget = 2048,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads.", show_default="one per core")] = None,
+    device: Device = None,
     towers: Annotated[
-        bool, typer.Option("--towers", help="Two processes of torchrun have a tower each, as in the paper.")
+        bool, typer.Option("--towers", help="Train with two torchrun processes, one tower each, as in the paper.")
     ] = False,
-    home: Annotated[Path | None, typer.Option(help="Folder of all state [FC7_HOME].", show_default=False)] = None,
+    home: Home = None,
 ) -> None:
-    """Train a net. Ctrl-C stops it with a checkpoint, and --resume goes on exactly there."""
+    """Train a net; Ctrl-C stops it with a checkpoint, and --resume continues with bit-identical results."""
     with training_extra():
         from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
+    settings = load_settings(home=home, device=device)
     request = Request(
-        home=load_settings(home=home).home,
+        home=settings.home,
         name=name,
         data=data,
         recipe=recipe,
@@ -67,7 +74,7 @@ def train(
         force=force,
         memory_budget=memory_budget << 20,
         workers=workers,
-        device=device,
+        device=settings.device,
         towers=towers,
     )
     raise typer.Exit(run_command(request, os.environ))

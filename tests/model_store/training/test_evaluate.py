@@ -215,11 +215,11 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
     assert str(active and active.active) == "solar:3"
     metrics = ModelStore(tmp_path).get("solar", 1).manifest.metrics
 
-    file = tmp_path / "errors.json"
     for models in (["small"], ["solar:1", "--data", str(tmp_path / "data")], ["small", "solar:1", "solar"]):
-        shown = cli.invoke(app, ["evaluate", *models, "--views", "10", "--json", str(file), *home])
-        assert shown.exit_code == 0, shown.output
-        result = json.loads(file.read_text())
+        evaluated = cli.invoke(app, ["evaluate", *models, "--views", "10", "--json", *home])
+        assert evaluated.exit_code == 0, evaluated.output
+        result = json.loads(evaluated.stdout)
+        shown = cli.invoke(app, ["evaluate", *models, "--views", "10", *home])
         assert (result["images_seen"], result["images_skipped"], result["views"]) == (6, 1, 10)
         assert result["top1_error"] == metrics["top1_error"]
         assert f"top-1 error {result['top1_error']:.1%}" in shown.output
@@ -237,12 +237,12 @@ def test_versions_are_averaged_by_their_probabilities(tmp_path: Path) -> None:
     write_pictures(tmp_path / "data", images=12)
     for name, seed in (("a", 1), ("b", 2), ("b", 3)):
         publish_tiny_model(tmp_path, name, CLASSES, seed)
-    home, file = ["--home", str(tmp_path), "--data", str(tmp_path / "data")], tmp_path / "errors.json"
+    home = ["--home", str(tmp_path), "--data", str(tmp_path / "data")]
     wrong = {}
     for models in (("a:1",), ("b:1",), ("b:2",), ("a:1", "b:1", "b:2")):
-        shown = CliRunner().invoke(app, ["evaluate", *models, "--views", "10", "--json", str(file), *home])
+        shown = CliRunner().invoke(app, ["evaluate", *models, "--views", "10", "--json", *home])
         assert shown.exit_code == 0, shown.output
-        result = json.loads(file.read_text())
+        result = json.loads(shown.stdout)
         assert result["models"] == list(models)
         sessions = [
             onnxruntime.InferenceSession(tmp_path / "models" / model.replace(":", "/") / "model.onnx")

@@ -1,36 +1,27 @@
-"""`fc7 demo` leaves alone what is there: a model of the user's, and a demo that is complete."""
+"""`fc7 demo` does not change a home that has a user's model or a complete demo."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.service.cli.helpers import run
 from tests.support.tiny_model import publish_tiny_model
 
 
-def _demo(home: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from service.cli import main; main()", "demo"]
-    return subprocess.run(
-        command, env=os.environ | {"FC7_HOME": str(home)}, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def test_a_home_with_a_model_of_its_own_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_home_with_another_model_is_not_changed(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path, name="birds", activate=True)
-    done = _demo(tmp_path)
+    done = run("demo", FC7_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "left as it is" in done.stdout
-    assert "fc7 serve" in done.stdout
+    assert "was not changed" in done.stderr
+    assert "Next: fc7 serve" in done.stderr
     assert not (tmp_path / "demo").exists()
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_complete_demo_goes_straight_on(tmp_path: Path) -> None:
+def test_a_complete_demo_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "complete").touch()
-    done = _demo(tmp_path)
+    done = run("demo", FC7_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo"]
 
@@ -38,6 +29,7 @@ def test_a_complete_demo_goes_straight_on(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     home = tmp_path / "a-file"
     home.write_text("no folder")
-    done = _demo(home)
+    done = run("demo", FC7_HOME=str(home))
     assert done.returncode == 1
     assert str(home) in done.stderr
+    assert "Traceback" not in done.stderr

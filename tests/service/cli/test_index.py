@@ -1,11 +1,10 @@
-"""`fc7 index` from the command line, in processes of its own."""
+"""`fc7 index build|reembed|stats` as processes."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -19,17 +18,13 @@ from index.records import IndexOptions
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
-from tests.index.bulk.helpers import save_image
+from tests.index.bulk.test_folder import save
+from tests.service.cli import helpers
 from tests.support.tiny_model import publish_tiny_model, publish_with_other_batches
-
-COMMAND = [sys.executable, "-c", "from service.cli import main; main()", "index"]
 
 
 def run(home: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FC7_")}
-    return subprocess.run(
-        [*COMMAND, *words], env=environment | {"FC7_HOME": str(home)}, capture_output=True, text=True, check=False
-    )
+    return helpers.run("index", *words, FC7_HOME=str(home))
 
 
 @pytest.fixture
@@ -64,20 +59,22 @@ def test_build_stats_and_reembed(home: Path, tmp_path: Path) -> None:
     assert run(home, "build", tmp_path / "photos", "--rebuild").returncode == 0
 
 
-def test_many_images_are_embedded_by_the_graph_for_batches(tmp_path: Path) -> None:
+def test_build_uses_the_graph_for_batches(tmp_path: Path) -> None:
     artifact = publish_with_other_batches(tmp_path / "home")
     save_image(tmp_path / "photos" / "0.png", 0)
     assert run(tmp_path / "home", "build", tmp_path / "photos").returncode == 0
     pixels = views(prepare((tmp_path / "photos" / "0.png").read_bytes()))
-    wanted = Runner(artifact, RunnerOptions(device="cpu", batches=True)).run(pixels).fc7
-    with closing(open_index(tmp_path / "home", None, IndexOptions(artifact.fingerprint, artifact.embedder))) as index:
+    expected = Runner(artifact, RunnerOptions(device="cpu", batches=True)).run(pixels).fc7
+    with closing(
+        open_index(tmp_path / "home", None, None, fingerprint=artifact.fingerprint, model=artifact.embedder)
+    ) as index:
         assert isinstance(index, LocalImageIndex)
         found = index.vectors(["0.png"])["0.png"]
-    np.testing.assert_allclose(found, wanted[0], atol=1e-2)
+    np.testing.assert_allclose(found, expected[0], atol=1e-2)
     assert np.abs(found - Runner(artifact, RunnerOptions(device="cpu")).run(pixels).fc7[0]).max() > 0.1
 
 
-def test_a_folder_of_none_but_broken_images_fails_after_listing_them(home: Path, tmp_path: Path) -> None:
+def test_a_folder_of_only_broken_images_fails_after_listing_them(home: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for n in range(25):
         (tmp_path / "photos" / f"{n:02}.jpg").write_text("x")
@@ -90,11 +87,11 @@ def test_a_folder_of_none_but_broken_images_fails_after_listing_them(home: Path,
     assert run(home, "build", tmp_path / "nowhere").returncode == 1
 
 
-def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
-    count = 400  # so many that it is still at it when this process gets a core to tell it so
+def test_ctrl_c_reports_how_to_resume(home: Path, tmp_path: Path) -> None:
+    count = 400  # enough that the build is still running when the signal arrives
     for n in range(count):
-        save_image(tmp_path / "photos" / f"{n}.png", n)
-    command = [*COMMAND, "build", str(tmp_path / "photos"), "--batch-size", "1"]
+        save(tmp_path / "photos" / f"{n}.png", n)
+    command = [*helpers.COMMAND, "index", "build", str(tmp_path / "photos"), "--batch-size", "1"]
     with subprocess.Popen(
         command, env=os.environ | {"FC7_HOME": str(home)}, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -104,13 +101,13 @@ def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "the same command goes on" in errors
+    assert "run the same command again to resume" in errors
     rest = run(home, "build", tmp_path / "photos")
     assert " 0 unchanged" not in rest.stderr
     assert f"The index has {count} images" in rest.stderr
 
 
-def test_without_an_index_or_a_model_the_mend_is_named(tmp_path: Path) -> None:
+def test_without_an_index_or_a_model_the_fix_is_reported(tmp_path: Path) -> None:
     assert "fc7 index build DIR" in run(tmp_path, "stats").stderr
     save_image(tmp_path / "photos" / "1.png", 1)
     assert run(tmp_path, "build", tmp_path / "photos").returncode == 1

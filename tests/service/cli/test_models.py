@@ -1,4 +1,4 @@
-"""`fc7 models`: what a user reads and what is changed."""
+"""`fc7 models list|show|activate|rollback`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typer.testing import CliRunner, Result
 from model_store.errors import ArtifactCorruptError, ModelNotFoundError, NoActiveModelError
 from model_store.store import ModelStore
 from service.cli.main import app
+from tests.service.cli.helpers import invoke
 from tests.support.tiny_model import publish_tiny_model
 
 
 def fc7(home: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(app, ["models", *arguments], env={"FC7_HOME": str(home), "COLUMNS": "160"})
+    return invoke(home, "models", *arguments)
 
 
-def test_with_nothing_published_list_says_how_to_get_one(tmp_path: Path) -> None:
+def test_list_without_models_says_how_to_publish_one(tmp_path: Path) -> None:
     result = fc7(tmp_path, "list")
     assert result.exit_code == 0
     assert "No model is published yet" in result.output
@@ -65,17 +66,17 @@ def test_show_prints_the_manifest_of_a_verified_version(tmp_path: Path) -> None:
     assert isinstance(fc7(tmp_path, "show", "tiny").exception, ArtifactCorruptError)
 
 
-def test_activate_and_rollback_switch_and_say_so(tmp_path: Path) -> None:
+def test_activate_and_rollback_switch_the_active_version(tmp_path: Path) -> None:
     for seed in range(3):
         publish_tiny_model(tmp_path, seed=seed, activate=False)
     assert "fc7 models activate tiny:3" in fc7(tmp_path, "list").stderr
     assert "tiny:1 is the active version" in fc7(tmp_path, "activate", "tiny:1").stdout
-    assert "tiny:3 is the active version (before: tiny:1)" in fc7(tmp_path, "activate", "tiny").stdout
-    assert "tiny:1 is the active version (before: tiny:3)" in fc7(tmp_path, "rollback").stdout
+    assert "tiny:3 is the active version (previous: tiny:1)" in fc7(tmp_path, "activate", "tiny").stdout
+    assert "tiny:1 is the active version (previous: tiny:3)" in fc7(tmp_path, "rollback").stdout
     assert ModelStore(tmp_path).active_artifact().id == "tiny:1"
 
 
-def test_home_may_be_given_as_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_can_be_given_as_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_tiny_model(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     assert "tiny:1" in CliRunner().invoke(app, ["models", "list", "--home", str(tmp_path / "elsewhere")]).stdout

@@ -1,4 +1,4 @@
-"""`fc7 models compare|export|import|remove|verify`, as a user runs them."""
+"""`fc7 models compare|save|load|remove|verify`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import pictures
 from tests.support.tiny_model import CLASSES, publish_tiny_model
 
 
-def test_compare_counts_what_the_two_say(tmp_path: Path) -> None:
+def test_compare_counts_agreement_and_errors_of_two_versions(tmp_path: Path) -> None:
     first, second = publish_tiny_model(tmp_path, seed=0), publish_tiny_model(tmp_path, seed=1)
     runners = [Runner(each, RunnerOptions(device="cpu")) for each in (first, second)]
     data, wrong, same = tmp_path / "data", [0, 0], 0
@@ -45,7 +45,14 @@ def test_compare_counts_what_the_two_say(tmp_path: Path) -> None:
     assert (alike["same_top1"], alike["same_top5"]) == (1, 1)
     assert alike["fc7_cosine"]["least"] > 0.9999
     text = fc7(tmp_path, "compare", "tiny:1", "tiny:2", "--data", str(data)).output
-    for words in ("top-1 error", "top-5 error", "images a second", "15 of them labelled", "1 skipped", "Cosine of fc7"):
+    for words in (
+        "top-1 error",
+        "top-5 error",
+        "images per second",
+        "15 of them labelled",
+        "1 skipped",
+        "Cosine of fc7",
+    ):
         assert words in text
     assert isinstance(fc7(tmp_path, "compare", "tiny", "tiny:9", "--data", str(data)).exception, ModelNotFoundError)
     (tmp_path / "empty").mkdir()
@@ -53,20 +60,20 @@ def test_compare_counts_what_the_two_say(tmp_path: Path) -> None:
     assert isinstance(empty.exception, DatasetError)
 
 
-def test_export_and_import_carry_a_version_to_another_home(tmp_path: Path) -> None:
-    artifact = publish_tiny_model(tmp_path / "here", seed=0)
+def test_save_and_load_copy_a_version_to_another_home(tmp_path: Path) -> None:
+    artifact = publish_tiny_model(tmp_path / "source", seed=0)
     file = tmp_path / "tiny.fc7.tar"
-    done = fc7(tmp_path / "here", "export", "tiny:1", str(file))
-    assert "fc7 models import tiny.fc7.tar" in done.output
-    done = fc7(tmp_path / "there", "import", str(file))
+    done = fc7(tmp_path / "source", "save", "tiny:1", str(file))
+    assert "fc7 models load tiny.fc7.tar" in done.output
+    done = fc7(tmp_path / "target", "load", str(file))
     assert "fc7 models activate tiny:1" in done.output
-    assert ModelStore(tmp_path / "there").get("tiny", 1).fingerprint == artifact.fingerprint
-    assert "mine:1" in fc7(tmp_path / "there", "import", str(file), "--name", "mine").output
+    assert ModelStore(tmp_path / "target").get("tiny", 1).fingerprint == artifact.fingerprint
+    assert "mine:1" in fc7(tmp_path / "target", "load", str(file), "--name", "mine").output
     file.write_bytes(file.read_bytes()[:100_000])
-    assert isinstance(fc7(tmp_path / "there", "import", str(file)).exception, ModelArchiveError)
+    assert isinstance(fc7(tmp_path / "target", "load", str(file)).exception, ModelArchiveError)
 
 
-def test_remove_spares_the_active_version_and_the_one_of_the_index(tmp_path: Path) -> None:
+def test_remove_keeps_the_active_version_and_the_one_of_the_index(tmp_path: Path) -> None:
     first, second, third = (publish_tiny_model(tmp_path, seed=seed) for seed in range(3))
     with LocalImageIndex.open(tmp_path, IndexOptions(first.fingerprint, first.id)) as index:
         index.add_many([image("a", 1)])
@@ -75,17 +82,17 @@ def test_remove_spares_the_active_version_and_the_one_of_the_index(tmp_path: Pat
         assert isinstance(error, ModelInUseError)
         assert use in str(error)
     assert fc7(tmp_path, "remove", "tiny").exit_code == 2
-    assert "tiny:2 is removed" in fc7(tmp_path, "remove", second.id).output
-    twin = publish_tiny_model(tmp_path, seed=0)
-    assert twin.fingerprint == first.fingerprint
+    assert "Removed tiny:2." in fc7(tmp_path, "remove", second.id).output
+    same = publish_tiny_model(tmp_path, seed=0)
+    assert same.fingerprint == first.fingerprint
     assert fc7(tmp_path, "remove", first.id).exit_code == 0
     assert [artifact.id for artifact in ModelStore(tmp_path).list()] == ["tiny:3", "tiny:4"]
 
 
-def test_verify_names_the_file_that_differs(tmp_path: Path) -> None:
+def test_verify_names_the_files_that_differ(tmp_path: Path) -> None:
     first, second = publish_tiny_model(tmp_path), publish_tiny_model(tmp_path, seed=1)
     done = fc7(tmp_path, "verify")
-    assert (done.exit_code, done.output.count("2 files as in the manifest")) == (0, 2)
+    assert (done.exit_code, done.output.count("2 files match the manifest")) == (0, 2)
     with first.weights_path.open("r+b") as file:
         file.write(b"edited")
     second.model_path.unlink()

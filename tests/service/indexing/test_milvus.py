@@ -172,9 +172,9 @@ def test_commands_work_on_milvus_or_name_an_alternative(home: Path, tmp_path: Pa
     assert not (home / "index").exists()
     assert "4" in run("index", "stats").stdout
     found = command(home, milvus.uri, "search", str(tmp_path / "photos" / "1.jpg"), "-k", "1", "--json")
-    assert json.loads(found.stdout)["neighbours"][0]["key"] == "1.jpg"
+    assert json.loads(found.stdout)["results"][0]["neighbours"][0]["key"] == "1.jpg"
     pairs = run("index", "duplicates", "--threshold", "0.5", "--json")
-    assert json.loads(pairs.stdout) == {"first": "0.jpg", "second": "3.jpg", "distance": 0}
+    assert json.loads(pairs.stdout) == {"pairs": [{"first": "0.jpg", "second": "3.jpg", "distance": 0}]}
     exported = run("index", "export", str(tmp_path / "all.parquet"))
     assert "4 images" in exported.stderr
     assert pyarrow.parquet.read_table(tmp_path / "all.parquet")["key"].to_pylist() == [f"{n}.jpg" for n in range(4)]

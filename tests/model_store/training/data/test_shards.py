@@ -268,7 +268,7 @@ def test_the_commands_check_prepare_and_verify(
 
     assert "ILSVRC-2012" in fc7("ilsvrc", str(root))
     assert "11 images in 4 shards" in fc7("prepare", str(root), str(out), "--shard-images", "3")
-    assert "every byte is as it was written: 6 of train, 5 of val" in fc7("verify", str(out))
+    assert "All checksums match: 6 of train, 5 of val" in fc7("verify", str(out))
     values = json.loads((out / SHARDS_FILE).read_text())
     assert values["classes"] == list(LABELS)
     expected = prepare(picture(10))

@@ -162,15 +162,15 @@ def test_the_commands_print_their_results_and_the_next_step(tmp_path: Path) -> N
     options = ["--rates", "0.002", "--search-epochs", 1, "--max-epochs", 2]
     result = invoke("figure1", "--data", data, "--out", out, *options)
     assert result.exit_code == 0, result.output
-    assert "24 training and 12 test pictures, 3 classes" in result.output
-    assert "go on with a higher --max-epochs" in result.output
+    assert "24 training and 12 test images, 3 classes" in result.output
+    assert "Run the command again with a higher --max-epochs" in result.output
     assert str(out / "figure1.png") in result.output
     assert "Next: fc7 paper cifar-lrn" in result.output
     assert len(list((out / "cache").iterdir())) == 1
 
     result = invoke("cifar-lrn", "--data", data, "--out", out, "--epochs", 2, "--bfloat16")
     assert result.exit_code == 0, result.output
-    assert "11pct: normalisation changes the test error by" in result.output
+    assert "11pct: normalization changes the test error by" in result.output
     assert json.loads((out / "cifar-lrn.json").read_text())["options"]["precision"] == "bfloat16"
 
 

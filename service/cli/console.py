@@ -1,0 +1,138 @@
+"""What every command prints: results on standard output, everything else on standard error.
+
+Standard output carries only the result (a table, or one JSON document with `--json`), so that it can be piped. Progress
+bars, skipped files, warnings, errors and the next step go to standard error. Text that is not printed on a terminal is
+never wrapped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+INTERRUPTED: Final = 130  # exit code after Ctrl-C
+_MOST_LISTED: Final = 20
+_UNWRAPPED: Final = 100_000  # columns
+
+
+def results() -> Console:
+    """Return the console of standard output."""
+    return _console(stderr=False)
+
+
+def messages() -> Console:
+    """Return the console of standard error."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _UNWRAPPED
+    return console
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def say(text: object) -> None:
+    """Print plain text on standard error."""
+    messages().print(str(text), markup=False)
+
+
+def warn(text: object) -> None:
+    """Print a warning on standard error."""
+    messages().print("[bold yellow]warning:[/]", escape(str(text)))
+
+
+def error(text: object) -> None:
+    """Print an error on standard error."""
+    messages().print("[bold red]error:[/]", escape(str(text)))
+
+
+def next_step(text: str) -> None:
+    """Print the next command to run on standard error."""
+    say(f"Next: {text}")
+
+
+def say_skipped(skipped: Iterable[tuple[object, str]]) -> None:
+    """Print the first skipped files with the reasons, and how many more there are, on standard error."""
+    for number, (name, reason) in enumerate(listed := list(skipped)):
+        if number == _MOST_LISTED:
+            say(f"... and {len(listed) - number} more")
+            return
+        say(f"skipped {name}: {reason}")
+
+
+class ProgressBar:
+    """A bar on standard error with count, rate and time left, removed at the end. Use as a context manager.
+
+    Nothing is shown if standard error is not a terminal.
+    unit: what is counted, such as "images"; "bytes" are shown as kB, MB or GB.
+    """
+
+    def __init__(self, title: str = "", unit: str = "", *, total: float | None = None) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), _Count(), _Rate(), TextColumn("{task.fields[state]}"))
+        console = messages()
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self._task = self._progress.add_task(title, total=total, unit=unit, state="")
+        self._title = title
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, done: float, total: float | None, state: str = "") -> None:
+        """Show how much is done, and a text after the rate."""
+        self._progress.update(self._task, completed=done, total=total or None, state=state)
+
+    def step(self, title: str, done: float, total: float) -> None:
+        """Show how much of a named step is done; a new step starts the bar again."""
+        if title != self._title:
+            self._title = title
+            self._progress.reset(self._task, description=title)
+        self.update(done, total)
+
+    def advance(self, more: float) -> None:
+        """Add to what is done."""
+        self._progress.update(self._task, advance=more)
+
+
+class _Count(ProgressColumn):
+    """Done and total."""
+
+    def render(self, task: Task) -> Text:
+        """Return the column's text."""
+        count = decimal if task.fields["unit"] == "bytes" else "{:,}".format
+        total = "?" if task.total is None else count(int(task.total))
+        return Text(f"{count(int(task.completed))}/{total}", style="progress.download")
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the column's text."""
+        speed, unit = task.finished_speed or task.speed, task.fields["unit"]
+        if speed is None:
+            return Text()
+        text = f"{decimal(int(speed))}/s" if unit == "bytes" else f"{speed:,.1f} {unit}/s".replace(" /", "/")
+        return Text(text, style="progress.data.speed")

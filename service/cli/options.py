@@ -1,0 +1,76 @@
+"""Options and arguments shared by several commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_store.artifact import Artifact
+from model_store.store import ModelStore
+from service.cli.completion import complete_model, complete_run_or_model
+
+
+def _one_or_ten(views: int) -> int:
+    if views not in (1, 10):
+        raise typer.BadParameter(f"{views} is not supported: give 1 or 10.")
+    return views
+
+
+Home = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of all state.", show_default="FC7_HOME")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="NAME:VERSION, or NAME for its newest version.", autocompletion=complete_model
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="NAME:VERSION, or NAME for its newest version.",
+        show_default="the active version",
+        autocompletion=complete_model,
+    ),
+]
+RunOrModel = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A run (solar) or a version (solar:1).", autocompletion=complete_run_or_model),
+]
+Views = Annotated[
+    int,
+    typer.Option(
+        "--views",
+        metavar="1|10",
+        callback=_one_or_ten,
+        help="Views averaged per image: 1 (center crop) or 10 (as in the paper).",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE")]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Class folders or shards.", show_default="the data the run was trained on"),
+]
+Split = Annotated[str, typer.Option(help="Split of the data to evaluate: DIR/SPLIT/<class>/*.")]
+Activate = Annotated[
+    bool | None,
+    typer.Option(
+        "--activate/--no-activate", help="Make it the active version.", show_default="only if no version is active"
+    ),
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe. Can be repeated.")
+]
+MemoryBudget = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="MIB", help="Memory for prepared images, 192 KiB each. Images beyond it are decoded again."
+    ),
+]
+
+
+def find_version(store: ModelStore, model: str | None) -> Artifact:
+    """Return the version that `--model` names, or the active one. Raises ModelNotFoundError, NoActiveModelError."""
+    return store.active_artifact() if model is None else store.resolve(model)

@@ -1,0 +1,81 @@
+"""`fc7 export`: publish a trained run as a version that can be served."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from model_store.artifact import Artifact
+from model_store.store import ModelStore
+from service.cli import console
+from service.cli.completion import complete_run
+from service.cli.extras import training_extra
+from service.cli.options import Activate, Data, Home, Split, Views
+from service.cli.training.evaluate import errors_line
+from service.settings import load_settings
+
+
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Name of a run (its newest), its folder's name, or a path.", autocompletion=complete_run
+        ),
+    ],
+    *,
+    name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the run's name")] = None,
+    data: Data = None,
+    split: Split = "val",
+    views: Views = 1,
+    activate: Activate = None,
+    home: Home = None,
+) -> None:
+    """Publish a trained run as a version, after comparing its graph with torch and measuring its errors.
+
+    With --views 10, the errors with one view and with ten are both measured.
+    """
+    with training_extra():
+        from model_store.training.export.publish import export_run  # noqa: PLC0415 - torch
+        from model_store.training.runs.run import find_run, load_run  # noqa: PLC0415
+    settings = load_settings(home=home)
+    store = ModelStore(settings.home)
+    trained = load_run(find_run(settings.home, run))
+    if not trained.finished:
+        console.warn(f"{trained.path} is not finished. The weights of its last checkpoint are published.")
+    with console.ProgressBar() as bar:
+        exported = export_run(
+            trained,
+            store,
+            name=name,
+            data=data,
+            split=split,
+            view_counts=(1,) if views == 1 else (1, views),
+            progress=bar.step,
+        )
+    console.say_skipped((skipped.path, skipped.reason) for skipped in exported.evaluations[-1].skipped)
+    output = console.results()
+    for result in exported.evaluations:
+        output.print(errors_line(result))
+    output.print(
+        f"Compared with torch on {exported.parity.images} images: probabilities differ by at most "
+        f"{exported.parity.probabilities:.1e}, fc7 by at most {exported.parity.fc7:.1e} of its largest value."
+    )
+    artifact = exported.artifact
+    output.print(
+        f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}. "
+        "The folder report/ has curves, confusion and kernels."
+    )
+    activate_or_advise(store, artifact, activate=activate)
+
+
+def activate_or_advise(store: ModelStore, artifact: Artifact, *, activate: bool | None) -> None:
+    """Activate a new version, by default only if no version is active; print the next step."""
+    if activate or (activate is None and store.active() is None):
+        store.activate(artifact.name, artifact.version)
+        console.results().print(f"{artifact.id} is the active version.", markup=False)
+        console.next_step("fc7 index build DIR, then fc7 serve")
+    else:
+        console.results().print(f"{artifact.id} is not the active version.", markup=False)
+        console.next_step(f"fc7 models activate {artifact.id}")
