@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
         source = find_class_folders(given.data)
-        began = time.perf_counter()
+        started = time.perf_counter()
         prepare_shards(source, shards, workers=cores)
         total = sum(len(items) for items in source.splits.values())
         size = sum(path.stat().st_size for path in shards.glob("*.tar"))

@@ -181,8 +181,11 @@ def main() -> None:
     print(f"relative difference of the logits for the same weights: {difference:.1e}")
     if difference > 1e-4:
         raise SystemExit("the two nets are not the same: nothing was measured")
-    has = environment_versions()
-    print(f"{has['processor']}, {has['threads']} threads, torch {has['torch']}, batch {given.batch}, ", end="")
+    versions = environment_versions()
+    print(
+        f"{versions['processor']}, {versions['threads']} threads, torch {versions['torch']}, batch {given.batch}, ",
+        end="",
+    )
     print(f"load {os.getloadavg()[0]:.1f} before")
     results: dict[str, Any] = {"machine": versions, "batch": given.batch, "load_before": os.getloadavg()[0]}
     for precision in given.precision or ("bfloat16", "float32"):

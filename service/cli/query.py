@@ -88,6 +88,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the indexed images most similar to each image, with the active model."""
+    from index.records import IndexOptions  # noqa: PLC0415
     from service.factory import open_index_of  # noqa: PLC0415
 
     settings = load_settings(home=home)

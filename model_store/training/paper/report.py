@@ -27,10 +27,17 @@ from model_store.durable import write_atomic
 from model_store.errors import DatasetError, ImageError
 from model_store.image import prepare, views
 from model_store.training.data.image_file import ImageFile
-from model_store.training.evaluate import BATCH_ROWS, Predictor, SplitImages, evaluate
-from model_store.training.export import report
-from model_store.training.paper import figure4 as figures
-from model_store.training.paper.figure4 import Near, Picture
+from model_store.training.evaluate import BATCH_ROWS, Predictor, SplitImages
+from model_store.training.export.publish import Progress, evaluate_with_progress, no_progress
+from model_store.training.export.report import chromatic_shares, draw_conv1, write_json
+from model_store.training.paper.figure4 import (
+    LabeledImage,
+    Neighbor,
+    bars,
+    draw_figure4_left,
+    draw_figure4_right,
+    nearest,
+)
 from model_store.training.paper.tables import Benchmark, markdown, paper_tables
 
 FIGURE3_FILE: Final = "figure3.png"
@@ -114,8 +121,8 @@ def write_paper_report(
     return numbers
 
 
-def spread(files: Sequence[ImageFile], seed: int) -> list[ImageFile]:
-    """Return the files in a drawn order in which the classes take turns, so that any first few are of many classes."""
+def alternate_classes(files: Sequence[ImageFile], seed: int) -> list[ImageFile]:
+    """Return the files in random order with the classes taking turns, so that any first few are of many classes."""
     random = np.random.default_rng(seed)
     counts: dict[str, int] = {}
     numbered = []
@@ -144,7 +151,7 @@ def _figure4_right(
     name: str,
     queries: Sequence[LabeledImage],
     vectors: NDArray[np.float32],
-    searched: tuple[list[ImageFile], NDArray[np.float32]],
+    gallery: tuple[list[ImageFile], NDArray[np.float32]],
 ) -> dict[str, Any]:
     files, gallery_vectors = gallery
     indices, distances = nearest(vectors, gallery_vectors, min(NEIGHBORS, len(files)))
@@ -159,45 +166,35 @@ def _figure4_right(
     draw_figure4_right(out, queries, neighbors, title)
     same = [file.label == query.label for query, row in zip(queries, rows, strict=True) for file, _ in row]
     return {
-        "gallery": len(gallery),
-        "neighbours": [[{"file": str(file.file), "distance": distance} for file, distance in row] for row in rows],
-        "neighbours_of_the_querys_class": sum(same) / len(same),
+        "gallery": len(files),
+        "neighbors": [[{"file": str(file.file), "distance": distance} for file, distance in row] for row in rows],
+        "neighbors_of_same_class": sum(same) / len(same),
     }
 
 
-def _read(files: Sequence[ImageFile], count: int) -> list[Picture]:
-    pictures: list[Picture] = []
+def _readable(files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, LabeledImage]]:
+    """Yield the files that can be read, with their images."""
     for file in files:
         try:
             yield file, LabeledImage(prepare(file.read()), file.label)
         except (ImageError, OSError):
             continue
-    if not pictures:
-        raise DatasetError(f"none of {len(files)} pictures can be read, {files[0].file} for one")
-    return pictures
+
+
+def _none_readable(files: Sequence[ImageFile]) -> DatasetError:
+    return DatasetError(f"None of {len(files)} images can be read. The first one is {files[0].file}.")
 
 
 def _embed(net: Net, files: Sequence[ImageFile], progress: Progress) -> tuple[list[ImageFile], NDArray[np.float32]]:
     """Return the readable files and their fc7 vectors, float32 [n, neurons]."""
-    kept: list[ImageFile] = []
+    embedded: list[ImageFile] = []
     vectors = []
     for start in range(0, len(files), BATCH_ROWS):
         batch = list(_readable(files[start : start + BATCH_ROWS]))
         if batch:
-            kept += [file for file, _ in batch]
-            vectors.append(net.both(views(np.stack([pixels for _, pixels in batch])))[1])
-        progress("training pictures", min(start + BATCH_ROWS, len(files)), len(files))
-    if not kept:
-        raise DatasetError(f"none of {len(files)} training pictures can be read, {files[0].file} for one")
-    return kept, np.concatenate(vectors)
-
-
-def _evaluate(net: Net, images: SplitImages, count: int, progress: Progress) -> dict[str, Any]:
-    done = 0
-
-    def counted(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(f"held-out pictures, {count} view{'s' if count > 1 else ''}", done, len(images))
-
-    return evaluate([net], images, view_count=count, progress=counted).to_dict()
+            embedded += [file for file, _ in batch]
+            vectors.append(net.both(views(np.stack([image.pixels for _, image in batch])))[1])
+        progress("embedding training images", min(start + BATCH_ROWS, len(files)), len(files))
+    if not embedded:
+        raise _none_readable(files)
+    return embedded, np.concatenate(vectors)

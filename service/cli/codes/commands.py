@@ -30,7 +30,7 @@ from service.factory import check_local
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from index.search.code_quality import Judged
+    from index.search.code_quality import CodeQuality
 
 app = typer.Typer(
     name="codes", help="Train and evaluate binary codes for search with mode=codes.", no_args_is_help=True
@@ -160,7 +160,7 @@ def _open_index(settings: Settings) -> Iterator[tuple[LocalImageIndex, str]]:
         yield index, artifact.fingerprint
 
 
-def _table(judged: list[Judged]) -> Table:
+def _table(judged: list[CodeQuality]) -> Table:
     table = Table(
         "code", "bytes", "recall@10", "10 in 100", "class precision@6", "mAP", "queries/s", box=None, header_style="dim"
     )

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from index.search.code_quality import Collection, Judged, Search, exhaustive, hamming, judge, standard_codes
+from index.search.code_quality import (
+    CodeQuality,
+    EvaluationSet,
+    Search,
+    exact_search,
+    hamming_search,
+    measure_code,
+    standard_codes,
+)
 from model_store.code_store import BinaryEncoder
 from service.cli import console
 from service.cli.codes.data import Sample
@@ -33,7 +41,7 @@ def compare_codes(
     queries: NDArray[np.int64],
     options: ComparisonOptions,
     find_encoder: Callable[[int], BinaryEncoder | None],
-) -> list[Judged]:
+) -> list[CodeQuality]:
     """Measure codes of each size on the images of a sample.
 
     queries: rows of the sample that are searched for. find_encoder: returns the auto-encoder of `fc7 codes train` with
@@ -42,16 +50,16 @@ def compare_codes(
     from model_store.training.autoencoder import CodeOptions  # noqa: PLC0415 - torch
 
     pixels = sample.pixels
-    comparison = _Comparison(Collection(sample.vectors, sample.classes, queries))
-    comparison.add("exact fc7", 2 * sample.vectors.shape[1], exhaustive(sample.vectors))
+    comparison = _Comparison(EvaluationSet(sample.vectors, sample.classes, queries))
+    comparison.add("exact fc7", 2 * sample.vectors.shape[1], exact_search(sample.vectors))
     if pixels is not None:
-        comparison.add("raw pixels", pixels.shape[1], exhaustive(pixels), pixels)
+        comparison.add("raw pixels", pixels.shape[1], exact_search(pixels), pixels)
     for bits in options.sizes:
         usual = CodeOptions(bits, epochs=options.epochs, seed=options.seed)
         plain = CodeOptions.of_plain_form(bits, epochs=options.epochs, seed=options.seed)
         encoder = find_encoder(bits)
         if encoder is not None:
-            search = hamming(encoder.encode_bits(sample.vectors), encoder.encode_bits)
+            search = hamming_search(encoder.encode_bits(sample.vectors), encoder.encode_bits)
             comparison.add("auto-encoder", bits // 8, search)
         else:
             console.warn(f"This model has no auto-encoder of {bits} bits. Train one: fc7 codes train --bits {bits}")
@@ -69,14 +77,14 @@ def compare_codes(
 class _Comparison:
     """Codes measured on one collection."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, collection: EvaluationSet) -> None:
         self._collection = collection
         self._exact = collection.exact()
-        self.judged: list[Judged] = []
+        self.judged: list[CodeQuality] = []
 
     def add(self, name: str, size: int, search: Search, rows: NDArray[np.float32] | None = None) -> None:
         """Measure a code of `size` bytes. rows: what it searches in, if not the vectors."""
-        self.judged.append(judge(name, size, search, self._collection, self._exact, rows=rows))
+        self.judged.append(measure_code(name, size, search, self._collection, self._exact, rows=rows))
 
     def train_and_add(self, name: str, rows: NDArray[np.float32], options: CodeOptions) -> None:
         """Train an auto-encoder on `rows` and measure it."""
@@ -84,4 +92,4 @@ class _Comparison:
 
         with console.ProgressBar(f"training {options.bits} bits, {name}", "steps") as bar:
             net = train_codes(rows, options, lambda step, steps, loss: bar.update(step, steps, f"loss {loss:.3f}")).net
-        self.add(name, options.bits // 8, hamming(net.bits(rows), net.bits), rows)
+        self.add(name, options.bits // 8, hamming_search(net.bits(rows), net.bits), rows)

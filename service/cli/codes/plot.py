@@ -24,7 +24,7 @@ _PANELS: Final = (
 _MOST_BYTES: Final = 64  # per code; larger entries are vectors or pixels
 
 
-def draw_codes(judged: Sequence[Judged], path: Path) -> None:
+def draw_codes(judged: Sequence[CodeQuality], path: Path) -> None:
     """Draw results of one collection, at one or several sizes. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - of the extra `train`
     from matplotlib.figure import Figure  # noqa: PLC0415

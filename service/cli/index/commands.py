@@ -27,7 +27,7 @@ from model_store.store import ModelStore
 from service.cli import console
 from service.cli.index.ray import BuildOptions, build_on_ray, report_values
 from service.cli.options import AsJson, Home, ModelOption, find_version
-from service.factory import milvus_of, open_index_of, read_stats_of, runner_options
+from service.factory import milvus_address, open_index_of, read_stats_of, runner_options
 from service.settings import Settings, load_settings
 
 app = typer.Typer(name="index", help="Build, inspect, copy and export the image index.", no_args_is_help=True)

@@ -15,9 +15,10 @@ from index.catalog.backup import restore_snapshot, take_snapshot
 from index.filters import parse_where
 from index.local import verify as verification
 from index.milvus.export import export_from_milvus
+from index.records import IndexOptions
 from service.cli import console
 from service.cli.options import AsJson, Home
-from service.factory import check_local, milvus_of, open_index_of, read_stats_of
+from service.factory import check_local, milvus_address, open_index_of, read_stats_of
 from service.settings import load_settings
 
 _MOST_LISTED = 20
@@ -77,7 +78,7 @@ def verify(
         report = verification.verify(target, repair=repair, advance=bar.update)
     for finding in report.findings[:_MOST_LISTED]:
         name = f"{finding.key}: " if finding.key is not None else ""
-        console.say(f"{name}{finding.problem}.\n    {finding.mend}")
+        console.say(f"{name}{finding.problem}.\n    {finding.fix}")
     if len(report.findings) > _MOST_LISTED:
         console.say(f"... and {len(report.findings) - _MOST_LISTED} more")
     counts = f"{target}: {report.images} images, {report.pictures} pictures, {report.vectors} vectors"
@@ -101,11 +102,11 @@ def export(
     settings = load_settings(home=home)
     condition = parse_where(where or [])
     with console.ProgressBar("writing", "images") as bar:
-        if settings.index_uri is None:
+        address = milvus_address(settings)
+        if address is None:
             count = export_parquet(settings.home, target, where=condition, advance=bar.update)
         else:
-            milvus, name = milvus_of(settings, settings.index_uri), settings.index_name
-            count = export_from_milvus(milvus, name, target, where=condition, advance=bar.update)
+            count = export_from_milvus(address, target, where=condition, advance=bar.update)
     console.say(f"{target}: {count} images, {target.stat().st_size / 1e6:,.1f} MB.")
     console.next_step(f"read it, for example with pandas.read_parquet({str(target)!r})")
 

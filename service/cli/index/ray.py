@@ -53,9 +53,7 @@ def build_on_ray(
     files.check()
     object_store_bytes = sum(entry.size for entry in artifact.manifest.files.values()) + _BLOCK_BYTES
     with (
-        open_index_of(
-            settings, fingerprint=artifact.fingerprint, model=artifact.embedder, switch=options.rebuild
-        ) as index,
+        open_index_of(settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)) as index,
         join(address, object_store_bytes=object_store_bytes) as cluster,
     ):
         placement = cluster.place_actors(actors, settings.threads, settings.device)

@@ -28,22 +28,22 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for train/ and val/. Created if missing.")],
 ) -> None:
     """Arrange the solar cell images of the package elpv-dataset in eight classes, with a fixed fifth held out."""
-    from model_store.training.data.demo import SOURCE_FILE, arrange_demo  # noqa: PLC0415
+    from model_store.training.data.demo import SOURCE_FILE, copy_demo  # noqa: PLC0415
 
-    arranged = arrange_demo(folder)
+    demo_data = copy_demo(folder)
     table = Table("class", "train", "val")
     for label, images in demo_data.train.items():
         table.add_row(label, str(images), str(demo_data.val[label]))
     table.add_section()
-    table.add_row("all", str(sum(arranged.train.values())), str(sum(arranged.val.values())))
+    table.add_row("all", str(sum(demo_data.train.values())), str(sum(demo_data.val.values())))
     console.results().print(table)
-    console.say(f"{arranged.copied} images copied to {arranged.folder}; the others were already there.")
+    console.say(f"{demo_data.copied} images copied to {demo_data.folder}; the others were already there.")
     console.say(
         "Source: ELPV dataset, PyPI elpv-dataset, https://github.com/zae-bayern/elpv-dataset\n"
         "License: CC-BY-NC-SA 4.0, not for commercial use. "
-        f"{arranged.folder / SOURCE_FILE} lists the papers to cite."
+        f"{demo_data.folder / SOURCE_FILE} lists the papers to cite."
     )
-    console.next_step(f"fc7 train --data {arranged.folder} --recipe small --name solar")
+    console.next_step(f"fc7 train --data {demo_data.folder} --recipe small --name solar")
 
 
 @app.command()

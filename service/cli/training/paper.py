@@ -122,10 +122,10 @@ def _experiments() -> ModuleType:
 
 
 def _load(data: Path, cache: Path) -> Any:
-    from model_store.training import device as machine  # noqa: PLC0415 - torch
+    from model_store.training.device import keep_freed_memory  # noqa: PLC0415 - torch
     from model_store.training.paper.cifar.data import load_cifar  # noqa: PLC0415
 
-    machine.keep_memory()
+    keep_freed_memory()
     images = load_cifar(data, cache)
     console.say(
         f"{len(images.train):,} training and {len(images.test):,} test images, {len(images.classes)} classes. "

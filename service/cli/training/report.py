@@ -55,17 +55,17 @@ def report(
 ) -> None:
     """Draw the first layer's kernels, predictions and similar images, and compare the errors with the paper's."""
     with training_extra():
-        from model_store.training.paper.report import Wanted, write_results  # noqa: PLC0415 - torch
+        from model_store.training.paper.report import ReportOptions, write_paper_report  # noqa: PLC0415 - torch
     settings = load_settings(home=home)
     more = [_read_evaluation(file) for file in evaluations or ()]
     (net,), folder = load_predictors([model], settings, data, "report")
     with console.ProgressBar() as bar:
-        numbers = write_results(
+        numbers = write_paper_report(
             net,
             _first_layer(settings.home, model),
             folder,
             out,
-            Wanted(seed, gallery, (1,) if views == 1 else (1, views), benchmark.value, more),
+            ReportOptions(seed, gallery, (1,) if views == 1 else (1, views), benchmark.value, more),
             splits=(train_split, split),
             progress=bar.step,
         )
@@ -101,10 +101,10 @@ def _print(numbers: dict[str, Any]) -> None:
     shares = numbers["figure3"]["chromatic_share_by_tower"]
     towers = ", ".join(f"tower {number}: {share:.1%}" for number, share in enumerate(shares, start=1))
     output.print(f"Share of color in the energy of the kernels: {towers} (random weights: two thirds).")
-    near = numbers["figure4"]["neighbours_of_the_querys_class"]
+    near = numbers["figure4"]["neighbors_of_same_class"]
     output.print(f"{near:.0%} of the nearest images in figure 4 have the class of their query.")
     for rows in numbers["tables"].values():
-        for row in (row for row in rows if row["whose"] == "fc7"):
+        for row in (row for row in rows if row["source"] == "fc7"):
             output.print(
                 f"{row['model']}: top-1 error {row['top1']:.1f} %, top-5 error {row['top5']:.1f} %", markup=False
             )

@@ -1,4 +1,4 @@
-"""Binary codes: training the autoencoder, publishing it, search with codes, their evaluation, and the commands."""
+"""Binary codes: training the autoencoder, publishing it, search with codes, and the commands."""
 
 from __future__ import annotations
 
@@ -64,15 +64,19 @@ def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
 
 def test_the_neighbor_term_finds_more_neighbors_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
-    collection = EvaluationSet(floats, None, np.arange(0, 600, 5))
-    exact = collection.exact()
-    found = []
+    evaluation = EvaluationSet(floats, None, np.arange(0, 600, 5))
+    exact = evaluation.exact()
+    recalls = []
     for options in (CodeOptions.of_plain_form(64, epochs=5), CodeOptions(64, epochs=5)):
-        net = train_codes(rows, replace(options, batch_size=100, learning_rate=2e-3)).net
-        found.append(measure_code("", 8, hamming_search(net.bits(floats), net.bits), collection, exact).recall_wide)
-        used = net.bits(floats).mean(axis=0)
-    assert found[1] > found[0] + 0.02
-    assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly the same for all rows"
+        found = []
+        for seed in (0, 1):  # the recall of one seed depends on the CPU's order of float32 sums
+            net = train_codes(rows, replace(options, batch_size=100, learning_rate=2e-3, seed=seed)).net
+            search = hamming_search(net.bits(floats), net.bits)
+            found.append(measure_code("", 8, search, evaluation, exact).recall)
+            used = net.bits(floats).mean(axis=0)
+        recalls.append(np.mean(found))
+    assert recalls[1] > recalls[0] + 0.02
+    assert ((used > 0.1) & (used < 0.9)).all(), "no bit is nearly constant"
 
 
 def test_non_finite_vectors_are_rejected(rows: NDArray[np.float16]) -> None:
@@ -147,54 +151,11 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
         assert index.search(query, 1, mode="exact")[0][0].distance > 0
 
 
-def test_codes_are_evaluated_by_neighbors_and_classes() -> None:
-    random = np.random.default_rng(0)
-    classes = np.repeat(np.arange(4), 100)
-    rows = (4 * random.standard_normal((4, 64))[classes] + random.standard_normal((400, 64))).astype(np.float32)
-    collection = Collection(rows, classes, np.arange(0, 400, 9))
-    exact = collection.exact()
-    truth = [np.argsort(((rows - rows[q]) ** 2).sum(axis=1))[1:11].tolist() for q in collection.queries]
-    assert [set(found) for found in exact.tolist()] == [set(found) for found in truth]
-    best = judge("exact", 256, exhaustive(rows), collection, exact)
-    assert (best.recall, best.recall_wide, best.bytes) == (1, 1, 256)
-    assert best.precision is not None
-    assert best.precision > 0.95
-    assert best.mean_average_precision is not None
-    blind = judge(
-        "blind",
-        8,
-        hamming(random.random((400, 64)) > 0.5, lambda x: random.random((len(x), 64)) > 0.5),
-        collection,
-        exact,
-    )
-    assert blind.recall < 0.2
-    assert blind.precision is not None
-    assert 0.1 < blind.precision < 0.4
-    assert blind.mean_average_precision is not None
-    assert 0.2 < blind.mean_average_precision < 0.35
-    unknown = judge("exact", 256, exhaustive(rows), replace(collection, classes=None), exact)
-    assert unknown.precision is None
-
-
-def test_the_standard_codes_are_better_than_chance(rows: NDArray[np.float16]) -> None:
-    floats = rows.astype(np.float32)
-    collection = Collection(floats, None, np.arange(0, 600, 20))
-    exact = collection.exact()
-    codes = list(standard_codes(floats, 128))
-    judged = {code.name: judge(code.name, 16, code.search, collection, exact).recall for code in codes}
-    assert list(judged) == ["sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ"]
-    assert min(judged.values()) > 3 * 10 / 600
-    assert judged["PCA+ITQ"] > judged["sign-LSH"]
-    # Centroids preserve distances, while sign bits only give the side of a hyperplane.
-    assert min(judged["OPQ+PQ"], judged["OPQ+PQ fast-scan"]) > judged["PCA+ITQ"]
-    assert [code.name for code in standard_codes(floats[:200], 128)] == ["sign-LSH", "PCA+ITQ", "RaBitQ"]
-
-
 def test_the_commands_train_evaluate_and_plot(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    home, plot = tmp_path / "home", tmp_path / "codes.png"
+    home, out, plot = tmp_path / "home", tmp_path / "codes.json", tmp_path / "codes.png"
     model = publish_tiny_model(home)
     new = [
         replace(each, key=f"{n % 3}/{n}", picture=pictures.jpeg(n, 64, 64)) for n, each in enumerate(images(rows[:300]))
@@ -206,14 +167,13 @@ def test_the_commands_train_evaluate_and_plot(
         return CliRunner().invoke(app, ["codes", *words, "--home", str(home)])
 
     assert fc7("train", "--bits", "64", "--epochs", "1", "--plain").exit_code == 0
-    options = ("--queries", "20", "--epochs", "1", "--plain", "--plot", str(plot))
+    options = ("--queries", "20", "--epochs", "1", "--plain", "--out", str(out), "--plot", str(plot))
     done = fc7("evaluate", "--bits", "128", "--bits", "64", *options)
     assert done.exit_code == 0, done.output
     assert "fc7 codes train --bits 128" in done.output
     assert "300 images, 20 of them queries, 3 classes" in done.output
-    printed = fc7("evaluate", "--bits", "128", "--bits", "64", *options, "--json")
     sizes: dict[str, list[int]] = {}
-    for each in json.loads(printed.stdout):
+    for each in json.loads(out.read_text()):
         assert 0 <= each["recall"] <= each["recall_wide"] <= 1
         sizes.setdefault(each["name"], []).append(each["bytes"])
     several = {name for name, found in sizes.items() if found == [8, 16]}

@@ -18,7 +18,7 @@ from index.records import IndexOptions
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
-from tests.index.bulk.test_folder import save
+from tests.index.bulk.helpers import save_image
 from tests.service.cli import helpers
 from tests.support.tiny_model import publish_tiny_model, publish_with_other_batches
 
@@ -65,9 +65,7 @@ def test_build_uses_the_graph_for_batches(tmp_path: Path) -> None:
     assert run(tmp_path / "home", "build", tmp_path / "photos").returncode == 0
     pixels = views(prepare((tmp_path / "photos" / "0.png").read_bytes()))
     expected = Runner(artifact, RunnerOptions(device="cpu", batches=True)).run(pixels).fc7
-    with closing(
-        open_index(tmp_path / "home", None, None, fingerprint=artifact.fingerprint, model=artifact.embedder)
-    ) as index:
+    with closing(open_index(tmp_path / "home", None, IndexOptions(artifact.fingerprint, artifact.embedder))) as index:
         assert isinstance(index, LocalImageIndex)
         found = index.vectors(["0.png"])["0.png"]
     np.testing.assert_allclose(found, expected[0], atol=1e-2)
@@ -90,7 +88,7 @@ def test_a_folder_of_only_broken_images_fails_after_listing_them(home: Path, tmp
 def test_ctrl_c_reports_how_to_resume(home: Path, tmp_path: Path) -> None:
     count = 400  # enough that the build is still running when the signal arrives
     for n in range(count):
-        save(tmp_path / "photos" / f"{n}.png", n)
+        save_image(tmp_path / "photos" / f"{n}.png", n)
     command = [*helpers.COMMAND, "index", "build", str(tmp_path / "photos"), "--batch-size", "1"]
     with subprocess.Popen(
         command, env=os.environ | {"FC7_HOME": str(home)}, stderr=subprocess.PIPE, text=True

@@ -12,7 +12,7 @@ import typer.main
 
 from service.cli.main import app
 from tests.service.cli.helpers import invoke, run
-from tests.support.class_folders import COLOURS, write_class_folders
+from tests.support.class_folders import CHANNELS, write_class_folders
 from tests.support.tiny_model import publish_tiny_model
 
 COMMANDS = {
@@ -34,7 +34,7 @@ COMMANDS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a home that has a model and an index, and the images in it."""
     root = tmp_path_factory.mktemp("json")
-    publish_tiny_model(root / "home", classes=list(COLOURS))
+    publish_tiny_model(root / "home", classes=list(CHANNELS))
     data = write_class_folders(root / "data")
     next(data.glob("val/*/*")).with_name("broken.jpg").write_text("no image")
     assert invoke(root / "home", "index", "build", data).exit_code == 0

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from model_store.durable import write_atomic
 from model_store.errors import TrainingError
 from model_store.training.device import environment_versions
+from model_store.training.export.report import format_epoch_axes, write_csv, write_json
 from model_store.training.paper.cifar.data import CifarData
 from model_store.training.paper.cifar.nets import NetName, Neuron
 from model_store.training.paper.cifar.train import Curve, Plan, Precision, Trainer, epochs_to
@@ -96,7 +97,7 @@ def run_figure1(data: CifarData, out: Path, options: Figure1Options, reporter: R
         "training_images": len(data.train),
         "search": [_search_result(curve) for kind, curve in rows if kind == "search"],
         "curves": results,
-        "tanh_over_relu": _ratios(results),
+        "tanh_over_relu": _tanh_over_relu(results),
         "versions": environment_versions(),
     }
     trained = [curve for kind, curve in rows if kind == "train"]
@@ -134,7 +135,7 @@ def run_lrn(data: CifarData, out: Path, options: LrnOptions, reporter: Reporter)
         "training_images": len(data.train),
         "test_images": len(data.test),
         "nets": results,
-        "norms_change": changes(results),
+        "norms_change": norms_change(results),
         "versions": environment_versions(),
     }
     _write(out, LRN, document, [("train", curve) for curve in curves], draw_lrn(curves, options.epochs))

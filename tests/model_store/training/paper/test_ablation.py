@@ -135,7 +135,7 @@ def test_fc7_ablate_prints_means_and_spread_and_rejects_invalid_options(data: Pa
     spread = document["nets"][1]["top1_difference"]
     assert f"{100 * spread['mean']:+.1f} ± {100 * spread['sd']:.1f} (2)" in done.output
     assert "+0.4 / +0.3 (section 3.4)" in done.output
-    assert "trial-pool-2x2 " in cli.invoke(app, wanted, env={"COLUMNS": "80"}).output  # no name is cut off
+    assert "trial-pool-2x2 " in cli.invoke(app, command, env={"COLUMNS": "80"}).output  # names are not truncated
     for wrong, message in ((["--seeds", "one"], "whole numbers"), (["--variants", ","], "contains no name")):
         refused = cli.invoke(app, [*options, *out, *wrong])
         assert refused.exit_code == 2

@@ -24,71 +24,9 @@ from tests.support.run_folder import CLASSES, write_pictures, write_run
 FILES = ("figure3.png", "figure4-left.png", "figure4-right.png", "tables.md", "report.json")
 
 
-def share_of_colour(pixels: NDArray[np.uint8], colour: str) -> float:
-    wanted = (np.array(to_rgb(colour)) * 255).round()
-    return float((np.abs(pixels[..., :3] - wanted).max(axis=-1) <= 2).mean())
-
-
-def test_the_chromatic_share_is_nothing_for_grey_all_for_opponent_and_two_thirds_for_drawn_kernels() -> None:
-    random = np.random.default_rng(0)
-    grey = np.repeat(random.standard_normal((48, 1, 11, 11)), 3, axis=1).astype(np.float32)
-    drawn = random.standard_normal((48, 3, 11, 11)).astype(np.float32)
-    opponent = drawn - drawn.mean(axis=1, keepdims=True)
-    assert chromatic_shares(np.concatenate([grey, opponent])) == pytest.approx([0, 1], abs=1e-5)
-    assert chromatic_shares(drawn, 1) == pytest.approx([2 / 3], abs=0.01)
-    one = np.zeros((2, 3, 1, 1), np.float32)
-    one[0, :, 0, 0] = (1, 0, 0)  # grey part (1/3, 1/3, 1/3); what is left: (2/3, -1/3, -1/3), 6/9 of the energy
-    one[1, :, 0, 0] = (1, 1, 0)  # 2/9 + ... = (1/3, 1/3, -2/3): 6/9 of an energy of 2
-    assert chromatic_shares(one) == pytest.approx([2 / 3, 1 / 3])
-    assert chromatic_shares(np.zeros((2, 3, 4, 4), np.float32)) == [0, 0]
-
-
-def test_the_five_most_probable_classes_are_the_bars_and_the_true_one_is_marked() -> None:
-    probabilities = np.array([0.05, 0.3, 0.1, 0.2, 0.25, 0.1], np.float32)
-    found = bars(probabilities, "abcdef", "d")
-    assert [(bar.label, bar.correct) for bar in found] == [
-        ("b", False),
-        ("e", False),
-        ("d", True),
-        ("c", False),
-        ("f", False),
-    ]
-    assert [bar.probability for bar in found] == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.1])
-    assert not any(bar.correct for bar in bars(probabilities, "abcdef", "a"))
-    assert len(bars(np.array([0.4, 0.6], np.float32), "ab", "a")) == 2
-
-
-def test_only_the_correct_classs_bar_is_red(tmp_path: Path) -> None:
-    picture = Picture(np.full((256, 256, 3), 128, np.uint8), "a")
-    probabilities = np.array([0.5, 0.3, 0.2], np.float32)
-    shares = {}
-    for truth in ("a", "b", "z"):
-        draw_figure4_left(tmp_path, [picture], [bars(probabilities, "abc", truth)], "title")
-        with Image.open(tmp_path / "figure4-left.png") as drawn:
-            pixels = np.asarray(drawn).astype(int)
-        shares[truth] = share_of_colour(pixels, CORRECT), share_of_colour(pixels, OTHER)
-    assert shares["z"][0] == 0
-    assert shares["a"][0] > 1.3 * shares["b"][0] > 0  # as long as the probability
-    assert shares["z"][1] > shares["b"][1] > 0
-
-
-def test_the_nearest_are_those_of_a_plain_loop_with_ties_in_order() -> None:
-    random = np.random.default_rng(0)
-    gallery = random.random((40, 64), np.float32)
-    gallery[31] = gallery[7]
-    queries = np.concatenate([random.random((3, 64), np.float32), gallery[7:8]])
-    indices, distances = nearest(queries, gallery, 6)
-    for row, query in enumerate(queries):
-        far = [float(np.sqrt(((query - other) ** 2).sum())) for other in gallery]
-        order = sorted(range(40), key=lambda index: (far[index], index))[:6]
-        assert indices[row].tolist() == order
-        assert distances[row] == pytest.approx([far[index] for index in order], abs=1e-5)
-    assert indices[3, :2].tolist() == [7, 31]
-
-
-def test_the_choice_of_pictures_takes_the_classes_in_turns_and_follows_the_seed() -> None:
+def test_the_order_of_images_alternates_classes_and_depends_on_the_seed() -> None:
     files = [ImageFile(f"{label}{number}", label, Path(f"{label}{number}")) for label in "abc" for number in range(5)]
-    chosen = spread(files, 0)
+    chosen = alternate_classes(files, 0)
     assert sorted(chosen, key=str) == files
     for start in range(0, 15, 3):
         assert {file.label for file in chosen[start : start + 3]} == set("abc")
@@ -103,9 +41,10 @@ def test_fc7_report_gives_the_same_results_for_a_run_and_its_version(tmp_path: P
     run = load_run(write_run(tmp_path, data))
     export_run(run, ModelStore(tmp_path))
     cli, options = CliRunner(), ["--data", str(data), "--home", str(tmp_path)]
-    evaluated = cli.invoke(app, ["evaluate", "small", "small:1", "--json", *options])
-    assert evaluated.exit_code == 0
-    (tmp_path / "both.json").write_text(evaluated.stdout)
+    assert (
+        cli.invoke(app, ["evaluate", "small", "small:1", "--json", str(tmp_path / "both.json"), *options]).exit_code
+        == 0
+    )
     numbers = {}
     for model in ("small", "small:1"):
         out = tmp_path / f"out-{model}"
