@@ -113,7 +113,7 @@ class TrainedCodes:
 
 
 def train_codes(
-    vectors: NDArray[np.float16] | NDArray[np.float32], options: CodeOptions, progress: Progress | None = None
+    vectors: NDArray[np.float16] | NDArray[np.float32], options: CodeOptions, progress: Progress = lambda *_: None
 ) -> TrainedCodes:
     """Train on vectors, [n, inputs], n >= 2. Uses bfloat16 if the processor supports it. Raises NonFiniteLossError."""
     generator = torch.Generator().manual_seed(options.seed)
@@ -152,8 +152,7 @@ def train_codes(
         optimizer.step()
         schedule.step()
         recent.append(error.item())
-        if progress is not None:
-            progress(step + 1, steps, recent[-1])
+        progress(step + 1, steps, recent[-1])
     return TrainedCodes(net.eval(), float(np.mean(recent)))
 
 

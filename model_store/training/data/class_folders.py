@@ -18,7 +18,7 @@ import numpy as np
 from model_store.errors import DatasetError
 from model_store.image import PREPARATION, SIZE, SUFFIXES, find_images
 from model_store.prefetch import prefetch
-from model_store.training.data.dataset import IMAGE_BYTES, SPLITS, Dataset, Duplicate, ImageSet, Progress, Split
+from model_store.training.data.dataset import IMAGE_BYTES, SPLITS, Dataset, ImageSet, Progress, Split
 from model_store.training.data.image_file import ImageFile, Skipped, load_image
 from model_store.training.data.sources import Source
 from model_store.training.statistics import Sums
@@ -73,7 +73,11 @@ def _other_files(folder: Path, images: Sequence[Path]) -> list[Skipped]:
 
 
 def open_dataset(
-    root: Path, *, memory_budget: int, workers: ThreadPoolExecutor, progress: Progress | None = None
+    root: Path,
+    *,
+    memory_budget: int,
+    workers: ThreadPoolExecutor,
+    progress: Progress = lambda _done, _total: None,
 ) -> Dataset:
     """Read every image under `root` once: prepare it, hash it, and add it to the training set's statistics.
 
@@ -107,12 +111,10 @@ def open_dataset(
                     digest.update(f"{image.name}\0{loaded.sha256}\n".encode())
                     if split == "train" and loaded.sums is not None:
                         sums.add(loaded.pixels, loaded.sums)
-                if progress is not None:
-                    progress(done, total)
+                progress(done, total)
         _require_every_class(source, split, readable)
         sets[split] = ImageSet(readable, source.classes, workers, None if pixels is None else pixels[: len(readable)])
     train, val = paths_by_sha256["train"], paths_by_sha256["val"]
-    duplicates = sorted((train[sha256], val[sha256]) for sha256 in train.keys() & val.keys())
     return Dataset(
         root,
         source.classes,
@@ -121,7 +123,7 @@ def open_dataset(
         sums.statistics(),
         digest.hexdigest(),
         tuple(skipped),
-        tuple(Duplicate(*pair) for pair in duplicates),
+        duplicates=tuple(sorted((str(train[key]), str(val[key])) for key in train.keys() & val.keys())),
     )
 
 

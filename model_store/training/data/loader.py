@@ -50,7 +50,7 @@ def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, repor
             f"Examples: {examples}"
         )
     if dataset.duplicates:
-        examples = "; ".join(f"{pair.val} is the same as {pair.train}" for pair in dataset.duplicates[:_EXAMPLES])
+        examples = "; ".join(f"{val} is the same as {train}" for train, val in dataset.duplicates[:_EXAMPLES])
         reporter.warn(
             f"{len(dataset.duplicates)} validation images are also in train, byte for byte, so the validation error "
             f"will be too low. Examples: {examples}"

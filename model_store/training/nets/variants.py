@@ -37,7 +37,6 @@ PUBLISHED: Final[Mapping[Variant, Published]] = {
     "no-conv4": Published(2.0, None, 'section 7, "about 2%"'),
     "no-conv5": Published(2.0, None, 'section 7, "about 2%"'),
 }
-_LAST_POOL: Final = "pool5"
 
 
 def variant_layers(variant: Variant) -> tuple[Layer, ...]:
@@ -54,9 +53,8 @@ def variant_layers(variant: Variant) -> tuple[Layer, ...]:
         case "no-conv3" | "no-conv4" | "no-conv5":
             return tuple(layer for layer in PAPER_LAYERS if layer.name != variant.removeprefix("no-"))
         case "sixth-conv":
-            position = [layer.name for layer in PAPER_LAYERS].index(_LAST_POOL) + 1
-            sixth = Conv("conv6", 256, 3, padding=1, towers=2)
-            return (*PAPER_LAYERS[:position], sixth, *PAPER_LAYERS[position:])
+            position = PAPER_LAYERS.index(Pool("pool5")) + 1
+            return (*PAPER_LAYERS[:position], Conv("conv6", 256, 3, padding=1, towers=2), *PAPER_LAYERS[position:])
 
 
 def _one_tower(layer: Layer) -> Layer:

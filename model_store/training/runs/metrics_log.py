@@ -14,7 +14,6 @@ Out of scope: progress on the terminal (reporting.py).
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -49,5 +48,4 @@ class MetricsLog:
         self._file.flush()
         for key, value in record.items():
             if key not in ("kind", "step", "epoch"):
-                name = f"{record['kind']}/{key}"
-                self._board.add_scalar(name, value, record["step"], walltime=time.time())
+                self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])

@@ -156,10 +156,9 @@ def new_run_folder(home: Path, name: str) -> Path:
         folder = root / f"{name}-{datetime.fromtimestamp(seconds, UTC):%Y%m%d-%H%M%S}"
         try:
             folder.mkdir()
+            return folder
         except FileExistsError:
             seconds += 1
-            continue
-        return folder
 
 
 def read_info(path: Path) -> RunInfo:

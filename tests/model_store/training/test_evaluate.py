@@ -36,8 +36,10 @@ class ColourPredictor:
     labels: tuple[str, ...] = LABELS
     name: str = "colours"
 
-    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.of_grid(pixels.reshape(-1, 2, 112, 2, 112, 3).mean(axis=(2, 4)))
+    def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.of_grid(pixels.reshape(-1, 2, 112, 2, 112, 3).mean(axis=(2, 4))), np.empty(
+            (len(pixels), 0), np.float32
+        )
 
     def of_grid(self, grid: NDArray[Any]) -> NDArray[np.float32]:
         weights = dict(zip(LABELS, np.random.default_rng(self.seed).standard_normal((7, 12)), strict=True))

@@ -51,7 +51,7 @@ def test_an_exported_run_is_a_version_with_its_origin_and_its_errors(tmp_path: P
     # The errors, computed again from the files in torch and NumPy.
     images = [(path, CLASSES.index(path.parent.name)) for path in sorted(data.glob("val/*/*.png"))]
     rows = np.concatenate([views(prepare(path.read_bytes())) for path, _ in images])
-    probabilities = TorchPredictor("torch", run.classes, run.network, run.mean).probabilities(rows)
+    probabilities = TorchPredictor("torch", run.classes, run.network, run.mean).both(rows)[0]
     wrong = np.mean(probabilities.argmax(axis=1) != [label for _, label in images])
     assert manifest.metrics["top1_error"] == pytest.approx(wrong)
     assert manifest.metrics["top5_error"] == 0  # three classes
