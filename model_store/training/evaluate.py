@@ -2,7 +2,6 @@
 
 Guarantees: every image is counted once, either as seen or as skipped with the reason. Views (section 4.1) and nets
 (section 6) are averaged after the softmax. Ties are broken as in serving (`top_k`). Classes are matched by label.
-Out of scope: training, printing, and keeping images in memory.
 References: the paper, sections 1 (top-5), 4.1 and 6.
 """
 
@@ -98,21 +97,16 @@ class SplitImages:
 
 
 class Predictor(Protocol):
-    """A net that can be evaluated, in torch or as a published version."""
+    """A net that can be evaluated. `name` is shown in reports. `labels` are in the order of the probabilities."""
 
-    @property
-    def name(self) -> str:
-        """The name shown in reports."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes, in the order of the probabilities."""
+    name: str
+    labels: tuple[str, ...]
 
     def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Crops, uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TorchPredictor:
     """A net in torch (float32), with its mean image, float32 [256, 256, 3]."""
 
@@ -130,25 +124,15 @@ class TorchPredictor:
             return logits.softmax(1).numpy(), fc7.numpy()
 
 
-@dataclass(frozen=True, slots=True)
 class RunnerPredictor:
-    """A published version, run as in serving."""
+    """A published version, run as in serving. Its name is like "solar:1"."""
 
-    runner: Runner
-
-    @property
-    def name(self) -> str:
-        """Name and version: "solar:1"."""
-        return self.runner.artifact.id
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes in its manifest."""
-        return self.runner.artifact.labels
+    def __init__(self, runner: Runner) -> None:
+        self.name, self.labels, self._runner = runner.artifact.id, runner.artifact.labels, runner
 
     def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
-        outputs = self.runner.run(pixels)
+        outputs = self._runner.run(pixels)
         return outputs.probabilities, outputs.fc7
 
 

@@ -2,7 +2,6 @@
 
 Guarantees: the paper's update rule is implemented literally (its velocity includes the learning rate), besides torch's.
 The state of a schedule is a small dict, which checkpoints store.
-Out of scope: the highest learning rate, which the recipe defines.
 References: the paper, section 5; layers-145.cfg (biases); Smith 2018 (one cycle); He et al. 2019 (cosine).
 """
 

@@ -38,7 +38,7 @@ def find_parent(home: Path, reference: str) -> Parent:
             return _from_version(store.resolve(reference))
         raise
     run = load_run(folder)
-    return Parent(folder.resolve().name, run.info.architecture, run.classes, run.network.state_dict())
+    return Parent(folder.resolve().name, run.info.architecture, run.info.classes, run.network.state_dict())
 
 
 def _from_version(artifact: Artifact) -> Parent:

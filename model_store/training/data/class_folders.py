@@ -1,7 +1,6 @@
 """Data sets in class folders: `<root>/train/<class>/*` and `<root>/val/<class>/*`.
 
 Guarantees: each file is read and hashed once. A file that cannot be read is skipped and listed with the reason.
-Out of scope: class folders that change while they are read.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from model_store.errors import DatasetError
 from model_store.image import PREPARATION, SIZE, SUFFIXES, find_images
 from model_store.prefetch import prefetch
 from model_store.training.data.dataset import IMAGE_BYTES, SPLITS, Dataset, ImageSet, Progress, Split
-from model_store.training.data.image_file import ImageFile, Skipped, load_image
-from model_store.training.data.sources import Source
+from model_store.training.data.image_file import ImageFile, Skipped, Source, load_image
 from model_store.training.statistics import Sums
 
 PREFETCH: Final = 32  # images decoded ahead of the one that is processed
@@ -54,6 +52,7 @@ def find_class_folders(root: Path) -> Source:
         )
     splits: dict[str, tuple[ImageFile, ...]] = {}
     ignored: list[Skipped] = []
+    unsupported = f"not a supported image suffix ({' '.join(SUFFIXES)})"
     for split in SPLITS:
         images: list[ImageFile] = []
         for folder in folders[split]:
@@ -61,15 +60,10 @@ def find_class_folders(root: Path) -> Source:
             if not paths:
                 raise DatasetError(f"Class {folder.name!r} has no images in {folder}. Add images or remove the class.")
             images += [ImageFile(path.relative_to(root).as_posix(), folder.name, path) for path in paths]
-            ignored += _other_files(folder, paths)
+            visible = {path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+            ignored += [Skipped(path, unsupported) for path in sorted(visible.difference(paths))]
         splits[split] = tuple(images)
     return Source(root, "class folders", classes, splits, tuple(ignored))
-
-
-def _other_files(folder: Path, images: Sequence[Path]) -> list[Skipped]:
-    visible = {path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
-    reason = f"not a supported image suffix ({' '.join(SUFFIXES)})"
-    return [Skipped(path, reason) for path in sorted(visible.difference(images))]
 
 
 def open_dataset(

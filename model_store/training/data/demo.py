@@ -4,7 +4,6 @@ These are 2,624 photographs (300x300) of solar cells under electroluminescence, 
 defect, which gives eight classes. A fixed fifth of each class is held out as `val`, chosen by file names.
 Guarantees: running it again changes nothing. Every copy is complete or absent. Source and license are stored with
 the photographs.
-Out of scope: downloading, decoding or changing the photographs.
 References: Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021. License CC-BY-NC-SA 4.0.
 """
 
@@ -64,7 +63,10 @@ def copy_demo(folder: Path) -> DemoData:
     Raises MissingExtraError if `elpv-dataset` is not installed, DatasetError if its version is not supported or the
     folder cannot be written.
     """
-    data = _package_data()
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("elpv-dataset", "demo")
+    data = Path(spec.origin).parent / "data"
     members = _by_class(data / "labels.csv")
     counts: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     copied = 0
@@ -81,13 +83,6 @@ def copy_demo(folder: Path) -> DemoData:
     except OSError as error:
         raise DatasetError(f"Cannot copy the demo photographs to {folder}: {error}.") from error
     return DemoData(folder, counts["train"], counts["val"], copied)
-
-
-def _package_data() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise MissingExtraError("elpv-dataset", "demo")
-    return Path(spec.origin).parent / "data"
 
 
 def _by_class(labels: Path) -> dict[str, list[str]]:

@@ -9,7 +9,6 @@
 Guarantees: a shard that is missing or has the wrong size is rejected before the first step, and `verify_shards`
 compares every byte. Images are read by offset, so each epoch uses a new random order of all images, as with class
 folders.
-Out of scope: writing shards (prepare.py).
 References: the paper, section 2; the WebDataset format.
 """
 
@@ -118,10 +117,7 @@ def read_index(shard: Path) -> dict[str, NDArray[Any]]:
 
 
 def open_shards(root: Path, *, memory_budget: int, workers: ThreadPoolExecutor) -> Dataset:
-    """Open a folder of shards. Pixels are kept in memory if all of them fit into `memory_budget` bytes.
-
-    Raises DatasetError.
-    """
+    """Open a folder of shards. Pixels stay in memory if all fit into `memory_budget` bytes. Raises DatasetError."""
     folder = read_folder(root)
     try:
         statistics = read_statistics(root)

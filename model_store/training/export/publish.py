@@ -97,16 +97,16 @@ def export_run(
     draft = ManifestDraft(
         name=name or run.info.name,
         architecture=run.info.architecture.name,
-        classes=class_labels(run.classes),
-        recipe=run.recipe.to_dict() | {"architecture": run.info.architecture.to_dict(), "parent": run.info.parent},
+        classes=class_labels(run.info.classes),
+        recipe=run.info.recipe.to_dict() | {"architecture": run.info.architecture.to_dict(), "parent": run.info.parent},
         opset=OPSET,
         producer=producer(),
         parent_run=run.path.resolve().name,
     )
     with store.staging(draft.name) as staged:
         progress("writing the graph", 0, 1)
-        trained = TorchPredictor(run.path.name, run.classes, run.network, run.mean)
-        write_served_graph(run.network, run.mean, staged)
+        trained = TorchPredictor(run.path.name, run.info.classes, run.network, run.statistics.mean)
+        write_served_graph(run.network, run.statistics.mean, staged)
         with staged_runner(staged, draft) as runner:
             progress("comparing with torch", 0, 1)
             parity = check_parity(runner, trained, images.sample(sum(PARITY_BATCHES)))
@@ -193,7 +193,7 @@ def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation
         folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen:,} images, {errors}"
     )
     curves = report.curves_of(run.metrics)
-    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.recipe.name}, {run.info.train_images:,} images")
+    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.info.recipe.name}, {run.info.train_images:,} images")
     convolutions = [layer for layer in run.info.architecture.layers if isinstance(layer, Conv)]
     if convolutions:
         first = convolutions[0]

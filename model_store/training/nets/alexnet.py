@@ -29,9 +29,7 @@ Initialisation = Literal["paper", "original", "he"]
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution with its ReLU (section 3.1). With 2 towers, each half of the kernels reads half of the input maps
-    (section 3.2).
-    """
+    """A convolution with ReLU (section 3.1). With 2 towers, half of the kernels read half of the maps (section 3.2)."""
 
     name: str
     kernels: int
@@ -244,7 +242,9 @@ class AlexNet(nn.Module):
         self.batch_rows: tuple[int, int] | None = None
         channels, size = 3, INPUT_SIZE
         for layer, output in zip(architecture.layers, architecture.maps(), strict=False):
-            self.add_module(layer.name, _module(layer, channels * size**2 if isinstance(layer, Hidden) else channels))
+            self.add_module(
+                layer.name, build_module(layer, channels * size**2 if isinstance(layer, Hidden) else channels)
+            )
             channels, size = output.channels, output.size
         self.fc8 = nn.Linear(channels * size**2, architecture.classes)
 
@@ -320,7 +320,8 @@ class AlexNet(nn.Module):
         return {name: count for name, count in counts.items() if count}
 
 
-def _module(layer: Layer, inputs: int) -> nn.Module:
+def build_module(layer: Layer, inputs: int) -> nn.Module:
+    """Return the module of a layer, for `inputs` maps or neurons."""
     match layer:
         case Conv():
             return nn.Conv2d(inputs, layer.kernels, layer.size, layer.stride, layer.padding, groups=layer.towers)

@@ -2,7 +2,6 @@
 
 Guarantees: a variant differs from the full net only in what its name says. If a convolution is removed, the next layer
 keeps its number of kernels and towers.
-Out of scope: the number of classes, width and dropout, which the recipe defines.
 References: the paper, sections 3.2 (one tower, with the sizes of footnote 2), 3.3 (no LRN), 3.4 (2x2 pooling), 6 (a
 sixth convolution) and 7 (middle layers removed). The paper does not give the size of its sixth convolution. Here it has
 the size of conv5 (256 kernels of 3x3 in two towers), which keeps the number of inputs of fc6.

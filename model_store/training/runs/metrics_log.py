@@ -8,7 +8,6 @@ Errors are shares from 0 to 1. Epochs count from 1. The val_ keys are missing in
 towers, an epoch also has "images" and, for each layer, "sent_<layer>": the bytes that this process sent.
 
 Guarantees: after a resume, the log has each step once. Lines after the checkpoint are removed.
-Out of scope: progress on the terminal (reporting.py).
 """
 
 from __future__ import annotations

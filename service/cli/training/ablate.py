@@ -50,11 +50,10 @@ def ablate(
     if len({net_name(arm) for arm in arms}) < len(arms):
         raise typer.BadParameter("two recipes have the same name.", param_hint="--recipe")
     numbers = _seeds(seeds)
-    result = command.with_terminal(
-        lambda reporter, stop: run_ablation(
+    with command.terminal() as (reporter, stop):
+        result = run_ablation(
             data, arms, numbers, out, resources=Resources(memory_budget << 20), reporter=reporter, stop=stop
         )
-    )
     if result is None:
         console.say("Stopped. Run the same command again to resume.")
         raise typer.Exit(console.INTERRUPTED)

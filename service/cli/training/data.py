@@ -17,7 +17,7 @@ from service.cli import console
 from service.cli.extras import training_extra
 
 if TYPE_CHECKING:
-    from model_store.training.data.sources import Source
+    from model_store.training.data.image_file import Source
 
 _NOTES: Final = 5  # printed one by one
 app = typer.Typer(name="data", help="Arrange, check and prepare data sets for training.", no_args_is_help=True)

@@ -78,7 +78,7 @@ def load_predictors(
             predictors.append(RunnerPredictor(Runner(store.resolve(model), options)))
             continue
         trained = load_run(run)
-        predictors.append(TorchPredictor(run.name, trained.classes, trained.network, trained.mean))
+        predictors.append(TorchPredictor(run.name, trained.info.classes, trained.network, trained.statistics.mean))
         data = data or Path(trained.info.data)
     if data is None:
         raise DatasetError(

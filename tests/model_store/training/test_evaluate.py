@@ -28,7 +28,7 @@ from tests.support.tiny_model import publish_tiny_model
 LABELS = tuple("abcdefg")
 
 
-@dataclass(frozen=True)
+@dataclass
 class ColourPredictor:
     """Classifies by a linear map of the mean colors in a 2x2 grid, which differ from view to view."""
 
@@ -187,7 +187,9 @@ def test_a_run_and_its_published_version_have_the_same_errors(tmp_path: Path) ->
     artifact = export_run(run, ModelStore(tmp_path)).artifact
     images = SplitImages(tmp_path / "data")
     for view_count in (1, 10):
-        torch = evaluate([TorchPredictor("run", run.classes, run.network, run.mean)], images, view_count=view_count)
+        torch = evaluate(
+            [TorchPredictor("run", run.info.classes, run.network, run.statistics.mean)], images, view_count=view_count
+        )
         served = evaluate(
             [RunnerPredictor(Runner(artifact, RunnerOptions(device="cpu")))], images, view_count=view_count
         )

@@ -14,9 +14,8 @@ import torch
 
 from model_store.errors import CheckpointError, NonFiniteLossError
 from model_store.image import prepare
-from model_store.training.data.augment import Augmenter, epoch_order
+from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.class_folders import open_dataset
-from model_store.training.data.mixup import mix
 from model_store.training.loop import Resources, resume, train
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
@@ -53,9 +52,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_finished_run_contains_everything_to_rebuild_it(whole: Path, data: Path) -> None:
     run = load_run(whole)
     assert run.finished
-    assert run.recipe == RECIPE
-    assert run.classes == ("blue", "green", "red")
-    assert run.mean.shape == (256, 256, 3)
+    assert run.info.recipe == RECIPE
+    assert run.info.classes == ("blue", "green", "red")
+    assert run.statistics.mean.shape == (256, 256, 3)
     assert (run.info.train_images, run.info.val_images, run.info.seed) == (18, 6, 0)
     assert run.info.data == str(data)
     assert run.info.versions["torch"] == torch.__version__
@@ -128,9 +127,9 @@ def test_validation_counts_every_image_once_in_every_second_epoch(data: Path, tm
     assert errors[2] == result.val_error
     run = load_run(result.run)
     wrong = 0
-    for label, name in enumerate(run.classes):
+    for label, name in enumerate(run.info.classes):
         for path in sorted((data / "val" / name).iterdir()):
-            pixels = prepare(path.read_bytes())[16:240, 16:240] - run.mean[16:240, 16:240]
+            pixels = prepare(path.read_bytes())[16:240, 16:240] - run.statistics.mean[16:240, 16:240]
             wrong += int(run.network(torch.from_numpy(pixels).permute(2, 0, 1)[None]).argmax()) != label
     assert result.val_error == wrong / 6
 

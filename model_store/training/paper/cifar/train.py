@@ -268,7 +268,7 @@ def _optimizer(net: CifarNet, plan: Plan) -> PaperSGD:
         }
         for name, value in net.named_parameters()
     ]
-    return PaperSGD(groups, lr=plan.rate, momentum=MOMENTUM, weight_decay=0.0)
+    return PaperSGD(groups, {"lr": plan.rate, "momentum": MOMENTUM, "weight_decay": 0.0})
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_store.training.data.mixup import mix
+from model_store.training.data.augment import mix
 
 KEY = (3, 1, 4)
 

@@ -21,9 +21,9 @@ from model_store.image import prepare
 from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
+from model_store.training.data.image_file import Source
 from model_store.training.data.prepare import PROGRESS_FILE, Encoding, prepare_shards
 from model_store.training.data.shards import SHARDS_FILE, open_shards, read_folder, verify_shards
-from model_store.training.data.sources import Source
 from model_store.training.evaluate import SplitImages
 from model_store.training.loop import resume
 from service.cli import main

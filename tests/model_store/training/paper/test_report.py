@@ -64,7 +64,7 @@ def test_fc7_report_gives_the_same_results_for_a_run_and_its_version(tmp_path: P
         ["(1", "view)"],
     ]
     # The neighbors, computed again from the files.
-    torch = TorchPredictor("run", CLASSES, run.network, run.mean)
+    torch = TorchPredictor("run", CLASSES, run.network, run.statistics.mean)
 
     def fc7(path: Path) -> NDArray[np.float32]:
         return torch.both(views(prepare(path.read_bytes())))[1].reshape(4096)
