@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
 import onnx
@@ -76,8 +76,8 @@ class Graph:
                         "MaxPool",
                         [x],
                         layer.name,
-                        kernel_shape=_pair(layer.size),
-                        strides=_pair(layer.stride),
+                        kernel_shape=[layer.size] * 2,
+                        strides=[layer.stride] * 2,
                         pads=[0, 0, layer.edge, layer.edge],
                     )
                 case Hidden():
@@ -106,8 +106,8 @@ class Graph:
             "Conv",
             [x, *self.parameters(layer.name)],
             f"{layer.name}.linear",
-            kernel_shape=_pair(layer.size),
-            strides=_pair(layer.stride),
+            kernel_shape=[layer.size] * 2,
+            strides=[layer.stride] * 2,
             pads=[pad, pad, far, far],
             group=layer.towers,
         )
@@ -140,12 +140,10 @@ class Graph:
 
     def banded(self, name: str, squares: str) -> str:
         """Append k + alpha * the sum over neighbors as a 1x1 convolution with a banded matrix, as in alexnet.py."""
-        norm = self.net.get_submodule(name)
-        if not isinstance(norm, LocalResponseNorm):  # pragma: no cover
-            raise TypeError(f"{name} is a {type(norm).__name__}")
+        norm = cast(LocalResponseNorm, self.net.get_submodule(name))
         band = self.tensor(f"{name}.band", norm.band.numpy())
         k = self.tensor(f"{name}.k", norm.bias.numpy())
-        return self.node("Conv", [squares, band, k], f"{name}.scale", kernel_shape=_pair(1))
+        return self.node("Conv", [squares, band, k], f"{name}.scale", kernel_shape=[1, 1])
 
     def normalized(self, name: str, x: str, scale: str) -> str:
         """Append x / scale^.75."""
@@ -229,7 +227,3 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def producer() -> str:
     """Return the producer recorded in manifests, such as "fc7 0.1.0"."""
     return f"{PRODUCER} {version('fc7')}"
-
-
-def _pair(value: int) -> list[int]:
-    return [value, value]

@@ -91,22 +91,19 @@ def read_onnx(path: Path, *, mean: str | None = None, layers: tuple[Layer, ...] 
     size = _input_size(path, graph)
     remaining = iter(steps)
     table: list[Layer] = []
-    maps = size
+    maps = CROP
     for layer in order:
         step = next(remaining)
         if isinstance(layer, Conv | Hidden):
             next(remaining)  # its ReLU
         own = _layer_of_file(step, layer, maps)
-        table.append(own)
         if isinstance(own, Conv):
+            if not table:  # images are served at 224 pixels; a net for 227 pixels gets an edge of the mean color
+                own = replace(own, edge=own.edge + size - CROP)
             maps = (maps + 2 * own.padding + own.edge - own.size) // own.stride + 1
         elif isinstance(own, Pool):
             maps = (maps + own.edge - own.size) // own.stride + 1
-    # Images are served at 224 pixels. A net for 227 pixels gets an edge of the mean color.
-    first = table[0]
-    if not isinstance(first, Conv):  # pragma: no cover - every table starts with one
-        raise TypeError(f"{first.name} is not a convolution")
-    table[0] = replace(first, edge=first.edge + size - CROP)
+        table.append(own)
     arrays = [(step.name, *step.weight_and_bias()) for step in steps if step.operator in ("Conv", "Gemm")]
     classes = arrays[-1][1].shape[0]
     architecture = replace(caffe_architecture(classes, order, layers), layers=tuple(table))

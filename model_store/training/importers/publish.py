@@ -23,9 +23,9 @@ from model_store.training.evaluate import TorchPredictor
 from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.publish import Parity, check_parity, staged_runner
 from model_store.training.export.served_graph import write_served_graph
-from model_store.training.importers.imported_net import ImportedNet, build, manifest_recipe
+from model_store.training.importers.imported_net import ImportedNet
 from model_store.training.importers.labels import Labels
-from model_store.training.nets.alexnet import Hidden
+from model_store.training.nets.alexnet import AlexNet, Hidden
 
 Progress = Callable[[str], None]
 
@@ -52,22 +52,31 @@ def publish_import(
     labels: one for each class. Raises ParityError, PublishError, ModelNameError, and ImportFormatError if fc7 does not
     have the served size.
     """
+    source = net.source
     hidden = [layer.neurons for layer in net.architecture.layers if isinstance(layer, Hidden)]
     if not hidden or hidden[-1] != FEATURES:
-        raise ImportFormatError(net.source.path, f"a served version requires {FEATURES} neurons in fc7")
+        raise ImportFormatError(source.path, f"a served version requires {FEATURES} neurons in fc7")
     # "bvlc_alexnet.caffemodel" -> "bvlc_alexnet"
-    file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", net.source.path.stem).lstrip("._-")[:64]
+    file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).lstrip("._-")[:64]
     draft = ManifestDraft(
         name=name or file_name or net.architecture.name,
         architecture=net.architecture.name,
         classes=class_labels(labels.names),
-        recipe=manifest_recipe(net) | {"labels": labels.origin},
+        recipe={
+            "imported": {"kind": source.kind, "file": source.path.name, "sha256": source.sha256, "size": source.size},
+            "preprocessing": net.preprocessing,
+            "remarks": list(net.remarks),
+            "architecture": net.architecture.to_dict(),
+            "labels": labels.origin,
+        },
         opset=OPSET,
         producer=producer(),
     )
     with store.staging(draft.name) as staged:
         progress("writing the graph")
-        model = build(net)
+        model = AlexNet(net.architecture)
+        model.load_state_dict(dict(net.weights), assign=True)
+        model.eval().requires_grad_(False)
         write_served_graph(model, net.mean, staged)
         progress("comparing with torch")
         with staged_runner(staged, draft) as runner:

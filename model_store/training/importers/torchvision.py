@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model_store.errors import ImportFormatError
-from model_store.training.export.graph import parameter_shapes
 from model_store.training.importers.file_kind import Kind, expect
 from model_store.training.importers.imported_net import (
     OWT_LAYERS,
@@ -58,11 +57,7 @@ def read_torchvision(path: Path, *, layers: tuple[Layer, ...] = OWT_LAYERS) -> I
     architecture = Architecture(max(classes, 1), layers, dropout="none", name="owt")
     learned = learned_layers(architecture)
     file_names = dict(zip(learned, _NAMES, strict=True))
-    names = {
-        name: f"{file_names[layer]}.{parameter}"
-        for name in parameter_shapes(architecture)
-        for layer, _, parameter in [name.partition(".")]
-    }
+    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in file_names.items() for kind in ("weight", "bias")}
     if missing := [name for name in names.values() if name not in state]:
         keys = ", ".join(list(state)[:6]) or "nothing"
         more = ", ..." if len(state) > 6 else ""

@@ -25,14 +25,7 @@ from model_store.training.loop import Resources, resume, train
 from model_store.training.nets.variants import PUBLISHED
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
-from model_store.training.runs.run import (
-    CHECKPOINT_FILE,
-    MODEL_FILE,
-    RunInfo,
-    read_info,
-    read_metrics,
-    runs_named,
-)
+from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, RunInfo, read_info, read_metrics, runs_named
 
 JSON_FILE: Final = "ablation.json"
 CSV_FILE: Final = "ablation.csv"

@@ -47,14 +47,6 @@ class Bar:
     correct: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbor:
-    """A training image and its distance from the query."""
-
-    image: LabeledImage
-    distance: float
-
-
 def bars(probabilities: NDArray[np.float32], labels: Sequence[str], correct: str) -> list[Bar]:
     """Return the five most probable classes of one image, most probable first (all if there are fewer).
 
@@ -107,7 +99,10 @@ def draw_figure4_left(
 
 
 def draw_figure4_right(
-    folder: Path, queries: Sequence[LabeledImage], neighbors: Sequence[Sequence[Neighbor]], title: str
+    folder: Path,
+    queries: Sequence[LabeledImage],
+    neighbors: Sequence[Sequence[tuple[LabeledImage, float]]],
+    title: str,
 ) -> None:
     """Draw figure4-right.png: one query per row, then its nearest training images with classes and distances."""
     columns = 1 + max(len(row) for row in neighbors)
@@ -119,8 +114,8 @@ def draw_figure4_right(
         for spine in axes.spines.values():
             spine.set_visible(True)
             spine.set_linewidth(2.5)
-        for column, neighbor in enumerate(near, start=1):
-            _show(figure.add_subplot(grid[row, column]), neighbor.image, f"{neighbor.distance:.3g}")
+        for column, (image, distance) in enumerate(near, start=1):
+            _show(figure.add_subplot(grid[row, column]), image, f"{distance:.3g}")
     figure.suptitle(title, fontsize=10)
     figure.savefig(folder / FIGURE4_RIGHT_FILE)
 

@@ -28,16 +28,9 @@ from model_store.errors import DatasetError, ImageError
 from model_store.image import prepare, views
 from model_store.training.data.image_file import ImageFile
 from model_store.training.evaluate import BATCH_ROWS, Predictor, SplitImages
-from model_store.training.export.publish import Progress, evaluate_with_progress, no_progress
+from model_store.training.export.publish import Progress, evaluate_with_progress
 from model_store.training.export.report import chromatic_shares, draw_conv1, write_json
-from model_store.training.paper.figure4 import (
-    LabeledImage,
-    Neighbor,
-    bars,
-    draw_figure4_left,
-    draw_figure4_right,
-    nearest,
-)
+from model_store.training.paper.figure4 import LabeledImage, bars, draw_figure4_left, draw_figure4_right, nearest
 from model_store.training.paper.tables import Benchmark, markdown, paper_tables
 
 FIGURE3_FILE: Final = "figure3.png"
@@ -87,7 +80,7 @@ def write_paper_report(
     options: ReportOptions,
     *,
     splits: tuple[str, str] = ("train", "val"),
-    progress: Progress = no_progress,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Write all files into `out` and return the content of report.json. Errors are percentages in the tables.
 
@@ -159,9 +152,7 @@ def _figure4_right(
         [(files[index], float(distance)) for index, distance in zip(*row, strict=True)]
         for row in zip(indices, distances, strict=True)
     ]
-    neighbors = [
-        [Neighbor(LabeledImage(prepare(file.read()), file.label), distance) for file, distance in row] for row in rows
-    ]
+    neighbors = [[(LabeledImage(prepare(file.read()), file.label), distance) for file, distance in row] for row in rows]
     title = f"{name}: nearest of {len(files):,} training images, Euclidean distance of fc7"
     draw_figure4_right(out, queries, neighbors, title)
     same = [file.label == query.label for query, row in zip(queries, rows, strict=True) for file, _ in row]
