@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import onnx
@@ -22,17 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_store.errors import CheckpointError
 from model_store.image import CROP
-from model_store.training.nets.alexnet import (
-    FEATURES,
-    AlexNet,
-    Architecture,
-    Conv,
-    Hidden,
-    LocalResponseNorm,
-    MapSize,
-    Norm,
-    Pool,
-)
+from model_store.training.nets.alexnet import FEATURES, AlexNet, Architecture, Conv, Hidden, MapSize, Norm, Pool
 
 OPSET: Final = 17
 IR_VERSION: Final = 8  # released with operator set 17
@@ -140,9 +130,8 @@ class Graph:
 
     def banded(self, name: str, squares: str) -> str:
         """Append k + alpha * the sum over neighbors as a 1x1 convolution with a banded matrix, as in alexnet.py."""
-        norm = cast(LocalResponseNorm, self.net.get_submodule(name))
-        band = self.tensor(f"{name}.band", norm.band.numpy())
-        k = self.tensor(f"{name}.k", norm.bias.numpy())
+        band = self.tensor(f"{name}.band", self.net.get_buffer(f"{name}.band").numpy())
+        k = self.tensor(f"{name}.k", self.net.get_buffer(f"{name}.bias").numpy())
         return self.node("Conv", [squares, band, k], f"{name}.scale", kernel_shape=[1, 1])
 
     def normalized(self, name: str, x: str, scale: str) -> str:

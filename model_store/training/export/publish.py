@@ -171,7 +171,7 @@ def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation
     """Write the version's `report/`: metrics.json, confusion.csv and the charts. Raises OSError."""
     folder.mkdir()
     errors = f"top-1 error {evaluation.top1_error:.1%} ({views_text(evaluation.views)})"
-    report.write_json(folder / report.METRICS_FILE, {**draft.metrics, **evaluation.to_dict()})
+    report.write_json(folder / "metrics.json", {**draft.metrics, **evaluation.to_dict()})
     report.write_confusion_table(folder, evaluation.labels, evaluation.confusion)
     report.draw_confusion(
         folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen:,} images, {errors}"

@@ -34,7 +34,6 @@ from model_store.training.export.graph import PIXELS
 from model_store.training.export.publish import Progress, staged_version
 
 MIN_AGREEMENT: Final = 0.99
-CALIBRATION_IMAGES: Final = 64
 _BATCH: Final = 16
 _FP16_OPERATORS: Final = ("Conv", "Relu", "MaxPool", "Flatten", "Gemm")
 
@@ -46,7 +45,7 @@ def add_precisions(
     data: Path,
     *,
     split: str = "val",
-    calibrate: int = CALIBRATION_IMAGES,
+    calibrate: int = 64,
     progress: Progress = lambda *_: None,
 ) -> Artifact:
     """Publish the next version of `artifact.name`: the same net, with `precisions` ("int8", "fp16") added.

@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Final
@@ -56,32 +57,27 @@ def _public(command: str, file: str, digest: str, size: int | None = None) -> Pu
     return PublicFile(file, f"{_SITES[command]}/{file}", algorithm, digest, size, command)
 
 
+_caffe = partial(_public, "caffe")
+_zoo = partial(_public, "onnx")
+_torchvision = partial(_public, "torchvision")
+
 # The files of each importer by name. The first one is the default.
 PUBLIC_FILES: Final[Mapping[str, Mapping[str, PublicFile]]] = {
     "caffe": {
-        "alexnet": _public("caffe", "bvlc_alexnet.caffemodel", "9116a64c0fbe4459d18f4bb6b56d647b63920377"),
-        "caffenet": _public("caffe", "bvlc_reference_caffenet.caffemodel", "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46"),
+        "alexnet": _caffe("bvlc_alexnet.caffemodel", "9116a64c0fbe4459d18f4bb6b56d647b63920377"),
+        "caffenet": _caffe("bvlc_reference_caffenet.caffemodel", "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46"),
     },
     "onnx": {
-        "alexnet-12": _public(
-            "onnx",
-            "bvlcalexnet-12.onnx",
-            "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945",
-            243_863_787,
+        "alexnet-12": _zoo(
+            "bvlcalexnet-12.onnx", "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945", 243_863_787
         ),
-        "alexnet-9": _public(
-            "onnx",
-            "bvlcalexnet-9.onnx",
-            "ef3c82dad5c512f969dbf701fe35c0b3feb1585687d541f765eb68730c0a8af7",
-            243_863_542,
+        "alexnet-9": _zoo(
+            "bvlcalexnet-9.onnx", "ef3c82dad5c512f969dbf701fe35c0b3feb1585687d541f765eb68730c0a8af7", 243_863_542
         ),
     },
     "torchvision": {
-        "alexnet": _public(
-            "torchvision",
-            "alexnet-owt-7be5be79.pth",
-            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-            244_408_911,
+        "alexnet": _torchvision(
+            "alexnet-owt-7be5be79.pth", "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02", 244_408_911
         ),
     },
 }

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from model_store.artifact import FEATURES, Artifact, ManifestDraft, class_labels
 from model_store.errors import ImportFormatError
@@ -26,8 +27,6 @@ from model_store.training.export.served_graph import write_served_graph
 from model_store.training.importers.imported_net import ImportedNet
 from model_store.training.importers.labels import Labels
 from model_store.training.nets.alexnet import AlexNet, Hidden
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def publish_import(
     labels: Labels,
     *,
     name: str | None = None,
-    progress: Progress = lambda _step: None,
+    progress: Callable[[str], None] = lambda _step: None,
 ) -> ImportResult:
     """Publish `net` as the next version of the model `name` (default: derived from the file's name).
 
@@ -92,9 +91,7 @@ def _test_images(count: int = 4) -> NDArray[np.uint8]:
     An importer has no real images, but any images show whether two implementations compute the same net.
     """
     random = np.random.default_rng(2012)
-    coarse = random.uniform(0, 255, (count, 5, 5, 3))
-    positions = np.linspace(0, 3.999, SIZE)
-    low, part = positions.astype(int), positions % 1
-    rows = coarse[:, low] * (1 - part)[None, :, None, None] + coarse[:, low + 1] * part[None, :, None, None]
-    smooth = rows[:, :, low] * (1 - part)[None, None, :, None] + rows[:, :, low + 1] * part[None, None, :, None]
+    coarse = random.integers(0, 256, (count, 5, 5, 3), np.uint8)
+    images = [Image.fromarray(colors).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for colors in coarse]
+    smooth = np.stack([np.asarray(image) for image in images])
     return np.clip(smooth + random.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from model_store.runtime.runner import top_k
 
-FIGURE4_LEFT_FILE: Final = "figure4-left.png"
-FIGURE4_RIGHT_FILE: Final = "figure4-right.png"
 CORRECT: Final = "#d6272f"
 OTHER: Final = "#8fb0d6"
 _BARS: Final = 5
@@ -36,6 +34,9 @@ class LabeledImage:
 
     pixels: NDArray[np.uint8]
     label: str
+
+
+Neighbor = tuple[LabeledImage, float]  # a training image and its distance from the query
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,11 @@ def draw_figure4_left(
         axes.set_xticks([])
         axes.set_yticks([])
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / FIGURE4_LEFT_FILE)
+    figure.savefig(folder / "figure4-left.png")
 
 
 def draw_figure4_right(
-    folder: Path,
-    queries: Sequence[LabeledImage],
-    neighbors: Sequence[Sequence[tuple[LabeledImage, float]]],
-    title: str,
+    folder: Path, queries: Sequence[LabeledImage], neighbors: Sequence[Sequence[Neighbor]], title: str
 ) -> None:
     """Draw figure4-right.png: one query per row, then its nearest training images with classes and distances."""
     columns = 1 + max(len(row) for row in neighbors)
@@ -117,7 +115,7 @@ def draw_figure4_right(
         for column, (image, distance) in enumerate(near, start=1):
             _show(figure.add_subplot(grid[row, column]), image, f"{distance:.3g}")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / FIGURE4_RIGHT_FILE)
+    figure.savefig(folder / "figure4-right.png")
 
 
 def _show(axes: Axes, image: LabeledImage, caption: str = "") -> None:

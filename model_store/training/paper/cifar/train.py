@@ -125,7 +125,7 @@ class Trainer:
         if self.path.exists():
             self._restore()
 
-    def train_to(self, epochs: int, *, threshold: float | None = None, progress: Progress | None = None) -> Curve:
+    def train_to(self, epochs: int, *, threshold: float | None = None, progress: Progress = lambda _: None) -> Curve:
         """Train up to `epochs` epochs, until the error is at most `threshold` or training diverges. Save each epoch."""
         while len(self.curve.epochs) < epochs and not self.curve.diverged:
             if threshold is not None and any(epoch.error <= threshold for epoch in self.curve.epochs):
@@ -151,7 +151,7 @@ class Trainer:
             wrong += int((probabilities.argmax(1) != labels).sum())
         return wrong / len(images)
 
-    def _epoch(self, number: int, progress: Progress | None) -> Epoch | None:
+    def _epoch(self, number: int, progress: Progress) -> Epoch | None:
         plan, train = self.curve.plan, self._data.train
         generator = _generator(plan.seed, number)
         set_rate(self._optimizer, plan.rate / 10 ** sum(number > drop for drop in plan.drops))
@@ -172,8 +172,7 @@ class Trainer:
             self._optimizer.step()
             total += value * len(y)
             wrong += int((logits.detach().argmax(1) != y).sum())
-            if progress is not None:
-                progress(len(y))
+            progress(len(y))
         seconds = time.perf_counter() - started
         measured = sample(train) if plan.measure == "train" else self._data.test
         return Epoch(number, total / len(train), wrong / len(train), self.error(measured), seconds)
