@@ -30,10 +30,7 @@ from model_store.training.nets.alexnet import Architecture, Layer
 
 MEAN: Final = (0.485, 0.456, 0.406)  # RGB, of pixels 0-1
 DEVIATION: Final = (0.229, 0.224, 0.225)
-_NAMES: Final = (
-    *(f"features.{index}" for index in (0, 3, 6, 8, 10)),
-    *(f"classifier.{index}" for index in (1, 4, 6)),
-)
+_NAMES: Final = (*(f"features.{index}" for index in (0, 3, 6, 8, 10)), *(f"classifier.{index}" for index in (1, 4, 6)))
 _WRAPPERS: Final = ("state_dict", "model")  # keys under which training scripts store the weights
 _ZIP_OVERHEAD: Final = 1 << 20
 

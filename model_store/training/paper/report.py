@@ -88,9 +88,8 @@ def write_paper_report(
     out.mkdir(parents=True, exist_ok=True)
     title = f"{net.name}: the kernels of {first.name}"
     draw_conv1(out, first.kernels, title, towers=first.towers, file="figure3.png")
-    images = [
-        image for _, image in itertools.islice(_readable(alternate_classes(held_out.files, options.seed)), LEFT_IMAGES)
-    ]
+    candidates = _readable(alternate_classes(held_out.files, options.seed))
+    images = [image for _, image in itertools.islice(candidates, LEFT_IMAGES)]
     if not images:
         raise _none_readable(held_out.files)
     probabilities, vectors = net.both(views(np.stack([image.pixels for image in images])))

@@ -116,20 +116,11 @@ def run_lrn(data: CifarData, out: Path, options: LrnOptions, reporter: Reporter)
     Raises TrainingError if a loss becomes NaN or infinite.
     """
     train = partial(_train_curve, data=data, folder=out / CURVES, reporter=reporter)
-    base = Plan(
-        options.nets[0],
-        options.rate,
-        data.hash,
-        decay=True,
-        size=CROP,
-        drops=options.drops(),
-        measure="test",
-        precision=options.precision,
-    )
+    base = Plan(options.nets[0], options.rate, data.hash, decay=True, size=CROP, drops=options.drops(), measure="test")
     curves: list[Curve] = []
     results: list[dict[str, Any]] = []
     for seed, net, norms in product(options.seeds, options.nets, (False, True)):
-        plan = replace(base, net=net, norms=norms, seed=seed)
+        plan = replace(base, net=net, norms=norms, seed=seed, precision=options.precision)
         curve = train(plan, options.epochs, "train")
         if curve.diverged:
             raise TrainingError(f"{_label(plan)}: The loss is not finite. Try a lower --rate.")
