@@ -91,7 +91,7 @@ def read_onnx(path: Path, *, mean: str | None = None, layers: tuple[Layer, ...] 
             next(remaining)  # its ReLU
         own = _layer_of_file(step, layer, maps)
         if isinstance(own, Conv):
-            if not table:  # images are served at 224 pixels; a net for 227 pixels gets an edge of the mean color
+            if not table:  # Images are served at 224 pixels. A net for 227 pixels gets an edge.
                 own = replace(own, edge=own.edge + size - CROP)
             maps = (maps + 2 * own.padding + own.edge - own.size) // own.stride + 1
         elif isinstance(own, Pool):
