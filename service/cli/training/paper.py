@@ -44,7 +44,7 @@ def figure1(
 ) -> None:
     """Figure 1: count the epochs to 25 % training error with ReLU and with tanh, each at its best learning rate."""
     experiments = _experiments()
-    options = experiments.Figure1(
+    options = experiments.Figure1Options(
         tuple(dict.fromkeys(rates)),
         search_epochs,
         max(max_epochs, search_epochs),
@@ -91,7 +91,7 @@ def cifar_lrn(
 ) -> None:
     """Section 3.3: measure the test error of two nets with and without local response normalization."""
     experiments = _experiments()
-    options = experiments.Lrn(
+    options = experiments.LrnOptions(
         epochs, rate, seeds=tuple(dict.fromkeys(seeds)), precision="bfloat16" if bfloat16 else "float32"
     )
     images = _load(data, cache or out / "cache")
@@ -142,10 +142,10 @@ def _finish(out: Path, name: str, following: str) -> None:
 class _CurveBar(console.ProgressBar):
     """Progress of the current curve, with one line for each finished curve."""
 
-    def begin(self, label: str, images: int) -> None:
+    def start(self, label: str, images: int) -> None:
         """Show a new curve, which takes at most this many images."""
         self.step(label, 0, images)
 
-    def end(self, line: str) -> None:
+    def finish(self, line: str) -> None:
         """Print the result of the curve."""
         console.say(line)
