@@ -21,7 +21,7 @@ from model_store.durable import atomic_file
 from model_store.errors import MissingExtraError
 
 # An image, in the order of the columns. Times are in microseconds since 1970; the vector is float16 bytes or None.
-ExportRow = tuple[str, str, int, int, int, str, int, int, bytes | None]
+ExportRow = tuple[Any, ...]
 
 
 def write_parquet(

@@ -54,23 +54,20 @@ def take_snapshot(home: Path, target: Path, *, advance: Advance | None = None) -
     try:
         with _files(target):
             staged.mkdir(parents=True)
-        try:
-            file = staged / CATALOG_FILE
-            facts = _copy_database(source, file, advance)
-            with _files(target):
-                sync(file)
-                facts |= {"format": FORMAT, "created": datetime.now(UTC)}
-                facts |= {"size": file.stat().st_size, "sha256": sha256_of(file)}
-                manifest = SnapshotManifest.model_validate(facts)
-                text = manifest.model_dump_json(indent=2, by_alias=True)
-                write_atomic(staged / MANIFEST, text.encode() + b"\n")
-                staged.rename(target)
-                sync(target.parent)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
+        file = staged / CATALOG_FILE
+        facts = _copy_database(source, file, advance)
+        with _files(target):
+            sync(file)
+            facts |= {"format": FORMAT, "created": datetime.now(UTC)}
+            facts |= {"size": file.stat().st_size, "sha256": sha256_of(file)}
+            manifest = SnapshotManifest.model_validate(facts)
+            write_atomic(staged / MANIFEST, manifest.model_dump_json(indent=2, by_alias=True).encode() + b"\n")
+            staged.rename(target)
+            sync(target.parent)
     except FileExistsError:  # raised by rename if another process created the folder meanwhile
         raise exists from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)  # still exists only if something failed
     return manifest
 
 

@@ -16,10 +16,8 @@ import contextlib
 import json
 import queue
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -42,7 +40,6 @@ from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
     EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
 
@@ -80,7 +77,7 @@ class Catalog:
         self.close()
 
     def close(self) -> None:
-        """SwitchResult the queued writes and close all connections."""
+        """Finish the queued writes and close all connections."""
         while not self._readers.empty():
             self._readers.get().close()
         if self._writer is not None:
@@ -109,13 +106,12 @@ class Catalog:
 
         def work(connection: sqlite3.Connection) -> Change:
             change = Change()
-            now = _now()
             spaces = space_table.open_spaces(connection)
             for entry in entries:
                 vectors = {space: entry.vectors[name] for name, space in spaces.items() if name in entry.vectors}
                 if next(iter(spaces.values())) not in vectors:
                     raise IndexSwitchedError(self.path.parent, f"{entry.key!r} was embedded with the previous model")
-                change.outcomes.append(add_image(connection, vectors, entry, now, change))
+                change.outcomes.append(add_image(connection, vectors, entry, change))
             return change
 
         return self.writer.run(work, committed)
@@ -157,7 +153,7 @@ class Catalog:
 
     def change_metadata(self, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
         """Replace the metadata by `update(metadata)` in one transaction. Raises KeyNotFoundError, MetadataError."""
-        self.writer.run(lambda connection: change_metadata(connection, key, update, _now()))
+        self.writer.run(lambda connection: change_metadata(connection, key, update))
 
     def lookup(self, spaces: Sequence[int], keys: Sequence[str]) -> dict[str, str]:
         """Return {key: sha256} of those among `keys` that have a vector in each of `spaces`."""
@@ -174,7 +170,7 @@ class Catalog:
         rows = self._all(f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?", (key,))  # noqa: S608
         if not rows:
             raise KeyNotFoundError(key)
-        return _record(rows[0])
+        return ImageRecord.from_row(rows[0])
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key."""
@@ -203,7 +199,7 @@ class Catalog:
             (after, *values, limit + 1),
         )
         next_cursor = make_cursor(self.identity, where, rows[limit - 1][0]) if len(rows) > limit else None
-        return Page([_record(row[1:]) for row in rows[:limit]], next_cursor)
+        return Page([ImageRecord.from_row(row[1:]) for row in rows[:limit]], next_cursor)
 
     def images(self) -> int:
         """Return the number of images."""
@@ -272,8 +268,8 @@ class Catalog:
             Space(i, print_, model, bool(on), n, all_ - n, bool(kept)) for i, print_, model, on, n, all_, kept in rows
         ]
 
-    def ensure_space(self, fingerprint: str, model: str) -> int:
-        """Return the id of a model's space, created if missing. `model` becomes its display name."""
+    def ensure_space(self, fingerprint: str, model: str) -> Space:
+        """Return a model's space, created if missing. `model` becomes its display name."""
 
         def work(connection: sqlite3.Connection) -> int:
             row = connection.execute(
@@ -283,15 +279,13 @@ class Catalog:
             ).fetchone()
             return int(row[0])
 
-        return self.writer.run(work)
+        number = self.writer.run(work)
+        return next(space for space in self.spaces() if space.id == number)
 
-    def start_migration(self, fingerprint: str, model: str) -> int:
-        """Make a model's space, created if missing, the target of a migration; return its id.
-
-        From now on, added images get a vector there too.
-        """
+    def start_migration(self, fingerprint: str, model: str) -> Space:
+        """Make a model's space, created if missing, the target of a migration: added images get a vector there too."""
         space = self.ensure_space(fingerprint, model)
-        self.writer.run(lambda connection: space_table.set_target(connection, space))
+        self.writer.run(lambda connection: space_table.set_target(connection, space.id))
         return space
 
     def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
@@ -374,18 +368,3 @@ class Catalog:
 def _begin_read(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN")
     connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite takes its snapshot at the first read
-
-
-def _record(row: tuple[Any, ...]) -> ImageRecord:
-    key, sha256, size, width, height, metadata, added, updated, has_picture = row
-    return ImageRecord(
-        key, sha256, size, width, height, json.loads(metadata), _time(added), _time(updated), bool(has_picture)
-    )
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
-def _time(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)

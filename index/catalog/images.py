@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from index.catalog import attributes
 from index.catalog.database import record_checksum
 from index.errors import KeyNotFoundError
-from index.records import AddOutcome, checksum, encode_metadata
+from index.records import AddOutcome, checksum, encode_metadata, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,19 @@ class Change:
 
 
 def add_image(
-    connection: sqlite3.Connection, vectors: Mapping[int, NDArray[np.float16]], entry: Entry, now: int, change: Change
+    connection: sqlite3.Connection, vectors: Mapping[int, NDArray[np.float16]], entry: Entry, change: Change
 ) -> AddOutcome:
-    """Add or replace one image and record the added and removed vectors in `change`.
+    """Add or replace one image. Records the added and removed vectors in `change`.
 
-    vectors: the vectors to store, by vector space. now: in microseconds since 1970, UTC.
+    vectors: the vectors to store, by vector space.
     """
+    time_us = now()
     found = connection.execute(
         """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
            FROM images WHERE key = ?""",
         (entry.key,),
     ).fetchone()
-    old_id, old_sha256, old_metadata, has_picture, added = found or (None, None, None, False, now)
+    old_id, old_sha256, old_metadata, has_picture, added = found or (None, None, None, False, time_us)
     same_file = old_sha256 == entry.sha256
     metadata = entry.metadata if entry.metadata is not None else old_metadata or "{}"
     existing: set[int] = set()
@@ -74,7 +75,7 @@ def add_image(
         complete = vectors.keys() <= existing and (has_picture or entry.picture is None)
         if complete and metadata == old_metadata:
             return AddOutcome.UNCHANGED
-    record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, now)
+    record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, time_us)
     image = _write(connection, old_id, record)
     if metadata != old_metadata:
         attributes.store(connection, image, metadata)
@@ -107,7 +108,7 @@ def add_vector(
 
 
 def change_metadata(
-    connection: sqlite3.Connection, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]], now: int
+    connection: sqlite3.Connection, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> None:
     """Replace the metadata of an image by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
     row = connection.execute(
@@ -118,7 +119,7 @@ def change_metadata(
     image, *record, old, added = row
     metadata = encode_metadata(update(json.loads(old)))
     if metadata != old:
-        _write(connection, image, (*record, metadata, added, now))
+        _write(connection, image, (*record, metadata, added, now()))
         attributes.store(connection, image, metadata)
 
 

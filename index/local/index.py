@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index import records
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
 from index.catalog.lock import FolderLock, check_exists
@@ -31,18 +32,6 @@ from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.local.vector_cache import CACHE_FILE, write_cache
-from index.records import (
-    ImageRecord,
-    IndexOptions,
-    IndexStats,
-    NearPair,
-    Neighbour,
-    NewImage,
-    Page,
-    SnapshotManifest,
-    check_key,
-    encode_vectors,
-)
 from index.search.duplicates import near_pairs
 from index.search.searcher import Hits, Mode, View, restrict
 from model_store.cores import usable_cores
@@ -61,7 +50,7 @@ class LocalImageIndex(ImageIndex):
         catalog: Catalog,
         spaces: Spaces,
         lock: FolderLock | None,
-        options: IndexOptions,
+        options: records.IndexOptions,
     ) -> None:
         """Use `open`; the constructor only stores its arguments."""
         super().__init__(spaces, keep_pictures=options.keep_pictures)
@@ -74,7 +63,7 @@ class LocalImageIndex(ImageIndex):
         self._filters_lock = threading.Lock()
 
     @classmethod
-    def open(cls, home: Path, options: IndexOptions) -> LocalImageIndex:
+    def open(cls, home: Path, options: records.IndexOptions) -> LocalImageIndex:
         """Open the index of `home`, and create it if it does not exist.
 
         Raises IndexModelError if the vectors are of another model, IndexLockedError, IndexCorruptError,
@@ -99,7 +88,7 @@ class LocalImageIndex(ImageIndex):
         return cls(folder, catalog, spaces, lock, options)
 
     def close(self) -> None:
-        """SwitchResult the queued writes, write the vector cache if enough has changed, and release the folder."""
+        """Finish the queued writes, write the vector cache if enough has changed, and release the folder."""
         if self._closed:
             return
         self._closed = True
@@ -117,64 +106,48 @@ class LocalImageIndex(ImageIndex):
 
     # --- images -------------------------------------------------------------------------------------------------------
 
-    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
-        """Add or replace all of `images` in one transaction, or none of them if one is rejected.
-
-        An image with the key, bytes and metadata of a stored one changes nothing. Returns the outcomes in order.
-        Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError, and
-        IndexSwitchedError if the index has switched to another model.
-        """
+    def add_many(self, images: Sequence[records.NewImage]) -> Outcomes:
+        """Add or replace all of `images` in one transaction, or none of them if one is rejected."""
         return self._catalog.add(self._encode(images), self.spaces.apply).outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
         """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
         spaces = [space.record.id for space in self.spaces.required_spaces]
-        return self._catalog.lookup(spaces, [check_key(key) for key in keys])
+        return self._catalog.lookup(spaces, [records.check_key(key) for key in keys])
 
-    def get(self, key: str) -> ImageRecord:
+    def get(self, key: str) -> records.ImageRecord:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
-        return self._catalog.get(check_key(key))
+        return self._catalog.get(records.check_key(key))
 
     def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
         """Return {key: float16 [4096]} of those `keys` that have a vector of this model. Raises as `get` does."""
-        found = {key: self._catalog.vector(self.spaces.active.record.id, check_key(key)) for key in keys}
+        found = {key: self._catalog.vector(self.spaces.active.record.id, records.check_key(key)) for key in keys}
         return {key: stored[1] for key, stored in found.items() if stored is not None}
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""
-        return self._catalog.contains(check_key(key))
+        return self._catalog.contains(records.check_key(key))
 
     def picture(self, key: str) -> bytes:
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
-        return self._catalog.picture(check_key(key))
+        return self._catalog.picture(records.check_key(key))
 
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
-        """Return up to `limit` matching images in the order of their first addition, starting after `cursor`.
-
-        An image that exists and matches during a whole listing appears in it exactly once.
-        Raises CursorError, FilterError, ValueError unless limit >= 1.
-        """
+    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> records.Page:
+        """Return up to `limit` matching images in the order of their first addition, starting after `cursor`."""
         check_at_least_one("limit", limit)
         return self._catalog.page(limit, cursor, where)
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
-        self._catalog.delete(check_key(key), self.spaces.apply)
+        self._catalog.delete(records.check_key(key), self.spaces.apply)
 
     def delete_where(self, where: Where) -> int:
-        """Delete the images that match now, and return how many were deleted; no later search finds them.
-
-        An image is deleted completely or not at all. One that changes meanwhile may remain.
-        Raises FilterError, IndexReadOnlyError.
-        """
+        """Delete the images that match now, in several transactions, and return how many were deleted."""
         return self._catalog.delete_where(where, self.spaces.apply)
 
-    def change_metadata(self, key: str, update: Update) -> ImageRecord:
-        """Replace an image's metadata by `update(metadata)`; no other change can happen in between.
-
-        Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
-        """
-        self._catalog.change_metadata(check_key(key), update)
+    def change_metadata(self, key: str, update: Update) -> records.ImageRecord:
+        """Replace an image's metadata by `update(metadata)`; no other change can happen in between."""
+        self._catalog.change_metadata(records.check_key(key), update)
         return self._catalog.get(key)
 
     # --- search -------------------------------------------------------------------------------------------------------
@@ -189,27 +162,17 @@ class LocalImageIndex(ImageIndex):
         fingerprint: str | None = None,
         mode: Mode | None = None,
     ) -> Answers:
-        """Return the `k` nearest images of each vector, nearest first; fewer if there are not enough images.
-
-        vectors: float32 [n, 4096]. exclude: key of an image to leave out. where: search only the matching images.
-        fingerprint: of the model that computed `vectors`; the active model by default. mode: as in `mode`.
-        Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, IndexModelError if images have no
-        vectors of that model, ModeUnavailableError, ValueError unless k >= 1.
-        """
+        """Return the `k` nearest images of each vector, float32 [n, 4096], nearest first."""
         space = self.spaces.space(fingerprint)
-        stored = None if exclude is None else self._catalog.vector(space.record.id, check_key(exclude))
+        stored = None if exclude is None else self._catalog.vector(space.record.id, records.check_key(exclude))
         excluded = None if stored is None else stored[0]
-        return self._neighbours(space, encode_vectors(vectors), k, excluded=excluded, where=where, mode=mode)
+        return self._neighbours(space, records.encode_vectors(vectors), k, excluded=excluded, where=where, mode=mode)
 
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
-        """Return the `k` matching images nearest to an indexed image, without that image itself.
-
-        Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError, IndexModelError if the image has
-        no vector of this model.
-        """
+        """Return the `k` matching images nearest to an indexed image, without that image itself."""
         while True:
             space = self.spaces.active
-            stored = self._catalog.vector(space.record.id, check_key(key))
+            stored = self._catalog.vector(space.record.id, records.check_key(key))
             if stored is None and self.spaces.is_loaded(space):
                 raise IndexModelError(self._folder, "an earlier model", space.record.model, 1)
             if stored is not None:
@@ -231,10 +194,7 @@ class LocalImageIndex(ImageIndex):
     def duplicates(
         self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
     ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first.
-
-        stopped: called repeatedly; once it returns True, the pairs found so far are returned. Raises FilterError.
-        """
+        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
         space = self.spaces.active
         with self._catalog.read_view(space.searcher.view) as read_view:
             view = read_view.captured
@@ -243,7 +203,7 @@ class LocalImageIndex(ImageIndex):
         pairs = near_pairs(view, threshold, limit, stopped)
         known = self._catalog.describe(sorted({number for _, *pair in pairs for number in pair}))
         return [
-            NearPair(known[first][0], known[second][0], distance)
+            records.NearPair(known[first][0], known[second][0], distance)
             for distance, first, second in pairs
             if first in known and second in known  # the others were deleted meanwhile
         ]
@@ -285,7 +245,9 @@ class LocalImageIndex(ImageIndex):
             ]
             nearest = sorted(ranked)[:k]
             answers.append(
-                Neighbours((Neighbour(key, distance, json.loads(text)) for distance, key, text in nearest), used_mode)
+                Neighbours(
+                    (records.Neighbour(key, distance, json.loads(text)) for distance, key, text in nearest), used_mode
+                )
             )
         return answers
 
@@ -307,17 +269,17 @@ class LocalImageIndex(ImageIndex):
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
-    def snapshot(self, target: Path) -> SnapshotManifest:
+    def snapshot(self, target: Path) -> records.SnapshotManifest:
         """Copy the index in its current state to the new folder `target`, without blocking writers.
 
         Raises TargetExistsError, IndexFullError, IndexReadOnlyError, IndexCorruptError.
         """
         return take_snapshot(self._folder.parent, target)
 
-    def stats(self) -> IndexStats:
+    def stats(self) -> records.IndexStats:
         """Return counts and sizes."""
         space = self.spaces.active
-        return IndexStats(
+        return records.IndexStats(
             images=self._catalog.images(),
             vectors=len(space.searcher),
             bytes_on_disk=bytes_on_disk(self._folder),

@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from index.catalog import attributes
-from index.catalog.backup import MANIFEST, read_manifest
+from index.catalog.backup import MANIFEST, Advance, read_manifest
 from index.catalog.catalog import Catalog
 from index.catalog.database import CATALOG_FILE, MIGRATIONS, connect, record_checksum, transaction
 from index.catalog.lock import FolderLock, check_exists
@@ -32,7 +31,6 @@ from model_store.durable import sha256_of
 _RESTORE = "Restore a snapshot with fc7 index restore, or move the index away and index the images again."
 _ADD_AGAIN = "Delete the image and add it again."
 _REPAIR = "Run fc7 index verify --repair"
-Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

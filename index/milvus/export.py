@@ -18,6 +18,7 @@ from index.milvus.schema import RECORD, collection_of, image_schema, key_of, vec
 from index.parquet import ExportRow, write_parquet
 from index.records import MilvusAddress, VectorModel
 
+_COLUMNS = [name for name in RECORD if name not in ("id", "has_picture")]
 _GROUP = 512  # rows of one call: 8 MB of vectors; Milvus sends 64 MB at most
 
 
@@ -48,18 +49,5 @@ def export_from_milvus(
 
 
 def _groups(milvus: Milvus, collection: str, condition: str) -> Iterator[list[ExportRow]]:
-    for rows in milvus.pages(collection, [*RECORD, "vector"], size=_GROUP, where=condition):
-        yield [
-            (
-                key_of(row["id"]),
-                row["sha256"],
-                row["size"],
-                row["width"],
-                row["height"],
-                row["metadata"],
-                row["added"],
-                row["updated"],
-                vector_of(row).tobytes(),
-            )
-            for row in rows
-        ]
+    for rows in milvus.pages(collection, ["id", *_COLUMNS, "vector"], size=_GROUP, where=condition):
+        yield [(key_of(row["id"]), *(row[name] for name in _COLUMNS), vector_of(row).tobytes()) for row in rows]

@@ -14,17 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
-from numpy.typing import NDArray
 
-from index.bulk.pipeline import batches, embed
+from index.bulk.pipeline import batches, decode_picture, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.errors import FolderError
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, Row, collection_of, image_schema, key_of, picture_of, searchable
 from index.records import MilvusAddress, VectorModel, encode_vectors
-from model_store.errors import ImageError
-from model_store.image import inspect_and_prepare
 from model_store.runtime.runner import Runner
 
 _PAGE = 2000
@@ -121,18 +118,16 @@ class _CollectionCopy:
                 ready.append(row | {"vector": copy["vector"]})
             else:
                 to_embed.append(row)
-        pictures: list[NDArray[np.uint8]] = []
-        embedded: list[Row] = []
-        for row, decoded in zip(to_embed, self._executor.map(_decode, to_embed), strict=True):
+        usable = []
+        for row, decoded in zip(to_embed, self._executor.map(decode_picture, map(picture_of, to_embed)), strict=True):
             if isinstance(decoded, str):
                 self._skipped.add((row["id"], row["sha256"]))
                 self._report.skipped.append((key_of(row["id"]), decoded))
             else:
-                pictures.append(decoded)
-                embedded.append(row)
-        if pictures:
-            vectors = encode_vectors(embed(self._runner, pictures)).astype(np.float32)
-            ready += [row | {"vector": vector} for row, vector in zip(embedded, vectors, strict=True)]
+                usable.append((row, decoded))
+        if usable:
+            vectors = encode_vectors(embed(self._runner, [pixels for _, pixels in usable])).astype(np.float32)
+            ready += [row | {"vector": vector} for (row, _), vector in zip(usable, vectors, strict=True)]
         self._milvus.write(self._target, ready)
         self._report.embedded += len(ready)
 
@@ -140,14 +135,3 @@ class _CollectionCopy:
 def _rows(milvus: Milvus, collection: str) -> Iterator[Row]:
     for rows in milvus.pages(collection, _COMPARED, size=_PAGE):
         yield from rows
-
-
-def _decode(row: Row) -> NDArray[np.uint8] | str:
-    """Return the picture's pixels, uint8 [256, 256, 3], or the reason why there are none."""
-    picture = picture_of(row)
-    if picture is None:
-        return "its picture is not stored"
-    try:
-        return inspect_and_prepare(picture).pixels
-    except ImageError as error:
-        return f"its stored picture is damaged: {error}"

@@ -111,8 +111,7 @@ class Registry:
 
     def _put(self, entries: dict[str, str]) -> None:
         rows = [{"id": entry, "value": value, "vector": [0.0, 0.0]} for entry, value in entries.items()]
-        for start in range(0, len(rows), _PAGE):
-            self._milvus.write(self._collection, rows[start : start + _PAGE])
+        self._milvus.write(self._collection, rows)
 
     def _all(self, prefix: str) -> dict[str, str]:
         pages = self._milvus.pages(self._collection, ["id", "value"], size=_PAGE, where=f'id like "{prefix}%"')

@@ -5,7 +5,6 @@ Out of scope: talking to Milvus.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from index.catalog.images import Entry
 from index.milvus.schema import Row, id_of, searchable
-from index.records import AddOutcome
+from index.records import AddOutcome, now
 
 _KEEPS_PICTURE: Final = "keeps"  # marks a row whose picture must be copied from the row stored in Milvus
 
@@ -88,8 +87,3 @@ class Upsert:
             for row_id, row in self.rows.items()
             if fingerprint in self._entries[row_id].vectors
         ]
-
-
-def now() -> int:
-    """Return the current time in microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
