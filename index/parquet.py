@@ -42,10 +42,7 @@ def write_parquet(
     schema = _schema(pyarrow, {"fc7.model": model.model, "fc7.fingerprint": model.fingerprint})
     done = 0
     try:
-        with (
-            atomic_file(target) as file,
-            pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
-        ):
+        with atomic_file(target) as file, pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
             for group in groups:
                 writer.write_table(_table(pyarrow, schema, group))
                 done += len(group)

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from index.catalog import attributes
 from index.catalog import spaces as space_table
 from index.catalog.database import check_format, connect, migrate, record_checksum, translated
-from index.catalog.filter_sql import to_sql
 from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
 from index.catalog.read_view import ReadView
 from index.catalog.spaces import SwitchResult
@@ -193,7 +192,7 @@ class Catalog:
         Raises CursorError, FilterError.
         """
         after = 0 if cursor is None else read_cursor(cursor, self.identity, where, int, lambda id_: 0 <= id_ < 2**63)
-        condition, values = ("1", []) if where is None else self._condition(where)
+        condition, values = self._condition(where)
         rows = self._all(
             f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? AND {condition} ORDER BY i.id LIMIT ?",  # noqa: S608
             (after, *values, limit + 1),
@@ -360,9 +359,9 @@ class Catalog:
     def _one(self, query: str, values: Sequence[object] = ()) -> tuple[Any, ...]:
         return self._all(query, values)[0]
 
-    def _condition(self, where: Where) -> tuple[str, list[Scalar | int]]:
+    def _condition(self, where: Where | None) -> tuple[str, list[Scalar | int]]:
         with self._reader() as connection:
-            return to_sql(where, attributes.known_fields(connection), "i.id")
+            return attributes.to_sql(connection, where, "i.id")
 
 
 def _begin_read(connection: sqlite3.Connection) -> None:

@@ -83,13 +83,14 @@ MIGRATIONS = (
     """,
 )
 
-_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_TRUNCATE}
-_READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
-_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# Result codes of SQLite, primary or extended, with the errors that they become.
 _ERRORS = (
-    (_FULL, errors.IndexFullError),
-    (_READ_ONLY, errors.IndexReadOnlyError),
-    (_CORRUPT, errors.IndexCorruptError),
+    (
+        {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_TRUNCATE},
+        errors.IndexFullError,
+    ),
+    ({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}, errors.IndexReadOnlyError),
+    ({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}, errors.IndexCorruptError),
 )
 
 
@@ -188,11 +189,7 @@ def translated(path: Path) -> Iterator[None]:
 def translate(error: sqlite3.Error, path: Path) -> errors.ImageIndexError:
     """Return the index's error for an error of SQLite."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    for codes, kind in (
-        (_FULL, errors.IndexFullError),
-        (_READ_ONLY, errors.IndexReadOnlyError),
-        (_CORRUPT, errors.IndexCorruptError),
-    ):
+    for codes, kind in _ERRORS:
         if code in codes or code & 0xFF in codes:  # the low byte is the primary result code
             return kind(path, str(error))
     return errors.IndexUnavailableError(path, str(error))

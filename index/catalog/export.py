@@ -11,7 +11,6 @@ from pathlib import Path
 
 from index.catalog import attributes
 from index.catalog.database import CATALOG_FILE, connect, translated
-from index.catalog.filter_sql import to_sql
 from index.catalog.lock import check_exists
 from index.catalog.spaces import active_space
 from index.filters import Where
@@ -34,7 +33,7 @@ def export_parquet(
     with translated(catalog), closing(connect(catalog, read_only=True)) as connection:
         connection.execute("BEGIN")
         space, model, fingerprint = active_space(connection)
-        condition, values = ("1", []) if where is None else to_sql(where, attributes.known_fields(connection), "i.id")
+        condition, values = attributes.to_sql(connection, where, "i.id")
         [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
         rows = connection.execute(
             f"""SELECT i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated, v.vector

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,17 +39,15 @@ _CACHED_FILTERS = 64
 
 
 class LocalImageIndex(ImageIndex):
-    """The index in the folder `home`/index: a catalog on disk and a searcher in memory. Open it with `open`."""
+    """The index in the folder `home`/index: a catalog on disk and a searcher in memory. Open it with `open`.
+
+    `ImageIndex` describes the arguments and errors of the methods.
+    """
 
     spaces: Spaces
 
     def __init__(
-        self,
-        folder: Path,
-        catalog: Catalog,
-        spaces: Spaces,
-        lock: FolderLock | None,
-        options: records.IndexOptions,
+        self, folder: Path, catalog: Catalog, spaces: Spaces, lock: FolderLock | None, options: records.IndexOptions
     ) -> None:
         """Use `open`; the constructor only stores its arguments."""
         super().__init__(spaces, keep_pictures=options.keep_pictures)
@@ -58,9 +55,8 @@ class LocalImageIndex(ImageIndex):
         self._codes = spaces.codes
         self._cache_after = options.cache_after
         self._closed = False
-        self._filters: dict[tuple[int, Where], NDArray[np.int64]] = {}  # (space, filter): ids of matching vectors
-        self._filters_commit = -1
-        self._filters_lock = threading.Lock()
+        # (number of commits, space, filter): ids of matching vectors. Replaced as a whole, never modified.
+        self._filters: dict[tuple[int | None, int, Where], NDArray[np.int64]] = {}
 
     @classmethod
     def open(cls, home: Path, options: records.IndexOptions) -> LocalImageIndex:
@@ -197,9 +193,7 @@ class LocalImageIndex(ImageIndex):
         """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
         space = self.spaces.active
         with self._catalog.read_view(space.searcher.view) as read_view:
-            view = read_view.captured
-            if where is not None:
-                view = restrict(view, self._matching(space.record.id, read_view, where))
+            view = self._view(space, read_view, where)
         pairs = near_pairs(view, threshold, limit, stopped)
         known = self._catalog.describe(sorted({number for _, *pair in pairs for number in pair}))
         return [
@@ -229,9 +223,7 @@ class LocalImageIndex(ImageIndex):
         if where is not None or len(known) < len(found):
             # With a filter, or if hits were deleted meanwhile: use catalog and vectors of the same moment.
             with self._catalog.read_view(space.searcher.view) as read_view:
-                view = read_view.captured
-                if where is not None:
-                    view = restrict(view, self._matching(space.record.id, read_view, where))
+                view = self._view(space, read_view, where)
                 hits = space.searcher.search(queries, count, view, used_mode)
                 known = read_view.describe(_ids(hits))
         if not self.spaces.is_loaded(space):  # its vectors may have been deleted during the search
@@ -251,21 +243,18 @@ class LocalImageIndex(ImageIndex):
             )
         return answers
 
-    def _matching(self, space: int, read_view: ReadView[View], where: Where) -> NDArray[np.int64]:
-        """Return the ids of the vectors in `space` whose images match; cached until the next write."""
-        if read_view.commits is None:
-            return read_view.matching(space, where)
-        with self._filters_lock:
-            if self._filters_commit != read_view.commits:
-                self._filters.clear()
-                self._filters_commit = read_view.commits
-            ids = self._filters.get((space, where))
+    def _view(self, space: SearchSpace, read_view: ReadView[View], where: Where | None) -> View:
+        """Return the vectors in `space` whose images match. Their ids are cached until the next write."""
+        if where is None:
+            return read_view.captured
+        key = (read_view.commits, space.record.id, where)
+        ids = self._filters.get(key)
         if ids is None:
-            ids = read_view.matching(space, where)
-            with self._filters_lock:
-                if self._filters_commit == read_view.commits and len(self._filters) < _CACHED_FILTERS:
-                    self._filters[space, where] = ids
-        return ids
+            ids = read_view.matching(space.record.id, where)
+            current = {each: found for each, found in self._filters.items() if each[0] == read_view.commits}
+            if read_view.commits is not None and len(current) < _CACHED_FILTERS:
+                self._filters = {**current, key: ids}
+        return restrict(read_view.captured, ids)
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 

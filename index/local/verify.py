@@ -19,7 +19,7 @@ from typing import Any
 from index.catalog import attributes
 from index.catalog.backup import MANIFEST, Advance, read_manifest
 from index.catalog.catalog import Catalog
-from index.catalog.database import CATALOG_FILE, MIGRATIONS, connect, record_checksum, transaction
+from index.catalog.database import CATALOG_FILE, MIGRATIONS, check_format, connect, record_checksum, transaction
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.wal import first_damaged_frame
 from index.errors import ImageIndexError, IndexFormatError, SnapshotError
@@ -123,9 +123,7 @@ class _CatalogCheck:
                 # Read damaged text as it is instead of failing: its checksum shows the damage.
                 connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
                 self._connection = connection
-                found = int(self._rows("PRAGMA user_version")[0][0])
-                if found > len(MIGRATIONS):
-                    raise IndexFormatError(self._path, found, len(MIGRATIONS))
+                found = check_format(connection, self._path)
                 if found < len(MIGRATIONS):
                     if found:
                         problem = f"{self._path} has format {found}, which has no checksums"

@@ -37,7 +37,10 @@ _DELETE_BATCH = 500
 
 
 class MilvusImageIndex(ImageIndex):
-    """The collections on Milvus whose names start with `name`. Open it with `open`."""
+    """The collections on Milvus whose names start with `name`. Open it with `open`.
+
+    `ImageIndex` describes the arguments and errors of the methods. They all raise IndexUnreachableError too.
+    """
 
     spaces: Spaces
 
@@ -82,7 +85,7 @@ class MilvusImageIndex(ImageIndex):
         """Add or replace all of `images`, or none of them if one is rejected.
 
         More than 128 images are written with several calls; if one call fails, the images of the earlier calls stay.
-        Also raises IndexLimitError for a picture that is too large, and IndexUnreachableError.
+        Also raises IndexLimitError for a picture that is too large.
         """
         self._check_writable()
         entries = self._encode(images)
@@ -104,7 +107,7 @@ class MilvusImageIndex(ImageIndex):
             for entry, picture in zip(entries, pictures, strict=True):
                 upsert.add(entry, picture)
             upsert.keep_pictures(
-                self._milvus.rows(collection, upsert.ids_that_keep_pictures(), ["id", "has_picture", "picture"])
+                self._milvus.rows(collection, list(upsert.kept_pictures), ["id", "has_picture", "picture"])
             )
             self._registry.add_fields(
                 set().union(*(fields_of(json.loads(row["metadata"])) for row in upsert.rows.values()))

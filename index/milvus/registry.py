@@ -27,18 +27,16 @@ _PAGE = 1000
 class Registry:
     """The collection `name`_meta. All methods may be called from any thread, and raise IndexUnreachableError."""
 
-    def __init__(self, milvus: Milvus) -> None:
+    def __init__(self, milvus: Milvus, *, create: bool = False) -> None:
+        """Load the collection. If it does not exist, create it, or raise IndexUnavailableError without `create`."""
         self._milvus = milvus
         self._collection = milvus.name + META_SUFFIX
         self._registered: set[tuple[str, FieldType]] = set()  # fields are never removed, so they can be cached
         self._registering = threading.Lock()
-
-    def open(self, *, create: bool = True) -> None:
-        """Load the collection. If it does not exist, create it, or raise IndexUnavailableError without `create`."""
-        if not create and not self._milvus.has(self._collection):
-            reason = f"there is no index named {self._milvus.name}; create one with fc7 index build DIR"
-            raise IndexUnavailableError(self._milvus.uri, reason)
-        self._milvus.open(self._collection, meta_schema)
+        if not create and not milvus.has(self._collection):
+            reason = f"there is no index named {milvus.name}; create one with fc7 index build DIR"
+            raise IndexUnavailableError(milvus.uri, reason)
+        milvus.open(self._collection, meta_schema)
 
     @property
     def identity(self) -> str:

@@ -58,12 +58,7 @@ def image_schema(milvus: Any) -> Any:
     schema.add_field("has_picture", kinds.BOOL)
     # Memory-mapped: no search reads pictures, and they would use more memory than the vectors.
     schema.add_field(
-        "picture",
-        kinds.ARRAY,
-        element_type=kinds.VARCHAR,
-        max_capacity=_PARTS,
-        max_length=_VARCHAR,
-        mmap_enabled=True,
+        "picture", kinds.ARRAY, element_type=kinds.VARCHAR, max_capacity=_PARTS, max_length=_VARCHAR, mmap_enabled=True
     )
     return schema
 

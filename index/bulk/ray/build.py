@@ -123,7 +123,14 @@ class ClusterBuild:
 
     def _add(self, names: Sequence[str]) -> None:
         """Embed these files and add them to the index, each exactly once."""
-        valid = [name for name in names if self._check_key(name)]
+        valid = []
+        for name in names:
+            try:
+                check_key(self._prefix + name)
+            except InvalidKeyError as error:
+                self._skip(name, str(error))
+            else:
+                valid.append(name)
         known: dict[str, str] = {}
         for part in batches(valid, _LOOKUP_SIZE):
             known |= self._index.lookup([self._prefix + name for name in part])
@@ -140,14 +147,6 @@ class ClusterBuild:
         for name in pending:
             self._skip(name, f"The workers that read this file died, {_MAX_RETRIES + 1} times in a row.")
         self._show_progress()
-
-    def _check_key(self, name: str) -> bool:
-        try:
-            check_key(self._prefix + name)
-        except InvalidKeyError as error:
-            self._skip(name, str(error))
-            return False
-        return True
 
     def _process(self, pending: dict[str, str], block_size: int) -> None:
         """Hand out the pending files in blocks, write the results, and remove the written files from `pending`."""
