@@ -76,7 +76,7 @@ def add_image(
         if complete and metadata == old_metadata:
             return AddOutcome.UNCHANGED
     record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, time_us)
-    image = _write(connection, old_id, record)
+    image = _write(connection, record)
     if metadata != old_metadata:
         attributes.store(connection, image, metadata)
     if old_id is not None and not same_file:  # the vectors of all models were made from the old picture
@@ -119,7 +119,7 @@ def change_metadata(
     image, *record, old, added = row
     metadata = encode_metadata(update(json.loads(old)))
     if metadata != old:
-        _write(connection, image, (*record, metadata, added, now()))
+        _write(connection, (*record, metadata, added, now()))
         attributes.store(connection, image, metadata)
 
 
@@ -130,22 +130,17 @@ def delete_images(connection: sqlite3.Connection, images: Sequence[int], change:
         connection.execute("DELETE FROM images WHERE id = ?", (image,))
 
 
-def _write(connection: sqlite3.Connection, image: int | None, record: tuple[str | int, ...]) -> int:
-    """Insert a record (key, sha256, size, width, height, metadata, added, updated), or update that of `image`."""
-    values = (*record, record_checksum(*record))
-    if image is not None:
-        connection.execute(
-            """UPDATE images SET key = ?, sha256 = ?, size = ?, width = ?, height = ?, metadata = ?, added = ?,
-                      updated = ?, crc = ? WHERE id = ?""",
-            (*values, image),
-        )
-        return image
-    inserted = connection.execute(
+def _write(connection: sqlite3.Connection, record: tuple[str | int, ...]) -> int:
+    """Insert a record (key, sha256, size, width, height, metadata, added, updated), or replace that of its key."""
+    [image] = connection.execute(
         """INSERT INTO images (key, sha256, size, width, height, metadata, added, updated, crc)
-           VALUES (?,?,?,?,?,?,?,?,?)""",
-        values,
-    )
-    return int(inserted.lastrowid or 0)
+           VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (key) DO UPDATE
+           SET sha256 = excluded.sha256, size = excluded.size, width = excluded.width, height = excluded.height,
+               metadata = excluded.metadata, added = excluded.added, updated = excluded.updated, crc = excluded.crc
+           RETURNING id""",
+        (*record, record_checksum(*record)),
+    ).fetchone()
+    return int(image)
 
 
 def _vector_ids(connection: sqlite3.Connection, image: int) -> list[int]:

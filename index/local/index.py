@@ -182,8 +182,7 @@ class LocalImageIndex(ImageIndex):
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.
 
-        None selects `fast` once its code is ready. Until then `fast` searches exactly. Raises ModeUnavailableError for
-        `codes` without trained codes, IndexModelError.
+        None selects `fast` once its code is ready. Until then, `fast` searches exactly.
         """
         return self._codes.resolve_mode(self.spaces.space(fingerprint), requested)
 

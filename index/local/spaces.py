@@ -171,10 +171,7 @@ class Spaces:
     def add_vectors(
         self, model: VectorModel, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]
     ) -> int:
-        """Store the vectors of `images`, float32 [4096], and return how many were stored.
-
-        Images that were replaced or deleted in the meantime are skipped.
-        """
+        """Store the vectors of `images`, except those replaced or deleted meanwhile; return how many were stored."""
         space = self._loaded[model.fingerprint].record.id
         return self._catalog.add_vectors(space, images, encode_vectors(vectors), self.apply)
 

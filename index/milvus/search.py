@@ -26,7 +26,7 @@ from index.search.segment import Segment
 MAX_K = 2000
 _MAX_COMPARED = 100_000
 _MAX_CANDIDATES = 4096  # 67 MB with their vectors; Milvus sends 100 MB at most
-_PAGE = 1000
+_PAGE = 1000  # rows in a call and in a segment
 _ROW_BATCH = 2048  # 16 KB each
 _EXTRA_CANDIDATES = 8  # beyond k, to detect equal distances at the end of the result
 _FIELDS = ["id", "metadata", "vector"]
