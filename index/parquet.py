@@ -25,7 +25,7 @@ ExportRow = tuple[Any, ...]
 
 
 def write_parquet(
-    target: Path, model: VectorModel, groups: Iterable[list[ExportRow]], *, advance: Callable[[int], None] | None = None
+    target: Path, model: VectorModel, groups: Iterable[list[ExportRow]], advance: Callable[[int], None] = lambda _: None
 ) -> int:
     """Write each list of rows as a row group to the new file `target`; return the number of rows.
 
@@ -46,8 +46,7 @@ def write_parquet(
             for group in groups:
                 writer.write_table(_table(pyarrow, schema, group))
                 done += len(group)
-                if advance is not None:
-                    advance(done)
+                advance(done)
     except OSError as error:
         raise translate_os_error(error, target.parent) from error
     return done

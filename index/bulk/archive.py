@@ -40,14 +40,6 @@ class ArchiveLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class ArchivedImage:
-    """An image in an archive: its path there, and its bytes, or None if it is larger than the limit."""
-
-    name: str
-    data: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Entry:
     """An entry that may be read. size: in bytes, unpacked."""
 
@@ -70,13 +62,16 @@ def count_images(path: Path, limits: ArchiveLimits) -> int:
     return images
 
 
-def read_images(path: Path, limits: ArchiveLimits) -> Iterator[ArchivedImage]:
-    """Yield the images of an archive that `count_images` accepted, in its order. Raises ImageArchiveError."""
+def read_images(path: Path, limits: ArchiveLimits) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the images of an archive that `count_images` accepted, in its order: path and bytes.
+
+    The bytes are None for an image that is larger than the limit. Raises ImageArchiveError.
+    """
     with _translate_errors():
         for entry in _entries(path):
             if entry.is_image:
                 name = "/".join(part for part in entry.name.split("/") if part not in ("", "."))
-                yield ArchivedImage(name, entry.read() if entry.size <= limits.image_bytes else None)
+                yield name, entry.read() if entry.size <= limits.image_bytes else None
 
 
 def _entries(path: Path) -> Iterator[_Entry]:

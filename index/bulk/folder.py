@@ -32,7 +32,7 @@ def build_index(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Callable[[BuildReport], None] | None = None,
+    progress: Callable[[BuildReport], None] = lambda _: None,
     key_prefix: str = "",
     max_pixels: int = DEFAULT_MAX_PIXELS,
     keep_pictures: bool = True,
@@ -68,8 +68,7 @@ def build_index(
             report.skipped += batch.skipped
             count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * len(batch.unchanged)])
             report.seen += len(batch.skipped)
-            if progress is not None:
-                progress(report)
+            progress(report)
     return report
 
 

@@ -23,7 +23,7 @@ def reembed(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Callable[[ReembedReport], None] | None = None,
+    progress: Callable[[ReembedReport], None] = lambda _: None,
 ) -> ReembedReport:
     """Compute the missing vectors of the runner's model for the index in `home`, then switch search to this model.
 
@@ -50,8 +50,7 @@ def reembed(
                 if usable:
                     vectors = encode_vectors(embed(runner, [pixels for _, pixels in usable]))
                     report.embedded += catalog.add_vectors(space.id, [image for image, _ in usable], vectors)
-                if progress is not None:
-                    progress(report)
+                progress(report)
         if not report.interrupted:
             if report.total and not report.embedded:
                 raise FolderError(

@@ -166,10 +166,7 @@ class Catalog:
 
     def get(self, key: str) -> ImageRecord:
         """Return one image's record. Raises KeyNotFoundError."""
-        rows = self._all(f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?", (key,))  # noqa: S608
-        if not rows:
-            raise KeyNotFoundError(key)
-        return ImageRecord.from_row(rows[0])
+        return ImageRecord.from_row(self._of_key(key, f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?"))  # noqa: S608
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key."""
@@ -177,14 +174,12 @@ class Catalog:
 
     def picture(self, key: str) -> bytes:
         """Return the stored JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
-        rows = self._all(
-            "SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?", (key,)
+        [picture] = self._of_key(
+            key, "SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?"
         )
-        if not rows:
-            raise KeyNotFoundError(key)
-        if rows[0][0] is None:
+        if picture is None:
             raise PictureNotFoundError(key)
-        return bytes(rows[0][0])
+        return bytes(picture)
 
     def page(self, limit: int, cursor: str | None, where: Where | None = None) -> Page:
         """Return `limit` images that match, in the order in which they were first added, starting at `cursor`.
@@ -208,14 +203,13 @@ class Catalog:
 
     def vector(self, space: int, key: str) -> tuple[int, NDArray[np.float16]] | None:
         """Return the id and value of an image's vector in `space`, or None if it has none. Raises KeyNotFoundError."""
-        rows = self._all(
+        number, vector = self._of_key(
+            key,
             """SELECT v.id, v.vector FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
                WHERE i.key = ?""",
-            (space, key),
+            space,
         )
-        if not rows:
-            raise KeyNotFoundError(key)
-        return None if rows[0][0] is None else (int(rows[0][0]), np.frombuffer(rows[0][1], np.float16))
+        return None if number is None else (int(number), np.frombuffer(vector, np.float16))
 
     def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return {vector id: (key, metadata as JSON)} of the vectors that still exist."""
@@ -358,6 +352,13 @@ class Catalog:
 
     def _one(self, query: str, values: Sequence[object] = ()) -> tuple[Any, ...]:
         return self._all(query, values)[0]
+
+    def _of_key(self, key: str, query: str, *values: object) -> tuple[Any, ...]:
+        """Return the row of the image with this key, the last parameter of `query`. Raises KeyNotFoundError."""
+        rows = self._all(query, (*values, key))
+        if not rows:
+            raise KeyNotFoundError(key)
+        return rows[0]
 
     def _condition(self, where: Where | None) -> tuple[str, list[Scalar | int]]:
         with self._reader() as connection:

@@ -21,7 +21,7 @@ _GROUP_ROWS = 1024
 
 
 def export_parquet(
-    home: Path, target: Path, *, where: Where | None = None, advance: Callable[[int, int], None] | None = None
+    home: Path, target: Path, *, where: Where | None = None, advance: Callable[[int, int], None] = lambda *_: None
 ) -> int:
     """Write the images that match `where` to the new file `target`; return how many.
 
@@ -42,5 +42,4 @@ def export_parquet(
             (space, *values),
         )
         groups = iter(lambda: rows.fetchmany(_GROUP_ROWS), [])
-        report = None if advance is None else lambda done: advance(done, total)
-        return write_parquet(target, VectorModel(fingerprint, model), groups, advance=report)
+        return write_parquet(target, VectorModel(fingerprint, model), groups, lambda done: advance(done, total))

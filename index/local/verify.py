@@ -53,7 +53,7 @@ class Report:
     repaired: int = 0
 
 
-def verify(folder: Path, *, repair: bool = False, advance: Advance | None = None) -> Report:
+def verify(folder: Path, *, repair: bool = False, advance: Advance = lambda *_: None) -> Report:
     """Verify every record of the index in `folder`, which is a home or a snapshot.
 
     repair: drop damaged pictures and vectors (`fc7 index reembed` computes vectors again), and store the attributes
@@ -65,18 +65,17 @@ def verify(folder: Path, *, repair: bool = False, advance: Advance | None = None
         return _verify_snapshot(folder, advance)
     index = folder / "index"
     check_exists(index)
-    with contextlib.ExitStack() as stack:
-        exclusive = True
-        try:
-            stack.enter_context(closing(FolderLock(index)))
-        except ImageIndexError:
-            if repair:
-                raise
-            exclusive = False
-        return _verify_index(index, exclusive=exclusive, repair=repair, advance=advance)
+    try:
+        lock = FolderLock(index)
+    except ImageIndexError:
+        if repair:
+            raise
+        return _verify_index(index, exclusive=False, repair=False, advance=advance)
+    with closing(lock):
+        return _verify_index(index, exclusive=True, repair=repair, advance=advance)
 
 
-def _verify_snapshot(folder: Path, advance: Advance | None) -> Report:
+def _verify_snapshot(folder: Path, advance: Advance) -> Report:
     report = Report()
     try:
         manifest = read_manifest(folder)
@@ -90,7 +89,7 @@ def _verify_snapshot(folder: Path, advance: Advance | None) -> Report:
     return report
 
 
-def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advance | None) -> Report:
+def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advance) -> Report:
     report = Report()
     log, cache = folder / f"{CATALOG_FILE}-wal", folder / CACHE_FILE
     if exclusive and log.exists() and (frame := first_damaged_frame(log)) is not None:
@@ -116,7 +115,7 @@ class _CatalogCheck:
         self._repairs: list[tuple[str, int]] = []
         self._attributes: list[tuple[int, str]] = []
 
-    def run(self, advance: Advance | None) -> None:
+    def run(self, advance: Advance) -> None:
         """Check everything, and add the problems to the report."""
         try:
             with closing(connect(self._path, read_only=not self._repair)) as connection:
@@ -163,7 +162,7 @@ class _CatalogCheck:
         if self._rows("SELECT 1 FROM vectors LIMIT 1") and not self._rows(active):
             self._find(f"{self._path} does not say which model's vectors are searched", _RESTORE)
 
-    def _images(self, advance: Advance | None) -> None:
+    def _images(self, advance: Advance) -> None:
         [(total,)] = self._rows("SELECT count(*) FROM images")
         rows = self._connection.execute(
             """SELECT i.id, i.crc, p.crc, p.jpeg, i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added,
@@ -183,8 +182,7 @@ class _CatalogCheck:
                 if _checksum(jpeg) != picture_crc:
                     self._find("the picture differs from its checksum", f"{_REPAIR} to drop it. {_ADD_AGAIN}", key)
                     self._repairs.append(("DELETE FROM pictures WHERE image_id = ?", number))
-            if advance is not None:
-                advance(self._report.images, total)
+            advance(self._report.images, total)
 
     def _vectors(self) -> None:
         rows = self._connection.execute(

@@ -27,7 +27,7 @@ def export_from_milvus(
     target: Path,
     *,
     where: Where | None = None,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Callable[[int, int], None] = lambda *_: None,
 ) -> int:
     """Write the matching images of an index to the new file `target`, and return how many.
 
@@ -43,10 +43,9 @@ def export_from_milvus(
         collection, condition = collection_of(address.name, model.fingerprint), registry.expression(where)
         milvus.open(collection, image_schema)
         total = milvus.count(collection, condition)
-        report = None if advance is None else lambda done: advance(done, max(done, total))
         pages = milvus.pages(collection, ["id", *_COLUMNS, "vector"], size=_GROUP, where=condition)
         groups = (
             [(key_of(row["id"]), *(row[name] for name in _COLUMNS), vector_of(row).tobytes()) for row in rows]
             for rows in pages
         )
-        return write_parquet(target, model, groups, advance=report)
+        return write_parquet(target, model, groups, lambda done: advance(done, max(done, total)))

@@ -35,7 +35,7 @@ def reembed_on_milvus(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Callable[[ReembedReport], None] | None = None,
+    progress: Callable[[ReembedReport], None] = lambda _: None,
 ) -> ReembedReport:
     """Compute every image's vector of the runner's model from its stored picture, then search these vectors.
 
@@ -58,8 +58,7 @@ def reembed_on_milvus(
             while outdated := copy.find_outdated():
                 for ids in batches(outdated, batch_size):
                     copy.update(ids)
-                    if progress is not None:
-                        progress(report)
+                    progress(report)
         if not report.interrupted:
             if report.skipped and not report.embedded and not milvus.count(target):
                 raise FolderError(

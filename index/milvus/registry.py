@@ -98,10 +98,10 @@ class Registry:
             return ""
         names = {condition.field for condition in where.conditions}
         ids = [_FIELD + field_id(name, kind) for name in names for kind in FieldType]
-        types = _types(row["value"] for row in self._milvus.rows(self._collection, ids, ["id", "value"]).values())
-        if names - types.keys():  # unknown: read all fields, so that the error can suggest a similar name
-            types = _types(self._all(_FIELD).values())
-        return expression(where, types)
+        fields = _fields(row["value"] for row in self._milvus.rows(self._collection, ids, ["id", "value"]).values())
+        if names - fields.keys():  # unknown: read all fields, so that the error can suggest a similar name
+            fields = _fields(self._all(_FIELD).values())
+        return expression(where, fields)
 
     def _get(self, entry: str) -> str | None:
         row = self._milvus.rows(self._collection, [entry], ["id", "value"]).get(entry)
@@ -116,8 +116,9 @@ class Registry:
         return {row["id"]: row["value"] for page in pages for row in page}
 
 
-def _types(values: Iterable[str]) -> dict[str, list[FieldType]]:
-    types: dict[str, list[FieldType]] = {}
+def _fields(values: Iterable[str]) -> dict[str, dict[FieldType, int]]:
+    """Return the registered fields for `compared_types`. Milvus has no numbers for them, so these are 0."""
+    fields: dict[str, dict[FieldType, int]] = {}
     for name, kind in map(json.loads, values):
-        types.setdefault(name, []).append(FieldType(kind))
-    return types
+        fields.setdefault(name, {})[FieldType(kind)] = 0
+    return fields

@@ -135,9 +135,8 @@ class Searcher:
 
     def ids(self) -> NDArray[np.int64]:
         """Return the ids of all live vectors, ascending."""
-        with self._lock:
-            parts = [segment.ids[: segment.count][segment.alive[: segment.count]] for segment in self._segments]
-        return np.concatenate([*parts, np.empty(0, np.int64)])
+        view = self.view()
+        return ids_at(view, live_slots(view))
 
     def sample(self, limit: int, *, seed: int = 0) -> NDArray[np.float16]:
         """Return up to `limit` random live rows without repetition, float16 [n, 4096]."""

@@ -84,7 +84,7 @@ class ClusterBuild:
         plan: WorkerPlan,
         placement: Placement,
         key_prefix: str = "",
-        progress: Callable[[ClusterReport], None] | None = None,
+        progress: Callable[[ClusterReport], None] = lambda _: None,
     ) -> None:
         """plan: of the workers; a worker gets, and a commit has, four batches. key_prefix: a key is this prefix and the
         path within the source. progress: called after each commit with the report so far.
@@ -146,14 +146,14 @@ class ClusterBuild:
             self._process(pending, 1)
         for name in pending:
             self._skip(name, f"The workers that read this file died, {_MAX_RETRIES + 1} times in a row.")
-        self._show_progress()
+        self._progress(self.report)
 
     def _process(self, pending: dict[str, str], block_size: int) -> None:
         """Hand out the pending files in blocks, write the results, and remove the written files from `pending`."""
         for table in self._results(list(pending.items()), block_size):
             rows = [row for row in table.to_pylist() if pending.pop(row["name"], None) is not None]
             self._write(rows)
-            self._show_progress()
+            self._progress(self.report)
 
     def _results(self, files: Sequence[tuple[str, str]], block_size: int) -> Iterator[pyarrow.Table]:
         """Yield the results of the actors. Raises ClusterError."""
@@ -217,7 +217,3 @@ class ClusterBuild:
         """Record the reason, and count the file as seen."""
         self.report.skipped.append((f"{self._source.location.rstrip('/')}/{name}", reason))
         self.report.seen += 1
-
-    def _show_progress(self) -> None:
-        if self._progress is not None:
-            self._progress(self.report)
