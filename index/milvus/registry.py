@@ -17,7 +17,7 @@ from index.fields import FieldType
 from index.filters import Where
 from index.milvus.client import Milvus
 from index.milvus.filters import expression, field_id
-from index.milvus.schema import IMAGES_INFIX, META_SUFFIX, collection_of, meta_schema
+from index.milvus.schema import META_SUFFIX, collection_of, meta_schema
 from index.records import Space, VectorModel
 
 _ACTIVE, _IDENTITY, _SPACE, _FIELD = "active", "identity", "space-", "field-"
@@ -72,7 +72,7 @@ class Registry:
         active = self._get(_ACTIVE)
         models = [self.model(each.removeprefix(_SPACE)) for each in self._all(_SPACE)]
         models.sort(key=lambda each: (each.fingerprint != active, each.model))
-        existing = {each for each in self._milvus.collections() if each.startswith(self._milvus.name + IMAGES_INFIX)}
+        existing = self._milvus.collections()
         found: list[Space] = []
         for model in models:
             collection = collection_of(self._milvus.name, model.fingerprint)

@@ -27,7 +27,6 @@ MAX_ROWS = 16_384  # limit of Milvus for one call
 RECORD = ["id", "sha256", "size", "width", "height", "metadata", "added", "updated", "has_picture"]
 STATE = ["id", "sha256", "metadata", "added", "updated", "has_picture"]
 WHOLE = [*RECORD, "picture", "vector"]
-IMAGES_INFIX = "_images_"
 META_SUFFIX = "_meta"
 _VARCHAR = 65_535  # bytes; limit of Milvus for a text
 _PART = 49_149  # bytes of a picture that fit into one text as base64
@@ -37,7 +36,7 @@ _ID = re.compile(r"([0-9a-f]{2}){1,800}")
 
 def collection_of(name: str, fingerprint: str) -> str:
     """Return the name of the collection with the vectors of one model."""
-    return f"{name}{IMAGES_INFIX}{fingerprint[:32]}"
+    return f"{name}_images_{fingerprint[:32]}"
 
 
 def image_schema(milvus: Any) -> Any:
