@@ -78,9 +78,9 @@ class ImageRecord:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Self:
         """Return the record of a stored image. row: these fields in order; metadata is JSON, times are as in `now`."""
-        *start, metadata, added_us, updated_us, has_picture = row
+        key, sha256, size, width, height, metadata, added_us, updated_us, has_picture = row
         added, updated = (_EPOCH + timedelta(microseconds=time_us) for time_us in (added_us, updated_us))
-        return cls(*start, json.loads(metadata), added, updated, bool(has_picture))
+        return cls(key, sha256, size, width, height, json.loads(metadata), added, updated, bool(has_picture))
 
 
 @dataclass(frozen=True, slots=True)
