@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from index.bulk.folder import build_index, relative_path
+from index.bulk.folder import build_index
 from index.bulk.reembed import reembed
 from index.bulk.report import BuildReport, ReembedReport
 from index.bulk.sources import is_uri
@@ -121,7 +121,7 @@ def _build_here(
             batch_size=options.batch_size,
             workers=settings.decode_threads or 2,
             progress=progress,
-            key=lambda path, below: options.key_prefix + relative_path(path, below),
+            key_prefix=options.key_prefix,
             max_pixels=settings.max_pixels,
             keep_pictures=settings.keep_pictures,
         )
