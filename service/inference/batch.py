@@ -30,7 +30,7 @@ class BatchLimits:
 
 
 class InferFn(Protocol):
-    """Runs the model: `Runner.run` or `Runner.run_beside`."""
+    """Runs the model: `Runner.run` or `Runner.run_in_stream`."""
 
     def __call__(self, pixels: NDArray[np.uint8], /) -> Outputs:
         """Return one output row for each row of `pixels`, uint8 [n,224,224,3]."""
