@@ -249,7 +249,15 @@ class Artifact:
         Raises ArtifactFormatError if the manifest is missing, broken or has a newer format, ArtifactCorruptError for
         the first file that is missing or differs.
         """
-        artifact = cls(path, _open_manifest(path / MANIFEST_FILE), verified=False)
+        file = path / MANIFEST_FILE
+        try:
+            manifest = read_manifest(file, file.read_bytes())
+        except FileNotFoundError:
+            reason = "the file does not exist, so this folder is not a version of a model"
+            raise ArtifactFormatError(file, reason) from None
+        except OSError as exc:
+            raise ArtifactFormatError(file, exc.strerror or str(exc)) from exc
+        artifact = cls(path, manifest, verified=False)
         if verify:
             artifact.verify()
         return artifact
@@ -363,15 +371,6 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"Artifact({self.embedder!r}, {str(self.path)!r})"
-
-
-def _open_manifest(path: Path) -> Manifest:
-    try:
-        return read_manifest(path, path.read_bytes())
-    except FileNotFoundError:
-        raise ArtifactFormatError(path, "the file does not exist, so this folder is not a version of a model") from None
-    except OSError as exc:
-        raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
 
 
 def read_manifest(path: Path, data: bytes) -> Manifest:

@@ -61,12 +61,12 @@ def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastA
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(state.resources.open)
+        await asyncio.to_thread(state.open)
         try:
             yield
         finally:
             state.drain()
-            await asyncio.to_thread(state.resources.close)
+            await asyncio.to_thread(state.close)
 
     app = _Application(
         title="fc7",

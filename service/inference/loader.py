@@ -1,6 +1,6 @@
 """Loading a model version for serving: memory check, sessions, warm-up and batch queue.
 
-Guarantees: a version is loaded in addition to others only if enough memory is available. A version that fails to warm up is closed.
+Guarantees: another version is loaded only if enough memory is available. A version that fails to warm up is closed.
 Out of scope: deciding which versions are loaded (see `model_pool`).
 """
 
