@@ -75,10 +75,7 @@ class Runner:
         inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
         outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
         wanted_inputs = {"pixels": ("tensor(uint8)", [CROP, CROP, 3])}
-        wanted_outputs = {
-            "probabilities": ("tensor(float)", [self.classes]),
-            "fc7": ("tensor(float)", [FEATURES]),
-        }
+        wanted_outputs = {"probabilities": ("tensor(float)", [self.classes]), "fc7": ("tensor(float)", [FEATURES])}
         if inputs != wanted_inputs:
             raise RunnerError(self.artifact.id, f"the inputs of the graph are {inputs}, but must be {wanted_inputs}")
         for name, wanted in wanted_outputs.items():
