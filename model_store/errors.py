@@ -29,9 +29,6 @@ Fc7Error
     ├── NonFiniteLossError     the loss became NaN or infinite
     ├── ParityError            the exported graph differs from the trained net
     └── AgreementError         the net in another precision differs too much from fp32
-
-Every message says what failed and how to fix it. Values are kept as attributes and in `args`, so that an error can be
-pickled and sent to another process.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ from typing import ClassVar
 
 
 class Fc7Error(Exception):
-    """Base class of all errors that a user can see. The message says what failed and how to fix it.
+    """Base class of all errors that a user can see. The message says what failed and how to fix it. Can be pickled.
 
     A subclass with values is a dataclass, and formats them into its template `message`. Without a template, the message
     is the text passed to the constructor.

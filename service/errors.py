@@ -29,7 +29,6 @@ Fc7Error
     ├── JobNotFoundError      no job has this id
     └── DeadlineError         decoding, queueing and running took too long
 
-Guarantees: every error has its values as attributes, and its message says what failed and how to fix it.
 Out of scope: HTTP status codes (see `service.api.problems`).
 """
 

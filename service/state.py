@@ -106,7 +106,8 @@ class Resources:
         self.index_sync.close()  # first, so that search does not switch to a model that is being retired
         needed = None if self._index is None else self.models.find(self._index.searched.fingerprint)
         serving = self.models.activate(artifact.id, needed=needed)
-        self.metrics.set_model(artifact.name, artifact.version, artifact.precision, serving.runner.device)
+        self.metrics.model.clear()
+        self.metrics.model.labels(artifact.name, artifact.version, artifact.precision, serving.runner.device).set(1)
         if self._index is not None:
             self.index_sync.migrate(artifact)
             return
@@ -206,7 +207,9 @@ class State(Resources):
             stats = self._index.stats()
         except IndexUnavailableError:
             return  # the other metrics are still reported
-        self.metrics.set_index(stats.images, stats.bytes_on_disk, stats.bytes_in_memory)
+        self.metrics.index_images.set(stats.images)
+        self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
+        self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
 
     def serving(self) -> Serving:
         """Return the active model for inspection; to run it, use `use`. Raises NotReadyError."""
