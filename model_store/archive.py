@@ -10,7 +10,6 @@ number of its name).
 from __future__ import annotations
 
 import tarfile
-from functools import partial
 from pathlib import Path
 
 from model_store.artifact import MANIFEST_FILE, Artifact, Manifest, ManifestDraft, read_manifest
@@ -28,15 +27,13 @@ def export_version(artifact: Artifact, target: Path) -> int:
     cannot be written; no file is left behind then.
     """
     artifact.verify()
-    # Without owner and time, equal versions make equal archives.
-    anonymous = partial(tarfile.TarInfo.replace, uid=0, gid=0, uname="", gname="", mtime=0, mode=0o644)
     try:
         with (
             atomic_file(target, replace=False) as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
             for name in (MANIFEST_FILE, *artifact.manifest.files):
-                tar.add(artifact.path / name, name, recursive=False, filter=anonymous)
+                tar.add(artifact.path / name, name, recursive=False, filter=_without_owner)
     except FileExistsError as error:
         raise ModelArchiveError(target, "the file exists already. Choose another name") from error
     except OSError as error:
@@ -92,3 +89,8 @@ def _manifest(source: Path, tar: tarfile.TarFile, members: list[tarfile.TarInfo]
     if missing := manifest.files.keys() - set(names):
         raise ModelArchiveError(source, f"the file {min(missing)} is missing")
     return manifest
+
+
+def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Remove owner and time, so that equal versions make equal archives."""
+    return member.replace(uid=0, gid=0, uname="", gname="", mtime=0, mode=0o644, deep=False)
