@@ -152,14 +152,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        if self.queue_size < self.max_images:
-            raise SettingError("FC7_QUEUE_SIZE", str(self.queue_size), f"at least FC7_MAX_IMAGES ({self.max_images})")
-        if self.max_buffer_bytes < self.max_body_bytes:
-            raise SettingError(
-                "FC7_MAX_BUFFER_BYTES",
-                str(self.max_buffer_bytes),
-                f"at least FC7_MAX_BODY_BYTES ({self.max_body_bytes})",
-            )
+        for field, smaller in (("queue_size", "max_images"), ("max_buffer_bytes", "max_body_bytes")):
+            value, least = getattr(self, field), getattr(self, smaller)
+            if value < least:
+                raise SettingError(variable(field), str(value), f"at least {variable(smaller)} ({least})")
         return self
 
 
