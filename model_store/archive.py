@@ -9,6 +9,7 @@ number of its name).
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -52,8 +53,8 @@ def import_version(store: ModelStore, source: Path, *, name: str | None = None) 
             members = tar.getmembers()
             manifest = _manifest(source, tar, members)
             with store.staging(name or manifest.name) as folder:
-                for member in members[1:]:  # the names are safe: the manifest lists only paths inside the version
-                    tar.extract(member, folder, set_attrs=False, filter="data")
+                for member in members[1:]:
+                    _extract(source, tar, member, folder)
                 if differing := Artifact(folder, manifest, verified=False).differing():
                     raise ModelArchiveError(source, f"these members differ from the manifest: {', '.join(differing)}")
                 draft = ManifestDraft(**{field: getattr(manifest, field) for field in ManifestDraft.model_fields})
@@ -91,6 +92,21 @@ def _manifest(source: Path, tar: tarfile.TarFile, members: list[tarfile.TarInfo]
     return manifest
 
 
+def _extract(source: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write one member. Its name is safe: the manifest lists only paths inside the version."""
+    target = folder / member.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = tar.extractfile(member)
+    if file is None:
+        raise ModelArchiveError(source, f"its member {member.name} cannot be read")
+    with target.open("xb") as out:
+        shutil.copyfileobj(file, out, 1 << 20)
+
+
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Remove owner and time, so that equal versions make equal archives."""
-    return member.replace(uid=0, gid=0, uname="", gname="", mtime=0, mode=0o644, deep=False)
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    member.mode = 0o644
+    return member

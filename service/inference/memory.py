@@ -34,7 +34,7 @@ def available(root: Path = Path("/")) -> int | None:
     root: the folder that contains `proc` and `sys`.
     """
     lines = (line.split() for line in _lines(root / "proc/meminfo"))
-    machine = next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), None)
+    machine = next((1024 * int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]), None)
     return min((left for left in (machine, _group(root / "sys/fs/cgroup")) if left), default=None)
 
 
