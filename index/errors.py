@@ -33,6 +33,7 @@ Fc7Error
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,30 +44,21 @@ class ImageIndexError(Fc7Error):
     """Base class of all errors of the index."""
 
 
+@dataclass(eq=False)
 class _ReasonError(ImageIndexError):
-    """Base of errors whose message is a template for the reason."""
+    """Base of errors about a reason."""
 
-    message: ClassVar[str]
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        # A reason may be a whole sentence, or quoted from a library, and end with a full stop already.
-        return self.message.format(reason=self.reason.rstrip("."))
+    reason: str
 
 
+@dataclass(eq=False)
 class _SubjectError(ImageIndexError):
-    """Base of errors about a subject (a path, key or URI); the template puts it and the reason into a sentence."""
+    """Base of errors about a subject (a path, key or URI) and a reason."""
 
-    message: ClassVar[str]
     shown: ClassVar[int | None] = None
     """How many characters of the subject the message shows; None shows all of them."""
-
-    def __init__(self, subject: Path | str, reason: str) -> None:
-        super().__init__(subject, reason)
-        self.subject, self.reason = subject, reason
+    subject: Path | str
+    reason: str
 
     def __str__(self) -> str:
         subject = str(self.subject)
@@ -111,46 +103,43 @@ class FilterError(_SubjectError):
     shown = 80
 
 
+@dataclass(eq=False)
 class KeyNotFoundError(ImageIndexError):
     """No image has this key."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
-
-    def __str__(self) -> str:
-        return f"No image has the key {self.key!r}."
+    key: str
+    message = "No image has the key {key!r}."
 
 
 class PictureNotFoundError(KeyNotFoundError):
     """The image is in the index, but was added without storing its picture."""
 
-    def __str__(self) -> str:
-        return f"The picture of {self.key!r} was not stored. Add the image again to store it."
+    message = "The picture of {key!r} was not stored. Add the image again to store it."
 
 
+@dataclass(eq=False)
 class IndexModelError(ImageIndexError):
     """The index's vectors were made by another model, so they cannot be compared with this model's vectors."""
 
-    def __init__(self, path: Path | str, found: str, expected: str, missing_vectors: int) -> None:
-        super().__init__(path, found, expected, missing_vectors)
-        self.path, self.found, self.expected, self.missing_vectors = path, found, expected, missing_vectors
-
-    def __str__(self) -> str:
-        return (
-            f"The vectors of the index in {self.path} were made by {self.found}, and {self.missing_vectors} of its "
-            f"images have no vector made by {self.expected}. Vectors of different models cannot be compared. Embed the "
-            "stored pictures again with fc7 index reembed, or index the folder again with fc7 index build DIR "
-            "--rebuild."
-        )
+    path: Path | str
+    found: str
+    expected: str
+    missing_vectors: int
+    message = (
+        "The vectors of the index in {path} were made by {found}, and {missing_vectors} of its images have no vector "
+        "made by {expected}. Vectors of different models cannot be compared. Embed the stored pictures again with "
+        "fc7 index reembed, or index the folder again with fc7 index build DIR --rebuild."
+    )
 
 
+@dataclass(eq=False)
 class ModeUnavailableError(ImageIndexError):
     """The search mode has no trained code for this model, or is not supported by an index on Milvus."""
 
-    def __init__(self, mode: str, model: str, *, trained: bool = False, reason: str = "") -> None:
-        super().__init__(mode, model, trained, reason)
-        self.mode, self.model, self.trained, self.reason = mode, model, trained, reason
+    mode: str
+    model: str
+    trained: bool = False
+    reason: str = ""
 
     def __str__(self) -> str:
         if self.reason:
@@ -166,12 +155,12 @@ class ModeUnavailableError(ImageIndexError):
         )
 
 
+@dataclass(eq=False)
 class IndexLockedError(ImageIndexError):
     """Another process has the index open for writing."""
 
-    def __init__(self, path: Path, pid: int | None) -> None:
-        super().__init__(path, pid)
-        self.path, self.pid = path, pid
+    path: Path
+    pid: int | None
 
     def __str__(self) -> str:
         holder = "another process" if self.pid is None else f"process {self.pid}"
@@ -191,18 +180,14 @@ class IndexCorruptError(_SubjectError):
     )
 
 
+@dataclass(eq=False)
 class IndexFormatError(ImageIndexError):
     """The format of the catalog is newer than this program."""
 
-    def __init__(self, path: Path, found: int, known: int) -> None:
-        super().__init__(path, found, known)
-        self.path, self.found, self.known = path, found, known
-
-    def __str__(self) -> str:
-        return (
-            f"The catalog {self.path} has format {self.found}, but this fc7 supports formats up to {self.known}. "
-            "Upgrade fc7."
-        )
+    path: Path
+    found: int
+    known: int
+    message = "The catalog {path} has format {found}, but this fc7 supports formats up to {known}. Upgrade fc7."
 
 
 class IndexUnavailableError(_SubjectError):
@@ -250,26 +235,23 @@ class IndexUriError(_SubjectError):
     )
 
 
+@dataclass(eq=False)
 class MilvusUnsupportedError(ImageIndexError):
     """The operation is not supported by an index on Milvus."""
 
-    def __init__(self, uri: str, what: str, fix: str) -> None:
-        super().__init__(uri, what, fix)
-        self.uri, self.what, self.fix = uri, what, fix
-
-    def __str__(self) -> str:
-        return f"The index is on Milvus at {self.uri} (FC7_INDEX_URI): {self.what}. {self.fix}"
+    uri: str
+    what: str
+    fix: str
+    message = "The index is on Milvus at {uri} (FC7_INDEX_URI): {what}. {fix}"
 
 
+@dataclass(eq=False)
 class IndexLimitError(ImageIndexError):
     """The request exceeds what Milvus accepts or returns in one call."""
 
-    def __init__(self, what: str, limit: int) -> None:
-        super().__init__(what, limit)
-        self.what, self.limit = what, limit
-
-    def __str__(self) -> str:
-        return f"{self.what}, but an index on Milvus supports {self.limit:,} at most."
+    what: str
+    limit: int
+    message = "{what}, but an index on Milvus supports {limit:,} at most."
 
 
 class FolderError(_SubjectError):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
-from typing import IO
 
 from model_store.artifact import MANIFEST_FILE, Artifact, Manifest, ManifestDraft, read_manifest
 from model_store.durable import atomic_file
@@ -56,7 +55,8 @@ def import_version(store: ModelStore, source: Path, *, name: str | None = None) 
             with store.staging(name or manifest.name) as folder:
                 for member in members[1:]:
                     _extract(source, tar, member, folder)
-                _compare(source, folder, manifest)
+                if differing := Artifact(folder, manifest, verified=False).differing():
+                    raise ModelArchiveError(source, f"these members differ from the manifest: {', '.join(differing)}")
                 draft = ManifestDraft(**{field: getattr(manifest, field) for field in ManifestDraft.model_fields})
                 return store.publish(folder, draft.model_copy(update={"name": name or manifest.name}))
     except tarfile.TarError as error:
@@ -96,18 +96,11 @@ def _extract(source: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, folder
     """Write one member. Its name is safe: the manifest lists only paths inside the version."""
     target = folder / member.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    file: IO[bytes] | None = tar.extractfile(member)
+    file = tar.extractfile(member)
     if file is None:
         raise ModelArchiveError(source, f"its member {member.name} cannot be read")
     with target.open("xb") as out:
         shutil.copyfileobj(file, out, 1 << 20)
-
-
-def _compare(source: Path, folder: Path, manifest: Manifest) -> None:
-    found = Artifact(folder, manifest, verified=False)
-    differing = found.differing()
-    if differing:
-        raise ModelArchiveError(source, f"these members differ from the manifest: {', '.join(differing)}")
 
 
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:

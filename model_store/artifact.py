@@ -43,7 +43,6 @@ BATCHES_FILE: Final = "batches.onnx"
 BATCHES_WEIGHTS_FILE: Final = "batches.bin"
 REPORT_FOLDER: Final = "report"
 FEATURES: Final = 4096
-PRECISIONS: Final = ("fp32", "int8", "fp16")
 _FULL: Final = "fp32"  # its files are not in a folder of their own
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -169,10 +168,10 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _fingerprints_are_of_these_files(self) -> Manifest:
-        if self.fingerprint != _fingerprint_of(self.files, _FULL):
+        if self.fingerprint != fingerprint_of(self.files, _FULL):
             raise ValueError("the fingerprint does not match the listed graph and weights")
         for precision, entry in self.precisions.items():
-            if entry.fingerprint != _fingerprint_of(self.files, precision):
+            if entry.fingerprint != fingerprint_of(self.files, precision):
                 raise ValueError(f"the fingerprint of {precision} does not match its listed graph and weights")
         return self
 
@@ -184,7 +183,7 @@ class Manifest(_Frozen):
         return cls(
             **draft.model_dump(exclude={"precisions"}),
             precisions={
-                precision: PrecisionEntry(fingerprint=_fingerprint_of(files, precision), metrics=metrics)
+                precision: PrecisionEntry(fingerprint=fingerprint_of(files, precision), metrics=metrics)
                 for precision, metrics in draft.precisions.items()
             },
             format=FORMAT,
@@ -195,7 +194,7 @@ class Manifest(_Frozen):
                 OutputContract(name="fc7", shape=("N", FEATURES)),
             ),
             files=files,
-            fingerprint=_fingerprint_of(files, _FULL),
+            fingerprint=fingerprint_of(files, _FULL),
         )
 
     def to_bytes(self) -> bytes:
@@ -208,29 +207,21 @@ def class_labels(labels: Sequence[str]) -> tuple[ClassLabel, ...]:
     return tuple(ClassLabel(index=index, label=label) for index, label in enumerate(labels))
 
 
-def fingerprint(model_path: Path, weights_path: Path) -> str:
-    """Return the fingerprint of a model: the SHA-256 (hexadecimal) over the SHA-256 of the graph and of the weights.
-
-    Name, version and report are not part of it: the same net published twice has the same fingerprint. Raises OSError.
-    """
-    return _fingerprint(sha256_of(model_path), sha256_of(weights_path))
-
-
 def graph_files(precision: str) -> tuple[str, str]:
     """Return the paths of graph and weights in this precision, relative to the version's folder."""
     folder = "" if precision == _FULL else f"{precision}/"
     return folder + MODEL_FILE, folder + WEIGHTS_FILE
 
 
-def _fingerprint_of(files: Mapping[str, FileEntry], precision: str) -> str:
+def fingerprint_of(files: Mapping[str, FileEntry], precision: str) -> str:
+    """Return the fingerprint of a model: the SHA-256 (hexadecimal) over the SHA-256 of the graph and of the weights.
+
+    Name, version and report are not part of it: the same net published twice has the same fingerprint.
+    """
     model, weights = graph_files(precision)
     if model not in files or weights not in files:
         raise ValueError(f"{model} and {weights} are not both listed")
-    return _fingerprint(files[model].sha256, files[weights].sha256)
-
-
-def _fingerprint(model_sha256: str, weights_sha256: str) -> str:
-    return hashlib.sha256(bytes.fromhex(model_sha256) + bytes.fromhex(weights_sha256)).hexdigest()
+    return hashlib.sha256(bytes.fromhex(files[model].sha256 + files[weights].sha256)).hexdigest()
 
 
 class Artifact:
@@ -249,7 +240,15 @@ class Artifact:
         Raises ArtifactFormatError if the manifest is missing, broken or has a newer format, ArtifactCorruptError for
         the first file that is missing or differs.
         """
-        artifact = cls(path, _open_manifest(path / MANIFEST_FILE), verified=False)
+        file = path / MANIFEST_FILE
+        try:
+            manifest = read_manifest(file, file.read_bytes())
+        except FileNotFoundError:
+            reason = "the file does not exist, so this folder is not a version of a model"
+            raise ArtifactFormatError(file, reason) from None
+        except OSError as exc:
+            raise ArtifactFormatError(file, exc.strerror or str(exc)) from exc
+        artifact = cls(path, manifest, verified=False)
         if verify:
             artifact.verify()
         return artifact
@@ -363,15 +362,6 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"Artifact({self.embedder!r}, {str(self.path)!r})"
-
-
-def _open_manifest(path: Path) -> Manifest:
-    try:
-        return read_manifest(path, path.read_bytes())
-    except FileNotFoundError:
-        raise ArtifactFormatError(path, "the file does not exist, so this folder is not a version of a model") from None
-    except OSError as exc:
-        raise ArtifactFormatError(path, exc.strerror or str(exc)) from exc
 
 
 def read_manifest(path: Path, data: bytes) -> Manifest:

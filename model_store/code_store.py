@@ -9,6 +9,7 @@ Out of scope: training (`model_store/training/autoencoder.py`) and search.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import FEATURES
-from model_store.durable import sha256_of, sync, sync_tree
+from model_store.durable import sync, sync_tree
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, RunnerError, ShapeError
 
 if TYPE_CHECKING:
@@ -116,24 +117,21 @@ class BinaryEncoder:
         """Load the encoder in this folder. Raises ArtifactCorruptError, ArtifactFormatError, RunnerError."""
         import onnxruntime  # noqa: PLC0415
 
+        file = folder / MANIFEST_FILE
         try:
-            values = json.loads((folder / MANIFEST_FILE).read_bytes())
+            values = json.loads(file.read_bytes())
             if values["format"] != FORMAT:
-                raise ArtifactFormatError(
-                    folder / MANIFEST_FILE, f"it has format {values['format']}, and {FORMAT} is supported"
-                )
+                raise ArtifactFormatError(file, f"it has format {values['format']}, and {FORMAT} is supported")
             manifest = CodesManifest(**values)
-            found = sha256_of(folder / MODEL_FILE)
+            content = (folder / MODEL_FILE).read_bytes()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactFormatError(
-                folder / MANIFEST_FILE, f"{error!r}. Train the codes again: fc7 codes train"
-            ) from error
+            raise ArtifactFormatError(file, f"{error!r}. Train the codes again: fc7 codes train") from error
+        found = hashlib.sha256(content).hexdigest()
         if found != manifest.sha256:
             raise ArtifactCorruptError(folder / MODEL_FILE, manifest.sha256, found)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         try:
-            content = (folder / MODEL_FILE).read_bytes()
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has an exception class for each status code
             raise RunnerError(str(folder), str(error)) from error

@@ -52,12 +52,7 @@ class Comparison:
 
 
 def compare(
-    first: Runner,
-    second: Runner,
-    folder: Path,
-    *,
-    batch: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    first: Runner, second: Runner, folder: Path, *, batch: int = 16, progress: Callable[[int, int], None] | None = None
 ) -> Comparison:
     """Run both versions on every image in `folder` and its subfolders. Calls progress(done, total) after each batch.
 

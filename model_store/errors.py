@@ -29,43 +29,51 @@ Fc7Error
     ├── NonFiniteLossError     the loss became NaN or infinite
     ├── ParityError            the exported graph differs from the trained net
     └── AgreementError         the net in another precision differs too much from fp32
-
-Every message says what failed and how to fix it. Values are kept as attributes and in `args`, so that an error can be
-pickled and sent to another process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 class Fc7Error(Exception):
-    """Base class of all errors that a user can see. The message says what failed and how to fix it."""
+    """Base class of all errors that a user can see. The message says what failed and how to fix it. Can be pickled.
+
+    A subclass with values is a dataclass, and formats them into its template `message`. Without a template, the message
+    is the text passed to the constructor.
+    """
+
+    message: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        self.args = tuple(vars(self).values())  # pickle passes them to the constructor
+
+    def __str__(self) -> str:
+        values = vars(self)
+        if "reason" in values:  # it may be quoted from a library, and end with a full stop already
+            values = values | {"reason": str(values["reason"]).rstrip(".")}
+        return self.message.format(**values) if self.message else super().__str__()
 
 
-def sentence(text: str) -> str:
-    """Return the text with a full stop, unless it ends with one already."""
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
+@dataclass(eq=False)
 class ShapeError(Fc7Error):
     """An array does not have the shape or dtype that the function expects."""
 
-    def __init__(self, name: str, expected: str, found: str) -> None:
-        super().__init__(name, expected, found)
-        self.name, self.expected, self.found = name, expected, found
-
-    def __str__(self) -> str:
-        return f"{self.name} must be {self.expected}, but is {self.found}."
+    name: str
+    expected: str
+    found: str
+    message = "{name} must be {expected}, but is {found}."
 
 
+@dataclass(eq=False)
 class MissingExtraError(Fc7Error):
     """A package of an optional extra is not installed. `extra` may list alternatives: "cpu|gpu"."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(package, extra)
-        self.package, self.extra = package, extra
+    package: str
+    extra: str
 
     def __str__(self) -> str:
         commands = " or ".join(f"pip install 'fc7[{extra}]'" for extra in self.extra.split("|"))
@@ -76,55 +84,51 @@ class ImageError(Fc7Error):
     """The bytes of an image were rejected."""
 
 
+@dataclass(eq=False)
 class ImageUnreadableError(ImageError):
     """The bytes are empty, not an image, or a broken or truncated image."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return sentence(f"The image cannot be read: {self.reason}")
+    reason: str
+    message = "The image cannot be read: {reason}."
 
 
+@dataclass(eq=False)
 class ImageFormatError(ImageError):
     """The bytes are of a known format that is not supported. `supported` are the formats that are."""
 
-    def __init__(self, found: str, supported: Sequence[str]) -> None:
-        super().__init__(found, tuple(supported))
-        self.found, self.supported = found, tuple(supported)
+    found: str
+    supported: Sequence[str]
 
     def __str__(self) -> str:
         return f"The format {self.found} is not supported. Supported formats: {', '.join(self.supported)}."
 
 
+@dataclass(eq=False)
 class ImageTooLargeError(ImageError):
     """The image header declares more pixels than the limit. Nothing was decoded."""
 
-    def __init__(self, pixels: int, limit: int) -> None:
-        super().__init__(pixels, limit)
-        self.pixels, self.limit = pixels, limit
-
-    def __str__(self) -> str:
-        return (
-            f"The image has {self.pixels:,} pixels, and the limit is {self.limit:,}. "
-            "Send a smaller copy; 256 pixels on the shorter side are enough."
-        )
+    pixels: int
+    limit: int
+    message = (
+        "The image has {pixels:,} pixels, and the limit is {limit:,}. Send a smaller copy; 256 pixels on the shorter "
+        "side are enough."
+    )
 
 
 class ArtifactError(Fc7Error):
     """A version on disk cannot be used."""
 
 
+@dataclass(eq=False)
 class ArtifactCorruptError(ArtifactError):
     """A file of a version differs from its manifest, so the version must not be served.
 
     `expected` and `found` are SHA-256 in hexadecimal. `found` is "missing" if the file does not exist.
     """
 
-    def __init__(self, path: Path, expected: str, found: str) -> None:
-        super().__init__(path, expected, found)
-        self.path, self.expected, self.found = path, expected, found
+    path: Path
+    expected: str
+    found: str
 
     def __str__(self) -> str:
         state = "is missing" if self.found == "missing" else f"has SHA-256 {self.found[:12]}"
@@ -134,34 +138,31 @@ class ArtifactCorruptError(ArtifactError):
         )
 
 
+@dataclass(eq=False)
 class ArtifactFormatError(ArtifactError):
     """A manifest or `active.json` is missing, broken, or in a format that this release does not support."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return sentence(f"{self.path} cannot be read: {self.reason}")
+    path: Path
+    reason: str
+    message = "{path} cannot be read: {reason}."
 
 
+@dataclass(eq=False)
 class ModelArchiveError(Fc7Error):
     """The archive of a version cannot be read or written. Nothing was published, and no file is left behind."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return sentence(f"The archive {self.path} was rejected: {self.reason}")
+    path: Path
+    reason: str
+    message = "The archive {path} was rejected: {reason}."
 
 
+@dataclass(eq=False)
 class PrecisionNotFoundError(ArtifactError):
     """A version has no files in this precision. `known` are the precisions that it has."""
 
-    def __init__(self, model: str, precision: str, known: Sequence[str]) -> None:
-        super().__init__(model, precision, tuple(known))
-        self.model, self.precision, self.known = model, precision, tuple(known)
+    model: str
+    precision: str
+    known: Sequence[str]
 
     def __str__(self) -> str:
         return (
@@ -171,26 +172,24 @@ class PrecisionNotFoundError(ArtifactError):
         )
 
 
+@dataclass(eq=False)
 class ModelNameError(Fc7Error):
     """The name of a model, or a reference to a version, is not valid."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name!r} is not a valid model name. Use 1 to 64 of the characters a-z, A-Z, 0-9, '.', '_' and '-', "
-            "starting with a letter or digit. Write NAME:VERSION for one version, for example solar:1."
-        )
+    name: str
+    message = (
+        "{name!r} is not a valid model name. Use 1 to 64 of the characters a-z, A-Z, 0-9, '.', '_' and '-', starting "
+        "with a letter or digit. Write NAME:VERSION for one version, for example solar:1."
+    )
 
 
+@dataclass(eq=False)
 class ModelNotFoundError(Fc7Error):
     """The store has no model of this name, or not this version of it. `known` are the versions that it has."""
 
-    def __init__(self, name: str, version: int | None, known: Sequence[str]) -> None:
-        super().__init__(name, version, tuple(known))
-        self.name, self.version, self.known = name, version, tuple(known)
+    name: str
+    version: int | None
+    known: Sequence[str]
 
     def __str__(self) -> str:
         wanted = self.name if self.version is None else f"{self.name}:{self.version}"
@@ -202,12 +201,11 @@ class ModelNotFoundError(Fc7Error):
         return f"The model {wanted} does not exist. Published: {', '.join(self.known)}."
 
 
+@dataclass(eq=False)
 class NoActiveModelError(Fc7Error):
     """No version is active. `known` are the published versions."""
 
-    def __init__(self, known: Sequence[str] = ()) -> None:
-        super().__init__(tuple(known))
-        self.known = tuple(known)
+    known: Sequence[str] = ()
 
     def __str__(self) -> str:
         if not self.known:
@@ -221,47 +219,40 @@ class NoActiveModelError(Fc7Error):
 class NoPreviousModelError(Fc7Error):
     """There is no version to roll back to."""
 
-    def __str__(self) -> str:
-        return (
-            "There is no previous version to roll back to. Choose a version instead: "
-            "fc7 models list; fc7 models activate NAME:VERSION."
-        )
+    message = (
+        "There is no previous version to roll back to. Choose a version instead: fc7 models list; fc7 models "
+        "activate NAME:VERSION."
+    )
 
 
+@dataclass(eq=False)
 class ModelInUseError(Fc7Error):
     """A version is in use and cannot be removed."""
 
-    def __init__(self, model: str, use: str) -> None:
-        super().__init__(model, use)
-        self.model, self.use = model, use
-
-    def __str__(self) -> str:
-        return f"{self.model} is {self.use} and was not removed. Activate another version first: fc7 models activate."
+    model: str
+    use: str
+    message = "{model} is {use} and was not removed. Activate another version first: fc7 models activate."
 
 
+@dataclass(eq=False)
 class PublishError(Fc7Error):
     """A version could not be written. Nothing of it is visible."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return (
-            f"Publishing failed while writing {self.path}: {self.reason}. "
-            "No part of the version is visible. Fix the cause, for example free disk space, and publish again."
-        )
+    path: Path
+    reason: str
+    message = (
+        "Publishing failed while writing {path}: {reason}. No part of the version is visible. Fix the cause, for "
+        "example free disk space, and publish again."
+    )
 
 
+@dataclass(eq=False)
 class RunnerError(Fc7Error):
     """The inference engine could not load or run a version."""
 
-    def __init__(self, model: str, reason: str) -> None:
-        super().__init__(model, reason)
-        self.model, self.reason = model, reason
-
-    def __str__(self) -> str:
-        return sentence(f"The model {self.model} failed: {self.reason}")
+    model: str
+    reason: str
+    message = "The model {model} failed: {reason}."
 
 
 class DeviceUnavailableError(RunnerError):
@@ -296,64 +287,58 @@ class CheckpointError(TrainingError):
     """A checkpoint is missing, broken, or of another run. The message names the file and the command that helps."""
 
 
+@dataclass(eq=False)
 class ImportFormatError(TrainingError):
     """A weight, mean or label file cannot be imported. Nothing was published."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return sentence(f"{self.path} cannot be imported: {self.reason}")
+    path: Path
+    reason: str
+    message = "{path} cannot be imported: {reason}."
 
 
+@dataclass(eq=False)
 class DownloadError(TrainingError):
     """A public file could not be downloaded, or is not the expected one. `fix` says how to continue by hand."""
 
-    def __init__(self, address: str, reason: str, fix: str) -> None:
-        super().__init__(address, reason, fix)
-        self.address, self.reason, self.fix = address, reason, fix
-
-    def __str__(self) -> str:
-        return sentence(f"{self.address} was not downloaded: {self.reason}. {self.fix}")
+    address: str
+    reason: str
+    fix: str
+    message = "{address} was not downloaded: {reason}. {fix}."
 
 
+@dataclass(eq=False)
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite. `checkpoint` is the last good checkpoint, if there is one."""
 
-    def __init__(self, step: int, checkpoint: Path | None) -> None:
-        super().__init__(step, checkpoint)
-        self.step, self.checkpoint = step, checkpoint
+    step: int
+    checkpoint: Path | None
 
     def __str__(self) -> str:
         kept = f"The last good checkpoint is {self.checkpoint}." if self.checkpoint else "There is no checkpoint yet."
         return f"The loss is not finite at step {self.step}. Lower the learning rate (--set learning_rate=...). {kept}"
 
 
+@dataclass(eq=False)
 class ParityError(TrainingError):
     """An output of the exported graph differs from the trained net by more than the limit."""
 
-    def __init__(self, difference: float, limit: float, output: str = "probabilities") -> None:
-        super().__init__(difference, limit, output)
-        self.difference, self.limit, self.output = difference, limit, output
-
-    def __str__(self) -> str:
-        return (
-            f"The exported graph differs from the trained net by {self.difference:.2e} in {self.output}, and the limit "
-            f"is {self.limit:.0e}. Nothing was published."
-        )
+    difference: float
+    limit: float
+    output: str = "probabilities"
+    message = (
+        "The exported graph differs from the trained net by {difference:.2e} in {output}, and the limit is "
+        "{limit:.0e}. Nothing was published."
+    )
 
 
+@dataclass(eq=False)
 class AgreementError(TrainingError):
     """The net in another precision differs too much from fp32 to be published."""
 
-    def __init__(self, precision: str, agreement: float, limit: float) -> None:
-        super().__init__(precision, agreement, limit)
-        self.precision, self.agreement, self.limit = precision, agreement, limit
-
-    def __str__(self) -> str:
-        return (
-            f"In {self.precision}, only {self.agreement:.2%} of the photographs have the best class of fp32 among "
-            f"their best, and {self.limit:.0%} is required. Nothing was published. Calibrate on more photographs "
-            "(--calibrate)."
-        )
+    precision: str
+    agreement: float
+    limit: float
+    message = (
+        "In {precision}, only {agreement:.2%} of the photographs have the best class of fp32 among their best, and "
+        "{limit:.0%} is required. Nothing was published. Calibrate on more photographs (--calibrate)."
+    )

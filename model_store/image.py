@@ -22,51 +22,31 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from model_store.errors import (
-    DatasetError,
-    ImageError,
-    ImageFormatError,
-    ImageTooLargeError,
-    ImageUnreadableError,
-    ShapeError,
-)
+from model_store import errors
 
 PREPARATION: Final = 1
 """Version of the preparation. Pictures and vectors made by another version must be computed again."""
 SIZE: Final = 256
 CROP: Final = 224
 DEFAULT_MAX_PIXELS: Final = 50_000_000
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 # The JPEG decoder may scale down by 2, 4 or 8, but must leave at least this size on the shorter side.
 _DRAFT_SIZE = 2 * SIZE
 
-_SIGNATURES = (
-    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP"),
-    (re.compile(rb"GIF8[79]a"), "GIF"),
-    (re.compile(rb"BM"), "BMP"),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF"),
-)
-_OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
+# Format -> (signature, decoder)
+_SUPPORTED: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]]] = {
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    "WEBP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    "GIF": (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    "BMP": (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
 }
+FORMATS: Final = tuple(_SUPPORTED)
 _UNSUPPORTED = (
     (re.compile(rb"....ftyp(?:avif|avis)", re.DOTALL), "AVIF"),
     (re.compile(rb"....ftyp(?:hei[cxms]|hev[cmsx]|mif1|msf1)", re.DOTALL), "HEIC"),
@@ -128,19 +108,21 @@ def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     form = _format_of(data)
     _silence_decoders()
     try:
-        with _OPENERS[form](io.BytesIO(data)) as image:
+        with _SUPPORTED[form][1](io.BytesIO(data)) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageTooLargeError(width * height, max_pixels)
+                raise errors.ImageTooLargeError(width * height, max_pixels)
             pixels, orientation = _central_square(image)
-    except ImageError:
+    except errors.ImageError:
         raise
     except Image.DecompressionBombError as exc:
         # Pillow raises this for a GIF whose first frame is larger than its screen. The message contains the number.
         found = re.search(r"\d+", str(exc))
-        raise ImageTooLargeError(int(found[0]) if found else max_pixels + 1, max_pixels) from exc
+        raise errors.ImageTooLargeError(int(found[0]) if found else max_pixels + 1, max_pixels) from exc
     except Exception as exc:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise ImageUnreadableError(f"the {form} is broken or truncated ({str(exc) or type(exc).__name__})") from exc
+        raise errors.ImageUnreadableError(
+            f"the {form} is broken or truncated ({str(exc) or type(exc).__name__})"
+        ) from exc
     if orientation in _UPRIGHT:
         pixels = _UPRIGHT[orientation](pixels)
         if orientation >= 5:
@@ -150,15 +132,15 @@ def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
 
 def _format_of(data: bytes) -> str:
     if not data:
-        raise ImageUnreadableError("the data is empty")
+        raise errors.ImageUnreadableError("the data is empty")
     head = bytes(data[:1024])
-    for signature, form in _SIGNATURES:
+    for form, (signature, _) in _SUPPORTED.items():
         if signature.match(head):
             return form
     for signature, form in _UNSUPPORTED:
         if signature.match(head):
-            raise ImageFormatError(form, FORMATS)
-    raise ImageUnreadableError(f"the first bytes are not those of a known image format ({head[:8]!r})")
+            raise errors.ImageFormatError(form, FORMATS)
+    raise errors.ImageUnreadableError(f"the first bytes are not those of a known image format ({head[:8]!r})")
 
 
 def _central_square(image: ImageFile) -> tuple[NDArray[np.uint8], int]:
@@ -235,7 +217,7 @@ def views(pixels: NDArray[np.uint8], n: int = 1) -> NDArray[np.uint8]:
     the mirror images of these five. Raises ShapeError, and ValueError for another n. References: section 4.1.
     """
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-3:] != (SIZE, SIZE, 3):
-        raise ShapeError(
+        raise errors.ShapeError(
             "pixels", f"uint8 [{SIZE},{SIZE},3] or a batch of them", f"{pixels.dtype} {list(pixels.shape)}"
         )
     if n not in (1, 10):
@@ -255,7 +237,7 @@ def views(pixels: NDArray[np.uint8], n: int = 1) -> NDArray[np.uint8]:
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     """Encode a picture, uint8 [height,width,3] RGB, as JPEG with this quality (1-95). Raises ShapeError."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise ShapeError("pixels", "uint8 [height,width,3]", f"{pixels.dtype} {list(pixels.shape)}")
+        raise errors.ShapeError("pixels", "uint8 [height,width,3]", f"{pixels.dtype} {list(pixels.shape)}")
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return file.getvalue()
@@ -271,7 +253,7 @@ def find_images(folder: Path) -> Iterator[Path]:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as exc:
-        raise DatasetError(
+        raise errors.DatasetError(
             f"The folder {folder} cannot be read: {exc.strerror}. Check the path and its permissions."
         ) from exc
     for entry in entries:

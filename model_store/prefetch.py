@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 In = TypeVar("In")
-
-
 Out = TypeVar("Out")
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from model_store import errors
 from model_store.artifact import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -34,16 +35,6 @@ from model_store.artifact import (
     check_name,
 )
 from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
-from model_store.errors import (
-    ArtifactError,
-    ArtifactFormatError,
-    ModelInUseError,
-    ModelNameError,
-    ModelNotFoundError,
-    NoActiveModelError,
-    NoPreviousModelError,
-    PublishError,
-)
 
 _STAGING = ".staging-"
 _REMOVED = ".removed-"
@@ -74,7 +65,7 @@ def parse_reference(reference: str) -> tuple[str, int | None]:
     """Split "solar:1" into name and version, and "solar" into name and None (newest). Raises ModelNameError."""
     name, colon, version = reference.partition(":")
     if colon and not _NUMBER.fullmatch(version):
-        raise ModelNameError(reference)
+        raise errors.ModelNameError(reference)
     return check_name(name), int(version) if colon else None
 
 
@@ -123,7 +114,7 @@ class ModelStore:
         with _writing(staged):
             files = entries_of(staged)
             if missing := {MODEL_FILE, WEIGHTS_FILE} - files.keys():
-                raise PublishError(staged / min(missing), "the file is missing from the version")
+                raise errors.PublishError(staged / min(missing), "the file is missing from the version")
             sync_tree(staged)
             parent = self._models / draft.name
             parent.mkdir(exist_ok=True)
@@ -149,7 +140,7 @@ class ModelStore:
         """
         versions = self._versions(check_name(name))
         if not versions or (version is not None and version not in versions):
-            raise ModelNotFoundError(name, version, self._known())
+            raise errors.ModelNotFoundError(name, version, self._known())
         return self._open(name, versions[-1] if version is None else version, verify=verify)
 
     def resolve(self, reference: str, *, verify: bool = True) -> Artifact:
@@ -168,8 +159,8 @@ class ModelStore:
             return ActiveModels(_reference(values["active"]), None if previous is None else _reference(previous))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, ModelNameError) as exc:
-            raise ArtifactFormatError(
+        except (OSError, ValueError, KeyError, TypeError, errors.ModelNameError) as exc:
+            raise errors.ArtifactFormatError(
                 self._active_file,
                 f"it does not name a version ({exc}). Write it again: fc7 models activate NAME:VERSION",
             ) from exc
@@ -178,8 +169,17 @@ class ModelStore:
         """Return the active version. Raises NoActiveModelError, and the errors of `get`."""
         active = self.active()
         if active is None:
-            raise NoActiveModelError(self._known())
+            raise errors.NoActiveModelError(self._known())
         return self.get(active.active.name, active.active.version, verify=verify)
+
+    def previous(self, *, verify: bool = True) -> Artifact:
+        """Return the previous version. Raises NoActiveModelError, NoPreviousModelError, and the errors of `get`."""
+        now = self.active()
+        if now is None:
+            raise errors.NoActiveModelError(self._known())
+        if now.previous is None:
+            raise errors.NoPreviousModelError
+        return self.get(now.previous.name, now.previous.version, verify=verify)
 
     def activate(self, name: str, version: int | None = None, *, verify: bool = True) -> Artifact:
         """Verify a version (the newest for None) and make it the active one. No effect if it is active already.
@@ -194,20 +194,15 @@ class ModelStore:
     def rollback(self) -> Artifact:
         """Verify the previous version and make it the active one. The active version becomes the previous one.
 
-        Raises NoActiveModelError, NoPreviousModelError, and the errors of `activate`.
+        Raises the errors of `previous` and `activate`.
         """
         with self._changing(self._active_file):
-            now = self.active()
-            if now is None:
-                raise NoActiveModelError(self._known())
-            if now.previous is None:
-                raise NoPreviousModelError
-            return self._activate(self.get(now.previous.name, now.previous.version))
+            return self._activate(self.previous())
 
     def _activate(self, artifact: Artifact) -> Artifact:
         chosen = ModelRef(artifact.name, artifact.version)
         now = None
-        with suppress(ArtifactFormatError):  # activating a version also repairs a broken file
+        with suppress(errors.ArtifactFormatError):  # activating a version also repairs a broken file
             now = self.active()
         if now is None or now.active != chosen:
             self._write_active(ActiveModels(chosen, now.active if now else None))
@@ -222,10 +217,10 @@ class ModelStore:
         folder = self._models / check_name(name) / str(version)
         with self._changing(folder):
             if version not in self._versions(name):
-                raise ModelNotFoundError(name, version, self._known())
+                raise errors.ModelNotFoundError(name, version, self._known())
             reference, now = ModelRef(name, version), self.active()
             if now and reference == now.active:
-                raise ModelInUseError(str(reference), "the active version")
+                raise errors.ModelInUseError(str(reference), "the active version")
             if now and reference == now.previous:
                 self._write_active(ActiveModels(now.active, None))
             (folder.parent / f"{_REMOVED}{version}").touch()
@@ -246,21 +241,21 @@ class ModelStore:
         """Return all readable versions, ordered by name and number. Their files are not verified."""
         return [*self.scan()[0]]
 
-    def scan(self) -> tuple[Sequence[Artifact], Sequence[ArtifactError]]:
+    def scan(self) -> tuple[Sequence[Artifact], Sequence[errors.ArtifactError]]:
         """Return all readable versions, ordered by name and number, and the errors of the others."""
-        artifacts, errors = [], []
+        artifacts, unreadable = [], []
         for name in self._names():
             for version in self._versions(name):
                 try:
                     artifacts.append(self._open(name, version, verify=False))
-                except ArtifactError as exc:
-                    errors.append(exc)
-        return artifacts, errors
+                except errors.ArtifactError as exc:
+                    unreadable.append(exc)
+        return artifacts, unreadable
 
     def _open(self, name: str, version: int, *, verify: bool) -> Artifact:
         artifact = Artifact.open(self._models / name / str(version), verify=verify)
         if (artifact.name, artifact.version) != (name, version):
-            raise ArtifactFormatError(
+            raise errors.ArtifactFormatError(
                 artifact.path / MANIFEST_FILE,
                 f"it is the manifest of {artifact.id}, but it is in the folder of {name}:{version}",
             )
@@ -296,7 +291,7 @@ def entries_of(staged: Path) -> dict[str, FileEntry]:
     files = {}
     for path in sorted(staged.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise PublishError(path, "a version can contain only regular files and folders")
+            raise errors.PublishError(path, "a version can contain only regular files and folders")
         if path.is_file() and path != staged / MANIFEST_FILE:
             files[path.relative_to(staged).as_posix()] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
     return files
@@ -310,5 +305,5 @@ def _writing(target: Path) -> Iterator[None]:
     except OSError as exc:
         path = Path(exc.filename) if isinstance(exc.filename, str) else None
         if exc.errno in _CANNOT_WRITE and (path is None or path.is_relative_to(target.parent)):
-            raise PublishError(path or target, exc.strerror or str(exc)) from exc
+            raise errors.PublishError(path or target, exc.strerror or str(exc)) from exc
         raise

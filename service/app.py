@@ -61,20 +61,15 @@ def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastA
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(state.resources.open)
+        await asyncio.to_thread(state.open)
         try:
             yield
         finally:
             state.drain()
-            await asyncio.to_thread(state.resources.close)
+            await asyncio.to_thread(state.close)
 
     app = _Application(
-        title="fc7",
-        version=version("fc7"),
-        description=_DESCRIPTION,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
+        title="fc7", version=version("fc7"), description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.fc7 = state
     app.state.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)

@@ -76,6 +76,6 @@ def read_stats_of(settings: Settings) -> IndexStats:
 
 
 def check_local(settings: Settings, problem: str, fix: str) -> None:
-    """Raise MilvusUnsupportedError if the index is on Milvus.."""
+    """Raise MilvusUnsupportedError if the index is on Milvus."""
     if settings.index_uri is not None:
         raise MilvusUnsupportedError(settings.index_uri, problem, fix)

@@ -1,4 +1,4 @@
-"""State of a running service: `Resources` is what the process owns, `State` is what requests use.
+"""State of a running service: `Resources` is what the process owns, and `State` adds what requests use.
 
 Guarantees: resources are opened with the application and closed in reverse order. Without an active model the service
 still starts, and reports how to get one. A corrupt model, a missing device or a locked index prevents the start.
@@ -64,8 +64,8 @@ class Resources:
         self.models = ModelPool(self._load, settings.max_loaded)
         self.decode_pool = ThreadPoolExecutor(settings.decode_threads or usable_cores(), "fc7-decode")
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
-        self.index: ImageIndex | None = None
-        self.jobs: Jobs | None = None
+        self._index: ImageIndex | None = None
+        self._jobs: Jobs | None = None
         self.index_sync = IndexSync(self.store, self.models, settings.reembed_share, self.log)
         self.activator = Activator(self.store, self.models, self.log, self.switch_to)
         self.no_model = NoActiveModelError()
@@ -104,26 +104,27 @@ class Resources:
     def switch_to(self, artifact: Artifact) -> None:
         """Answer with a loaded version from the next request on, and migrate the index to it."""
         self.index_sync.close()  # first, so that search does not switch to a model that is being retired
-        needed = None if self.index is None else self.models.find(self.index.searched.fingerprint)
+        needed = None if self._index is None else self.models.find(self._index.searched.fingerprint)
         serving = self.models.activate(artifact.id, needed=needed)
-        self.metrics.set_model(artifact.name, artifact.version, artifact.precision, serving.runner.device)
-        if self.index is not None:
+        self.metrics.model.clear()
+        self.metrics.model.labels(artifact.name, artifact.version, artifact.precision, serving.runner.device).set(1)
+        if self._index is not None:
             self.index_sync.migrate(artifact)
             return
-        self.index = open_index_of(self.settings, IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
-        self.index_sync.start(self.index, artifact)
-        self.jobs = Jobs(
+        self._index = open_index_of(self.settings, IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
+        self.index_sync.start(self._index, artifact)
+        self._jobs = Jobs(
             self.settings.home / "jobs",
-            ArchiveImport(self.settings, self.index, self.models, self.decode_pool).run,
+            ArchiveImport(self.settings, self._index, self.models, self.decode_pool).run,
             on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
         )
 
     def _close_index(self) -> None:
-        if self.jobs is not None:
-            self.jobs.close()
+        if self._jobs is not None:
+            self._jobs.close()
         self.index_sync.close()
-        if self.index is not None:
-            self.index.close()
+        if self._index is not None:
+            self._index.close()
 
     def _load(self, artifact: Artifact) -> Serving:
         return self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first version must be loaded
@@ -133,21 +134,13 @@ class Resources:
         self.models.retire(model)  # unless it is active; the next request that names it loads it again
 
 
-class State:
+class State(Resources):
     """What requests use: the resources, whether they may be used now, and threads to use them in."""
 
     def __init__(self, settings: Settings, make_runner: MakeRunner = Runner) -> None:
         """make_runner: creates the Runner of a version (tests pass a subclass)."""
-        self.resources = resources = Resources(settings, make_runner)
-        self.settings = settings
-        self.log = resources.log
-        self.metrics = resources.metrics
-        self.store = resources.store
-        self.models = resources.models
-        self.decode_pool = resources.decode_pool
-        self.activator = resources.activator
-        self.index_sync = resources.index_sync
-        self.embedder = Embedder(resources.decode_pool, resources.metrics, settings.max_pixels)
+        super().__init__(settings, make_runner)
+        self.embedder = Embedder(self.decode_pool, self.metrics, settings.max_pixels)
         self.in_flight = 0
         self.draining_since: float | None = None
 
@@ -182,7 +175,7 @@ class State:
     def notes(self) -> list[str]:
         """Return the limitations of a service that is ready."""
         notes = [self.index_sync.note] if self.index_sync.note else []
-        index, serving, progress = self.resources.index, self.models.active, self.index_sync.progress
+        index, serving, progress = self._index, self.models.active, self.index_sync.progress
         if index is not None and index.trouble:
             notes.append(f"The last call to Milvus failed, so searches may fail: {index.trouble}")
         if serving is not None and (changed := changed_files(serving)):
@@ -192,21 +185,13 @@ class State:
                 f"answers with the loaded version. Check the files: fc7 models verify {model}"
             )
         if progress is not None and progress.skipped:
-            effect = (
-                "Search stays with the previous model."
-                if progress.state is MigrationState.STUCK
-                else "Search does not find them."
-            )
+            stuck = progress.state is MigrationState.STUCK
+            effect = "Search stays with the previous model." if stuck else "Search does not find them."
             notes.append(
                 f"{progress.skipped} images have no stored picture that {progress.model} could embed. {effect} "
                 "Add them again, or rebuild the index: fc7 index build DIR --rebuild"
             )
         return notes
-
-    @property
-    def tracing(self) -> Tracing | None:
-        """Where spans are sent, or None."""
-        return self.resources.tracing
 
     @property
     def served(self) -> str | None:
@@ -216,13 +201,15 @@ class State:
 
     def measure_index(self) -> None:
         """Write the size of the index into the metrics."""
-        if self.resources.index is None:
+        if self._index is None:
             return
         try:
-            stats = self.resources.index.stats()
+            stats = self._index.stats()
         except IndexUnavailableError:
             return  # the other metrics are still reported
-        self.metrics.set_index(stats.images, stats.bytes_on_disk, stats.bytes_in_memory)
+        self.metrics.index_images.set(stats.images)
+        self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
+        self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
 
     def serving(self) -> Serving:
         """Return the active model for inspection; to run it, use `use`. Raises NotReadyError."""
@@ -269,17 +256,17 @@ class State:
     def index(self) -> ImageIndex:
         """Return the index. Raises NotReadyError."""
         self.serving()
-        if self.resources.index is None:
+        if self._index is None:
             raise NotReadyError("The index is not open.")
-        return self.resources.index
+        return self._index
 
     @property
     def jobs(self) -> Jobs:
         """The import jobs. Raises NotReadyError."""
         self.index()
-        if self.resources.jobs is None:
+        if self._jobs is None:
             raise NotReadyError("The index is not open.")
-        return self.resources.jobs
+        return self._jobs
 
     async def decode(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Run `work` in a decoding thread. If cancelled while it is queued, it never starts."""
@@ -287,7 +274,7 @@ class State:
 
     async def in_index(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Run `work` in a thread for index operations."""
-        return await asyncio.get_running_loop().run_in_executor(self.resources.index_pool, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.index_pool, work, *arguments)
 
     def _how_to_get_a_model(self) -> str:
-        return f"{self.resources.no_model} Then restart the service, or send POST /v1/models/NAME/VERSION/activate."
+        return f"{self.no_model} Then restart the service, or send POST /v1/models/NAME/VERSION/activate."

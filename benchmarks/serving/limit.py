@@ -119,7 +119,7 @@ class _Limits:
         while time.perf_counter() < until:
             with self.source_lock:
                 data = self._batch()
-            self.runner.run_beside(views(np.stack([prepare(each) for each in data])))
+            self.runner.run_in_stream(views(np.stack([prepare(each) for each in data])))
             done += BATCH
         return done
 

@@ -15,10 +15,10 @@ class RunnerOptions:
 
     device: "auto" (CUDA if it works, otherwise the CPU), "cpu", "cuda" (the first device) or "cuda:N".
     intra_op_threads: threads of one run on the CPU; None for the cores that this process may use.
-    streams: number of concurrent runs that share these threads on the CPU (`Runner.run_beside`). More than one needs a
-    second copy of the weights. CUDA always uses one.
+    streams: number of concurrent runs that share these threads on the CPU (`Runner.run_in_stream`). More than one needs
+    a second copy of the weights. CUDA always uses one.
     batches: let `Runner.run` use the graph for batches on the CPU. It is faster for batches (indexing, evaluation) and
-    slower for a single image. `Runner.run_beside` always uses it.
+    slower for a single image. `Runner.run_in_stream` always uses it.
     cuda_memory_limit: limit of the CUDA memory arena in bytes; None for no limit.
     bind: keep inputs and outputs in fixed device buffers (IO binding); None for only on CUDA.
     cuda_graphs: capture a CUDA graph for each batch size at its first run. tensorrt: run with TensorRT and cache its

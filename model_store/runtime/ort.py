@@ -8,10 +8,11 @@ References: ONNX Runtime's documentation of session options and of the CUDA and 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -59,7 +60,7 @@ def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnx
         try:
             if wanted not in available:
                 raise RunnerError(artifact.id, f"ONNX Runtime has no {wanted}")
-            session = _session(onnxruntime, artifact, _Graph.of(own, files), options.threads, providers)
+            session = _session(artifact, own, files, options.threads, providers)
         except RunnerError as exc:
             reason = exc.reason
         else:
@@ -77,46 +78,37 @@ def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnx
         graphs += [(batches, max(1, options.threads // options.streams))]
     files |= {name: artifact.read(name) for names, _ in graphs for name in names if name not in files}
     with ThreadPoolExecutor(len(graphs)) as pool:  # creating a session takes most of a second
-        made = [
-            pool.submit(_session, onnxruntime, artifact, _Graph.of(names, files), threads, [CPU])
-            for names, threads in graphs
-        ]
+        made = [pool.submit(_session, artifact, names, files, threads, [CPU]) for names, threads in graphs]
         return [session.result() for session in made], CPU
 
 
-class _Graph(NamedTuple):
-    """Name and bytes of a graph, and the bytes of its weight files by the name that the graph refers to them with."""
-
-    name: str
-    content: bytes
-    weights: dict[str, bytes]
-
-    @classmethod
-    def of(cls, names: tuple[str, ...], files: dict[str, bytes]) -> _Graph:
-        """Create it from `files`: the first of `names` is the graph, the others are its weights."""
-        return cls(names[0], files[names[0]], {PurePosixPath(name).name: files[name] for name in names[1:]})
-
-
 def _session(
-    ort: Any, artifact: Artifact, graph: _Graph, threads: int, providers: list[Any]
+    artifact: Artifact, names: Sequence[str], files: dict[str, bytes], threads: int, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
-    settings = ort.SessionOptions()
+    """Create a session. The first of `names` is the graph, the others are its weights; `files` has their bytes."""
+    import onnxruntime  # noqa: PLC0415 - an optional dependency
+
+    graph, *weights = names
+    settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors only; they are raised as exceptions too
     # Batch sizes vary, and ONNX Runtime would keep a memory pattern for each.
     settings.enable_mem_pattern = False
     settings.intra_op_num_threads = threads
     # Given a path, ONNX Runtime maps the weights into memory. Editing the file would then change results, and cutting
     # it would end the process with SIGBUS.
-    names, weights = list(graph.weights), list(graph.weights.values())
-    settings.add_external_initializers_from_files_in_memory(names, weights, [len(each) for each in weights])
+    settings.add_external_initializers_from_files_in_memory(
+        [PurePosixPath(name).name for name in weights],  # the graph refers to them without their folder
+        [files[name] for name in weights],
+        [len(files[name]) for name in weights],
+    )
     # Threads that wait for each other spin first. The default duration takes the cores away from decoding and HTTP.
     # Without spinning, each of the 30 operators pays for waking the threads. 0.2 ms was measured to be best.
     settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         # The fallback would silently continue on the CPU.
-        return ort.InferenceSession(graph.content, settings, providers=providers, enable_fallback=0)
+        return onnxruntime.InferenceSession(files[graph], settings, providers=providers, enable_fallback=0)
     except Exception as exc:
-        raise RunnerError(artifact.id, f"{artifact.path / graph.name} cannot be loaded: {exc}") from exc
+        raise RunnerError(artifact.id, f"{artifact.path / graph} cannot be loaded: {exc}") from exc
 
 
 def _cuda_options(options: RunnerOptions) -> dict[str, str]:

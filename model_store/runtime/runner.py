@@ -37,7 +37,7 @@ class Runner:
     """A loaded version on one device.
 
     device: "cpu" or "cuda:N". provider: ONNX Runtime's execution provider. streams: the best number of concurrent calls
-    of `run_beside`.
+    of `run_in_stream`.
     """
 
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
@@ -75,10 +75,7 @@ class Runner:
         inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
         outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
         wanted_inputs = {"pixels": ("tensor(uint8)", [CROP, CROP, 3])}
-        wanted_outputs = {
-            "probabilities": ("tensor(float)", [self.classes]),
-            "fc7": ("tensor(float)", [FEATURES]),
-        }
+        wanted_outputs = {"probabilities": ("tensor(float)", [self.classes]), "fc7": ("tensor(float)", [FEATURES])}
         if inputs != wanted_inputs:
             raise RunnerError(self.artifact.id, f"the inputs of the graph are {inputs}, but must be {wanted_inputs}")
         for name, wanted in wanted_outputs.items():
@@ -94,7 +91,7 @@ class Runner:
         """
         return self._run(pixels, self._session)
 
-    def run_beside(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def run_in_stream(self, pixels: NDArray[np.uint8]) -> Outputs:
         """As `run`, but with one stream's share of the threads, for up to `streams` concurrent calls.
 
         Concurrent runs give more images a second: the threads of one run wait for each other after every operator, the
@@ -129,7 +126,7 @@ class Runner:
                 self.run(pixels)
             else:
                 with ThreadPoolExecutor(self.streams) as pool:
-                    list(pool.map(self.run_beside, [pixels] * self.streams))
+                    list(pool.map(self.run_in_stream, [pixels] * self.streams))
 
     def close(self) -> None:
         """Free the sessions. Runs in progress finish; a later `run` raises RunnerError."""

@@ -91,10 +91,7 @@ class Reembedder:
         space = self._spaces.target or self._spaces.searched
         spaces = self._spaces.describe()
         missing = next((each.missing_vectors for each in spaces if each.fingerprint == space.fingerprint), 0)
-        if not missing and self._spaces.target is None:
-            self._progress = None
-        else:
-            self._progress = Progress(model, total=missing)
+        self._progress = Progress(model, total=missing) if missing or self._spaces.target is not None else None
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, args=(space, model), name="fc7-migrate", daemon=True)
         self._thread.start()

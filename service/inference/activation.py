@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_store.artifact import Artifact
-from model_store.errors import NoActiveModelError, NoPreviousModelError
 from model_store.store import ModelStore
 from service.errors import ActivationRunningError
 from service.inference.model_pool import ModelPool
@@ -44,7 +43,7 @@ class Activator:
 
     def rollback(self) -> Activated:
         """Serve the previously active version. Raises NoPreviousModelError, and as `activate` does."""
-        return self._activate("the previous version", self._previous)
+        return self._activate("the previous version", lambda: self._store.previous(verify=False))
 
     @property
     def running(self) -> str | None:
@@ -54,14 +53,6 @@ class Activator:
     def close(self) -> None:
         """Wait for a running activation to finish, and prevent further ones."""
         self._busy.acquire()
-
-    def _previous(self) -> Artifact:
-        active = self._store.active()
-        if active is None:
-            raise NoActiveModelError
-        if active.previous is None:
-            raise NoPreviousModelError
-        return self._store.get(active.previous.name, active.previous.version, verify=False)
 
     def _activate(self, target: str, find: Callable[[], Artifact]) -> Activated:
         if not self._busy.acquire(blocking=False):

@@ -7,16 +7,19 @@ Out of scope: queueing, and choosing which images run together.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.image import views
 from model_store.runtime.runner import Outputs, average_views
+
+# Runs the model (`Runner.run` or `Runner.run_in_stream`): returns one output row for each row, uint8 [n,224,224,3].
+InferFn = Callable[[NDArray[np.uint8]], Outputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,6 @@ class BatchLimits:
     max_delay_s: float
     queue_size: int
     deadline_s: float = float("inf")
-
-
-class InferFn(Protocol):
-    """Runs the model: `Runner.run` or `Runner.run_beside`."""
-
-    def __call__(self, pixels: NDArray[np.uint8], /) -> Outputs:
-        """Return one output row for each row of `pixels`, uint8 [n,224,224,3]."""
-        ...
 
 
 class Prediction(NamedTuple):

@@ -79,7 +79,7 @@ class Batcher:
         infer: InferFn,
         limits: BatchLimits,
         *,
-        infer_beside: InferFn | None = None,
+        infer_in_stream: InferFn | None = None,
         streams: int = 1,
         cores: int | None = None,
         on_run: Callable[[int, float], None] = lambda _rows, _seconds: None,
@@ -87,13 +87,13 @@ class Batcher:
     ) -> None:
         """Start the threads.
 
-        infer: runs a batch on all cores. infer_beside: runs a batch on one stream's share of the cores, called by up
+        infer: runs a batch on all cores. infer_in_stream: runs a batch on one stream's share of the cores, called by up
         to `streams` threads in parallel; `infer` by default. cores: shared by runs and decoding; None if the model
         runs on a device of its own (CUDA), where a batch starts as soon as possible. `on_run(rows, seconds)` is
         called after each run and `on_death(error)` once, in the thread of the run.
         """
         self._infer = infer
-        self._infer_beside = infer_beside or infer
+        self._infer_in_stream = infer_in_stream or infer
         self._limits = limits
         self._on_run = on_run
         self._on_death = on_death
@@ -234,7 +234,7 @@ class Batcher:
         cores = scheduler.start_run(alone=alone)
         if self._ready:
             scheduler.run_may_start.notify()
-        return _Batch(images, self._infer if alone else self._infer_beside, cores)
+        return _Batch(images, self._infer if alone else self._infer_in_stream, cores)
 
     def _answer(self, batch: _Batch) -> bool:
         """Run a batch and set its futures; return False if the model is dead."""

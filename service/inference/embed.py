@@ -64,7 +64,10 @@ class Embedder:
 
         Raises BadImageError, QueueFullError, DrainingError, RunnerError or RunnerDeadError.
         """
-        return await self._admit_and_run(notes, serving, [partial(self._run_one, _padded(view)) for view in pixels])
+        # Prepared images, uint8 [256,256,3], whose center views are the given ones.
+        edge = (SIZE - CROP) // 2
+        work = [partial(self._run_one, np.pad(view, ((edge, edge), (edge, edge), (0, 0)))) for view in pixels]
+        return await self._admit_and_run(notes, serving, work)
 
     async def _admit_and_run(
         self, notes: Notes, serving: Serving, work: Sequence[Callable[[Ticket, Notes], Coroutine[Any, Any, _T]]]
@@ -135,11 +138,3 @@ def _forward(
         outcome.set_exception(error)
     else:
         outcome.set_result(Embedded(prepared, done.result(), picture))
-
-
-def _padded(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a prepared image whose center view is `view`: uint8 [224,224,3] -> [256,256,3]."""
-    edge = (SIZE - CROP) // 2
-    image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    image[edge : edge + CROP, edge : edge + CROP] = view
-    return image

@@ -1,6 +1,6 @@
 """Loading a model version for serving: memory check, sessions, warm-up and batch queue.
 
-Guarantees: a version is loaded beside others only if the memory suffices. A version that fails to warm up is closed.
+Guarantees: another version is loaded only if enough memory is available. A version that fails to warm up is closed.
 Out of scope: deciding which versions are loaded (see `model_pool`).
 """
 
@@ -55,7 +55,7 @@ class ModelLoader:
         batcher = Batcher(
             runner.run,
             self.limits,
-            infer_beside=runner.run_beside,
+            infer_in_stream=runner.run_in_stream,
             streams=runner.streams,
             cores=runner.options.threads if runner.device == "cpu" else None,
             on_run=self.on_run,

@@ -33,8 +33,9 @@ def available(root: Path = Path("/")) -> int | None:
 
     root: the folder that contains `proc` and `sys`.
     """
-    amounts = [amount for amount in (_machine(root / "proc/meminfo"), _group(root / "sys/fs/cgroup")) if amount]
-    return min(amounts) if amounts else None
+    lines = (line.split() for line in _lines(root / "proc/meminfo"))
+    machine = next((1024 * int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]), None)
+    return min((left for left in (machine, _group(root / "sys/fs/cgroup")) if left), default=None)
 
 
 def return_freed_memory() -> None:
@@ -52,10 +53,6 @@ def limit_arenas() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 2)
-
-
-def _machine(path: Path) -> int | None:
-    return next((1024 * int(line.split()[1]) for line in _lines(path) if line.startswith("MemAvailable:")), None)
 
 
 def _group(folder: Path) -> int | None:

@@ -13,8 +13,6 @@ from typing import Any, TextIO
 
 import structlog
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
 
 def make_logger(log_format: str, level: str, stream: TextIO | None = None) -> Any:
     """Return a logger that writes events of at least `level` to `stream`, as `log_format` ("json" or "text").
@@ -25,7 +23,7 @@ def make_logger(log_format: str, level: str, stream: TextIO | None = None) -> An
     return structlog.wrap_logger(
         structlog.PrintLogger(stream),
         processors=_processors(log_format, stream),
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
     )
 
 
@@ -34,7 +32,7 @@ def configure_process(log_format: str, level: str, stream: TextIO | None = None)
     stream = stream or sys.stdout
     structlog.configure(
         processors=_processors(log_format, stream),
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(stream),
     )
     root = logging.getLogger()

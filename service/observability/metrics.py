@@ -54,17 +54,6 @@ class Metrics:
         self.batch_rows.observe(rows)
         self.stage_seconds.labels("run").observe(seconds)
 
-    def set_model(self, name: str, version: int, precision: str, device: str) -> None:
-        """Report this version as the active one."""
-        self.model.clear()
-        self.model.labels(name, str(version), precision, device).set(1)
-
-    def set_index(self, images: int, bytes_on_disk: int, bytes_in_memory: int) -> None:
-        """Report the size of the index."""
-        self.index_images.set(images)
-        self.index_bytes.labels("disk").set(bytes_on_disk)
-        self.index_bytes.labels("memory").set(bytes_in_memory)
-
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from model_store.artifact import FORMAT, Artifact, class_labels, fingerprint
+from model_store.artifact import FORMAT, Artifact, FileEntry, class_labels, fingerprint_of
+from model_store.durable import sha256_of
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelNameError
 from tests.support.tiny_model import CLASSES, publish_tiny_model, tiny_draft
 
@@ -17,6 +18,12 @@ from tests.support.tiny_model import CLASSES, publish_tiny_model, tiny_draft
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
     return publish_tiny_model(tmp_path)
+
+
+def fingerprint(model: Path, weights: Path) -> str:
+    paths = {"model.onnx": model, "weights.bin": weights}
+    files = {name: FileEntry(sha256=sha256_of(path), size=path.stat().st_size) for name, path in paths.items()}
+    return fingerprint_of(files, "fp32")
 
 
 def rewrite(artifact: Artifact, **changes: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from service.errors import SettingError
-from service.settings import Scope, Settings, describe, load_settings, unknown_variables, variable
+from service.settings import Scope, Settings, describe, load_settings, unknown_variables
 
 KEY = "0123456789abcdef"
 
@@ -79,5 +79,5 @@ def test_an_unknown_variable_is_reported_with_the_closest_name() -> None:
 
 
 def test_every_setting_is_described() -> None:
-    for name, field in Settings.model_fields.items():
-        assert field.description, variable(name)
+    for line in describe(Settings()):
+        assert line.description, line.variable

@@ -68,9 +68,9 @@ class PausableRunner(_Pausable, Runner):
         self._check()
         return super().run(pixels)
 
-    def run_beside(self, pixels: Pixels) -> Outputs:
+    def run_in_stream(self, pixels: Pixels) -> Outputs:
         self._check()
-        return super().run_beside(pixels)
+        return super().run_in_stream(pixels)
 
     def _check(self) -> None:
         self._wait()

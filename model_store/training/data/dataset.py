@@ -17,7 +17,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import DatasetError, ImageError, sentence
+from model_store.errors import DatasetError, ImageError
 from model_store.image import SIZE, prepare
 from model_store.training.data.image_file import ImageFile, Skipped
 from model_store.training.statistics import Statistics
@@ -69,7 +69,8 @@ class ImageSet:
             return np.stack(list(self._workers.map(lambda at: prepare(self.images[at].read()), positions)))
         except (OSError, ImageError) as error:
             raise DatasetError(
-                f"An image was changed or removed during training. {sentence(str(error))} Restore it and use --resume."
+                f"An image was changed or removed during training. {str(error).rstrip('.')}. "
+                "Restore it and use --resume."
             ) from error
 
 

@@ -139,7 +139,7 @@ def _compare(runner: Runner, trained: TorchPredictor, images: NDArray[np.uint8])
         batch = rows[start : start + next(batches)]
         probabilities, fc7 = trained.both(batch)
         largest = max(float(np.abs(fc7).max()), float(np.finfo(np.float32).tiny))
-        for run in (runner.run, runner.run_beside) if runner.streams > 1 else (runner.run,):
+        for run in (runner.run, runner.run_in_stream) if runner.streams > 1 else (runner.run,):
             outputs = run(batch)
             difference = float(np.abs(outputs.probabilities - probabilities).max())
             differences.append((difference, float(np.abs(outputs.fc7 - fc7).max()) / largest))

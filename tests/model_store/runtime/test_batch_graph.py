@@ -24,8 +24,8 @@ def with_batches(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def test_batches_on_the_cpu_use_the_graph_for_batches_if_there_is_one(with_batches: Artifact, tmp_path: Path) -> None:
     pixels = pictures(3)
-    beside = Runner(with_batches, RunnerOptions(device="cpu", intra_op_threads=2, streams=2))
-    single, batches = beside.run(pixels).fc7, beside.run_beside(pixels).fc7
+    runner = Runner(with_batches, RunnerOptions(device="cpu", intra_op_threads=2, streams=2))
+    single, batches = runner.run(pixels).fc7, runner.run_in_stream(pixels).fc7
     assert np.abs(single - batches).max() > 0.01
     np.testing.assert_allclose(Runner(with_batches, CPU).run(pixels).fc7, single, atol=1e-5)
     alone = Runner(with_batches, RunnerOptions(device="cpu", batches=True))

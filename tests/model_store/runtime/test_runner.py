@@ -206,20 +206,20 @@ def test_concurrent_runs_give_the_same_outputs_on_their_share_of_the_threads(art
     runner.warm_up((1, 4))
     batches = [pictures(3), pictures(5)]
     with ThreadPoolExecutor(2) as pool:
-        for pixels, outputs in zip(batches, pool.map(runner.run_beside, batches), strict=True):
+        for pixels, outputs in zip(batches, pool.map(runner.run_in_stream, batches), strict=True):
             np.testing.assert_allclose(outputs.probabilities, runner.run(pixels).probabilities, atol=1e-6)
             np.testing.assert_allclose(outputs.fc7, runner.run(pixels).fc7, atol=1e-5)
     with pytest.raises(ShapeError):
-        runner.run_beside(pictures(1)[0])
+        runner.run_in_stream(pictures(1)[0])
     runner.close()
     with pytest.raises(RunnerError, match="closed"):
-        runner.run_beside(pictures(1))
+        runner.run_in_stream(pictures(1))
 
 
 def test_one_stream_has_no_second_copy_of_the_weights(artifact: Artifact) -> None:
     runner = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=2))
     assert runner.streams == 1
-    np.testing.assert_allclose(runner.run_beside(pictures(2)).fc7, runner.run(pictures(2)).fc7, atol=1e-5)
+    np.testing.assert_allclose(runner.run_in_stream(pictures(2)).fc7, runner.run(pictures(2)).fc7, atol=1e-5)
 
 
 def test_missing_onnx_runtime_names_the_extra(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def model(runner: Runner) -> PausableModel:
 
 
 @pytest.fixture
-def beside(runner: Runner) -> PausableModel:
+def stream(runner: Runner) -> PausableModel:
     """The model that runs batches in parallel; `model` runs those that are alone."""
     return PausableModel(runner)
 
@@ -55,11 +55,11 @@ def deaths() -> list[RunnerDeadError]:
 
 
 @pytest.fixture
-def opened(model: PausableModel, beside: PausableModel) -> Iterator[list[Batcher]]:
+def opened(model: PausableModel, stream: PausableModel) -> Iterator[list[Batcher]]:
     batchers: list[Batcher] = []
     yield batchers
     model.resume()
-    beside.resume()
+    stream.resume()
     for batcher in batchers:
         batcher.close()
 
@@ -77,11 +77,11 @@ def make_batcher(model: PausableModel, opened: list[Batcher]) -> MakeBatcher:
 
 @pytest.fixture
 def make_parallel_batcher(
-    model: PausableModel, beside: PausableModel, deaths: list[RunnerDeadError], opened: list[Batcher]
+    model: PausableModel, stream: PausableModel, deaths: list[RunnerDeadError], opened: list[Batcher]
 ) -> MakeParallelBatcher:
     def make(*, max_delay_s: float = 0.0, streams: int = 2) -> Batcher:
         limits = BatchLimits(max_batch=8, max_delay_s=max_delay_s, queue_size=64)
-        opened.append(Batcher(model, limits, infer_beside=beside, streams=streams, cores=2, on_death=deaths.append))
+        opened.append(Batcher(model, limits, infer_in_stream=stream, streams=streams, cores=2, on_death=deaths.append))
         return opened[-1]
 
     return make
