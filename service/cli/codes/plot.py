@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from index.search.code_quality import CodeQuality
 from model_store.durable import write_atomic
 
@@ -26,9 +29,6 @@ _MOST_BYTES: Final = 64  # per code; larger entries are vectors or pixels
 
 def draw_codes(judged: Sequence[CodeQuality], path: Path) -> None:
     """Draw results of one collection, at one or several sizes. Raises OSError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - of the extra `train`
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     names = list(dict.fromkeys(each.name for each in judged))
     panels = [panel for panel in _PANELS if any(getattr(each, panel[0]) is not None for each in judged)]
     figure = Figure(
