@@ -1,7 +1,7 @@
 """Shell completion of recipes, runs and models.
 
-Guarantees: only names in folders are read; whatever cannot be read gives no suggestions. Each function returns all
-names, of which Typer suggests those that start with the typed text.
+Guarantees: only the names of files are read; what cannot be read gives no suggestions. Each function returns all names,
+and Typer suggests those that start with the typed text.
 """
 
 from __future__ import annotations

@@ -126,7 +126,6 @@ class _Count(ProgressColumn):
     """Done and total."""
 
     def render(self, task: Task) -> Text:
-        """Return the column's text."""
         count = decimal if task.fields["unit"] == "bytes" else "{:,}".format
         total = "?" if task.total is None else count(int(task.total))
         return Text(f"{count(int(task.completed))}/{total}", style="progress.download")
@@ -136,7 +135,6 @@ class _Rate(ProgressColumn):
     """Units per second."""
 
     def render(self, task: Task) -> Text:
-        """Return the column's text."""
         speed, unit = task.finished_speed or task.speed, task.fields["unit"]
         if speed is None:
             return Text()

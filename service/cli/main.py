@@ -1,7 +1,7 @@
 """The command `fc7`: assembles the groups of commands and turns errors into exit codes.
 
 Exit codes: 0 success, 1 an error explained by the message, 2 wrong use of a command, 130 stopped by Ctrl-C.
-Out of scope: importing torch; the commands that train import it when they run, and may find it missing.
+Out of scope: importing torch. The commands that train import it when they run.
 """
 
 from __future__ import annotations
@@ -98,15 +98,8 @@ app.command(rich_help_panel=Panel.TRAIN)(export.export)
 app.command(rich_help_panel=Panel.SERVE)(serve.serve)
 app.command(rich_help_panel=Panel.SERVE)(query.classify)
 app.command(rich_help_panel=Panel.SERVE)(query.search)
-for version_command in (
-    versions.quantize,
-    versions.compare,
-    versions.save,
-    versions.load,
-    versions.remove,
-    versions.verify,
-):
-    models.app.command()(version_command)
+for command in (versions.quantize, versions.compare, versions.save, versions.load, versions.remove, versions.verify):
+    models.app.command()(command)
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)
 app.add_typer(imports.app, rich_help_panel=Panel.MODELS)
 for file_command in (files.snapshot, files.restore, files.export, files.duplicates, files.verify):

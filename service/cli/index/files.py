@@ -76,12 +76,11 @@ def verify(
     target = folder or settings.home
     with console.ProgressBar("verifying", "images") as bar:
         report = verification.verify(target, repair=repair, advance=bar.update)
-    console.say_first(
-        [
-            f"{'' if finding.key is None else f'{finding.key}: '}{finding.problem}.\n    {finding.fix}"
-            for finding in report.findings
-        ]
-    )
+    lines = []
+    for finding in report.findings:
+        name = f"{finding.key}: " if finding.key is not None else ""
+        lines.append(f"{name}{finding.problem}.\n    {finding.fix}")
+    console.say_first(lines)
     counts = f"{target}: {report.images} images, {report.pictures} pictures, {report.vectors} vectors"
     if not report.findings:
         console.say(f"{counts}: all checksums match.")

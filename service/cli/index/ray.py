@@ -76,8 +76,7 @@ def build_on_ray(
             key_prefix=options.key_prefix,
             progress=progress,
         )
-        report = build.run()
-        return report, index.stats()
+        return build.run(), index.stats()
 
 
 def report_values(report: BuildReport, seconds: float) -> dict[str, Any]:
