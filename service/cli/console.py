@@ -19,7 +19,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-_INTERRUPTED: Final = 130  # exit code after Ctrl-C
 _MOST_LISTED: Final = 20
 _UNWRAPPED: Final = 100_000  # columns
 
@@ -78,7 +77,7 @@ def say_skipped(skipped: Iterable[tuple[object, str]]) -> None:
 def exit_interrupted(text: str) -> NoReturn:
     """Print how to resume on standard error, and exit with the code of Ctrl-C."""
     say(text)
-    raise typer.Exit(_INTERRUPTED)
+    raise typer.Exit(130)
 
 
 class ProgressBar:

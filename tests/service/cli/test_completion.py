@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from tests.service.cli.helpers import environment
+from tests.service.cli.helpers import run
 from tests.support.tiny_model import publish_tiny_model
 
 
@@ -40,14 +38,7 @@ finally:
 def complete(line: str, **variables: str) -> list[str]:
     """Return what bash suggests for the last word of a command line; torch must not be imported."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=environment(_FC7_COMPLETE="complete_bash", **words, **variables),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = run(script=SCRIPT, _FC7_COMPLETE="complete_bash", **words, **variables)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 

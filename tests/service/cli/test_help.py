@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from service.cli.main import Panel
-from tests.service.cli.helpers import environment, invoke, run
+from tests.service.cli.helpers import invoke, run
 from tests.support.reference import commands
 
 GROUPS = ["data", "models", "import", "index", "codes", "paper"]
@@ -89,14 +87,7 @@ def test_wrong_use_exits_with_2_and_without_a_traceback(words: list[str], tmp_pa
 def test_a_missing_training_package_is_reported_with_the_extra_to_install(tmp_path: Path) -> None:
     script = "import sys; sys.modules['torch'] = None; from service.cli import main; main()"
     for words in (["train", "--name", "a", "--data", "b"], ["paper", "figure1", "--data", "b", "--out", "c"]):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *words],
-            env=environment(FC7_HOME=str(tmp_path)),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        done = run(*words, script=script, FC7_HOME=str(tmp_path))
         assert (done.returncode, done.stdout) == (1, "")
         assert "pip install 'fc7[train]'" in done.stderr
         assert "Traceback" not in done.stderr
