@@ -22,10 +22,10 @@ from model_store.training.runs.fine_tuning import Parent
 from model_store.training.runs.run import find_run, load_run
 
 
-def find_run_of(home: Path, reference: str) -> Path | None:
-    """Return the folder of the newest run `reference`, or None if only a version has that name.
+def find_run_folder(home: Path, reference: str) -> Path | None:
+    """Return the folder of the newest run `reference`, or None for `name:version` or if only a version has that name.
 
-    Raises CheckpointError if neither exists.
+    Raises CheckpointError if neither a run nor a version has that name.
     """
     if ":" in reference:
         return None
@@ -43,7 +43,7 @@ def find_parent(home: Path, reference: str) -> Parent:
     Raises ModelNotFoundError or CheckpointError if it does not exist, or CheckpointError if the version's manifest does
     not describe its architecture.
     """
-    folder = find_run_of(home, reference)
+    folder = find_run_folder(home, reference)
     if folder is None:
         return _from_version(ModelStore(home).resolve(reference))
     run = load_run(folder)

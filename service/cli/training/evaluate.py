@@ -66,14 +66,14 @@ def load_predictors(
     Raises DatasetError if there is no data folder; the message names `command`.
     """
     from model_store.training.evaluate import RunnerPredictor, TorchPredictor  # noqa: PLC0415 - torch
-    from model_store.training.parents import find_run_of  # noqa: PLC0415
+    from model_store.training.parents import find_run_folder  # noqa: PLC0415
     from model_store.training.runs.run import load_run  # noqa: PLC0415
 
     store = ModelStore(settings.home)
     options = runner_options(settings, batches=True)
     predictors: list[Net] = []
     for model in models:
-        run = find_run_of(settings.home, model)
+        run = find_run_folder(settings.home, model)
         if run is None:
             predictors.append(RunnerPredictor(Runner(store.resolve(model), options)))
             continue

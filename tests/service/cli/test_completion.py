@@ -17,9 +17,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_tiny_model(home, name="solar")
     publish_tiny_model(home, name="solar", seed=1)
     publish_tiny_model(home, name="birds")
-    for run in ("solar-20260101-120000", "solar-20260102-120000", "cars-20260101-120000"):
-        (home / "runs" / run).mkdir(parents=True)
-        (home / "runs" / run / "run.json").write_text("not read")
+    for name in ("solar-20260101-120000", "solar-20260102-120000", "cars-20260101-120000"):
+        (home / "runs" / name).mkdir(parents=True)
+        (home / "runs" / name / "run.json").write_text("not read")
     (home / "runs" / "empty-20260101-120000").mkdir()
     return home
 
