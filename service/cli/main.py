@@ -40,7 +40,7 @@ class Panel(StrEnum):
 
 
 class _RootGroup(TyperGroup):
-    """All commands."""
+    """The command `fc7` with its groups of commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names by panel: Typer would list every group after every command."""

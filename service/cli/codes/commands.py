@@ -126,13 +126,13 @@ def evaluate(
     with _open_index(settings) as (index, fingerprint):
         images, raw_pixels = collect(index, classes or None, limit, queries, seed, pixels=pixels)
     find_encoder = partial(CodeStore(settings.home).find, fingerprint)
-    judged = compare_codes(images, raw_pixels, sizes, find_encoder, epochs=epochs, seed=seed, plain=plain)
+    results = compare_codes(images, raw_pixels, sizes, find_encoder, epochs=epochs, seed=seed, plain=plain)
     if plot is not None:
-        draw_codes(judged, plot)
+        draw_codes(results, plot)
     if as_json:
-        console.print_json([asdict(each) for each in judged])
+        console.print_json([asdict(each) for each in results])
         return
-    console.show(_table(judged))
+    console.show(_table(results))
     console.say(
         f"{len(images.vectors):,} images, {len(images.queries):,} of them queries, "
         + ("no classes" if images.classes is None else f"{len(set(images.classes.tolist()))} classes")
@@ -149,11 +149,11 @@ def _open_index(settings: Settings) -> Iterator[tuple[LocalImageIndex, str]]:
         yield index, artifact.fingerprint
 
 
-def _table(judged: list[CodeQuality]) -> Table:
+def _table(results: list[CodeQuality]) -> Table:
     table = Table(
         "code", "bytes", "recall@10", "10 in 100", "class precision@6", "mAP", "queries/s", box=None, header_style="dim"
     )
-    for each in judged:
+    for each in results:
         values = (each.recall, each.recall_wide, each.precision, each.mean_average_precision)
         table.add_row(
             each.name,

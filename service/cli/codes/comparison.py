@@ -102,7 +102,7 @@ def compare_codes(
             comparison.train_and_add("auto-encoder of pixels", pixels, usual)
             if plain:
                 comparison.train_and_add("auto-encoder of pixels, plain", pixels, plain_form)
-    return comparison.judged
+    return comparison.results
 
 
 class _Comparison:
@@ -111,12 +111,12 @@ class _Comparison:
     def __init__(self, images: EvaluationSet) -> None:
         self._images = images
         self._exact = images.exact()
-        self.judged: list[CodeQuality] = []
+        self.results: list[CodeQuality] = []
 
     def add(self, name: str, size: int, search: code_quality.Search, rows: NDArray[np.float32] | None = None) -> None:
         """Measure a code of `size` bytes. rows: what it searches in, if not the vectors."""
         quality = code_quality.measure_code(name, size, search, self._images, self._exact, rows=rows)
-        self.judged.append(quality)
+        self.results.append(quality)
 
     def train_and_add(self, name: str, rows: NDArray[np.float32], options: CodeOptions) -> None:
         """Train an auto-encoder on `rows` and measure it."""
