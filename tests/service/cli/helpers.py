@@ -25,9 +25,7 @@ def invoke(home: Path, *arguments: str | Path, **variables: str) -> Result:
     return CliRunner().invoke(app, [str(each) for each in arguments], env=variables)
 
 
-def run(
-    *arguments: str | Path, script: str = SCRIPT, timeout: float = 120, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, script: str = SCRIPT, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a process; its output is not a terminal. script: Python code that calls `main`."""
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
@@ -35,5 +33,5 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout,
+        timeout=120,
     )
