@@ -76,18 +76,17 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
         return body
     if name not in _WINDOW_BITS:
         raise BodyEncodingError(_show(name))
-    plain, stream, reason = b"", None, ""
+    reason = ""
     for window in _WINDOW_BITS[name]:
-        tried = zlib.decompressobj(window)
+        stream = zlib.decompressobj(window)
         try:
-            found = tried.decompress(body, limit + 1)
+            plain = stream.decompress(body, limit + 1)
         except zlib.error as exc:
             reason = reason or str(exc)
             continue
-        if tried.eof or len(found) > limit or not reason:  # without a header, almost any bytes start to decompress
-            plain, stream = found, tried
+        if stream.eof or len(plain) > limit or not reason:  # without a header, almost any bytes start to decompress
             break
-    if stream is None:
+    else:
         raise BodyMalformedError(f"The body is not valid {name}: {reason}.")
     if len(plain) > limit:
         raise BodyTooLargeError(limit)

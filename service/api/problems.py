@@ -157,10 +157,8 @@ def problem_of(path: str, error: Fc7Error) -> JSONResponse:
         more["limit"] = limit
     kind = kind_of(error)
     headers = {}
-    if isinstance(error, errors.UnavailableError):
-        headers["Retry-After"] = str(error.retry_after)
-    elif kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(errors.NotReadyError.retry_after)
+    if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(getattr(error, "retry_after", errors.NotReadyError.retry_after))
     elif kind.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="fc7"'
     return problem(path, kind, detail, headers, **more)

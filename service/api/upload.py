@@ -3,7 +3,7 @@
 Guarantees:
 - A body over the limit is rejected as early as possible: by its Content-Length before any byte is read, otherwise at
   the chunk that exceeds the limit. Too many images and slow bodies are rejected in the same way.
-- The number of bytes held by all requests together is bounded (`BodyBudget`).
+- The number of bytes in memory, of all requests together, is limited (`BodyBudget`).
 - Nothing is written to disk.
 
 Out of scope: decoding images, fetching URLs, decompression.
@@ -46,7 +46,7 @@ class Body:
 
 
 class BodyBudget:
-    """Counts the body bytes held by all requests together. Use it from the event loop only."""
+    """Limits the bytes of all request bodies in memory; `held` is their number. Use it from the event loop only."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -58,10 +58,6 @@ class BodyBudget:
             raise errors.QueueFullError("bytes of bodies", self._limit, 1)
         self.held += count
 
-    def give_back(self, count: int) -> None:
-        """Release `count` bytes."""
-        self.held -= count
-
     @contextmanager
     def holding(self, count: int) -> Iterator[None]:
         """Reserve `count` bytes for the duration of the block. Raises QueueFullError if that would exceed the limit."""
@@ -69,7 +65,7 @@ class BodyBudget:
         try:
             yield
         finally:
-            self.give_back(count)
+            self.held -= count
 
 
 def media_type(request: Request) -> str:
@@ -156,7 +152,7 @@ async def _buffered(request: Request, write: Callable[[bytes], object]) -> Async
             write(chunk)
         yield
     finally:
-        budget.give_back(count)
+        budget.held -= count
 
 
 class _MultipartReader:

@@ -29,7 +29,7 @@ from index.filters import parse_where
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api import schemas
 from service.api.deadline import within_limits
-from service.api.json_body import JSON, MERGE_PATCH, merge_patch, receive_document
+from service.api.json_body import PATCH_TYPES, merge_patch, receive_patch
 from service.api.parameters import ListQuery, SearchQuery, WhereQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, WRITE, StateDep, image_body, problems
 from service.api.upload import receive
@@ -62,7 +62,7 @@ _METADATA_MANY = "A JSON object that maps each key (file name) to the JSON objec
 _PATCH_BODY = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": schemas.MetadataPatch.model_json_schema()} for kind in (MERGE_PATCH, JSON)},
+        "content": {kind: {"schema": schemas.MetadataPatch.model_json_schema()} for kind in PATCH_TYPES},
     }
 }
 
@@ -186,7 +186,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
 async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.ImageInfo:
     """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}. Null removes a name."""
     index = state.index()
-    patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_timeout_s)
+    patch = await receive_patch(request, state.settings.upload_timeout_s)
     for name in patch.keys() - {"metadata"}:
         raise MetadataError(f'is the only part that can be changed, not {name!r}; send {{"metadata": {{...}}}}')
     changes = patch.get("metadata", {})
@@ -241,11 +241,7 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
 
 
 async def _add(
-    request: Request,
-    state: State,
-    data: list[bytes],
-    keys: Sequence[str | None],
-    metadata: list[dict[str, Any] | None],
+    request: Request, state: State, data: list[bytes], keys: Sequence[str | None], metadata: list[dict[str, Any] | None]
 ) -> list[schemas.AddResult]:
     """Add all images or none. An image that is already indexed with the same bytes and metadata does not change."""
     index = state.index()
