@@ -76,7 +76,7 @@ def test_defaults_in_brackets_are_shown(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_use_exits_with_2_and_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+def test_wrong_use_exits_with_code_2_and_without_a_traceback(words: list[str], tmp_path: Path) -> None:
     result = invoke(tmp_path, *words)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
@@ -84,7 +84,7 @@ def test_wrong_use_exits_with_2_and_without_a_traceback(words: list[str], tmp_pa
     assert result.stdout == ""
 
 
-def test_a_file_that_cannot_be_written_is_one_line(
+def test_a_file_that_cannot_be_written_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
