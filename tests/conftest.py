@@ -1,0 +1,14 @@
+"""Markers by location: `browser` for the tests in tests/e2e, `milvus` for every test whose name or folder names Milvus."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Add the markers, so that `-m "not browser"` and `-m "not milvus"` leave these tests out."""
+    for item in items:
+        if "tests/e2e/" in item.nodeid:
+            item.add_marker(pytest.mark.browser)
+        if "milvus" in item.nodeid.lower():
+            item.add_marker(pytest.mark.milvus)
