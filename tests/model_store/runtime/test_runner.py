@@ -100,7 +100,9 @@ def test_closed_runner_raises_a_clear_error(artifact: Artifact) -> None:
         runner.run(pictures(1))
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is installed"
+)
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
 def test_a_requested_cuda_device_that_is_not_available_is_rejected(artifact: Artifact, device: str) -> None:
     with pytest.raises(
@@ -111,7 +113,9 @@ def test_a_requested_cuda_device_that_is_not_available_is_rejected(artifact: Art
     assert "CPUExecutionProvider" in caught.value.available
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is installed"
+)
 def test_auto_uses_the_cpu_without_cuda_and_logs_it(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     assert Runner(artifact, RunnerOptions()).device == "cpu"
     assert "device=cpu model=tiny:1 provider=CPUExecutionProvider requested=auto" in capsys.readouterr().out
