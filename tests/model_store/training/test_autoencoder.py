@@ -136,7 +136,7 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
                 return False
 
         wait_until(ready)
-        assert index.mode() == "exact", "codes are used only where they are asked for"
+        assert index.mode() == "exact", "codes are used only if a request asks for them"
         index.add_many(images(rows[300:500], start=300))
         index.delete("i00007")
         query = rows[7:8].astype(np.float32)
@@ -192,7 +192,7 @@ def test_the_commands_train_evaluate_and_plot(
     assert "there is no folder" in refused.output
 
 
-def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
+def test_vectors_of_the_index_are_found_by_key(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1), image("b", 2)])
         found = index.vectors(["b", "a"])

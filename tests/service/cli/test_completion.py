@@ -54,7 +54,7 @@ def complete(line: str, **variables: str) -> list[str]:
         ("fc7 models show x", []),
     ],
 )
-def test_names_in_the_home_are_suggested(line: str, suggestions: list[str], home: Path) -> None:
+def test_runs_and_models_in_the_home_are_suggested(line: str, suggestions: list[str], home: Path) -> None:
     assert complete(line, FC7_HOME=str(home)) == suggestions
 
 

@@ -69,7 +69,7 @@ def test_an_image_that_is_removed_during_training_is_an_error(root: Path, worker
         dataset.train.pixels(np.array([0]))
 
 
-def test_statistics_are_those_of_the_training_set(root: Path, workers: ThreadPoolExecutor) -> None:
+def test_statistics_are_computed_from_the_training_set(root: Path, workers: ThreadPoolExecutor) -> None:
     dataset = opened(root, workers)
     pixels = dataset.train.pixels(np.arange(9)).astype(np.float64)
     statistics = dataset.statistics

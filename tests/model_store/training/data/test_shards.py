@@ -253,7 +253,7 @@ def test_a_run_trains_from_shards_and_detects_changed_ones(folders: Path, tmp_pa
     assert all(bool((first[name] == second[name]).all()) for name in first)
 
 
-def test_the_commands_check_prepare_and_verify(
+def test_the_commands_ilsvrc_prepare_and_verify_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = write_ilsvrc(tmp_path / "ilsvrc"), tmp_path / "out"

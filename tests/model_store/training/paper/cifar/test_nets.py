@@ -39,7 +39,9 @@ def outputs(net: CifarNet, x: Tensor) -> dict[str, Tensor]:
         ),
     ],
 )
-def test_shapes_and_parameters(name: NetName, size: int, shapes: dict[str, tuple[int, int]], parameters: int) -> None:
+def test_the_nets_have_the_expected_shapes_and_parameters(
+    name: NetName, size: int, shapes: dict[str, tuple[int, int]], parameters: int
+) -> None:
     net = CifarNet(name, size=size)
     found = outputs(net, torch.zeros(2, 3, size, size))
     assert {layer: (found[layer].shape[1], found[layer].shape[2]) for layer in shapes} == shapes
