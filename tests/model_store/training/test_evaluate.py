@@ -28,7 +28,7 @@ from tests.support.tiny_model import publish_tiny_model
 LABELS = tuple("abcdefg")
 
 
-@dataclass(frozen=True)
+@dataclass
 class ColorPredictor:
     """Classifies by a linear map of the mean colors in a 2x2 grid, which differ from view to view."""
 

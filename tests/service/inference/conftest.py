@@ -82,7 +82,7 @@ def make_parallel_batcher(
     def make(*, max_delay_s: float = 0.0, streams: int = 2) -> Batcher:
         limits = BatchLimits(max_batch=8, max_delay_s=max_delay_s, queue_size=64)
         open_batchers.append(
-            Batcher(model, limits, infer_beside=parallel_model, streams=streams, cores=2, on_death=deaths.append)
+            Batcher(model, limits, infer_in_stream=parallel_model, streams=streams, cores=2, on_death=deaths.append)
         )
         return open_batchers[-1]
 
