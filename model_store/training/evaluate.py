@@ -91,8 +91,11 @@ class SplitImages:
         tried = [load_image(image) for image in self.files[::step][:count]]
         pixels = [loaded.pixels for loaded in tried if not isinstance(loaded, Skipped)]
         if not pixels:
-            reason = next(loaded.reason for loaded in tried if isinstance(loaded, Skipped))
-            raise DatasetError(f"None of the {len(tried)} sampled images in {self.folder} can be read: {reason}")
+            first = next(loaded for loaded in tried if isinstance(loaded, Skipped))
+            raise DatasetError(
+                f"None of the {len(tried)} sampled images in {self.folder} can be read. "
+                f"The first one is {first.path}: {first.reason}"
+            )
         return np.stack(pixels)
 
 

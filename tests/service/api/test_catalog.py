@@ -268,7 +268,7 @@ def test_snapshot_and_verify_while_a_server_runs(
     assert "Take another snapshot" in damaged.stderr
     rejected = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
     assert rejected.returncode == 1
-    assert "differs from its SHA-256" in rejected.stderr
+    assert "whose SHA-256 differs from the manifest" in rejected.stderr
     locked = run(home, "index", "verify", "--repair")
     assert locked.returncode == 1
     assert "is open in process" in locked.stderr

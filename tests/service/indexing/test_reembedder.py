@@ -231,7 +231,7 @@ def test_images_without_a_picture_are_counted_named_and_embedded_when_sent_again
         assert "picture is not stored" in progress["skipped_keys"]["0"]
         [note] = server.client.get("/readyz").json()["notes"]
         assert "3 images" in note
-        assert "stays with the model before" in note
+        assert "Search stays with the previous model" in note
         assert nearest(server, 1)[0] == 1
         for number in range(2):
             assert add(server, f"{number}", number).status_code == 200

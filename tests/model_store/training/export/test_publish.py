@@ -124,7 +124,7 @@ def test_nothing_is_published_without_readable_images(tmp_path: Path) -> None:
     (data / "val" / "red").mkdir(parents=True)
     (data / "val" / "red" / "note.jpg").write_text("no picture")
     run = load_run(write_run(home, data))
-    with pytest.raises(DatasetError, match=r"none can be read.*note\.jpg"):
+    with pytest.raises(DatasetError, match=r"None of the 1 sampled images in .*val can be read.*note\.jpg"):
         export_run(run, ModelStore(home))
     assert published_models(home) == []
 
