@@ -27,7 +27,7 @@ def export_version(artifact: Artifact, target: Path) -> int:
     Raises ArtifactCorruptError for a file that differs from the manifest, ModelArchiveError if `target` exists or
     cannot be written; no file is left behind then.
     """
-    artifact.verify()
+    Artifact.open(artifact.path)  # verifies the files again: they may have changed since `artifact` was verified
     try:
         with (
             atomic_file(target, replace=False) as file,
