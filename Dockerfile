@@ -3,7 +3,7 @@
 # The CUDA runtime libraries are installed as Python wheels, so all targets share one base image.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# Each target installs the dependencies first, so that a change of the code rebuilds in seconds.
+# Each target installs the dependencies first, so that only the last steps run again after a change of the code.
 # Wheels in the optional folder ./wheels take precedence over the package registry.
 FROM ${BASE_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore

@@ -29,7 +29,7 @@ test: $(READY) ## Run the tests
 test-slow: $(READY) ## Run the slow tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
-coverage: $(READY) ## Run the tests and report the lines that they do not reach
+coverage: $(READY) ## Run the tests and report the lines that they do not execute
 	$(BIN)/pytest --cov --cov-report=term
 
 crash: $(READY) ## Kill a server 200 times under concurrent writes and verify every acknowledged write
@@ -54,7 +54,7 @@ bench-search: $(READY) ## Benchmark search: make bench-search VECTORS=folder (.n
 	$(BIN)/python -m benchmarks.search $(VECTORS)
 
 lock: $(READY) ## Write the installed versions to constraints/cpu.txt
-	@{ echo "# Exact versions for serving and training on a processor (extras: cpu, train, import, export, ray, scale, demo, otel, dev). Made by \`make lock\`."; \
+	@{ echo "# Exact versions for serving and training on a CPU (extras: cpu, train, import, export, ray, scale, demo, otel, dev). Made by \`make lock\`."; \
 	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' | tr A-Z a-z; } > constraints/cpu.txt.new
 	mv constraints/cpu.txt.new constraints/cpu.txt
 

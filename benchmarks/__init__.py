@@ -1,1 +1,1 @@
-"""Measurements to run by hand: `python -m benchmarks.<name>`. Nothing of the product imports them."""
+"""Benchmarks to run by hand: `python -m benchmarks.<name>`. The packages do not import them."""

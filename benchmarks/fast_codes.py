@@ -110,10 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure all codes and print a table."""
     parser = argparse.ArgumentParser(description="Compare codes for the search mode fast.")
     parser.add_argument("vectors", type=Path, help="folder of .npz or .npy vectors with classes")
-    parser.add_argument("--size", type=int, default=100_000, help="rows to search in")
+    parser.add_argument("--size", type=int, default=100_000, help="number of rows to search in")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=10, help="training epochs of the auto-encoder; 0 leaves it out")
-    parser.add_argument("--learned", type=int, default=20_000, help="rows to train the auto-encoder on")
+    parser.add_argument("--learned", type=int, default=20_000, help="number of rows to train the auto-encoder on")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     vectors = read_vectors(given.vectors, given.queries)

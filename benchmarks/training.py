@@ -33,7 +33,7 @@ from model_store.training.recipe import Recipe
 
 CLASSES = 1000
 RATE = 1e-4  # so small that the loss stays finite on noise
-# Parts of operator names by kind of work. The first kind that matches counts.
+# Parts of operator names, by kind of work. An operator counts for the first kind that matches.
 KINDS = {
     "optimiser": ("_fused_sgd", "_foreach", "aten::sgd"),
     "convolution, backward": ("convolution_backward", "mkldnn_convolution_backward"),

@@ -278,9 +278,7 @@ class ClusterError(_SubjectError):
 class ImageArchiveError(_ReasonError):
     """The archive cannot be read, is damaged, or has entries that are not allowed."""
 
-    message = (
-        "The archive {reason}. No image was added. Send a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file with images."
-    )
+    message = "The archive {reason}. No image was added. Send a .zip, .tar, .tar.gz or .tar.bz2 file with images."
 
 
 class SnapshotError(_SubjectError):

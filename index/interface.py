@@ -13,51 +13,36 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from index import records
 from index.catalog.images import Entry
 from index.catalog.spaces import SwitchResult
 from index.filters import Where
-from index.records import (
-    AddOutcome,
-    ImageRecord,
-    IndexStats,
-    NearPair,
-    Neighbour,
-    NewImage,
-    Page,
-    SnapshotManifest,
-    Space,
-    Unembedded,
-    VectorModel,
-    check_key,
-    encode_metadata,
-    encode_vectors,
-)
 from index.search.searcher import Mode
 
 
-class Neighbours(list[Neighbour]):
+class Neighbours(list[records.Neighbour]):
     """The images nearest to one query, nearest first. mode: the search mode that found them."""
 
-    def __init__(self, neighbours: Iterable[Neighbour], mode: Mode) -> None:
+    def __init__(self, neighbours: Iterable[records.Neighbour], mode: Mode) -> None:
         super().__init__(neighbours)
         self.mode = mode
 
 
 # These types have names because inside the classes below `list` is a method.
-Outcomes = list[AddOutcome]
+Outcomes = list[records.AddOutcome]
 Answers = list[Neighbours]
-Pairs = list[NearPair]
+Pairs = list[records.NearPair]
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class MissingVectors(Protocol):
     """Access to the images without a vector of some model, for the process that computes these vectors."""
 
-    def missing_vectors(self, model: VectorModel, after: int, limit: int) -> Sequence[Unembedded]:
+    def missing_vectors(self, model: records.VectorModel, after: int, limit: int) -> Sequence[records.Unembedded]:
         """Return up to `limit` images without a vector of `model`, ordered by id, starting after the id `after`."""
 
     def add_vectors(
-        self, model: VectorModel, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]
+        self, model: records.VectorModel, images: Sequence[records.Unembedded], vectors: Sequence[NDArray[np.float32]]
     ) -> int:
         """Store the vectors of `images`, float32 [4096], and return how many were stored.
 
@@ -72,28 +57,28 @@ class VectorSpaces(Protocol):
     """The vector spaces of an index, one per model, and the migration from one to another. Thread-safe."""
 
     @property
-    def searched(self) -> VectorModel:
+    def searched(self) -> records.VectorModel:
         """The model whose vectors are searched."""
 
     @property
-    def target(self) -> VectorModel | None:
+    def target(self) -> records.VectorModel | None:
         """The model that the index is migrating to, or None."""
 
     @property
-    def required(self) -> Sequence[VectorModel]:
+    def required(self) -> Sequence[records.VectorModel]:
         """The models for which every added image needs a vector, the searched one first."""
 
     @property
     def missing(self) -> MissingVectors | None:
         """Access to the missing vectors; None if `fc7 index reembed` computes them, once for all replicas."""
 
-    def describe(self) -> Sequence[Space]:
+    def describe(self) -> Sequence[records.Space]:
         """Return the vector spaces that exist."""
 
-    def start_migration(self, model: VectorModel) -> bool:
+    def start_migration(self, model: records.VectorModel) -> bool:
         """Start to migrate to this model. Returns True if its vectors are complete and search uses them already."""
 
-    def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
+    def finish(self, model: records.VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
         """Search the vectors of `model` if every image has one, except the images with the ids `skipped`."""
 
     def switch_now(self) -> None:
@@ -108,14 +93,9 @@ class ImageIndex(ABC):
         self._keep_pictures = keep_pictures
 
     @property
-    def searched(self) -> VectorModel:
+    def searched(self) -> records.VectorModel:
         """The model whose vectors are searched."""
         return self.spaces.searched
-
-    @property
-    def required(self) -> Sequence[VectorModel]:
-        """The models for which every added image needs a vector, the searched one first."""
-        return self.spaces.required
 
     @property
     def trouble(self) -> str:
@@ -123,40 +103,56 @@ class ImageIndex(ABC):
         return ""
 
     @abstractmethod
-    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
-        """Add or replace all of `images`, or none of them if one is rejected."""
+    def add_many(self, images: Sequence[records.NewImage]) -> Outcomes:
+        """Add or replace all of `images`, or none of them if one is rejected. Returns their outcomes in order.
+
+        An image with the key, bytes and metadata of a stored one changes nothing.
+        Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError, and
+        IndexSwitchedError if the index has switched to another model.
+        """
 
     @abstractmethod
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model."""
+        """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
 
     @abstractmethod
-    def get(self, key: str) -> ImageRecord:
-        """Return one image's record. Raises KeyNotFoundError."""
+    def get(self, key: str) -> records.ImageRecord:
+        """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
 
     @abstractmethod
     def contains(self, key: str) -> bool:
-        """Return whether an image has this key."""
+        """Return whether an image has this key. Raises InvalidKeyError."""
 
     @abstractmethod
     def picture(self, key: str) -> bytes:
-        """Return the stored 256x256 JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
+        """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
 
     @abstractmethod
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
-        """Return a page of the images that match, in a stable order (by first addition, or by key)."""
+    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> records.Page:
+        """Return up to `limit` matching images, starting after `cursor`.
+
+        The order is stable (by first addition, or by key). An image that exists and matches during a whole listing
+        appears in it exactly once. Raises CursorError, FilterError, ValueError unless limit >= 1.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Delete one image. Raises KeyNotFoundError."""
+        """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
 
     @abstractmethod
     def delete_where(self, where: Where) -> int:
-        """Delete the images that match, and return how many were deleted."""
+        """Delete the images that match now, and return how many were deleted; no later search finds them.
+
+        An image is deleted completely or not at all. One that changes meanwhile may remain.
+        Raises FilterError, IndexReadOnlyError.
+        """
 
     @abstractmethod
-    def change_metadata(self, key: str, update: Update) -> ImageRecord:
-        """Replace an image's metadata by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
+    def change_metadata(self, key: str, update: Update) -> records.ImageRecord:
+        """Replace an image's metadata by `update(metadata)`; no other change of this process can happen in between.
+
+        Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
+        """
 
     @abstractmethod
     def search(
@@ -169,36 +165,49 @@ class ImageIndex(ABC):
         fingerprint: str | None = None,
         mode: Mode | None = None,
     ) -> Answers:
-        """Return the `k` nearest matching images for each vector, float32 [n, 4096].
+        """Return the `k` nearest images of each vector, nearest first; fewer if there are not enough images.
 
-        fingerprint: of the model that computed `vectors`; the searched model by default.
+        vectors: float32 [n, 4096]. exclude: key of an image to leave out. where: search only the matching images.
+        fingerprint: of the model that computed `vectors`; the searched model by default. mode: as in `mode`.
+        Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, IndexModelError if images have no
+        vectors of that model, ModeUnavailableError, ValueError unless k >= 1.
         """
 
     @abstractmethod
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
-        """Return the `k` matching images nearest to an indexed image, without that image itself."""
+        """Return the `k` matching images nearest to an indexed image, without that image itself.
+
+        Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError, IndexModelError if the image has
+        no vector of the searched model.
+        """
 
     @abstractmethod
     def duplicates(
         self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
     ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
+        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first.
+
+        stopped: called repeatedly; once it returns True, the pairs found so far are returned. Raises FilterError.
+        """
 
     @abstractmethod
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
-        """Return the mode that a search with the `requested` mode uses now. Raises ModeUnavailableError."""
+        """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.
+
+        Raises ModeUnavailableError, IndexModelError.
+        """
 
     @abstractmethod
-    def snapshot(self, target: Path) -> SnapshotManifest:
+    def snapshot(self, target: Path) -> records.SnapshotManifest:
         """Copy the index in its current state to the new folder `target`, without blocking writers."""
 
     @abstractmethod
-    def stats(self) -> IndexStats:
+    def stats(self) -> records.IndexStats:
         """Return counts and sizes."""
 
     @abstractmethod
     def close(self) -> None:
-        """SwitchResult running work and release the index."""
+        """Finish running work and release the index."""
 
     def __enter__(self) -> Self:
         return self
@@ -206,21 +215,23 @@ class ImageIndex(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _encode(self, images: Sequence[NewImage]) -> Sequence[Entry]:
+    def _encode(self, images: Sequence[records.NewImage]) -> Sequence[Entry]:
         """Check and encode images before they are stored.
 
         Raises InvalidKeyError, MetadataError, ShapeError, VectorError.
         """
         names = list(images[0].vectors) if images and images[0].vectors else [self.searched.fingerprint]
-        vectors = {name: encode_vectors([image.vectors.get(name, image.vector) for image in images]) for name in names}
+        vectors = {
+            name: records.encode_vectors([image.vectors.get(name, image.vector) for image in images]) for name in names
+        }
         return [
             Entry(
-                key=check_key(image.sha256 if image.key is None else image.key),
+                key=records.check_key(image.sha256 if image.key is None else image.key),
                 sha256=image.sha256,
                 size=image.size,
                 width=image.width,
                 height=image.height,
-                metadata=None if image.metadata is None else encode_metadata(image.metadata),
+                metadata=None if image.metadata is None else records.encode_metadata(image.metadata),
                 picture=image.picture if self._keep_pictures else None,
                 vectors={name: rows[number] for name, rows in vectors.items()},
             )

@@ -21,11 +21,11 @@ from model_store.durable import atomic_file
 from model_store.errors import MissingExtraError
 
 # An image, in the order of the columns. Times are in microseconds since 1970; the vector is float16 bytes or None.
-ExportRow = tuple[str, str, int, int, int, str, int, int, bytes | None]
+ExportRow = tuple[Any, ...]
 
 
 def write_parquet(
-    target: Path, model: VectorModel, groups: Iterable[list[ExportRow]], *, advance: Callable[[int], None] | None = None
+    target: Path, model: VectorModel, groups: Iterable[list[ExportRow]], advance: Callable[[int], None] = lambda _: None
 ) -> int:
     """Write each list of rows as a row group to the new file `target`; return the number of rows.
 
@@ -42,15 +42,11 @@ def write_parquet(
     schema = _schema(pyarrow, {"fc7.model": model.model, "fc7.fingerprint": model.fingerprint})
     done = 0
     try:
-        with (
-            atomic_file(target) as file,
-            pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
-        ):
+        with atomic_file(target) as file, pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
             for group in groups:
                 writer.write_table(_table(pyarrow, schema, group))
                 done += len(group)
-                if advance is not None:
-                    advance(done)
+                advance(done)
     except OSError as error:
         raise translate_os_error(error, target.parent) from error
     return done

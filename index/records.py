@@ -7,13 +7,14 @@ Out of scope: reading or writing files.
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ MAX_KEY_LENGTH = 200
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 8
 _FLOAT16_MAX = 65504.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AddOutcome(StrEnum):
@@ -72,6 +74,13 @@ class ImageRecord:
     added: datetime
     updated: datetime
     has_picture: bool
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Self:
+        """Return the record of a stored image. row: these fields in order; metadata is JSON, times are as in `now`."""
+        key, sha256, size, width, height, metadata, added_us, updated_us, has_picture = row
+        added, updated = (_EPOCH + timedelta(microseconds=time_us) for time_us in (added_us, updated_us))
+        return cls(key, sha256, size, width, height, json.loads(metadata), added, updated, bool(has_picture))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +266,11 @@ def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]])
     if bad.size:
         raise VectorError(f"{bad[0]} has a largest magnitude of {largest[bad[0]]}")
     return values.astype(np.float16)
+
+
+def now() -> int:
+    """Return the current time as it is stored: in microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
 
 
 def checksum(row: NDArray[np.float16] | bytes) -> int:

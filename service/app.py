@@ -23,7 +23,7 @@ from service.api.auth import Keyring
 from service.api.middleware import LingeringClose, Observe
 from service.api.problems import INFERENCE_PATH, PROBLEM_TYPE, handle_error
 from service.api.routes import ROUTERS
-from service.api.upload import BodyBudget, BodyLimits
+from service.api.upload import BodyBudget
 from service.inference.loader import MakeRunner
 from service.settings import Settings
 from service.state import State
@@ -73,7 +73,6 @@ def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastA
     )
     app.state.fc7 = state
     app.state.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
-    app.state.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images, settings.upload_timeout_s)
     app.state.body_budget = BodyBudget(settings.max_buffer_bytes)
     for router in ROUTERS:
         app.include_router(router)

@@ -73,43 +73,43 @@ class Settings(BaseSettings):
 
     home: Path = Path("var")
     """Folder for all state: models, index and training runs."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Device that runs the model: auto (CUDA if available, otherwise the CPU), cpu, cuda or cuda:N."""
     precision: Literal["fp32", "int8", "fp16"] = "fp32"
     """Precision of the model; the start fails if the active version has no files for it."""
-    cuda_memory_mb: int | None = Field(None, ge=64)
+    cuda_memory_mb: int | None = Field(default=None, ge=64)
     """Maximum memory (MB) of ONNX Runtime on the CUDA device (unset: no limit)."""
     cuda_graphs: bool = False
     """Replay each batch size as one CUDA graph (requires CUDA)."""
     tensorrt: bool = False
     """Run the model with TensorRT (requires CUDA), and cache its engines under FC7_HOME/tensorrt."""
-    host: str = Field("127.0.0.1", min_length=1)
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true."""
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 picks a free port and prints it."""
-    max_batch: int = Field(12, ge=1, le=1024)
+    max_batch: int = Field(default=12, ge=1, le=1024)
     """Maximum rows (an image, or one of its ten views) in one run of the model."""
-    max_delay_ms: float = Field(5.0, ge=0, le=1000)
+    max_delay_ms: float = Field(default=5.0, ge=0, le=1000)
     """Maximum wait (ms) of a batch for more images; an idle server does not wait."""
-    queue_size: int = Field(256, ge=1, le=100_000)
+    queue_size: int = Field(default=256, ge=1, le=100_000)
     """Maximum images admitted and not yet answered; more are refused (503)."""
-    deadline_s: float = Field(10.0, gt=0, le=3600)
+    deadline_s: float = Field(default=10.0, gt=0, le=3600)
     """Maximum time (s) for decoding, queueing and running a request (else 504)."""
-    upload_timeout_s: float = Field(30.0, gt=0, le=3600)
+    upload_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """Maximum time (s) for receiving a request body (else 408)."""
-    shutdown_timeout_s: float = Field(20.0, ge=0, le=3600)
+    shutdown_timeout_s: float = Field(default=20.0, ge=0, le=3600)
     """Maximum time (s) for answering the admitted requests after SIGTERM."""
-    keep_alive_s: int = Field(75, ge=1, le=3600)
+    keep_alive_s: int = Field(default=75, ge=1, le=3600)
     """Time (s) that an idle connection is kept open."""
-    max_body_bytes: int = Field(20_000_000, ge=1_000)
+    max_body_bytes: int = Field(default=20_000_000, ge=1_000)
     """Maximum size (bytes) of a request body (else 413)."""
-    max_archive_bytes: int = Field(4_000_000_000, ge=1_000)
+    max_archive_bytes: int = Field(default=4_000_000_000, ge=1_000)
     """Maximum size (bytes) of an archive, compressed (else 413) and unpacked (else 422)."""
-    max_buffer_bytes: int = Field(256_000_000, ge=1_000)
+    max_buffer_bytes: int = Field(default=256_000_000, ge=1_000)
     """Maximum size (bytes) of all request bodies in memory (else 503)."""
-    max_images: int = Field(32, ge=1, le=10_000)
+    max_images: int = Field(default=32, ge=1, le=10_000)
     """Maximum number of images in one request (else 413)."""
-    max_pixels: int = Field(50_000_000, ge=1)
+    max_pixels: int = Field(default=50_000_000, ge=1)
     """Maximum number of pixels of an image, checked before it is decoded (else 422)."""
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = ()
     """API keys, as scope:key pairs separated by commas, where scope is read, write or admin and a key has at least 16
@@ -118,31 +118,31 @@ class Settings(BaseSettings):
     """Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read."""
     keep_pictures: bool = True
     """Store a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."""
-    index_uri: str | None = Field(None, min_length=1)
+    index_uri: str | None = Field(default=None, min_length=1)
     """Location of the index: the URL of a Milvus server (http://milvus:19530) or a .db file of Milvus Lite (unset:
     FC7_HOME)."""
     index_token: SecretStr | None = None
     """Credentials for Milvus: user:password or an API key."""
-    index_name: str = Field("fc7", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    index_name: str = Field(default="fc7", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
     """Prefix of the collection names on Milvus; each prefix is a separate index."""
-    index_timeout_s: float = Field(4.0, gt=0, le=3600)
+    index_timeout_s: float = Field(default=4.0, gt=0, le=3600)
     """Maximum time (s) of one call to Milvus (else 503)."""
-    fast_from: int = Field(20_000, ge=0)
+    fast_from: int = Field(default=20_000, ge=0)
     """Number of vectors from which short codes for the mode fast are trained (0: never)."""
-    max_loaded: int = Field(3, ge=1, le=100)
+    max_loaded: int = Field(default=3, ge=1, le=100)
     """Maximum versions in memory: the active one, the index's, and those named in requests."""
     previous_vectors: Literal["keep", "drop"] = "keep"
     """Keep the previous model's vectors for a quick rollback, or drop them after a migration."""
-    reembed_share: float = Field(0.02, gt=0, le=1)
+    reembed_share: float = Field(default=0.02, gt=0, le=1)
     """Maximum share of time for re-embedding while requests arrive; an idle server uses all of it."""
-    threads: int | None = Field(None, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """Number of ONNX Runtime threads (unset: one per core)."""
-    streams: int | None = Field(None, ge=1, le=64)
+    streams: int | None = Field(default=None, ge=1, le=64)
     """Number of parallel runs on the CPU, each on an equal share of FC7_THREADS (unset: 2 if there are two cores and
     memory for a second copy of the weights, otherwise 1)."""
-    decode_threads: int | None = Field(None, ge=1, le=1024)
+    decode_threads: int | None = Field(default=None, ge=1, le=1024)
     """Number of threads that decode images (unset: one per core)."""
-    otlp_endpoint: str | None = Field(None, min_length=1)
+    otlp_endpoint: str | None = Field(default=None, min_length=1)
     """URL of an OTLP collector that receives traces, such as http://localhost:4318 (unset:
     OTEL_EXPORTER_OTLP_ENDPOINT)."""
     log_format: Literal["json", "text"] = "json"

@@ -1,4 +1,4 @@
-"""Markers by location: `browser` for the tests in tests/e2e, `milvus` for every test whose name or folder names Milvus."""
+"""Markers by location: `browser` for tests in tests/e2e, `milvus` for tests whose name or folder contains "milvus"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree stays easy to enter: small folders, small files, small functions."""
+"""Limits on the size of folders, files and functions."""
 
 from __future__ import annotations
 

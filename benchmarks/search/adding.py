@@ -1,7 +1,7 @@
 """Measure the speed of adding photographs to an index, and of embedding them alone.
 
-Guarantees: both use `build_index`, as `fc7 index build` does, with the same images in turns. To measure embedding
-alone, the images are added to an index that stores nothing.
+Guarantees: both use `build_index`, as `fc7 index build` does, with the same images, and alternate. To measure
+embedding alone, the images are added to an index that stores nothing.
 """
 
 from __future__ import annotations

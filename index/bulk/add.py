@@ -96,7 +96,7 @@ class PreparedBatch(Generic[In]):
 
 def required_fingerprints(index: ImageIndex) -> list[str]:
     """Return the fingerprints of the models for which an added image needs a vector, the searched model first."""
-    return [model.fingerprint for model in index.required]
+    return [model.fingerprint for model in index.spaces.required]
 
 
 def new_images(files: Sequence[PreparedFile], vectors: Mapping[str, Sequence[NDArray[np.float32]]]) -> list[NewImage]:

@@ -40,14 +40,6 @@ class ArchiveLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class ArchivedImage:
-    """An image in an archive: its path there, and its bytes, or None if it is larger than the limit."""
-
-    name: str
-    data: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Entry:
     """An entry that may be read. size: in bytes, unpacked."""
 
@@ -70,26 +62,34 @@ def count_images(path: Path, limits: ArchiveLimits) -> int:
     return images
 
 
-def read_images(path: Path, limits: ArchiveLimits) -> Iterator[ArchivedImage]:
-    """Yield the images of an archive that `count_images` accepted, in its order. Raises ImageArchiveError."""
+def read_images(path: Path, limits: ArchiveLimits) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the images of an archive that `count_images` accepted, in its order: path and bytes.
+
+    The bytes are None for an image that is larger than the limit. Raises ImageArchiveError.
+    """
     with _translate_errors():
         for entry in _entries(path):
             if entry.is_image:
                 name = "/".join(part for part in entry.name.split("/") if part not in ("", "."))
-                yield ArchivedImage(name, entry.read() if entry.size <= limits.image_bytes else None)
+                yield name, entry.read() if entry.size <= limits.image_bytes else None
 
 
 def _entries(path: Path) -> Iterator[_Entry]:
     """Yield every entry after checking it."""
     with _translate_errors():
-        if _is_zip(path):
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start in (b"PK\x03\x04", b"PK\x05\x06"):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     _check_zip_entry(info)
                     is_image = not info.is_dir() and _is_image(info.filename)
                     yield _Entry(info.filename, info.file_size, is_image, partial(archive.read, info))
             return
-        with _open_tar(path) as tar:
+        with (
+            _open_decompressed(path, start) as plain,
+            tarfile.open(fileobj=plain, mode="r|", tarinfo=_TarHeader) as tar,
+        ):
             for member in tar:
                 _check_path(member.name)
                 if not (member.isfile() or member.isdir()) or member.issparse():
@@ -125,18 +125,13 @@ class _TarHeader(tarfile.TarInfo):
         return member
 
 
-@contextmanager
-def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    with path.open("rb") as file:
-        start = file.read(3)
-        file.seek(0)
-        plain: BinaryIO | gzip.GzipFile | bz2.BZ2File = file
-        if start[:2] == b"\x1f\x8b":
-            plain = gzip.GzipFile(fileobj=file)
-        elif start == b"BZh":
-            plain = bz2.BZ2File(file)
-        with plain, tarfile.open(fileobj=plain, mode="r|", tarinfo=_TarHeader) as tar:
-            yield tar
+def _open_decompressed(path: Path, start: bytes) -> BinaryIO | gzip.GzipFile | bz2.BZ2File:
+    """Open a file whose first bytes are `start`, and decompress it if these are of gzip or bzip2."""
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(path)
+    if start.startswith(b"BZh"):
+        return bz2.open(path)
+    return path.open("rb")
 
 
 @contextmanager
@@ -147,11 +142,6 @@ def _translate_errors() -> Iterator[None]:
         raise ImageArchiveError(f"is damaged or has an unknown format ({error})") from error
     except (NotImplementedError, RuntimeError) as error:
         raise ImageArchiveError(f"uses a feature that is not supported ({error})") from error
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def _is_image(name: str) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
 
 from index.bulk.add import PreparedBatch, PreparedFile, prepare_file
 from index.bulk.pipeline import batches, embed, run_in_background
@@ -26,18 +25,6 @@ from model_store.runtime.runner import Runner
 _Batch = PreparedBatch[Path]
 
 
-class KeyOf(Protocol):
-    """Makes an image's key from its path and the folder that is indexed."""
-
-    def __call__(self, path: Path, folder: Path) -> str:
-        """Return the key."""
-
-
-def relative_path(path: Path, folder: Path) -> str:
-    """Return the path within the folder, with forward slashes. This is the default key."""
-    return path.relative_to(folder).as_posix()
-
-
 def build_index(
     folder: Path,
     index: ImageIndex,
@@ -45,8 +32,8 @@ def build_index(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Callable[[BuildReport], None] | None = None,
-    key: KeyOf = relative_path,
+    progress: Callable[[BuildReport], None] = lambda _: None,
+    key_prefix: str = "",
     max_pixels: int = DEFAULT_MAX_PIXELS,
     keep_pictures: bool = True,
 ) -> BuildReport:
@@ -55,7 +42,8 @@ def build_index(
     Images already indexed with the same bytes and model are skipped. Ctrl-C ends the build; what was committed stays.
 
     batch_size: images in one run of the model and in one commit. workers: threads that read and decode. progress:
-    called after each batch with the report so far. key: the path within the folder by default.
+    called after each batch with the report so far. key_prefix: a key is this prefix and the path within the folder,
+    with forward slashes.
     Raises FolderError if no file in `folder` has the name of an image, DatasetError if the folder does not exist, and
     any error of the index or the runner.
     """
@@ -65,9 +53,9 @@ def build_index(
     report = BuildReport(total=len(paths))
 
     def read(path: Path) -> PreparedFile | None:
-        data, name = read_file(path), check_key(key(path, folder))
-        known = index.lookup([name]).get(name)
-        return prepare_file(name, data, known, max_pixels=max_pixels, keep_picture=keep_pictures)
+        data, key = read_file(path), check_key(key_prefix + path.relative_to(folder).as_posix())
+        known = index.lookup([key]).get(key)
+        return prepare_file(key, data, known, max_pixels=max_pixels, keep_picture=keep_pictures)
 
     def commit(embedded: tuple[_Batch, list[NewImage]]) -> tuple[_Batch, list[AddOutcome]]:
         batch, images = embedded
@@ -80,8 +68,7 @@ def build_index(
             report.skipped += batch.skipped
             count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * len(batch.unchanged)])
             report.seen += len(batch.skipped)
-            if progress is not None:
-                progress(report)
+            progress(report)
     return report
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.image import views
+from model_store.errors import ImageError
+from model_store.image import inspect_and_prepare, views
 from model_store.prefetch import In, Out
 from model_store.runtime.runner import Runner
 
@@ -21,6 +23,16 @@ from model_store.runtime.runner import Runner
 def embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Return the fc7 activations, float32 [n, 4096], of the center views of prepared images, each uint8 [256,256,3]."""
     return runner.run(views(np.stack(pixels))).fc7
+
+
+def decode_picture(picture: bytes | None) -> NDArray[np.uint8] | str:
+    """Return the pixels of a stored picture, uint8 [256, 256, 3], or the reason why it cannot be embedded."""
+    if picture is None:
+        return "its picture is not stored"
+    try:
+        return inspect_and_prepare(picture).pixels
+    except ImageError as error:
+        return f"its stored picture is damaged: {error}"
 
 
 def run_in_background(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
@@ -48,11 +60,6 @@ def run_in_background(work: Callable[[In], Out], items: Iterable[In]) -> Iterato
 
 def batches(items: Iterable[In], size: int) -> Iterator[list[In]]:
     """Yield the items in lists of `size`; the last list may be shorter."""
-    batch: list[In] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
         yield batch

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from index.bulk.pipeline import batches, embed
+from index.bulk.pipeline import batches, decode_picture, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.catalog.catalog import Catalog
 from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import FolderLock, check_exists
 from index.errors import FolderError
 from index.records import Unembedded, encode_vectors
-from model_store.errors import ImageError
-from model_store.image import inspect_and_prepare
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner
 
@@ -28,7 +23,7 @@ def reembed(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Callable[[ReembedReport], None] | None = None,
+    progress: Callable[[ReembedReport], None] = lambda _: None,
 ) -> ReembedReport:
     """Compute the missing vectors of the runner's model for the index in `home`, then switch search to this model.
 
@@ -40,58 +35,30 @@ def reembed(
     """
     folder = home / "index"
     check_exists(folder)
-    lock = FolderLock(folder)
-    try:
-        with Catalog(folder / CATALOG_FILE) as catalog:
-            space = catalog.start_migration(runner.artifact.fingerprint, runner.artifact.embedder)
-            total = next(each.missing_vectors for each in catalog.spaces() if each.id == space)
-            report = ReembedReport(total=total)
-            with (
-                interruptible(report),
-                prefetch(_decode, _images_without_vector(catalog, space), workers, 2 * batch_size) as results,
-            ):
-                for batch in batches(results, batch_size):
-                    _embed_batch(catalog, space, runner, batch, report)
-                    if progress is not None:
-                        progress(report)
-            if not report.interrupted:
-                if total and not report.embedded:
-                    raise FolderError(
-                        folder,
-                        "stores no pictures to embed again. Index the files again: fc7 index build DIR --rebuild",
-                    )
-                catalog.activate_space(space)
-                catalog.drop_unused_spaces()
-            return report
-    finally:
-        lock.close()
-
-
-def _embed_batch(
-    catalog: Catalog,
-    space: int,
-    runner: Runner,
-    batch: list[tuple[Unembedded, Future[NDArray[np.uint8] | None]]],
-    report: ReembedReport,
-) -> None:
-    images, pixels = [], []
-    for image, result in batch:
-        try:
-            decoded = result.result()
-        except ImageError as error:
-            report.skipped.append((image.key, f"The stored picture is damaged: {error}"))
-            continue
-        if decoded is None:
-            report.skipped.append((image.key, "No picture is stored."))
-        else:
-            images.append(image)
-            pixels.append(decoded)
-    if images:
-        report.embedded += catalog.add_vectors(space, images, encode_vectors(embed(runner, pixels)))
-
-
-def _decode(image: Unembedded) -> NDArray[np.uint8] | None:
-    return None if image.picture is None else inspect_and_prepare(image.picture).pixels
+    with closing(FolderLock(folder)), Catalog(folder / CATALOG_FILE) as catalog:
+        space = catalog.start_migration(runner.artifact.fingerprint, runner.artifact.embedder)
+        report = ReembedReport(space.missing_vectors)
+        images = _images_without_vector(catalog, space.id)
+        with (
+            interruptible(report),
+            prefetch(lambda image: decode_picture(image.picture), images, workers, 2 * batch_size) as results,
+        ):
+            for batch in batches(results, batch_size):
+                decoded = [(image, result.result()) for image, result in batch]
+                report.skipped += [(image.key, reason) for image, reason in decoded if isinstance(reason, str)]
+                usable = [(image, pixels) for image, pixels in decoded if not isinstance(pixels, str)]
+                if usable:
+                    vectors = encode_vectors(embed(runner, [pixels for _, pixels in usable]))
+                    report.embedded += catalog.add_vectors(space.id, [image for image, _ in usable], vectors)
+                progress(report)
+        if not report.interrupted:
+            if report.total and not report.embedded:
+                raise FolderError(
+                    folder, "stores no pictures to embed again. Index the files again: fc7 index build DIR --rebuild"
+                )
+            catalog.activate_space(space.id)
+            catalog.drop_unused_spaces()
+        return report
 
 
 def _images_without_vector(catalog: Catalog, space: int) -> Iterator[Unembedded]:

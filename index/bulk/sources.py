@@ -67,10 +67,10 @@ class RemoteSource:
 
     def __init__(self, uri: str) -> None:
         """Raises SourceError if pyarrow cannot open the URI, MissingExtraError if pyarrow is not installed."""
-        fs = _pyarrow_fs()
         self.location = uri
+        self._fs = _pyarrow_fs()
         try:
-            self._files, path = fs.FileSystem.from_uri(uri)
+            self._files, path = self._fs.FileSystem.from_uri(uri)
         except (OSError, ValueError, TypeError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
             raise SourceError(uri, _one_line(error)) from error
         self._root = path.rstrip("/")
@@ -80,17 +80,13 @@ class RemoteSource:
         yield from self._below(self._root)
 
     def _below(self, folder: str) -> Iterator[str]:
-        fs = _pyarrow_fs()
-        try:
-            entries = self._files.get_file_info(fs.FileSelector(folder or "/"))
-        except (OSError, ValueError) as error:
-            raise SourceError(self.location, _one_line(error)) from error
+        entries = self._file_info(self._fs.FileSelector(folder or "/"))
         for entry in sorted(entries, key=lambda each: each.base_name):
             if entry.base_name.startswith("."):
                 continue
-            if entry.type == fs.FileType.Directory:
+            if entry.type == self._fs.FileType.Directory:
                 yield from self._below(entry.path)
-            elif entry.type == fs.FileType.File and entry.base_name.lower().endswith(SUFFIXES):
+            elif entry.type == self._fs.FileType.File and entry.base_name.lower().endswith(SUFFIXES):
                 yield entry.path[len(self._root) :].lstrip("/")
 
     def read(self, name: str) -> bytes:
@@ -102,13 +98,14 @@ class RemoteSource:
 
     def check(self) -> None:
         """Raise SourceError if the folder or bucket does not exist."""
-        fs = _pyarrow_fs()
+        if self._file_info(self._root or "/").type != self._fs.FileType.Directory:
+            raise SourceError(self.location, "the folder does not exist")
+
+    def _file_info(self, selected: Any) -> Any:
         try:
-            info = self._files.get_file_info(self._root or "/")
+            return self._files.get_file_info(selected)
         except (OSError, ValueError) as error:
             raise SourceError(self.location, _one_line(error)) from error
-        if info.type != fs.FileType.Directory:
-            raise SourceError(self.location, "the folder does not exist")
 
 
 def read_file(path: Path) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 
-from index.fields import Attribute, FieldType, attributes
+from index.fields import Attribute, FieldType, Scalar, attributes
+from index.filters import Where, compared_types
 
 
 def store(connection: sqlite3.Connection, image: int, metadata: str) -> None:
@@ -24,8 +25,7 @@ def store(connection: sqlite3.Connection, image: int, metadata: str) -> None:
     for name, kind, value in new - old:
         connection.execute("INSERT OR IGNORE INTO fields (name, type) VALUES (?, ?)", (name, kind))
         connection.execute(
-            "INSERT INTO attributes SELECT id, ?, ? FROM fields WHERE name = ? AND type = ?",
-            (value, image, name, kind),
+            "INSERT INTO attributes SELECT id, ?, ? FROM fields WHERE name = ? AND type = ?", (value, image, name, kind)
         )
 
 
@@ -38,9 +38,27 @@ def load(connection: sqlite3.Connection, image: int) -> set[Attribute]:
     return {(name, FieldType(kind), value) for name, kind, value in rows}
 
 
-def known_fields(connection: sqlite3.Connection) -> dict[str, dict[FieldType, int]]:
-    """Return every field that an image ever had, with the types of its values and the id of each (field, type)."""
+def to_sql(connection: sqlite3.Connection, where: Where | None, column: str) -> tuple[str, list[Scalar | int]]:
+    """Return an SQL expression, and its parameters, that is true if the image whose id is in `column` matches.
+
+    Raises FilterError as `compared_types` does.
+    """
+    if where is None:
+        return "1", []
     fields: dict[str, dict[FieldType, int]] = {}
-    for id_, name, kind in connection.execute("SELECT id, name, type FROM fields"):
-        fields.setdefault(name, {})[FieldType(kind)] = id_
-    return fields
+    for number, name, kind in connection.execute("SELECT id, name, type FROM fields"):
+        fields.setdefault(name, {})[FieldType(kind)] = number
+    parts: list[str] = []
+    values: list[Scalar | int] = []
+    for condition in where.conditions:
+        selects = []
+        for kind, field_id in compared_types(condition, fields).items():
+            typed = [scalar for value in condition.values if (scalar := value.as_type(kind)) is not None]
+            if condition.operator == "=":
+                selects.append(f"field_id = ? AND value IN ({','.join('?' * len(typed))})")
+            else:
+                selects.append(f"field_id = ? AND value {condition.operator} ?")
+            values += [field_id, *typed]
+        union = " UNION ALL ".join(f"SELECT image_id FROM attributes WHERE {select}" for select in selects)  # noqa: S608
+        parts.append(f"{column} IN ({union})")
+    return " AND ".join(parts), values

@@ -38,7 +38,7 @@ _BLOCK = 1 << 20
 Advance = Callable[[int, int], None]
 
 
-def take_snapshot(home: Path, target: Path, *, advance: Advance | None = None) -> SnapshotManifest:
+def take_snapshot(home: Path, target: Path, *, advance: Advance = lambda *_: None) -> SnapshotManifest:
     """Copy the index of `home` into the new folder `target`; a running server can write meanwhile.
 
     advance: called with the numbers of pages copied and to copy.
@@ -54,27 +54,24 @@ def take_snapshot(home: Path, target: Path, *, advance: Advance | None = None) -
     try:
         with _files(target):
             staged.mkdir(parents=True)
-        try:
-            file = staged / CATALOG_FILE
-            facts = _copy_database(source, file, advance)
-            with _files(target):
-                sync(file)
-                facts |= {"format": FORMAT, "created": datetime.now(UTC)}
-                facts |= {"size": file.stat().st_size, "sha256": sha256_of(file)}
-                manifest = SnapshotManifest.model_validate(facts)
-                text = manifest.model_dump_json(indent=2, by_alias=True)
-                write_atomic(staged / MANIFEST, text.encode() + b"\n")
-                staged.rename(target)
-                sync(target.parent)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
+        file = staged / CATALOG_FILE
+        facts = _copy_database(source, file, advance)
+        with _files(target):
+            sync(file)
+            facts |= {"format": FORMAT, "created": datetime.now(UTC)}
+            facts |= {"size": file.stat().st_size, "sha256": sha256_of(file)}
+            manifest = SnapshotManifest.model_validate(facts)
+            write_atomic(staged / MANIFEST, manifest.model_dump_json(indent=2, by_alias=True).encode() + b"\n")
+            staged.rename(target)
+            sync(target.parent)
     except FileExistsError:  # raised by rename if another process created the folder meanwhile
         raise exists from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)  # still exists only if something failed
     return manifest
 
 
-def restore_snapshot(snapshot: Path, home: Path, *, advance: Advance | None = None) -> SnapshotManifest:
+def restore_snapshot(snapshot: Path, home: Path, *, advance: Advance = lambda *_: None) -> SnapshotManifest:
     """Make `snapshot` the index of `home`, which must not have one yet.
 
     advance: called with the numbers of bytes copied and to copy. Raises SnapshotError if the snapshot is incomplete,
@@ -121,12 +118,11 @@ def read_manifest(snapshot: Path) -> SnapshotManifest:
     return manifest
 
 
-def _copy_database(source: Path, target: Path, advance: Advance | None) -> dict[str, Any]:
+def _copy_database(source: Path, target: Path, advance: Advance) -> dict[str, Any]:
     """Copy a database as of one moment; return the facts about it that the manifest needs."""
 
     def copied(_status: int, remaining: int, total: int) -> None:
-        if advance is not None:
-            advance(total - remaining, total)
+        advance(total - remaining, total)
 
     with translated(source), closing(connect(source, read_only=True)) as reader:
         # Without this read transaction, every write by others would restart the copy.
@@ -149,7 +145,7 @@ def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
     return facts | {"model": model, "fingerprint": fingerprint}
 
 
-def _copy_checked(snapshot: Path, manifest: SnapshotManifest, target: BinaryIO, advance: Advance | None) -> None:
+def _copy_checked(snapshot: Path, manifest: SnapshotManifest, target: BinaryIO, advance: Advance) -> None:
     """Copy the snapshot's catalog to `target`. Raises SnapshotError if size or SHA-256 differ from the manifest."""
     digest = hashlib.sha256()
     done = 0
@@ -161,8 +157,7 @@ def _copy_checked(snapshot: Path, manifest: SnapshotManifest, target: BinaryIO, 
             digest.update(block)
             target.write(block)
             done += len(block)
-            if advance is not None:
-                advance(done, manifest.size)
+            advance(done, manifest.size)
     if done != manifest.size:
         raise SnapshotError(snapshot, f"has {done:,} of {manifest.size:,} bytes of {CATALOG_FILE}: it is incomplete")
     if digest.hexdigest() != manifest.sha256:

@@ -16,10 +16,8 @@ import contextlib
 import json
 import queue
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,7 +27,6 @@ from numpy.typing import NDArray
 from index.catalog import attributes
 from index.catalog import spaces as space_table
 from index.catalog.database import check_format, connect, migrate, record_checksum, translated
-from index.catalog.filter_sql import to_sql
 from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
 from index.catalog.read_view import ReadView
 from index.catalog.spaces import SwitchResult
@@ -42,7 +39,6 @@ from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
     EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
 
@@ -80,7 +76,7 @@ class Catalog:
         self.close()
 
     def close(self) -> None:
-        """SwitchResult the queued writes and close all connections."""
+        """Finish the queued writes and close all connections."""
         while not self._readers.empty():
             self._readers.get().close()
         if self._writer is not None:
@@ -109,13 +105,12 @@ class Catalog:
 
         def work(connection: sqlite3.Connection) -> Change:
             change = Change()
-            now = _now()
             spaces = space_table.open_spaces(connection)
             for entry in entries:
                 vectors = {space: entry.vectors[name] for name, space in spaces.items() if name in entry.vectors}
                 if next(iter(spaces.values())) not in vectors:
                     raise IndexSwitchedError(self.path.parent, f"{entry.key!r} was embedded with the previous model")
-                change.outcomes.append(add_image(connection, vectors, entry, now, change))
+                change.outcomes.append(add_image(connection, vectors, entry, change))
             return change
 
         return self.writer.run(work, committed)
@@ -157,7 +152,7 @@ class Catalog:
 
     def change_metadata(self, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
         """Replace the metadata by `update(metadata)` in one transaction. Raises KeyNotFoundError, MetadataError."""
-        self.writer.run(lambda connection: change_metadata(connection, key, update, _now()))
+        self.writer.run(lambda connection: change_metadata(connection, key, update))
 
     def lookup(self, spaces: Sequence[int], keys: Sequence[str]) -> dict[str, str]:
         """Return {key: sha256} of those among `keys` that have a vector in each of `spaces`."""
@@ -171,10 +166,7 @@ class Catalog:
 
     def get(self, key: str) -> ImageRecord:
         """Return one image's record. Raises KeyNotFoundError."""
-        rows = self._all(f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?", (key,))  # noqa: S608
-        if not rows:
-            raise KeyNotFoundError(key)
-        return _record(rows[0])
+        return ImageRecord.from_row(self._of_key(key, f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?"))  # noqa: S608
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key."""
@@ -182,14 +174,12 @@ class Catalog:
 
     def picture(self, key: str) -> bytes:
         """Return the stored JPEG. Raises KeyNotFoundError, PictureNotFoundError."""
-        rows = self._all(
-            "SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?", (key,)
+        [picture] = self._of_key(
+            key, "SELECT p.jpeg FROM images i LEFT JOIN pictures p ON p.image_id = i.id WHERE i.key = ?"
         )
-        if not rows:
-            raise KeyNotFoundError(key)
-        if rows[0][0] is None:
+        if picture is None:
             raise PictureNotFoundError(key)
-        return bytes(rows[0][0])
+        return bytes(picture)
 
     def page(self, limit: int, cursor: str | None, where: Where | None = None) -> Page:
         """Return `limit` images that match, in the order in which they were first added, starting at `cursor`.
@@ -197,13 +187,13 @@ class Catalog:
         Raises CursorError, FilterError.
         """
         after = 0 if cursor is None else read_cursor(cursor, self.identity, where, int, lambda id_: 0 <= id_ < 2**63)
-        condition, values = ("1", []) if where is None else self._condition(where)
+        condition, values = self._condition(where)
         rows = self._all(
             f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? AND {condition} ORDER BY i.id LIMIT ?",  # noqa: S608
             (after, *values, limit + 1),
         )
         next_cursor = make_cursor(self.identity, where, rows[limit - 1][0]) if len(rows) > limit else None
-        return Page([_record(row[1:]) for row in rows[:limit]], next_cursor)
+        return Page([ImageRecord.from_row(row[1:]) for row in rows[:limit]], next_cursor)
 
     def images(self) -> int:
         """Return the number of images."""
@@ -213,14 +203,13 @@ class Catalog:
 
     def vector(self, space: int, key: str) -> tuple[int, NDArray[np.float16]] | None:
         """Return the id and value of an image's vector in `space`, or None if it has none. Raises KeyNotFoundError."""
-        rows = self._all(
+        number, vector = self._of_key(
+            key,
             """SELECT v.id, v.vector FROM images i LEFT JOIN vectors v ON v.image_id = i.id AND v.space_id = ?
                WHERE i.key = ?""",
-            (space, key),
+            space,
         )
-        if not rows:
-            raise KeyNotFoundError(key)
-        return None if rows[0][0] is None else (int(rows[0][0]), np.frombuffer(rows[0][1], np.float16))
+        return None if number is None else (int(number), np.frombuffer(vector, np.float16))
 
     def describe(self, vector_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return {vector id: (key, metadata as JSON)} of the vectors that still exist."""
@@ -272,8 +261,8 @@ class Catalog:
             Space(i, print_, model, bool(on), n, all_ - n, bool(kept)) for i, print_, model, on, n, all_, kept in rows
         ]
 
-    def ensure_space(self, fingerprint: str, model: str) -> int:
-        """Return the id of a model's space, created if missing. `model` becomes its display name."""
+    def ensure_space(self, fingerprint: str, model: str) -> Space:
+        """Return a model's space, created if missing. `model` becomes its display name."""
 
         def work(connection: sqlite3.Connection) -> int:
             row = connection.execute(
@@ -283,15 +272,13 @@ class Catalog:
             ).fetchone()
             return int(row[0])
 
-        return self.writer.run(work)
+        number = self.writer.run(work)
+        return next(space for space in self.spaces() if space.id == number)
 
-    def start_migration(self, fingerprint: str, model: str) -> int:
-        """Make a model's space, created if missing, the target of a migration; return its id.
-
-        From now on, added images get a vector there too.
-        """
+    def start_migration(self, fingerprint: str, model: str) -> Space:
+        """Make a model's space, created if missing, the target of a migration: added images get a vector there too."""
         space = self.ensure_space(fingerprint, model)
-        self.writer.run(lambda connection: space_table.set_target(connection, space))
+        self.writer.run(lambda connection: space_table.set_target(connection, space.id))
         return space
 
     def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
@@ -366,26 +353,18 @@ class Catalog:
     def _one(self, query: str, values: Sequence[object] = ()) -> tuple[Any, ...]:
         return self._all(query, values)[0]
 
-    def _condition(self, where: Where) -> tuple[str, list[Scalar | int]]:
+    def _of_key(self, key: str, query: str, *values: object) -> tuple[Any, ...]:
+        """Return the row of the image with this key, the last parameter of `query`. Raises KeyNotFoundError."""
+        rows = self._all(query, (*values, key))
+        if not rows:
+            raise KeyNotFoundError(key)
+        return rows[0]
+
+    def _condition(self, where: Where | None) -> tuple[str, list[Scalar | int]]:
         with self._reader() as connection:
-            return to_sql(where, attributes.known_fields(connection), "i.id")
+            return attributes.to_sql(connection, where, "i.id")
 
 
 def _begin_read(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN")
     connection.execute("SELECT 1 FROM meta").fetchone()  # SQLite takes its snapshot at the first read
-
-
-def _record(row: tuple[Any, ...]) -> ImageRecord:
-    key, sha256, size, width, height, metadata, added, updated, has_picture = row
-    return ImageRecord(
-        key, sha256, size, width, height, json.loads(metadata), _time(added), _time(updated), bool(has_picture)
-    )
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
-def _time(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)

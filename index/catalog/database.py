@@ -14,15 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from index import errors
 from index.catalog import attributes
-from index.errors import (
-    ImageIndexError,
-    IndexCorruptError,
-    IndexFormatError,
-    IndexFullError,
-    IndexReadOnlyError,
-    IndexUnavailableError,
-)
 
 CATALOG_FILE = "catalog.db"
 # One script for each version of the schema, applied in order. `PRAGMA user_version` is the number of applied scripts.
@@ -90,9 +83,15 @@ MIGRATIONS = (
     """,
 )
 
-_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_TRUNCATE}
-_READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
-_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# Result codes of SQLite, primary or extended, with the errors that they become.
+_ERRORS = (
+    (
+        {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_TRUNCATE},
+        errors.IndexFullError,
+    ),
+    ({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}, errors.IndexReadOnlyError),
+    ({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}, errors.IndexCorruptError),
+)
 
 
 def record_checksum(*values: str | int | bytes) -> int:
@@ -146,7 +145,7 @@ def check_format(connection: sqlite3.Connection, path: Path) -> int:
     with translated(path):
         found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > len(MIGRATIONS):
-        raise IndexFormatError(path, found, len(MIGRATIONS))
+        raise errors.IndexFormatError(path, found, len(MIGRATIONS))
     return found
 
 
@@ -187,10 +186,10 @@ def translated(path: Path) -> Iterator[None]:
         raise translate(error, path) from error
 
 
-def translate(error: sqlite3.Error, path: Path) -> ImageIndexError:
+def translate(error: sqlite3.Error, path: Path) -> errors.ImageIndexError:
     """Return the index's error for an error of SQLite."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    for codes, kind in ((_FULL, IndexFullError), (_READ_ONLY, IndexReadOnlyError), (_CORRUPT, IndexCorruptError)):
+    for codes, kind in _ERRORS:
         if code in codes or code & 0xFF in codes:  # the low byte is the primary result code
             return kind(path, str(error))
-    return IndexUnavailableError(path, str(error))
+    return errors.IndexUnavailableError(path, str(error))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from index.catalog import attributes
 from index.catalog.database import CATALOG_FILE, connect, translated
-from index.catalog.filter_sql import to_sql
 from index.catalog.lock import check_exists
 from index.catalog.spaces import active_space
 from index.filters import Where
@@ -22,7 +21,7 @@ _GROUP_ROWS = 1024
 
 
 def export_parquet(
-    home: Path, target: Path, *, where: Where | None = None, advance: Callable[[int, int], None] | None = None
+    home: Path, target: Path, *, where: Where | None = None, advance: Callable[[int, int], None] = lambda *_: None
 ) -> int:
     """Write the images that match `where` to the new file `target`; return how many.
 
@@ -34,7 +33,7 @@ def export_parquet(
     with translated(catalog), closing(connect(catalog, read_only=True)) as connection:
         connection.execute("BEGIN")
         space, model, fingerprint = active_space(connection)
-        condition, values = ("1", []) if where is None else to_sql(where, attributes.known_fields(connection), "i.id")
+        condition, values = attributes.to_sql(connection, where, "i.id")
         [total] = connection.execute(f"SELECT count(*) FROM images i WHERE {condition}", values).fetchone()  # noqa: S608
         rows = connection.execute(
             f"""SELECT i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated, v.vector
@@ -43,5 +42,4 @@ def export_parquet(
             (space, *values),
         )
         groups = iter(lambda: rows.fetchmany(_GROUP_ROWS), [])
-        report = None if advance is None else lambda done: advance(done, total)
-        return write_parquet(target, VectorModel(fingerprint, model), groups, advance=report)
+        return write_parquet(target, VectorModel(fingerprint, model), groups, lambda done: advance(done, total))

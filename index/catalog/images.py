@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from index.catalog import attributes
 from index.catalog.database import record_checksum
 from index.errors import KeyNotFoundError
-from index.records import AddOutcome, checksum, encode_metadata
+from index.records import AddOutcome, checksum, encode_metadata, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,19 @@ class Change:
 
 
 def add_image(
-    connection: sqlite3.Connection, vectors: Mapping[int, NDArray[np.float16]], entry: Entry, now: int, change: Change
+    connection: sqlite3.Connection, vectors: Mapping[int, NDArray[np.float16]], entry: Entry, change: Change
 ) -> AddOutcome:
-    """Add or replace one image and record the added and removed vectors in `change`.
+    """Add or replace one image. Records the added and removed vectors in `change`.
 
-    vectors: the vectors to store, by vector space. now: in microseconds since 1970, UTC.
+    vectors: the vectors to store, by vector space.
     """
+    time_us = now()
     found = connection.execute(
         """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
            FROM images WHERE key = ?""",
         (entry.key,),
     ).fetchone()
-    old_id, old_sha256, old_metadata, has_picture, added = found or (None, None, None, False, now)
+    old_id, old_sha256, old_metadata, has_picture, added = found or (None, None, None, False, time_us)
     same_file = old_sha256 == entry.sha256
     metadata = entry.metadata if entry.metadata is not None else old_metadata or "{}"
     existing: set[int] = set()
@@ -74,8 +75,8 @@ def add_image(
         complete = vectors.keys() <= existing and (has_picture or entry.picture is None)
         if complete and metadata == old_metadata:
             return AddOutcome.UNCHANGED
-    record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, now)
-    image = _write(connection, old_id, record)
+    record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, time_us)
+    image = _write(connection, record)
     if metadata != old_metadata:
         attributes.store(connection, image, metadata)
     if old_id is not None and not same_file:  # the vectors of all models were made from the old picture
@@ -107,7 +108,7 @@ def add_vector(
 
 
 def change_metadata(
-    connection: sqlite3.Connection, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]], now: int
+    connection: sqlite3.Connection, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> None:
     """Replace the metadata of an image by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
     row = connection.execute(
@@ -118,7 +119,7 @@ def change_metadata(
     image, *record, old, added = row
     metadata = encode_metadata(update(json.loads(old)))
     if metadata != old:
-        _write(connection, image, (*record, metadata, added, now))
+        _write(connection, (*record, metadata, added, now()))
         attributes.store(connection, image, metadata)
 
 
@@ -129,22 +130,17 @@ def delete_images(connection: sqlite3.Connection, images: Sequence[int], change:
         connection.execute("DELETE FROM images WHERE id = ?", (image,))
 
 
-def _write(connection: sqlite3.Connection, image: int | None, record: tuple[str | int, ...]) -> int:
-    """Insert a record (key, sha256, size, width, height, metadata, added, updated), or update that of `image`."""
-    values = (*record, record_checksum(*record))
-    if image is not None:
-        connection.execute(
-            """UPDATE images SET key = ?, sha256 = ?, size = ?, width = ?, height = ?, metadata = ?, added = ?,
-                      updated = ?, crc = ? WHERE id = ?""",
-            (*values, image),
-        )
-        return image
-    inserted = connection.execute(
+def _write(connection: sqlite3.Connection, record: tuple[str | int, ...]) -> int:
+    """Insert a record (key, sha256, size, width, height, metadata, added, updated), or replace that of its key."""
+    [image] = connection.execute(
         """INSERT INTO images (key, sha256, size, width, height, metadata, added, updated, crc)
-           VALUES (?,?,?,?,?,?,?,?,?)""",
-        values,
-    )
-    return int(inserted.lastrowid or 0)
+           VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (key) DO UPDATE
+           SET sha256 = excluded.sha256, size = excluded.size, width = excluded.width, height = excluded.height,
+               metadata = excluded.metadata, added = excluded.added, updated = excluded.updated, crc = excluded.crc
+           RETURNING id""",
+        (*record, record_checksum(*record)),
+    ).fetchone()
+    return int(image)
 
 
 def _vector_ids(connection: sqlite3.Connection, image: int) -> list[int]:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalog import attributes
-from index.catalog.filter_sql import to_sql
 from index.filters import Where
 
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class ReadView(Generic[T]):
 
     def matching(self, space: int, where: Where) -> NDArray[np.int64]:
         """Return the ids, ascending, of the vectors in `space` whose images match. Raises FilterError."""
-        condition, values = to_sql(where, attributes.known_fields(self.connection), "v.image_id")
+        condition, values = attributes.to_sql(self.connection, where, "v.image_id")
         # A single string: fetching 100,000 rows one by one takes longer than the search itself.
         [text] = self.connection.execute(
             f"SELECT group_concat(v.id) FROM vectors v WHERE v.space_id = ? AND {condition}",  # noqa: S608

@@ -69,7 +69,7 @@ class Writer:
         return job.future.result()
 
     def close(self) -> None:
-        """SwitchResult the queued jobs, stop the thread and close the connection."""
+        """Finish the queued jobs, stop the thread and close the connection."""
         with self._closing:
             if not self._closed:
                 self._closed = True

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index import records
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
 from index.catalog.lock import FolderLock, check_exists
@@ -31,18 +31,6 @@ from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.local.vector_cache import CACHE_FILE, write_cache
-from index.records import (
-    ImageRecord,
-    IndexOptions,
-    IndexStats,
-    NearPair,
-    Neighbour,
-    NewImage,
-    Page,
-    SnapshotManifest,
-    check_key,
-    encode_vectors,
-)
 from index.search.duplicates import near_pairs
 from index.search.searcher import Hits, Mode, View, restrict
 from model_store.cores import usable_cores
@@ -51,17 +39,15 @@ _CACHED_FILTERS = 64
 
 
 class LocalImageIndex(ImageIndex):
-    """The index in the folder `home`/index: a catalog on disk and a searcher in memory. Open it with `open`."""
+    """The index in the folder `home`/index: a catalog on disk and a searcher in memory. Open it with `open`.
+
+    `ImageIndex` describes the arguments and errors of the methods.
+    """
 
     spaces: Spaces
 
     def __init__(
-        self,
-        folder: Path,
-        catalog: Catalog,
-        spaces: Spaces,
-        lock: FolderLock | None,
-        options: IndexOptions,
+        self, folder: Path, catalog: Catalog, spaces: Spaces, lock: FolderLock | None, options: records.IndexOptions
     ) -> None:
         """Use `open`; the constructor only stores its arguments."""
         super().__init__(spaces, keep_pictures=options.keep_pictures)
@@ -69,12 +55,11 @@ class LocalImageIndex(ImageIndex):
         self._codes = spaces.codes
         self._cache_after = options.cache_after
         self._closed = False
-        self._filters: dict[tuple[int, Where], NDArray[np.int64]] = {}  # (space, filter): ids of matching vectors
-        self._filters_commit = -1
-        self._filters_lock = threading.Lock()
+        # (number of commits, space, filter): ids of matching vectors. Replaced as a whole, never modified.
+        self._filters: dict[tuple[int | None, int, Where], NDArray[np.int64]] = {}
 
     @classmethod
-    def open(cls, home: Path, options: IndexOptions) -> LocalImageIndex:
+    def open(cls, home: Path, options: records.IndexOptions) -> LocalImageIndex:
         """Open the index of `home`, and create it if it does not exist.
 
         Raises IndexModelError if the vectors are of another model, IndexLockedError, IndexCorruptError,
@@ -99,7 +84,7 @@ class LocalImageIndex(ImageIndex):
         return cls(folder, catalog, spaces, lock, options)
 
     def close(self) -> None:
-        """SwitchResult the queued writes, write the vector cache if enough has changed, and release the folder."""
+        """Finish the queued writes, write the vector cache if enough has changed, and release the folder."""
         if self._closed:
             return
         self._closed = True
@@ -117,64 +102,48 @@ class LocalImageIndex(ImageIndex):
 
     # --- images -------------------------------------------------------------------------------------------------------
 
-    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
-        """Add or replace all of `images` in one transaction, or none of them if one is rejected.
-
-        An image with the key, bytes and metadata of a stored one changes nothing. Returns the outcomes in order.
-        Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError, and
-        IndexSwitchedError if the index has switched to another model.
-        """
+    def add_many(self, images: Sequence[records.NewImage]) -> Outcomes:
+        """Add or replace all of `images` in one transaction, or none of them if one is rejected."""
         return self._catalog.add(self._encode(images), self.spaces.apply).outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
         """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
         spaces = [space.record.id for space in self.spaces.required_spaces]
-        return self._catalog.lookup(spaces, [check_key(key) for key in keys])
+        return self._catalog.lookup(spaces, [records.check_key(key) for key in keys])
 
-    def get(self, key: str) -> ImageRecord:
+    def get(self, key: str) -> records.ImageRecord:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
-        return self._catalog.get(check_key(key))
+        return self._catalog.get(records.check_key(key))
 
     def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
         """Return {key: float16 [4096]} of those `keys` that have a vector of this model. Raises as `get` does."""
-        found = {key: self._catalog.vector(self.spaces.active.record.id, check_key(key)) for key in keys}
+        found = {key: self._catalog.vector(self.spaces.active.record.id, records.check_key(key)) for key in keys}
         return {key: stored[1] for key, stored in found.items() if stored is not None}
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""
-        return self._catalog.contains(check_key(key))
+        return self._catalog.contains(records.check_key(key))
 
     def picture(self, key: str) -> bytes:
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
-        return self._catalog.picture(check_key(key))
+        return self._catalog.picture(records.check_key(key))
 
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
-        """Return up to `limit` matching images in the order of their first addition, starting after `cursor`.
-
-        An image that exists and matches during a whole listing appears in it exactly once.
-        Raises CursorError, FilterError, ValueError unless limit >= 1.
-        """
+    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> records.Page:
+        """Return up to `limit` matching images in the order of their first addition, starting after `cursor`."""
         check_at_least_one("limit", limit)
         return self._catalog.page(limit, cursor, where)
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
-        self._catalog.delete(check_key(key), self.spaces.apply)
+        self._catalog.delete(records.check_key(key), self.spaces.apply)
 
     def delete_where(self, where: Where) -> int:
-        """Delete the images that match now, and return how many were deleted; no later search finds them.
-
-        An image is deleted completely or not at all. One that changes meanwhile may remain.
-        Raises FilterError, IndexReadOnlyError.
-        """
+        """Delete the images that match now, in several transactions, and return how many were deleted."""
         return self._catalog.delete_where(where, self.spaces.apply)
 
-    def change_metadata(self, key: str, update: Update) -> ImageRecord:
-        """Replace an image's metadata by `update(metadata)`; no other change can happen in between.
-
-        Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
-        """
-        self._catalog.change_metadata(check_key(key), update)
+    def change_metadata(self, key: str, update: Update) -> records.ImageRecord:
+        """Replace an image's metadata by `update(metadata)`; no other change can happen in between."""
+        self._catalog.change_metadata(records.check_key(key), update)
         return self._catalog.get(key)
 
     # --- search -------------------------------------------------------------------------------------------------------
@@ -189,27 +158,17 @@ class LocalImageIndex(ImageIndex):
         fingerprint: str | None = None,
         mode: Mode | None = None,
     ) -> Answers:
-        """Return the `k` nearest images of each vector, nearest first; fewer if there are not enough images.
-
-        vectors: float32 [n, 4096]. exclude: key of an image to leave out. where: search only the matching images.
-        fingerprint: of the model that computed `vectors`; the active model by default. mode: as in `mode`.
-        Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, IndexModelError if images have no
-        vectors of that model, ModeUnavailableError, ValueError unless k >= 1.
-        """
+        """Return the `k` nearest images of each vector, float32 [n, 4096], nearest first."""
         space = self.spaces.space(fingerprint)
-        stored = None if exclude is None else self._catalog.vector(space.record.id, check_key(exclude))
+        stored = None if exclude is None else self._catalog.vector(space.record.id, records.check_key(exclude))
         excluded = None if stored is None else stored[0]
-        return self._neighbours(space, encode_vectors(vectors), k, excluded=excluded, where=where, mode=mode)
+        return self._neighbours(space, records.encode_vectors(vectors), k, excluded=excluded, where=where, mode=mode)
 
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
-        """Return the `k` matching images nearest to an indexed image, without that image itself.
-
-        Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError, IndexModelError if the image has
-        no vector of this model.
-        """
+        """Return the `k` matching images nearest to an indexed image, without that image itself."""
         while True:
             space = self.spaces.active
-            stored = self._catalog.vector(space.record.id, check_key(key))
+            stored = self._catalog.vector(space.record.id, records.check_key(key))
             if stored is None and self.spaces.is_loaded(space):
                 raise IndexModelError(self._folder, "an earlier model", space.record.model, 1)
             if stored is not None:
@@ -223,27 +182,21 @@ class LocalImageIndex(ImageIndex):
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.
 
-        None selects `fast` once its code is ready. Until then `fast` searches exactly. Raises ModeUnavailableError for
-        `codes` without trained codes, IndexModelError.
+        None selects `fast` once its code is ready. Until then, `fast` searches exactly.
         """
         return self._codes.resolve_mode(self.spaces.space(fingerprint), requested)
 
     def duplicates(
         self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
     ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first.
-
-        stopped: called repeatedly; once it returns True, the pairs found so far are returned. Raises FilterError.
-        """
+        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
         space = self.spaces.active
         with self._catalog.read_view(space.searcher.view) as read_view:
-            view = read_view.captured
-            if where is not None:
-                view = restrict(view, self._matching(space.record.id, read_view, where))
+            view = self._view(space, read_view, where)
         pairs = near_pairs(view, threshold, limit, stopped)
         known = self._catalog.describe(sorted({number for _, *pair in pairs for number in pair}))
         return [
-            NearPair(known[first][0], known[second][0], distance)
+            records.NearPair(known[first][0], known[second][0], distance)
             for distance, first, second in pairs
             if first in known and second in known  # the others were deleted meanwhile
         ]
@@ -269,9 +222,7 @@ class LocalImageIndex(ImageIndex):
         if where is not None or len(known) < len(found):
             # With a filter, or if hits were deleted meanwhile: use catalog and vectors of the same moment.
             with self._catalog.read_view(space.searcher.view) as read_view:
-                view = read_view.captured
-                if where is not None:
-                    view = restrict(view, self._matching(space.record.id, read_view, where))
+                view = self._view(space, read_view, where)
                 hits = space.searcher.search(queries, count, view, used_mode)
                 known = read_view.describe(_ids(hits))
         if not self.spaces.is_loaded(space):  # its vectors may have been deleted during the search
@@ -285,39 +236,38 @@ class LocalImageIndex(ImageIndex):
             ]
             nearest = sorted(ranked)[:k]
             answers.append(
-                Neighbours((Neighbour(key, distance, json.loads(text)) for distance, key, text in nearest), used_mode)
+                Neighbours(
+                    (records.Neighbour(key, distance, json.loads(text)) for distance, key, text in nearest), used_mode
+                )
             )
         return answers
 
-    def _matching(self, space: int, read_view: ReadView[View], where: Where) -> NDArray[np.int64]:
-        """Return the ids of the vectors in `space` whose images match; cached until the next write."""
-        if read_view.commits is None:
-            return read_view.matching(space, where)
-        with self._filters_lock:
-            if self._filters_commit != read_view.commits:
-                self._filters.clear()
-                self._filters_commit = read_view.commits
-            ids = self._filters.get((space, where))
+    def _view(self, space: SearchSpace, read_view: ReadView[View], where: Where | None) -> View:
+        """Return the vectors in `space` whose images match. Their ids are cached until the next write."""
+        if where is None:
+            return read_view.captured
+        key = (read_view.commits, space.record.id, where)
+        ids = self._filters.get(key)
         if ids is None:
-            ids = read_view.matching(space, where)
-            with self._filters_lock:
-                if self._filters_commit == read_view.commits and len(self._filters) < _CACHED_FILTERS:
-                    self._filters[space, where] = ids
-        return ids
+            ids = read_view.matching(space.record.id, where)
+            current = {each: found for each, found in self._filters.items() if each[0] == read_view.commits}
+            if read_view.commits is not None and len(current) < _CACHED_FILTERS:
+                self._filters = {**current, key: ids}
+        return restrict(read_view.captured, ids)
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
-    def snapshot(self, target: Path) -> SnapshotManifest:
+    def snapshot(self, target: Path) -> records.SnapshotManifest:
         """Copy the index in its current state to the new folder `target`, without blocking writers.
 
         Raises TargetExistsError, IndexFullError, IndexReadOnlyError, IndexCorruptError.
         """
         return take_snapshot(self._folder.parent, target)
 
-    def stats(self) -> IndexStats:
+    def stats(self) -> records.IndexStats:
         """Return counts and sizes."""
         space = self.spaces.active
-        return IndexStats(
+        return records.IndexStats(
             images=self._catalog.images(),
             vectors=len(space.searcher),
             bytes_on_disk=bytes_on_disk(self._folder),

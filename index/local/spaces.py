@@ -74,7 +74,7 @@ class Spaces:
                 return
             if options.read_only:
                 raise IndexModelError(self._folder, active.model if active else "none", model.model, missing)
-            own = self._record(self._catalog.ensure_space(model.fingerprint, model.model))
+            own = self._catalog.ensure_space(model.fingerprint, model.model)
             self._catalog.activate_space(own.id, keep=self._keep_previous)
         self._active = self._load(own)
 
@@ -151,7 +151,7 @@ class Spaces:
             if not complete and self._catalog.images():
                 self._target = self._load_target(model)
                 return False
-            own = self._record(self._catalog.ensure_space(model.fingerprint, model.model))  # stores the newest name
+            own = self._catalog.ensure_space(model.fingerprint, model.model)  # stores the newest name
             if own.active:
                 self.active.record = replace(self.active.record, model=model.model)
             else:
@@ -171,10 +171,7 @@ class Spaces:
     def add_vectors(
         self, model: VectorModel, images: Sequence[Unembedded], vectors: Sequence[NDArray[np.float32]]
     ) -> int:
-        """Store the vectors of `images`, float32 [4096], and return how many were stored.
-
-        Images that were replaced or deleted in the meantime are skipped.
-        """
+        """Store the vectors of `images`, except those replaced or deleted meanwhile; return how many were stored."""
         space = self._loaded[model.fingerprint].record.id
         return self._catalog.add_vectors(space, images, encode_vectors(vectors), self.apply)
 
@@ -207,12 +204,9 @@ class Spaces:
     def _find(self, fingerprint: str) -> Space | None:
         return next((space for space in self._catalog.spaces() if space.fingerprint == fingerprint), None)
 
-    def _record(self, number: int) -> Space:
-        return next(space for space in self._catalog.spaces() if space.id == number)
-
     def _load_target(self, model: VectorModel) -> SearchSpace:
         """Store that the index is migrating to this model, and load its space."""
-        return self._load(self._record(self._catalog.start_migration(model.fingerprint, model.model)))
+        return self._load(self._catalog.start_migration(model.fingerprint, model.model))
 
     def _activate(self, space: SearchSpace) -> None:
         self._catalog.activate_space(

@@ -11,9 +11,9 @@ checksum of the ids) padded to 4,096 bytes; int64 vector ids, ascending; float16
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -65,25 +65,19 @@ def load_vectors(searcher: Searcher, catalog: Catalog, space: int, path: Path, f
     """
     ids, checksums = catalog.vector_checksums(space)
     not_cached = 0
-    with contextlib.ExitStack() as stack:
-        cache = _Cache.open(path, catalog.identity, fingerprint)
-        if cache is not None:
-            stack.enter_context(cache.file)
+    cache = _Cache.open(path, catalog.identity, fingerprint) or _Cache(io.BytesIO(), np.empty(0, np.int64))
+    with cache.file:
         for start in range(0, len(ids), _BLOCK):
             block_ids, block_checksums = ids[start : start + _BLOCK], checksums[start : start + _BLOCK]
-            rows = np.empty((len(block_ids), DIMENSIONS), np.float16)
-            missing = np.ones(len(rows), np.bool_)
-            if cache is not None:
-                cache.read(block_ids, block_checksums, rows, missing)
-            slots = np.flatnonzero(missing)
-            if slots.size:
-                rows[slots] = catalog.vectors(block_ids[slots].tolist())
-                for slot in slots:
-                    if checksum(rows[slot]) != block_checksums[slot]:
-                        vector_id = int(block_ids[slot])
+            rows, missing = cache.read(block_ids, block_checksums)
+            if missing.size:
+                rows[missing] = catalog.vectors(block_ids[missing].tolist())
+                for row in missing:
+                    if checksum(rows[row]) != block_checksums[row]:
+                        vector_id = int(block_ids[row])
                         key = catalog.describe([vector_id])[vector_id][0]
                         raise IndexCorruptError(catalog.path, f"the vector of {key!r} differs from its checksum")
-            not_cached += slots.size
+            not_cached += missing.size
             searcher.apply(block_ids, rows)
     return not_cached
 
@@ -101,11 +95,9 @@ def find_damage(path: Path, catalog: Catalog, space: int, fingerprint: str) -> s
         ids, checksums = ids[cached], checksums[cached]
         for start in range(0, len(ids), _BLOCK):
             block_ids = ids[start : start + _BLOCK]
-            missing = np.ones(len(block_ids), np.bool_)
-            rows = np.empty((len(block_ids), DIMENSIONS), np.float16)
-            cache.read(block_ids, checksums[start : start + _BLOCK], rows, missing)
-            if missing.any():
-                return f"differs from the catalog in vector {block_ids[missing][0]}"
+            _, missing = cache.read(block_ids, checksums[start : start + _BLOCK])
+            if missing.size:
+                return f"differs from the catalog in vector {block_ids[missing[0]]}"
     return None
 
 
@@ -130,26 +122,27 @@ class _Cache:
                 if path.stat().st_size != _HEADER_BYTES + rows * (8 + _ROW_BYTES):
                     return None
                 ids = np.frombuffer(file.read(8 * rows), np.int64)
-                if zlib.crc32(ids.tobytes()) != header["ids"]:
+                if zlib.crc32(ids.tobytes()) != header["ids"] or np.any(np.diff(ids) <= 0):
                     return None
             except (OSError, ValueError, KeyError, TypeError):
-                return None
-            if np.any(np.diff(ids) <= 0):
                 return None
             stack.pop_all()
             return cls(file, ids)
 
     def read(
-        self,
-        ids: NDArray[np.int64],
-        checksums: NDArray[np.uint32],
-        rows: NDArray[np.float16],
-        missing: NDArray[np.bool_],
-    ) -> None:
-        """Copy the cached vectors of `ids` whose checksum is right into `rows`, and clear their flags in `missing`."""
+        self, ids: NDArray[np.int64], checksums: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+        """Return the vectors of `ids`, float16 [n, 4096], and the numbers of the rows that are not cached or damaged.
+
+        The content of these rows is undefined.
+        """
+        rows = np.empty((len(ids), DIMENSIONS), np.float16)
+        missing = np.ones(len(ids), np.bool_)
         positions = np.searchsorted(self.ids, ids)
         cached = np.flatnonzero(np.isin(ids, self.ids, assume_unique=True))
-        for run in _consecutive_runs(positions, cached):
+        # Runs that are consecutive in the file, so that each is read with one call.
+        runs = np.split(cached, np.flatnonzero(np.diff(positions[cached]) != 1) + 1) if cached.size else []
+        for run in runs:
             self.file.seek(_HEADER_BYTES + 8 * len(self.ids) + _ROW_BYTES * int(positions[run[0]]))
             data = self.file.read(_ROW_BYTES * len(run))
             for number, row in enumerate(run):
@@ -157,9 +150,4 @@ class _Cache:
                 if len(values) == _ROW_BYTES and checksum(values) == checksums[row]:
                     rows[row] = np.frombuffer(values, np.float16)
                     missing[row] = False
-
-
-def _consecutive_runs(positions: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Split `rows` into runs that are consecutive in the file, so that each run is read with one call."""
-    if rows.size:
-        yield from np.split(rows, np.flatnonzero(np.diff(positions[rows]) != 1) + 1)
+        return rows, np.flatnonzero(missing)

@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from index.catalog import attributes
-from index.catalog.backup import MANIFEST, read_manifest
+from index.catalog.backup import MANIFEST, Advance, read_manifest
 from index.catalog.catalog import Catalog
-from index.catalog.database import CATALOG_FILE, MIGRATIONS, connect, record_checksum, transaction
+from index.catalog.database import CATALOG_FILE, MIGRATIONS, check_format, connect, record_checksum, transaction
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.wal import first_damaged_frame
 from index.errors import ImageIndexError, IndexFormatError, SnapshotError
@@ -32,7 +31,6 @@ from model_store.durable import sha256_of
 _RESTORE = "Restore a snapshot with fc7 index restore, or move the index away and index the images again."
 _ADD_AGAIN = "Delete the image and add it again."
 _REPAIR = "Run fc7 index verify --repair"
-Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Report:
     repaired: int = 0
 
 
-def verify(folder: Path, *, repair: bool = False, advance: Advance | None = None) -> Report:
+def verify(folder: Path, *, repair: bool = False, advance: Advance = lambda *_: None) -> Report:
     """Verify every record of the index in `folder`, which is a home or a snapshot.
 
     repair: drop damaged pictures and vectors (`fc7 index reembed` computes vectors again), and store the attributes
@@ -67,18 +65,17 @@ def verify(folder: Path, *, repair: bool = False, advance: Advance | None = None
         return _verify_snapshot(folder, advance)
     index = folder / "index"
     check_exists(index)
-    with contextlib.ExitStack() as stack:
-        exclusive = True
-        try:
-            stack.enter_context(closing(FolderLock(index)))
-        except ImageIndexError:
-            if repair:
-                raise
-            exclusive = False
-        return _verify_index(index, exclusive=exclusive, repair=repair, advance=advance)
+    try:
+        lock = FolderLock(index)
+    except ImageIndexError:
+        if repair:
+            raise
+        return _verify_index(index, exclusive=False, repair=False, advance=advance)
+    with closing(lock):
+        return _verify_index(index, exclusive=True, repair=repair, advance=advance)
 
 
-def _verify_snapshot(folder: Path, advance: Advance | None) -> Report:
+def _verify_snapshot(folder: Path, advance: Advance) -> Report:
     report = Report()
     try:
         manifest = read_manifest(folder)
@@ -92,7 +89,7 @@ def _verify_snapshot(folder: Path, advance: Advance | None) -> Report:
     return report
 
 
-def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advance | None) -> Report:
+def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advance) -> Report:
     report = Report()
     log, cache = folder / f"{CATALOG_FILE}-wal", folder / CACHE_FILE
     if exclusive and log.exists() and (frame := first_damaged_frame(log)) is not None:
@@ -118,16 +115,14 @@ class _CatalogCheck:
         self._repairs: list[tuple[str, int]] = []
         self._attributes: list[tuple[int, str]] = []
 
-    def run(self, advance: Advance | None) -> None:
+    def run(self, advance: Advance) -> None:
         """Check everything, and add the problems to the report."""
         try:
             with closing(connect(self._path, read_only=not self._repair)) as connection:
                 # Read damaged text as it is instead of failing: its checksum shows the damage.
                 connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
                 self._connection = connection
-                found = int(self._rows("PRAGMA user_version")[0][0])
-                if found > len(MIGRATIONS):
-                    raise IndexFormatError(self._path, found, len(MIGRATIONS))
+                found = check_format(connection, self._path)
                 if found < len(MIGRATIONS):
                     if found:
                         problem = f"{self._path} has format {found}, which has no checksums"
@@ -167,7 +162,7 @@ class _CatalogCheck:
         if self._rows("SELECT 1 FROM vectors LIMIT 1") and not self._rows(active):
             self._find(f"{self._path} does not say which model's vectors are searched", _RESTORE)
 
-    def _images(self, advance: Advance | None) -> None:
+    def _images(self, advance: Advance) -> None:
         [(total,)] = self._rows("SELECT count(*) FROM images")
         rows = self._connection.execute(
             """SELECT i.id, i.crc, p.crc, p.jpeg, i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added,
@@ -187,8 +182,7 @@ class _CatalogCheck:
                 if _checksum(jpeg) != picture_crc:
                     self._find("the picture differs from its checksum", f"{_REPAIR} to drop it. {_ADD_AGAIN}", key)
                     self._repairs.append(("DELETE FROM pictures WHERE image_id = ?", number))
-            if advance is not None:
-                advance(self._report.images, total)
+            advance(self._report.images, total)
 
     def _vectors(self) -> None:
         rows = self._connection.execute(

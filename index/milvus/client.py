@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from index.bulk.pipeline import batches
 from index.errors import IndexUnavailableError, IndexUnreachableError, IndexUriError
 from index.milvus.schema import MAX_ROWS, Row, ids_in
 from index.records import MilvusAddress
@@ -24,6 +25,7 @@ from model_store.errors import MissingExtraError
 T = TypeVar("T")
 _LOAD_TIMEOUT_S = 600.0  # a cluster may need minutes to load a collection
 _ID_BATCH = 500
+_WRITE_BATCH = 128
 _INDEX_TYPE_CACHE_S = 10.0
 _NOT_LOADED = 101  # error code of Milvus
 
@@ -87,42 +89,27 @@ class Milvus:
         """Return the type of a collection's vector index, at most 10 seconds old. FLAT compares all vectors."""
         known = self._index_types.get(collection)
         if known is None or time.monotonic() - known[0] > _INDEX_TYPE_CACHE_S:
-            known = self._index_types[collection] = (time.monotonic(), self._index_type(collection))
+            names = self._call("list_indexes", collection, "vector")
+            found = str(self._call("describe_index", collection, names[0])["index_type"]) if names else "FLAT"
+            known = self._index_types[collection] = (time.monotonic(), found)
         return known[1]
-
-    def _index_type(self, collection: str) -> str:
-        names = self._call("list_indexes", collection, "vector")
-        if not names:
-            return "FLAT"
-        return str(self._call("describe_index", collection, names[0])["index_type"])
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def rows(self, collection: str, ids: Sequence[str], fields: Sequence[str]) -> dict[str, Row]:
         """Return {id: row} of those rows that exist."""
         found: dict[str, Row] = {}
-        for start in range(0, len(ids), _ID_BATCH):
-            condition = ids_in(ids[start : start + _ID_BATCH])
-            rows = self._call(
-                "query", collection, filter=condition, output_fields=list(fields), consistency_level="Strong"
-            )
+        for batch in batches(ids, _ID_BATCH):
+            rows = self._read("query", collection, fields, filter=ids_in(batch))
             found |= {row["id"]: dict(row) for row in rows}
         return found
 
     def page(self, collection: str, fields: Sequence[str], *, after: str, limit: int, where: str = "") -> list[Row]:
         """Return up to `limit` rows that match `where`, ordered by id, starting after the id `after`."""
         condition = f'id > "{after}"' + (f" and {where}" if where else "")
-        rows = self._call(
-            "query",
-            collection,
-            filter=condition,
-            output_fields=list(fields),
-            limit=min(limit, MAX_ROWS),
-            consistency_level="Strong",
-            # pymilvus's own iterator sends these options. Without them the rows are not the first ones by id, in order.
-            iterator="True",
-            reduce_stop_for_best="True",
-        )
+        # pymilvus's own iterator sends these options. Without them the rows are not the first ones by id, in order.
+        ordered = {"iterator": "True", "reduce_stop_for_best": "True"}
+        rows = self._read("query", collection, fields, filter=condition, limit=min(limit, MAX_ROWS), **ordered)
         return [dict(row) for row in rows]
 
     def pages(self, collection: str, fields: Sequence[str], *, size: int, where: str = "") -> Iterator[list[Row]]:
@@ -134,13 +121,13 @@ class Milvus:
 
     def count(self, collection: str, where: str = "") -> int:
         """Return the number of rows that match `where`."""
-        [row] = self._call("query", collection, filter=where, output_fields=["count(*)"], consistency_level="Strong")
+        [row] = self._read("query", collection, ["count(*)"], filter=where)
         return int(row["count(*)"])
 
     def write(self, collection: str, rows: Sequence[Row]) -> None:
-        """Insert rows, replacing those with the same ids."""
-        if rows:
-            self._call("upsert", collection, list(rows))
+        """Insert rows with one call for each 128, replacing those with the same ids."""
+        for batch in batches(rows, _WRITE_BATCH):
+            self._call("upsert", collection, batch)
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         """Delete the rows that exist among `ids`."""
@@ -151,20 +138,16 @@ class Milvus:
         self, collection: str, vectors: Sequence[Any], fields: Sequence[str], *, limit: int, where: str, params: Row
     ) -> list[list[Row]]:
         """Return the `limit` nearest rows of each vector, float32 [4096], as Milvus finds them, nearest first."""
-        results = self._call(
-            "search",
-            collection,
-            data=list(vectors),
-            anns_field="vector",
-            filter=where,
-            limit=limit,
-            output_fields=list(fields),
-            search_params={"metric_type": "L2", "params": params},
-            consistency_level="Strong",
-        )
+        search_params = {"metric_type": "L2", "params": params}
+        options = {"data": list(vectors), "anns_field": "vector", "search_params": search_params}
+        results = self._read("search", collection, fields, filter=where, limit=limit, **options)
         return [[{"id": hit["id"], **hit["entity"]} for hit in hits] for hits in results]
 
     # --- calls --------------------------------------------------------------------------------------------------------
+
+    def _read(self, name: str, collection: str, fields: Sequence[str], **options: Any) -> Any:
+        """Call a method that returns these fields of rows, and that sees every acknowledged change."""
+        return self._call(name, collection, output_fields=list(fields), consistency_level="Strong", **options)
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         client = self._client

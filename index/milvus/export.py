@@ -7,7 +7,7 @@ if it is, it is complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from index.filters import Where
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, collection_of, image_schema, key_of, vector_of
-from index.parquet import ExportRow, write_parquet
+from index.parquet import write_parquet
 from index.records import MilvusAddress, VectorModel
 
+_COLUMNS = [name for name in RECORD if name not in ("id", "has_picture")]
 _GROUP = 512  # rows of one call: 8 MB of vectors; Milvus sends 64 MB at most
 
 
@@ -26,7 +27,7 @@ def export_from_milvus(
     target: Path,
     *,
     where: Where | None = None,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Callable[[int, int], None] = lambda *_: None,
 ) -> int:
     """Write the matching images of an index to the new file `target`, and return how many.
 
@@ -36,30 +37,15 @@ def export_from_milvus(
     """
     with closing(Milvus(address)) as milvus:
         registry = Registry(milvus)
-        registry.open(create=False)
         model = registry.active
         if model is None:
             return write_parquet(target, VectorModel("", ""), [])
         collection, condition = collection_of(address.name, model.fingerprint), registry.expression(where)
         milvus.open(collection, image_schema)
         total = milvus.count(collection, condition)
-        report = None if advance is None else lambda done: advance(done, max(done, total))
-        return write_parquet(target, model, _groups(milvus, collection, condition), advance=report)
-
-
-def _groups(milvus: Milvus, collection: str, condition: str) -> Iterator[list[ExportRow]]:
-    for rows in milvus.pages(collection, [*RECORD, "vector"], size=_GROUP, where=condition):
-        yield [
-            (
-                key_of(row["id"]),
-                row["sha256"],
-                row["size"],
-                row["width"],
-                row["height"],
-                row["metadata"],
-                row["added"],
-                row["updated"],
-                vector_of(row).tobytes(),
-            )
-            for row in rows
-        ]
+        pages = milvus.pages(collection, ["id", *_COLUMNS, "vector"], size=_GROUP, where=condition)
+        groups = (
+            [(key_of(row["id"]), *(row[name] for name in _COLUMNS), vector_of(row).tobytes()) for row in rows]
+            for rows in pages
+        )
+        return write_parquet(target, model, groups, lambda done: advance(done, max(done, total)))

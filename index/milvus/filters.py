@@ -15,16 +15,15 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from index.fields import FieldType, Scalar, attributes
-from index.filters import Where, compared_types
+from index.filters import Fields, Where, compared_types
 
 TOKEN_LENGTH = 16
 MAX_TOKENS = 4096  # more values than 16 KB of metadata can have
 _NAME_LENGTH = 8
-Types = Mapping[str, Iterable[FieldType]]
 
 
 def tokens(metadata: Mapping[str, Any]) -> list[str]:
@@ -55,15 +54,14 @@ def field_id(name: str, kind: FieldType) -> str:
     return _hash(f"{kind}:{name}", _NAME_LENGTH)
 
 
-def expression(where: Where, types: Types) -> str:
-    """Return the expression that matches the rows. types: the types of the values that each field ever had.
+def expression(where: Where, fields: Fields) -> str:
+    """Return the expression that matches the rows.
 
     Raises FilterError as `index.filters.compared_types` does.
     """
-    known = {name: dict.fromkeys(kinds, 0) for name, kinds in types.items()}
     parts = []
     for condition in where.conditions:
-        kinds = compared_types(condition, known)
+        kinds = compared_types(condition, fields)
         if condition.operator == "=":
             accepted = {
                 _token(condition.field, kind, scalar)

@@ -21,63 +21,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index import errors, records
 from index.cursor import make_cursor, read_cursor
-from index.errors import (
-    IndexLimitError,
-    IndexReadOnlyError,
-    IndexSwitchedError,
-    KeyNotFoundError,
-    MilvusUnsupportedError,
-    ModeUnavailableError,
-    PictureNotFoundError,
-)
 from index.filters import Where
 from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update, check_at_least_one
+from index.milvus import schema
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
-from index.milvus.schema import (
-    MAX_ROWS,
-    RECORD,
-    STATE,
-    WHOLE,
-    Row,
-    id_of,
-    is_id,
-    key_of,
-    picture_fields,
-    picture_of,
-    record_of,
-    searchable,
-    vector_of,
-)
 from index.milvus.search import MAX_K, find_near_pairs, nearest
 from index.milvus.spaces import Spaces, stats_of
-from index.milvus.upsert import Upsert, now
-from index.records import (
-    ImageRecord,
-    IndexOptions,
-    IndexStats,
-    MilvusAddress,
-    NewImage,
-    Page,
-    SnapshotManifest,
-    VectorModel,
-    check_key,
-    encode_metadata,
-    encode_vectors,
-)
+from index.milvus.upsert import Upsert
 from index.search.searcher import Mode
 
-_WRITE_BATCH = 128
 _DELETE_BATCH = 500
 
 
 class MilvusImageIndex(ImageIndex):
-    """The collections on Milvus whose names start with `name`. Open it with `open`."""
+    """The collections on Milvus whose names start with `name`. Open it with `open`.
+
+    `ImageIndex` describes the arguments and errors of the methods. They all raise IndexUnreachableError too.
+    """
 
     spaces: Spaces
 
-    def __init__(self, milvus: Milvus, spaces: Spaces, options: IndexOptions) -> None:
+    def __init__(self, milvus: Milvus, spaces: Spaces, options: records.IndexOptions) -> None:
         """Use `open`; the constructor only stores its arguments."""
         super().__init__(spaces, keep_pictures=options.keep_pictures)
         self._milvus, self._registry = milvus, spaces.registry
@@ -85,7 +52,7 @@ class MilvusImageIndex(ImageIndex):
         self._writing = spaces.writing
 
     @classmethod
-    def open(cls, address: MilvusAddress, options: IndexOptions) -> MilvusImageIndex:
+    def open(cls, address: records.MilvusAddress, options: records.IndexOptions) -> MilvusImageIndex:
         """Open the index at `address`, and create it if it does not exist.
 
         With `switch`, only images that have a vector of this model stay in the index. With `migrate`, search switches
@@ -103,7 +70,7 @@ class MilvusImageIndex(ImageIndex):
         return cls(milvus, spaces, options)
 
     def close(self) -> None:
-        """SwitchResult the running change and close the connection."""
+        """Finish the running change and close the connection."""
         with self._writing:
             self._milvus.close()
 
@@ -114,22 +81,24 @@ class MilvusImageIndex(ImageIndex):
 
     # --- images -------------------------------------------------------------------------------------------------------
 
-    def add_many(self, images: Sequence[NewImage]) -> Outcomes:
+    def add_many(self, images: Sequence[records.NewImage]) -> Outcomes:
         """Add or replace all of `images`, or none of them if one is rejected.
 
-        As LocalImageIndex.add_many. More than 128 images are written with several calls; if one call fails, the images
-        of the earlier calls stay. Raises IndexLimitError for a picture that is too large, IndexUnreachableError.
+        More than 128 images are written with several calls; if one call fails, the images of the earlier calls stay.
+        Also raises IndexLimitError for a picture that is too large.
         """
         self._check_writable()
         entries = self._encode(images)
-        pictures = [picture_fields(entry.key, entry.picture) for entry in entries]
+        pictures = [schema.picture_fields(entry.key, entry.picture) for entry in entries]
         with self._writing:
-            models = self.required
+            models = self.spaces.required
             if entries and models[0].fingerprint not in entries[0].vectors:
-                raise IndexSwitchedError(self._milvus.uri, f"{entries[0].key!r} was embedded for the previous model")
+                raise errors.IndexSwitchedError(
+                    self._milvus.uri, f"{entries[0].key!r} was embedded for the previous model"
+                )
             collection = self.spaces.collection(models[0])
-            ids = sorted({id_of(entry.key) for entry in entries})
-            upsert = Upsert(self._milvus.rows(collection, ids, STATE))
+            ids = sorted({schema.id_of(entry.key) for entry in entries})
+            upsert = Upsert(self._milvus.rows(collection, ids, schema.STATE))
             for model in models[1:]:
                 embedded = self._milvus.rows(self.spaces.collection(model), ids, ["id", "sha256"])
                 upsert.missing_vectors |= {
@@ -138,56 +107,50 @@ class MilvusImageIndex(ImageIndex):
             for entry, picture in zip(entries, pictures, strict=True):
                 upsert.add(entry, picture)
             upsert.keep_pictures(
-                self._milvus.rows(collection, upsert.ids_that_keep_pictures(), ["id", "has_picture", "picture"])
+                self._milvus.rows(collection, list(upsert.kept_pictures), ["id", "has_picture", "picture"])
             )
             self._registry.add_fields(
                 set().union(*(fields_of(json.loads(row["metadata"])) for row in upsert.rows.values()))
             )
             for model in reversed(models):  # the searched one last: what search finds is in every collection
-                rows = upsert.rows_for(model.fingerprint)
-                for start in range(0, len(rows), _WRITE_BATCH):
-                    self._milvus.write(self.spaces.collection(model), rows[start : start + _WRITE_BATCH])
+                self._milvus.write(self.spaces.collection(model), upsert.rows_for(model.fingerprint))
         return upsert.outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
         """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
-        ids = [id_of(check_key(key)) for key in keys]
+        ids = [schema.id_of(records.check_key(key)) for key in keys]
         found: dict[str, str] | None = None
-        for model in self.required:
+        for model in self.spaces.required:
             rows = self._milvus.rows(self.spaces.collection(model), ids, ["id", "sha256"])
-            here = {key_of(row["id"]): str(row["sha256"]) for row in rows.values()}
+            here = {schema.key_of(row["id"]): str(row["sha256"]) for row in rows.values()}
             found = here if found is None else {key: sha for key, sha in found.items() if here.get(key) == sha}
         return found or {}
 
-    def get(self, key: str) -> ImageRecord:
+    def get(self, key: str) -> records.ImageRecord:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
-        return record_of(self._row(key, RECORD))
+        return schema.record_of(self._row(key, schema.RECORD))
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""
-        return bool(self._milvus.rows(self.spaces.collection(), [id_of(check_key(key))], ["id"]))
+        return bool(self._milvus.rows(self.spaces.collection(), [schema.id_of(records.check_key(key))], ["id"]))
 
     def picture(self, key: str) -> bytes:
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
-        picture = picture_of(self._row(key, ["id", "has_picture", "picture"]))
+        picture = schema.picture_of(self._row(key, ["id", "has_picture", "picture"]))
         if picture is None:
-            raise PictureNotFoundError(key)
+            raise errors.PictureNotFoundError(key)
         return picture
 
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> Page:
-        """Return up to `limit` matching images by key, starting after `cursor`.
-
-        An image that exists and matches during a whole listing appears in it exactly once.
-        Raises CursorError, FilterError, ValueError unless limit >= 1.
-        """
+    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> records.Page:
+        """Return up to `limit` matching images by key, starting after `cursor`."""
         check_at_least_one("limit", limit)
-        limit = min(limit, MAX_ROWS - 1)
+        limit = min(limit, schema.MAX_ROWS - 1)
         identity = self._registry.identity
-        after = "" if cursor is None else read_cursor(cursor, identity, where, str, is_id)
+        after = "" if cursor is None else read_cursor(cursor, identity, where, str, schema.is_id)
         condition = self._registry.expression(where)
-        rows = self._milvus.page(self.spaces.collection(), RECORD, after=after, limit=limit + 1, where=condition)
+        rows = self._milvus.page(self.spaces.collection(), schema.RECORD, after=after, limit=limit + 1, where=condition)
         next_cursor = make_cursor(identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
-        return Page([record_of(row) for row in rows[:limit]], next_cursor)
+        return records.Page([schema.record_of(row) for row in rows[:limit]], next_cursor)
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
@@ -196,11 +159,7 @@ class MilvusImageIndex(ImageIndex):
             self._delete([self._row(key, ["id"])["id"]])
 
     def delete_where(self, where: Where) -> int:
-        """Delete the images that match now, and return how many were deleted; no later search finds them.
-
-        An image is deleted completely or not at all. One that changes meanwhile may remain.
-        Raises FilterError, IndexReadOnlyError.
-        """
+        """Delete the images that match now, with one call for each 500, and return how many were deleted."""
         self._check_writable()
         condition, deleted = self._registry.expression(where), 0
         for rows in self._milvus.pages(self.spaces.collection(), ["id"], size=_DELETE_BATCH, where=condition):
@@ -209,24 +168,21 @@ class MilvusImageIndex(ImageIndex):
             deleted += len(rows)
         return deleted
 
-    def change_metadata(self, key: str, update: Update) -> ImageRecord:
-        """Replace an image's metadata by `update(metadata)`; no other change of this process can happen in between.
-
-        Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
-        """
+    def change_metadata(self, key: str, update: Update) -> records.ImageRecord:
+        """Replace an image's metadata by `update(metadata)`; another replica's change may be lost."""
         self._check_writable()
         with self._writing:
-            row = self._row(key, WHOLE)
-            metadata = encode_metadata(update(json.loads(row["metadata"])))
+            row = self._row(key, schema.WHOLE)
+            metadata = records.encode_metadata(update(json.loads(row["metadata"])))
             if metadata != row["metadata"]:
-                change = searchable(metadata) | {"updated": now()}
+                change = schema.searchable(metadata) | {"updated": records.now()}
                 self._registry.add_fields(fields_of(json.loads(metadata)))
-                for model in reversed(self.required):
+                for model in reversed(self.spaces.required):
                     collection = self.spaces.collection(model)
-                    stored = self._milvus.rows(collection, [row["id"]], WHOLE)
+                    stored = self._milvus.rows(collection, [row["id"]], schema.WHOLE)
                     self._milvus.write(collection, [each | change for each in stored.values()])
                 row |= change
-        return record_of(row)
+        return schema.record_of(row)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -240,23 +196,17 @@ class MilvusImageIndex(ImageIndex):
         fingerprint: str | None = None,
         mode: Mode | None = None,
     ) -> Answers:
-        """Return the `k` nearest images of each vector, nearest first; fewer if there are not enough images.
-
-        As LocalImageIndex.search. Raises IndexLimitError for a `k` above 2,000.
-        """
+        """Return the `k` nearest images of each vector. Also raises IndexLimitError for a `k` above 2,000."""
         model = self.spaces.model(fingerprint)
-        queries = encode_vectors(vectors)
+        queries = records.encode_vectors(vectors)
         if exclude is not None:
             self._row(exclude, ["id"])
         return self._nearest(model, queries, k, exclude=exclude, where=where, mode=mode)
 
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
-        """Return the `k` matching images nearest to an indexed image, without that image itself.
-
-        Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError.
-        """
+        """Return the `k` matching images nearest to an indexed image, without that image itself."""
         model = self.searched
-        query = vector_of(self._row(key, ["id", "vector"], model))
+        query = schema.vector_of(self._row(key, ["id", "vector"], model))
         [neighbours] = self._nearest(model, query[np.newaxis], k, exclude=key, where=where, mode=mode)
         return neighbours
 
@@ -274,31 +224,30 @@ class MilvusImageIndex(ImageIndex):
     ) -> Pairs:
         """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first.
 
-        Fetches the vectors of all matching images. stopped: called repeatedly; once it returns True, the pairs found
-        so far are returned. Raises FilterError, IndexLimitError for more than 100,000 images.
+        Fetches the vectors of all matching images. Also raises IndexLimitError for more than 100,000 images.
         """
         condition = self._registry.expression(where)
         return find_near_pairs(self._milvus, self.spaces.collection(), condition, threshold, limit, stopped=stopped)
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
-    def snapshot(self, target: Path) -> SnapshotManifest:
+    def snapshot(self, target: Path) -> records.SnapshotManifest:
         """Raise MilvusUnsupportedError: Milvus has a tool of its own for this."""
         del target
-        raise MilvusUnsupportedError(
+        raise errors.MilvusUnsupportedError(
             self._milvus.uri,
             "fc7 cannot take a snapshot of it",
             "Back up its collections with Milvus's own tool: milvus-backup create -n NAME",
         )
 
-    def stats(self) -> IndexStats:
+    def stats(self) -> records.IndexStats:
         """Return counts. The sizes are 0, because only Milvus knows them."""
         model = self.searched
         return stats_of(model, self._milvus.count(self.spaces.collection(model)), self.mode())
 
     def _nearest(
         self,
-        model: VectorModel,
+        model: records.VectorModel,
         queries: NDArray[np.float16],
         k: int,
         *,
@@ -308,39 +257,39 @@ class MilvusImageIndex(ImageIndex):
     ) -> Answers:
         check_at_least_one("k", k)
         if k > MAX_K:
-            raise IndexLimitError(f"k is {k:,}", MAX_K)
+            raise errors.IndexLimitError(f"k is {k:,}", MAX_K)
         collection = self.spaces.collection(model)
         index_type = self._milvus.index_type(collection)
         used_mode = _resolve_mode(model, index_type, mode)
         parts = [self._registry.expression(where)]
         if exclude is not None:
-            parts.append(f'id != "{id_of(check_key(exclude))}"')
+            parts.append(f'id != "{schema.id_of(records.check_key(exclude))}"')
         condition = " and ".join(part for part in parts if part)
         found = nearest(self._milvus, collection, queries, k, where=condition, index_type=index_type)
         return [Neighbours(neighbours, used_mode) for neighbours in found]
 
-    def _row(self, key: str, fields: Sequence[str], model: VectorModel | None = None) -> Row:
+    def _row(self, key: str, fields: Sequence[str], model: records.VectorModel | None = None) -> schema.Row:
         """Return an image's row. Raises InvalidKeyError, KeyNotFoundError."""
-        row_id = id_of(check_key(key))
+        row_id = schema.id_of(records.check_key(key))
         row = self._milvus.rows(self.spaces.collection(model), [row_id], fields).get(row_id)
         if row is None:
-            raise KeyNotFoundError(key)
+            raise errors.KeyNotFoundError(key)
         return row
 
     def _delete(self, ids: Sequence[str]) -> None:
-        for model in reversed(self.required):
+        for model in reversed(self.spaces.required):
             self._milvus.delete(self.spaces.collection(model), ids)
 
     def _check_writable(self) -> None:
         if self._read_only:
-            raise IndexReadOnlyError(self._milvus.uri, "it was opened for reading only")
+            raise errors.IndexReadOnlyError(self._milvus.uri, "it was opened for reading only")
 
 
-def _resolve_mode(model: VectorModel, index_type: str, requested: Mode | None) -> Mode:
+def _resolve_mode(model: records.VectorModel, index_type: str, requested: Mode | None) -> Mode:
     """Return the mode in which a collection with this type of Milvus index is searched. Raises ModeUnavailableError."""
     if requested == "codes":
-        raise ModeUnavailableError("codes", model.model, reason="An index on Milvus has no binary codes")
+        raise errors.ModeUnavailableError("codes", model.model, reason="An index on Milvus has no binary codes")
     if requested == "exact" and index_type != "FLAT":
         reason = f"The collection's index on Milvus is {index_type}, not FLAT"
-        raise ModeUnavailableError("exact", model.model, reason=reason)
+        raise errors.ModeUnavailableError("exact", model.model, reason=reason)
     return "exact" if index_type == "FLAT" else "fast"

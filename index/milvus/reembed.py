@@ -12,19 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from index.bulk.pipeline import batches, embed
+from index.bulk.pipeline import batches, decode_picture, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.errors import FolderError
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
 from index.milvus.schema import RECORD, Row, collection_of, image_schema, key_of, picture_of, searchable
 from index.records import MilvusAddress, VectorModel, encode_vectors
-from model_store.errors import ImageError
-from model_store.image import inspect_and_prepare
 from model_store.runtime.runner import Runner
 
 _PAGE = 2000
@@ -37,7 +35,7 @@ def reembed_on_milvus(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Callable[[ReembedReport], None] | None = None,
+    progress: Callable[[ReembedReport], None] = lambda _: None,
 ) -> ReembedReport:
     """Compute every image's vector of the runner's model from its stored picture, then search these vectors.
 
@@ -47,7 +45,6 @@ def reembed_on_milvus(
     model = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
     with closing(Milvus(address)) as milvus:
         registry = Registry(milvus)
-        registry.open(create=False)
         active = registry.active
         report = ReembedReport()
         if active is None or active.fingerprint == model.fingerprint:
@@ -57,12 +54,11 @@ def reembed_on_milvus(
         milvus.open(target, image_schema)
         registry.add_model(model)
         with interruptible(report), ThreadPoolExecutor(workers, "fc7-decode") as executor:
-            copy = _CollectionCopy(milvus, source, target, runner=runner, executor=executor, report=report)
+            copy = _CollectionCopy(milvus, source, target, runner, executor, report)
             while outdated := copy.find_outdated():
                 for ids in batches(outdated, batch_size):
                     copy.update(ids)
-                    if progress is not None:
-                        progress(report)
+                    progress(report)
         if not report.interrupted:
             if report.skipped and not report.embedded and not milvus.count(target):
                 raise FolderError(
@@ -72,46 +68,41 @@ def reembed_on_milvus(
         return report
 
 
+@dataclass(slots=True)
 class _CollectionCopy:
-    """Fills one collection from another."""
+    """Fills the collection `target` from `source`. skipped: (id, SHA-256) of the rows that cannot be embedded."""
 
-    def __init__(
-        self,
-        milvus: Milvus,
-        source: str,
-        target: str,
-        *,
-        runner: Runner,
-        executor: ThreadPoolExecutor,
-        report: ReembedReport,
-    ) -> None:
-        self._milvus, self._source, self._target, self._runner = milvus, source, target, runner
-        self._executor, self._report = executor, report
-        self._skipped: set[tuple[str, str]] = set()  # (id, sha256)
+    milvus: Milvus
+    source: str
+    target: str
+    runner: Runner
+    executor: ThreadPoolExecutor
+    report: ReembedReport
+    skipped: set[tuple[str, str]] = field(default_factory=set)
 
     def find_outdated(self) -> list[str]:
         """Delete the target rows that the source no longer has; return the ids of missing and outdated rows."""
-        copied = _rows(self._milvus, self._target)
+        copied = _rows(self.milvus, self.target)
         copy = next(copied, None)
         outdated, deleted = [], []
-        for row in _rows(self._milvus, self._source):
+        for row in _rows(self.milvus, self.source):
             while copy is not None and copy["id"] < row["id"]:
                 deleted.append(copy["id"])
                 copy = next(copied, None)
-            if copy != row and (row["id"], row["sha256"]) not in self._skipped:
+            if copy != row and (row["id"], row["sha256"]) not in self.skipped:
                 outdated.append(row["id"])
             if copy is not None and copy["id"] == row["id"]:
                 copy = next(copied, None)
         deleted += [] if copy is None else [copy["id"], *(row["id"] for row in copied)]
         for ids in batches(deleted, _PAGE):
-            self._milvus.delete(self._target, ids)
-        self._report.total += len(outdated)
+            self.milvus.delete(self.target, ids)
+        self.report.total += len(outdated)
         return outdated
 
     def update(self, ids: Sequence[str]) -> None:
         """Write these rows to the target, with the current content of the source."""
-        rows = self._milvus.rows(self._source, ids, [*RECORD, "picture"])
-        copies = self._milvus.rows(self._target, ids, ["id", "sha256", "vector"])
+        rows = self.milvus.rows(self.source, ids, [*RECORD, "picture"])
+        copies = self.milvus.rows(self.target, ids, ["id", "sha256", "vector"])
         to_embed: list[Row] = []
         ready: list[Row] = []
         for row_id, row in rows.items():
@@ -121,33 +112,20 @@ class _CollectionCopy:
                 ready.append(row | {"vector": copy["vector"]})
             else:
                 to_embed.append(row)
-        pictures: list[NDArray[np.uint8]] = []
-        embedded: list[Row] = []
-        for row, decoded in zip(to_embed, self._executor.map(_decode, to_embed), strict=True):
+        usable = []
+        for row, decoded in zip(to_embed, self.executor.map(decode_picture, map(picture_of, to_embed)), strict=True):
             if isinstance(decoded, str):
-                self._skipped.add((row["id"], row["sha256"]))
-                self._report.skipped.append((key_of(row["id"]), decoded))
+                self.skipped.add((row["id"], row["sha256"]))
+                self.report.skipped.append((key_of(row["id"]), decoded))
             else:
-                pictures.append(decoded)
-                embedded.append(row)
-        if pictures:
-            vectors = encode_vectors(embed(self._runner, pictures)).astype(np.float32)
-            ready += [row | {"vector": vector} for row, vector in zip(embedded, vectors, strict=True)]
-        self._milvus.write(self._target, ready)
-        self._report.embedded += len(ready)
+                usable.append((row, decoded))
+        if usable:
+            vectors = encode_vectors(embed(self.runner, [pixels for _, pixels in usable])).astype(np.float32)
+            ready += [row | {"vector": vector} for (row, _), vector in zip(usable, vectors, strict=True)]
+        self.milvus.write(self.target, ready)
+        self.report.embedded += len(ready)
 
 
 def _rows(milvus: Milvus, collection: str) -> Iterator[Row]:
     for rows in milvus.pages(collection, _COMPARED, size=_PAGE):
         yield from rows
-
-
-def _decode(row: Row) -> NDArray[np.uint8] | str:
-    """Return the picture's pixels, uint8 [256, 256, 3], or the reason why there are none."""
-    picture = picture_of(row)
-    if picture is None:
-        return "its picture is not stored"
-    try:
-        return inspect_and_prepare(picture).pixels
-    except ImageError as error:
-        return f"its stored picture is damaged: {error}"

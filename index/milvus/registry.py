@@ -17,7 +17,7 @@ from index.fields import FieldType
 from index.filters import Where
 from index.milvus.client import Milvus
 from index.milvus.filters import expression, field_id
-from index.milvus.schema import IMAGES_INFIX, META_SUFFIX, collection_of, meta_schema
+from index.milvus.schema import META_SUFFIX, collection_of, meta_schema
 from index.records import Space, VectorModel
 
 _ACTIVE, _IDENTITY, _SPACE, _FIELD = "active", "identity", "space-", "field-"
@@ -27,18 +27,16 @@ _PAGE = 1000
 class Registry:
     """The collection `name`_meta. All methods may be called from any thread, and raise IndexUnreachableError."""
 
-    def __init__(self, milvus: Milvus) -> None:
+    def __init__(self, milvus: Milvus, *, create: bool = False) -> None:
+        """Load the collection. If it does not exist, create it, or raise IndexUnavailableError without `create`."""
         self._milvus = milvus
         self._collection = milvus.name + META_SUFFIX
         self._registered: set[tuple[str, FieldType]] = set()  # fields are never removed, so they can be cached
         self._registering = threading.Lock()
-
-    def open(self, *, create: bool = True) -> None:
-        """Load the collection. If it does not exist, create it, or raise IndexUnavailableError without `create`."""
-        if not create and not self._milvus.has(self._collection):
-            reason = f"there is no index named {self._milvus.name}; create one with fc7 index build DIR"
-            raise IndexUnavailableError(self._milvus.uri, reason)
-        self._milvus.open(self._collection, meta_schema)
+        if not create and not milvus.has(self._collection):
+            reason = f"there is no index named {milvus.name}; create one with fc7 index build DIR"
+            raise IndexUnavailableError(milvus.uri, reason)
+        milvus.open(self._collection, meta_schema)
 
     @property
     def identity(self) -> str:
@@ -74,7 +72,7 @@ class Registry:
         active = self._get(_ACTIVE)
         models = [self.model(each.removeprefix(_SPACE)) for each in self._all(_SPACE)]
         models.sort(key=lambda each: (each.fingerprint != active, each.model))
-        existing = {each for each in self._milvus.collections() if each.startswith(self._milvus.name + IMAGES_INFIX)}
+        existing = self._milvus.collections()
         found: list[Space] = []
         for model in models:
             collection = collection_of(self._milvus.name, model.fingerprint)
@@ -100,10 +98,10 @@ class Registry:
             return ""
         names = {condition.field for condition in where.conditions}
         ids = [_FIELD + field_id(name, kind) for name in names for kind in FieldType]
-        types = _types(row["value"] for row in self._milvus.rows(self._collection, ids, ["id", "value"]).values())
-        if names - types.keys():  # unknown: read all fields, so that the error can suggest a similar name
-            types = _types(self._all(_FIELD).values())
-        return expression(where, types)
+        fields = _fields(row["value"] for row in self._milvus.rows(self._collection, ids, ["id", "value"]).values())
+        if names - fields.keys():  # unknown: read all fields, so that the error can suggest a similar name
+            fields = _fields(self._all(_FIELD).values())
+        return expression(where, fields)
 
     def _get(self, entry: str) -> str | None:
         row = self._milvus.rows(self._collection, [entry], ["id", "value"]).get(entry)
@@ -111,16 +109,16 @@ class Registry:
 
     def _put(self, entries: dict[str, str]) -> None:
         rows = [{"id": entry, "value": value, "vector": [0.0, 0.0]} for entry, value in entries.items()]
-        for start in range(0, len(rows), _PAGE):
-            self._milvus.write(self._collection, rows[start : start + _PAGE])
+        self._milvus.write(self._collection, rows)
 
     def _all(self, prefix: str) -> dict[str, str]:
         pages = self._milvus.pages(self._collection, ["id", "value"], size=_PAGE, where=f'id like "{prefix}%"')
         return {row["id"]: row["value"] for page in pages for row in page}
 
 
-def _types(values: Iterable[str]) -> dict[str, list[FieldType]]:
-    types: dict[str, list[FieldType]] = {}
+def _fields(values: Iterable[str]) -> dict[str, dict[FieldType, int]]:
+    """Return the registered fields for `compared_types`. Milvus has no numbers for them, so these are 0."""
+    fields: dict[str, dict[FieldType, int]] = {}
     for name, kind in map(json.loads, values):
-        types.setdefault(name, []).append(FieldType(kind))
-    return types
+        fields.setdefault(name, {})[FieldType(kind)] = 0
+    return fields

@@ -13,7 +13,6 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -28,18 +27,16 @@ MAX_ROWS = 16_384  # limit of Milvus for one call
 RECORD = ["id", "sha256", "size", "width", "height", "metadata", "added", "updated", "has_picture"]
 STATE = ["id", "sha256", "metadata", "added", "updated", "has_picture"]
 WHOLE = [*RECORD, "picture", "vector"]
-IMAGES_INFIX = "_images_"
 META_SUFFIX = "_meta"
 _VARCHAR = 65_535  # bytes; limit of Milvus for a text
 _PART = 49_149  # bytes of a picture that fit into one text as base64
 _PARTS = 8
 _ID = re.compile(r"([0-9a-f]{2}){1,800}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def collection_of(name: str, fingerprint: str) -> str:
     """Return the name of the collection with the vectors of one model."""
-    return f"{name}{IMAGES_INFIX}{fingerprint[:32]}"
+    return f"{name}_images_{fingerprint[:32]}"
 
 
 def image_schema(milvus: Any) -> Any:
@@ -60,12 +57,7 @@ def image_schema(milvus: Any) -> Any:
     schema.add_field("has_picture", kinds.BOOL)
     # Memory-mapped: no search reads pictures, and they would use more memory than the vectors.
     schema.add_field(
-        "picture",
-        kinds.ARRAY,
-        element_type=kinds.VARCHAR,
-        max_capacity=_PARTS,
-        max_length=_VARCHAR,
-        mmap_enabled=True,
+        "picture", kinds.ARRAY, element_type=kinds.VARCHAR, max_capacity=_PARTS, max_length=_VARCHAR, mmap_enabled=True
     )
     return schema
 
@@ -129,14 +121,4 @@ def vector_of(row: Mapping[str, Any]) -> NDArray[np.float16]:
 
 def record_of(row: Mapping[str, Any]) -> ImageRecord:
     """Return the record of the image in a row."""
-    return ImageRecord(
-        key=key_of(row["id"]),
-        sha256=row["sha256"],
-        size=row["size"],
-        width=row["width"],
-        height=row["height"],
-        metadata=json.loads(row["metadata"]),
-        added=_EPOCH + timedelta(microseconds=row["added"]),
-        updated=_EPOCH + timedelta(microseconds=row["updated"]),
-        has_picture=bool(row["has_picture"]),
-    )
+    return ImageRecord.from_row([key_of(row["id"]), *(row[name] for name in RECORD[1:])])

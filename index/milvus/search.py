@@ -20,12 +20,13 @@ from index.milvus.client import Milvus
 from index.milvus.schema import Row, key_of, vector_of
 from index.records import NearPair, Neighbour
 from index.search.duplicates import near_pairs
+from index.search.searcher import View
 from index.search.segment import Segment
 
 MAX_K = 2000
 _MAX_COMPARED = 100_000
 _MAX_CANDIDATES = 4096  # 67 MB with their vectors; Milvus sends 100 MB at most
-_PAGE = 1000
+_PAGE = 1000  # rows in a call and in a segment
 _ROW_BATCH = 2048  # 16 KB each
 _EXTRA_CANDIDATES = 8  # beyond k, to detect equal distances at the end of the result
 _FIELDS = ["id", "metadata", "vector"]
@@ -57,23 +58,20 @@ def find_near_pairs(
 ) -> Pairs:
     """Return the nearest `limit` pairs at most `threshold` apart, of the images that match `where`."""
     ids: list[str] = []
-    parts: list[NDArray[np.float16]] = []
+    view: View = []
     for rows in milvus.pages(collection, ["id", "vector"], size=_PAGE, where=where):
         if stopped():
             return []
+        segment = Segment(len(rows))
+        segment.append(np.arange(len(ids), len(ids) + len(rows)), np.stack([vector_of(row) for row in rows]))
+        segment.alive[:] = True
+        view.append((segment, segment.alive))
         ids += [row["id"] for row in rows]
-        parts.append(np.stack([vector_of(row) for row in rows]))
         if len(ids) > _MAX_COMPARED:
             raise IndexLimitError(
                 f"More than {_MAX_COMPARED:,} images would have to be compared: use a filter", _MAX_COMPARED
             )
-    segment = Segment(max(1, len(ids)))
-    first = 0
-    for part in parts:
-        segment.append(np.arange(first, first + len(part), dtype=np.int64), part)
-        first += len(part)
-    segment.alive[:first] = True
-    pairs = near_pairs([(segment, segment.alive)], threshold, limit, stopped)
+    pairs = near_pairs(view, threshold, limit, stopped)
     return [NearPair(key_of(ids[first]), key_of(ids[second]), distance) for distance, first, second in pairs]
 
 

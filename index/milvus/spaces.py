@@ -28,7 +28,8 @@ class Spaces:
     missing = None  # `fc7 index reembed` computes the missing vectors: otherwise every replica would compute the same
 
     def __init__(self, milvus: Milvus, *, read_only: bool) -> None:
-        self.registry = Registry(milvus)
+        """Raises IndexUnavailableError if there is no index to read."""
+        self.registry = Registry(milvus, create=not read_only)
         self.writing = threading.Lock()
         self._milvus, self._read_only = milvus, read_only
         self._switching = threading.Lock()
@@ -38,10 +39,8 @@ class Spaces:
     def open(self, options: IndexOptions) -> None:
         """Select the collections to search, and to migrate to, for the model of the options.
 
-        Raises IndexModelError if the vectors are of another model and neither `switch` nor `migrate` is set,
-        IndexUnavailableError if there is no index to read.
+        Raises IndexModelError if the vectors are of another model and neither `switch` nor `migrate` is set.
         """
-        self.registry.open(create=not self._read_only)
         model, active = options.vector_model, self.registry.active
         if active is not None:
             self._milvus.open(self.collection(active), image_schema)
@@ -130,16 +129,13 @@ class Spaces:
 def read_stats_on_milvus(address: MilvusAddress) -> IndexStats:
     """Return the counts of an index, whatever its model. Raises IndexUnavailableError if there is none."""
     with contextlib.closing(Milvus(address)) as milvus:
-        registry = Registry(milvus)
-        registry.open(create=False)
-        active = registry.active
+        active = Registry(milvus).active
         if active is None:
             return stats_of(VectorModel("", ""), 0, "exact")
         collection = collection_of(address.name, active.fingerprint)
         milvus.open(collection, image_schema)
-        return stats_of(
-            active, milvus.count(collection), "exact" if milvus.index_type(collection) == "FLAT" else "fast"
-        )
+        mode = "exact" if milvus.index_type(collection) == "FLAT" else "fast"
+        return stats_of(active, milvus.count(collection), mode)
 
 
 def stats_of(model: VectorModel, count: int, mode: str) -> IndexStats:

@@ -5,29 +5,27 @@ Out of scope: talking to Milvus.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 
 from index.catalog.images import Entry
 from index.milvus.schema import Row, id_of, searchable
-from index.records import AddOutcome
-
-_KEEPS_PICTURE: Final = "keeps"  # marks a row whose picture must be copied from the row stored in Milvus
+from index.records import AddOutcome, now
 
 
 class Upsert:
     """Collects the rows to write, in the order of the added images.
 
     stored: the rows in Milvus, by id, with the fields STATE. missing_vectors: ids without a vector in some collection.
+    kept_pictures: ids of the rows whose picture must be copied from Milvus.
     outcomes: of each add. rows: the rows to write, by id, without their vectors.
     """
 
     def __init__(self, stored: dict[str, Row]) -> None:
         self.stored = stored
         self.missing_vectors: set[str] = set()
+        self.kept_pictures: set[str] = set()
         self.outcomes: list[AddOutcome] = []
         self.rows: dict[str, Row] = {}
         self._entries: dict[str, Entry] = {}
@@ -41,13 +39,8 @@ class Upsert:
         if metadata is None:
             metadata = "{}" if stored is None else str(stored["metadata"])
         new_picture = picture["has_picture"] and stored is not None and not stored["has_picture"]
-        if (
-            stored is not None
-            and same
-            and metadata == stored["metadata"]
-            and not new_picture
-            and row_id not in self.missing_vectors
-        ):
+        complete = not new_picture and row_id not in self.missing_vectors
+        if stored is not None and same and metadata == stored["metadata"] and complete:
             self.outcomes.append(AddOutcome.UNCHANGED)
             return
         time_us = now()
@@ -64,22 +57,20 @@ class Upsert:
         }
         if stored is not None and same and stored["has_picture"] and not picture["has_picture"]:
             row |= {"has_picture": True, "picture": stored.get("picture", [])}
-            row[_KEEPS_PICTURE] = stored.get(_KEEPS_PICTURE, "picture" not in stored)
+            if "picture" not in stored:  # otherwise it was added by this call, or its id is in the set already
+                self.kept_pictures.add(row_id)
+        else:
+            self.kept_pictures.discard(row_id)
         self.outcomes.append(AddOutcome.ADDED if stored is None else AddOutcome.REPLACED)
         self.missing_vectors.discard(row_id)
         self.stored[row_id] = self.rows[row_id] = row
         self._entries[row_id] = entry
 
-    def ids_that_keep_pictures(self) -> list[str]:
-        """Return the ids of the rows whose picture must be copied from Milvus."""
-        return [row_id for row_id, row in self.rows.items() if row.get(_KEEPS_PICTURE)]
-
     def keep_pictures(self, stored: Mapping[str, Row]) -> None:
-        """Copy the pictures of these rows. stored: the rows in Milvus with their pictures, by id."""
-        for row_id, row in self.rows.items():
-            if row.pop(_KEEPS_PICTURE, False):
-                old = stored.get(row_id, {"has_picture": False, "picture": []})
-                row |= {"has_picture": bool(old["has_picture"]), "picture": list(old["picture"])}
+        """Copy the kept pictures. stored: the rows in Milvus with their pictures, by id."""
+        for row_id in self.kept_pictures:
+            old = stored.get(row_id, {"has_picture": False, "picture": []})
+            self.rows[row_id] |= {"has_picture": bool(old["has_picture"]), "picture": list(old["picture"])}
 
     def rows_for(self, fingerprint: str) -> list[Row]:
         """Return the rows with their vectors of one model; none if the images were not embedded with it."""
@@ -88,8 +79,3 @@ class Upsert:
             for row_id, row in self.rows.items()
             if fingerprint in self._entries[row_id].vectors
         ]
-
-
-def now() -> int:
-    """Return the current time in microseconds since 1970, UTC."""
-    return time.time_ns() // 1000

@@ -125,11 +125,7 @@ def hamming_search(bits: NDArray[np.bool_], encode: Callable[[NDArray[np.float32
 
 
 def standard_codes(
-    rows: NDArray[np.float32],
-    bits: int,
-    *,
-    train_on: NDArray[np.int64] | None = None,
-    names: Container[str] = STANDARD,
+    rows: NDArray[np.float32], bits: int, *, train_on: NDArray[np.int64] | None = None, names: Container[str] = STANDARD
 ) -> Iterator[StandardCode]:
     """Yield those codes of FAISS that are in `names`, with `rows` (float32 [n, d]) encoded with this number of bits.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from index.search.searcher import View, live_slots, rows_at
+from index.search.searcher import View, ids_at, live_slots, rows_at
 
 _SAMPLE = 2048
 _AXES = 96
@@ -84,15 +84,15 @@ class _Best:
 
 
 def _refine(view: View, pairs: NDArray[np.int64], bounds: Floats, best: _Best) -> None:
-    """Offer candidate pairs (slots, int64 [2, n, 2]; by ascending squared bound) with exact distances to `best`."""
+    """Offer candidate pairs (slots, int64 [2, n]; by ascending squared bound) with exact distances to `best`."""
     for start in range(0, len(bounds), _EXACT_BATCH):
         if bounds[start] > best.max_distance**2:
             return
         first, second = pairs[:, start : start + _EXACT_BATCH]
         difference = (_floats(view, first) - _floats(view, second)).astype(np.float64)
         distances = np.sqrt(np.einsum("ij,ij->i", difference, difference))
-        for distance, a, b in zip(distances.tolist(), first, second, strict=True):
-            best.offer(distance, _id(view, a), _id(view, b))
+        for pair in zip(distances.tolist(), ids_at(view, first).tolist(), ids_at(view, second).tolist(), strict=True):
+            best.offer(*pair)
 
 
 def _coordinates(view: View, slots: NDArray[np.int64]) -> Floats:
@@ -115,7 +115,3 @@ def _coordinates(view: View, slots: NDArray[np.int64]) -> Floats:
 
 def _floats(view: View, slots: NDArray[np.int64]) -> Floats:
     return rows_at(view, slots).astype(np.float32)
-
-
-def _id(view: View, slot: NDArray[np.int64]) -> int:
-    return int(view[slot[0]][0].ids[slot[1]])

@@ -41,7 +41,8 @@ _BATCH = 1024
 _RANK_BATCH = 32  # rows of 4,096 float64 values that fit into the processor's cache
 
 
-# The segments and a copy of their alive flags: the state of a searcher at one moment.
+# The segments and a copy of their alive flags: the state of a searcher at one moment. A row is addressed by its slot:
+# the segment's number in the view x SEGMENT_ROWS, plus the row's number in the segment.
 View = list[tuple[Segment, NDArray[np.bool_]]]
 
 
@@ -134,9 +135,8 @@ class Searcher:
 
     def ids(self) -> NDArray[np.int64]:
         """Return the ids of all live vectors, ascending."""
-        with self._lock:
-            parts = [segment.ids[: segment.count][segment.alive[: segment.count]] for segment in self._segments]
-        return np.concatenate([*parts, np.empty(0, np.int64)])
+        view = self.view()
+        return ids_at(view, live_slots(view))
 
     def sample(self, limit: int, *, seed: int = 0) -> NDArray[np.float16]:
         """Return up to `limit` random live rows without repetition, float16 [n, 4096]."""
@@ -225,8 +225,7 @@ class Searcher:
             best = slots[row][order]
             if mode != "codes":
                 return _rank(view, floats[row], _nearest_in_float32(view, floats[row], best, k), k)
-            ids = np.array([view[slot // SEGMENT_ROWS][0].ids[slot % SEGMENT_ROWS] for slot in best], np.int64)
-            return Hits(ids, distances[row][order].astype(np.float64))
+            return Hits(ids_at(view, best), distances[row][order].astype(np.float64))
 
         return list(self._pool.map(finish, range(len(floats))))
 
@@ -255,10 +254,7 @@ class Searcher:
             return [(segment, segment.alive[: segment.count].copy()) for segment in self._segments]
 
     def _scan(self, view: View, queries: NDArray[np.float32], k: int, mode: Mode = "exact") -> Found:
-        """Return the best `k` of each segment side by side: distances, and slots as segment number x rows + row."""
-
-        def scan(numbers: range) -> list[Found]:
-            return [scan_segment(number) for number in numbers]
+        """Return the best `k` of each segment side by side: distances and slots."""
 
         def scan_segment(number: int) -> Found:
             segment, alive = view[number]
@@ -272,7 +268,8 @@ class Searcher:
         # Scanning the codes of one segment takes no longer than a task switch, so each task scans several.
         size = 1 if mode == "exact" else -(-len(view) // self._threads)
         tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
-        parts = [part for result in self._pool.map(scan, tasks) for part in result]
+        results = self._pool.map(lambda numbers: [scan_segment(number) for number in numbers], tasks)
+        parts = [part for result in results for part in result]
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
 
     def _find(self, vector_id: int) -> tuple[Segment, int] | None:
@@ -311,20 +308,33 @@ class Searcher:
 
 
 def live_slots(view: View) -> NDArray[np.int64]:
-    """Return the slots of all live rows, int64 [n, 2]: segment number and row."""
-    parts = [
-        np.column_stack([np.full(int(alive.sum()), n), np.flatnonzero(alive)]) for n, (_, alive) in enumerate(view)
-    ]
-    return np.concatenate([np.empty((0, 2), np.int64), *parts])
+    """Return the slots of all live rows, int64 [n]."""
+    parts = [np.flatnonzero(alive) + number * SEGMENT_ROWS for number, (_, alive) in enumerate(view)]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def rows_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.float16]:
-    """Return the rows at `slots`, int64 [n, 2] -> float16 [n, 4096]."""
+    """Return the rows at `slots`, int64 [n] -> float16 [n, 4096]."""
     rows = np.empty((len(slots), DIMENSIONS), np.float16)
-    for number in np.unique(slots[:, 0]):
-        here = slots[:, 0] == number
-        rows[here] = view[number][0].rows[slots[here, 1]]
+    for segment, offsets, here in _by_segment(view, slots):
+        rows[here] = segment.rows[offsets]
     return rows
+
+
+def ids_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the vector ids at `slots`, int64 [n] -> int64 [n]."""
+    ids = np.empty(len(slots), np.int64)
+    for segment, offsets, here in _by_segment(view, slots):
+        ids[here] = segment.ids[offsets]
+    return ids
+
+
+def _by_segment(view: View, slots: NDArray[np.int64]) -> Iterator[tuple[Segment, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield each segment that has some of the slots, the rows of these slots in it, and their positions in `slots`."""
+    numbers, offsets = np.divmod(slots, SEGMENT_ROWS)
+    for number in np.unique(numbers):
+        here = np.flatnonzero(numbers == number)
+        yield view[number][0], offsets[here], here
 
 
 def restrict(view: View, ids: NDArray[np.int64]) -> View:
@@ -351,35 +361,20 @@ def _nearest_in_float32(view: View, query: NDArray[np.float32], slots: NDArray[n
 
     This takes a tenth of the time of `_rank`, which then has fewer candidates.
     """
-    numbers, offsets = slots // SEGMENT_ROWS, slots % SEGMENT_ROWS
-    order = np.argsort(numbers, kind="stable")
-    numbers, offsets = numbers[order], offsets[order]
-    bounds = np.searchsorted(numbers, np.arange(len(view) + 1))
-    rows = np.concatenate(
-        [
-            segment.rows[offsets[start:end]]
-            for (segment, _), start, end in zip(view, bounds[:-1], bounds[1:], strict=True)
-            if end > start
-        ]
-    )
-    squared, found = rows_nearest(rows, query)
+    squared, found = rows_nearest(rows_at(view, slots), query)
     within = np.searchsorted(squared, squared[min(k, len(squared)) - 1] * (1 + _TIE), side="right")
-    return slots[order[found[:within]]]
+    return slots[found[:within]]
 
 
 def _rank(view: View, query: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Hits:
     """Sort candidates by distance in float64; keep the first `k` and all that tie with the last of them."""
-    ids = np.empty(len(slots), np.int64)
+    ids = ids_at(view, slots)
     squared = np.empty(len(slots))
-    numbers, offsets = slots // SEGMENT_ROWS, slots % SEGMENT_ROWS
-    for number in np.unique(numbers):
-        segment, here = view[number][0], np.flatnonzero(numbers == number)
-        ids[here] = segment.ids[offsets[here]]
-        for start in range(0, len(here), _RANK_BATCH):
-            batch = here[start : start + _RANK_BATCH]
-            # float32 is precise enough for differences of float16 values, but not for the sum of their squares.
-            differences = (segment.rows[offsets[batch]].astype(np.float32) - query).astype(np.float64)
-            squared[batch] = np.einsum("ij,ij->i", differences, differences)
+    for start in range(0, len(slots), _RANK_BATCH):
+        batch = slice(start, start + _RANK_BATCH)
+        # float32 is precise enough for differences of float16 values, but not for the sum of their squares.
+        differences = (rows_at(view, slots[batch]).astype(np.float32) - query).astype(np.float64)
+        squared[batch] = np.einsum("ij,ij->i", differences, differences)
     distances = np.sqrt(squared)
     order = np.lexsort((ids, distances))
     ids, distances = ids[order], distances[order]

@@ -12,7 +12,6 @@ Otherwise:
 
 Guarantees: the same seed and vectors give the same net on the same machine. The bits of an exported encoder are
 compared with those of the trained net.
-Out of scope: reading an index, searching, and choosing the number of bits.
 References: Krizhevsky and Hinton, Using very deep autoencoders for content-based image retrieval, ESANN 2011. Section
 6.1 of the paper proposes an autoencoder for the activations.
 """
@@ -113,7 +112,7 @@ class TrainedCodes:
 
 
 def train_codes(
-    vectors: NDArray[np.float16] | NDArray[np.float32], options: CodeOptions, progress: Progress | None = None
+    vectors: NDArray[np.float16] | NDArray[np.float32], options: CodeOptions, progress: Progress = lambda *_: None
 ) -> TrainedCodes:
     """Train on vectors, [n, inputs], n >= 2. Uses bfloat16 if the processor supports it. Raises NonFiniteLossError."""
     generator = torch.Generator().manual_seed(options.seed)
@@ -152,8 +151,7 @@ def train_codes(
         optimizer.step()
         schedule.step()
         recent.append(error.item())
-        if progress is not None:
-            progress(step + 1, steps, recent[-1])
+        progress(step + 1, steps, recent[-1])
     return TrainedCodes(net.eval(), float(np.mean(recent)))
 
 
@@ -197,13 +195,10 @@ def export_codes(net: AutoEncoder, sample: NDArray[np.float16] | NDArray[np.floa
             bias = bias - net.balance.running_mean.numpy()  # dividing by the deviation would not change the signs
         name = OUTPUT if last else f"layer{number + 1}"
         tensors += [numpy_helper.from_array(weight, f"{name}.weight"), numpy_helper.from_array(bias, f"{name}.bias")]
-        nodes.append(
-            helper.make_node(
-                "Gemm", [previous, f"{name}.weight", f"{name}.bias"], [name if last else f"{name}.sum"], transB=1
-            )
-        )
+        inputs, total = [previous, f"{name}.weight", f"{name}.bias"], name if last else f"{name}.sum"
+        nodes.append(helper.make_node("Gemm", inputs, [total], transB=1))
         if not last:
-            nodes.append(helper.make_node("Relu", [f"{name}.sum"], [name]))
+            nodes.append(helper.make_node("Relu", [total], [name]))
         previous = name
     graph = helper.make_graph(
         nodes,

@@ -2,7 +2,6 @@
 
 Guarantees: every image is counted once, either as seen or as skipped with the reason. Views (section 4.1) and nets
 (section 6) are averaged after the softmax. Ties are broken as in serving (`top_k`). Classes are matched by label.
-Out of scope: training, printing, and keeping images in memory.
 References: the paper, sections 1 (top-5), 4.1 and 6.
 """
 
@@ -76,6 +75,13 @@ class SplitImages:
                 yield loaded.pixels, image.label
         self.sha256 = digest.hexdigest()
 
+    def batches(self, size: int) -> Iterator[tuple[NDArray[np.uint8], tuple[str, ...]]]:
+        """Yield (pixels uint8 [n, 256, 256, 3], labels) for `size` images at a time; the last batch can be smaller."""
+        remaining = iter(self)
+        while batch := list(islice(remaining, size)):
+            pixels, labels = zip(*batch, strict=True)
+            yield np.stack(pixels), labels
+
     def sample(self, count: int) -> NDArray[np.uint8]:
         """Return at most `count` images spread over all classes, prepared, uint8 [n, 256, 256, 3].
 
@@ -85,27 +91,22 @@ class SplitImages:
         tried = [load_image(image) for image in self.files[::step][:count]]
         pixels = [loaded.pixels for loaded in tried if not isinstance(loaded, Skipped)]
         if not pixels:
-            reasons = next(loaded.reason for loaded in tried if isinstance(loaded, Skipped))
-            raise DatasetError(f"None of the {len(tried)} sampled images in {self.folder} can be read: {reasons}")
+            reason = next(loaded.reason for loaded in tried if isinstance(loaded, Skipped))
+            raise DatasetError(f"None of the {len(tried)} sampled images in {self.folder} can be read: {reason}")
         return np.stack(pixels)
 
 
 class Predictor(Protocol):
-    """A net that can be evaluated: in torch, as a published version, or as a graph before it is published."""
+    """A net that can be evaluated. `name` is shown in reports. `labels` are in the order of the probabilities."""
 
-    @property
-    def name(self) -> str:
-        """The name shown in reports."""
+    name: str
+    labels: tuple[str, ...]
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes, in the order of the probabilities."""
-
-    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Classify crops, uint8 [n, 224, 224, 3] -> float32 [n, classes]."""
+    def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Crops, uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TorchPredictor:
     """A net in torch (float32), with its mean image, float32 [256, 256, 3]."""
 
@@ -122,35 +123,17 @@ class TorchPredictor:
             logits, fc7 = self.net.eval().forward_both(torch.from_numpy(centered).permute(0, 3, 1, 2).contiguous())
             return logits.softmax(1).numpy(), fc7.numpy()
 
-    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [n, 224, 224, 3] -> float32 [n, classes]."""
-        return self.both(pixels)[0]
 
-
-@dataclass(frozen=True, slots=True)
 class RunnerPredictor:
-    """A published version, run as in serving."""
+    """A published version, run as in serving. Its name is like "solar:1"."""
 
-    runner: Runner
-
-    @property
-    def name(self) -> str:
-        """Name and version: "solar:1"."""
-        return self.runner.artifact.id
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes in its manifest."""
-        return self.runner.artifact.labels
+    def __init__(self, runner: Runner) -> None:
+        self.name, self.labels, self._runner = runner.artifact.id, runner.artifact.labels, runner
 
     def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
-        outputs = self.runner.run(pixels)
+        outputs = self._runner.run(pixels)
         return outputs.probabilities, outputs.fc7
-
-    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [n, 224, 224, 3] -> float32 [n, classes]."""
-        return self.both(pixels)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +229,12 @@ def evaluate(
     index_of = {label: index for index, label in enumerate(labels)}
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     top5_wrong = np.zeros(len(labels), np.int64)
-    batch = max(1, BATCH_ROWS // view_count)
-    for pixels, names in _batches(images, batch):
+    for pixels, names in images.batches(max(1, BATCH_ROWS // view_count)):
         truth = np.array([_index(name, index_of) for name in names])
         rows = views(pixels, view_count)
         total = np.zeros((len(truth), len(labels)), np.float32)
         for predictor, order in zip(predictors, orders, strict=True):
-            total += average_views(predictor.probabilities(rows)[:, order], view_count)
+            total += average_views(predictor.both(rows)[0][:, order], view_count)
         # The sum gives the same ranking as the mean.
         best, _ = top_k(total, min(TOP, len(labels)))
         np.add.at(confusion, (truth, best[:, 0]), 1)
@@ -290,10 +272,3 @@ def _index(label: str, index_of: dict[str, int]) -> int:
         known = ", ".join(list(index_of)[:20])
         raise DatasetError(f"The data has class {label!r}, which the net does not have. Classes of the net: {known}.")
     return index_of[label]
-
-
-def _batches(images: SplitImages, size: int) -> Iterator[tuple[NDArray[np.uint8], tuple[str, ...]]]:
-    iterator = iter(images)
-    while batch := list(islice(iterator, size)):
-        pixels, names = zip(*batch, strict=True)
-        yield np.stack(pixels), names

@@ -32,11 +32,10 @@ from torch.nn import functional
 
 from model_store.cores import usable_cores
 from model_store.errors import CheckpointError, DatasetError
-from model_store.training.data.augment import Augmenter, epoch_order
+from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.dataset import Dataset, ImageSet
 from model_store.training.data.image_file import write_skipped
 from model_store.training.data.loader import batches, open_data
-from model_store.training.data.mixup import mix
 from model_store.training.device import autocast_dtype, environment_versions, preserved_rng
 from model_store.training.distributed.data_parallel import DataParallel, require_divisible
 from model_store.training.distributed.group import Group
@@ -46,19 +45,11 @@ from model_store.training.optim import build_schedule, set_rate
 from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
+from model_store.training.runs import run as run_folder
 from model_store.training.runs.checkpoint import Position, non_finite_error
 from model_store.training.runs.fine_tuning import Parent, child_architecture
 from model_store.training.runs.metrics_log import LOG_EVERY, SENT_PREFIX, MetricsLog
-from model_store.training.runs.run import (
-    CHECKPOINT_FILE,
-    MODEL_FILE,
-    RunInfo,
-    new_run_folder,
-    read_info,
-    read_metrics,
-    write_info,
-    write_statistics,
-)
+from model_store.training.runs.run import RunInfo, read_metrics
 
 DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels, enough for about 10,900 images
 VALIDATION_BATCH: Final = 64
@@ -171,7 +162,8 @@ def resume(
     resources, reporter = resources or Resources(), reporter or Reporter()
     group = resources.group
     # Only the first process needs the run's folder. The others may be on machines that do not have it.
-    info, finished, has_checkpoint = group.broadcast(_read_state(run) if group.first else None)
+    state = (run_folder.read_info(run), *run_folder.has_weights(run)) if group.first else None
+    info, finished, has_checkpoint = group.broadcast(state)
     resources.require_fit(info.architecture, info.recipe)
     if recipe is not None and recipe != info.recipe:
         old, new = info.recipe.to_dict(), recipe.to_dict()
@@ -200,22 +192,16 @@ def resume(
         return _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).resume()
 
 
-def _read_state(run: Path) -> tuple[RunInfo, bool, bool]:
-    """Return the description of a run, whether it is finished, and whether it has a checkpoint."""
-    return read_info(run), (run / MODEL_FILE).exists(), (run / CHECKPOINT_FILE).exists()
-
-
 def _create_run(home: Path, info: RunInfo, dataset: Dataset) -> Path:
-    run = new_run_folder(home, info.name)
-    write_statistics(run, dataset.statistics)
+    run = run_folder.new_run_folder(home, info.name)
+    run_folder.write_statistics(run, dataset.statistics)
     write_skipped(run, dataset.skipped)
-    write_info(run, info)
+    run_folder.write_info(run, info)
     return run
 
 
 def _last_val_error(run: Path) -> float | None:
-    errors = [record["val_error"] for record in read_metrics(run) if "val_error" in record]
-    return errors[-1] if errors else None
+    return next((record["val_error"] for record in reversed(read_metrics(run)) if "val_error" in record), None)
 
 
 class _Trainer:
@@ -247,7 +233,7 @@ class _Trainer:
         if parent is not None:
             last = "fc8 too, because the classes are the same" if copied_last else "except fc8, whose classes differ"
             self._reporter.note(f"The initial weights are those of {parent.name} ({last}).")
-        return self._train_epochs(Position(0, 0, 0, 0.0, 0, 0.0, self._schedule.state()))
+        return self._train_epochs(Position(schedule=self._schedule.state()))
 
     def resume(self) -> Result:
         position = self._scheme.restore(self._run)
@@ -270,7 +256,7 @@ class _Trainer:
                 if log is not None:
                     log.write(record)
                 self._reporter.epoch(record)
-                position = Position(position.step, position.epoch + 1, 0, 0.0, 0, 0.0, self._schedule.state())
+                position = Position(position.step, position.epoch + 1, schedule=self._schedule.state())
                 if training and position.epoch < self._recipe.epochs:
                     self._scheme.checkpoint(self._run, position)
         self._scheme.finish(self._run, position.step)
@@ -333,7 +319,7 @@ class _Trainer:
         # This process's part of the mean over the whole batch, so that the gradients of all processes add up.
         smoothing = self._recipe.label_smoothing
         loss = functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing) / count
-        mean_loss, wrong = self._scheme.sum([loss.item(), int((logits.argmax(1) != labels).sum())])
+        mean_loss, wrong = self._scheme.group.sum([loss.item(), int((logits.argmax(1) != labels).sum())])
         if not math.isfinite(mean_loss):
             raise non_finite_error(self._run, key[0] * self._batches + key[1])
         self._scheme.optimizer.zero_grad(set_to_none=True)
@@ -374,8 +360,8 @@ class _Trainer:
     def _validate(self, images: ImageSet) -> dict[str, float]:
         """Return the loss and errors over the central crops. Every image counts once."""
         self._scheme.module.eval()
-        first, step = self._scheme.validation_share()
-        own = np.arange(first, len(images), step)
+        group = self._scheme.group
+        own = np.arange(group.rank, len(images), group.world)
         order = np.split(own, range(VALIDATION_BATCH, len(own), VALIDATION_BATCH)) if len(own) else []
         loss, wrong, wrong5, counted = 0.0, 0, 0, 0
         with closing(batches(images, order)) as inputs:
@@ -387,8 +373,8 @@ class _Trainer:
                 wrong += int((~correct[:, 0]).sum())
                 wrong5 += int((~correct.any(1)).sum())
                 counted += len(labels)
-        loss, *counts = self._scheme.sum([loss, wrong, wrong5, counted])
-        if counts[2] != len(images):
-            raise DatasetError(f"Only {counts[2]:.0f} of {len(images)} validation images were counted.")
+        loss, *counts = group.sum([loss, wrong, wrong5, counted])
         wrong, wrong5, counted = (int(value) for value in counts)
+        if counted != len(images):
+            raise DatasetError(f"Only {counted} of {len(images)} validation images were counted.")
         return {"val_loss": loss / counted, "val_error": wrong / counted, "val_top5_error": wrong5 / counted}

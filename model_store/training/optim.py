@@ -2,15 +2,13 @@
 
 Guarantees: the paper's update rule is implemented literally (its velocity includes the learning rate), besides torch's.
 The state of a schedule is a small dict, which checkpoints store.
-Out of scope: the highest learning rate, which the recipe defines.
 References: the paper, section 5; layers-145.cfg (biases); Smith 2018 (one cycle); He et al. 2019 (cosine).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
@@ -27,14 +25,9 @@ class PaperSGD(torch.optim.Optimizer):
     torch's SGD does not include the rate in v, so the two differ in the steps after the rate changes.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (closures are not supported)
         """Update every weight that has a gradient."""
-        if closure is not None:
-            raise ValueError("PaperSGD does not support closures.")
         for group in self.param_groups:
             rate, decay = group["lr"], group["weight_decay"]
             for weight in group["params"]:
@@ -52,17 +45,14 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer for `net`. Weights and biases are separate groups; `set_rate` sets their rates."""
     weights = [value for name, value in net.named_parameters() if not name.endswith(".bias")]
     biases = [value for name, value in net.named_parameters() if name.endswith(".bias")]
+    rate, momentum, decay = recipe.highest_rate, recipe.momentum, recipe.weight_decay
+    bias_decay = decay if recipe.decay_biases else 0.0
     groups = [
         {"params": weights, "factor": 1.0},
-        {
-            "params": biases,
-            "factor": recipe.bias_rate_factor,
-            "weight_decay": recipe.weight_decay if recipe.decay_biases else 0.0,
-        },
+        {"params": biases, "factor": recipe.bias_rate_factor, "weight_decay": bias_decay},
     ]
-    rate, momentum, decay = recipe.highest_rate, recipe.momentum, recipe.weight_decay
     if recipe.update == "paper":
-        return PaperSGD(groups, rate, momentum, decay)
+        return PaperSGD(groups, {"lr": rate, "momentum": momentum, "weight_decay": decay})
     return torch.optim.SGD(groups, rate, momentum, weight_decay=decay, fused=True)
 
 

@@ -22,23 +22,32 @@ from model_store.training.runs.fine_tuning import Parent
 from model_store.training.runs.run import find_run, load_run
 
 
+def find_run_folder(home: Path, reference: str) -> Path | None:
+    """Return the folder of the newest run `reference`, or None for `name:version` or if only a version has that name.
+
+    Raises CheckpointError if neither a run nor a version has that name.
+    """
+    if ":" in reference:
+        return None
+    try:
+        return find_run(home, reference)
+    except CheckpointError:
+        if any(artifact.name == reference for artifact in ModelStore(home).list()):
+            return None
+        raise
+
+
 def find_parent(home: Path, reference: str) -> Parent:
     """Return the version `name:version`, the newest run `reference`, or (if there is none) the newest version.
 
     Raises ModelNotFoundError or CheckpointError if it does not exist, or CheckpointError if the version's manifest does
     not describe its architecture.
     """
-    store = ModelStore(home)
-    if ":" in reference:
-        return _from_version(store.resolve(reference))
-    try:
-        folder = find_run(home, reference)
-    except CheckpointError:
-        if any(artifact.name == reference for artifact in store.list()):
-            return _from_version(store.resolve(reference))
-        raise
+    folder = find_run_folder(home, reference)
+    if folder is None:
+        return _from_version(ModelStore(home).resolve(reference))
     run = load_run(folder)
-    return Parent(folder.resolve().name, run.info.architecture, run.classes, run.network.state_dict())
+    return Parent(folder.resolve().name, run.info.architecture, run.info.classes, run.network.state_dict())
 
 
 def _from_version(artifact: Artifact) -> Parent:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -25,6 +24,7 @@ Precision = Literal["auto", "bfloat16", "float32"]
 # with alpha divided by the number of maps in the sum, as in the original code.
 Normalisation = Literal["paper", "towers", "original"]
 _ORIGINAL_ALPHA: Final = 1e-4 / 5  # layers-145.cfg divides alpha by the five maps of the sum
+_BUILT_IN: Final = Path(__file__).with_name("recipes")
 
 
 def _within(default: float, low: float, high: float) -> Any:
@@ -76,10 +76,8 @@ class Recipe:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for spec in fields(self):
-            value = getattr(self, spec.name)
-            object.__setattr__(
-                self, spec.name, _checked(spec.name, value, hints[spec.name], spec.metadata.get("range"))
-            )
+            value = _checked(spec.name, getattr(self, spec.name), hints[spec.name], spec.metadata.get("range"))
+            object.__setattr__(self, spec.name, value)
 
     def architecture(self, classes: int) -> Architecture:
         """Return the net of this recipe for `classes` classes."""
@@ -123,31 +121,25 @@ class Recipe:
 def load_recipe(name_or_path: str) -> Recipe:
     """Load a recipe by name (see `recipe_names`) or from a TOML file. Raises RecipeError."""
     path = Path(name_or_path)
-    if path.suffix == ".toml":
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"Recipe {path} cannot be read: {error}.") from error
-    elif name_or_path in recipe_names():
-        text = (_recipes() / f"{name_or_path}.toml").read_text(encoding="utf-8")
-    else:
-        names = ", ".join(recipe_names())
-        raise RecipeError(f"There is no recipe {name_or_path!r}. Use one of {names}, or the path of a .toml file.")
+    if path.suffix != ".toml":
+        names = recipe_names()
+        if name_or_path not in names:
+            raise RecipeError(
+                f"There is no recipe {name_or_path!r}. Use one of {', '.join(names)}, or the path of a .toml file."
+            )
+        path = _BUILT_IN / f"{name_or_path}.toml"
     try:
-        values = tomllib.loads(text)
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"Recipe {name_or_path} is not valid TOML: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Recipe {path} cannot be read: {error}.") from error
     return Recipe.from_dict({"name": path.stem, **values}, source=f"recipe {name_or_path}")
 
 
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the built-in recipes."""
-    files = (entry.name for entry in _recipes().iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml")))
-
-
-def _recipes() -> Any:
-    return resources.files("model_store.training") / "recipes"
+    return tuple(sorted(path.stem for path in _BUILT_IN.glob("*.toml")))
 
 
 def _from_text(text: str) -> bool | int | float | str:

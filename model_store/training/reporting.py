@@ -1,7 +1,4 @@
-"""Progress of a training run on the terminal (Rich).
-
-Out of scope: deciding what deserves a warning (the training loop), and the metrics log (runs/metrics_log.py).
-"""
+"""Progress of a training run on the terminal (Rich)."""
 
 from __future__ import annotations
 
@@ -35,8 +32,8 @@ class Reporter:
 class TerminalReporter(Reporter):
     """Shows progress bars, and a line for each epoch. Use it as a context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

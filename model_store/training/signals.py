@@ -1,7 +1,4 @@
-"""Graceful shutdown: the first Ctrl-C or SIGTERM requests a stop, the second one interrupts immediately.
-
-Out of scope: stopping the work. The worker checks the event.
-"""
+"""Graceful shutdown: the first Ctrl-C or SIGTERM requests a stop, the second one interrupts immediately."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 Guarantees: the first Ctrl-C or SIGTERM stops the run with a checkpoint after the current step, the second one
 immediately without a checkpoint. The exit code is 0 if the run is finished, 130 if it was stopped.
-Out of scope: the typed options of `fc7 train` (service/cli/training/train.py).
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,8 +32,6 @@ from model_store.training.signals import stop_on_signals
 
 STOPPED: Final = 130
 DEFAULT_RECIPE: Final = "small"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +58,11 @@ def run_command(request: Request, environment: Mapping[str, str] | None = None) 
 
     environment: variables of the process, in which torchrun describes the other processes. None: a single process.
     """
-    with join_group(environment or {}, request.device) as group:
-        result = with_terminal(lambda reporter, stop: _run(request, group, reporter, stop), quiet=not group.first)
-        reporter = TerminalReporter() if group.first else Reporter()
+    with (
+        join_group(environment or {}, request.device) as group,
+        terminal(quiet=not group.first) as (reporter, stop),
+    ):
+        result = _run(request, group, reporter, stop)
     if not result.finished:
         reporter.note(
             f"Stopped. The checkpoint is in {result.run}. To continue, run: fc7 train --resume --name {request.name}"
@@ -111,17 +110,19 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
     )
 
 
-def with_terminal(work: Callable[[Reporter, threading.Event], T], *, quiet: bool = False) -> T:
-    """Run `work` with progress bars and a stop event, which the first Ctrl-C or SIGTERM sets. Returns its result.
+@contextmanager
+def terminal(*, quiet: bool = False) -> Iterator[tuple[Reporter, threading.Event]]:
+    """Yield a reporter with progress bars, and a stop event, which the first Ctrl-C or SIGTERM sets.
 
     quiet: show nothing, because another process shows the progress.
     """
     keep_freed_memory()
-    with ExitStack() as stack:
-        reporter = Reporter() if quiet else stack.enter_context(TerminalReporter())
-        message = "Stopping after this step. Press Ctrl-C again to stop immediately, without a checkpoint."
-        stop = stack.enter_context(stop_on_signals(lambda: reporter.note(message)))
-        return work(reporter, stop)
+    message = "Stopping after this step. Press Ctrl-C again to stop immediately, without a checkpoint."
+    with (
+        nullcontext(Reporter()) if quiet else TerminalReporter() as reporter,
+        stop_on_signals(lambda: reporter.note(message)) as stop,
+    ):
+        yield reporter, stop
 
 
 def mebibytes(text: str) -> int:

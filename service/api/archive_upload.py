@@ -8,15 +8,14 @@ Out of scope: adding the images (`service.indexing.archive_import`).
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from pathlib import Path
-from typing import BinaryIO
 
 from starlette.requests import Request
 
 from index.bulk.archive import count_images
 from index.errors import translate_os_error
+from model_store.durable import sync
 from service.api.upload import media_type, read_body
 from service.errors import BodyTypeError
 from service.indexing.archive_import import archive_limits
@@ -66,12 +65,7 @@ async def _store(request: Request, path: Path, limit: int, timeout_s: float) -> 
                 if len(buffer) >= _BUFFER_BYTES:
                     await asyncio.to_thread(file.write, bytes(buffer))
                     buffer.clear()
-            await asyncio.to_thread(_write_and_sync, file, buffer)
+            await asyncio.to_thread(file.write, buffer)
+        await asyncio.to_thread(sync, path)
     except OSError as error:
         raise translate_os_error(error, path.parent) from error
-
-
-def _write_and_sync(file: BinaryIO, data: bytearray) -> None:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())

@@ -33,15 +33,15 @@ class Keyring:
         self._keys = tuple((_digest(key.secret.get_secret_value()), key.scope) for key in keys)
         self._anonymous = None if keys and not allow_anonymous else Scope.READ if keys else Scope.ADMIN
 
-    def check(self, secret: str | None, needed: Scope, origin: str | None) -> None:
-        """Raise UnauthorizedError or ForbiddenError unless `secret` (None: no key was sent) has the scope `needed`.
-
-        origin: the browser's `Sec-Fetch-Site` header; None if the client is not a browser.
-        """
-        if secret is None:
+    def check(self, request: Request, needed: Scope) -> None:
+        """Raise UnauthorizedError or ForbiddenError unless the request's key has the scope `needed`."""
+        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        bearer = credentials.strip() if scheme.lower() == "bearer" else ""
+        secret = bearer or request.headers.get("x-api-key")
+        if not secret:
             if self._anonymous is None or (self._anonymous < needed and self._keys):
                 raise UnauthorizedError
-            if needed > Scope.READ and origin not in (None, "same-origin", "none"):
+            if needed > Scope.READ and request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
                 raise ForbiddenError("Pages of other web sites cannot change anything without an API key.")
             return
         scope = self._scope_of(secret)
@@ -69,18 +69,9 @@ def require(needed: Scope) -> Callable[..., Awaitable[None]]:
     async def check(
         request: Request, _bearer: Annotated[object, Security(_BEARER)], _header: Annotated[object, Security(_HEADER)]
     ) -> None:
-        check_key(request, needed)
+        request.app.state.keyring.check(request, needed)
 
     return check
-
-
-def check_key(request: Request, needed: Scope) -> None:
-    """Raise UnauthorizedError or ForbiddenError unless the request's key has the scope `needed`."""
-    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    bearer = credentials.strip() if scheme.lower() == "bearer" else ""
-    keyring: Keyring = request.app.state.keyring
-    secret = bearer or request.headers.get("x-api-key") or None
-    keyring.check(secret, needed, request.headers.get("sec-fetch-site"))
 
 
 def check_binding(settings: Settings) -> None:

@@ -9,7 +9,6 @@ References: RFC 7396 (JSON Merge Patch).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -19,20 +18,19 @@ from index.records import MAX_METADATA_DEPTH
 from service.api.upload import media_type, read_body
 from service.errors import BodyMalformedError, BodyTypeError
 
-MERGE_PATCH = "application/merge-patch+json"
-JSON = "application/json"
-MAX_DOCUMENT_BYTES = 64 * 1024
+PATCH_TYPES = ("application/merge-patch+json", "application/json")
+_MAX_BYTES = 64 * 1024
 
 
-async def receive_document(request: Request, accepted: Sequence[str], timeout_s: float) -> dict[str, Any]:
-    """Read a JSON object of at most 64 KiB whose Content-Type is one of `accepted`.
+async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
+    """Read a JSON object of at most 64 KiB whose Content-Type is in `PATCH_TYPES`.
 
     Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError, BodyMalformedError, ClientGoneError.
     """
     kind = media_type(request)
-    if kind not in accepted:
-        raise BodyTypeError(kind, f"Send {' or '.join(accepted)}.")
-    data = b"".join([chunk async for chunk in read_body(request, MAX_DOCUMENT_BYTES, timeout_s)])
+    if kind not in PATCH_TYPES:
+        raise BodyTypeError(kind, f"Send {' or '.join(PATCH_TYPES)}.")
+    data = b"".join([chunk async for chunk in read_body(request, _MAX_BYTES, timeout_s)])
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ import asyncio
 import re
 import time
 import uuid
+from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -145,11 +146,9 @@ class LingeringClose:
             await send(message)
 
         async def drain() -> None:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER_S):
                     while unread:
                         await receive_counted()
-            except TimeoutError:
-                return
 
         await self._app(scope, receive_counted, send_and_drain)

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.artifact import Artifact
 from model_store.image import CROP
 from model_store.runtime.runner import Outputs, top_k
 from service.errors import BodyEncodingError, BodyMalformedError, BodyTooLargeError, TooManyImagesError
@@ -32,8 +33,9 @@ OUTPUTS: Final = (PROBABILITIES, FC7)
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 EXTENSIONS: Final = ("binary_tensor_data", "classification")
 
-_VIEW: Final = (CROP, CROP, 3)
 _DATATYPES: Final = {PIXELS: "UINT8", IMAGE: "BYTES"}
+_SHAPES: Final = {PIXELS: f"[N, {CROP}, {CROP}, 3]", IMAGE: "[N] or [N, 1]"}
+_SHAPES_OF_ONE: Final = {PIXELS: ([CROP, CROP, 3],), IMAGE: ([], [1])}  # the sizes after N
 _KNOWN_DATATYPES: Final = frozenset(
     ["BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64"]
     + [f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)]
@@ -64,14 +66,6 @@ class InferRequest:
     outputs: tuple[RequestedOutput, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class InferAnswer:
-    """A response body. `header_length` is the length of its JSON if raw tensors follow, otherwise None."""
-
-    body: bytes
-    header_length: int | None
-
-
 def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     """Undo the Content-Encoding of a body, producing at most `limit` bytes.
 
@@ -82,18 +76,17 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
         return body
     if name not in _WINDOW_BITS:
         raise BodyEncodingError(_show(name))
-    plain, stream, reason = b"", None, ""
+    reason = ""
     for window in _WINDOW_BITS[name]:
-        tried = zlib.decompressobj(window)
+        stream = zlib.decompressobj(window)
         try:
-            found = tried.decompress(body, limit + 1)
+            plain = stream.decompress(body, limit + 1)
         except zlib.error as exc:
             reason = reason or str(exc)
             continue
-        if tried.eof or len(found) > limit or not reason:  # without a header, almost any bytes start to decompress
-            plain, stream = found, tried
+        if stream.eof or len(plain) > limit or not reason:  # without a header, almost any bytes start to decompress
             break
-    if stream is None:
+    else:
         raise BodyMalformedError(f"The body is not valid {name}: {reason}.")
     if len(plain) > limit:
         raise BodyTooLargeError(limit)
@@ -104,13 +97,13 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     return plain
 
 
-def parse(body: bytes, header_length: str | None, *, max_images: int, classes: int) -> InferRequest:
+def parse(body: bytes, header_length: str | None, max_images: int, classes: int) -> InferRequest:
     """Parse an inference request. `header_length`: the header of that name. `classes`: the model's number of classes.
 
     Raises BodyMalformedError, TooManyImagesError.
     """
     length = len(body) if header_length is None else _header_length(header_length, len(body))
-    text = body[:length]
+    text, raw = body[:length], memoryview(body)[length:]
     # Python's lists take about twenty times the bytes of "[],". Without this check, a small compressed body could
     # exhaust the memory.
     if sum(text.count(opening) for opening in (b"[", b"{", b'"')) > _MAX_LISTS_PER_IMAGE * max_images:
@@ -125,7 +118,11 @@ def parse(body: bytes, header_length: str | None, *, max_images: int, classes: i
     if identity is not None and not isinstance(identity, str):
         raise BodyMalformedError(f"id must be a string, but is {_show(identity)}.")
     tensor = _Tensor.of(document, max_images)
-    raw = tensor.raw(memoryview(body)[length:])
+    if len(raw) != (tensor.size or 0):
+        raise BodyMalformedError(
+            f"{len(raw):,} bytes follow the JSON, but input {tensor.name} announces {tensor.size or 0:,} "
+            "(binary_data_size)."
+        )
     view_count = parameters.get("views", 1)
     if view_count not in (1, 10) or isinstance(view_count, bool) or (view_count == 10 and tensor.name == PIXELS):
         raise BodyMalformedError(
@@ -140,13 +137,16 @@ def parse(body: bytes, header_length: str | None, *, max_images: int, classes: i
     )
 
 
-def write(request: InferRequest, outputs: Outputs, labels: Sequence[str], model: str, version: int) -> InferAnswer:
-    """Return the response body: the requested outputs in their order, raw tensors after the JSON in the same order."""
+def write(request: InferRequest, outputs: Outputs, artifact: Artifact) -> tuple[bytes, int | None]:
+    """Return the response body and, if raw tensors follow its JSON, the length of the JSON.
+
+    The body has the requested outputs in their order, and the raw tensors in the same order.
+    """
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for output in request.outputs:
         values = outputs.probabilities if output.name == PROBABILITIES else outputs.fc7
-        texts = _classification(values, output.classes, labels) if output.classes else None
+        texts = _classification(values, output.classes, artifact.labels) if output.classes else None
         entry: dict[str, Any] = {
             "name": output.name,
             "datatype": "FP32" if texts is None else "BYTES",
@@ -158,11 +158,15 @@ def write(request: InferRequest, outputs: Outputs, labels: Sequence[str], model:
         else:
             entry["data"] = values.ravel().tolist() if texts is None else texts
         described.append(entry)
-    document: dict[str, Any] = {"model_name": model, "model_version": str(version), "outputs": described}
+    document: dict[str, Any] = {
+        "model_name": artifact.name,
+        "model_version": str(artifact.version),
+        "outputs": described,
+    }
     if request.id is not None:
         document["id"] = request.id
     head = json.dumps(document, separators=(",", ":")).encode()
-    return InferAnswer(b"".join([head, *raw]), len(head) if raw else None)
+    return b"".join([head, *raw]), len(head) if raw else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,12 @@ class _Tensor:
                 f"Input {name} must have the datatype {_DATATYPES[name]}, but has {_show(datatype)}"
                 + ("." if known else ", which is not a datatype of the protocol.")
             )
-        shape = _shape(name, entry.get("shape"))
+        shape: Any = entry.get("shape")
+        whole = isinstance(shape, list) and shape and all(_is_whole(size) for size in shape)
+        if not whole or shape[0] < 1 or shape[1:] not in _SHAPES_OF_ONE[name]:
+            raise BodyMalformedError(
+                f"Input {name} must have the shape {_SHAPES[name]} with N of at least 1, but has {_show(shape)}."
+            )
         if shape[0] > max_images:
             raise TooManyImagesError(max_images)
         parameters = _parameters(entry, f"input {name}", {"binary_data_size"})
@@ -202,16 +211,7 @@ class _Tensor:
             raise BodyMalformedError(
                 f"Input {name} must have its values either in data or in binary_data_size raw bytes."
             )
-        return cls(name, shape, size, entry.get("data"))
-
-    def raw(self, rest: memoryview) -> memoryview:
-        """Return the bytes after the JSON, or raise BodyMalformedError unless there are exactly `size` of them."""
-        size = self.size or 0
-        if len(rest) != size:
-            raise BodyMalformedError(
-                f"{len(rest):,} bytes follow the JSON, but input {self.name} announces {size:,} (binary_data_size)."
-            )
-        return rest
+        return cls(name, tuple(shape), size, entry.get("data"))
 
     def views(self, raw: memoryview) -> NDArray[np.uint8]:
         needed = math.prod(self.shape)
@@ -252,22 +252,6 @@ def _header_length(text: str, available: int) -> int:
             f"of the body, but is {_show(text)}."
         )
     return int(text)
-
-
-def _shape(name: str, shape: object) -> tuple[int, ...]:
-    rest = _VIEW if name == PIXELS else ()
-    expected = f"[N, {', '.join(map(str, rest))}]" if rest else "[N] or [N, 1]"
-    if (
-        not isinstance(shape, list)
-        or not all(_is_whole(size) for size in shape)
-        or not shape
-        or shape[0] < 1
-        or tuple(shape[1:]) not in ((rest,) if rest else ((), (1,)))
-    ):
-        raise BodyMalformedError(
-            f"Input {name} must have the shape {expected} with N of at least 1, but has {_show(shape)}."
-        )
-    return tuple(shape)
 
 
 def _split(name: str, raw: memoryview, count: int) -> list[bytes]:

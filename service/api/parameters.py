@@ -11,25 +11,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-MAX_NEIGHBOURS = 1000
-MAX_PAGE = 1000
+MAX_COUNT = 1000
 
 
-def _whole_number(low: int, high: int) -> BeforeValidator:
-    """Validate a whole number. The error message states the whole range."""
-
-    def check(value: object) -> int:
-        try:
-            number = int(str(value))
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise PydanticCustomError(
-                "range", "expected a whole number from {low} to {high}", {"low": low, "high": high}
-            )
-        return number
-
-    return BeforeValidator(check)
+def _count(value: object) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MAX_COUNT:
+        raise PydanticCustomError("range", "expected a whole number from 1 to {high}", {"high": MAX_COUNT})
+    return number
 
 
 def _one_or_ten(value: object) -> int:
@@ -38,12 +30,9 @@ def _one_or_ten(value: object) -> int:
     return int(str(value))
 
 
-def _range_schema(low: int, high: int) -> WithJsonSchema:
-    return WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
-
-
-_Neighbours = Annotated[int, _whole_number(1, MAX_NEIGHBOURS), _range_schema(1, MAX_NEIGHBOURS)]
-_PageSize = Annotated[int, _whole_number(1, MAX_PAGE), _range_schema(1, MAX_PAGE)]
+_Count = Annotated[
+    int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_COUNT})
+]
 _WHERE = (
     "A filter on metadata, such as label:cat, label:cat,dog, year>=2020 or camera.model:D90. Repeat the parameter to "
     "combine filters: all of them must match. Write a value that contains a comma as a JSON string."
@@ -78,7 +67,7 @@ class ClassifyQuery(_Query):
 class SearchQuery(_Query):
     """Parameters of `GET /v1/images/{key}/similar`."""
 
-    k: _Neighbours = Field(6, description=f"Number of neighbours to return, from 1 to {MAX_NEIGHBOURS}.")
+    k: _Count = Field(6, description=f"Number of neighbours to return, from 1 to {MAX_COUNT}.")
     mode: Literal["exact", "fast", "codes"] | None = Field(
         None,
         description="Search mode. exact compares the fc7 vectors of all images. fast preselects images by short codes "
@@ -110,12 +99,12 @@ class ListQuery(_Query):
 
     cursor: str | None = Field(None, description="The `next_cursor` of the previous page.")
     where: list[str] = Field([], description=_WHERE)
-    limit: _PageSize = Field(100, description=f"Number of images per page, from 1 to {MAX_PAGE}.")
+    limit: _Count = Field(100, description=f"Number of images per page, from 1 to {MAX_COUNT}.")
 
 
 class DuplicatesQuery(_Query):
     """Parameters of `GET /v1/index/duplicates`."""
 
     threshold: float = Field(ge=0, le=1e6, description="Maximum Euclidean distance of a pair.")
-    limit: _PageSize = Field(100, description=f"Number of pairs to return, from 1 to {MAX_PAGE}, nearest first.")
+    limit: _Count = Field(100, description=f"Number of pairs to return, from 1 to {MAX_COUNT}, nearest first.")
     where: list[str] = Field([], description=_WHERE)

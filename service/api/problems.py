@@ -21,34 +21,7 @@ from starlette.exceptions import HTTPException
 from index import errors as index_errors
 from model_store import errors as model_errors
 from model_store.errors import Fc7Error
-from service.errors import (
-    AccessError,
-    ActivationRunningError,
-    BadImageError,
-    BodyEncodingError,
-    BodyMalformedError,
-    BodyTimeoutError,
-    BodyTooLargeError,
-    BodyTypeError,
-    ClientGoneError,
-    ConflictError,
-    DeadlineError,
-    DrainingError,
-    JobNotFoundError,
-    MemoryShortError,
-    ModelNotLoadedError,
-    NotReadyError,
-    ParameterError,
-    QueueFullError,
-    RequestError,
-    RunnerDeadError,
-    ServiceError,
-    SettingError,
-    TooManyImagesError,
-    TooManyModelsError,
-    UnauthorizedError,
-    UnavailableError,
-)
+from service import errors
 from service.observability.request_log import notes_of
 
 PROBLEM_TYPE = "application/problem+json"
@@ -67,31 +40,31 @@ class Kind:
 STATUS: Mapping[type[Fc7Error], Kind] = {
     # 400: the body cannot be read
     model_errors.ImageUnreadableError: Kind(400, "image-unreadable", "Unreadable image"),
-    BodyMalformedError: Kind(400, "body-malformed", "Malformed body"),
-    RequestError: Kind(400, "bad-request", "Bad request"),
+    errors.BodyMalformedError: Kind(400, "body-malformed", "Malformed body"),
+    errors.RequestError: Kind(400, "bad-request", "Bad request"),
     # 401, 403: API keys
-    UnauthorizedError: Kind(401, "unauthorized", "API key required"),
-    AccessError: Kind(403, "forbidden", "Forbidden"),
+    errors.UnauthorizedError: Kind(401, "unauthorized", "API key required"),
+    errors.AccessError: Kind(403, "forbidden", "Forbidden"),
     # 404, 409: the requested resource
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
-    JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
+    errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "Model not found"),
     model_errors.PrecisionNotFoundError: Kind(409, "no-such-precision", "Precision not available"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No previous version"),
     model_errors.ModelInUseError: Kind(409, "model-in-use", "Model in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "Index belongs to another model"),
-    ConflictError: Kind(409, "conflict", "Conflict"),
-    ActivationRunningError: Kind(409, "activation-running", "Activation already running"),
-    TooManyModelsError: Kind(409, "too-many-models", "Too many models loaded"),
+    errors.ConflictError: Kind(409, "conflict", "Conflict"),
+    errors.ActivationRunningError: Kind(409, "activation-running", "Activation already running"),
+    errors.TooManyModelsError: Kind(409, "too-many-models", "Too many models loaded"),
     # 408, 413, 415, 422: limits, formats and parameters
-    BodyTimeoutError: Kind(408, "body-timeout", "Body timeout"),
-    BodyTooLargeError: Kind(413, "body-too-large", "Body too large"),
-    TooManyImagesError: Kind(413, "too-many-images", "Too many images"),
+    errors.BodyTimeoutError: Kind(408, "body-timeout", "Body timeout"),
+    errors.BodyTooLargeError: Kind(413, "body-too-large", "Body too large"),
+    errors.TooManyImagesError: Kind(413, "too-many-images", "Too many images"),
     model_errors.ImageFormatError: Kind(415, "image-format", "Image format not supported"),
-    BodyTypeError: Kind(415, "content-type", "Content-Type not supported"),
-    BodyEncodingError: Kind(415, "content-encoding", "Content-Encoding not supported"),
-    ParameterError: Kind(422, "parameter", "Invalid parameter"),
-    BadImageError: Kind(422, "bad-image", "Invalid image"),
+    errors.BodyTypeError: Kind(415, "content-type", "Content-Type not supported"),
+    errors.BodyEncodingError: Kind(415, "content-encoding", "Content-Encoding not supported"),
+    errors.ParameterError: Kind(422, "parameter", "Invalid parameter"),
+    errors.BadImageError: Kind(422, "bad-image", "Invalid image"),
     model_errors.ImageError: Kind(422, "image", "Invalid image"),
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels in the image"),
     model_errors.ModelNameError: Kind(422, "model-name", "Invalid model name"),
@@ -103,24 +76,24 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     index_errors.FilterError: Kind(422, "where", "Invalid filter"),
     index_errors.InvalidKeyError: Kind(422, "image-key", "Invalid image key"),
     index_errors.MetadataError: Kind(422, "metadata", "Invalid metadata"),
-    ClientGoneError: Kind(499, "client-gone", "Client disconnected"),
+    errors.ClientGoneError: Kind(499, "client-gone", "Client disconnected"),
     # 503, 504, 507: temporary
-    UnavailableError: Kind(503, "unavailable", "Service unavailable"),
-    QueueFullError: Kind(503, "queue-full", "Queue full"),
-    DrainingError: Kind(503, "draining", "Shutting down"),
-    NotReadyError: Kind(503, "not-ready", "Service not ready"),
-    MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
-    ModelNotLoadedError: Kind(503, "model-not-loaded", "Model not loaded"),
-    RunnerDeadError: Kind(503, "model-stopped", "Model stopped"),
+    errors.UnavailableError: Kind(503, "unavailable", "Service unavailable"),
+    errors.QueueFullError: Kind(503, "queue-full", "Queue full"),
+    errors.DrainingError: Kind(503, "draining", "Shutting down"),
+    errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),
+    errors.MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
+    errors.ModelNotLoadedError: Kind(503, "model-not-loaded", "Model not loaded"),
+    errors.RunnerDeadError: Kind(503, "model-stopped", "Model stopped"),
     model_errors.NoActiveModelError: Kind(503, "no-model", "No active model"),
     index_errors.IndexUnavailableError: Kind(503, "index-unavailable", "Index unavailable"),
     index_errors.IndexUnreachableError: Kind(503, "index-unreachable", "Milvus unreachable"),
     index_errors.IndexReadOnlyError: Kind(503, "index-read-only", "Index is read-only"),
-    DeadlineError: Kind(504, "deadline", "Deadline exceeded"),
+    errors.DeadlineError: Kind(504, "deadline", "Deadline exceeded"),
     index_errors.IndexFullError: Kind(507, "index-full", "Disk full"),
     # 500: server errors that a client cannot fix
-    SettingError: Kind(500, "setting", "Invalid setting"),
-    ServiceError: Kind(500, "service", "Service error"),
+    errors.SettingError: Kind(500, "setting", "Invalid setting"),
+    errors.ServiceError: Kind(500, "service", "Service error"),
     index_errors.ImageIndexError: Kind(500, "index", "Index error"),
     model_errors.ShapeError: Kind(500, "shape", "Unexpected array shape"),
     model_errors.MissingExtraError: Kind(500, "missing-extra", "Missing package"),
@@ -130,13 +103,13 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.RunnerError: Kind(500, "run-failed", "Inference failed"),
     model_errors.TrainingError: Kind(500, "training", "Training failed"),
 }
-
-
 _INTERNAL = Kind(500, "internal", "Internal server error")
 
 
 def kind_of(error: Fc7Error) -> Kind:
-    """Return the entry of `STATUS` for the error's class or its nearest ancestor."""
+    """Return the entry of `STATUS` for the error's class or its nearest ancestor; for BadImageError, its `error`'s."""
+    if isinstance(error, errors.BadImageError):
+        error = error.error
     return next((STATUS[ancestor] for ancestor in type(error).__mro__ if ancestor in STATUS), _INTERNAL)
 
 
@@ -155,13 +128,13 @@ async def handle_error(request: Request, error: Exception) -> JSONResponse:
     """Exception handler: return the response for an expected error, and note the reason for the request's log line."""
     notes, path = notes_of(request.scope), request.scope["path"]
     if isinstance(error, Fc7Error):
-        kind = kind_of(error.error if isinstance(error, BadImageError) else error)
+        kind = kind_of(error)
         notes.reason = kind.slug
         if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             request.app.state.fc7.log.error("failed", request_id=notes.request_id, exc_info=error)
         return problem_of(path, error)
     if isinstance(error, RequestValidationError):
-        notes.reason = STATUS[ParameterError].slug
+        notes.reason = STATUS[errors.ParameterError].slug
         return _validation_problem(path, error)
     if isinstance(error, HTTPException):  # the framework's own errors, such as 404 and 405
         phrase = HTTPStatus(error.status_code).phrase
@@ -174,20 +147,18 @@ def problem_of(path: str, error: Fc7Error) -> JSONResponse:
     """Return the response for an `Fc7Error`, with `limit`, `index` and `parameter` if the error has them."""
     more: dict[str, object] = {}
     detail = str(error)
-    if isinstance(error, BadImageError):
+    if isinstance(error, errors.BadImageError):
         more["index"] = error.index
         error = error.error
-    if isinstance(error, ParameterError):
+    if isinstance(error, errors.ParameterError):
         more["parameter"] = error.name
     limit = getattr(error, "limit", None)
     if limit is not None:
         more["limit"] = limit
     kind = kind_of(error)
     headers = {}
-    if isinstance(error, UnavailableError):
-        headers["Retry-After"] = str(error.retry_after)
-    elif kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(NotReadyError.retry_after)
+    if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(getattr(error, "retry_after", errors.NotReadyError.retry_after))
     elif kind.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="fc7"'
     return problem(path, kind, detail, headers, **more)
@@ -206,4 +177,4 @@ def _validation_problem(path: str, error: RequestValidationError) -> JSONRespons
         detail = f"{name} is not a parameter of this operation."
     else:
         detail = f"{name}={first.get('input')} is not valid: {first['msg'][:1].lower()}{first['msg'][1:]}."
-    return problem(path, STATUS[ParameterError], detail, parameter=name)
+    return problem(path, STATUS[errors.ParameterError], detail, parameter=name)

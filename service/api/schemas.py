@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, SnapshotManifest, Space
+from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
 from service.indexing.jobs import JobInfo
@@ -74,16 +73,6 @@ class NeighbourInfo(BaseModel):
     metadata: dict[str, Any]
     thumbnail: str
 
-    @classmethod
-    def of(cls, neighbour: Neighbour) -> NeighbourInfo:
-        """Convert a neighbour from the index."""
-        return cls(
-            key=neighbour.key,
-            distance=neighbour.distance,
-            metadata=neighbour.metadata,
-            thumbnail=thumbnail_path(neighbour.key),
-        )
-
 
 class SearchResult(BaseModel):
     """The most similar indexed images of one image, nearest first."""
@@ -93,7 +82,12 @@ class SearchResult(BaseModel):
     @classmethod
     def of(cls, neighbours: list[Neighbour]) -> SearchResult:
         """Convert the neighbours of one image."""
-        return cls(neighbours=[NeighbourInfo.of(neighbour) for neighbour in neighbours])
+        return cls(
+            neighbours=[
+                NeighbourInfo(key=n.key, distance=n.distance, metadata=n.metadata, thumbnail=thumbnail_path(n.key))
+                for n in neighbours
+            ]
+        )
 
 
 class SearchAnswer(BaseModel):
@@ -228,11 +222,6 @@ class SnapshotInfo(BaseModel):
     size: int
     sha256: str
 
-    @classmethod
-    def of(cls, path: Path, manifest: SnapshotManifest) -> SnapshotInfo:
-        """Convert the manifest of a snapshot."""
-        return cls.model_validate(manifest.model_dump() | {"name": path.name, "path": str(path)})
-
 
 class MetadataPatch(BaseModel):
     """A JSON merge patch (RFC 7396) of an image's metadata. Names with the value null are removed."""
@@ -361,6 +350,11 @@ class InferenceProblem(BaseModel):
     error: str
 
 
+def image_path(key: str) -> str:
+    """Return the path of an image, with its key encoded as a single path segment."""
+    return f"/v1/images/{quote(key, safe='')}"
+
+
 def thumbnail_path(key: str) -> str:
-    """Return the path of the thumbnail of `key`, with the key encoded as a single path segment."""
-    return f"/v1/images/{quote(key, safe='')}/thumbnail"
+    """Return the path of the thumbnail of `key`."""
+    return f"{image_path(key)}/thumbnail"

@@ -3,7 +3,7 @@
 Guarantees:
 - A body over the limit is rejected as early as possible: by its Content-Length before any byte is read, otherwise at
   the chunk that exceeds the limit. Too many images and slow bodies are rejected in the same way.
-- The number of bytes held by all requests together is bounded (`BodyBudget`).
+- The number of bytes in memory, of all requests together, is limited (`BodyBudget`).
 - Nothing is written to disk.
 
 Out of scope: decoding images, fetching URLs, decompression.
@@ -19,19 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from index.errors import MetadataError
-from service.errors import (
-    BodyMalformedError,
-    BodyTimeoutError,
-    BodyTooLargeError,
-    BodyTypeError,
-    ClientGoneError,
-    QueueFullError,
-    TooManyImagesError,
-)
+from service import errors
+from service.settings import Settings
 
 _ACCEPTED = (
     "Send one image as image/* or application/octet-stream, "
@@ -40,37 +33,20 @@ _ACCEPTED = (
 
 
 @dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """Limits of one request: size in bytes, number of images, and seconds until the whole body must have arrived."""
-
-    bytes: int
-    images: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """The bytes of one image and its file name, if the client sent one."""
-
-    data: bytes
-    name: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Body:
-    """The images of a request, and the JSON object of the part named `metadata`, if there was one."""
+    """The images of a request.
 
-    uploads: list[Upload]
+    names: the file name of each image; None if the client sent none. metadata: the JSON object of the part with that
+    name; None if there was none.
+    """
+
+    images: list[bytes]
+    names: list[str | None]
     metadata: dict[str, Any] | None = None
-
-    @property
-    def images(self) -> list[bytes]:
-        """The bytes of each image."""
-        return [upload.data for upload in self.uploads]
 
 
 class BodyBudget:
-    """Counts the body bytes held by all requests together. Use it from the event loop only."""
+    """Limits the bytes of all request bodies in memory; `held` is their number. Use it from the event loop only."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -79,12 +55,8 @@ class BodyBudget:
     def take(self, count: int) -> None:
         """Reserve `count` bytes. Raises QueueFullError if that would exceed the limit."""
         if self.held + count > self._limit:
-            raise QueueFullError("bytes of bodies", self._limit, 1)
+            raise errors.QueueFullError("bytes of bodies", self._limit, 1)
         self.held += count
-
-    def give_back(self, count: int) -> None:
-        """Release `count` bytes."""
-        self.held -= count
 
     @contextmanager
     def holding(self, count: int) -> Iterator[None]:
@@ -93,19 +65,7 @@ class BodyBudget:
         try:
             yield
         finally:
-            self.give_back(count)
-
-
-def limits_of(request: Request) -> BodyLimits:
-    """Return the application's limits for the body of one request."""
-    limits: BodyLimits = request.app.state.body_limits
-    return limits
-
-
-def budget_of(request: Request) -> BodyBudget:
-    """Return the application's budget for the bodies of all requests."""
-    budget: BodyBudget = request.app.state.body_budget
-    return budget
+            self.held -= count
 
 
 def media_type(request: Request) -> str:
@@ -123,7 +83,7 @@ async def read_body(
     """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
-        raise BodyTooLargeError(limit)
+        raise errors.BodyTooLargeError(limit)
     now = asyncio.get_running_loop().time
     deadline = now() + timeout_s
     stream, count = request.stream(), 0
@@ -132,14 +92,14 @@ async def read_body(
             async with asyncio.timeout_at(deadline):
                 chunk = await anext(stream, b"")
         except TimeoutError:
-            raise BodyTimeoutError(timeout_s) from None
+            raise errors.BodyTimeoutError(timeout_s) from None
         except ClientDisconnect:
-            raise ClientGoneError from None
+            raise errors.ClientGoneError from None
         if not chunk:
             return
         count += len(chunk)
         if count > limit:
-            raise BodyTooLargeError(limit)
+            raise errors.BodyTooLargeError(limit)
         yield chunk
         if timeout_per_chunk:
             deadline = now() + timeout_s
@@ -155,14 +115,17 @@ async def receive(request: Request) -> AsyncIterator[Body]:
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
-        multipart = _MultipartReader(options.get(b"boundary", b""), limits_of(request).images)
-        async with _buffered(request, multipart.write):
-            yield multipart.finish()
+        try:
+            multipart = _MultipartReader(options.get(b"boundary", b""), request.app.state.fc7.settings.max_images)
+            async with _buffered(request, multipart.parser.write):
+                yield multipart.finish()
+        except FormParserError as exc:
+            raise errors.BodyMalformedError(f"The multipart/form-data body is malformed: {exc}.") from exc
     elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
         async with receive_raw(request) as data:
-            yield Body([Upload(data)])
+            yield Body([data], [None])
     else:
-        raise BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
+        raise errors.BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
 
 
 @asynccontextmanager
@@ -177,63 +140,62 @@ async def receive_raw(request: Request) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def _buffered(request: Request, write: Callable[[bytes], None]) -> AsyncIterator[None]:
+async def _buffered(request: Request, write: Callable[[bytes], object]) -> AsyncIterator[None]:
     """Pass the whole body to `write`. Its bytes count towards the budget until the block ends."""
-    limits, budget, count = limits_of(request), budget_of(request), 0
+    settings: Settings = request.app.state.fc7.settings
+    budget: BodyBudget = request.app.state.body_budget
+    count = 0
     try:
-        async for chunk in read_body(request, limits.bytes, limits.seconds):
+        async for chunk in read_body(request, settings.max_body_bytes, settings.upload_timeout_s):
             budget.take(len(chunk))
             count += len(chunk)
             write(chunk)
         yield
     finally:
-        budget.give_back(count)
+        budget.held -= count
 
 
 class _MultipartReader:
-    """Parses multipart/form-data: at most `images` parts named `file`, and at most one named `metadata`."""
+    """Parses multipart/form-data: at most `images` parts named `file`, and at most one named `metadata`.
+
+    The parser raises FormParserError.
+    """
 
     def __init__(self, boundary: bytes, images: int) -> None:
-        self._images = images
-        self._uploads: list[Upload] = []
+        self._max_images = images
+        self._images: list[bytes] = []
+        self._names: list[str | None] = []
         self._metadata: bytes | None = None
         self._name, self._value = bytearray(), bytearray()
         self._disposition = b""
         self._part = ""
         self._file_name: str | None = None
         self._data = bytearray()
-        self._complete = False
         if not boundary:
-            raise BodyMalformedError("The Content-Type multipart/form-data has no boundary.")
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._on_part_begin,
-                    "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                    "on_header_end": self._on_header_end,
-                    "on_headers_finished": self._on_headers_finished,
-                    "on_part_data": lambda data, start, end: self._data.extend(data[start:end]),
-                    "on_part_end": self._on_part_end,
-                    "on_end": self._on_end,
-                },
-            )
-        except FormParserError as exc:
-            raise _malformed(exc) from exc
-
-    def write(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except FormParserError as exc:
-            raise _malformed(exc) from exc
+            raise errors.BodyMalformedError("The Content-Type multipart/form-data has no boundary.")
+        self.parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": lambda data, start, end: self._data.extend(data[start:end]),
+                "on_part_end": self._on_part_end,
+            },
+        )
 
     def finish(self) -> Body:
-        if not self._complete:
-            raise BodyMalformedError("The multipart/form-data body is incomplete: its closing boundary is missing.")
-        if not self._uploads:
-            raise BodyMalformedError("The multipart/form-data body has no part named 'file': send each image as one.")
-        return Body(self._uploads, None if self._metadata is None else _parse_metadata(self._metadata))
+        if self.parser.state != MultipartState.END:
+            raise errors.BodyMalformedError(
+                "The multipart/form-data body is incomplete: its closing boundary is missing."
+            )
+        if not self._images:
+            raise errors.BodyMalformedError(
+                "The multipart/form-data body has no part named 'file': send each image as one."
+            )
+        return Body(self._images, self._names, None if self._metadata is None else _parse_metadata(self._metadata))
 
     def _on_part_begin(self) -> None:
         self._disposition = b""
@@ -249,28 +211,22 @@ class _MultipartReader:
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
         file_name = options.get(b"filename")
         self._file_name = None if not file_name else file_name.decode("utf-8", "surrogateescape")
-        if self._part == "file" and len(self._uploads) >= self._images:
-            raise TooManyImagesError(self._images)
+        if self._part == "file" and len(self._images) >= self._max_images:
+            raise errors.TooManyImagesError(self._max_images)
         if self._part not in ("file", "metadata"):
-            raise BodyMalformedError(
+            raise errors.BodyMalformedError(
                 f"The multipart/form-data body has a part named {self._part!r}. "
                 "Name a part 'file' (an image) or 'metadata' (JSON)."
             )
         if self._part == "metadata" and self._metadata is not None:
-            raise BodyMalformedError("The multipart/form-data body has more than one part named 'metadata'.")
+            raise errors.BodyMalformedError("The multipart/form-data body has more than one part named 'metadata'.")
 
     def _on_part_end(self) -> None:
         if self._part == "file":
-            self._uploads.append(Upload(bytes(self._data), self._file_name))
+            self._images.append(bytes(self._data))
+            self._names.append(self._file_name)
         else:
             self._metadata = bytes(self._data)
-
-    def _on_end(self) -> None:
-        self._complete = True
-
-
-def _malformed(error: FormParserError) -> BodyMalformedError:
-    return BodyMalformedError(f"The multipart/form-data body is malformed: {error}.")
 
 
 def _parse_metadata(data: bytes) -> dict[str, Any]:

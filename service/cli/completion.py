@@ -1,12 +1,12 @@
 """Shell completion of recipes, runs and models.
 
-Guarantees: only names in folders are read; whatever cannot be read gives no suggestions.
+Guarantees: only the names of files are read; what cannot be read gives no suggestions. Each function returns all names,
+and Typer suggests those that start with the typed text.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -15,29 +15,26 @@ import typer
 from service.settings import Settings, variable
 
 
-def complete_recipe(incomplete: str) -> list[str]:
-    """Return the built-in recipes that start with the given text."""
-    try:
-        names = [entry.name for entry in (resources.files("model_store.training") / "recipes").iterdir()]
-    except OSError:
-        return []
-    return _matching((name.removesuffix(".toml") for name in names if name.endswith(".toml")), incomplete)
+def complete_recipe() -> list[str]:
+    """Return the names of the built-in recipes."""
+    folder = Path(str(resources.files("model_store.training"))) / "recipes"
+    return sorted(file.stem for file in _files(folder, "*.toml"))
 
 
-def complete_run(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of runs that start with the given text."""
-    return _matching(_runs(_home(context)), incomplete)
+def complete_run(context: typer.Context) -> list[str]:
+    """Return the names of the runs."""
+    return sorted(_runs(_home(context)))
 
 
-def complete_model(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the models, and their versions, that start with the given text."""
-    return _matching(_models(_home(context)), incomplete)
+def complete_model(context: typer.Context) -> list[str]:
+    """Return the names of the models and their versions."""
+    return sorted(_models(_home(context)))
 
 
-def complete_run_or_model(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the runs, models and versions that start with the given text."""
+def complete_run_or_model(context: typer.Context) -> list[str]:
+    """Return the names of the runs, models and versions."""
     home = _home(context)
-    return _matching([*_runs(home), *_models(home)], incomplete)
+    return sorted(_runs(home) | _models(home))
 
 
 def _home(context: typer.Context) -> Path:
@@ -45,16 +42,15 @@ def _home(context: typer.Context) -> Path:
     return Path(given or Settings.model_fields["home"].default)
 
 
-def _runs(home: Path) -> Iterator[str]:
-    for file in _files(home / "runs", "*/run.json"):
-        yield file.parent.name.rpartition("-")[0].rpartition("-")[0] or file.parent.name
+def _runs(home: Path) -> set[str]:
+    folders = [file.parent.name for file in _files(home / "runs", "*/run.json")]
+    return {folder.rpartition("-")[0].rpartition("-")[0] or folder for folder in folders}
 
 
-def _models(home: Path) -> Iterator[str]:
-    for file in _files(home / "models", "[!.]*/[1-9]*/manifest.json"):
-        version = file.parent
-        yield version.parent.name
-        yield f"{version.parent.name}:{version.name}"
+def _models(home: Path) -> set[str]:
+    versions = [file.parent for file in _files(home / "models", "[!.]*/[1-9]*/manifest.json")]
+    names = {version.parent.name for version in versions}
+    return names | {f"{version.parent.name}:{version.name}" for version in versions}
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -62,7 +58,3 @@ def _files(folder: Path, pattern: str) -> list[Path]:
         return list(folder.glob(pattern))
     except OSError:
         return []
-
-
-def _matching(names: Iterator[str] | list[str], incomplete: str) -> list[str]:
-    return sorted({name for name in names if name.startswith(incomplete)})

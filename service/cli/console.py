@@ -8,9 +8,9 @@ never wrapped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 import typer
 from rich.console import Console
@@ -19,26 +19,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-INTERRUPTED: Final = 130  # exit code after Ctrl-C
 _MOST_LISTED: Final = 20
 _UNWRAPPED: Final = 100_000  # columns
 
 
-def results() -> Console:
-    """Return the console of standard output."""
-    return _console(stderr=False)
-
-
-def messages() -> Console:
-    """Return the console of standard error."""
-    return _console(stderr=True)
-
-
-def _console(*, stderr: bool) -> Console:
+def open_console(*, stderr: bool) -> Console:
+    """Return the console of standard error or standard output. A console that is not a terminal never wraps lines."""
     console = Console(stderr=stderr, soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = _UNWRAPPED
     return console
+
+
+def show(result: object, *, markup: bool = True) -> None:
+    """Print a table, or a line of text, on standard output. markup: the text contains rich's markup."""
+    open_console(stderr=False).print(result, markup=markup)
 
 
 def print_json(value: Any) -> None:
@@ -48,17 +43,17 @@ def print_json(value: Any) -> None:
 
 def say(text: object) -> None:
     """Print plain text on standard error."""
-    messages().print(str(text), markup=False)
+    open_console(stderr=True).print(str(text), markup=False)
 
 
 def warn(text: object) -> None:
     """Print a warning on standard error."""
-    messages().print("[bold yellow]warning:[/]", escape(str(text)))
+    open_console(stderr=True).print("[bold yellow]warning:[/]", escape(str(text)))
 
 
 def error(text: object) -> None:
     """Print an error on standard error."""
-    messages().print("[bold red]error:[/]", escape(str(text)))
+    open_console(stderr=True).print("[bold red]error:[/]", escape(str(text)))
 
 
 def next_step(text: str) -> None:
@@ -66,13 +61,23 @@ def next_step(text: str) -> None:
     say(f"Next: {text}")
 
 
+def say_first(lines: Sequence[str]) -> None:
+    """Print the first lines, and how many more there are, on standard error."""
+    for line in lines[:_MOST_LISTED]:
+        say(line)
+    if len(lines) > _MOST_LISTED:
+        say(f"... and {len(lines) - _MOST_LISTED} more")
+
+
 def say_skipped(skipped: Iterable[tuple[object, str]]) -> None:
-    """Print the first skipped files with the reasons, and how many more there are, on standard error."""
-    for number, (name, reason) in enumerate(listed := list(skipped)):
-        if number == _MOST_LISTED:
-            say(f"... and {len(listed) - number} more")
-            return
-        say(f"skipped {name}: {reason}")
+    """Print the first skipped files with the reasons on standard error."""
+    say_first([f"skipped {name}: {reason}" for name, reason in skipped])
+
+
+def exit_interrupted(text: str) -> NoReturn:
+    """Print how to resume on standard error, and exit with the code of Ctrl-C."""
+    say(text)
+    raise typer.Exit(130)
 
 
 class ProgressBar:
@@ -84,7 +89,7 @@ class ProgressBar:
 
     def __init__(self, title: str = "", unit: str = "", *, total: float | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), _Count(), _Rate(), TextColumn("{task.fields[state]}"))
-        console = messages()
+        console = open_console(stderr=True)
         self._progress = Progress(
             *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
         )
@@ -120,7 +125,6 @@ class _Count(ProgressColumn):
     """Done and total."""
 
     def render(self, task: Task) -> Text:
-        """Return the column's text."""
         count = decimal if task.fields["unit"] == "bytes" else "{:,}".format
         total = "?" if task.total is None else count(int(task.total))
         return Text(f"{count(int(task.completed))}/{total}", style="progress.download")
@@ -130,7 +134,6 @@ class _Rate(ProgressColumn):
     """Units per second."""
 
     def render(self, task: Task) -> Text:
-        """Return the column's text."""
         speed, unit = task.finished_speed or task.speed, task.fields["unit"]
         if speed is None:
             return Text()

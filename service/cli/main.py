@@ -1,7 +1,7 @@
 """The command `fc7`: assembles the groups of commands and turns errors into exit codes.
 
 Exit codes: 0 success, 1 an error explained by the message, 2 wrong use of a command, 130 stopped by Ctrl-C.
-Out of scope: importing torch; the commands that train import it when they run.
+Out of scope: importing torch. The commands that train import it when they run.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import logging
 import sys
 from enum import StrEnum
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import structlog
 import typer
 from typer.core import TyperGroup
 
-from model_store.errors import Fc7Error
+from model_store.errors import Fc7Error, MissingExtraError
 from service.cli import console, query, serve
 from service.cli.codes import commands as codes
 from service.cli.index import commands as index
-from service.cli.index import files as index_files
+from service.cli.index import files
 from service.cli.models import commands as models
-from service.cli.models import quantize, versions
+from service.cli.models import versions
 from service.cli.training import ablate, data, demo, evaluate, export, imports, paper, report, train
+
+_TRAINING: Final = frozenset({"torch", "onnx", "matplotlib", "safetensors", "scipy", "tensorboard"})
 
 
 class Panel(StrEnum):
@@ -37,18 +39,29 @@ class Panel(StrEnum):
     RESEARCH = "Research"
 
 
-class _PanelGroup(TyperGroup):
-    """Lists commands by panel: Typer would list every group after every command."""
+class _RootGroup(TyperGroup):
+    """The command `fc7` with its groups of commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names by panel: Typer would list every group after every command."""
         order = [str(panel) for panel in Panel]
         panels = {name: str(getattr(command, "rich_help_panel", "")) for name, command in self.commands.items()}
         return sorted(super().list_commands(ctx), key=lambda name: order.index(panels[name]))
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Raises MissingExtraError if it imports a missing package of the extra `train`."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _TRAINING:
+                raise
+            raise MissingExtraError(package, "train") from error
+
 
 app = typer.Typer(
     name="fc7",
-    cls=_PanelGroup,
+    cls=_RootGroup,
     help="Train an AlexNet on your images, then classify images and find similar ones with it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -85,19 +98,12 @@ app.command(rich_help_panel=Panel.TRAIN)(export.export)
 app.command(rich_help_panel=Panel.SERVE)(serve.serve)
 app.command(rich_help_panel=Panel.SERVE)(query.classify)
 app.command(rich_help_panel=Panel.SERVE)(query.search)
-models.app.command()(quantize.quantize)
-models.app.command()(versions.compare)
-models.app.command()(versions.save)
-models.app.command()(versions.load)
-models.app.command()(versions.remove)
-models.app.command()(versions.verify)
+for command in (versions.quantize, versions.compare, versions.save, versions.load, versions.remove, versions.verify):
+    models.app.command()(command)
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)
 app.add_typer(imports.app, rich_help_panel=Panel.MODELS)
-index.app.command()(index_files.snapshot)
-index.app.command()(index_files.restore)
-index.app.command()(index_files.export)
-index.app.command()(index_files.duplicates)
-index.app.command()(index_files.verify)
+for file_command in (files.snapshot, files.restore, files.export, files.duplicates, files.verify):
+    index.app.command()(file_command)
 app.add_typer(index.app, rich_help_panel=Panel.INDEX)
 app.add_typer(codes.app, rich_help_panel=Panel.INDEX)
 app.command(rich_help_panel=Panel.RESEARCH)(report.report)

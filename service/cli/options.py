@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +18,19 @@ def _one_or_ten(views: int) -> int:
     return views
 
 
+def model_argument(
+    metavar: str = "MODEL",
+    text: str = "NAME:VERSION, or NAME for its newest version.",
+    *,
+    show_default: bool | str = True,
+) -> Any:
+    """Return an argument that names a version. show_default: what is used if it is not given."""
+    return typer.Argument(metavar=metavar, help=text, show_default=show_default, autocompletion=complete_model)
+
+
 Home = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of all state.", show_default="FC7_HOME")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="NAME:VERSION, or NAME for its newest version.", autocompletion=complete_model
-    ),
-]
+Model = Annotated[str, model_argument()]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +68,8 @@ Activate = Annotated[
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe. Can be repeated.")
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Decoding threads.", show_default="one per core")]
 MemoryBudget = Annotated[
     int,
     typer.Option(

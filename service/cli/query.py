@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -28,20 +27,11 @@ from service.cli.options import AsJson, Home, ModelOption, Views, find_version
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from index.search.searcher import Mode
     from model_store.runtime.runner import Runner
 
 _BAR = 24  # characters
 
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", show_default=False)]
-
-
-class SearchMode(StrEnum):
-    """Search by exact distance, by short codes that preselect candidates, or by binary codes alone."""
-
-    EXACT = "exact"
-    FAST = "fast"
-    CODES = "codes"
 
 
 def classify(
@@ -73,8 +63,8 @@ def classify(
                 for entry in predictions:
                     bar = "█" * round(entry["probability"] * _BAR)
                     table.add_row(escape(entry["label"]), f"{entry['probability']:7.2%} {bar}")
-                console.results().print(table)
-    _finish({"model": artifact.id}, found, skipped, "fc7 search IMAGE finds similar images", as_json=as_json)
+                console.show(table)
+    _finish({"model": artifact.id, "results": found}, skipped, "fc7 search IMAGE finds similar images", as_json=as_json)
 
 
 def search(
@@ -82,7 +72,8 @@ def search(
     *,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbors per image.")] = 6,
     mode: Annotated[
-        SearchMode | None, typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact")
+        Literal["exact", "fast", "codes"] | None,
+        typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact"),
     ] = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -92,7 +83,6 @@ def search(
     from service.factory import open_index_of  # noqa: PLC0415
 
     settings = load_settings(home=home)
-    requested: Mode | None = None if mode is None else mode.value
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with (
@@ -101,7 +91,7 @@ def search(
             settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True, fast_from=1)
         ) as index,
     ):
-        used = index.mode(requested)
+        used = index.mode(mode)
         for path, pixels in _read_images(images, settings, skipped):
             [neighbours] = index.search(runner.run(views(pixels)).fc7, k, mode=used)
             entries = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
@@ -111,8 +101,9 @@ def search(
                 for near in neighbours:
                     metadata = json.dumps(near.metadata, ensure_ascii=False) if near.metadata else ""
                     table.add_row(escape(near.key), f"{near.distance:.2f}", escape(metadata))
-                console.results().print(table)
-    _finish({"model": artifact.id, "mode": used}, found, skipped, "fc7 serve searches over HTTP", as_json=as_json)
+                console.show(table)
+    document = {"model": artifact.id, "mode": used, "results": found}
+    _finish(document, skipped, "fc7 serve searches over HTTP", as_json=as_json)
 
 
 @contextmanager
@@ -144,22 +135,15 @@ def _read_images(
 
 
 def _table(path: Path, model: str, *columns: str) -> Table:
-    console.results().print(f"[bold]{escape(str(path))}[/]  [dim]{model}[/]")
+    console.show(f"[bold]{escape(str(path))}[/]  [dim]{model}[/]")
     return Table(*columns, box=None, header_style="dim", pad_edge=False)
 
 
-def _finish(
-    answer: dict[str, Any],
-    found: list[dict[str, Any]],
-    skipped: list[tuple[Path, str]],
-    following: str,
-    *,
-    as_json: bool,
-) -> None:
-    """Print the JSON document or the next step; exit with 1 if an image was skipped."""
+def _finish(document: dict[str, Any], skipped: list[tuple[Path, str]], following: str, *, as_json: bool) -> None:
+    """Print the document with the skipped images as JSON, or the next step; exit with 1 if an image was skipped."""
     if as_json:
         entries = [{"path": str(path), "reason": reason} for path, reason in skipped]
-        console.print_json(answer | {"results": found, "skipped": entries})
+        console.print_json(document | {"skipped": entries})
     else:
         console.next_step(following)
     if skipped:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -48,22 +49,12 @@ def config(*, as_json: AsJson = False) -> None:
     """Print every setting with its value and its source; secrets are hidden."""
     lines = list(describe(load_settings()))
     if as_json:
-        console.print_json(
-            [
-                {
-                    "variable": line.variable,
-                    "value": _value(line) or None,
-                    "source": line.source,
-                    "description": line.description,
-                }
-                for line in lines
-            ]
-        )
+        console.print_json([asdict(line) | {"value": _value(line) or None} for line in lines])
     else:
         table = Table("setting", "value", "source", "meaning", box=None, header_style="bold")
         for line in lines:
             table.add_row(line.variable, _value(line), line.source, line.description)
-        console.results().print(table)
+        console.show(table)
     for sentence in unknown_variables(os.environ):
         console.warn(sentence)
     if not as_json:

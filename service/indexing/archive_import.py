@@ -52,18 +52,18 @@ class ArchiveImport:
 
     def _read(self, job: JobInfo, archive: Path, stopped: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
         """Yield (key, bytes) of the images that can be added, and skip the others."""
-        for image in read_images(archive, archive_limits(self._settings)):
+        for name, data in read_images(archive, archive_limits(self._settings)):
             if stopped():
                 return
             try:
-                key = check_key(image.name)
+                key = check_key(name)
             except InvalidKeyError as error:
-                job.skip(image.name, str(error))
+                job.skip(name, str(error))
                 continue
-            if image.data is None:
+            if data is None:
                 job.skip(key, f"The file has more than {self._settings.max_body_bytes:,} bytes.")
             else:
-                yield key, image.data
+                yield key, data
 
     def _add(self, job: JobInfo, batch: Sequence[tuple[str, bytes]], stopped: Callable[[], bool]) -> None:
         """Add the images in one commit. Waits while the queue is full; embeds again if the index switched its model."""

@@ -20,11 +20,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from index.bulk.pipeline import decode_picture
 from index.catalog.spaces import SwitchResult
 from index.interface import MissingVectors, VectorSpaces
 from index.records import Unembedded, VectorModel
-from model_store.errors import Fc7Error, ImageError
-from model_store.image import inspect_and_prepare, views
+from model_store.errors import Fc7Error
+from model_store.image import views
 from service.inference.model_pool import ModelPool
 
 QUIET_S: Final = 2.0  # after this time without requests, the service counts as idle
@@ -154,13 +155,9 @@ class Reembedder:
         """Return the images of `page` that could be embedded, and their fc7 vectors, float32 [4096]."""
         images, vectors = [], []
         for image in page:
-            try:
-                if image.picture is None:
-                    skipped[image.id] = (image.key, "its picture is not stored")
-                    continue
-                pixels = inspect_and_prepare(image.picture).pixels
-            except ImageError as error:
-                skipped[image.id] = (image.key, f"its picture is damaged: {error}")
+            pixels = decode_picture(image.picture)
+            if isinstance(pixels, str):
+                skipped[image.id] = (image.key, pixels)
                 continue
             latest_start = time.monotonic() + self._run_s / self._share
             self._models.wait_for_quiet(QUIET_S, latest_start, self._stopping.is_set)

@@ -100,6 +100,6 @@ def test_photographs_are_read_from_a_folder_or_tar_and_enlarged(tmp_path: Path) 
         read_photographs(folder / "note.txt", 1)
 
 
-def test_without_an_active_version_the_error_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_without_an_active_version_explains_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="fc7 export"):
         main([str(tmp_path), "--home", str(tmp_path)])

@@ -22,13 +22,13 @@ POINT = Point("fc7 exact", 100_000, 1.0, None, 40.0, 50.0, 20.0, 8200.0, 1.0, 90
 SERVED = replace(POINT, name="fc7 fast, 200 compared exactly (as served)", recall=0.96, p50=4.0, bytes=146.0)
 
 
-def drawn(n: int, seed: int = 0) -> NDArray[np.float16]:
+def random_rows(n: int, seed: int = 0) -> NDArray[np.float16]:
     return np.maximum(np.random.default_rng(seed).standard_normal((n, 4096)), 0).astype(np.float16)
 
 
 @pytest.fixture(scope="module")
 def vectors() -> Vectors:
-    return Vectors(drawn(300), drawn(20, 1), np.arange(300) % 3)
+    return Vectors(random_rows(300), random_rows(20, 1), np.arange(300) % 3)
 
 
 def test_recall_is_the_share_of_true_neighbors_in_any_order() -> None:
@@ -61,36 +61,36 @@ def test_simulated_rows_follow_the_real_ones_and_mix_rows_of_one_class(vectors: 
 
 
 def test_vectors_are_read_with_given_or_held_out_queries(tmp_path: Path) -> None:
-    rows = drawn(30)
+    rows = random_rows(30)
     np.savez(tmp_path / "base-0.npz", v=rows[:20], y=np.arange(20))
     np.save(tmp_path / "base-1.npy", rows[20:])
     read = read_vectors(tmp_path, 4)
     assert np.array_equal(read.rows, rows[:26])
     assert np.array_equal(read.queries, rows[26:])
     assert read.classes.tolist() == [*range(20), *[-1] * 6]
-    np.save(tmp_path / "query-0.npy", drawn(9, 2))
+    np.save(tmp_path / "query-0.npy", random_rows(9, 2))
     read = read_vectors(tmp_path, 3)
     assert np.array_equal(read.rows, rows)
-    assert np.array_equal(read.queries, drawn(9, 2)[[0, 4, 8]])
+    assert np.array_equal(read.queries, random_rows(9, 2)[[0, 4, 8]])
     np.save(tmp_path / "base-2.npy", rows[:, :100])
     with pytest.raises(SystemExit, match=r"base-2.*4096"):
         read_vectors(tmp_path, 3)
 
 
 def test_goals_are_met_missed_or_not_measured() -> None:
-    def met(points: list[Point], adding: dict[str, float] | None) -> list[bool | None]:
+    def goals_met(points: list[Point], adding: dict[str, float] | None) -> list[bool | None]:
         return [each for _, _, each in goals(points, adding)]
 
     good = {"embedded_per_s": 100.0, "added_per_s": 91.0}
-    assert met([POINT, SERVED], good) == [True] * 5
-    assert met([replace(POINT, p50=61), SERVED], None) == [False, True, True, True, None]
-    assert met([POINT, replace(SERVED, recall=0.94)], None)[1] is False
-    assert met([POINT, replace(SERVED, p50=10.5)], None)[2] is False
-    assert met([POINT, replace(SERVED, bytes=161)], None)[3] is False
-    assert met([POINT, SERVED], {"embedded_per_s": 100.0, "added_per_s": 89.0})[4] is False
+    assert goals_met([POINT, SERVED], good) == [True] * 5
+    assert goals_met([replace(POINT, p50=61), SERVED], None) == [False, True, True, True, None]
+    assert goals_met([POINT, replace(SERVED, recall=0.94)], None)[1] is False
+    assert goals_met([POINT, replace(SERVED, p50=10.5)], None)[2] is False
+    assert goals_met([POINT, replace(SERVED, bytes=161)], None)[3] is False
+    assert goals_met([POINT, SERVED], {"embedded_per_s": 100.0, "added_per_s": 89.0})[4] is False
     # Other sizes, and numbers of candidates that the service does not use, do not count.
     others = [replace(POINT, size=10_000), replace(SERVED, name="fc7 fast, 400 compared exactly")]
-    assert met(others, None) == [None] * 5
+    assert goals_met(others, None) == [None] * 5
 
 
 def test_small_run_measures_every_mode_and_reuses_prepared_data(
@@ -98,7 +98,7 @@ def test_small_run_measures_every_mode_and_reuses_prepared_data(
 ) -> None:
     folder, work, out = tmp_path / "vectors", tmp_path / "work", tmp_path / "out.json"
     folder.mkdir()
-    np.save(folder / "base.npy", drawn(260))
+    np.save(folder / "base.npy", random_rows(260))
     arguments = [str(folder), "--sizes", "280", "--queries", "20", "--others", "", "--bits", "0", "--work", str(work)]
     main([*arguments, "--prepare-only"])
     made = (work / "280" / "truth.npz").stat().st_mtime_ns
@@ -111,7 +111,7 @@ def test_small_run_measures_every_mode_and_reuses_prepared_data(
     assert points["fc7 fast, 40 compared exactly"]["bytes"] < points["fc7 exact"]["bytes"] / 20
     assert results["writes"]["280"]["adds_per_s"] > 0
     assert "not measured" in capsys.readouterr().out
-    np.save(folder / "base.npy", drawn(260, 7))
+    np.save(folder / "base.npy", random_rows(260, 7))
     with pytest.raises(SystemExit, match="prepared with other vectors"):
         main(arguments)
 

@@ -1,7 +1,7 @@
 """A process that imports everything once, and then forks servers, so that each starts in a fraction of a second.
 
-It reads lines from standard input. For a home folder it forks a server, prints the server's process id and passes on
-the server's log. For an empty line it prints "gone", after all output of earlier servers.
+It reads lines from standard input. For a home folder it forks a server, prints the server's process id and copies
+the server's log to standard output. For an empty line it prints "gone", after all output of earlier servers.
 A server runs the same code as `fc7 serve`. It dies with this process, which ends when its input ends.
 """
 

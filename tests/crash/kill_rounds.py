@@ -6,7 +6,7 @@ Each round starts the real server on the same home, compares its content with th
 replaces, changes and deletes images over HTTP from several threads until the server is killed.
 
 Detects: a lost acknowledged change, a partial change, a change that was never requested, and parts of the index that
-disagree.
+contradict each other.
 Does not detect: what a power failure does to a disk that reports writes too early. After a kill, the operating system
 still writes all its pages.
 """
@@ -173,10 +173,10 @@ class KillRounds:
             metadata = {one: self.metadata(client, number) for one in chosen}
             answer = http.post("/v1/images", files=files, data={"metadata": json.dumps(metadata)})
         elif kind < 0.99:
-            client.atomic = False  # several commits
+            client.atomic = False  # this takes several commits
             client.pending = {one: None for one, content in client.state.items() if content and content.number}
             answer = http.delete("/v1/images", params={"where": f"owner:{client.name}"})
-            if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:  # no image has an owner yet
+            if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:  # no image has the field `owner` yet
                 client.pending = {}
         else:
             client.pending = {}

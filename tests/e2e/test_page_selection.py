@@ -12,7 +12,7 @@ from playwright.sync_api import Route, expect
 from tests.e2e.helpers import ODD_KEY, Visit, bars, neighbours, photograph, server_results, upload
 
 
-def test_a_chosen_file_is_shown_with_its_classes_and_neighbours(visit: Visit) -> None:
+def test_a_chosen_file_is_shown_with_its_classes_and_neighbors(visit: Visit) -> None:
     page, data = visit.open(), photograph("coffee.png")
     upload(page, data)
     classes, nearest = server_results(visit.address, data)
@@ -77,7 +77,7 @@ def test_an_image_can_be_pasted(visit: Visit) -> None:
     assert neighbours(page)[0][0] == "whole/moon.png"
 
 
-def test_a_neighbour_can_be_selected_and_back_returns_to_the_upload(visit: Visit) -> None:
+def test_a_neighbor_can_be_selected_and_back_returns_to_the_upload(visit: Visit) -> None:
     page = visit.open()
     upload(page, photograph("coffee.png"))
     first = neighbours(page)

@@ -36,7 +36,7 @@ def vector(number: int) -> NDArray[np.float32]:
 
 
 def activations(n: int, seed: int = 0) -> NDArray[np.float16]:
-    """Return rows as fc7 has them: none negative, in some groups, most of their variance in few directions."""
+    """Return non-negative vectors like those of fc7, with most of their variance in few directions."""
     rng = np.random.default_rng(seed)
     axes = np.random.default_rng(99).standard_normal((_RANK, 4096), dtype=np.float32)
     axes *= (1 / np.sqrt(1 + np.arange(_RANK, dtype=np.float32)))[:, None]

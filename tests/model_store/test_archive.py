@@ -31,7 +31,7 @@ def archive(tmp_path: Path, artifact: Artifact) -> Path:
 
 
 def rewrite(archive: Path, change: Callable[[Members], Members]) -> None:
-    """Write the archive again with its members changed; sizes follow the data."""
+    """Write the archive again with changed members. Their sizes are set to the lengths of their data."""
     with tarfile.open(archive) as tar:
         members = [(member, (tar.extractfile(member) or io.BytesIO()).read()) for member in tar.getmembers()]
     with tarfile.open(archive, "w") as tar:

@@ -60,7 +60,7 @@ def test_fingerprint_covers_only_graph_and_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weights.bin", "model.onnx"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "append", "delete"])
-def test_modified_file_is_named(artifact: Artifact, name: str, harm: str) -> None:
+def test_the_error_names_a_modified_file(artifact: Artifact, name: str, harm: str) -> None:
     path = artifact.path / name
     data = bytearray(path.read_bytes())
     if harm == "flip":

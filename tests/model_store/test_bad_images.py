@@ -30,7 +30,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A real, complete, black 1-bit PNG of any size, about a thousandth of its pixels large."""
+    """Return a complete, black 1-bit PNG. The file has about a thousandth as many bytes as the image has pixels."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -71,7 +71,7 @@ def test_truncated_image_is_rejected(form: str, share: float) -> None:
             prepare(data[: int(len(data) * share)])
 
 
-def test_truncated_large_jpeg_is_rejected_although_the_decoder_scales_it() -> None:
+def test_truncated_large_jpeg_is_rejected_even_if_the_decoder_scales_it() -> None:
     data = encoded(photograph(4000, 3000), "JPEG")
     with pytest.raises(ImageUnreadableError, match="JPEG"):
         prepare(data[:-1000])
@@ -81,7 +81,7 @@ def test_truncated_large_jpeg_is_rejected_although_the_decoder_scales_it() -> No
     ("form", "name"),
     [("PDF", "PDF"), ("ICO", "ICO"), ("AVIF", "AVIF"), ("JPEG2000", "JPEG 2000"), ("PPM", "PNM"), ("DDS", "DDS")],
 )
-def test_unsupported_format_is_named_with_the_supported_ones(form: str, name: str) -> None:
+def test_the_error_for_an_unsupported_format_lists_the_supported_ones(form: str, name: str) -> None:
     with pytest.raises(ImageFormatError, match=f"{name} is not supported.*JPEG, PNG, WEBP, GIF, BMP, TIFF") as caught:
         prepare(encoded(photograph(64, 64), form))
     assert (caught.value.found, caught.value.supported) == (name, FORMATS)
@@ -99,7 +99,7 @@ def test_unsupported_format_is_named_with_the_supported_ones(form: str, name: st
         (b"\xff\x0a\0\0\0\0", "JPEG XL"),
     ],
 )
-def test_unsupported_format_that_pillow_cannot_write_is_named(data: bytes, name: str) -> None:
+def test_the_error_for_a_format_that_pillow_cannot_write_names_it(data: bytes, name: str) -> None:
     with pytest.raises(ImageFormatError, match=name):
         prepare(data)
 
@@ -127,7 +127,7 @@ def test_pixel_limit_applies_to_every_format(form: str) -> None:
 
 
 def test_pixel_limit_above_pillows_limit_is_respected() -> None:
-    data = bomb(14_000, 14_000)  # Pillow itself refuses from 179 million pixels
+    data = bomb(14_000, 14_000)  # Pillow itself rejects images from 179 million pixels on
     with pytest.raises(ImageTooLargeError, match="196,000,000"):
         prepare(data)
     assert prepare(data, max_pixels=196_000_000).max() == 0
@@ -165,7 +165,7 @@ except ImageTooLargeError as error:
 
 
 def test_long_thin_picture_does_not_take_more_memory() -> None:
-    # Scaling its shorter side to 256 before the crop would make 655 million pixels of it.
+    # Scaling the shorter side to 256 before the crop would give 655 million pixels.
     data = encoded(Image.new("L", (10_000, 1)), "PNG")
     program = """
 import resource, sys
@@ -179,13 +179,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(done.stdout) < 20_000
 
 
-def with_right_checksums(png: bytearray) -> None:
-    """Repair the checksums of a damaged PNG, so that the damage itself reaches the decoder."""
-    place = 8
-    while place + 12 <= len(png):
-        end = place + 8 + int.from_bytes(png[place : place + 4], "big")
-        png[end : end + 4] = struct.pack(">I", zlib.crc32(png[place + 4 : end]))
-        place = end + 4
+def repair_checksums(png: bytearray) -> None:
+    """Correct the checksums of a damaged PNG, so that the damaged data reaches the decoder."""
+    offset = 8
+    while offset + 12 <= len(png):
+        end = offset + 8 + int.from_bytes(png[offset : offset + 4], "big")
+        png[end : end + 4] = struct.pack(">I", zlib.crc32(png[offset + 4 : end]))
+        offset = end + 4
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -209,7 +209,7 @@ def test_damaged_files_give_an_array_or_an_image_error_and_no_warnings(
                 if random_.random() < 0.3:
                     del data[random_.randrange(len(data)) :]
                 if form == "PNG":
-                    with_right_checksums(data)
+                    repair_checksums(data)
                 try:
                     pixels = prepare(bytes(data), max_pixels=1_000_000)
                 except ImageError:
@@ -223,10 +223,10 @@ def test_damaged_files_give_an_array_or_an_image_error_and_no_warnings(
     assert [str(remark.message) for remark in remarks] == []
     written = capfd.readouterr()
     assert written.out == ""
-    assert written.err == "" or form == "TIFF"  # libtiff writes there by itself
+    assert written.err == "" or form == "TIFF"  # libtiff writes directly to standard error
 
 
-def test_error_of_the_decoder_is_the_cause() -> None:
+def test_decoder_error_is_kept_as_the_cause() -> None:
     data = encoded(photograph(600, 400), "JPEG")
     with pytest.raises(ImageUnreadableError) as caught:
         prepare(data[:2000])

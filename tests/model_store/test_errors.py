@@ -1,4 +1,4 @@
-"""Guarantees of every error of the package."""
+"""Every error can be pickled, and the header of the module lists it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture with broad shapes and colours, and no two corners alike."""
+    """Return a picture with smooth colors and four different corners."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -36,8 +36,8 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def plainly(image: Image.Image) -> NDArray[np.uint8]:
-    """The paper's section 2, step by step: the shorter side to 256, then the central 256x256."""
+def prepare_with_pillow(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale the shorter side to 256 and crop the central 256x256, as in section 2 of the paper."""
     scale = 256 / min(image.size)
     scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
     left, top = (scaled.width - 256) // 2, (scaled.height - 256) // 2
@@ -57,7 +57,7 @@ def test_every_format_and_size_gives_the_central_square_of_the_paper(form: str, 
     assert prepared.pixels.shape == (256, 256, 3)
     assert prepared.pixels.dtype == np.uint8
     assert prepared.pixels.flags.c_contiguous
-    assert difference(prepared.pixels, plainly(picture)) < 1
+    assert difference(prepared.pixels, prepare_with_pillow(picture)) < 1
 
 
 def test_256_pixel_square_is_unchanged() -> None:
@@ -69,29 +69,29 @@ def test_256_pixel_square_is_unchanged() -> None:
 def test_jpeg_scaled_by_the_decoder_is_nearly_the_same_picture(size: tuple[int, int]) -> None:
     data = encoded(photograph(*size), "JPEG", quality=92)
     with Image.open(io.BytesIO(data)) as full:
-        expected = plainly(full)
+        expected = prepare_with_pillow(full)
     found = prepare(data)
     assert difference(found, expected) < 1
     assert np.abs(found.astype(int) - expected).max() <= 12
 
 
 def test_decoder_keeps_at_least_twice_the_target_size() -> None:
-    # Detail near the target's own: a decoder that went below twice the target would blur it (7 grey levels, not 1.3).
+    # Fine detail: a decoder that scales below twice the target size would blur it (difference 7 instead of 1.3).
     fine = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     picture = Image.fromarray(fine).resize((1100, 1100), Image.Resampling.BICUBIC)
     data = encoded(picture, "JPEG", quality=95, subsampling=0)
-    assert difference(prepare(data), plainly(picture)) < 2
+    assert difference(prepare(data), prepare_with_pillow(picture)) < 2
 
 
 def test_partial_last_column_does_not_shift_a_scaled_jpeg() -> None:
-    edge = np.zeros((1025, 1025, 3), np.uint8)  # halved: 512.5 columns, of which the decoder makes 513
+    edge = np.zeros((1025, 1025, 3), np.uint8)  # half of the width is 512.5 columns, which the decoder rounds up to 513
     edge[:, 980:] = 255
     found = prepare(encoded(Image.fromarray(edge), "JPEG", quality=95, subsampling=0))
-    assert np.abs(found.astype(int) - plainly(Image.fromarray(edge))).max() < 20
+    assert np.abs(found.astype(int) - prepare_with_pillow(Image.fromarray(edge))).max() < 20
 
 
-def turned(upright: Image.Image, orientation: int) -> Image.Image:
-    """The picture as a camera held so would store it. Source: EXIF 2.32, 4.6.4 A."""
+def stored_with_orientation(upright: Image.Image, orientation: int) -> Image.Image:
+    """Return the pixels that a camera stores for this EXIF orientation. Source: EXIF 2.32, 4.6.4 A."""
     stored = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -111,9 +111,9 @@ def test_exif_orientation_is_applied(form: str, size: tuple[int, int], orientati
     upright = photograph(*size)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    prepared = inspect_and_prepare(encoded(turned(upright, orientation), form, exif=exif))
+    prepared = inspect_and_prepare(encoded(stored_with_orientation(upright, orientation), form, exif=exif))
     assert (prepared.width, prepared.height) == size
-    assert difference(prepared.pixels, plainly(upright)) < 1.5
+    assert difference(prepared.pixels, prepare_with_pillow(upright)) < 1.5
     assert prepared.pixels.flags.c_contiguous
 
 
@@ -123,9 +123,9 @@ def test_orientation_of_tiff_and_webp_is_applied_once(form: str, orientation: in
     upright = photograph(400, 300)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    prepared = inspect_and_prepare(encoded(turned(upright, orientation), form, exif=exif))
+    prepared = inspect_and_prepare(encoded(stored_with_orientation(upright, orientation), form, exif=exif))
     assert (prepared.width, prepared.height) == (400, 300)
-    assert difference(prepared.pixels, plainly(upright)) < 3
+    assert difference(prepared.pixels, prepare_with_pillow(upright)) < 3
 
 
 def test_broken_exif_is_ignored() -> None:
@@ -137,13 +137,13 @@ def test_broken_exif_is_ignored() -> None:
 def test_cmyk_is_converted_to_rgb() -> None:
     picture = photograph(320, 256)
     for form in ("JPEG", "TIFF"):
-        assert difference(prepare(encoded(picture.convert("CMYK"), form)), plainly(picture)) < 2, form
+        assert difference(prepare(encoded(picture.convert("CMYK"), form)), prepare_with_pillow(picture)) < 2, form
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
-def test_gray_one_bit_and_palette_images(mode: str) -> None:
+def test_gray_one_bit_and_palette_images_are_converted_to_rgb(mode: str) -> None:
     picture = photograph(300, 256).convert(mode)
-    expected = plainly(picture.convert("L" if mode == "1" else "RGB"))
+    expected = prepare_with_pillow(picture.convert("L" if mode == "1" else "RGB"))
     for form in ("PNG", "TIFF", "BMP"):
         assert difference(prepare(encoded(picture, form)), expected) < 1, form
 
@@ -153,7 +153,7 @@ def ramp(dtype: Any, low: float, high: float) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(
-    ("form", "grey"),
+    ("form", "gray"),
     [
         ("PNG", ramp(np.uint16, 0, 65535)),
         ("TIFF", ramp(np.uint16, 0, 65535)),
@@ -166,8 +166,8 @@ def ramp(dtype: Any, low: float, high: float) -> NDArray[Any]:
         ("TIFF", ramp(np.float32, -2, 7)),
     ],
 )
-def test_deep_gray_images_are_scaled_not_clipped(form: str, grey: NDArray[Any]) -> None:
-    found = prepare(encoded(Image.fromarray(grey), form))
+def test_deep_gray_images_are_scaled_not_clipped(form: str, gray: NDArray[Any]) -> None:
+    found = prepare(encoded(Image.fromarray(gray), form))
     np.testing.assert_allclose(found[128, :, 0].astype(int), np.arange(256), atol=1)
 
 
@@ -176,17 +176,17 @@ def test_dark_16_bit_picture_stays_dark() -> None:
 
 
 def test_nan_and_infinity_are_black() -> None:
-    grey = np.full((256, 256), 0.5, np.float32)
-    grey[:128] = np.nan
-    found = prepare(encoded(Image.fromarray(grey), "TIFF"))
+    gray = np.full((256, 256), 0.5, np.float32)
+    gray[:128] = np.nan
+    found = prepare(encoded(Image.fromarray(gray), "TIFF"))
     assert found[:120].max() == 0
     assert found[140:].min() == 128
 
 
-def over_white(picture: Image.Image) -> NDArray[np.uint8]:
+def composed_over_white(picture: Image.Image) -> NDArray[np.uint8]:
     white = Image.new("RGBA", picture.size, "white")
     white.alpha_composite(picture)
-    return plainly(white.convert("RGB"))
+    return prepare_with_pillow(white.convert("RGB"))
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
@@ -196,9 +196,11 @@ def test_transparent_pixels_become_white(form: str) -> None:
     alpha[:130] = 255
     alpha[130:180] = 100
     picture.putalpha(Image.fromarray(alpha))
-    assert difference(prepare(encoded(picture, form, **LOSSLESS[form])), over_white(picture)) < 1
+    assert difference(prepare(encoded(picture, form, **LOSSLESS[form])), composed_over_white(picture)) < 1
     assert (
-        difference(prepare(encoded(picture.convert("LA"), "PNG")), over_white(picture.convert("LA").convert("RGBA")))
+        difference(
+            prepare(encoded(picture.convert("LA"), "PNG")), composed_over_white(picture.convert("LA").convert("RGBA"))
+        )
         < 1
     )
 
@@ -241,7 +243,7 @@ def test_concurrent_decoding_gives_the_same_pictures() -> None:
             np.testing.assert_array_equal(pixels, alone[index % 8])
 
 
-def test_one_view_is_the_center_and_ten_views_are_those_of_the_paper() -> None:
+def test_one_view_is_the_center_and_ten_views_match_the_paper() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
     np.testing.assert_array_equal(views(pixels[0]), pixels[:1, 16:240, 16:240])
     np.testing.assert_array_equal(views(pixels), pixels[:, 16:240, 16:240])
@@ -294,6 +296,6 @@ def test_find_images_is_sorted_and_skips_hidden_files_and_linked_folders(tmp_pat
     assert {os.path.splitext(name)[1].lower() for name in found} == set(SUFFIXES)  # noqa: PTH122
 
 
-def test_missing_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere"):
         list(find_images(tmp_path / "nowhere"))

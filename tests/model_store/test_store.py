@@ -31,7 +31,7 @@ from tests.support.tiny_model import publish_tiny_model, tiny_draft, write_tiny_
 
 
 def references(home: Path) -> list[str]:
-    """The versions that another process finds, each of them verified."""
+    """Return the versions that another process finds and verifies."""
     return [Artifact.open(artifact.path).id for artifact in ModelStore(home).list()]
 
 
@@ -113,8 +113,8 @@ def test_concurrent_publishers_get_different_version_numbers(tmp_path: Path) -> 
     assert hidden(tmp_path) == []
 
 
-def in_a_child(work: Callable[[], None], kill_at: int | None = None, counted: Path | None = None) -> int:
-    """Run `work` in a forked process; with `kill_at`, kill -9 before its n-th operation on a path below `counted`.
+def run_in_child_process(work: Callable[[], None], kill_at: int | None = None, counted: Path | None = None) -> int:
+    """Run `work` in a forked process. With `kill_at`, kill it before its n-th operation on a path below `counted`.
 
     Returns the exit status: 0, or the negative number of the signal.
     """
@@ -133,7 +133,7 @@ def in_a_child(work: Callable[[], None], kill_at: int | None = None, counted: Pa
             sys.addaudithook(watch)
         try:
             work()
-        except BaseException:  # the child may not return into pytest
+        except BaseException:  # the child must not return into pytest
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -152,7 +152,7 @@ def test_kill_at_any_point_leaves_only_complete_versions(tmp_path: Path) -> None
         store.activate("tiny")
 
     published, before, kills = 1, ModelRef("tiny", 1), 0
-    while in_a_child(publish_and_activate, kill_at=kills + 1, counted=tmp_path) == -signal.SIGKILL:
+    while run_in_child_process(publish_and_activate, kill_at=kills + 1, counted=tmp_path) == -signal.SIGKILL:
         kills += 1
         found = references(tmp_path)
         assert len(found) in (published, published + 1), f"killed at operation {kills}"
@@ -181,7 +181,7 @@ def test_leftovers_of_a_dead_publisher_are_removed_and_those_of_a_live_one_kept(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 4 MiB, if this user can mount one."""
+    """A real file system of 4 MiB. Skips the test if this user cannot mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False)
@@ -191,7 +191,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def test_full_disk_while_writing_leaves_nothing_and_is_named(small_disk: Path) -> None:
+def test_full_disk_while_writing_leaves_nothing_and_is_reported(small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(3 << 20))
     with pytest.raises(PublishError, match=rf"{small_disk}.*No space left") as caught:
         publish_tiny_model(small_disk)
@@ -202,7 +202,7 @@ def test_full_disk_while_writing_leaves_nothing_and_is_named(small_disk: Path) -
     assert publish_tiny_model(small_disk).version == 1
 
 
-def test_full_disk_at_the_manifest_leaves_nothing_and_is_named(small_disk: Path) -> None:
+def test_full_disk_at_the_manifest_leaves_nothing_and_is_reported(small_disk: Path) -> None:
     store = ModelStore(small_disk)
     with pytest.raises(PublishError, match=rf"{small_disk}.*No space left"):
         publish_after(store, lambda _staged: fill(small_disk))
@@ -210,7 +210,7 @@ def test_full_disk_at_the_manifest_leaves_nothing_and_is_named(small_disk: Path)
     assert hidden(small_disk) == []
 
 
-def test_file_size_limit_is_a_publish_error(tmp_path: Path) -> None:
+def test_exceeding_the_file_size_limit_raises_publish_error(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from contextlib import suppress
@@ -242,7 +242,7 @@ def test_full_disk_keeps_the_old_version_active(small_disk: Path) -> None:
     assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "models"]
 
 
-def test_activation_remembers_the_previous_version_for_rollback(tmp_path: Path) -> None:
+def test_activation_records_the_previous_version_for_rollback(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with pytest.raises(NoActiveModelError, match="No model is published"):
         store.active_artifact()
@@ -276,7 +276,7 @@ def test_modified_version_is_not_activated_and_the_old_one_stays_active(tmp_path
     assert store.active_artifact().id == "tiny:1"
 
 
-def test_broken_active_file_is_named_and_repaired_by_activation(tmp_path: Path) -> None:
+def test_broken_active_file_is_reported_and_repaired_by_activation(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     store = ModelStore(tmp_path)
     for text in (
@@ -293,7 +293,7 @@ def test_broken_active_file_is_named_and_repaired_by_activation(tmp_path: Path) 
     assert store.active_artifact().id == "tiny:1"
 
 
-def test_unknown_model_is_named_with_the_known_ones(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "nowhere")
     with pytest.raises(ModelNotFoundError, match="solar does not exist: no model is published yet"):
         store.get("solar")
@@ -354,7 +354,7 @@ def test_killed_removal_leaves_the_version_complete_or_gone(tmp_path: Path) -> N
         publish_tiny_model(tmp_path, activate=False)
         version += 1
         remove = partial(ModelStore(tmp_path).remove, "tiny", version)
-        status = in_a_child(remove, kill_at=kills + 1, counted=tmp_path)
+        status = run_in_child_process(remove, kill_at=kills + 1, counted=tmp_path)
         found = references(tmp_path)
         assert found in ([], [f"tiny:{version}"])
         if status == 0:

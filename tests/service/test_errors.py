@@ -56,7 +56,7 @@ def test_one_bad_image_of_several_keeps_its_status() -> None:
     assert json.loads(bytes(answer.body))["index"] == 3
 
 
-def test_a_bug_is_a_500_and_its_traceback_is_logged(tmp_path: Path) -> None:
+def test_an_unexpected_exception_returns_500_and_its_traceback_is_logged(tmp_path: Path) -> None:
     app = create_app(Settings(home=tmp_path))
     log = io.StringIO()
     app.state.fc7.log = make_logger("json", "info", log)

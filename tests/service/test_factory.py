@@ -18,14 +18,14 @@ from tests.support.tiny_model import publish_tiny_model
     [
         ({"threads": 4}, None, 2),
         ({"threads": 4}, 0, 2),
-        ({"threads": 4}, 1, 1),  # a container with 1 GB would be killed while the second copy is made
+        ({"threads": 4}, 1, 1),  # A container with 1 GB would be killed while the second copy is made.
         ({"threads": 4, "streams": 2}, 1, 2),
         ({"threads": 4, "streams": 1}, 0, 1),
         ({"threads": 1}, 0, 1),
         ({"threads": 4, "device": "cuda:1"}, 0, 1),
     ],
 )
-def test_two_runs_are_parallel_if_the_memory_suffices(
+def test_two_runs_are_parallel_if_there_is_enough_memory(
     settings: dict[str, Any], missing: int | None, streams: int, tmp_path: Path
 ) -> None:
     artifact = publish_tiny_model(tmp_path)

@@ -41,7 +41,7 @@ def classify(url: str, seed: int = 0) -> httpx.Response:
     return httpx.post(f"{url}/v1/classify", content=pictures.jpeg(seed), headers=JPEG, timeout=30)
 
 
-def test_without_a_model_it_starts_and_says_how_to_get_one(tmp_path: Path) -> None:
+def test_the_service_starts_without_a_model_and_explains_how_to_get_one(tmp_path: Path) -> None:
     with thread_server(tmp_path) as server:
         assert server.client.get("/livez").status_code == 200
         ready = server.client.get("/readyz")
@@ -95,14 +95,14 @@ def test_corrupt_weights_a_missing_device_and_a_second_server_prevent_the_start(
         pass
 
 
-def test_a_port_in_use_is_named(home: Path) -> None:
+def test_a_port_in_use_is_reported(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RuntimeError, match=f"FC7_PORT={port}"), process_server(home, FC7_PORT=str(port)):
             pass
 
 
-def test_a_full_queue_is_503_with_retry_after_and_empties_again(home: Path) -> None:
+def test_a_full_queue_returns_503_with_retry_after_and_empties_again(home: Path) -> None:
     with pausable_server(home, queue_size=3, max_images=3) as (server, runner), ThreadPoolExecutor(3) as clients:
         runner.pause()
         waiting = [clients.submit(classify, server.url, seed) for seed in range(3)]
@@ -124,7 +124,7 @@ def test_a_full_queue_is_503_with_retry_after_and_empties_again(home: Path) -> N
         assert 'fc7_refusals_total{reason="queue-full"} 4.0' in server.client.get("/metrics").text
 
 
-def test_after_the_deadline_it_is_504_and_the_slot_is_released(home: Path) -> None:
+def test_an_exceeded_deadline_returns_504_and_releases_the_slot(home: Path) -> None:
     with pausable_server(home, deadline_s=0.3) as (server, runner):
         runner.pause()
         late = classify(server.url)
@@ -154,7 +154,7 @@ def test_a_client_that_disconnects_is_removed_from_the_queue(home: Path) -> None
         assert 'fc7_refusals_total{reason="client-gone"} 2.0' in server.client.get("/metrics").text
 
 
-def test_a_slow_body_is_408(home: Path) -> None:
+def test_a_slow_body_returns_408(home: Path) -> None:
     with (
         thread_server(home, upload_timeout_s=0.3) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
@@ -165,7 +165,7 @@ def test_a_slow_body_is_408(home: Path) -> None:
         assert b" 408 " in connection.recv(65536).splitlines()[0]
 
 
-def test_a_dead_model_fails_waiting_requests_and_the_server_exits_with_1(home: Path) -> None:
+def test_a_dead_model_fails_waiting_requests_and_the_server_exits_with_code_1(home: Path) -> None:
     with pausable_server(home) as (server, runner), ThreadPoolExecutor(2) as clients:
         runner.pause()
         waiting = [clients.submit(classify, server.url, seed) for seed in range(2)]
@@ -187,7 +187,7 @@ def half_sent(server: ProcessServer, body: bytes) -> socket.socket:
     return connection
 
 
-def test_sigterm_answers_started_requests_refuses_others_and_exits_with_0(home: Path) -> None:
+def test_sigterm_answers_started_requests_rejects_others_and_exits_with_code_0(home: Path) -> None:
     body = pictures.jpeg()
     with process_server(home) as server, half_sent(server, body) as started:
         wait_until(lambda: "fc7_admitted_images" in httpx.get(f"{server.url}/metrics").text)
@@ -210,7 +210,7 @@ def test_sigterm_waits_at_most_the_shutdown_timeout(home: Path) -> None:
         assert server.process.wait(15) == 0
 
 
-def test_sigterm_while_a_log_line_is_written_stops_the_process(home: Path) -> None:
+def test_sigterm_stops_the_process_even_while_a_log_line_is_written(home: Path) -> None:
     before = """
 import io, signal, sys
 class RaisesSigterm(io.TextIOBase):
@@ -259,7 +259,7 @@ def test_acknowledged_images_survive_kill_9(home: Path) -> None:
         assert client.get("/v1/index").json()["vectors"] == len(kept)
 
 
-def test_endless_headers_are_refused(shared_server: ThreadServer) -> None:
+def test_endless_headers_are_rejected(shared_server: ThreadServer) -> None:
     with socket.create_connection(("127.0.0.1", shared_server.port), timeout=20) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nX-Long: " + b"a" * 200_000)
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
@@ -320,7 +320,7 @@ def test_ten_thousand_pipelined_requests_are_answered_and_so_is_the_next_one(sha
     assert classify(shared_server.url).status_code == 200
 
 
-def test_it_does_not_start_on_a_public_address_without_keys_or_with_an_invalid_setting(home: Path) -> None:
+def test_the_server_does_not_start_on_a_public_address_without_keys_or_with_an_invalid_setting(home: Path) -> None:
     with pytest.raises(RuntimeError, match="FC7_ALLOW_ANONYMOUS"), process_server(home, FC7_HOST="0.0.0.0"):
         pass
     expected = "FC7_MAX_BATCH=many is not valid: expected a whole number from 1 to 1024"

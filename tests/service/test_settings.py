@@ -32,7 +32,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FC7_MAX_BUFFER_BYTES", "5000", "at least FC7_MAX_BODY_BYTES"),
     ],
 )
-def test_an_invalid_value_is_named_with_the_expected_ones(
+def test_the_error_for_an_invalid_value_says_what_is_expected(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -43,7 +43,7 @@ def test_an_invalid_value_is_named_with_the_expected_ones(
 
 
 @pytest.mark.parametrize("value", [KEY, f"root:{KEY}", "read:short-secret", "read:has space in it 0123"])
-def test_an_invalid_key_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_key_is_rejected_without_being_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("FC7_API_KEYS", value)
     with pytest.raises(SettingError, match="FC7_API_KEYS") as raised:
         load_settings()

@@ -42,7 +42,9 @@ class PausableModel(_Pausable):
         super().__init__()
         self._runner = runner
         self.sizes: list[int] = []
-        self.marks: list[list[int]] = []  # the first value of each row, which shows the images that ran together
+        self.marks: list[
+            list[int]
+        ] = []  # the first value of each row, by run: it identifies the images that ran together
         self.started = threading.Semaphore(0)  # released at the start of each run
         self.fails: Callable[[Pixels], bool] = lambda _: False
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.bulk.pipeline import batches
 from index.bulk.ray.cluster import Cluster, Placement, first_line
-from index.bulk.ray.worker import EMBEDDED, FAILED, UNCHANGED, Embedder, WorkerPlan
+from index.bulk.ray.worker import EMBEDDED, FAILED, IMAGE_COLUMNS, UNCHANGED, Embedder, WorkerPlan
 from index.bulk.report import BuildReport, count_outcomes, interruptible
 from index.bulk.sources import NO_IMAGES, Source
 from index.errors import ClusterError, FolderError, ImageIndexError, InvalidKeyError
@@ -83,7 +84,7 @@ class ClusterBuild:
         plan: WorkerPlan,
         placement: Placement,
         key_prefix: str = "",
-        progress: Callable[[ClusterReport], None] | None = None,
+        progress: Callable[[ClusterReport], None] = lambda _: None,
     ) -> None:
         """plan: of the workers; a worker gets, and a commit has, four batches. key_prefix: a key is this prefix and the
         path within the source. progress: called after each commit with the report so far.
@@ -122,10 +123,17 @@ class ClusterBuild:
 
     def _add(self, names: Sequence[str]) -> None:
         """Embed these files and add them to the index, each exactly once."""
-        valid = [name for name in names if self._check_key(name)]
+        valid = []
+        for name in names:
+            try:
+                check_key(self._prefix + name)
+            except InvalidKeyError as error:
+                self._skip(name, str(error))
+            else:
+                valid.append(name)
         known: dict[str, str] = {}
-        for start in range(0, len(valid), _LOOKUP_SIZE):
-            known |= self._index.lookup([self._prefix + name for name in valid[start : start + _LOOKUP_SIZE]])
+        for part in batches(valid, _LOOKUP_SIZE):
+            known |= self._index.lookup([self._prefix + name for name in part])
         pending = {name: known.get(self._prefix + name, "") for name in valid}
         self._process(pending, _BATCHES_PER_BLOCK * self._plan.batch_size)
         if len(pending) == len(valid) and valid:
@@ -138,22 +146,14 @@ class ClusterBuild:
             self._process(pending, 1)
         for name in pending:
             self._skip(name, f"The workers that read this file died, {_MAX_RETRIES + 1} times in a row.")
-        self._show_progress()
-
-    def _check_key(self, name: str) -> bool:
-        try:
-            check_key(self._prefix + name)
-        except InvalidKeyError as error:
-            self._skip(name, str(error))
-            return False
-        return True
+        self._progress(self.report)
 
     def _process(self, pending: dict[str, str], block_size: int) -> None:
         """Hand out the pending files in blocks, write the results, and remove the written files from `pending`."""
         for table in self._results(list(pending.items()), block_size):
             rows = [row for row in table.to_pylist() if pending.pop(row["name"], None) is not None]
             self._write(rows)
-            self._show_progress()
+            self._progress(self.report)
 
     def _results(self, files: Sequence[tuple[str, str]], block_size: int) -> Iterator[pyarrow.Table]:
         """Yield the results of the actors. Raises ClusterError."""
@@ -167,10 +167,8 @@ class ClusterBuild:
         block_size = min(block_size, -(-len(files) // (2 * self._placement.actors)))  # few files: use every actor
         schema = pyarrow.schema([("name", pyarrow.string()), ("known", pyarrow.string())])
         blocks = [
-            pyarrow.Table.from_pylist(
-                [{"name": name, "known": sha256} for name, sha256 in files[start : start + block_size]], schema
-            )
-            for start in range(0, len(files), block_size)
+            pyarrow.Table.from_pylist([{"name": name, "known": sha256} for name, sha256 in block], schema)
+            for block in batches(files, block_size)
         ]
         queued = 1 if block_size == 1 else 2  # the blocks that are queued at a dying actor fail with it
         with warnings.catch_warnings():
@@ -186,19 +184,14 @@ class ClusterBuild:
                 compute=data.ActorPoolStrategy(size=self._placement.actors, max_tasks_in_flight_per_actor=queued),
                 max_task_retries=_MAX_RETRIES,
             )
-        tables = iter(results.iter_batches(batch_size=None, batch_format="pyarrow"))
-        while True:
-            try:
-                table = next(tables)
-            except StopIteration:
-                return
-            except Exception as error:  # Ray's errors have no common base class
-                raise ClusterError(
-                    self._cluster.address,
-                    f"The build failed ({type(error).__name__}: {first_line(error)}). All images counted so far are in "
-                    "the index; run the same command again to resume.",
-                ) from error
-            yield table
+        try:
+            yield from results.iter_batches(batch_size=None, batch_format="pyarrow")
+        except Exception as error:  # Ray's errors have no common base class
+            raise ClusterError(
+                self._cluster.address,
+                f"The build failed ({type(error).__name__}: {first_line(error)}). All images counted so far are in "
+                "the index; run the same command again to resume.",
+            ) from error
 
     def _write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add the embedded images to the index, and count all rows in the report."""
@@ -216,22 +209,11 @@ class ClusterBuild:
         count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * unchanged])
 
     def _new_image(self, row: dict[str, Any]) -> NewImage:
-        return NewImage(
-            key=self._prefix + row["name"],
-            sha256=row["sha256"],
-            size=row["size"],
-            width=row["width"],
-            height=row["height"],
-            metadata=None,
-            picture=row["picture"],
-            vector=np.frombuffer(row["vector"], np.float16).astype(np.float32),
-        )
+        vector = np.frombuffer(row["vector"], np.float16).astype(np.float32)
+        columns = {name: row[name] for name in IMAGE_COLUMNS}
+        return NewImage(key=self._prefix + row["name"], metadata=None, vector=vector, **columns)
 
     def _skip(self, name: str, reason: str) -> None:
         """Record the reason, and count the file as seen."""
         self.report.skipped.append((f"{self._source.location.rstrip('/')}/{name}", reason))
         self.report.seen += 1
-
-    def _show_progress(self) -> None:
-        if self._progress is not None:
-            self._progress(self.report)

@@ -12,12 +12,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,45 +124,32 @@ def join(address: str, *, object_store_bytes: int) -> Iterator[Cluster]:
     address: "local", "auto" (the cluster that runs on this machine, or RAY_ADDRESS), or HOST:PORT. object_store_bytes:
     shared memory of a cluster that is started here. Raises ClusterError, MissingExtraError.
     """
-    folder = tempfile.mkdtemp(prefix="fc7-ray-") if address == LOCAL else None
-    try:
-        _prepare_environment(address)
-        ray = _import()
-        # Ray's driver always prints messages of its nodes to standard output, where the report may go.
-        with _silent_logs(), Path(os.devnull).open("w") as null, redirect_stdout(null):
-            if folder is not None:
-                options: dict[str, Any] = {
-                    "address": "local",
-                    "num_cpus": usable_cores(),
-                    "object_store_memory": object_store_bytes,
-                    "include_dashboard": False,
-                    "_temp_dir": folder,
-                }
-            else:
-                _check_reachable(address)
-                options = {"address": address}
-            try:
-                _connect(ray, address, options)
-                yield Cluster(ray, address, _usable_nodes(ray))
-            finally:
-                ray.shutdown()
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    _prepare_environment(address)
+    ray = _import()
+    options: dict[str, Any] = {}
+    # Ray's driver always prints messages of its nodes to standard output, where the report may go.
+    with ExitStack() as stack, _silent_logs(), Path(os.devnull).open("w") as null, redirect_stdout(null):
+        if address == LOCAL:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fc7-ray-", ignore_cleanup_errors=True))
+            options = {"num_cpus": usable_cores(), "object_store_memory": object_store_bytes}
+            options |= {"include_dashboard": False, "_temp_dir": folder}
+        else:
+            _check_reachable(address)
+        try:
+            _connect(ray, address, options)
+            yield Cluster(ray, address, _usable_nodes(ray))
+        finally:
+            ray.shutdown()
 
 
 def _usable_nodes(ray: Any) -> list[Node]:
     """Return the nodes with a CPU."""
-    return [
-        Node(
-            node["NodeID"],
-            node["NodeManagerAddress"],
-            int(node["Resources"].get("CPU", 0)),
-            int(node["Resources"].get("GPU", 0)),
-        )
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-    ]
+    nodes = []
+    for node in ray.nodes():
+        cpus, gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
+        if node["Alive"] and cpus:
+            nodes.append(Node(node["NodeID"], node["NodeManagerAddress"], cpus, gpus))
+    return nodes
 
 
 def _prepare_environment(address: str) -> None:
@@ -217,7 +203,7 @@ def _check_reachable(address: str) -> None:
 def _connect(ray: Any, address: str, options: Mapping[str, Any]) -> None:
     try:
         with _silent_stderr():
-            ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
+            ray.init(address=address, **options, log_to_driver=False, logging_level=logging.CRITICAL)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(address, _NEEDS_AUTH) from error
     except (Exception, SystemExit) as error:  # ConnectionError, RuntimeError, ValueError and others

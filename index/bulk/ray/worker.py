@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 EMBEDDED, UNCHANGED, SKIPPED, FAILED = "embedded", "unchanged", "skipped", "failed"
+IMAGE_COLUMNS = ("sha256", "size", "width", "height", "picture")  # fields of NewImage
 
 _File = tuple[str, str]  # name, and the SHA-256 that the index has for it, or ""
 
@@ -104,14 +105,16 @@ class Embedder:
         started = time.perf_counter()
         rows: dict[str, dict[str, Any]] = {}
         size = self._plan.batch_size
-        if self.failure:
-            return _table(names, {name: _failed(self.failure) for name in names}, self.worker, 0.0)
-        try:
-            with prefetch(self._read, zip(names, known, strict=True), self._plan.threads, 2 * size) as results:
-                for batch in batches(results, size):
-                    rows |= self._embed_batch(batch)
-        except Exception as error:  # any error of the worker, not of a file
-            rows = {name: _failed(_describe(error)) for name in names}
+        failure = self.failure
+        if not failure:
+            try:
+                with prefetch(self._read, zip(names, known, strict=True), self._plan.threads, 2 * size) as results:
+                    for batch in batches(results, size):
+                        rows |= self._embed_batch(batch)
+            except Exception as error:  # any error of the worker, not of a file
+                failure = _describe(error)
+        if failure:
+            rows = {name: {"status": FAILED, "reason": failure} for name in names}
         return _table(names, rows, self.worker, time.perf_counter() - started)
 
     def _read(self, file: _File) -> PreparedFile | None:
@@ -128,20 +131,10 @@ class Embedder:
         files = [file for _, file in batch.files]
         vectors = encode_vectors(embed(self._runner, [file.image.pixels for file in files])) if files else ()
         for file, vector in zip(files, vectors, strict=True):
-            rows[file.key] = {
-                "status": EMBEDDED,
-                "sha256": file.sha256,
-                "size": file.size,
-                "width": file.image.width,
-                "height": file.image.height,
-                "picture": file.picture,
-                "vector": vector.tobytes(),
-            }
+            image = file.new_image(vector)
+            columns = {name: getattr(image, name) for name in IMAGE_COLUMNS}
+            rows[file.key] = {"status": EMBEDDED, "vector": vector.tobytes(), **columns}
         return rows
-
-
-def _failed(reason: str) -> dict[str, Any]:
-    return {"status": FAILED, "reason": reason}
 
 
 def _table(names: Sequence[str], rows: dict[str, dict[str, Any]], worker: str, seconds: float) -> pyarrow.Table:

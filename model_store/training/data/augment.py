@@ -1,10 +1,11 @@
-"""Turn prepared 256x256 pixels into inputs of the net: random crops, flips, rotations and color noise, or the center.
+"""Turn prepared 256x256 pixels into inputs of the net: random crops, flips, rotations, color noise and mixup.
 
 Guarantees: the augmentation of an image depends only on (seed, epoch, step, position in the batch). A resumed run
-therefore continues exactly, and processes that share a batch produce the same inputs as a single process. The central
+therefore continues exactly, and processes that share a batch produce the same inputs as a single process. Mixup does
+not change the other draws. The central
 224x224 of the mean image is subtracted from every crop, as in the original code and in the served graph.
-Out of scope: reading files.
-References: the paper, sections 2 and 4.1; the original code for the square root in the color noise.
+References: the paper, sections 2 and 4.1; the original code for the square root in the color noise; Zhang et al. 2018
+and He et al. 2019, section 5 (mixup).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from model_store.image import CROP, SIZE
 from model_store.training.recipe import Recipe
@@ -25,6 +27,7 @@ from model_store.training.statistics import Statistics
 OFFSETS: Final = SIZE - CROP + 1  # 33 crop positions along each side
 _EDGE: Final = (SIZE - CROP) // 2
 _CPU: Final = torch.device("cpu")
+_MIXUP: Final = 1  # makes the draws of mixup independent of the others, whose seed is [seed, epoch, step]
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -110,3 +113,16 @@ class Augmenter:
 
     def _subtract_mean(self, crops: Tensor) -> Tensor:
         return crops.float().sub_(self._mean).permute(0, 3, 1, 2)
+
+
+def mix(x: Tensor, labels: Tensor, classes: int, alpha: float, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Blend each image with another one (mixup), by a factor drawn from Beta(alpha, alpha) for the batch.
+
+    Returns inputs of the shape of `x`, and class probabilities as targets, float32 [n, classes].
+    x: float32 [n, 3, height, width]; it is not changed. labels: int64 [n]. key: (seed, epoch, step).
+    """
+    random = np.random.default_rng([*key, _MIXUP])
+    factor = float(random.beta(alpha, alpha))
+    partner = torch.from_numpy(random.permutation(len(x)))
+    targets = functional.one_hot(labels, classes).float()
+    return torch.lerp(x[partner], x, factor), torch.lerp(targets[partner], targets, factor)

@@ -1,7 +1,6 @@
 """Data sets in class folders: `<root>/train/<class>/*` and `<root>/val/<class>/*`.
 
 Guarantees: each file is read and hashed once. A file that cannot be read is skipped and listed with the reason.
-Out of scope: class folders that change while they are read.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import numpy as np
 from model_store.errors import DatasetError
 from model_store.image import PREPARATION, SIZE, SUFFIXES, find_images
 from model_store.prefetch import prefetch
-from model_store.training.data.dataset import IMAGE_BYTES, SPLITS, Dataset, Duplicate, ImageSet, Progress, Split
-from model_store.training.data.image_file import ImageFile, Skipped, load_image
-from model_store.training.data.sources import Source
+from model_store.training.data.dataset import IMAGE_BYTES, SPLITS, Dataset, ImageSet, Progress, Split
+from model_store.training.data.image_file import ImageFile, Skipped, Source, load_image
 from model_store.training.statistics import Sums
 
 PREFETCH: Final = 32  # images decoded ahead of the one that is processed
@@ -54,6 +52,7 @@ def find_class_folders(root: Path) -> Source:
         )
     splits: dict[str, tuple[ImageFile, ...]] = {}
     ignored: list[Skipped] = []
+    unsupported = f"not a supported image suffix ({' '.join(SUFFIXES)})"
     for split in SPLITS:
         images: list[ImageFile] = []
         for folder in folders[split]:
@@ -61,19 +60,18 @@ def find_class_folders(root: Path) -> Source:
             if not paths:
                 raise DatasetError(f"Class {folder.name!r} has no images in {folder}. Add images or remove the class.")
             images += [ImageFile(path.relative_to(root).as_posix(), folder.name, path) for path in paths]
-            ignored += _other_files(folder, paths)
+            visible = {path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+            ignored += [Skipped(path, unsupported) for path in sorted(visible.difference(paths))]
         splits[split] = tuple(images)
     return Source(root, "class folders", classes, splits, tuple(ignored))
 
 
-def _other_files(folder: Path, images: Sequence[Path]) -> list[Skipped]:
-    visible = {path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
-    reason = f"not a supported image suffix ({' '.join(SUFFIXES)})"
-    return [Skipped(path, reason) for path in sorted(visible.difference(images))]
-
-
 def open_dataset(
-    root: Path, *, memory_budget: int, workers: ThreadPoolExecutor, progress: Progress | None = None
+    root: Path,
+    *,
+    memory_budget: int,
+    workers: ThreadPoolExecutor,
+    progress: Progress = lambda _done, _total: None,
 ) -> Dataset:
     """Read every image under `root` once: prepare it, hash it, and add it to the training set's statistics.
 
@@ -107,12 +105,10 @@ def open_dataset(
                     digest.update(f"{image.name}\0{loaded.sha256}\n".encode())
                     if split == "train" and loaded.sums is not None:
                         sums.add(loaded.pixels, loaded.sums)
-                if progress is not None:
-                    progress(done, total)
+                progress(done, total)
         _require_every_class(source, split, readable)
         sets[split] = ImageSet(readable, source.classes, workers, None if pixels is None else pixels[: len(readable)])
     train, val = paths_by_sha256["train"], paths_by_sha256["val"]
-    duplicates = sorted((train[sha256], val[sha256]) for sha256 in train.keys() & val.keys())
     return Dataset(
         root,
         source.classes,
@@ -121,7 +117,7 @@ def open_dataset(
         sums.statistics(),
         digest.hexdigest(),
         tuple(skipped),
-        tuple(Duplicate(*pair) for pair in duplicates),
+        duplicates=tuple(sorted((str(train[key]), str(val[key])) for key in train.keys() & val.keys())),
     )
 
 

@@ -29,14 +29,6 @@ _CHUNK: Final = 256  # images decoded at a time when a whole split is loaded
 Progress = Callable[[int, int], None]  # (images done, total images)
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """The same bytes in both splits, which makes the validation error too low."""
-
-    train: Path
-    val: Path
-
-
 class ImageSet:
     """The readable images of a split: labels, and prepared pixels from memory or decoded on demand."""
 
@@ -93,7 +85,7 @@ class Dataset:
     statistics: Statistics
     hash: str  # SHA-256 over the preparation version and the path and content of every readable image
     skipped: tuple[Skipped, ...]
-    duplicates: tuple[Duplicate, ...]
+    duplicates: tuple[tuple[str, str], ...]  # (training image, validation image) with the same bytes
 
     def class_counts(self) -> NDArray[np.int64]:
         """Return the number of training images of each class, int64 [classes]."""

@@ -2,9 +2,8 @@
 
 These are 2,624 photographs (300x300) of solar cells under electroluminescence, of two types of cell with four levels of
 defect, which gives eight classes. A fixed fifth of each class is held out as `val`, chosen by file names.
-Guarantees: running it again changes nothing. Every copy is complete or absent. Source and license are written beside
+Guarantees: running it again changes nothing. Every copy is complete or absent. Source and license are stored with
 the photographs.
-Out of scope: downloading, decoding or changing the photographs.
 References: Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021. License CC-BY-NC-SA 4.0.
 """
 
@@ -13,7 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,7 @@ from model_store.errors import DatasetError, MissingExtraError
 PACKAGE: Final = "elpv_dataset"
 HELD_OUT: Final = 5  # one in five photographs of a class
 # By the probability of a defect, as judged by the expert.
-LEVELS: Final[Mapping[str, str]] = {
-    "0.00": "sound",
-    "0.33": "possibly defective",
-    "0.67": "likely defective",
-    "1.00": "defective",
-}
+LEVELS: Final = {"0.00": "sound", "0.33": "possibly defective", "0.67": "likely defective", "1.00": "defective"}
 SOURCE_FILE: Final = "SOURCE.md"
 SOURCE: Final = """\
 # Solar cells under electroluminescence
@@ -69,28 +63,26 @@ def copy_demo(folder: Path) -> DemoData:
     Raises MissingExtraError if `elpv-dataset` is not installed, DatasetError if its version is not supported or the
     folder cannot be written.
     """
-    data = _package_data()
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("elpv-dataset", "demo")
+    data = Path(spec.origin).parent / "data"
     members = _by_class(data / "labels.csv")
-    counts: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+    counts: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     copied = 0
     try:
         for label, names in members.items():
-            held_out = set(sorted(names, key=_random_key)[: round(len(names) / HELD_OUT)])
+            # The hash gives a fixed, arbitrary order, the same on every machine.
+            shuffled = sorted(names, key=lambda name: hashlib.sha256(Path(name).name.encode()).digest())
+            held_out = set(shuffled[: round(len(names) / HELD_OUT)])
             for name in names:
                 split = "val" if name in held_out else "train"
-                counts[split][label] = counts[split].get(label, 0) + 1
+                counts[split][label] += 1
                 copied += _copy(data / name, folder / split / label / Path(name).name)
         write_atomic(folder / SOURCE_FILE, SOURCE.encode())
     except OSError as error:
         raise DatasetError(f"Cannot copy the demo photographs to {folder}: {error}.") from error
     return DemoData(folder, counts["train"], counts["val"], copied)
-
-
-def _package_data() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise MissingExtraError("elpv-dataset", "demo")
-    return Path(spec.origin).parent / "data"
 
 
 def _by_class(labels: Path) -> dict[str, list[str]]:
@@ -103,11 +95,6 @@ def _by_class(labels: Path) -> dict[str, list[str]]:
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{labels} is not the label list of elpv-dataset 1.0: {error!r}.") from error
     return {label: sorted(members[label]) for label in sorted(members)}
-
-
-def _random_key(name: str) -> bytes:
-    """Return a sort key that gives a fixed, arbitrary order, the same on every machine."""
-    return hashlib.sha256(Path(name).name.encode()).digest()
 
 
 def _copy(source: Path, target: Path) -> bool:

@@ -19,19 +19,19 @@ import io
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from model_store.errors import DatasetError, MissingExtraError
-from model_store.training.data.image_file import ImageFile
-from model_store.training.data.sources import Source
+from model_store.training.data.image_file import ImageFile, Source
 
 _META: Final = "data/meta.mat"
 _WORDNET_ID: Final = re.compile(r"n\d{8}")
 _NUMBER: Final = re.compile(r"_(\d{8})\.JPEG$", re.IGNORECASE)
 _NOT_IMAGES: Final = frozenset({"bbox", "sbow"})  # in the names of other files of the distribution
+_Member = tuple[str, Path, int, int | None]  # (name, file, offset, size) of an image; size as in `ImageFile`
 _TRUTHS: Final = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
@@ -54,11 +54,6 @@ class DevKit:
     synsets: tuple[Synset, ...]
     truths: dict[str, list[int]]
 
-    def labels(self) -> tuple[str, ...]:
-        """Return the names of the classes."""
-        counts = Counter(synset.words for synset in self.synsets)
-        return tuple(s.words if counts[s.words] == 1 else f"{s.words} ({s.wordnet_id})" for s in self.synsets)
-
 
 def is_ilsvrc(root: Path) -> bool:
     """Return whether `root` contains a development kit."""
@@ -68,8 +63,8 @@ def is_ilsvrc(root: Path) -> bool:
 def ilsvrc_source(root: Path) -> Source:
     """Return the images of ILSVRC in `root`. Raises DatasetError, MissingExtraError (SciPy reads meta.mat)."""
     kit = read_kit(root)
-    classes = kit.labels()
-    labels = {synset.wordnet_id: label for synset, label in zip(kit.synsets, classes, strict=True)}
+    words = Counter(synset.words for synset in kit.synsets)
+    labels = {s.wordnet_id: s.words if words[s.words] == 1 else f"{s.words} ({s.wordnet_id})" for s in kit.synsets}
     labels_by_number = {synset.number: labels[synset.wordnet_id] for synset in kit.synsets}
     train = tuple(_training_images(_find_images(root, "train", kit), labels))
     counts = Counter(image.label for image in train)
@@ -89,7 +84,7 @@ def ilsvrc_source(root: Path) -> Source:
         if truth is None:
             raise DatasetError(f"The development kit {kit.path} is incomplete: it has no {suffix}.")
         splits[split] = tuple(_numbered_images(_find_images(root, split, kit), kit, truth, labels_by_number))
-    return Source(root, f"ILSVRC-{kit.year}", classes, splits, notes=tuple(notes))
+    return Source(root, f"ILSVRC-{kit.year}", tuple(labels.values()), splits, notes=tuple(notes))
 
 
 def read_kit(root: Path) -> DevKit:
@@ -176,35 +171,22 @@ def _find_images(root: Path, split: str, kit: DevKit) -> Path:
 
 
 def _training_images(images: Path, labels: dict[str, str]) -> Iterator[ImageFile]:
-    """Yield the training images. labels: by WordNet id."""
-    for wordnet_id, name, file, offset, size in _class_members(images):
-        if wordnet_id not in labels:
-            raise DatasetError(f"{images} has a class {wordnet_id} that is not in the development kit.")
-        yield ImageFile(f"{wordnet_id}/{name}", labels[wordnet_id], file, offset, size)
-
-
-def _class_members(images: Path) -> Iterator[tuple[str, str, Path, int, int | None]]:
-    """Yield (WordNet id, file name, file, offset, size) in the order of ids and names."""
-    if not images.is_dir():
-        for outer, start, size in _members(images):
-            if _WORDNET_ID.fullmatch(Path(outer).stem):
-                for name, offset, length in _members(images, start, size):
-                    yield Path(outer).stem, name, images, offset, length
-        return
-    for entry in sorted(images.iterdir()):
-        if not _WORDNET_ID.fullmatch(entry.name.removesuffix(".tar")):
+    """Yield the training images in the order of WordNet ids and names. labels: by WordNet id."""
+    for entry_name, file, start, length in _members(images):
+        wordnet_id = entry_name.removesuffix(".tar")
+        if not _WORDNET_ID.fullmatch(wordnet_id):
             continue
-        if entry.is_dir():
-            for path in sorted(entry.iterdir()):
-                yield entry.name, path.name, path, 0, None
-        else:
-            for name, offset, length in _members(entry):
-                yield entry.stem, name, entry, offset, length
+        for name, image_file, offset, size in _members(file, start, length):
+            if wordnet_id not in labels:
+                raise DatasetError(f"{images} has a class {wordnet_id} that is not in the development kit.")
+            yield ImageFile(f"{wordnet_id}/{name}", labels[wordnet_id], image_file, offset, size)
 
 
-def _members(file: Path, start: int = 0, size: int | None = None) -> Sequence[tuple[str, int, int]]:
-    """Return (name, offset in `file`, size) of the files in the tar that starts at `start`, sorted by name."""
-    found = []
+def _members(file: Path, start: int = 0, size: int | None = None) -> list[_Member]:
+    """Return the files in a folder, or in the tar of `size` bytes that starts at `start` of `file`, sorted by name."""
+    if file.is_dir():
+        return [(path.name, path, 0, None) for path in sorted(file.iterdir())]
+    found: list[_Member] = []
     try:
         with file.open("rb") as stream:
             stream.seek(start)
@@ -213,7 +195,7 @@ def _members(file: Path, start: int = 0, size: int | None = None) -> Sequence[tu
                     if size is not None and member.offset >= start + size:
                         break  # an inner tar without an end marker: this member belongs to the outer tar
                     if member.isfile():
-                        found.append((Path(member.name).name, member.offset_data, member.size))
+                        found.append((Path(member.name).name, file, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
         raise DatasetError(f"{file} cannot be read as a tar: {error}.") from error
     return sorted(found)
@@ -222,19 +204,17 @@ def _members(file: Path, start: int = 0, size: int | None = None) -> Sequence[tu
 def _numbered_images(images: Path, kit: DevKit, truth: str, labels: dict[int, str]) -> Iterator[ImageFile]:
     """Yield the images of a split that has a ground truth, in the order of their numbers. labels: by ILSVRC id."""
     numbers = kit.truths[truth]
-    members: list[tuple[str, Path, int, int | None]]
     if images.is_dir():
-        members = [(path.name, path, 0, None) for path in sorted(images.rglob("*")) if _NUMBER.search(path.name)]
+        members: list[_Member] = [(path.name, path, 0, None) for path in sorted(images.rglob("*"))]
     else:
-        members = [(name, images, offset, size) for name, offset, size in _members(images) if _NUMBER.search(name)]
-    if len(members) != len(numbers):
+        members = _members(images)
+    numbered = [(int(match[1]), member) for member in members if (match := _NUMBER.search(member[0]))]
+    if len(numbered) != len(numbers):
         raise DatasetError(
-            f"{truth} of {kit.path} has {len(numbers):,} lines, but {images} has {len(members):,} images. Both must be "
-            "complete and of the same year."
+            f"{truth} of {kit.path} has {len(numbers):,} lines, but {images} has {len(numbered):,} images. Both must "
+            "be complete and of the same year."
         )
-    for name, file, offset, size in members:
-        match = _NUMBER.search(name)
-        number = int(match[1]) if match else 0
+    for number, (name, file, offset, size) in numbered:
         if not 1 <= number <= len(numbers) or numbers[number - 1] not in labels:
             raise DatasetError(f"{truth} of {kit.path} does not give a class of the development kit for {name}.")
         yield ImageFile(name, labels[numbers[number - 1]], file, offset, size)

@@ -1,14 +1,15 @@
-"""An image stored in a file, and how it is loaded for training and evaluation.
+"""The images of a data set in files, with their classes, and how an image is loaded for training and evaluation.
 
-Guarantees: an image that cannot be read is reported with the reason, never dropped silently.
-Out of scope: augmentation (augment.py), and finding the files (class_folders.py, ilsvrc.py, shards.py).
+Guarantees: an image that cannot be read is reported with the reason, never dropped silently. The order of classes and
+images depends only on names, so that an interrupted preparation can be resumed.
+Out of scope: finding the files (class_folders.py, ilsvrc.py, shards.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,32 @@ class Skipped:
     def to_dict(self) -> dict[str, str]:
         """Return an entry of skipped.json."""
         return {"path": str(self.path), "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The images of each split: train, val, and test if the data set has a labelled one."""
+
+    root: Path
+    kind: str  # shown to users, such as "class folders"
+    classes: tuple[str, ...]
+    splits: Mapping[str, tuple[ImageFile, ...]]
+    ignored: tuple[Skipped, ...] = ()  # files in class folders without the suffix of an image
+    notes: tuple[str, ...] = ()  # for the user, such as classes with fewer images than announced
+
+    def index_of(self) -> dict[str, int]:
+        """Return the index of each class by its label."""
+        return {label: index for index, label in enumerate(self.classes)}
+
+    def digest(self) -> str:
+        """Return a SHA-256 over classes, image names, labels and sizes. Raises OSError."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        index_of = self.index_of()
+        for split, images in self.splits.items():
+            for image in images:
+                size = image.file.stat().st_size if image.size is None else image.size
+                digest.update(f"{split}\0{image.name}\0{index_of[image.label]}\0{size}\n".encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Open a run's data set, and read its batches ahead of the device.
 
 Guarantees: batches come in the requested order. While the device processes one, workers decode the next ones.
-Out of scope: augmentation (augment.py, on the device).
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ _EXAMPLES: Final = 5  # listed in a message
 
 
 def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, reporter: Reporter) -> Dataset:
-    """Open class folders or prepared shards. Reports their size, skipped files, and images that are in both splits.
-
-    Raises DatasetError.
-    """
+    """Open class folders or prepared shards, and report size, skipped files and duplicates. Raises DatasetError."""
     if is_sharded(data):
         dataset = open_shards(data, memory_budget=memory_budget, workers=workers)
     else:
@@ -50,7 +46,7 @@ def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, repor
             f"Examples: {examples}"
         )
     if dataset.duplicates:
-        examples = "; ".join(f"{pair.val} is the same as {pair.train}" for pair in dataset.duplicates[:_EXAMPLES])
+        examples = "; ".join(f"{val} is the same as {train}" for train, val in dataset.duplicates[:_EXAMPLES])
         reporter.warn(
             f"{len(dataset.duplicates)} validation images are also in train, byte for byte, so the validation error "
             f"will be too low. Examples: {examples}"

@@ -9,7 +9,6 @@
 Guarantees: a shard that is missing or has the wrong size is rejected before the first step, and `verify_shards`
 compares every byte. Images are read by offset, so each epoch uses a new random order of all images, as with class
 folders.
-Out of scope: writing shards (prepare.py).
 References: the paper, section 2; the WebDataset format.
 """
 
@@ -28,7 +27,7 @@ from safetensors.numpy import load_file
 
 from model_store.durable import sha256_of
 from model_store.errors import CheckpointError, DatasetError
-from model_store.training.data.dataset import IMAGE_BYTES, Dataset, Duplicate, ImageSet
+from model_store.training.data.dataset import IMAGE_BYTES, Dataset, ImageSet
 from model_store.training.data.image_file import ImageFile, read_skipped
 from model_store.training.runs.run import read_statistics
 
@@ -75,15 +74,8 @@ def read_folder(root: Path) -> ShardFolder:
         if values["format"] != FORMAT:
             raise DatasetError(f"{file} was written by another version of fc7. This version reads format {FORMAT}.")
         splits = {split: tuple(Shard(**shard) for shard in shards) for split, shards in values["splits"].items()}
-        folder = ShardFolder(
-            root,
-            tuple(values["classes"]),
-            values["encoding"],
-            values["source"],
-            splits,
-            tuple((pair[0], pair[1]) for pair in values["duplicates"]),
-            values["hash"],
-        )
+        classes, duplicates = tuple(values["classes"]), tuple((train, val) for train, val in values["duplicates"])
+        folder = ShardFolder(root, classes, values["encoding"], values["source"], splits, duplicates, values["hash"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{file} is not a valid description of shards ({error!r}). {_FIX}") from error
     for shard in (shard for shards in folder.splits.values() for shard in shards):
@@ -125,10 +117,7 @@ def read_index(shard: Path) -> dict[str, NDArray[Any]]:
 
 
 def open_shards(root: Path, *, memory_budget: int, workers: ThreadPoolExecutor) -> Dataset:
-    """Open a folder of shards. Pixels are kept in memory if all of them fit into `memory_budget` bytes.
-
-    Raises DatasetError.
-    """
+    """Open a folder of shards. Pixels stay in memory if all fit into `memory_budget` bytes. Raises DatasetError."""
     folder = read_folder(root)
     try:
         statistics = read_statistics(root)
@@ -139,8 +128,7 @@ def open_shards(root: Path, *, memory_budget: int, workers: ThreadPoolExecutor) 
     if (len(train) + len(val)) * IMAGE_BYTES <= memory_budget:
         train.load_into_memory()
         val.load_into_memory()
-    duplicates = tuple(Duplicate(Path(train_image), Path(val_image)) for train_image, val_image in folder.duplicates)
-    return Dataset(root, folder.classes, train, val, statistics, folder.hash, skipped, duplicates)
+    return Dataset(root, folder.classes, train, val, statistics, folder.hash, skipped, folder.duplicates)
 
 
 def verify_shards(root: Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> ShardFolder:

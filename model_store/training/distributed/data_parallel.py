@@ -4,14 +4,13 @@
 
 Guarantees: the result does not depend on the number of processes, except for the order of float32 sums. Gradients are
 the mean over the whole batch, dropout and augmentation are drawn for the whole batch, and every validation image counts
-once. All processes hold the same weights, bit for bit. The number of processes must divide the batch. Only the first
+once. All processes have the same weights, bit for bit. The number of processes must divide the batch. Only the first
 process writes and prints.
 Out of scope: starting processes (torchrun), and splitting a layer over processes (towers.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -35,7 +34,7 @@ class DataParallel:
 
     def __init__(self, net: AlexNet, recipe: Recipe, group: Group) -> None:
         """Move the net to the group's device. `require_divisible` checks the batch size."""
-        self._group = group
+        self.group = group  # the processes that share each batch
         self._net: AlexNet = net.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self._net, recipe)
         self.module: nn.Module = self._net  # switched between training and evaluation mode
@@ -44,12 +43,8 @@ class DataParallel:
 
     def rows(self, count: int) -> tuple[int, int]:
         """Return (first, last + 1) of this process's rows in a batch of `count`. Shares can differ by one row."""
-        rank, world = self._group.rank, self._group.world
+        rank, world = self.group.rank, self.group.world
         return rank * count // world, (rank + 1) * count // world
-
-    def validation_share(self) -> tuple[int, int]:
-        """Return (first, step) of the validation images for this process."""
-        return self._group.rank, self._group.world
 
     def logits(self, x: Tensor, rows: tuple[int, int] | None) -> Tensor:
         """Return the logits of this process's inputs. rows: (first row, rows in the batch) of a training batch."""
@@ -57,32 +52,28 @@ class DataParallel:
         # Validation bypasses DistributedDataParallel: processes may have different numbers of validation batches.
         return cast(Tensor, (self.module if rows else self._net)(x))
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Return figures of this process's images summed over all images."""
-        return self._group.sum(values)
-
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of `loss`, summed over the processes."""
-        (loss * self._group.world).backward()  # type: ignore[no-untyped-call]  # DistributedDataParallel averages
+        (loss * self.group.world).backward()  # type: ignore[no-untyped-call]  # DistributedDataParallel averages
 
     def initialise(self, info: RunInfo, parent: Parent | None) -> bool:
         """Draw the initial weights, or copy the parent's. Returns whether fc8 was copied too."""
         copied_last = initialise_net(self._net, info, parent)
-        self._group.broadcast_tensors(self._net.parameters())
+        self.group.broadcast_tensors(self._net.parameters())
         return copied_last
 
     def restore(self, run: Path) -> Position:
         """Load the run's checkpoint, which the first process reads for all. Raises CheckpointError."""
-        return restore_for_all(run, self._net, self.optimizer, self._group)
+        return restore_for_all(run, self._net, self.optimizer, self.group)
 
     def checkpoint(self, run: Path, position: Position) -> None:
         """Write a checkpoint of the whole net. Raises CheckpointError, NonFiniteLossError."""
-        if self._group.first:
+        if self.group.first:
             write_checkpoint(run, self._net, self.optimizer, position)
 
     def finish(self, run: Path, step: int) -> None:
         """Write the final weights of the whole net after `step`. Raises CheckpointError, NonFiniteLossError."""
-        if self._group.first:
+        if self.group.first:
             finish(run, self._net, step)
 
     def bytes_sent(self) -> dict[str, int]:

@@ -1,7 +1,4 @@
-"""The group of processes that train together.
-
-Out of scope: starting the processes (torchrun), and splitting the work (data_parallel.py, towers.py).
-"""
+"""The group of processes that train together. torchrun starts them."""
 
 from __future__ import annotations
 

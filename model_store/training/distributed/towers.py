@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from model_store.errors import RecipeError
 from model_store.training.distributed.data_parallel import DataParallel, initialise_net, restore_for_all
 from model_store.training.distributed.group import Group
-from model_store.training.nets.alexnet import DROPOUT_RATE, AlexNet, Architecture, Conv, Hidden, Layer, Norm
+from model_store.training.nets.alexnet import (
+    DROPOUT_RATE,
+    AlexNet,
+    Architecture,
+    Conv,
+    Hidden,
+    Layer,
+    Norm,
+    build_module,
+)
 from model_store.training.optim import build_optimizer
 from model_store.training.recipe import Recipe
 from model_store.training.runs.checkpoint import Position, finish, write_checkpoint
@@ -99,18 +108,10 @@ class TowerNet(AlexNet):
         self._exchange = exchange
         self._reads_both = set()
         for position, layer in enumerate(architecture.layers):
-            module = self.get_submodule(layer.name)
-            if isinstance(layer, Conv) and position and layer.towers == 1:
-                convolution = cast(nn.Conv2d, module)
-                inputs = convolution.in_channels * TOWERS
-                wider: nn.Module = nn.Conv2d(inputs, convolution.out_channels, layer.size, layer.stride, layer.padding)
-            elif isinstance(layer, Hidden):
-                linear = cast(nn.Linear, module)
-                wider = nn.Linear(linear.in_features * TOWERS, linear.out_features)
-            else:
-                continue
-            self.add_module(layer.name, wider)
-            self._reads_both.add(layer.name)
+            if isinstance(layer, Hidden) or (isinstance(layer, Conv) and position and layer.towers == 1):
+                inputs = self.get_parameter(f"{layer.name}.weight").shape[1] * TOWERS
+                self.add_module(layer.name, build_module(_half(layer), inputs))
+                self._reads_both.add(layer.name)
 
     @torch.no_grad()
     def load_part(self, whole: dict[str, Tensor]) -> None:

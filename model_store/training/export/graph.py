@@ -22,17 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_store.errors import CheckpointError
 from model_store.image import CROP
-from model_store.training.nets.alexnet import (
-    FEATURES,
-    AlexNet,
-    Architecture,
-    Conv,
-    Hidden,
-    LocalResponseNorm,
-    MapSize,
-    Norm,
-    Pool,
-)
+from model_store.training.nets.alexnet import FEATURES, AlexNet, Architecture, Conv, Hidden, MapSize, Norm, Pool
 
 OPSET: Final = 17
 IR_VERSION: Final = 8  # released with operator set 17
@@ -76,8 +66,8 @@ class Graph:
                         "MaxPool",
                         [x],
                         layer.name,
-                        kernel_shape=_pair(layer.size),
-                        strides=_pair(layer.stride),
+                        kernel_shape=[layer.size] * 2,
+                        strides=[layer.stride] * 2,
                         pads=[0, 0, layer.edge, layer.edge],
                     )
                 case Hidden():
@@ -106,8 +96,8 @@ class Graph:
             "Conv",
             [x, *self.parameters(layer.name)],
             f"{layer.name}.linear",
-            kernel_shape=_pair(layer.size),
-            strides=_pair(layer.stride),
+            kernel_shape=[layer.size] * 2,
+            strides=[layer.stride] * 2,
             pads=[pad, pad, far, far],
             group=layer.towers,
         )
@@ -140,12 +130,9 @@ class Graph:
 
     def banded(self, name: str, squares: str) -> str:
         """Append k + alpha * the sum over neighbors as a 1x1 convolution with a banded matrix, as in alexnet.py."""
-        norm = self.net.get_submodule(name)
-        if not isinstance(norm, LocalResponseNorm):  # pragma: no cover
-            raise TypeError(f"{name} is a {type(norm).__name__}")
-        band = self.tensor(f"{name}.band", norm.band.numpy())
-        k = self.tensor(f"{name}.k", norm.bias.numpy())
-        return self.node("Conv", [squares, band, k], f"{name}.scale", kernel_shape=_pair(1))
+        band = self.tensor(f"{name}.band", self.net.get_buffer(f"{name}.band").numpy())
+        k = self.tensor(f"{name}.k", self.net.get_buffer(f"{name}.bias").numpy())
+        return self.node("Conv", [squares, band, k], f"{name}.scale", kernel_shape=[1, 1])
 
     def normalized(self, name: str, x: str, scale: str) -> str:
         """Append x / scale^.75."""
@@ -229,7 +216,3 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def producer() -> str:
     """Return the producer recorded in manifests, such as "fc7 0.1.0"."""
     return f"{PRODUCER} {version('fc7')}"
-
-
-def _pair(value: int) -> list[int]:
-    return [value, value]

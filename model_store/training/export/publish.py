@@ -9,8 +9,8 @@ References: the paper, section 4.1 (one and ten views).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +25,7 @@ from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore, entries_of
-from model_store.training.evaluate import (
-    Evaluation,
-    Predictor,
-    RunnerPredictor,
-    SplitImages,
-    TorchPredictor,
-    evaluate,
-)
+from model_store.training.evaluate import Evaluation, Predictor, RunnerPredictor, SplitImages, TorchPredictor, evaluate
 from model_store.training.export import report
 from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.served_graph import write_served_graph
@@ -44,10 +37,6 @@ FC7_LIMIT: Final = 1e-4  # largest allowed difference as a share of the largest 
 PARITY_BATCHES: Final = (1, 3, 8, 20)  # batch sizes of the comparison
 
 Progress = Callable[[str, int, int], None]  # (step, done, total)
-
-
-def no_progress(_step: str, _done: int, _total: int) -> None:
-    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +68,7 @@ def export_run(
     data: Path | None = None,
     split: str = "val",
     view_counts: Sequence[int] = (1,),
-    progress: Progress = no_progress,
+    progress: Progress = lambda *_: None,
 ) -> ExportResult:
     """Publish `run` as the next version of the model `name` (default: the name of the run).
 
@@ -97,16 +86,16 @@ def export_run(
     draft = ManifestDraft(
         name=name or run.info.name,
         architecture=run.info.architecture.name,
-        classes=class_labels(run.classes),
-        recipe=run.recipe.to_dict() | {"architecture": run.info.architecture.to_dict(), "parent": run.info.parent},
+        classes=class_labels(run.info.classes),
+        recipe=run.info.recipe.to_dict() | {"architecture": run.info.architecture.to_dict(), "parent": run.info.parent},
         opset=OPSET,
         producer=producer(),
         parent_run=run.path.resolve().name,
     )
     with store.staging(draft.name) as staged:
         progress("writing the graph", 0, 1)
-        trained = TorchPredictor(run.path.name, run.classes, run.network, run.mean)
-        write_served_graph(run.network, run.mean, staged)
+        trained = TorchPredictor(run.path.name, run.info.classes, run.network, run.statistics.mean)
+        write_served_graph(run.network, run.statistics.mean, staged)
         with staged_runner(staged, draft) as runner:
             progress("comparing with torch", 0, 1)
             parity = check_parity(runner, trained, images.sample(sum(PARITY_BATCHES)))
@@ -125,14 +114,9 @@ def staged_version(staged: Path, draft: ManifestDraft) -> Artifact:
     return Artifact(staged, manifest, verified=True)
 
 
-@contextmanager
-def staged_runner(staged: Path, draft: ManifestDraft) -> Iterator[Runner]:
-    """Run the staged version on the CPU, including its graph for batches."""
-    runner = Runner(staged_version(staged, draft), RunnerOptions(device="cpu", streams=2))
-    try:
-        yield runner
-    finally:
-        runner.close()
+def staged_runner(staged: Path, draft: ManifestDraft) -> closing[Runner]:
+    """Load the staged version on the CPU, including its graph for batches. Use the result as a context manager."""
+    return closing(Runner(staged_version(staged, draft), RunnerOptions(device="cpu", streams=2)))
 
 
 def check_parity(runner: Runner, trained: TorchPredictor, images: NDArray[np.uint8]) -> Parity:
@@ -187,13 +171,13 @@ def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation
     """Write the version's `report/`: metrics.json, confusion.csv and the charts. Raises OSError."""
     folder.mkdir()
     errors = f"top-1 error {evaluation.top1_error:.1%} ({views_text(evaluation.views)})"
-    report.write_json(folder / report.METRICS_FILE, {**draft.metrics, **evaluation.to_dict()})
+    report.write_json(folder / "metrics.json", {**draft.metrics, **evaluation.to_dict()})
     report.write_confusion_table(folder, evaluation.labels, evaluation.confusion)
     report.draw_confusion(
         folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen:,} images, {errors}"
     )
     curves = report.curves_of(run.metrics)
-    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.recipe.name}, {run.info.train_images:,} images")
+    report.draw_curves(folder, curves, f"{draft.name}: recipe {run.info.recipe.name}, {run.info.train_images:,} images")
     convolutions = [layer for layer in run.info.architecture.layers if isinstance(layer, Conv)]
     if convolutions:
         first = convolutions[0]

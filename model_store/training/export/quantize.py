@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -30,10 +31,9 @@ from model_store.runtime.runner import Runner, top_k
 from model_store.store import ModelStore
 from model_store.training.evaluate import TOP, SplitImages
 from model_store.training.export.graph import PIXELS
-from model_store.training.export.publish import Progress, no_progress, staged_version
+from model_store.training.export.publish import Progress, staged_version
 
 MIN_AGREEMENT: Final = 0.99
-CALIBRATION_IMAGES: Final = 64
 _BATCH: Final = 16
 _FP16_OPERATORS: Final = ("Conv", "Relu", "MaxPool", "Flatten", "Gemm")
 
@@ -45,8 +45,8 @@ def add_precisions(
     data: Path,
     *,
     split: str = "val",
-    calibrate: int = CALIBRATION_IMAGES,
-    progress: Progress = no_progress,
+    calibrate: int = 64,
+    progress: Progress = lambda *_: None,
 ) -> Artifact:
     """Publish the next version of `artifact.name`: the same net, with `precisions` ("int8", "fp16") added.
 
@@ -58,6 +58,7 @@ def add_precisions(
     artifact.verify()
     images = SplitImages(data, split)
     manifest = artifact.manifest
+    draft = ManifestDraft(**manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions"}))
     metrics = {name: entry.metrics for name, entry in manifest.precisions.items()}
     with store.staging(artifact.name) as staged:
         for name in manifest.files:
@@ -75,17 +76,12 @@ def add_precisions(
                 write_int8(artifact.model_path, folder, sample)
             else:
                 write_fp16(artifact.model_path, folder)
-            draft = ManifestDraft(**manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions"}))
             measured |= compare(artifact, staged_version(folder, draft), images, precision, progress)
             if not measured["top5_agreement"] >= MIN_AGREEMENT:
                 raise AgreementError(precision, measured["top5_agreement"], MIN_AGREEMENT)
             metrics[precision] = measured | {"data": str(data), "split": split, "data_sha256": images.sha256}
         progress("publishing", 0, 1)
-        draft = ManifestDraft(
-            **manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions", "parent_version"}),
-            parent_version=artifact.id,
-            precisions=metrics,
-        )
+        draft = draft.model_copy(update={"parent_version": artifact.id, "precisions": metrics})
         return store.publish(staged, draft)
 
 
@@ -196,8 +192,8 @@ def compare(
     agreement: list[tuple[bool, bool]] = []  # of each image: top-1, top-5
     cosines: list[float] = []
     wrong: list[tuple[bool, bool, bool, bool]] = []  # of each image: top-1 and top-5 in fp32, top-1 and top-5 in other
-    first, second = (Runner(version, RunnerOptions(device="cpu")) for version in (reference, other))
-    try:
+    options = RunnerOptions(device="cpu")
+    with closing(Runner(reference, options)) as first, closing(Runner(other, options)) as second:
         remaining = iter(images)
         while batch := list(islice(remaining, _BATCH)):
             pixels = views(np.stack([image for image, _ in batch]))
@@ -211,9 +207,6 @@ def compare(
                 if (index := index_of.get(label)) is not None:
                     wrong.append((a[0] != index, index not in a, b[0] != index, index not in b))
             progress(f"comparing {precision} with fp32", len(agreement), len(images))
-    finally:
-        first.close()
-        second.close()
     top1, top5 = np.mean(agreement, axis=0).tolist()
     errors: list[float | None] = [None] * 4
     if wrong:

@@ -25,11 +25,6 @@ from numpy.typing import NDArray
 
 from model_store.durable import write_atomic
 
-METRICS_FILE: Final = "metrics.json"
-CURVES_FILE: Final = "curves.png"
-CONFUSION_FILE: Final = "confusion.png"
-CONFUSION_TABLE_FILE: Final = "confusion.csv"
-CONV1_FILE: Final = "conv1.png"
 _MAX_CLASSES_WITH_COUNTS: Final = 20  # above, the cells of the confusion matrix have no numbers
 _MAX_CLASSES_WITH_LABELS: Final = 60  # above, the axes of the confusion matrix have no class names
 _DPI: Final = 120
@@ -63,7 +58,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 def write_confusion_table(folder: Path, labels: Sequence[str], confusion: NDArray[np.int64]) -> None:
     """Write confusion.csv: one row per true class, one column per predicted class, counts of images."""
     rows = ([label, *row.tolist()] for label, row in zip(labels, confusion, strict=True))
-    write_csv(folder / CONFUSION_TABLE_FILE, ["true class", *labels], rows)
+    write_csv(folder / "confusion.csv", ["true class", *labels], rows)
 
 
 def draw_confusion(folder: Path, labels: Sequence[str], confusion: NDArray[np.int64], title: str) -> None:
@@ -86,7 +81,7 @@ def draw_confusion(folder: Path, labels: Sequence[str], confusion: NDArray[np.in
         for (row, column), images in np.ndenumerate(confusion):
             color = "white" if shares[row, column] > 0.55 else "#1f2937"
             axes.text(column, row, f"{images}", ha="center", va="center", color=color, fontsize=9)
-    figure.savefig(folder / CONFUSION_FILE)
+    figure.savefig(folder / "confusion.png")
 
 
 def chromatic_shares(kernels: NDArray[np.float32], towers: int = 2) -> list[float]:
@@ -103,7 +98,7 @@ def chromatic_shares(kernels: NDArray[np.float32], towers: int = 2) -> list[floa
 
 
 def draw_conv1(
-    folder: Path, kernels: NDArray[np.float32], title: str, *, towers: int = 2, file: str = CONV1_FILE
+    folder: Path, kernels: NDArray[np.float32], title: str, *, towers: int = 2, file: str = "conv1.png"
 ) -> None:
     """Draw the kernels of the first layer into `file`, the towers side by side (the paper's figure 3).
 
@@ -160,7 +155,7 @@ def draw_curves(folder: Path, curves: Sequence[Curve], title: str) -> None:
         if axes.lines:
             axes.legend(frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(folder / CURVES_FILE)
+    figure.savefig(folder / "curves.png")
 
 
 def format_epoch_axes(axes: Axes, unit: str, *, percent: bool) -> None:

@@ -84,7 +84,6 @@ class Filtering:
     [size, positions * tiles], transforms back. `kernel`, [positions, 3], transforms a kernel.
     """
 
-    size: int
     tiles: int
     positions: int
     into: NDArray[np.float32]
@@ -105,7 +104,7 @@ class Filtering:
                     into[:, tile, first + position - 1] = to_tile[:, position]
             rows = from_tile[: size - first]
             out[first : first + len(rows), :, tile] = rows
-        return cls(size, tiles, positions, into.reshape(-1, size), out.reshape(size, -1), kernel)
+        return cls(tiles, positions, into.reshape(-1, size), out.reshape(size, -1), kernel)
 
     def kernels(self, weight: NDArray[np.floating[Any]], towers: int) -> NDArray[np.float32]:
         """Return [out, in, 3, 3] transformed, float32 [positions^2, towers, in, out / towers].

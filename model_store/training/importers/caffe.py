@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -24,19 +23,9 @@ from torch import Tensor
 
 from model_store.errors import ImportFormatError
 from model_store.image import CROP, SIZE
+from model_store.training.importers import imported_net
 from model_store.training.importers.file_kind import Kind, expect, readable
-from model_store.training.importers.imported_net import (
-    ALEXNET_LAYERS,
-    ImportedNet,
-    SourceFile,
-    check_setting,
-    checked_weights,
-    color_image,
-    learned_layers,
-    norm_of_file,
-    pool_first,
-    shape_text,
-)
+from model_store.training.importers.imported_net import ALEXNET_LAYERS, ImportedNet, SourceFile
 from model_store.training.importers.protobuf import Field, Wire, WireError, fields, float32, varints
 from model_store.training.nets.alexnet import Architecture, Conv, Hidden, Layer, Norm, Pool
 
@@ -50,12 +39,7 @@ _NET_NAME, _V1_LAYERS, _LAYERS = 1, 2, 100
 _NEW: Final = {1: "name", 2: "type", 7: "blobs", 106: "settings", 118: "settings", 121: "settings"}
 _OLD: Final = {4: "name", 5: "type", 6: "blobs", 10: "settings", 18: "settings", 19: "settings", 1: "oldest"}
 _OLD_TYPES: Final = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling"}
-_KINDS: Final[dict[type[Layer], str]] = {
-    Conv: "Convolution",
-    Norm: "LRN",
-    Pool: "Pooling",
-    Hidden: "InnerProduct",
-}
+_KINDS: Final[dict[type[Layer], str]] = {Conv: "Convolution", Norm: "LRN", Pool: "Pooling", Hidden: "InnerProduct"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +68,13 @@ def read_caffemodel(
     """
     expect(path, Kind.CAFFE)
     source = SourceFile.of("caffe", path)
-    with _parsing(path):
+    with readable(path):
         net_name, found = _net(_bytes(path))
     order = _order(path, net_name, found, layers, caffenet)
     weighted = [layer for layer in found if layer.blobs]
     classes = weighted[-1].blobs[0].shape[-2] if weighted and len(weighted[-1].blobs[0].shape) >= 2 else 0
     architecture = caffe_architecture(max(classes, 1), order, layers)
-    expected = learned_layers(architecture)
+    expected = imported_net.learned_layers(architecture)
     if len(weighted) != len(expected):
         names = ", ".join(layer.name for layer in weighted[:12]) or "none"
         raise ImportFormatError(
@@ -116,7 +100,7 @@ def read_caffemodel(
 
 def caffe_architecture(classes: int, order: tuple[Layer, ...], layers: tuple[Layer, ...]) -> Architecture:
     """Return the architecture of a net of Caffe with the layers in `order`; `layers` is AlexNet's own order."""
-    name = "caffenet" if order == pool_first(layers) else "bvlc_alexnet"
+    name = "caffenet" if order == imported_net.pool_first(layers) else "bvlc_alexnet"
     return Architecture(classes, order, dropout="inverted", name=name)
 
 
@@ -135,10 +119,10 @@ def caffe_net(
     preprocessing. Raises ImportFormatError if the arrays do not fit the architecture or `mean` cannot be read.
     """
     tensors, file_names = {}, {}
-    for name, (file_name, weight, bias) in zip(learned_layers(architecture), arrays, strict=True):
+    for name, (file_name, weight, bias) in zip(imported_net.learned_layers(architecture), arrays, strict=True):
         file_names[name] = file_name
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight, bias
-    weights = checked_weights(source.path, architecture, tensors, file_names)
+    weights = imported_net.checked_weights(source.path, architecture, tensors, file_names)
     first = next(iter(weights))
     weights[first] = weights[first].flip(1).contiguous()
     image, description, remarks = mean_image(mean)
@@ -166,7 +150,7 @@ def mean_image(mean: str | None) -> tuple[NDArray[np.float32], str, tuple[str, .
             f"R {red:.2f}). The outputs are closer to Caffe's with the mean image of the training set, "
             "imagenet_mean.binaryproto."
         )
-        return color_image((red, green, blue)), "the mean color of ImageNet", (remark,)
+        return imported_net.color_image((red, green, blue)), "the mean color of ImageNet", (remark,)
     path = Path(mean)
     numbers = mean.split(",")
     if len(numbers) == 3 and not path.exists():
@@ -174,7 +158,7 @@ def mean_image(mean: str | None) -> tuple[NDArray[np.float32], str, tuple[str, .
             blue, green, red = (float(number) for number in numbers)
         except ValueError:
             raise ImportFormatError(path, "a mean must be a .binaryproto file or three numbers B,G,R") from None
-        return color_image((red, green, blue)), f"the mean color B {blue:g}, G {green:g}, R {red:g}", ()
+        return imported_net.color_image((red, green, blue)), f"the mean color B {blue:g}, G {green:g}, R {red:g}", ()
     return read_mean(path), f"the mean image {path.name} (sha256 {SourceFile.of('mean', path).sha256[:12]})", ()
 
 
@@ -184,25 +168,17 @@ def read_mean(path: Path) -> NDArray[np.float32]:
     Raises ImportFormatError.
     """
     expect(path, Kind.BLOB)
-    with _parsing(path):
+    with readable(path):
         blob = _blob(_bytes(path))
     shape = _without_ones(blob.shape, 3)
     if shape not in ((3, SIZE, SIZE), (3, 1, 1)):
-        raise ImportFormatError(path, f"the mean image has the shape {shape_text(shape)} instead of 3x{SIZE}x{SIZE}")
+        raise ImportFormatError(
+            path, f"the mean image has the shape {imported_net.shape_text(shape)} instead of 3x{SIZE}x{SIZE}"
+        )
     if not np.isfinite(blob.values).all():
         raise ImportFormatError(path, "the mean image has values that are not finite, so the file is damaged")
     image = blob.values.reshape(shape)[::-1].transpose(1, 2, 0)
     return np.ascontiguousarray(np.broadcast_to(image, (SIZE, SIZE, 3)), np.float32)
-
-
-@contextmanager
-def _parsing(path: Path) -> Iterator[None]:
-    """Turn errors of reading and parsing `path` into an ImportFormatError."""
-    try:
-        with readable(path):
-            yield
-    except WireError as error:
-        raise ImportFormatError(path, str(error)) from error
 
 
 def _bytes(path: Path) -> memoryview:
@@ -259,7 +235,9 @@ def _blob(message: memoryview) -> Blob:
     if len(shape) > _MAX_DIMENSIONS:
         raise WireError(f"an array has {len(shape)} dimensions, which exceeds the limit of {_MAX_DIMENSIONS}")
     if math.prod(shape) != len(values):
-        raise WireError(f"an array of shape {shape_text(shape)} has {len(values):,} values, so the file is damaged")
+        raise WireError(
+            f"an array of shape {imported_net.shape_text(shape)} has {len(values):,} values, so the file is damaged"
+        )
     return Blob(shape, values)
 
 
@@ -289,7 +267,7 @@ def _order(
     path: Path, net_name: str, found: Sequence[_CaffeLayer], layers: tuple[Layer, ...], caffenet: bool
 ) -> tuple[Layer, ...]:
     """Return the layers in the file's order. Without norms and pools, the net's name or `caffenet` decides."""
-    other = pool_first(layers)
+    other = imported_net.pool_first(layers)
     kinds = [layer.kind for layer in found if layer.kind in _KINDS.values()]
     if not {"LRN", "Pooling"} & set(kinds):
         return other if caffenet or net_name.lower() == "caffenet" else layers
@@ -311,7 +289,7 @@ def _with_file_norms(path: Path, order: Sequence[Layer], found: Sequence[_CaffeL
         if caffe_layer is None or caffe_layer.settings is None:
             yield layer
             continue
-        with _parsing(path):
+        with readable(path):
             yield _compare(path, layer, f"layer {caffe_layer.name}", list(fields(caffe_layer.settings)))
 
 
@@ -325,18 +303,18 @@ def _compare(path: Path, layer: Layer, where: str, settings: Sequence[Field]) ->
 
     match layer:
         case Conv():
-            check_setting(path, where, "kernel", number(4, layer.size), layer.size)
-            check_setting(path, where, "stride", number(6, 1), layer.stride)
-            check_setting(path, where, "padding", number(3, 0), layer.padding)
-            check_setting(path, where, "groups", number(5, 1), layer.towers)
+            imported_net.check_setting(path, where, "kernel", number(4, layer.size), layer.size)
+            imported_net.check_setting(path, where, "stride", number(6, 1), layer.stride)
+            imported_net.check_setting(path, where, "padding", number(3, 0), layer.padding)
+            imported_net.check_setting(path, where, "groups", number(5, 1), layer.towers)
         case Pool():
-            check_setting(path, where, "method (0: maximum)", number(1, 0), 0)
-            check_setting(path, where, "kernel", number(2, 0), layer.size)
-            check_setting(path, where, "stride", number(3, 1), layer.stride)
-            check_setting(path, where, "padding", number(4, 0), 0)
+            imported_net.check_setting(path, where, "method (0: maximum)", number(1, 0), 0)
+            imported_net.check_setting(path, where, "kernel", number(2, 0), layer.size)
+            imported_net.check_setting(path, where, "stride", number(3, 1), layer.stride)
+            imported_net.check_setting(path, where, "padding", number(4, 0), 0)
         case Norm():
-            check_setting(path, where, "region (0: across channels)", number(4, 0), 0)
-            return norm_of_file(
+            imported_net.check_setting(path, where, "region (0: across channels)", number(4, 0), 0)
+            return imported_net.norm_of_file(
                 path, where, layer, size=number(1, 5), alpha=real(2, 1.0), beta=real(3, 0.75), k=real(5, 1.0)
             )
     return layer

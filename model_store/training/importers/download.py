@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Final
@@ -44,22 +45,21 @@ class PublicFile:
     command: str
 
 
-_CAFFE: Final = "http://dl.caffe.berkeleyvision.org"
-_ZOO: Final = "https://github.com/onnx/models/raw/main/validated/vision/classification/alexnet/model"
-_TORCH: Final = "https://download.pytorch.org/models"
+_SITES: Final = {
+    "caffe": "http://dl.caffe.berkeleyvision.org",
+    "onnx": "https://github.com/onnx/models/raw/main/validated/vision/classification/alexnet/model",
+    "torchvision": "https://download.pytorch.org/models",
+}
 
 
-def _caffe(file: str, sha1: str) -> PublicFile:
-    return PublicFile(file, f"{_CAFFE}/{file}", "sha1", sha1, None, "caffe")
+def _public(command: str, file: str, digest: str, size: int | None = None) -> PublicFile:
+    algorithm = "sha1" if command == "caffe" else "sha256"
+    return PublicFile(file, f"{_SITES[command]}/{file}", algorithm, digest, size, command)
 
 
-def _zoo(file: str, size: int, sha256: str) -> PublicFile:
-    return PublicFile(file, f"{_ZOO}/{file}", "sha256", sha256, size, "onnx")
-
-
-def _torchvision(file: str, size: int, sha256: str) -> PublicFile:
-    return PublicFile(file, f"{_TORCH}/{file}", "sha256", sha256, size, "torchvision")
-
+_caffe = partial(_public, "caffe")
+_zoo = partial(_public, "onnx")
+_torchvision = partial(_public, "torchvision")
 
 # The files of each importer by name. The first one is the default.
 PUBLIC_FILES: Final[Mapping[str, Mapping[str, PublicFile]]] = {
@@ -69,15 +69,15 @@ PUBLIC_FILES: Final[Mapping[str, Mapping[str, PublicFile]]] = {
     },
     "onnx": {
         "alexnet-12": _zoo(
-            "bvlcalexnet-12.onnx", 243_863_787, "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945"
+            "bvlcalexnet-12.onnx", "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945", 243_863_787
         ),
         "alexnet-9": _zoo(
-            "bvlcalexnet-9.onnx", 243_863_542, "ef3c82dad5c512f969dbf701fe35c0b3feb1585687d541f765eb68730c0a8af7"
+            "bvlcalexnet-9.onnx", "ef3c82dad5c512f969dbf701fe35c0b3feb1585687d541f765eb68730c0a8af7", 243_863_542
         ),
     },
     "torchvision": {
         "alexnet": _torchvision(
-            "alexnet-owt-7be5be79.pth", 244_408_911, "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
+            "alexnet-owt-7be5be79.pth", "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02", 244_408_911
         ),
     },
 }

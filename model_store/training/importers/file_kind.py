@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from model_store.errors import ImportFormatError
-from model_store.training.importers.protobuf import Wire, outline
+from model_store.training.importers.protobuf import Wire, WireError, outline
 
 _HEAD: Final = 1 << 16
 
 
 class Kind(Enum):
-    """A kind of file: its description, and the command that imports it ("" if none does)."""
+    """A kind of file: its description with an article, and the command that imports it ("" if none does)."""
 
     CAFFE = ("a Caffe model", "fc7 import caffe {}")
     BLOB = ("a Caffe blob (a mean image)", "fc7 import caffe MODEL.caffemodel --mean {}")
@@ -34,14 +34,8 @@ class Kind(Enum):
     TEXT = ("a text file (a prototxt has no weights; use the .caffemodel that belongs to it)", "")
     UNKNOWN = ("of an unknown kind", "")
 
-    @property
-    def description(self) -> str:
-        """What the file is, with an article."""
-        return self.value[0]
-
-    def command(self, path: Path) -> str:
-        """Return the command that imports `path`, or ""."""
-        return self.value[1].format(path)
+    def __init__(self, description: str, command: str) -> None:
+        self.description, self.command = description, command
 
 
 _SIGNATURES: Final[tuple[tuple[bytes, Kind], ...]] = (
@@ -55,11 +49,13 @@ _SIGNATURES: Final[tuple[tuple[bytes, Kind], ...]] = (
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn an OSError in the block into an ImportFormatError for `path`."""
+    """Turn an OSError or a WireError in the block into an ImportFormatError for `path`."""
     try:
         yield
     except OSError as error:
         raise ImportFormatError(path, error.strerror or str(error)) from error
+    except WireError as error:
+        raise ImportFormatError(path, str(error)) from error
 
 
 def expect(path: Path, *expected: Kind) -> Kind:
@@ -70,8 +66,7 @@ def expect(path: Path, *expected: Kind) -> Kind:
     kind = kind_of(path)
     if kind in expected:
         return kind
-    command = kind.command(path)
-    hint = f". To import it, run: {command}" if command else ""
+    hint = f". To import it, run: {kind.command.format(path)}" if kind.command else ""
     raise ImportFormatError(path, f"it is {kind.description}, not {expected[0].description}{hint}")
 
 
@@ -89,7 +84,8 @@ def kind_of(path: Path) -> Kind:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
         return Kind.SAFETENSORS
     kind = _protobuf_kind(head)
-    if kind is Kind.UNKNOWN and _is_text(head):
+    is_text = not any(byte < 0x20 and byte not in b"\t\n\r\f" for byte in head)
+    if kind is Kind.UNKNOWN and is_text:
         return Kind.PAGE if head.lstrip()[:1] == b"<" else Kind.TEXT
     return kind
 
@@ -104,7 +100,3 @@ def _protobuf_kind(head: bytes) -> Kind:
     if (100, Wire.LENGTH) in found or (2, Wire.LENGTH) in found:
         return Kind.CAFFE  # NetParameter.layer, or .layers in older files
     return Kind.UNKNOWN
-
-
-def _is_text(head: bytes) -> bool:
-    return not any(byte < 0x20 and byte not in b"\t\n\r\f" for byte in head)

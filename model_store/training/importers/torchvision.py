@@ -23,24 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model_store.errors import ImportFormatError
-from model_store.training.export.graph import parameter_shapes
+from model_store.training.importers import imported_net
 from model_store.training.importers.file_kind import Kind, expect
-from model_store.training.importers.imported_net import (
-    OWT_LAYERS,
-    ImportedNet,
-    SourceFile,
-    checked_weights,
-    color_image,
-    learned_layers,
-)
+from model_store.training.importers.imported_net import OWT_LAYERS, ImportedNet, SourceFile
 from model_store.training.nets.alexnet import Architecture, Layer
 
 MEAN: Final = (0.485, 0.456, 0.406)  # RGB, of pixels 0-1
 DEVIATION: Final = (0.229, 0.224, 0.225)
-_NAMES: Final = (
-    *(f"features.{index}" for index in (0, 3, 6, 8, 10)),
-    *(f"classifier.{index}" for index in (1, 4, 6)),
-)
+_NAMES: Final = (*(f"features.{index}" for index in (0, 3, 6, 8, 10)), *(f"classifier.{index}" for index in (1, 4, 6)))
 _WRAPPERS: Final = ("state_dict", "model")  # keys under which training scripts store the weights
 _ZIP_OVERHEAD: Final = 1 << 20
 
@@ -56,13 +46,9 @@ def read_torchvision(path: Path, *, layers: tuple[Layer, ...] = OWT_LAYERS) -> I
     last = state.get(f"{_NAMES[-1]}.bias")
     classes = last.shape[0] if last is not None and last.ndim == 1 else 1
     architecture = Architecture(max(classes, 1), layers, dropout="none", name="owt")
-    learned = learned_layers(architecture)
+    learned = imported_net.learned_layers(architecture)
     file_names = dict(zip(learned, _NAMES, strict=True))
-    names = {
-        name: f"{file_names[layer]}.{parameter}"
-        for name in parameter_shapes(architecture)
-        for layer, _, parameter in [name.partition(".")]
-    }
+    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in file_names.items() for kind in ("weight", "bias")}
     if missing := [name for name in names.values() if name not in state]:
         keys = ", ".join(list(state)[:6]) or "nothing"
         more = ", ..." if len(state) > 6 else ""
@@ -71,7 +57,9 @@ def read_torchvision(path: Path, *, layers: tuple[Layer, ...] = OWT_LAYERS) -> I
         )
     if unknown := [name for name in state if name not in names.values()]:
         raise ImportFormatError(path, f"torchvision's AlexNet has no {unknown[0]}, so it is another net")
-    weights = checked_weights(path, architecture, {ours: state[theirs] for ours, theirs in names.items()}, file_names)
+    weights = imported_net.checked_weights(
+        path, architecture, {ours: state[theirs] for ours, theirs in names.items()}, file_names
+    )
     first = f"{learned[0]}.weight"
     weights[first] = weights[first] / (255 * torch.tensor(DEVIATION, dtype=torch.float64)[:, None, None])
     weights[first] = weights[first].to(torch.float32)
@@ -82,7 +70,7 @@ def read_torchvision(path: Path, *, layers: tuple[Layer, ...] = OWT_LAYERS) -> I
         ".406. The division by 255 and by the deviations .229 .224 .225 is in the first kernels."
     )
     remark = "This is torchvision's net (owt: one tower, no normalization, 61,100,840 parameters), not the paper's."
-    return ImportedNet(architecture, weights, color_image(mean), preprocessing, source, (remark,))
+    return ImportedNet(architecture, weights, imported_net.color_image(mean), preprocessing, source, (remark,))
 
 
 def _load_torch(path: Path) -> Any:

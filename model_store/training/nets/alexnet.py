@@ -1,4 +1,4 @@
-"""The net of the 2012 paper, built from a table of layers. Read it beside the paper: the order is the same.
+"""The net of the 2012 paper, built from a table of layers. The layers come in the same order as in the paper.
 
 Guarantees: exactly 60,965,224 parameters with 1,000 classes, as in the paper. Local response normalization uses the
 paper's literal formula. The input is padded with 3 zeros on the right and at the bottom, as in the original code. Runs
@@ -10,7 +10,7 @@ References: the paper, sections 3, 4.2 and 5; the original code (layers-145.cfg)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, cast, get_args
 
 import torch
@@ -29,9 +29,7 @@ Initialisation = Literal["paper", "original", "he"]
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution with its ReLU (section 3.1). With 2 towers, each half of the kernels reads half of the input maps
-    (section 3.2).
-    """
+    """A convolution with ReLU (section 3.1). With 2 towers, half of the kernels read half of the maps (section 3.2)."""
 
     name: str
     kernels: int
@@ -72,12 +70,7 @@ class Hidden:
 
 
 Layer = Conv | Norm | Pool | Hidden
-_KINDS: Final[Mapping[str, type[Conv] | type[Norm] | type[Pool] | type[Hidden]]] = {
-    "conv": Conv,
-    "norm": Norm,
-    "pool": Pool,
-    "hidden": Hidden,
-}
+_KINDS: Final[Mapping[str, type[Layer]]] = {"conv": Conv, "norm": Norm, "pool": Pool, "hidden": Hidden}
 
 # Section 3.5 and figure 2. The comments give the shape of each output. fc8 is added for the number of classes.
 PAPER_LAYERS: Final[tuple[Layer, ...]] = (
@@ -116,7 +109,7 @@ class Architecture:
     """
 
     classes: int
-    layers: tuple[Layer, ...] = field(default=PAPER_LAYERS)
+    layers: tuple[Layer, ...] = PAPER_LAYERS
     dropout: Dropout = "paper"
     input_scale: float = 1.0
     name: str = "alexnet"
@@ -125,13 +118,7 @@ class Architecture:
         """Return JSON types, for `from_dict`."""
         kinds = {cls: kind for kind, cls in _KINDS.items()}
         layers = [{"kind": kinds[type(layer)], **asdict(layer)} for layer in self.layers]
-        return {
-            "name": self.name,
-            "classes": self.classes,
-            "dropout": self.dropout,
-            "input_scale": self.input_scale,
-            "layers": layers,
-        }
+        return asdict(self) | {"layers": layers}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
@@ -141,8 +128,7 @@ class Architecture:
             for entry in values["layers"]:
                 options = dict(entry)
                 layers.append(_KINDS[options.pop("kind")](**options))
-            rest = {key: value for key, value in values.items() if key != "layers"}
-            architecture = cls(layers=tuple(layers), **rest)
+            architecture = cls(**{**values, "layers": tuple(layers)})
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"The architecture is not valid: {error!r} in {str(values)[:200]}.") from error
         if architecture.dropout not in get_args(Dropout) or architecture.classes < 1:
@@ -256,7 +242,9 @@ class AlexNet(nn.Module):
         self.batch_rows: tuple[int, int] | None = None
         channels, size = 3, INPUT_SIZE
         for layer, output in zip(architecture.layers, architecture.maps(), strict=False):
-            self.add_module(layer.name, _module(layer, channels * size**2 if isinstance(layer, Hidden) else channels))
+            self.add_module(
+                layer.name, build_module(layer, channels * size**2 if isinstance(layer, Hidden) else channels)
+            )
             channels, size = output.channels, output.size
         self.fc8 = nn.Linear(channels * size**2, architecture.classes)
 
@@ -332,7 +320,8 @@ class AlexNet(nn.Module):
         return {name: count for name, count in counts.items() if count}
 
 
-def _module(layer: Layer, inputs: int) -> nn.Module:
+def build_module(layer: Layer, inputs: int) -> nn.Module:
+    """Return the module of a layer, for `inputs` maps or neurons."""
     match layer:
         case Conv():
             return nn.Conv2d(inputs, layer.kernels, layer.size, layer.stride, layer.padding, groups=layer.towers)
@@ -342,12 +331,6 @@ def _module(layer: Layer, inputs: int) -> nn.Module:
             return nn.MaxPool2d(layer.size, layer.stride)
         case Hidden():
             return nn.Linear(inputs, layer.neurons)
-
-
-# Section 5: the biases of these layers start at 1, so that their ReLUs start with positive inputs.
-_ONES: Final = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
-# In layers-145.cfg, the weights of the upper convolutions start with a larger deviation than in the text.
-_WIDER: Final = frozenset({"conv3", "conv4", "conv5"})
 
 
 @torch.no_grad()
@@ -366,7 +349,8 @@ def initialise(net: AlexNet, scheme: Initialisation, generator: torch.Generator)
         if scheme == "he":
             deviation = 0.01 if name == "fc8" else (2 / inputs) ** 0.5
         else:
-            deviation = 0.03 if scheme == "original" and name in _WIDER else 0.01
+            deviation = 0.03 if scheme == "original" and name in ("conv3", "conv4", "conv5") else 0.01
         module.weight.normal_(0, deviation, generator=generator)
         if module.bias is not None:
-            module.bias.fill_(1.0 if scheme != "he" and name in _ONES else 0.0)
+            # Biases of 1 give the ReLUs positive inputs at first.
+            module.bias.fill_(1.0 if scheme != "he" and name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)

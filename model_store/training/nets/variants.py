@@ -2,7 +2,6 @@
 
 Guarantees: a variant differs from the full net only in what its name says. If a convolution is removed, the next layer
 keeps its number of kernels and towers.
-Out of scope: the number of classes, width and dropout, which the recipe defines.
 References: the paper, sections 3.2 (one tower, with the sizes of footnote 2), 3.3 (no LRN), 3.4 (2x2 pooling), 6 (a
 sixth convolution) and 7 (middle layers removed). The paper does not give the size of its sixth convolution. Here it has
 the size of conv5 (256 kernels of 3x3 in two towers), which keeps the number of inputs of fc6.
@@ -37,7 +36,6 @@ PUBLISHED: Final[Mapping[Variant, Published]] = {
     "no-conv4": Published(2.0, None, 'section 7, "about 2%"'),
     "no-conv5": Published(2.0, None, 'section 7, "about 2%"'),
 }
-_LAST_POOL: Final = "pool5"
 
 
 def variant_layers(variant: Variant) -> tuple[Layer, ...]:
@@ -54,9 +52,8 @@ def variant_layers(variant: Variant) -> tuple[Layer, ...]:
         case "no-conv3" | "no-conv4" | "no-conv5":
             return tuple(layer for layer in PAPER_LAYERS if layer.name != variant.removeprefix("no-"))
         case "sixth-conv":
-            position = [layer.name for layer in PAPER_LAYERS].index(_LAST_POOL) + 1
-            sixth = Conv("conv6", 256, 3, padding=1, towers=2)
-            return (*PAPER_LAYERS[:position], sixth, *PAPER_LAYERS[position:])
+            position = PAPER_LAYERS.index(Pool("pool5")) + 1
+            return (*PAPER_LAYERS[:position], Conv("conv6", 256, 3, padding=1, towers=2), *PAPER_LAYERS[position:])
 
 
 def _one_tower(layer: Layer) -> Layer:

@@ -25,14 +25,7 @@ from model_store.training.loop import Resources, resume, train
 from model_store.training.nets.variants import PUBLISHED
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
-from model_store.training.runs.run import (
-    CHECKPOINT_FILE,
-    MODEL_FILE,
-    RunInfo,
-    read_info,
-    read_metrics,
-    runs_named,
-)
+from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, RunInfo, read_info, read_metrics, runs_named
 
 JSON_FILE: Final = "ablation.json"
 CSV_FILE: Final = "ablation.csv"
@@ -167,17 +160,17 @@ def _finished_run(
 ) -> Path | None:
     """Return the folder of the finished run of this recipe and seed, or None if it was stopped."""
     name = f"{net_name(recipe)}-s{seed}"
-    folders = runs_named(out, name)
-    if folders:
-        info = read_info(folders[-1])
+    if folders := runs_named(out, name):
+        run = folders[-1]
+        info = read_info(run)
         if (info.recipe, info.seed) != (recipe, seed):
             raise CheckpointError(
-                f"{folders[-1]} was trained with another recipe or seed. Choose another --out, or remove the run."
+                f"{run} was trained with another recipe or seed. Choose another --out, or remove the run."
             )
-        if (folders[-1] / MODEL_FILE).exists():
-            return folders[-1]
-        if (folders[-1] / CHECKPOINT_FILE).exists():
-            result = resume(folders[-1], data=data, resources=resources, reporter=reporter, stop=stop)
+        if (run / MODEL_FILE).exists():
+            return run
+        if (run / CHECKPOINT_FILE).exists():
+            result = resume(run, data=data, resources=resources, reporter=reporter, stop=stop)
             return result.run if result.finished else None
     result = train(data, recipe, home=out, name=name, seed=seed, resources=resources, reporter=reporter, stop=stop)
     return result.run if result.finished else None

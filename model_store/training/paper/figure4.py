@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from model_store.runtime.runner import top_k
 
-FIGURE4_LEFT_FILE: Final = "figure4-left.png"
-FIGURE4_RIGHT_FILE: Final = "figure4-right.png"
 CORRECT: Final = "#d6272f"
 OTHER: Final = "#8fb0d6"
 _BARS: Final = 5
@@ -38,6 +36,9 @@ class LabeledImage:
     label: str
 
 
+Neighbor = tuple[LabeledImage, float]  # a training image and its distance from the query
+
+
 @dataclass(frozen=True, slots=True)
 class Bar:
     """One of the most probable classes of an image."""
@@ -45,14 +46,6 @@ class Bar:
     label: str
     probability: float
     correct: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbor:
-    """A training image and its distance from the query."""
-
-    image: LabeledImage
-    distance: float
 
 
 def bars(probabilities: NDArray[np.float32], labels: Sequence[str], correct: str) -> list[Bar]:
@@ -103,7 +96,7 @@ def draw_figure4_left(
         axes.set_xticks([])
         axes.set_yticks([])
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / FIGURE4_LEFT_FILE)
+    figure.savefig(folder / "figure4-left.png")
 
 
 def draw_figure4_right(
@@ -119,10 +112,10 @@ def draw_figure4_right(
         for spine in axes.spines.values():
             spine.set_visible(True)
             spine.set_linewidth(2.5)
-        for column, neighbor in enumerate(near, start=1):
-            _show(figure.add_subplot(grid[row, column]), neighbor.image, f"{neighbor.distance:.3g}")
+        for column, (image, distance) in enumerate(near, start=1):
+            _show(figure.add_subplot(grid[row, column]), image, f"{distance:.3g}")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / FIGURE4_RIGHT_FILE)
+    figure.savefig(folder / "figure4-right.png")
 
 
 def _show(axes: Axes, image: LabeledImage, caption: str = "") -> None:

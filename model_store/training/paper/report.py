@@ -14,9 +14,10 @@ References: the paper, section 6.
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,25 +29,14 @@ from model_store.errors import DatasetError, ImageError
 from model_store.image import prepare, views
 from model_store.training.data.image_file import ImageFile
 from model_store.training.evaluate import BATCH_ROWS, Predictor, SplitImages
-from model_store.training.export.publish import Progress, evaluate_with_progress, no_progress
+from model_store.training.export.publish import Progress, evaluate_with_progress
 from model_store.training.export.report import chromatic_shares, draw_conv1, write_json
-from model_store.training.paper.figure4 import (
-    LabeledImage,
-    Neighbor,
-    bars,
-    draw_figure4_left,
-    draw_figure4_right,
-    nearest,
-)
+from model_store.training.paper.figure4 import LabeledImage, bars, draw_figure4_left, draw_figure4_right, nearest
 from model_store.training.paper.tables import Benchmark, markdown, paper_tables
 
-FIGURE3_FILE: Final = "figure3.png"
-TABLES_FILE: Final = "tables.md"
-NUMBERS_FILE: Final = "report.json"
 LEFT_IMAGES: Final = 8
 QUERIES: Final = 5
 NEIGHBORS: Final = 6
-DEFAULT_GALLERY: Final = 5_000
 
 
 class Net(Predictor, Protocol):
@@ -73,7 +63,7 @@ class ReportOptions:
     """
 
     seed: int = 0
-    gallery: int = DEFAULT_GALLERY
+    gallery: int = 5_000
     view_counts: Sequence[int] = (1,)
     benchmark: Benchmark = "other"
     evaluations: Sequence[Mapping[str, Any]] = ()
@@ -87,7 +77,7 @@ def write_paper_report(
     options: ReportOptions,
     *,
     splits: tuple[str, str] = ("train", "val"),
-    progress: Progress = no_progress,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Write all files into `out` and return the content of report.json. Errors are percentages in the tables.
 
@@ -97,13 +87,19 @@ def write_paper_report(
     training, held_out = SplitImages(data, splits[0]), SplitImages(data, splits[1])
     out.mkdir(parents=True, exist_ok=True)
     title = f"{net.name}: the kernels of {first.name}"
-    draw_conv1(out, first.kernels, title, towers=first.towers, file=FIGURE3_FILE)
-    images = [image for _, image in islice(_readable(alternate_classes(held_out.files, options.seed)), LEFT_IMAGES)]
+    draw_conv1(out, first.kernels, title, towers=first.towers, file="figure3.png")
+    candidates = _readable(alternate_classes(held_out.files, options.seed))
+    images = [image for _, image in itertools.islice(candidates, LEFT_IMAGES)]
     if not images:
         raise _none_readable(held_out.files)
     probabilities, vectors = net.both(views(np.stack([image.pixels for image in images])))
     gallery = _embed(net, alternate_classes(training.files, options.seed)[: options.gallery], progress)
-    left = _figure4_left(out, net, images, probabilities)
+    answers = [bars(row, net.labels, image.label) for row, image in zip(probabilities, images, strict=True)]
+    draw_figure4_left(out, images, answers, f"{net.name}: held-out images; red is the correct class")
+    left = [
+        {"label": image.label, "bars": [asdict(bar) for bar in answer]}
+        for image, answer in zip(images, answers, strict=True)
+    ]
     right = _figure4_right(out, net.name, images[:QUERIES], vectors[:QUERIES], gallery)
     results = [evaluate_with_progress(net, held_out, count, progress).to_dict() for count in options.view_counts]
     tables = paper_tables([*results, *options.evaluations], options.benchmark)
@@ -113,37 +109,19 @@ def write_paper_report(
         "data": str(data),
         "seed": options.seed,
         "figure3": {"kernels": len(first.kernels), "chromatic_share_by_tower": shares},
-        "figure4": left | right,
+        "figure4": {"answers": left} | right,
         "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
     }
-    write_atomic(out / TABLES_FILE, markdown(tables).encode())
-    write_json(out / NUMBERS_FILE, numbers)
+    write_atomic(out / "tables.md", markdown(tables).encode())
+    write_json(out / "report.json", numbers)
     return numbers
 
 
 def alternate_classes(files: Sequence[ImageFile], seed: int) -> list[ImageFile]:
     """Return the files in random order with the classes taking turns, so that any first few are of many classes."""
-    random = np.random.default_rng(seed)
-    counts: dict[str, int] = {}
-    numbered = []
-    for index in random.permutation(len(files)):
-        file = files[index]
-        counts[file.label] = counts.get(file.label, 0) + 1
-        numbered.append((counts[file.label], file))
-    return [file for _, file in sorted(numbered, key=lambda entry: entry[0])]
-
-
-def _figure4_left(
-    out: Path, net: Net, images: Sequence[LabeledImage], probabilities: NDArray[np.float32]
-) -> dict[str, Any]:
-    answers = [bars(row, net.labels, image.label) for row, image in zip(probabilities, images, strict=True)]
-    draw_figure4_left(out, images, answers, f"{net.name}: held-out images; red is the correct class")
-    return {
-        "answers": [
-            {"label": image.label, "bars": [asdict(bar) for bar in answer]}
-            for image, answer in zip(images, answers, strict=True)
-        ]
-    }
+    shuffled = [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
+    turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    return sorted(shuffled, key=lambda file: next(turns[file.label]))
 
 
 def _figure4_right(
@@ -159,9 +137,7 @@ def _figure4_right(
         [(files[index], float(distance)) for index, distance in zip(*row, strict=True)]
         for row in zip(indices, distances, strict=True)
     ]
-    neighbors = [
-        [Neighbor(LabeledImage(prepare(file.read()), file.label), distance) for file, distance in row] for row in rows
-    ]
+    neighbors = [[(LabeledImage(prepare(file.read()), file.label), distance) for file, distance in row] for row in rows]
     title = f"{name}: nearest of {len(files):,} training images, Euclidean distance of fc7"
     draw_figure4_right(out, queries, neighbors, title)
     same = [file.label == query.label for query, row in zip(queries, rows, strict=True) for file, _ in row]

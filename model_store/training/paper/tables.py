@@ -63,7 +63,7 @@ def measured_row(evaluation: Mapping[str, Any]) -> Row:
         return Row(name, "fc7", 100 * evaluation["top1_error"], 100 * evaluation["top5_error"], images=images)
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"This is not an evaluation: {error!r} in {str(evaluation)[:80]}. Create one with: fc7 evaluate --json FILE"
+            f"This is not an evaluation: {error!r} in {str(evaluation)[:80]}. Create one: fc7 evaluate --json > FILE"
         ) from error
 
 

@@ -8,7 +8,7 @@ Out of scope: the order and augmentation of the images, which follow from seed, 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -31,13 +31,13 @@ _POSITION: Final = "place"  # key in the metadata
 class Position:
     """The position in a run: total steps done, the next epoch and batch (from 0), and sums over the epoch so far."""
 
-    step: int
-    epoch: int
-    batch: int
-    loss_sum: float
-    wrong: int
-    seconds: float
-    schedule: dict[str, float]
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    wrong: int = 0
+    seconds: float = 0.0
+    schedule: dict[str, float] = field(default_factory=dict)
 
 
 def write_checkpoint(run: Path, net: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
@@ -56,10 +56,7 @@ def write_checkpoint(run: Path, net: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def restore_checkpoint(run: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Load the checkpoint into `net`, `optimizer` and torch's random number generators, and return its position.
-
-    Raises CheckpointError.
-    """
+    """Load weights, velocities and random states, and return the position in the run. Raises CheckpointError."""
     file = run / CHECKPOINT_FILE
     try:
         with safe_open(file, framework="pt") as opened:

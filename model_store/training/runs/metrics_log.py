@@ -8,13 +8,11 @@ Errors are shares from 0 to 1. Epochs count from 1. The val_ keys are missing in
 towers, an epoch also has "images" and, for each layer, "sent_<layer>": the bytes that this process sent.
 
 Guarantees: after a resume, the log has each step once. Lines after the checkpoint are removed.
-Out of scope: progress on the terminal (reporting.py).
 """
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -49,5 +47,4 @@ class MetricsLog:
         self._file.flush()
         for key, value in record.items():
             if key not in ("kind", "step", "epoch"):
-                name = f"{record['kind']}/{key}"
-                self._board.add_scalar(name, value, record["step"], walltime=time.time())
+                self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save as arrays_to_bytes
@@ -80,21 +79,6 @@ class TrainedRun:
     metrics: tuple[dict[str, Any], ...]  # the lines of metrics.jsonl, oldest first
     finished: bool
 
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe of the run."""
-        return self.info.recipe
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The labels, in the order of the net's outputs."""
-        return self.info.classes
-
-    @property
-    def mean(self) -> NDArray[np.float32]:
-        """The mean image, float32 [256, 256, 3]."""
-        return self.statistics.mean
-
 
 def load_run(path: Path) -> TrainedRun:
     """Load a run from its folder. An unfinished run has the weights of its last checkpoint. Raises CheckpointError."""
@@ -135,7 +119,12 @@ def can_resume(home: Path, name: str) -> bool:
         run = find_run(home, name)
     except CheckpointError:
         return False
-    return (run / MODEL_FILE).exists() or (run / CHECKPOINT_FILE).exists()
+    return any(has_weights(run))
+
+
+def has_weights(run: Path) -> tuple[bool, bool]:
+    """Return whether the run is finished, and whether it has a checkpoint."""
+    return (run / MODEL_FILE).exists(), (run / CHECKPOINT_FILE).exists()
 
 
 def runs_named(home: Path, name: str) -> list[Path]:
@@ -156,10 +145,9 @@ def new_run_folder(home: Path, name: str) -> Path:
         folder = root / f"{name}-{datetime.fromtimestamp(seconds, UTC):%Y%m%d-%H%M%S}"
         try:
             folder.mkdir()
+            return folder
         except FileExistsError:
             seconds += 1
-            continue
-        return folder
 
 
 def read_info(path: Path) -> RunInfo:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from model_store.artifact import Artifact
-from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.parameters import ClassifyQuery
-from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
+from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems
 from service.api.routes.fast_route import FastRoute
 from service.api.schemas import ClassifyAnswer, ClassifyResult, ModelName
 from service.api.upload import receive
 from service.errors import ParameterError
 from service.observability.request_log import notes_of
-from service.settings import Scope
 from service.state import State
 
-router = APIRouter(tags=["classify"], dependencies=[Depends(require(Scope.READ)), WORK], route_class=FastRoute)
+router = APIRouter(tags=["classify"], dependencies=[READ, WORK], route_class=FastRoute)
 
 _DEFAULT_K = 5
 

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from service.api.auth import require
 from service.api.schemas import InferenceProblem, Problem
 from service.errors import DrainingError
+from service.settings import Scope
 from service.state import State
 
 
@@ -27,6 +29,7 @@ async def check_draining(state: StateDep) -> None:
 
 
 WORK = Depends(check_draining)
+READ, WRITE, ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.WRITE)), Depends(require(Scope.ADMIN))
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 

@@ -22,7 +22,6 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.auth import check_key
 from service.api.routes.common import check_draining, get_state
 from service.settings import Scope
 from service.state import State
@@ -38,7 +37,7 @@ class FastRoute(APIRoute):
         async def handle(request: Request) -> Response:
             state = await get_state(request)
             await _reject_if_full(request, state)
-            check_key(request, Scope.READ)
+            request.app.state.keyring.check(request, Scope.READ)
             await check_draining(state)
             answer = await endpoint(request, _parse(model, request.query_params), state)
             return Response(answer.__pydantic_serializer__.to_json(answer), media_type="application/json")

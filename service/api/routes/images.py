@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from functools import partial
+from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from starlette.routing import Match
@@ -26,30 +26,16 @@ from starlette.types import Scope as AsgiScope
 from index.bulk.add import PreparedFile, new_images, required_fingerprints
 from index.errors import IndexSwitchedError, MetadataError
 from index.filters import parse_where
-from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
-from service.api.auth import require
+from service.api import schemas
 from service.api.deadline import within_limits
-from service.api.json_body import JSON, MERGE_PATCH, merge_patch, receive_document
+from service.api.json_body import PATCH_TYPES, merge_patch, receive_patch
 from service.api.parameters import ListQuery, SearchQuery, WhereQuery
-from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
-from service.api.schemas import (
-    AddAnswer,
-    AddResult,
-    DeletedAnswer,
-    ImageInfo,
-    ImagePage,
-    MetadataPatch,
-    ModelName,
-    SearchAnswer,
-    SearchResult,
-    thumbnail_path,
-)
+from service.api.routes.common import READ, WITH_BODY, WORK, WRITE, StateDep, image_body, problems
 from service.api.upload import receive
 from service.errors import BodyMalformedError, ModelNotLoadedError
 from service.inference.embed import Embedded
 from service.observability.request_log import notes_of
-from service.settings import Scope
 from service.state import State
 
 
@@ -70,14 +56,13 @@ class KeyRoute(APIRoute):
 
 router = APIRouter(tags=["images"], dependencies=[WORK], route_class=KeyRoute)
 
-_READ, _WRITE = Depends(require(Scope.READ)), Depends(require(Scope.WRITE))
 _METADATA_ONE = "A JSON object to store with the image."
 _METADATA_MANY = "A JSON object that maps each key (file name) to the JSON object to store with that image."
 
 _PATCH_BODY = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": MetadataPatch.model_json_schema()} for kind in (MERGE_PATCH, JSON)},
+        "content": {kind: {"schema": schemas.MetadataPatch.model_json_schema()} for kind in PATCH_TYPES},
     }
 }
 
@@ -88,44 +73,45 @@ Key = Annotated[str, Path(description="The key of the image, 1 to 200 characters
     "/v1/images",
     operation_id="list_images",
     summary="List indexed images",
-    dependencies=[_READ],
+    dependencies=[READ],
     responses=problems(401, 403, 409, 422, 503),
 )
-async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> ImagePage:
+async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> schemas.ImagePage:
     """Return a page of images, in the order in which they were first added."""
     index, where = state.index(), parse_where(query.where)
     page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
-    return ImagePage(images=[ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor)
+    return schemas.ImagePage(
+        images=[schemas.ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor
+    )
 
 
 @router.post(
     "/v1/images",
     operation_id="add_images",
     summary="Add images with their file names as keys",
-    dependencies=[_WRITE],
+    dependencies=[WRITE],
     responses=problems(*WITH_BODY, 409, 507)
-    | {201: {"model": AddAnswer, "description": "At least one image was added."}},
+    | {201: {"model": schemas.AddAnswer, "description": "At least one image was added."}},
     openapi_extra=image_body(metadata=_METADATA_MANY),
 )
-async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
+async def add_images(request: Request, response: Response, state: StateDep) -> schemas.AddAnswer:
     """Add all images, or none of them if one is invalid. The key of an image without a file name is its SHA-256."""
     state.index()
     async with receive(request) as body:
         metadata = body.metadata or {}
-        names = [upload.name for upload in body.uploads]
-        _check_names([name for name in names if name is not None], metadata)
-        work = _add(request, state, body.images, names, [metadata.get(name or "") for name in names])
+        _check_names([name for name in body.names if name is not None], metadata)
+        work = _add(request, state, body.images, body.names, [metadata.get(name or "") for name in body.names])
         results = await within_limits(request, state, work)
     if any(result.outcome is AddOutcome.ADDED for result in results):
         response.status_code = status.HTTP_201_CREATED
-    return AddAnswer(model=_model_of_index(state), results=results)
+    return schemas.AddAnswer(model=_model_of_index(state), results=results)
 
 
 @router.get(
     "/v1/images/{key:path}/thumbnail",
     operation_id="get_thumbnail",
     summary="Get the thumbnail of an indexed image",
-    dependencies=[_READ],
+    dependencies=[READ],
     response_class=Response,
     responses=problems(401, 403, 404, 409, 422, 503)
     | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."}},
@@ -140,52 +126,52 @@ async def get_thumbnail(key: Key, state: StateDep) -> Response:
     "/v1/images/{key:path}/similar",
     operation_id="similar_images",
     summary="Find images similar to an indexed image",
-    dependencies=[_READ],
+    dependencies=[READ],
     responses=problems(401, 403, 404, 409, 422, 503, 504),
 )
 async def similar_images(
     request: Request, key: Key, query: Annotated[SearchQuery, Query()], state: StateDep
-) -> SearchAnswer:
+) -> schemas.SearchAnswer:
     """Search with the stored vector of an indexed image. The image itself is not part of the result."""
     index, where = state.index(), parse_where(query.where)
     work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return SearchAnswer(model=model, mode=neighbours.mode, results=[SearchResult.of(neighbours)])
+    return schemas.SearchAnswer(model=model, mode=neighbours.mode, results=[schemas.SearchResult.of(neighbours)])
 
 
 @router.get(
     "/v1/images/{key:path}",
     operation_id="get_image",
     summary="Get an indexed image",
-    dependencies=[_READ],
+    dependencies=[READ],
     responses=problems(401, 403, 404, 409, 422, 503),
 )
-async def get_image(key: Key, state: StateDep) -> ImageInfo:
+async def get_image(key: Key, state: StateDep) -> schemas.ImageInfo:
     """Return the size, the SHA-256, the times and the metadata of an image."""
-    return ImageInfo.of(await state.in_index(state.index().get, key))
+    return schemas.ImageInfo.of(await state.in_index(state.index().get, key))
 
 
 @router.put(
     "/v1/images/{key:path}",
     operation_id="put_image",
     summary="Add or replace one image",
-    dependencies=[_WRITE],
-    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": AddResult, "description": "The key is new."}},
+    dependencies=[WRITE],
+    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": schemas.AddResult, "description": "The key is new."}},
     openapi_extra=image_body(metadata=_METADATA_ONE, many=False),
 )
-async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> AddResult:
+async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> schemas.AddResult:
     """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`."""
     state.index()
     check_key(key)
     async with receive(request) as body:
-        if len(body.uploads) != 1:
-            raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.uploads)} were sent.")
+        if len(body.images) != 1:
+            raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.images)} were sent.")
         work = _add(request, state, body.images, [key], [body.metadata])
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
         response.status_code = status.HTTP_201_CREATED
-        response.headers["Location"] = thumbnail_path(key).removesuffix("/thumbnail")
+        response.headers["Location"] = schemas.image_path(key)
     return result
 
 
@@ -193,44 +179,44 @@ async def put_image(request: Request, response: Response, key: Key, state: State
     "/v1/images/{key:path}",
     operation_id="patch_image",
     summary="Update the metadata of an image",
-    dependencies=[_WRITE],
+    dependencies=[WRITE],
     responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=_PATCH_BODY,
 )
-async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
+async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.ImageInfo:
     """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}. Null removes a name."""
     index = state.index()
-    patch = await receive_document(request, (MERGE_PATCH, JSON), state.settings.upload_timeout_s)
+    patch = await receive_patch(request, state.settings.upload_timeout_s)
     for name in patch.keys() - {"metadata"}:
         raise MetadataError(f'is the only part that can be changed, not {name!r}; send {{"metadata": {{...}}}}')
     changes = patch.get("metadata", {})
-    update = partial(merge_patch, patch={} if changes is None else changes)
-    empty = changes is None
-    record = await state.in_index(lambda: index.change_metadata(key, (lambda _: {}) if empty else update))
-    return ImageInfo.of(record)
+    record = await state.in_index(
+        index.change_metadata, key, lambda old: {} if changes is None else merge_patch(old, changes)
+    )
+    return schemas.ImageInfo.of(record)
 
 
 @router.delete(
     "/v1/images",
     operation_id="delete_images",
     summary="Delete all images that match a filter",
-    dependencies=[_WRITE],
+    dependencies=[WRITE],
     responses=problems(401, 403, 409, 422, 503, 507),
 )
-async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> DeletedAnswer:
+async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> schemas.DeletedAnswer:
     """Delete all images that match, a few hundred per commit.
 
     If interrupted, some images may already be deleted; repeat the request.
     """
     index, where = state.index(), parse_where(query.where)
-    return DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
+    return schemas.DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
 
 
 @router.delete(
     "/v1/images/{key:path}",
     operation_id="delete_image",
     summary="Delete an indexed image",
-    dependencies=[_WRITE],
+    dependencies=[WRITE],
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
@@ -239,8 +225,8 @@ async def delete_image(key: Key, state: StateDep) -> None:
     await state.in_index(state.index().delete, key)
 
 
-def _model_of_index(state: State) -> ModelName:
-    return ModelName.of_reference(state.index().searched.model)
+def _model_of_index(state: State) -> schemas.ModelName:
+    return schemas.ModelName.of_reference(state.index().searched.model)
 
 
 def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
@@ -254,71 +240,61 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
         raise MetadataError(f"names {name!r}, but no image of this request has that file name")
 
 
-async def _embed_for_index(
-    request: Request, state: State, data: list[bytes], fingerprints: list[str]
-) -> tuple[list[Embedded], dict[str, list[NDArray[np.float32]]]]:
-    """Return the images, and their vectors from the model with each of the fingerprints."""
-    images: list[Embedded] = []
-    vectors = {}
-    for fingerprint in fingerprints:
-        async with state.use_for(fingerprint) as serving:
-            pictures = state.settings.keep_pictures and not images
-            embedded = await state.embedder.embed(notes_of(request.scope), serving, data, pictures=pictures)
-        images = images or embedded
-        vectors[fingerprint] = [image.prediction.fc7 for image in embedded]
-    return images, vectors
-
-
 async def _add(
-    request: Request,
-    state: State,
-    data: list[bytes],
-    keys: list[str | None],
-    metadata: list[dict[str, Any] | None],
-) -> list[AddResult]:
+    request: Request, state: State, data: list[bytes], keys: Sequence[str | None], metadata: list[dict[str, Any] | None]
+) -> list[schemas.AddResult]:
     """Add all images or none. An image that is already indexed with the same bytes and metadata does not change."""
     index = state.index()
     for entry in metadata:
         if entry is not None:
             encode_metadata(entry)
 
-    def find_new() -> tuple[list[str], list[str], list[int], list[AddResult]]:
-        """Return hashes, keys, the numbers of the images to add and, if there are none, the results."""
+    def find_new() -> tuple[list[str], list[str], list[int]]:
+        """Return the hash and the key of each image, and the numbers of the images to add."""
         digests = [hashlib.sha256(image).hexdigest() for image in data]
         names = [key or digest for key, digest in zip(keys, digests, strict=True)]
         known = index.lookup(names)
-        new = [i for i, name in enumerate(names) if known.get(name) != digests[i] or metadata[i] is not None]
-        return digests, names, new, [] if new else _results(index, names, [AddOutcome.UNCHANGED] * len(names))
+        return digests, names, [i for i, n in enumerate(names) if known.get(n) != digests[i] or metadata[i] is not None]
 
-    digests, names, new, results = await state.in_index(find_new)
-    while new:
+    def store(images: list[NewImage]) -> list[schemas.AddResult]:
+        """Add the images, which are those with the numbers `new`, and return the result for every image."""
+        outcomes = dict(zip(new, index.add_many(images), strict=True)) if images else {}
+        return [
+            schemas.AddResult(
+                outcome=outcomes.get(i, AddOutcome.UNCHANGED), image=schemas.ImageInfo.of(index.get(name))
+            )
+            for i, name in enumerate(names)
+        ]
+
+    digests, names, new = await state.in_index(find_new)
+    if not new:
+        return await state.in_index(store, [])
+    while True:
         fingerprints = required_fingerprints(index)
         try:
-            embedded, vectors = await _embed_for_index(request, state, [data[i] for i in new], fingerprints)
+            embedded, vectors = await _embed(request, state, [data[i] for i in new], fingerprints)
             files = [
                 PreparedFile(names[i], digests[i], len(data[i]), image.prepared, image.picture, metadata[i])
                 for i, image in zip(new, embedded, strict=True)
             ]
-            results = await state.in_index(_store, index, new_images(files, vectors), names, new)
-            break
+            results = await state.in_index(store, new_images(files, vectors))
         except (IndexSwitchedError, ModelNotLoadedError):
             if required_fingerprints(index) == fingerprints:
                 raise  # otherwise the index switched to another model in the meantime: embed again
-    if new:
-        state.index_sync.images_added()
-    return results
+        else:
+            state.index_sync.images_added()
+            return results
 
 
-def _store(index: ImageIndex, images: list[NewImage], names: list[str], new: list[int]) -> list[AddResult]:
-    """Add the images, which are those with the numbers `new`, and return the result for every name."""
-    outcomes = [AddOutcome.UNCHANGED] * len(names)
-    for i, outcome in zip(new, index.add_many(images), strict=True):
-        outcomes[i] = outcome
-    return _results(index, names, outcomes)
-
-
-def _results(index: ImageIndex, names: list[str], outcomes: list[AddOutcome]) -> list[AddResult]:
-    return [
-        AddResult(outcome=outcome, image=ImageInfo.of(index.get(name)))
-        for outcome, name in zip(outcomes, names, strict=True)
-    ]
+async def _embed(
+    request: Request, state: State, data: list[bytes], fingerprints: list[str]
+) -> tuple[list[Embedded], dict[str, list[NDArray[np.float32]]]]:
+    """Return the images, and their vectors from the model with each of the fingerprints."""
+    results: dict[str, list[Embedded]] = {}
+    for fingerprint in fingerprints:
+        async with state.use_for(fingerprint) as serving:
+            pictures = state.settings.keep_pictures and not results
+            notes = notes_of(request.scope)
+            results[fingerprint] = await state.embedder.embed(notes, serving, data, pictures=pictures)
+    vectors = {fingerprint: [image.prediction.fc7 for image in images] for fingerprint, images in results.items()}
+    return results[fingerprints[0]], vectors

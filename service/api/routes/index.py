@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, status
+from fastapi import APIRouter, Query, Request, status
 
 from index.catalog.backup import snapshot_name
 from index.filters import parse_where
-from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.parameters import DuplicatesQuery
-from service.api.routes.common import WORK, StateDep, problems
+from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems
 from service.api.schemas import DuplicatesAnswer, IndexInfo, PairInfo, SnapshotInfo
-from service.settings import Scope
 
 router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])
-
-_READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 
 
 @router.get(
     "",
     operation_id="index_stats",
     summary="Get index statistics",
-    dependencies=[_READ],
+    dependencies=[READ],
     responses=problems(401, 403, 409, 503),
 )
 async def index_stats(state: StateDep) -> IndexInfo:
@@ -38,7 +35,7 @@ async def index_stats(state: StateDep) -> IndexInfo:
     "/snapshot",
     operation_id="take_snapshot",
     summary="Take a snapshot of the index",
-    dependencies=[_ADMIN],
+    dependencies=[ADMIN],
     status_code=status.HTTP_201_CREATED,
     responses=problems(401, 403, 409, 503, 507),
 )
@@ -49,14 +46,14 @@ async def take_snapshot(state: StateDep) -> SnapshotInfo:
     """
     target = state.settings.home / "snapshots" / snapshot_name()
     manifest = await state.in_index(state.index().snapshot, target)
-    return SnapshotInfo.of(target, manifest)
+    return SnapshotInfo(name=target.name, path=str(target), **manifest.model_dump())
 
 
 @router.get(
     "/duplicates",
     operation_id="list_duplicates",
     summary="List near-duplicate images",
-    dependencies=[_READ],
+    dependencies=[READ],
     responses=problems(401, 403, 409, 422, 503, 504),
 )
 async def list_duplicates(
@@ -71,6 +68,4 @@ async def list_duplicates(
         pairs = await within_limits(request, state, work)
     finally:
         stop.set()
-    return DuplicatesAnswer(
-        pairs=[PairInfo(first=pair.first, second=pair.second, distance=pair.distance) for pair in pairs]
-    )
+    return DuplicatesAnswer(pairs=[PairInfo(**asdict(pair)) for pair in pairs])

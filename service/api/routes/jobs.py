@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response, status
+from fastapi import APIRouter, Path, Request, Response, status
 
 from service.api.archive_upload import ARCHIVE_TYPES, receive_archive
-from service.api.auth import require
-from service.api.routes.common import WORK, StateDep, problems
+from service.api.routes.common import READ, WORK, WRITE, StateDep, problems
 from service.api.schemas import JobsAnswer
 from service.indexing.jobs import JobInfo
-from service.settings import Scope
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[WORK])
 
-_READ, _WRITE = Depends(require(Scope.READ)), Depends(require(Scope.WRITE))
 _BODY = {
     "requestBody": {
         "required": True,
@@ -30,7 +27,7 @@ Id = Annotated[str, Path(description="The ID of the job.")]
     "",
     operation_id="add_archive",
     summary="Start adding the images of an archive",
-    dependencies=[_WRITE],
+    dependencies=[WRITE],
     status_code=status.HTTP_202_ACCEPTED,
     responses=problems(401, 403, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=_BODY,
@@ -46,7 +43,7 @@ async def add_archive(request: Request, response: Response, state: StateDep) -> 
     return job
 
 
-@router.get("", operation_id="list_jobs", summary="List jobs", dependencies=[_READ], responses=problems(401, 403))
+@router.get("", operation_id="list_jobs", summary="List jobs", dependencies=[READ], responses=problems(401, 403))
 async def list_jobs(state: StateDep) -> JobsAnswer:
     """List the waiting and running jobs and the last 100 finished ones, newest first."""
     return JobsAnswer(jobs=state.jobs.list())
@@ -56,7 +53,7 @@ async def list_jobs(state: StateDep) -> JobsAnswer:
     "/{job}",
     operation_id="get_job",
     summary="Get the progress of a job",
-    dependencies=[_READ],
+    dependencies=[READ],
     responses=problems(401, 403, 404, 409, 503),
 )
 async def get_job(job: Id, state: StateDep) -> JobInfo:
@@ -68,7 +65,7 @@ async def get_job(job: Id, state: StateDep) -> JobInfo:
     "/{job}",
     operation_id="cancel_job",
     summary="Cancel a job",
-    dependencies=[_WRITE],
+    dependencies=[WRITE],
     responses=problems(401, 403, 404),
 )
 async def cancel_job(job: Id, state: StateDep) -> JobInfo:

@@ -5,25 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 
-from service.api.auth import require
-from service.api.routes.common import WORK, StateDep, problems
+from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems
 from service.api.schemas import ActivationAnswer, ModelInfo, ModelName, ModelsAnswer
 from service.inference.activation import Activated
-from service.settings import Scope
 from service.state import State
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-
-_READ, _ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.ADMIN))
 
 
 @router.get(
     "",
     operation_id="list_models",
     summary="List published versions",
-    dependencies=[_READ],
+    dependencies=[READ],
     responses=problems(401, 403),
 )
 async def list_models(state: StateDep) -> ModelsAnswer:
@@ -38,7 +34,7 @@ async def list_models(state: StateDep) -> ModelsAnswer:
     "/rollback",
     operation_id="rollback_model",
     summary="Roll back to the previous version",
-    dependencies=[_ADMIN, WORK],
+    dependencies=[ADMIN, WORK],
     responses=problems(401, 403, 404, 409, 503),
 )
 async def rollback(state: StateDep) -> ActivationAnswer:
@@ -50,7 +46,7 @@ async def rollback(state: StateDep) -> ActivationAnswer:
     "/{name}/{version}/activate",
     operation_id="activate_model",
     summary="Activate a version",
-    dependencies=[_ADMIN, WORK],
+    dependencies=[ADMIN, WORK],
     responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def activate(name: str, version: Annotated[int, Path(ge=1)], state: StateDep) -> ActivationAnswer:

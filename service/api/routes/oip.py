@@ -7,7 +7,8 @@ Out of scope: shared memory, sequences, priorities, loading and unloading versio
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
@@ -15,39 +16,23 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
 from model_store.artifact import FEATURES
 from model_store.image import CROP
 from model_store.runtime.runner import Outputs
-from service.api.auth import require
+from service.api import oip_codec as codec
 from service.api.deadline import within_limits
-from service.api.oip_codec import (
-    EXTENSIONS,
-    FC7,
-    HEADER_LENGTH,
-    IMAGE,
-    PIXELS,
-    PROBABILITIES,
-    InferRequest,
-    inflate,
-    parse,
-    write,
-)
 from service.api.problems import INFERENCE_PATH, STATUS, problem
-from service.api.routes.common import READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems
+from service.api.routes.common import READ, READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems
 from service.api.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
-from service.api.upload import budget_of, limits_of, receive_raw
+from service.api.upload import BodyBudget, receive_raw
 from service.errors import NotReadyError
 from service.observability.request_log import notes_of
-from service.settings import Scope
 from service.state import State
 
 router = APIRouter(prefix=INFERENCE_PATH, tags=["open inference protocol"])
 
-_READ = Depends(require(Scope.READ))
-_MODEL = "/models/{model}"
-_VERSION = "/models/{model}/versions/{version}"
 _BINARY_TYPE = "application/octet-stream"
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": f"JSON or, with the header {HEADER_LENGTH}, JSON followed by raw tensors. "
+        "description": f"JSON or, with the header {codec.HEADER_LENGTH}, JSON followed by raw tensors. "
         "The body may be compressed with gzip or deflate.",
         "content": {
             "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
@@ -56,6 +41,7 @@ _BODY: dict[str, Any] = {
     }
 }
 
+_Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 ModelPath = Annotated[str, Path(description="Name of the model.")]
 
 
@@ -63,7 +49,28 @@ async def _version(version: Annotated[str, Path(description="Number of the versi
     """Dependency: describe the version in the OpenAPI document. `_reference` reads it from the path."""
 
 
-_HAS_VERSION = Depends(_version)
+def _model_route(
+    method: str, path: str, ids: tuple[str, str], summary: str, dependencies: Sequence[Any] = (), **options: Any
+) -> Callable[[_Endpoint], _Endpoint]:
+    """Decorator: add an endpoint for a model and for one of its versions. `ids` are the operation IDs of the two."""
+
+    def add(endpoint: _Endpoint) -> _Endpoint:
+        for prefix, noun, operation, extra in (
+            ("/models/{model}/versions/{version}", "version", ids[1], [Depends(_version)]),
+            ("/models/{model}", "model", ids[0], []),
+        ):
+            router.add_api_route(
+                prefix + path,
+                endpoint,
+                methods=[method],
+                operation_id=operation,
+                summary=summary.format(noun),
+                dependencies=[*dependencies, *extra],
+                **options,
+            )
+        return endpoint
+
+    return add
 
 
 @router.get("/health/live", operation_id="v2_live", summary="Check that the process is alive", response_class=Response)
@@ -87,20 +94,13 @@ async def ready(request: Request, state: StateDep) -> Response:
     return Response()
 
 
-@router.get(
-    _MODEL + "/ready",
-    operation_id="v2_model_ready",
-    summary="Check the readiness of a model",
+@_model_route(
+    "GET",
+    "/ready",
+    ("v2_model_ready", "v2_version_ready"),
+    "Check the readiness of a {}",
     response_class=Response,
     responses=inference_problems(404, 503),
-)
-@router.get(
-    _VERSION + "/ready",
-    operation_id="v2_version_ready",
-    summary="Check the readiness of a version",
-    response_class=Response,
-    responses=inference_problems(404, 503),
-    dependencies=[_HAS_VERSION],
 )
 async def model_ready(request: Request, model: ModelPath, state: StateDep) -> Response:
     """Return 200, 404 if the model or version is not published, or 503 with the reasons."""
@@ -115,26 +115,20 @@ async def model_ready(request: Request, model: ModelPath, state: StateDep) -> Re
     operation_id="v2_server",
     summary="Get the metadata of the server",
     responses=inference_problems(401, 403),
-    dependencies=[_READ],
+    dependencies=[READ],
 )
 async def server_metadata(request: Request) -> InferenceServer:
     """Return the name, the version and the supported extensions of the server."""
-    return InferenceServer(name=request.app.title, version=request.app.version, extensions=list(EXTENSIONS))
+    return InferenceServer(name=request.app.title, version=request.app.version, extensions=list(codec.EXTENSIONS))
 
 
-@router.get(
-    _MODEL,
-    operation_id="v2_model",
-    summary="Get the inputs and outputs of a model",
+@_model_route(
+    "GET",
+    "",
+    ("v2_model", "v2_version"),
+    "Get the inputs and outputs of a {}",
     responses=inference_problems(401, 403, 404, 503),
-    dependencies=[_READ],
-)
-@router.get(
-    _VERSION,
-    operation_id="v2_version",
-    summary="Get the inputs and outputs of a version",
-    responses=inference_problems(401, 403, 404, 503),
-    dependencies=[_READ, _HAS_VERSION],
+    dependencies=[READ],
 )
 async def model_metadata(request: Request, model: ModelPath, state: StateDep) -> InferenceModel:
     """Return the names, types and shapes of the tensors. A request has one of the two inputs."""
@@ -145,39 +139,31 @@ async def model_metadata(request: Request, model: ModelPath, state: StateDep) ->
         versions=[str(other.version) for other in published if other.name == artifact.name],
         platform="onnxruntime_onnx",
         inputs=[
-            InferenceTensor(name=PIXELS, datatype="UINT8", shape=[-1, CROP, CROP, 3]),
-            InferenceTensor(name=IMAGE, datatype="BYTES", shape=[-1]),
+            InferenceTensor(name=codec.PIXELS, datatype="UINT8", shape=[-1, CROP, CROP, 3]),
+            InferenceTensor(name=codec.IMAGE, datatype="BYTES", shape=[-1]),
         ],
         outputs=[
-            InferenceTensor(name=PROBABILITIES, datatype="FP32", shape=[-1, len(artifact.labels)]),
-            InferenceTensor(name=FC7, datatype="FP32", shape=[-1, FEATURES]),
+            InferenceTensor(name=codec.PROBABILITIES, datatype="FP32", shape=[-1, len(artifact.labels)]),
+            InferenceTensor(name=codec.FC7, datatype="FP32", shape=[-1, FEATURES]),
         ],
     )
 
 
-@router.post(
-    _MODEL + "/infer",
-    operation_id="v2_infer",
-    summary="Run inference with a model",
+@_model_route(
+    "POST",
+    "/infer",
+    ("v2_infer", "v2_version_infer"),
+    "Run inference with a {}",
     response_model=InferenceAnswer,
     responses=inference_problems(*WITH_BODY, 404, 409),
     openapi_extra=_BODY,
-    dependencies=[_READ, WORK],
-)
-@router.post(
-    _VERSION + "/infer",
-    operation_id="v2_version_infer",
-    summary="Run inference with a version",
-    response_model=InferenceAnswer,
-    responses=inference_problems(*WITH_BODY, 404, 409),
-    openapi_extra=_BODY,
-    dependencies=[_READ, WORK, _HAS_VERSION],
+    dependencies=[READ, WORK],
 )
 async def infer(
     request: Request,
     model: ModelPath,
     state: StateDep,
-    length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
+    length: Annotated[str | None, Header(alias=codec.HEADER_LENGTH)] = None,
 ) -> Response:
     """Return probabilities and fc7 features.
 
@@ -190,14 +176,14 @@ async def infer(
 
 
 async def _infer(request: Request, state: State, reference: str | None, body: bytes, length: str | None) -> Response:
-    limits, notes = limits_of(request), notes_of(request.scope)
-    plain = await state.decode(inflate, body, request.headers.get("content-encoding"), limits.bytes)
-    with budget_of(request).holding(0 if plain is body else len(plain)):
+    settings, notes = state.settings, notes_of(request.scope)
+    budget: BodyBudget = request.app.state.body_budget
+    encoding = request.headers.get("content-encoding")
+    plain = await state.decode(codec.inflate, body, encoding, settings.max_body_bytes)
+    with budget.holding(0 if plain is body else len(plain)):
         async with state.use(reference) as serving:
             artifact = serving.artifact
-            infer_request: InferRequest = await state.decode(
-                lambda: parse(plain, length, max_images=limits.images, classes=len(artifact.labels))
-            )
+            infer_request = await state.decode(codec.parse, plain, length, settings.max_images, len(artifact.labels))
             if infer_request.views is not None:
                 predictions = await state.embedder.embed_views(notes, serving, infer_request.views)
             else:
@@ -208,10 +194,10 @@ async def _infer(request: Request, state: State, reference: str | None, body: by
         np.stack([prediction.probabilities for prediction in predictions]),
         np.stack([prediction.fc7 for prediction in predictions]),
     )
-    answer = await state.decode(write, infer_request, outputs, artifact.labels, artifact.name, artifact.version)
-    if answer.header_length is None:
-        return Response(answer.body, media_type="application/json")
-    return Response(answer.body, headers={HEADER_LENGTH: str(answer.header_length)}, media_type=_BINARY_TYPE)
+    answer, header_length = await state.decode(codec.write, infer_request, outputs, artifact)
+    if header_length is None:
+        return Response(answer, media_type="application/json")
+    return Response(answer, headers={codec.HEADER_LENGTH: str(header_length)}, media_type=_BINARY_TYPE)
 
 
 def _reference(request: Request, state: State, model: str) -> str | None:

@@ -6,23 +6,21 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
-from service.api.auth import require
 from service.api.deadline import within_limits
 from service.api.parameters import ModelSearchQuery
-from service.api.routes.common import WITH_BODY, WORK, StateDep, image_body, problems
+from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems
 from service.api.routes.fast_route import FastRoute
 from service.api.schemas import ModelName, SearchAnswer, SearchResult
 from service.api.upload import receive
 from service.errors import ModelNotLoadedError
 from service.observability.request_log import notes_of
-from service.settings import Scope
 from service.state import State
 
-router = APIRouter(tags=["search"], dependencies=[Depends(require(Scope.READ)), WORK], route_class=FastRoute)
+router = APIRouter(tags=["search"], dependencies=[READ, WORK], route_class=FastRoute)
 
 
 @router.post(

@@ -15,7 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -24,7 +23,6 @@ from index.records import IndexOptions
 from model_store.code_store import BITS, CodesManifest, CodeStore
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.extras import training_extra
 from service.cli.options import AsJson, Home
 from service.factory import check_local
 from service.settings import Settings, load_settings
@@ -64,8 +62,8 @@ def train(
 ) -> None:
     """Train the auto-encoder of binary codes on the index's vectors and store it for the active model."""
     count = _bits(bits)
-    with training_extra():
-        from model_store.training.autoencoder import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
+    from model_store.training.autoencoder import CodeOptions, export_codes, train_codes  # noqa: PLC0415 - torch
+
     options = (CodeOptions.of_plain_form if plain else CodeOptions)(count, epochs=epochs, seed=seed)
     settings = load_settings(home=home)
     with _open_index(settings) as (index, fingerprint):
@@ -120,33 +118,24 @@ def evaluate(
     sizes = sorted({_bits(each) for each in bits or ["256"]})
     if plot is not None and not plot.resolve().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {plot.parent}.", param_hint="--plot")
-    with training_extra():
-        import matplotlib as _  # noqa: F401, PLC0415 - before the work
-        import torch as _torch  # noqa: F401, PLC0415
-    from service.cli.codes.comparison import ComparisonOptions, compare_codes  # noqa: PLC0415 - faiss
-    from service.cli.codes.data import collect  # noqa: PLC0415
+    # Imported before the work, so that a missing package is reported immediately.
+    from service.cli.codes.comparison import collect, compare_codes  # noqa: PLC0415 - faiss, torch
+    from service.cli.codes.plot import draw_codes  # noqa: PLC0415 - matplotlib
 
     settings = load_settings(home=home)
     with _open_index(settings) as (index, fingerprint):
-        sample = collect(index, classes or None, limit, seed, pixels=pixels)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(sample.keys))[:queries])
-    judged = compare_codes(
-        sample,
-        chosen,
-        ComparisonOptions(sizes, epochs, seed, plain),
-        partial(CodeStore(settings.home).find, fingerprint),
-    )
+        images, raw_pixels = collect(index, classes or None, limit, queries, seed, pixels=pixels)
+    find_encoder = partial(CodeStore(settings.home).find, fingerprint)
+    results = compare_codes(images, raw_pixels, sizes, find_encoder, epochs=epochs, seed=seed, plain=plain)
     if plot is not None:
-        from service.cli.codes.plot import draw_codes  # noqa: PLC0415 - matplotlib
-
-        draw_codes(judged, plot)
+        draw_codes(results, plot)
     if as_json:
-        console.print_json([asdict(each) for each in judged])
+        console.print_json([asdict(each) for each in results])
         return
-    console.results().print(_table(judged))
+    console.show(_table(results))
     console.say(
-        f"{len(sample.keys):,} images, {len(chosen):,} of them queries, "
-        + ("no classes" if sample.classes is None else f"{len(set(sample.classes.tolist()))} classes")
+        f"{len(images.vectors):,} images, {len(images.queries):,} of them queries, "
+        + ("no classes" if images.classes is None else f"{len(set(images.classes.tolist()))} classes")
     )
     console.next_step("fc7 search IMAGE --mode codes")
 
@@ -160,18 +149,16 @@ def _open_index(settings: Settings) -> Iterator[tuple[LocalImageIndex, str]]:
         yield index, artifact.fingerprint
 
 
-def _table(judged: list[CodeQuality]) -> Table:
+def _table(results: list[CodeQuality]) -> Table:
     table = Table(
         "code", "bytes", "recall@10", "10 in 100", "class precision@6", "mAP", "queries/s", box=None, header_style="dim"
     )
-    for each in judged:
+    for each in results:
+        values = (each.recall, each.recall_wide, each.precision, each.mean_average_precision)
         table.add_row(
             each.name,
             str(each.bytes),
-            f"{each.recall:.3f}",
-            f"{each.recall_wide:.3f}",
-            "" if each.precision is None else f"{each.precision:.3f}",
-            "" if each.mean_average_precision is None else f"{each.mean_average_precision:.3f}",
+            *("" if value is None else f"{value:.3f}" for value in values),
             f"{each.queries_per_second:,.0f}",
         )
     return table

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from matplotlib.figure import Figure
+
 from index.search.code_quality import CodeQuality
 from model_store.durable import write_atomic
 
@@ -24,27 +26,23 @@ _PANELS: Final = (
 _MOST_BYTES: Final = 64  # per code; larger entries are vectors or pixels
 
 
-def draw_codes(judged: Sequence[CodeQuality], path: Path) -> None:
+def draw_codes(results: Sequence[CodeQuality], path: Path) -> None:
     """Draw results of one collection, at one or several sizes. Raises OSError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - of the extra `train`
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    names = list(dict.fromkeys(each.name for each in judged))
-    panels = [panel for panel in _PANELS if any(getattr(each, panel[0]) is not None for each in judged)]
+    names = list(dict.fromkeys(each.name for each in results))
+    panels = [panel for panel in _PANELS if any(getattr(each, panel[0]) is not None for each in results)]
     figure = Figure(
         figsize=(5.2 * min(2, len(panels)), 3.9 * -(-len(panels) // 2) + 0.8), dpi=_DPI, layout="constrained"
     )
-    FigureCanvasAgg(figure)
     grid = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
     for axes, (field, title) in zip(grid, panels, strict=False):
         for number, name in enumerate(names):
-            points = sorted((8 * each.bytes, getattr(each, field)) for each in judged if each.name == name)
+            points = sorted((8 * each.bytes, getattr(each, field)) for each in results if each.name == name)
             color = f"C{number % 10}"
             if points[0][0] > 8 * _MOST_BYTES:
                 axes.axhline(points[0][1], color=color, linestyle="--", linewidth=1.2, label=name)
             else:
                 axes.plot(*zip(*points, strict=True), color=color, marker="os^Dv"[number // 10 % 5], label=name)
-        sizes = sorted({8 * each.bytes for each in judged if each.bytes <= _MOST_BYTES})
+        sizes = sorted({8 * each.bytes for each in results if each.bytes <= _MOST_BYTES})
         if sizes:
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [f"{size}" for size in sizes])

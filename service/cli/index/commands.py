@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
 
-from index.bulk.folder import build_index, relative_path
+from index.bulk.folder import build_index
 from index.bulk.reembed import reembed
-from index.bulk.report import BuildReport, ReembedReport
+from index.bulk.report import BuildReport
 from index.bulk.sources import is_uri
 from index.errors import FolderError, SourceError
 from index.milvus.reembed import reembed_on_milvus
@@ -30,6 +31,7 @@ from service.cli.options import AsJson, Home, ModelOption, find_version
 from service.factory import milvus_address, open_index_of, read_stats_of, runner_options
 from service.settings import Settings, load_settings
 
+_INTERRUPTED: Final = "Interrupted. The images counted above are in the index; run the same command again to resume."
 app = typer.Typer(name="index", help="Build, inspect, copy and export the image index.", no_args_is_help=True)
 
 BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images per run and per commit.")]
@@ -86,7 +88,8 @@ def build(
     if as_json:
         console.print_json(report_values(report, seconds))
     _print_summary(report, stats, seconds)
-    _exit_if_interrupted(interrupted=report.interrupted)
+    if report.interrupted:
+        console.exit_interrupted(_INTERRUPTED)
     if len(report.skipped) == report.total:
         raise FolderError(source, f"has no image that can be read: all {report.total} were skipped.")
     console.next_step("fc7 search IMAGE, or fc7 serve")
@@ -121,7 +124,7 @@ def _build_here(
             batch_size=options.batch_size,
             workers=settings.decode_threads or 2,
             progress=progress,
-            key=lambda path, below: options.key_prefix + relative_path(path, below),
+            key_prefix=options.key_prefix,
             max_pixels=settings.max_pixels,
             keep_pictures=settings.keep_pictures,
         )
@@ -133,18 +136,22 @@ def reembed_command(home: Home = None, model: ModelOption = None, batch_size: Ba
     """Compute another model's vectors from the stored pictures, and switch the index to them when all are done."""
     settings = load_settings(home=home)
     runner = _runner(settings, model)
+    address = milvus_address(settings)
+    reembed_index = partial(reembed, settings.home) if address is None else partial(reembed_on_milvus, address)
     with console.ProgressBar("embedding", "images") as bar:
-
-        def show(so_far: ReembedReport) -> None:
-            bar.update(so_far.embedded + len(so_far.skipped), so_far.total)
-
-        report = _reembed(settings, runner, batch_size, show)
+        report = reembed_index(
+            runner,
+            batch_size=batch_size,
+            workers=settings.decode_threads or 2,
+            progress=lambda so_far: bar.update(so_far.embedded + len(so_far.skipped), so_far.total),
+        )
     console.say_skipped(report.skipped)
     console.say(
         f"{report.embedded} of {report.total} images embedded with {runner.artifact.embedder}, "
         f"{len(report.skipped)} skipped."
     )
-    _exit_if_interrupted(interrupted=report.interrupted)
+    if report.interrupted:
+        console.exit_interrupted(_INTERRUPTED)
     console.say(f"The index now uses the vectors of {runner.artifact.embedder}.")
     console.next_step("fc7 search IMAGE, or fc7 serve")
 
@@ -167,25 +174,9 @@ def stats(*, home: Home = None, as_json: AsJson = False) -> None:
         table.add_row("on disk", f"{found.bytes_on_disk / 1e6:,.1f} MB")
     else:
         table.add_row("on Milvus", settings.index_uri)
-    console.results().print(table)
+    console.show(table)
     console.next_step("fc7 search IMAGE" if found.vectors else "fc7 index build DIR")
-
-
-def _reembed(
-    settings: Settings, runner: Runner, batch_size: int, progress: Callable[[ReembedReport], None]
-) -> ReembedReport:
-    workers = settings.decode_threads or 2
-    address = milvus_address(settings)
-    if address is None:
-        return reembed(settings.home, runner, batch_size=batch_size, workers=workers, progress=progress)
-    return reembed_on_milvus(address, runner, batch_size=batch_size, workers=workers, progress=progress)
 
 
 def _runner(settings: Settings, model: str | None) -> Runner:
     return Runner(find_version(ModelStore(settings.home), model), runner_options(settings, batches=True))
-
-
-def _exit_if_interrupted(*, interrupted: bool) -> None:
-    if interrupted:
-        console.say("Interrupted. The images counted above are in the index; run the same command again to resume.")
-        raise typer.Exit(console.INTERRUPTED)

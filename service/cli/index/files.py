@@ -6,6 +6,7 @@ They need no server. All of them work while one is running, except `restore` and
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,6 @@ from service.cli.options import AsJson, Home
 from service.factory import check_local, milvus_address, open_index_of, read_stats_of
 from service.settings import load_settings
 
-_MOST_LISTED = 20
 Where = Annotated[
     list[str] | None,
     typer.Option(
@@ -76,11 +76,11 @@ def verify(
     target = folder or settings.home
     with console.ProgressBar("verifying", "images") as bar:
         report = verification.verify(target, repair=repair, advance=bar.update)
-    for finding in report.findings[:_MOST_LISTED]:
+    lines = []
+    for finding in report.findings:
         name = f"{finding.key}: " if finding.key is not None else ""
-        console.say(f"{name}{finding.problem}.\n    {finding.fix}")
-    if len(report.findings) > _MOST_LISTED:
-        console.say(f"... and {len(report.findings) - _MOST_LISTED} more")
+        lines.append(f"{name}{finding.problem}.\n    {finding.fix}")
+    console.say_first(lines)
     counts = f"{target}: {report.images} images, {report.pictures} pictures, {report.vectors} vectors"
     if not report.findings:
         console.say(f"{counts}: all checksums match.")
@@ -100,13 +100,10 @@ def export(
     from index.catalog.export import export_parquet  # noqa: PLC0415
 
     settings = load_settings(home=home)
-    condition = parse_where(where or [])
+    address = milvus_address(settings)
+    write = partial(export_parquet, settings.home) if address is None else partial(export_from_milvus, address)
     with console.ProgressBar("writing", "images") as bar:
-        address = milvus_address(settings)
-        if address is None:
-            count = export_parquet(settings.home, target, where=condition, advance=bar.update)
-        else:
-            count = export_from_milvus(address, target, where=condition, advance=bar.update)
+        count = write(target, where=parse_where(where or []), advance=bar.update)
     console.say(f"{target}: {count} images, {target.stat().st_size / 1e6:,.1f} MB.")
     console.next_step(f"read it, for example with pandas.read_parquet({str(target)!r})")
 

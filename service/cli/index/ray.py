@@ -6,7 +6,7 @@ Ray is imported only when it is used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from index.bulk.ray.build import ClusterBuild, ClusterReport
@@ -76,20 +76,13 @@ def build_on_ray(
             key_prefix=options.key_prefix,
             progress=progress,
         )
-        report = build.run()
-        return report, index.stats()
+        return build.run(), index.stats()
 
 
 def report_values(report: BuildReport, seconds: float) -> dict[str, Any]:
     """Return a build's report as JSON values, with the rates of its workers if it ran on a cluster."""
-    values: dict[str, Any] = {
-        "total": report.total,
-        "seen": report.seen,
-        "added": report.added,
-        "replaced": report.replaced,
-        "unchanged": report.unchanged,
+    values = {field.name: getattr(report, field.name) for field in fields(BuildReport)} | {
         "skipped": [{"image": str(image), "reason": reason} for image, reason in report.skipped],
-        "interrupted": report.interrupted,
         "seconds": round(seconds, 3),
         "images_per_second": round(report.seen / seconds, 2),
     }

@@ -15,10 +15,9 @@ from rich.table import Table
 
 from model_store.artifact import Artifact
 from model_store.errors import NoActiveModelError
-from model_store.store import ActiveModels, ModelStore
+from model_store.store import ModelStore
 from service.cli import console
-from service.cli.completion import complete_model
-from service.cli.options import AsJson, Home, Model, find_version
+from service.cli.options import AsJson, Home, Model, find_version, model_argument
 from service.settings import load_settings
 
 _CLASSES_SHOWN = 20
@@ -33,11 +32,11 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
     """List the published versions; the active one is marked with a star."""
     store = ModelStore(load_settings(home=home).home)
     artifacts, broken = store.scan()
-    active = store.active()
+    active = _active_id(store)
     for error in broken:
         console.warn(f"A version was left out: {error}")
     if as_json:
-        console.print_json([_summary(artifact) | {"active": _is_active(artifact, active)} for artifact in artifacts])
+        console.print_json([_summary(artifact) | {"active": artifact.id == active} for artifact in artifacts])
         return
     if not artifacts:
         console.say(NoActiveModelError())
@@ -48,7 +47,7 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
     for artifact in artifacts:
         metrics = artifact.manifest.metrics
         table.add_row(
-            "[green]*[/]" if _is_active(artifact, active) else "",
+            "[green]*[/]" if artifact.id == active else "",
             escape(artifact.id),
             str(len(artifact.labels)),
             _share(metrics.get("top1_error")),
@@ -56,7 +55,7 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
             f"{artifact.manifest.created:%Y-%m-%d %H:%M}",
             f"{_bytes(artifact) / 1e6:.0f} MB",
         )
-    console.results().print(table)
+    console.show(table)
     if active is None:
         console.say(NoActiveModelError([artifact.id for artifact in artifacts]))
     else:
@@ -65,15 +64,7 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="NAME:VERSION, or NAME for its newest version.",
-            show_default="the active version",
-            autocompletion=complete_model,
-        ),
-    ] = None,
+    model: Annotated[str | None, model_argument(show_default="the active version")] = None,
     *,
     home: Home = None,
     as_json: AsJson = False,
@@ -84,10 +75,10 @@ def show(
     if as_json:
         console.print_json(artifact.manifest.model_dump(mode="json"))
         return
-    manifest, active = artifact.manifest, store.active()
-    output = console.results()
-    state = "[green]active[/], " if _is_active(artifact, active) else ""
-    output.print(
+    manifest = artifact.manifest
+    is_active = artifact.id == _active_id(store)
+    state = "[green]active[/], " if is_active else ""
+    console.show(
         f"[bold]{artifact.id}[/]  {state}{len(manifest.files)} files match the manifest, {escape(str(artifact.path))}"
     )
     grid = Table.grid(padding=(0, 2))
@@ -114,13 +105,10 @@ def show(
         *((f"file {name}", f"{entry.size:,} bytes, {entry.sha256[:12]}") for name, entry in manifest.files.items()),
     ]:
         grid.add_row(f"[dim]{escape(key)}[/]", escape(value))
-    output.print(grid)
+    console.show(grid)
     more = f", and {len(artifact.labels) - _CLASSES_SHOWN} more" if len(artifact.labels) > _CLASSES_SHOWN else ""
-    output.print(f"[dim]{len(artifact.labels)} classes:[/] {escape('; '.join(artifact.labels[:_CLASSES_SHOWN]))}{more}")
-    if not state:
-        console.next_step(f"fc7 models activate {artifact.id}")
-    else:
-        console.next_step("fc7 serve")
+    console.show(f"[dim]{len(artifact.labels)} classes:[/] {escape('; '.join(artifact.labels[:_CLASSES_SHOWN]))}{more}")
+    console.next_step("fc7 serve" if is_active else f"fc7 models activate {artifact.id}")
 
 
 @app.command()
@@ -144,12 +132,13 @@ def _print_active(store: ModelStore) -> None:
     active = store.active()
     if active is not None:
         previous = f" (previous: {active.previous})" if active.previous else ""
-        console.results().print(f"[green]{active.active}[/] is the active version{previous}.")
+        console.show(f"[green]{active.active}[/] is the active version{previous}.")
     console.next_step("fc7 serve; if the index has vectors of another model, fc7 index reembed first")
 
 
-def _is_active(artifact: Artifact, active: ActiveModels | None) -> bool:
-    return active is not None and str(active.active) == artifact.id
+def _active_id(store: ModelStore) -> str | None:
+    active = store.active()
+    return None if active is None else str(active.active)
 
 
 def _summary(artifact: Artifact) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""`fc7 models compare|save|load|remove|verify`: compare two versions, and move versions between machines as files.
+"""`fc7 models compare|quantize|save|load|remove|verify`: compare, quantize, move, delete and verify versions.
 
-Out of scope: notifying a running server; a version that it has in memory stays there.
+Out of scope: changing a published version; choosing the precision that is served (FC7_PRECISION); notifying a running
+server, which keeps a version that it has in memory.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,25 +20,28 @@ from rich.table import Table
 from index.errors import IndexUnavailableError, IndexUnreachableError
 from model_store import compare as comparison
 from model_store.archive import export_version, import_version
-from model_store.compare import Comparison, Side
+from model_store.artifact import graph_files
+from model_store.compare import Comparison
 from model_store.errors import ModelInUseError
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.completion import complete_model
-from service.cli.options import AsJson, Home, Model
+from service.cli.options import AsJson, Home, Model, model_argument
 from service.factory import read_stats_of
 from service.settings import load_settings
 
 
+class AddedPrecision(StrEnum):
+    """A precision that can be added to a version."""
+
+    INT8 = "int8"
+    FP16 = "fp16"
+
+
 def compare(
-    first: Annotated[
-        str, typer.Argument(metavar="A", help="First version, such as solar:1.", autocompletion=complete_model)
-    ],
-    second: Annotated[
-        str, typer.Argument(metavar="B", help="Second version, such as solar:2.", autocompletion=complete_model)
-    ],
+    first: Annotated[str, model_argument("A", "First version, such as solar:1.")],
+    second: Annotated[str, model_argument("B", "Second version, such as solar:2.")],
     *,
     data: Annotated[
         Path, typer.Option(metavar="DIR", help="Images at any depth. Errors are counted for those in DIR/<class>/*.")
@@ -52,11 +58,51 @@ def compare(
     with console.ProgressBar("comparing", "images") as bar:
         result = comparison.compare(one, other, data, batch=batch, progress=bar.update)
     console.say_skipped(result.skipped)
+    document = _document(result)
     if as_json:
-        console.print_json(_as_json(result))
+        console.print_json(document)
     else:
-        _print(result)
+        _print(document, batch)
         console.next_step("fc7 models activate MODEL")
+
+
+def quantize(
+    model: Model,
+    *,
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Class folders with the splits train and --split: DIR/SPLIT/<class>/*.")
+    ],
+    precision: Annotated[list[AddedPrecision], typer.Option(help="Precision to add. Can be repeated.")],
+    split: Annotated[str, typer.Option(help="Split on which it is compared with fp32.")] = "val",
+    calibrate: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of training images that calibrate int8's value ranges.")
+    ] = 64,
+    home: Home = None,
+) -> None:
+    """Publish a new version with int8 or fp16 graphs added, and compare them with fp32 on images."""
+    from model_store.training.export.quantize import add_precisions  # noqa: PLC0415 - torch
+
+    logging.disable(logging.WARNING)  # ONNX Runtime recommends a preprocessing that this graph does not need
+    store = ModelStore(load_settings(home=home).home)
+    source = store.resolve(model)
+    with console.ProgressBar() as bar:
+        artifact = add_precisions(source, store, precision, data, split=split, calibrate=calibrate, progress=bar.step)
+    table = Table("", "weights", "same top-1", "fp32's top-1 in top k", "fc7 cosine", "top-1 error", box=None)
+    table.add_row("fp32", _size(artifact.manifest.files[graph_files("fp32")[1]].size))
+    for name in precision:
+        found = artifact.manifest.precisions[name].metrics
+        error = "-" if found["top1_error"] is None else f"{found['top1_error']:.1%} ({found['top1_error_change']:+.1%})"
+        table.add_row(
+            name,
+            _size(artifact.manifest.files[graph_files(name)[1]].size),
+            f"{found['top1_agreement']:.2%}",
+            f"{found['top5_agreement']:.2%} of {found['k']}",
+            f"{found['fc7_cosine']:.5f}",
+            error,
+        )
+    console.show(table)
+    console.show(f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}.")
+    console.next_step(f"fc7 models activate {artifact.id}, then FC7_PRECISION={precision[0]} fc7 serve")
 
 
 def save(
@@ -68,7 +114,7 @@ def save(
     """Save a version to one archive file with checksums."""
     artifact = ModelStore(load_settings(home=home).home).resolve(model, verify=False)
     size = export_version(artifact, file)
-    console.results().print(f"Saved {artifact.id} to {file}, {size / 1e6:.1f} MB.", markup=False)
+    console.show(f"Saved {artifact.id} to {file}, {size / 1e6:.1f} MB.", markup=False)
     console.next_step(f"on another machine, fc7 models load {file.name}")
 
 
@@ -80,19 +126,11 @@ def load(
 ) -> None:
     """Verify an archive of fc7 models save and publish it as the next version of its name."""
     artifact = import_version(ModelStore(load_settings(home=home).home), file, name=name)
-    console.results().print(
-        f"[green]Published {artifact.id}[/]; {len(artifact.manifest.files)} files match the manifest."
-    )
+    console.show(f"[green]Published {artifact.id}[/]; {len(artifact.manifest.files)} files match the manifest.")
     console.next_step(f"fc7 models activate {artifact.id}")
 
 
-def remove(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME:VERSION", help="Version to delete.", autocompletion=complete_model)
-    ],
-    *,
-    home: Home = None,
-) -> None:
+def remove(model: Annotated[str, model_argument("NAME:VERSION", "Version to delete.")], *, home: Home = None) -> None:
     """Delete a version; the active one and the one that made the index's vectors cannot be deleted."""
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
@@ -109,84 +147,76 @@ def remove(
     if artifact.fingerprint == needed and not others:
         raise ModelInUseError(artifact.id, "the model of the index's vectors")
     store.remove(artifact.name, artifact.version)
-    console.results().print(f"Removed {artifact.id}. Its number is not used again.", markup=False)
+    console.show(f"Removed {artifact.id}. Its number is not used again.", markup=False)
     console.next_step("fc7 models list")
 
 
 def verify(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="NAME:VERSION, or NAME for its newest version.",
-            show_default="all versions",
-            autocompletion=complete_model,
-        ),
-    ] = None,
-    *,
-    home: Home = None,
+    model: Annotated[str | None, model_argument(show_default="all versions")] = None, *, home: Home = None
 ) -> None:
     """Compare every file of a version with its checksum; exit with 1 if one differs."""
     store = ModelStore(load_settings(home=home).home)
     artifacts, broken = ([store.resolve(model, verify=False)], []) if model is not None else store.scan()
-    output = console.results()
     bad = len(broken)
     for error in broken:
-        output.print(f"[red]broken:[/] {escape(str(error))}")
+        console.show(f"[red]broken:[/] {escape(str(error))}")
     for artifact in artifacts:
         started = time.perf_counter()
         differing = artifact.differing()
         if differing:
             bad += 1
-            output.print(
+            console.show(
                 f"[red]{artifact.id}:[/] {escape(', '.join(differing))} differ from the manifest or are missing."
             )
         else:
             count, seconds = len(artifact.manifest.files), time.perf_counter() - started
-            output.print(f"[green]{artifact.id}:[/] {count} files match the manifest ({seconds:.1f} s).")
+            console.show(f"[green]{artifact.id}:[/] {count} files match the manifest ({seconds:.1f} s).")
     if bad:
         console.next_step("fc7 models load FILE.fc7.tar publishes an intact copy; fc7 models remove deletes this one")
         raise typer.Exit(1)
     console.next_step("fc7 models list")
 
 
-def _print(result: Comparison) -> None:
-    table = Table("", *(escape(side.model) for side in result.sides), box=None, header_style="dim")
-    if result.labelled:
-        for name, attribute in (("top-1 error", "wrong_top1"), ("top-5 error", "wrong_top5")):
-            table.add_row(name, *(f"{getattr(side, attribute) / result.labelled:.1%}" for side in result.sides))
-    table.add_row("images per second", *(f"{result.images / side.seconds:.1f}" for side in result.sides))
-    output = console.results()
-    output.print(table)
-    labelled = f", {result.labelled} of them labelled" if result.labelled else ", none in a folder named after a class"
-    output.print(f"{result.images} images{labelled}, {len(result.skipped)} skipped, in batches of {result.batch}.")
-    output.print(
-        f"Same top-1 class for {result.same_top1 / result.images:.1%} of the images, "
-        f"same top-5 classes for {result.same_top5 / result.images:.1%}."
-    )
-    if result.cosines:
-        output.print(f"Cosine of fc7: mean {np.mean(result.cosines):.5f}, minimum {min(result.cosines):.5f}.")
-    else:
-        output.print("fc7 is not compared because the architectures differ.")
+def _size(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
 
 
-def _as_json(result: Comparison) -> dict[str, Any]:
-    def side(each: Side) -> dict[str, Any]:
-        return {
-            "model": each.model,
-            "top1_error": each.wrong_top1 / result.labelled if result.labelled else None,
-            "top5_error": each.wrong_top5 / result.labelled if result.labelled else None,
-            "images_per_second": result.images / each.seconds,
-        }
-
+def _document(result: Comparison) -> dict[str, Any]:
+    labelled, cosines = result.labelled, result.cosines
     return {
-        "models": [side(each) for each in result.sides],
+        "models": [
+            {
+                "model": side.model,
+                "top1_error": side.wrong_top1 / labelled if labelled else None,
+                "top5_error": side.wrong_top5 / labelled if labelled else None,
+                "images_per_second": result.images / side.seconds,
+            }
+            for side in result.sides
+        ],
         "images": result.images,
-        "labelled": result.labelled,
+        "labelled": labelled,
         "skipped": [{"path": str(path), "reason": reason} for path, reason in result.skipped],
         "same_top1": result.same_top1 / result.images,
         "same_top5": result.same_top5 / result.images,
-        "fc7_cosine": {"mean": float(np.mean(result.cosines)), "least": min(result.cosines)}
-        if result.cosines
-        else None,
+        "fc7_cosine": {"mean": float(np.mean(cosines)), "least": min(cosines)} if cosines else None,
     }
+
+
+def _print(found: dict[str, Any], batch: int) -> None:
+    """Print what `_document` returns."""
+    sides, cosine = found["models"], found["fc7_cosine"]
+    table = Table("", *(escape(side["model"]) for side in sides), box=None, header_style="dim")
+    if found["labelled"]:
+        for name, key in (("top-1 error", "top1_error"), ("top-5 error", "top5_error")):
+            table.add_row(name, *(f"{side[key]:.1%}" for side in sides))
+    table.add_row("images per second", *(f"{side['images_per_second']:.1f}" for side in sides))
+    console.show(table)
+    labelled = f"{found['labelled']} of them labelled" if found["labelled"] else "none in a folder named after a class"
+    console.show(f"{found['images']} images, {labelled}, {len(found['skipped'])} skipped, in batches of {batch}.")
+    console.show(
+        f"Same top-1 class for {found['same_top1']:.1%} of the images, same top-5 classes for {found['same_top5']:.1%}."
+    )
+    if cosine:
+        console.show(f"Cosine of fc7: mean {cosine['mean']:.5f}, minimum {cosine['least']:.5f}.")
+    else:
+        console.show("fc7 is not compared because the architectures differ.")

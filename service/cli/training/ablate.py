@@ -13,7 +13,6 @@ from rich.table import Table
 
 from service.cli import console
 from service.cli.completion import complete_recipe
-from service.cli.extras import training_extra
 from service.cli.options import Changes, MemoryBudget
 
 if TYPE_CHECKING:
@@ -37,11 +36,11 @@ def ablate(
     memory_budget: MemoryBudget = 2048,
 ) -> None:
     """Train each variant with each seed; print mean errors and differences with their standard deviation."""
-    with training_extra():
-        from model_store.training import train as command  # noqa: PLC0415 - torch
-        from model_store.training.loop import Resources  # noqa: PLC0415
-        from model_store.training.paper.ablation import CSV_FILE, JSON_FILE, net_name, run_ablation  # noqa: PLC0415
-        from model_store.training.recipe import load_recipe  # noqa: PLC0415
+    from model_store.training import train as command  # noqa: PLC0415 - torch
+    from model_store.training.loop import Resources  # noqa: PLC0415
+    from model_store.training.paper.ablation import CSV_FILE, JSON_FILE, net_name, run_ablation  # noqa: PLC0415
+    from model_store.training.recipe import load_recipe  # noqa: PLC0415
+
     arms = [
         load_recipe(recipe).with_settings([*(changes or ()), f"variant={variant}"])
         for recipe in _words(recipes, "--recipe")
@@ -50,14 +49,12 @@ def ablate(
     if len({net_name(arm) for arm in arms}) < len(arms):
         raise typer.BadParameter("two recipes have the same name.", param_hint="--recipe")
     numbers = _seeds(seeds)
-    result = command.with_terminal(
-        lambda reporter, stop: run_ablation(
+    with command.terminal() as (reporter, stop):
+        result = run_ablation(
             data, arms, numbers, out, resources=Resources(memory_budget << 20), reporter=reporter, stop=stop
         )
-    )
     if result is None:
-        console.say("Stopped. Run the same command again to resume.")
-        raise typer.Exit(console.INTERRUPTED)
+        console.exit_interrupted("Stopped. Run the same command again to resume.")
     _print(result)
     console.say(f"Results are in {out / JSON_FILE} and {out / CSV_FILE}.")
     console.next_step("the same command with more --seeds or --variants; finished runs are kept")
@@ -80,8 +77,7 @@ def _seeds(text: str) -> list[int]:
 def _print(result: Ablation) -> None:
     from model_store.training.paper.ablation import paper_difference  # noqa: PLC0415 - torch
 
-    output = console.results()
-    output.print(
+    console.show(
         f"{result.train_images} training images and {result.val_images} validation images of {result.data}. "
         "Errors in percent of the validation images: mean ± standard deviation over the seeds (number of seeds)."
     )
@@ -93,7 +89,7 @@ def _print(result: Ablation) -> None:
         errors = [_text(spread, "") for spread in result.errors(net)]
         differences = ["", ""] if net == result.nets[0] else [_text(spread, "+") for spread in result.differences(net)]
         table.add_row(net, *errors, *differences, paper_difference(net))
-    output.print(table)
+    console.show(table)
 
 
 def _text(spread: Spread, sign: str) -> str:

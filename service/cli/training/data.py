@@ -14,10 +14,10 @@ from rich.table import Table
 
 from model_store.cores import usable_cores
 from service.cli import console
-from service.cli.extras import training_extra
+from service.cli.options import Workers
 
 if TYPE_CHECKING:
-    from model_store.training.data.sources import Source
+    from model_store.training.data.image_file import Source
 
 _NOTES: Final = 5  # printed one by one
 app = typer.Typer(name="data", help="Arrange, check and prepare data sets for training.", no_args_is_help=True)
@@ -36,7 +36,7 @@ def demo(
         table.add_row(label, str(images), str(demo_data.val[label]))
     table.add_section()
     table.add_row("all", str(sum(demo_data.train.values())), str(sum(demo_data.val.values())))
-    console.results().print(table)
+    console.show(table)
     console.say(f"{demo_data.copied} images copied to {demo_data.folder}; the others were already there.")
     console.say(
         "Source: ELPV dataset, PyPI elpv-dataset, https://github.com/zae-bayern/elpv-dataset\n"
@@ -51,8 +51,8 @@ def ilsvrc(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="ILSVRC's tar files and development kit, or unpacked.")],
 ) -> None:
     """Check that ILSVRC-2010 or ILSVRC-2012 is complete, without writing anything."""
-    with training_extra():
-        from model_store.training.data.ilsvrc import ilsvrc_source  # noqa: PLC0415
+    from model_store.training.data.ilsvrc import ilsvrc_source  # noqa: PLC0415
+
     _print_source(ilsvrc_source(folder))
     console.next_step(f"fc7 data prepare {folder} SHARDS")
 
@@ -65,15 +65,15 @@ def prepare(
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
     lossless: Annotated[bool, typer.Option("--lossless", help="Write PNG files: exact, but much larger.")] = False,
     shard_images: Annotated[int, typer.Option(min=1, help="Images per shard.")] = 1_000,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads.", show_default="one per core")] = None,
+    workers: Workers = None,
 ) -> None:
     """Resize all images to 256x256 once and store them in tar shards (WebDataset); it can be resumed."""
-    with training_extra():
-        from model_store.training.data.class_folders import find_class_folders  # noqa: PLC0415
-        from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
-        from model_store.training.data.prepare import Encoding, prepare_shards  # noqa: PLC0415
-        from model_store.training.data.shards import read_folder  # noqa: PLC0415
-        from model_store.training.signals import stop_on_signals  # noqa: PLC0415
+    from model_store.training.data.class_folders import find_class_folders  # noqa: PLC0415
+    from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
+    from model_store.training.data.prepare import Encoding, prepare_shards  # noqa: PLC0415
+    from model_store.training.data.shards import read_folder  # noqa: PLC0415
+    from model_store.training.signals import stop_on_signals  # noqa: PLC0415
+
     found = ilsvrc_source(source) if is_ilsvrc(source) else find_class_folders(source)
     _print_source(found)
     with (
@@ -90,8 +90,7 @@ def prepare(
             stop=stop.is_set,
         )
     if not finished:
-        console.say("Stopped. Run the same command again to resume after the last complete shard.")
-        raise typer.Exit(console.INTERRUPTED)
+        console.exit_interrupted("Stopped. Run the same command again to resume after the last complete shard.")
     folder = read_folder(out)
     shards = [shard for split in folder.splits.values() for shard in split]
     console.say(
@@ -114,8 +113,8 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by fc7 data prepare.")],
 ) -> None:
     """Compare prepared shards with their checksums."""
-    with training_extra():
-        from model_store.training.data.shards import verify_shards  # noqa: PLC0415
+    from model_store.training.data.shards import verify_shards  # noqa: PLC0415
+
     with console.ProgressBar("verifying", "shards") as bar:
         found = verify_shards(folder, bar.update)
     images = ", ".join(f"{sum(s.images for s in shards):,} of {split}" for split, shards in found.splits.items())
@@ -125,9 +124,8 @@ def verify(
 
 def _print_source(source: Source) -> None:
     counts = ", ".join(f"{len(items):,} of {split}" for split, items in source.splits.items())
-    output = console.results()
-    output.print(f"{source.kind} in {source.root}: {len(source.classes):,} classes; images: {counts}", markup=False)
+    console.show(f"{source.kind} in {source.root}: {len(source.classes):,} classes; images: {counts}", markup=False)
     for note in source.notes[:_NOTES]:
-        output.print(f"note: {note}", markup=False)
+        console.show(f"note: {note}", markup=False)
     if len(source.notes) > _NOTES:
-        output.print(f"note: {len(source.notes) - _NOTES} more like these", markup=False)
+        console.show(f"note: {len(source.notes) - _NOTES} more like these", markup=False)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 
 from model_store.durable import write_atomic
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.extras import training_extra
 from service.cli.index import commands as index
-from service.cli.options import Home
+from service.cli.options import Home, Seed
 from service.cli.training import data, export
 from service.settings import Settings, load_settings
 
@@ -27,9 +26,7 @@ RECIPE: Final = "small"
 COMPLETE: Final = "complete"  # file written after the last step
 
 
-def demo(
-    home: Home = None, seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")] = 0
-) -> None:
+def demo(home: Home = None, seed: Seed = 0) -> None:
     """Train a model on images of solar cells, export it and index the images; it can be resumed."""
     settings = load_settings(home=home)
     home = settings.home
@@ -59,9 +56,9 @@ def demo(
 
 def _train(settings: Settings, folder: Path, seed: int) -> None:
     """Train, or resume an interrupted run."""
-    with training_extra():
-        from model_store.training.runs.run import can_resume  # noqa: PLC0415
-        from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
+    from model_store.training.runs.run import can_resume  # noqa: PLC0415
+    from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
+
     if can_resume(settings.home, NAME):
         _step(f"fc7 train --resume --name {NAME}")
         request = Request(settings.home, NAME, resume=True, device=settings.device)

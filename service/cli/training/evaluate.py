@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +10,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from model_store.errors import CheckpointError, DatasetError
+from model_store.errors import DatasetError
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.completion import complete_run_or_model
-from service.cli.extras import training_extra
 from service.cli.options import AsJson, Data, Home, Split, Views
 from service.factory import runner_options
 from service.settings import Settings, load_settings
@@ -44,9 +43,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Print top-1 and top-5 error, the errors of each class, and the confusion matrix."""
-    with training_extra():
-        from model_store.training.evaluate import SplitImages  # noqa: PLC0415 - torch
-        from model_store.training.evaluate import evaluate as evaluate_images  # noqa: PLC0415
+    from model_store.training.evaluate import SplitImages  # noqa: PLC0415 - torch
+    from model_store.training.evaluate import evaluate as evaluate_images  # noqa: PLC0415
+
     predictors, folder = load_predictors(models, load_settings(home=home), data, "evaluate")
     images = SplitImages(folder, split)
     with console.ProgressBar("evaluating", "images", total=len(images)) as bar:
@@ -67,34 +66,25 @@ def load_predictors(
     Raises DatasetError if there is no data folder; the message names `command`.
     """
     from model_store.training.evaluate import RunnerPredictor, TorchPredictor  # noqa: PLC0415 - torch
-    from model_store.training.runs.run import find_run, load_run  # noqa: PLC0415
+    from model_store.training.parents import find_run_folder  # noqa: PLC0415
+    from model_store.training.runs.run import load_run  # noqa: PLC0415
 
     store = ModelStore(settings.home)
     options = runner_options(settings, batches=True)
     predictors: list[Net] = []
     for model in models:
-        run = None if ":" in model else _run_or_none(model, settings.home, store, find_run)
+        run = find_run_folder(settings.home, model)
         if run is None:
             predictors.append(RunnerPredictor(Runner(store.resolve(model), options)))
             continue
         trained = load_run(run)
-        predictors.append(TorchPredictor(run.name, trained.classes, trained.network, trained.mean))
+        predictors.append(TorchPredictor(run.name, trained.info.classes, trained.network, trained.statistics.mean))
         data = data or Path(trained.info.data)
     if data is None:
         raise DatasetError(
             f"A published version contains no images. Give a data set: fc7 {command} {models[0]} --data DIR"
         )
     return predictors, data
-
-
-def _run_or_none(model: str, home: Path, store: ModelStore, find: Callable[[Path, str], Path]) -> Path | None:
-    """Return the run's folder, or None if only a version has that name. Raises CheckpointError if neither exists."""
-    try:
-        return find(home, model)
-    except CheckpointError:
-        if any(artifact.name == model for artifact in store.list()):
-            return None
-        raise
 
 
 def errors_line(result: Evaluation) -> str:
@@ -107,17 +97,16 @@ def errors_line(result: Evaluation) -> str:
 
 
 def _print(result: Evaluation) -> None:
-    output = console.results()
-    output.print(f"{escape(' + '.join(result.models))}: {errors_line(result)}")
+    console.show(f"{escape(' + '.join(result.models))}: {errors_line(result)}")
     table = Table("class", title="errors by class", title_justify="left")
     for heading in ("images", "top-1 error", "top-5 error"):
         table.add_column(heading, justify="right")
     for entry in result.per_class():
         errors = ["-" if error is None else f"{error:.1%}" for error in (entry.top1_error, entry.top5_error)]
         table.add_row(escape(entry.label), str(entry.images), *errors)
-    output.print(table)
+    console.show(table)
     if len(result.labels) <= _WIDEST_CONFUSION:
-        output.print(_confusion(result))
+        console.show(_confusion(result))
     else:
         console.say(f"The confusion matrix of {len(result.labels)} classes is too wide to print; --json includes it.")
 

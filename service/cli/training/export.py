@@ -11,7 +11,6 @@ from model_store.artifact import Artifact
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.completion import complete_run
-from service.cli.extras import training_extra
 from service.cli.options import Activate, Data, Home, Split, Views
 from service.cli.training.evaluate import errors_line
 from service.settings import load_settings
@@ -36,9 +35,9 @@ def export(
 
     With --views 10, the errors with one view and with ten are both measured.
     """
-    with training_extra():
-        from model_store.training.export.publish import export_run  # noqa: PLC0415 - torch
-        from model_store.training.runs.run import find_run, load_run  # noqa: PLC0415
+    from model_store.training.export.publish import export_run  # noqa: PLC0415 - torch
+    from model_store.training.runs.run import find_run, load_run  # noqa: PLC0415
+
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
     trained = load_run(find_run(settings.home, run))
@@ -55,15 +54,14 @@ def export(
             progress=bar.step,
         )
     console.say_skipped((skipped.path, skipped.reason) for skipped in exported.evaluations[-1].skipped)
-    output = console.results()
     for result in exported.evaluations:
-        output.print(errors_line(result))
-    output.print(
+        console.show(errors_line(result))
+    console.show(
         f"Compared with torch on {exported.parity.images} images: probabilities differ by at most "
         f"{exported.parity.probabilities:.1e}, fc7 by at most {exported.parity.fc7:.1e} of its largest value."
     )
     artifact = exported.artifact
-    output.print(
+    console.show(
         f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}. "
         "The folder report/ has curves, confusion and kernels."
     )
@@ -74,8 +72,8 @@ def activate_or_advise(store: ModelStore, artifact: Artifact, *, activate: bool 
     """Activate a new version, by default only if no version is active; print the next step."""
     if activate or (activate is None and store.active() is None):
         store.activate(artifact.name, artifact.version)
-        console.results().print(f"{artifact.id} is the active version.", markup=False)
+        console.show(f"{artifact.id} is the active version.", markup=False)
         console.next_step("fc7 index build DIR, then fc7 serve")
     else:
-        console.results().print(f"{artifact.id} is not the active version.", markup=False)
+        console.show(f"{artifact.id} is not the active version.", markup=False)
         console.next_step(f"fc7 models activate {artifact.id}")

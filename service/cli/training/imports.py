@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,7 +12,6 @@ from rich.markup import escape
 from model_store.store import ModelStore
 from model_store.training.importers.download import PUBLIC_FILES, fetch
 from service.cli import console
-from service.cli.extras import training_extra
 from service.cli.options import Activate, Home
 from service.cli.training.export import activate_or_advise
 from service.settings import load_settings
@@ -20,13 +19,15 @@ from service.settings import load_settings
 if TYPE_CHECKING:
     from model_store.training.importers.imported_net import ImportedNet
 
-DOWNLOADS = "downloads"  # below FC7_HOME
-
 app = typer.Typer(name="import", help="Publish a version from public AlexNet weights.", no_args_is_help=True)
 
 
 def _names(kind: str) -> str:
     return ", ".join(PUBLIC_FILES[kind])
+
+
+def _download_option(kind: str) -> Any:
+    return typer.Option("--download", help=f"Download a public file: {_names(kind)}.")
 
 
 File = Annotated[
@@ -60,13 +61,13 @@ def caffe(
     caffenet: Annotated[
         bool, typer.Option("--caffenet", help="Pool before normalizing, for a file that does not define the order.")
     ] = False,
-    download: Annotated[bool, typer.Option("--download", help=f"Download a public file: {_names('caffe')}.")] = False,
+    download: Annotated[bool, _download_option("caffe")] = False,
     activate: Activate = None,
     home: Home = None,
 ) -> None:
     """Import Caffe's bvlc_alexnet or bvlc_reference_caffenet (.caffemodel), or a net with the same layers."""
-    with training_extra():
-        from model_store.training.importers.caffe import read_caffemodel  # noqa: PLC0415 - torch
+    from model_store.training.importers.caffe import read_caffemodel  # noqa: PLC0415 - torch
+
     _import(
         "caffe", file, lambda path: read_caffemodel(path, mean=mean, caffenet=caffenet), labels, name,
         download=download, activate=activate, home=home,
@@ -80,13 +81,13 @@ def onnx(
     mean: Mean = None,
     labels: Labels = None,
     name: Name = None,
-    download: Annotated[bool, typer.Option("--download", help=f"Download a public file: {_names('onnx')}.")] = False,
+    download: Annotated[bool, _download_option("onnx")] = False,
     activate: Activate = None,
     home: Home = None,
 ) -> None:
     """Import bvlcalexnet or caffenet of the ONNX model zoo (.onnx)."""
-    with training_extra():
-        from model_store.training.importers.onnx_zoo import read_onnx  # noqa: PLC0415 - torch
+    from model_store.training.importers.onnx_zoo import read_onnx  # noqa: PLC0415 - torch
+
     _import(
         "onnx", file, lambda path: read_onnx(path, mean=mean), labels, name,
         download=download, activate=activate, home=home,
@@ -99,15 +100,13 @@ def torchvision(
     *,
     labels: Labels = None,
     name: Name = None,
-    download: Annotated[
-        bool, typer.Option("--download", help=f"Download a public file: {_names('torchvision')}.")
-    ] = False,
+    download: Annotated[bool, _download_option("torchvision")] = False,
     activate: Activate = None,
     home: Home = None,
 ) -> None:
     """Import torchvision's alexnet (.pth or .safetensors), the net of the paper "One weird trick"."""
-    with training_extra():
-        from model_store.training.importers.torchvision import read_torchvision  # noqa: PLC0415 - torch
+    from model_store.training.importers.torchvision import read_torchvision  # noqa: PLC0415 - torch
+
     _import("torchvision", file, read_torchvision, labels, name, download=download, activate=activate, home=home)
 
 
@@ -122,33 +121,32 @@ def _import(
     activate: bool | None,
     home: Path | None,
 ) -> None:
-    with training_extra():
-        from model_store.training.importers.labels import labels_for  # noqa: PLC0415
-        from model_store.training.importers.publish import publish_import  # noqa: PLC0415 - torch
+    from model_store.training.importers.labels import labels_for  # noqa: PLC0415
+    from model_store.training.importers.publish import publish_import  # noqa: PLC0415 - torch
+
     settings = load_settings(home=home)
-    path = _download(kind, file, settings.home / DOWNLOADS) if download else _given(kind, file)
+    if download:
+        path = _download(kind, file, settings.home / "downloads")
+    elif file is None:
+        raise typer.BadParameter(f"give a FILE, or --download and one of: {_names(kind)}.", param_hint="FILE")
+    else:
+        path = Path(file)
     store = ModelStore(settings.home)
-    with console.messages().status("reading") as status:
+    with console.open_console(stderr=True).status("reading") as status:
         net = read(path)
         imported = publish_import(
             net, store, labels_for(net.architecture.classes, labels), name=name, progress=status.update
         )
-    artifact, output = imported.artifact, console.results()
-    output.print(
+    artifact = imported.artifact
+    console.show(
         f"[green]Published {artifact.id}[/]: {net.architecture.name}, {len(artifact.labels):,} classes. "
         f"Probabilities differ from torch's by at most {imported.parity.probabilities:.1e}."
     )
-    output.print(f"labels: {escape(imported.labels.origin)}")
-    output.print(f"pixels: {escape(net.preprocessing)}")
+    console.show(f"labels: {escape(imported.labels.origin)}")
+    console.show(f"pixels: {escape(net.preprocessing)}")
     for remark in net.remarks:
-        output.print(f"[yellow]note:[/] {escape(remark)}")
+        console.show(f"[yellow]note:[/] {escape(remark)}")
     activate_or_advise(store, artifact, activate=activate)
-
-
-def _given(kind: str, file: str | None) -> Path:
-    if file is None:
-        raise typer.BadParameter(f"give a FILE, or --download and one of: {_names(kind)}.", param_hint="FILE")
-    return Path(file)
 
 
 def _download(kind: str, name: str | None, folder: Path) -> Path:

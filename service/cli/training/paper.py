@@ -6,16 +6,19 @@ Out of scope: downloading data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
 
 from service.cli import console
-from service.cli.extras import training_extra
 
+if TYPE_CHECKING:
+    from model_store.training.paper.cifar.data import CifarData
+
+Options = TypeVar("Options")
 app = typer.Typer(name="paper", help="Run the paper's experiments on CIFAR-10.", no_args_is_help=True)
 
 Data = Annotated[
@@ -43,17 +46,16 @@ def figure1(
     cache: Cache = None,
 ) -> None:
     """Figure 1: count the epochs to 25 % training error with ReLU and with tanh, each at its best learning rate."""
-    experiments = _experiments()
-    options = experiments.Figure1(
+    from model_store.training.paper.cifar import experiments  # noqa: PLC0415 - torch
+
+    options = experiments.Figure1Options(
         tuple(dict.fromkeys(rates)),
         search_epochs,
         max(max_epochs, search_epochs),
         tuple(dict.fromkeys(seeds)),
         precision="bfloat16" if bfloat16 else "float32",
     )
-    images = _load(data, cache or out / "cache")
-    with _CurveBar(unit="images") as bar:
-        document = experiments.run_figure1(images, out, options, bar)
+    document = _run(experiments.run_figure1, options, data, out, cache)
     table = Table("neuron", "rate", "seed", "epochs to 25 %", "interpolated", "last error")
     for curve in document["curves"]:
         reached = curve["epochs_to_threshold"]
@@ -66,13 +68,12 @@ def figure1(
             "" if between is None else f"{between:.2f}",
             f"{curve['last_error']:.1%}",
         )
-    output = console.results()
-    output.print(table)
+    console.show(table)
     ratio = document["tanh_over_relu"]
     if ratio is None:
-        output.print("A curve did not reach 25 %. Run the command again with a higher --max-epochs.")
+        console.show("A curve did not reach 25 %. Run the command again with a higher --max-epochs.")
     else:
-        output.print(f"tanh takes {ratio:.1f} times as many epochs as ReLU (in the paper: about 6).")
+        console.show(f"tanh takes {ratio:.1f} times as many epochs as ReLU (in the paper: about 6).")
     _finish(out, experiments.FIGURE1, f"fc7 paper cifar-lrn --data {data} --out DIR")
 
 
@@ -90,13 +91,12 @@ def cifar_lrn(
     cache: Cache = None,
 ) -> None:
     """Section 3.3: measure the test error of two nets with and without local response normalization."""
-    experiments = _experiments()
-    options = experiments.Lrn(
+    from model_store.training.paper.cifar import experiments  # noqa: PLC0415 - torch
+
+    options = experiments.LrnOptions(
         epochs, rate, seeds=tuple(dict.fromkeys(seeds)), precision="bfloat16" if bfloat16 else "float32"
     )
-    images = _load(data, cache or out / "cache")
-    with _CurveBar(unit="images") as bar:
-        document = experiments.run_lrn(images, out, options, bar)
+    document = _run(experiments.run_lrn, options, data, out, cache)
     table = Table("net", "LRN", "seed", "training error", "test error", "ten views")
     for net in document["nets"]:
         table.add_row(
@@ -105,33 +105,34 @@ def cifar_lrn(
             str(net["seed"]),
             *(f"{net[key]:.2%}" for key in ("training_error", "test_error", "test_error_ten_views")),
         )
-    output = console.results()
-    output.print(table)
+    console.show(table)
     for change in document["norms_change"]:
-        output.print(
+        console.show(
             f"{change['net']}: normalization changes the test error by {100 * change['test_error']:+.2f} percentage "
             f"points, with ten views by {100 * change['test_error_ten_views']:+.2f}."
         )
     _finish(out, experiments.LRN, "the same command with more --seeds or --epochs; finished nets are kept")
 
 
-def _experiments() -> ModuleType:
-    with training_extra():
-        from model_store.training.paper.cifar import experiments as cifar_experiments  # noqa: PLC0415 - torch
-    return cifar_experiments
-
-
-def _load(data: Path, cache: Path) -> Any:
+def _run(
+    experiment: Callable[[CifarData, Path, Options, _CurveBar], dict[str, Any]],
+    options: Options,
+    data: Path,
+    out: Path,
+    cache: Path | None,
+) -> dict[str, Any]:
+    """Run an experiment on CIFAR-10 and return its document."""
     from model_store.training.device import keep_freed_memory  # noqa: PLC0415 - torch
     from model_store.training.paper.cifar.data import load_cifar  # noqa: PLC0415
 
     keep_freed_memory()
-    images = load_cifar(data, cache)
+    images = load_cifar(data, cache or out / "cache")
     console.say(
         f"{len(images.train):,} training and {len(images.test):,} test images, {len(images.classes)} classes. "
         "Ctrl-C stops; run the same command again to resume."
     )
-    return images
+    with _CurveBar(unit="images") as bar:
+        return experiment(images, out, options, bar)
 
 
 def _finish(out: Path, name: str, following: str) -> None:
@@ -142,10 +143,10 @@ def _finish(out: Path, name: str, following: str) -> None:
 class _CurveBar(console.ProgressBar):
     """Progress of the current curve, with one line for each finished curve."""
 
-    def begin(self, label: str, images: int) -> None:
+    def start(self, label: str, images: int) -> None:
         """Show a new curve, which takes at most this many images."""
         self.step(label, 0, images)
 
-    def end(self, line: str) -> None:
+    def finish(self, line: str) -> None:
         """Print the result of the curve."""
         console.say(line)

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from model_store.errors import DatasetError
 from service.cli import console
-from service.cli.extras import training_extra
 from service.cli.options import Data, Home, RunOrModel, Views
 from service.cli.training.evaluate import load_predictors
 from service.settings import load_settings
 
 if TYPE_CHECKING:
     from model_store.training.paper.report import FirstLayer
-
-
-class Benchmark(StrEnum):
-    """The data set that DIR/SPLIT is: it decides in which of the paper's tables the errors are listed."""
-
-    ILSVRC_2010 = "ilsvrc-2010"
-    ILSVRC_2012 = "ilsvrc-2012"
-    OTHER = "other"
 
 
 def report(
@@ -39,8 +29,9 @@ def report(
     split: Annotated[str, typer.Option(help="Split of the held-out images: DIR/SPLIT/<class>/*.")] = "val",
     views: Views = 1,
     benchmark: Annotated[
-        Benchmark, typer.Option(help="Data set of the held-out images: table 1 lists ILSVRC-2010, table 2 ILSVRC-2012.")
-    ] = Benchmark.OTHER,
+        Literal["ilsvrc-2010", "ilsvrc-2012", "other"],
+        typer.Option(help="Data set of the held-out images: table 1 lists ILSVRC-2010, table 2 ILSVRC-2012."),
+    ] = "other",
     evaluations: Annotated[
         list[Path] | None,
         typer.Option(
@@ -54,8 +45,8 @@ def report(
     home: Home = None,
 ) -> None:
     """Draw the first layer's kernels, predictions and similar images, and compare the errors with the paper's."""
-    with training_extra():
-        from model_store.training.paper.report import ReportOptions, write_paper_report  # noqa: PLC0415 - torch
+    from model_store.training.paper.report import ReportOptions, write_paper_report  # noqa: PLC0415 - torch
+
     settings = load_settings(home=home)
     more = [_read_evaluation(file) for file in evaluations or ()]
     (net,), folder = load_predictors([model], settings, data, "report")
@@ -65,7 +56,7 @@ def report(
             _first_layer(settings.home, model),
             folder,
             out,
-            ReportOptions(seed, gallery, (1,) if views == 1 else (1, views), benchmark.value, more),
+            ReportOptions(seed, gallery, (1,) if views == 1 else (1, views), benchmark, more),
             splits=(train_split, split),
             progress=bar.step,
         )
@@ -97,14 +88,13 @@ def _first_layer(home: Path, model: str) -> FirstLayer:
 
 
 def _print(numbers: dict[str, Any]) -> None:
-    output = console.results()
     shares = numbers["figure3"]["chromatic_share_by_tower"]
     towers = ", ".join(f"tower {number}: {share:.1%}" for number, share in enumerate(shares, start=1))
-    output.print(f"Share of color in the energy of the kernels: {towers} (random weights: two thirds).")
+    console.show(f"Share of color in the energy of the kernels: {towers} (random weights: two thirds).")
     near = numbers["figure4"]["neighbors_of_same_class"]
-    output.print(f"{near:.0%} of the nearest images in figure 4 have the class of their query.")
+    console.show(f"{near:.0%} of the nearest images in figure 4 have the class of their query.")
     for rows in numbers["tables"].values():
         for row in (row for row in rows if row["source"] == "fc7"):
-            output.print(
+            console.show(
                 f"{row['model']}: top-1 error {row['top1']:.1f} %, top-5 error {row['top5']:.1f} %", markup=False
             )

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from service.cli.completion import complete_recipe, complete_run, complete_run_or_model
-from service.cli.extras import training_extra
-from service.cli.options import Changes, Device, Home, MemoryBudget
+from service.cli.options import Changes, Device, Home, MemoryBudget, Seed, Workers
 from service.settings import load_settings
 
 Recipe = Annotated[
@@ -46,12 +45,12 @@ def train(
     ] = None,
     recipe: Recipe = None,
     changes: Changes = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, crops and dropout.")] = 0,
+    seed: Seed = 0,
     parent: Parent = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
     memory_budget: MemoryBudget = 2048,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads.", show_default="one per core")] = None,
+    workers: Workers = None,
     device: Device = None,
     towers: Annotated[
         bool, typer.Option("--towers", help="Train with two torchrun processes, one tower each, as in the paper.")
@@ -59,8 +58,8 @@ def train(
     home: Home = None,
 ) -> None:
     """Train a net; Ctrl-C stops it with a checkpoint, and --resume continues with bit-identical results."""
-    with training_extra():
-        from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
+    from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
+
     settings = load_settings(home=home, device=device)
     request = Request(
         home=settings.home,

@@ -59,7 +59,7 @@ def test_reembed_lists_images_without_a_stored_picture(home: Path, folder: Path,
         build_index(folder, index, runner)
     report = reembed(home, second)
     assert report.embedded == 9
-    assert {reason for _, reason in report.skipped} == {"No picture is stored."}
+    assert {reason for _, reason in report.skipped} == {"its picture is not stored"}
     with open_index(home, second) as index:
         assert (index.stats().images, index.stats().vectors) == (14, 9)
     second.close()

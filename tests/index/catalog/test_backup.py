@@ -27,7 +27,7 @@ from tests.index.helpers import (
 )
 
 
-def test_a_restored_snapshot_has_the_same_all_rows(tmp_path: Path) -> None:
+def test_a_restored_snapshot_has_the_same_rows(tmp_path: Path) -> None:
     add_labeled_images(tmp_path / "one")
     manifest = take_snapshot(tmp_path / "one", tmp_path / "copy")
     assert (manifest.images, manifest.vectors, manifest.model) == (3, 3, "solar:1")

@@ -68,7 +68,7 @@ def trained(rows: NDArray[np.float16]) -> Projection:
     return projection(rows[:1000])
 
 
-def test_fast_finds_the_exact_neighbours_at_their_exact_distances(
+def test_fast_finds_the_exact_neighbors_at_their_exact_distances(
     rows: NDArray[np.float16], trained: Projection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("index.search.searcher._CANDIDATES", 60)
@@ -238,7 +238,7 @@ def test_closing_does_not_wait_for_the_end_of_training(
     assert list((tmp_path / "index").glob("*.code")) == []
 
 
-def test_codes_mode_without_codes_is_rejected_and_names_the_command(tmp_path: Path) -> None:
+def test_codes_mode_without_codes_is_rejected_and_the_error_names_the_command(tmp_path: Path) -> None:
     with open_index(tmp_path) as index, pytest.raises(ModeUnavailableError, match="fc7 codes train"):
         index.search(np.zeros((1, 4096), np.float32), 1, mode="codes")
 

@@ -16,7 +16,8 @@ import pytest
 from index.errors import IndexCorruptError
 from tests.index.helpers import image, open_index, picture, sha256, vector
 
-# Four threads, each with keys of its own, print what they start and what was acknowledged: "+ key number", "- key".
+# Four threads, each with its own keys, print each change when it is started and when it is acknowledged:
+# "+ key number" for an addition, "- key" for a deletion.
 WRITER = """
 import os, sys, threading
 from pathlib import Path
@@ -74,7 +75,7 @@ index.close()
 
 
 def possible_values(lines: list[str], earlier: dict[str, set[int | None]]) -> dict[str, set[int | None]]:
-    """Return the possible numbers of each key: the last acknowledged one, and those started later. None: no image."""
+    """Return the numbers that each key may have: the last acknowledged one, and those started later. None: no image."""
     possible = dict(earlier)
     for line in lines:
         stage, change, key, *number = line.split()
@@ -205,7 +206,7 @@ def test_a_flipped_bit_in_a_stored_vector_is_detected(tmp_path: Path) -> None:
         open_index(tmp_path)
 
 
-def test_a_file_that_is_not_a_database_is_rejected_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_rejected_and_named(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "catalog.db").write_bytes(b"not a database at all" * 500)
     with pytest.raises(IndexCorruptError, match=r"catalog\.db is damaged \(file is not a database\)"):

@@ -237,7 +237,7 @@ def test_an_index_of_another_model_is_rejected_and_the_error_says_how_to_migrate
         assert keys_near(index, 1) == ["a", "b"]
         index.add_many([image("a", 3)])
     with open_local(tmp_path, **other, switch=True) as index:
-        assert index.search(vector(1)[np.newaxis], 5) == [[]], "its vector was of the replaced picture"
+        assert index.search(vector(1)[np.newaxis], 5) == [[]], "the vector of the replaced picture must be gone"
 
 
 def test_an_empty_index_accepts_any_model(open_index: Opener, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_search_does_not_switch_if_most_images_cannot_be_embedded(tmp_path: Path
         assert distances(index, 1000).keys() == {"0", "1"}
 
 
-def test_a_space_loaded_during_writes_is_complete(tmp_path: Path) -> None:
+def test_a_vector_space_loaded_during_writes_is_complete(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(300)])
         index.spaces.start_migration(VectorModel(NEW, "solar:2"))

@@ -1,4 +1,4 @@
-"""Behavior specific to Milvus: shared by replicas, unreachable at times, with its own filters, limits and migration."""
+"""Behavior of an index on Milvus: replicas, outages, and its own filters, limits and migration."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_changes_of_one_replica_are_visible_to_the_other(open_index: Opener, tmp
         "名前 🐦",
     ],
 )
-def test_text_of_users_is_never_part_of_an_expression(open_index: Opener, tmp_path: Path, text: str) -> None:
+def test_user_input_is_never_part_of_a_milvus_expression(open_index: Opener, tmp_path: Path, text: str) -> None:
     key = text.replace("\n", "").replace("\t", "")
     with open_index(tmp_path) as index:
         index.add_many([image("other", 1, {"label": "cat", text: 1}), image(key, 2, {"label": text})])
@@ -111,9 +111,7 @@ def test_text_of_users_is_never_part_of_an_expression(open_index: Opener, tmp_pa
         assert index.contains("other")
 
 
-def test_metadata_with_numbers_above_64_bits_and_with_as_many_values_as_possible(
-    open_index: Opener, tmp_path: Path
-) -> None:
+def test_metadata_may_have_numbers_above_64_bits_and_thousands_of_values(open_index: Opener, tmp_path: Path) -> None:
     numbers = {"n": [*range(-99, 3300)], "huge": 10**400, "wide": 2**53 + 1}
     assert len(json.dumps(numbers, separators=(",", ":"))) > 16_000
     names = {f"{n:x}": n for n in range(1500)}
@@ -226,7 +224,7 @@ def test_a_password_in_the_address_is_rejected_and_not_shown() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_without_pymilvus_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_pymilvus_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fc7\[scale\]'"):
         open_anywhere(Path(), MilvusAddress("http://milvus:19530"), index_options())

@@ -11,7 +11,7 @@ from index.search.searcher import Searcher
 from tests.index.helpers import vector
 
 
-def test_near_pairs_agree_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicate_pairs_agree_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_BLOCK", 64)
     monkeypatch.setattr(duplicates, "_AXES", 16)
     monkeypatch.setattr(duplicates, "_SAMPLE", 100)

@@ -43,7 +43,7 @@ def test_remote_artifact_includes_the_graph_for_batches(with_batches: Artifact) 
     )
 
 
-def test_modified_graph_for_batches_is_named_on_load(with_batches: Artifact, tmp_path: Path) -> None:
+def test_loading_a_modified_graph_for_batches_names_the_file(with_batches: Artifact, tmp_path: Path) -> None:
     path = tmp_path / "changed"
     shutil.copytree(with_batches.path, path)
     (path / "batches.bin").write_bytes(b"\0" * (path / "batches.bin").stat().st_size)

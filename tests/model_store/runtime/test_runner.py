@@ -39,8 +39,8 @@ def pictures(n: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (n, CROP, CROP, 3), dtype=np.uint8)
 
 
-def computed(artifact: Artifact, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Outputs of the tiny graph, computed with NumPy."""
+def expected_outputs(artifact: Artifact, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the outputs of the tiny graph, computed with NumPy."""
     model = onnx.load(artifact.model_path)
     weight = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
     grid = (pixels - 127.5).reshape(-1, 7, 32, 7, 32, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2)
@@ -49,7 +49,7 @@ def computed(artifact: Artifact, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.
     return raised / raised.sum(axis=1, keepdims=True), fc7
 
 
-def test_outputs_equal_those_of_the_graph_for_every_batch_size(artifact: Artifact) -> None:
+def test_outputs_equal_the_graphs_for_every_batch_size(artifact: Artifact) -> None:
     runner = Runner(artifact, CPU)
     assert (runner.device, runner.provider, runner.classes) == ("cpu", "CPUExecutionProvider", 6)
     for n in (3, 1, 16):
@@ -57,7 +57,7 @@ def test_outputs_equal_those_of_the_graph_for_every_batch_size(artifact: Artifac
         outputs = runner.run(pixels)
         assert outputs.probabilities.dtype == outputs.fc7.dtype == np.float32
         assert (outputs.probabilities.shape, outputs.fc7.shape) == ((n, 6), (n, 4096))
-        probabilities, fc7 = computed(artifact, pixels)
+        probabilities, fc7 = expected_outputs(artifact, pixels)
         np.testing.assert_allclose(outputs.probabilities, probabilities, atol=1e-5)
         np.testing.assert_allclose(outputs.fc7, fc7, atol=1e-5)
 
@@ -100,9 +100,11 @@ def test_closed_runner_raises_a_clear_error(artifact: Artifact) -> None:
         runner.run(pictures(1))
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is installed"
+)
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
-def test_requested_cuda_that_is_missing_is_refused(artifact: Artifact, device: str) -> None:
+def test_a_requested_cuda_device_that_is_not_available_is_rejected(artifact: Artifact, device: str) -> None:
     with pytest.raises(
         DeviceUnavailableError, match=rf"device {device} was.*CPUExecutionProvider.*FC7_DEVICE to cpu"
     ) as caught:
@@ -111,7 +113,9 @@ def test_requested_cuda_that_is_missing_is_refused(artifact: Artifact, device: s
     assert "CPUExecutionProvider" in caught.value.available
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the package for CUDA")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is installed"
+)
 def test_auto_uses_the_cpu_without_cuda_and_logs_it(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     assert Runner(artifact, RunnerOptions()).device == "cpu"
     assert "device=cpu model=tiny:1 provider=CPUExecutionProvider requested=auto" in capsys.readouterr().out
@@ -145,7 +149,7 @@ def test_graph_with_other_inputs_or_outputs_is_rejected(tmp_path: Path) -> None:
         Runner(few, CPU)
 
 
-def test_invalid_graph_is_a_runner_error(tmp_path: Path) -> None:
+def test_invalid_graph_raises_runner_error(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with store.staging("none") as staged:
         (staged / "model.onnx").write_bytes(b"no graph")
@@ -155,12 +159,12 @@ def test_invalid_graph_is_a_runner_error(tmp_path: Path) -> None:
         Runner(none, CPU)
 
 
-def test_failure_inside_onnx_runtime_is_a_runner_error(tmp_path: Path) -> None:
+def test_failure_inside_onnx_runtime_raises_runner_error(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with store.staging("bad") as staged:
         write_tiny_graph(staged)
         model = onnx.load(staged / "model.onnx", load_external_data=False)
-        # The declared shape allows any n, and this reshape only n = 2: it fails when it runs.
+        # The declared shape allows any n, but this reshape allows only n = 2, so it fails when it runs.
         shape = numpy_helper.from_array(np.array([2, 147], np.int64), "two_rows")
         model.graph.initializer.append(shape)
         flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
@@ -174,8 +178,8 @@ def test_failure_inside_onnx_runtime_is_a_runner_error(tmp_path: Path) -> None:
         runner.run(pictures(1))
 
 
-def threads(expected: int | None = None) -> int:
-    """Count the threads of this process. A joined thread may take a moment to disappear."""
+def count_threads(expected: int | None = None) -> int:
+    """Count the threads of this process; wait for `expected`, because a joined thread may not disappear immediately."""
     until = time.monotonic() + 5
     while True:
         count = len(os.listdir(f"/proc/{os.getpid()}/task"))  # noqa: PTH208
@@ -188,20 +192,20 @@ def test_number_of_threads_of_a_run_is_limited(artifact: Artifact) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         RunnerOptions(intra_op_threads=0)
 
-    before = threads()
+    before = count_threads()
     one = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=1))
-    assert threads(before) == before
+    assert count_threads(before) == before
     three = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=3))
-    assert threads(before + 2) == before + 2
+    assert count_threads(before + 2) == before + 2
     np.testing.assert_allclose(one.run(pictures(2)).fc7, three.run(pictures(2)).fc7, atol=1e-5)
 
 
 def test_concurrent_runs_give_the_same_outputs_on_their_share_of_the_threads(artifact: Artifact) -> None:
     with pytest.raises(ValueError, match="streams must be at least 1"):
         RunnerOptions(streams=0)
-    before = threads()
+    before = count_threads()
     runner = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=4, streams=2))
-    assert threads(before + 3 + 1) == before + 3 + 1
+    assert count_threads(before + 3 + 1) == before + 3 + 1
     assert runner.streams == 2
     runner.warm_up((1, 4))
     batches = [pictures(3), pictures(5)]
@@ -222,7 +226,7 @@ def test_one_stream_has_no_second_copy_of_the_weights(artifact: Artifact) -> Non
     np.testing.assert_allclose(runner.run_in_stream(pictures(2)).fc7, runner.run(pictures(2)).fc7, atol=1e-5)
 
 
-def test_missing_onnx_runtime_names_the_extra(tmp_path: Path) -> None:
+def test_the_error_without_onnx_runtime_names_the_extra(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path)
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('not installed')")
     program = """
@@ -312,7 +316,7 @@ def test_changing_the_folder_while_serving_does_not_change_outputs(tmp_path: Pat
     assert np.array_equal(runner.run(pixels).fc7, before.fc7)
 
 
-def test_file_changed_between_verification_and_loading_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_changed_between_verification_and_loading(tmp_path: Path) -> None:
     artifact = publish_tiny_model(tmp_path)
     assert artifact.verified
     with artifact.weights_path.open("r+b") as file:
@@ -340,7 +344,7 @@ def test_io_binding_is_thread_safe(artifact: Artifact) -> None:
         bound.run(pictures(1))
 
 
-def test_failure_with_io_binding_is_a_runner_error(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_with_io_binding_raises_runner_error(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = Runner(artifact, RunnerOptions(device="cpu", bind=True))
 
     def fail(*_: object) -> None:
@@ -352,7 +356,7 @@ def test_failure_with_io_binding_is_a_runner_error(artifact: Artifact, monkeypat
         bound.run(pictures(1))
 
 
-def test_cuda_only_options_are_refused_without_cuda(artifact: Artifact, tmp_path: Path) -> None:
+def test_cuda_only_options_are_rejected_without_cuda(artifact: Artifact, tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("ONNX Runtime has CUDA here")
     for options in (RunnerOptions(cuda_graphs=True), RunnerOptions(tensorrt=tmp_path)):

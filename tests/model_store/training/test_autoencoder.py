@@ -136,7 +136,7 @@ def test_mode_codes_ranks_by_differing_bits_through_adds_deletes_and_filters(
                 return False
 
         wait_until(ready)
-        assert index.mode() == "exact", "codes are used only where they are asked for"
+        assert index.mode() == "exact", "codes are used only if a request asks for them"
         index.add_many(images(rows[300:500], start=300))
         index.delete("i00007")
         query = rows[7:8].astype(np.float32)
@@ -155,7 +155,7 @@ def test_the_commands_train_evaluate_and_plot(
     rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    home, out, plot = tmp_path / "home", tmp_path / "codes.json", tmp_path / "codes.png"
+    home, plot = tmp_path / "home", tmp_path / "codes.png"
     model = publish_tiny_model(home)
     new = [
         replace(each, key=f"{n % 3}/{n}", picture=pictures.jpeg(n, 64, 64)) for n, each in enumerate(images(rows[:300]))
@@ -167,13 +167,14 @@ def test_the_commands_train_evaluate_and_plot(
         return CliRunner().invoke(app, ["codes", *words, "--home", str(home)])
 
     assert fc7("train", "--bits", "64", "--epochs", "1", "--plain").exit_code == 0
-    options = ("--queries", "20", "--epochs", "1", "--plain", "--out", str(out), "--plot", str(plot))
+    options = ("--queries", "20", "--epochs", "1", "--plain", "--plot", str(plot))
     done = fc7("evaluate", "--bits", "128", "--bits", "64", *options)
     assert done.exit_code == 0, done.output
     assert "fc7 codes train --bits 128" in done.output
     assert "300 images, 20 of them queries, 3 classes" in done.output
+    printed = fc7("evaluate", "--bits", "128", "--bits", "64", *options, "--json")
     sizes: dict[str, list[int]] = {}
-    for each in json.loads(out.read_text()):
+    for each in json.loads(printed.stdout):
         assert 0 <= each["recall"] <= each["recall_wide"] <= 1
         sizes.setdefault(each["name"], []).append(each["bytes"])
     several = {name for name, found in sizes.items() if found == [8, 16]}
@@ -191,7 +192,7 @@ def test_the_commands_train_evaluate_and_plot(
     assert "there is no folder" in refused.output
 
 
-def test_index_vectors_are_found_by_key(tmp_path: Path) -> None:
+def test_vectors_of_the_index_are_found_by_key(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1), image("b", 2)])
         found = index.vectors(["b", "a"])

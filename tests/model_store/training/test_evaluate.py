@@ -28,16 +28,18 @@ from tests.support.tiny_model import publish_tiny_model
 LABELS = tuple("abcdefg")
 
 
-@dataclass(frozen=True)
-class ColourPredictor:
+@dataclass
+class ColorPredictor:
     """Classifies by a linear map of the mean colors in a 2x2 grid, which differ from view to view."""
 
     seed: int
     labels: tuple[str, ...] = LABELS
-    name: str = "colours"
+    name: str = "colors"
 
-    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.of_grid(pixels.reshape(-1, 2, 112, 2, 112, 3).mean(axis=(2, 4)))
+    def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.of_grid(pixels.reshape(-1, 2, 112, 2, 112, 3).mean(axis=(2, 4))), np.empty(
+            (len(pixels), 0), np.float32
+        )
 
     def of_grid(self, grid: NDArray[Any]) -> NDArray[np.float32]:
         weights = dict(zip(LABELS, np.random.default_rng(self.seed).standard_normal((7, 12)), strict=True))
@@ -63,7 +65,7 @@ def pictures(tmp_path: Path) -> dict[str, list[NDArray[np.uint8]]]:
 
 
 def expected(
-    pictures: dict[str, list[NDArray[np.uint8]]], predictors: list[ColourPredictor], corners: list[tuple[int, int]]
+    pictures: dict[str, list[NDArray[np.uint8]]], predictors: list[ColorPredictor], corners: list[tuple[int, int]]
 ) -> tuple[NDArray[np.int64], int]:
     """Count image by image and view by view. Returns (confusion, number of top-5 errors)."""
     confusion, wrong5 = np.zeros((7, 7), np.int64), 0
@@ -94,7 +96,7 @@ FIVE = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
 def test_errors_and_confusion_match_a_plain_count(
     tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]], view_count: int, corners: list[tuple[int, int]]
 ) -> None:
-    predictor = ColourPredictor(1)
+    predictor = ColorPredictor(1)
     counted: list[int] = []
     result = evaluate([predictor], SplitImages(tmp_path), view_count=view_count, progress=counted.append)
     confusion, wrong5 = expected(pictures, [predictor], corners)
@@ -114,49 +116,49 @@ def test_errors_and_confusion_match_a_plain_count(
 
 
 def test_ten_views_and_one_view_differ_on_these_images(pictures: dict[str, list[NDArray[np.uint8]]]) -> None:
-    one, _ = expected(pictures, [ColourPredictor(1)], CENTER)
-    ten, _ = expected(pictures, [ColourPredictor(1)], FIVE)
+    one, _ = expected(pictures, [ColorPredictor(1)], CENTER)
+    ten, _ = expected(pictures, [ColorPredictor(1)], FIVE)
     assert not np.array_equal(one, ten)  # otherwise the test above would not detect a missing view
 
 
 def test_nets_with_differently_ordered_classes_are_averaged_by_label(
     tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]]
 ) -> None:
-    nets = [ColourPredictor(1), ColourPredictor(2, LABELS[::-1], "other"), ColourPredictor(3)]
+    nets = [ColorPredictor(1), ColorPredictor(2, LABELS[::-1], "other"), ColorPredictor(3)]
     result = evaluate(nets, SplitImages(tmp_path))
     confusion, wrong5 = expected(pictures, nets, CENTER)
     assert np.array_equal(result.confusion, confusion)
     assert round(result.top5_error * result.seen) == wrong5
-    assert result.models == ("colours", "other", "colours")
+    assert result.models == ("colors", "other", "colors")
     assert not np.array_equal(confusion, expected(pictures, nets[:1], CENTER)[0])
 
 
 @pytest.mark.usefixtures("pictures")
 def test_nets_with_different_classes_are_not_averaged(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"small cannot be averaged.*classes differ: g"):
-        evaluate([ColourPredictor(1), ColourPredictor(1, LABELS[:6], "small")], SplitImages(tmp_path))
+        evaluate([ColorPredictor(1), ColorPredictor(1, LABELS[:6], "small")], SplitImages(tmp_path))
 
 
 @pytest.mark.usefixtures("pictures")
 def test_a_class_that_the_net_does_not_have_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"class 'f'.*Classes of the net: a, b, c, d, e\.$"):
-        evaluate([ColourPredictor(1, LABELS[:5])], SplitImages(tmp_path))
+        evaluate([ColorPredictor(1, LABELS[:5])], SplitImages(tmp_path))
 
 
 @pytest.mark.usefixtures("pictures")
 def test_broken_files_are_skipped_and_reported(tmp_path: Path) -> None:
-    whole = evaluate([ColourPredictor(1)], SplitImages(tmp_path))
+    whole = evaluate([ColorPredictor(1)], SplitImages(tmp_path))
     (tmp_path / "val" / "a" / "0a.jpg").write_bytes(b"no picture")
     (tmp_path / "val" / "f" / "zero.png").touch()
     images = SplitImages(tmp_path)
     for _ in range(2):  # a second pass starts counting again
-        result = evaluate([ColourPredictor(1)], images)
+        result = evaluate([ColorPredictor(1)], images)
         assert [skipped.path.name for skipped in result.skipped] == ["0a.jpg", "zero.png"]
         assert all(skipped.reason for skipped in result.skipped)
         assert np.array_equal(result.confusion, whole.confusion)
         assert result.data_sha256 == whole.data_sha256
     (tmp_path / "val" / "a" / "0.png").unlink()
-    fewer = evaluate([ColourPredictor(1)], SplitImages(tmp_path))
+    fewer = evaluate([ColorPredictor(1)], SplitImages(tmp_path))
     assert fewer.seen == whole.seen - 1
     assert fewer.data_sha256 != whole.data_sha256
 
@@ -169,7 +171,7 @@ def test_a_split_without_readable_images_is_an_error(tmp_path: Path) -> None:
         SplitImages(tmp_path)
     (tmp_path / "val" / "a" / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match=r"None of the 1 images.*x\.jpg"):
-        evaluate([ColourPredictor(1)], SplitImages(tmp_path))
+        evaluate([ColorPredictor(1)], SplitImages(tmp_path))
 
 
 def test_a_sample_is_spread_over_the_classes(tmp_path: Path, pictures: dict[str, list[NDArray[np.uint8]]]) -> None:
@@ -185,7 +187,9 @@ def test_a_run_and_its_published_version_have_the_same_errors(tmp_path: Path) ->
     artifact = export_run(run, ModelStore(tmp_path)).artifact
     images = SplitImages(tmp_path / "data")
     for view_count in (1, 10):
-        torch = evaluate([TorchPredictor("run", run.classes, run.network, run.mean)], images, view_count=view_count)
+        torch = evaluate(
+            [TorchPredictor("run", run.info.classes, run.network, run.statistics.mean)], images, view_count=view_count
+        )
         served = evaluate(
             [RunnerPredictor(Runner(artifact, RunnerOptions(device="cpu")))], images, view_count=view_count
         )

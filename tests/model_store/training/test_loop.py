@@ -14,9 +14,8 @@ import torch
 
 from model_store.errors import CheckpointError, NonFiniteLossError
 from model_store.image import prepare
-from model_store.training.data.augment import Augmenter, epoch_order
+from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.class_folders import open_dataset
-from model_store.training.data.mixup import mix
 from model_store.training.loop import Resources, resume, train
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
@@ -45,49 +44,53 @@ def epoch_lines(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
-    return train_trial(data, tmp_path_factory.mktemp("whole")).run
+    return train_trial(data, tmp_path_factory.mktemp("finished_run")).run
 
 
-def test_a_finished_run_contains_everything_to_rebuild_it(whole: Path, data: Path) -> None:
-    run = load_run(whole)
+def test_a_finished_run_contains_everything_to_rebuild_it(finished_run: Path, data: Path) -> None:
+    run = load_run(finished_run)
     assert run.finished
-    assert run.recipe == RECIPE
-    assert run.classes == ("blue", "green", "red")
-    assert run.mean.shape == (256, 256, 3)
+    assert run.info.recipe == RECIPE
+    assert run.info.classes == ("blue", "green", "red")
+    assert run.statistics.mean.shape == (256, 256, 3)
     assert (run.info.train_images, run.info.val_images, run.info.seed) == (18, 6, 0)
     assert run.info.data == str(data)
     assert run.info.versions["torch"] == torch.__version__
     assert [line["step"] for line in run.metrics if line["kind"] == "epoch"] == [4, 8, 12]
     assert [line["step"] for line in run.metrics if line["kind"] == "step"] == [10]
     assert not run.network.training
-    assert not (whole / CHECKPOINT_FILE).exists()
-    assert any((whole / "tensorboard").iterdir())
+    assert not (finished_run / CHECKPOINT_FILE).exists()
+    assert any((finished_run / "tensorboard").iterdir())
 
 
-def test_only_the_same_seed_gives_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
-    assert same_weights(train_trial(data, tmp_path).run, whole)
-    assert not same_weights(train_trial(data, tmp_path, seed=1).run, whole)
+def test_only_the_same_seed_gives_the_same_weights(finished_run: Path, data: Path, tmp_path: Path) -> None:
+    assert same_weights(train_trial(data, tmp_path).run, finished_run)
+    assert not same_weights(train_trial(data, tmp_path, seed=1).run, finished_run)
 
 
-def test_images_over_the_memory_budget_give_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
+def test_images_over_the_memory_budget_give_the_same_weights(finished_run: Path, data: Path, tmp_path: Path) -> None:
     reporter = RecordingReporter()
-    assert same_weights(train_trial(data, tmp_path, reporter=reporter, resources=Resources(memory_budget=0)).run, whole)
+    assert same_weights(
+        train_trial(data, tmp_path, reporter=reporter, resources=Resources(memory_budget=0)).run, finished_run
+    )
     assert any("decoded on demand" in note for note in reporter.notes)
 
 
 @pytest.mark.parametrize("stop_after", [[1], [4], [6], [2, 3, 4]])
-def test_a_resumed_run_gives_the_same_bits(whole: Path, data: Path, tmp_path: Path, stop_after: list[int]) -> None:
-    check_resumed(whole, data, tmp_path, RECIPE, stop_after)
+def test_a_resumed_run_gives_the_same_bits(
+    finished_run: Path, data: Path, tmp_path: Path, stop_after: list[int]
+) -> None:
+    check_resumed(finished_run, data, tmp_path, RECIPE, stop_after)
 
 
 def test_a_resumed_run_with_the_papers_update_in_bfloat16_gives_the_same_bits(data: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, update="paper", dropout="paper", precision="bfloat16", colour_noise=0.1, epochs=2)
-    check_resumed(train_trial(data, tmp_path / "whole", recipe).run, data, tmp_path, recipe, [3])
+    check_resumed(train_trial(data, tmp_path / "finished_run", recipe).run, data, tmp_path, recipe, [3])
 
 
-def check_resumed(whole: Path, data: Path, tmp_path: Path, recipe: Recipe, stop_after: list[int]) -> None:
+def check_resumed(finished_run: Path, data: Path, tmp_path: Path, recipe: Recipe, stop_after: list[int]) -> None:
     first = RecordingReporter(stop_after[0])
     result = train_trial(data, tmp_path, recipe, first)
     for steps in [*stop_after[1:], None]:
@@ -97,18 +100,18 @@ def check_resumed(whole: Path, data: Path, tmp_path: Path, recipe: Recipe, stop_
         reporter = RecordingReporter(steps)
         result = resume(result.run, reporter=reporter, stop=reporter.stop)
     assert result.finished
-    assert same_weights(result.run, whole)
-    assert epoch_lines(result.run) == epoch_lines(whole)
+    assert same_weights(result.run, finished_run)
+    assert epoch_lines(result.run) == epoch_lines(finished_run)
 
 
-def test_metrics_of_a_killed_run_are_logged_once_after_a_resume(whole: Path, data: Path, tmp_path: Path) -> None:
+def test_metrics_of_a_killed_run_are_logged_once_after_a_resume(finished_run: Path, data: Path, tmp_path: Path) -> None:
     stopped = train_trial(data, tmp_path, reporter=RecordingReporter(6)).run
     with (stopped / METRICS_FILE).open(
         "a"
     ) as log:  # as if the process had continued and was killed while it wrote a line
         log.write('{"kind": "epoch", "epoch": 2, "step": 8, "train_loss": 9.0}\n{"kind": "ep')
     resume(stopped)
-    assert epoch_lines(stopped) == epoch_lines(whole)
+    assert epoch_lines(stopped) == epoch_lines(finished_run)
 
 
 def test_the_plateau_schedule_ends_a_resumed_run_early(data: Path, tmp_path: Path) -> None:
@@ -128,9 +131,9 @@ def test_validation_counts_every_image_once_in_every_second_epoch(data: Path, tm
     assert errors[2] == result.val_error
     run = load_run(result.run)
     wrong = 0
-    for label, name in enumerate(run.classes):
+    for label, name in enumerate(run.info.classes):
         for path in sorted((data / "val" / name).iterdir()):
-            pixels = prepare(path.read_bytes())[16:240, 16:240] - run.mean[16:240, 16:240]
+            pixels = prepare(path.read_bytes())[16:240, 16:240] - run.statistics.mean[16:240, 16:240]
             wrong += int(run.network(torch.from_numpy(pixels).permute(2, 0, 1)[None]).argmax()) != label
     assert result.val_error == wrong / 6
 
@@ -188,12 +191,12 @@ def test_resuming_with_changed_images_requires_force(tmp_path: Path) -> None:
     assert resume(run, force=True).finished
 
 
-def test_resuming_with_moved_images(tmp_path: Path, whole: Path) -> None:
+def test_a_run_resumes_after_its_images_were_moved(tmp_path: Path, finished_run: Path) -> None:
     data = write_class_folders(tmp_path / "data")
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
     moved = data.rename(tmp_path / "elsewhere")
     assert resume(run, data=moved).finished
-    assert same_weights(run, whole)
+    assert same_weights(run, finished_run)
 
 
 def test_resuming_with_another_recipe_is_rejected(data: Path, tmp_path: Path) -> None:
@@ -203,13 +206,13 @@ def test_resuming_with_another_recipe_is_rejected(data: Path, tmp_path: Path) ->
     assert resume(run, recipe=RECIPE).finished
 
 
-def test_resuming_a_finished_run_does_not_change_it(whole: Path) -> None:
-    before = (whole / MODEL_FILE).stat().st_mtime_ns
+def test_resuming_a_finished_run_does_not_change_it(finished_run: Path) -> None:
+    before = (finished_run / MODEL_FILE).stat().st_mtime_ns
     reporter = RecordingReporter()
-    result = resume(whole, reporter=reporter)
+    result = resume(finished_run, reporter=reporter)
     assert result.finished
-    assert result.val_error == epoch_lines(whole)[-1]["val_error"]
-    assert (whole / MODEL_FILE).stat().st_mtime_ns == before
+    assert result.val_error == epoch_lines(finished_run)[-1]["val_error"]
+    assert (finished_run / MODEL_FILE).stat().st_mtime_ns == before
     assert "nothing to resume" in reporter.notes[-1]
 
 

@@ -78,7 +78,7 @@ def test_settings_are_converted_to_the_type_of_the_key() -> None:
         ("epochs", r"key=value.*'epochs'"),
     ],
 )
-def test_an_invalid_setting_is_an_error_with_the_valid_values(setting: str, message: str) -> None:
+def test_the_error_for_an_invalid_setting_lists_the_valid_values(setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("small").with_settings([setting])
 
@@ -100,7 +100,7 @@ def test_an_invalid_recipe_file_is_rejected(tmp_path: Path, text: str, message: 
         load_recipe(str(file))
 
 
-def test_an_unknown_recipe_is_an_error_with_the_known_ones(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_recipe_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'big'.*paper.*small"):
         load_recipe("big")
     with pytest.raises(RecipeError, match="cannot be read"):
@@ -112,7 +112,7 @@ def test_a_recipe_round_trips_through_a_dict() -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-def test_the_modern_recipe_differs_from_small_only_by_its_tricks() -> None:
+def test_the_modern_recipe_differs_from_small_only_by_its_techniques() -> None:
     modern, small = load_recipe("modern"), load_recipe("small")
     assert (modern.schedule, modern.decay_biases, modern.precision) == ("cosine", False, "auto")
     assert min(modern.label_smoothing, modern.mixup, modern.warm_up, modern.reference_batch) > 0

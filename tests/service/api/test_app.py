@@ -92,7 +92,7 @@ def test_metrics_count_requests_images_and_stages(home: Path) -> None:
         assert line in text
 
 
-def test_two_applications_have_separate_counters(home: Path, tmp_path: Path) -> None:
+def test_two_applications_have_separate_metrics(home: Path, tmp_path: Path) -> None:
     with thread_server(home) as one, thread_server(tmp_path / "empty") as other:
         one.client.post("/v1/classify", content=pictures.jpeg(), headers=JPEG)
         assert "fc7_images_total 1.0" in one.client.get("/metrics").text

@@ -114,7 +114,7 @@ def test_exif_orientation_is_applied(client: httpx.Client, orientation: int) -> 
         ("search", "mode=quick", ["mode=quick", "exact"]),
     ],
 )
-def test_an_invalid_parameter_is_named_with_its_range(
+def test_the_error_for_an_invalid_parameter_names_it_and_its_range(
     client: httpx.Client, path: str, query: str, words: list[str]
 ) -> None:
     problem = check_problem(client.post(f"/v1/{path}?{query}", content=pictures.jpeg(), headers=JPEG), 422)
@@ -123,7 +123,7 @@ def test_an_invalid_parameter_is_named_with_its_range(
         assert word in problem["detail"]
 
 
-def test_an_invalid_image_is_named_by_its_index(client: httpx.Client) -> None:
+def test_the_error_for_an_invalid_image_contains_its_index(client: httpx.Client) -> None:
     good = ("file", ("a.jpg", pictures.jpeg(), "image/jpeg"))
     for data, status in ((b"text", 400), (b"%PDF-1.7", 415)):
         answer = client.post("/v1/classify", files=[good, good, ("file", ("b.jpg", data, "image/jpeg")), good])

@@ -97,7 +97,7 @@ def test_a_filter_applies_to_search_similar_and_list(client: httpx.Client) -> No
 @pytest.mark.parametrize(
     ("where", "words"), [("colour:red", "colour"), ("year:abc", "year, which holds numbers"), ("rare", "no operator")]
 )
-def test_an_invalid_filter_is_a_422_that_names_it(client: httpx.Client, where: str, words: str) -> None:
+def test_an_invalid_filter_returns_422_and_is_named(client: httpx.Client, where: str, words: str) -> None:
     fill(client, 2)
     parameters = {"where": where}
     for answer in (
@@ -192,7 +192,9 @@ def test_a_patch_requires_its_content_type_and_an_existing_key(client: httpx.Cli
     ("key", "status"),
     [("🦆 ente.jpg", 201), ("a/b/../c", 201), ("a" * 200, 201), ("a" * 201, 422), ("\0", 422), ("a\0b", 422)],
 )
-def test_keys_of_all_kinds(client: httpx.Client, key: str, status: int) -> None:
+def test_keys_with_special_characters_are_accepted_and_invalid_ones_rejected(
+    client: httpx.Client, key: str, status: int
+) -> None:
     path = f"/v1/images/{quote(key, safe='')}"
     answer = client.put(path, content=pictures.jpeg(1), headers=JPEG)
     assert answer.status_code == status, answer.text
@@ -272,7 +274,7 @@ def test_snapshot_and_verify_while_a_server_runs(
     assert "is open in process" in locked.stderr
 
 
-def test_a_second_server_on_the_same_home_names_the_first(home: Path) -> None:
+def test_the_error_of_a_second_server_on_the_same_home_names_the_first(home: Path) -> None:
     with process_server(home) as first:
         done = run(home, "serve", "--port", "0")
         assert done.returncode == 1
@@ -280,7 +282,9 @@ def test_a_second_server_on_the_same_home_names_the_first(home: Path) -> None:
         assert httpx.get(f"{first.url}/readyz").status_code == 200
 
 
-def test_duplicates_and_export(tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client) -> None:
+def test_duplicates_are_listed_and_matching_images_exported_while_a_server_runs(
+    tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client
+) -> None:
     fill(own_client, 6)
     own_client.put("/v1/images/twin", content=pictures.jpeg(3, 64, 64), headers=JPEG)
     answer = own_client.get("/v1/index/duplicates?threshold=0.001")
@@ -297,7 +301,7 @@ def test_duplicates_and_export(tmp_path: Path, own_server: ThreadServer, own_cli
     assert [pair["second"] for pair in json.loads(printed.stdout)["pairs"]] == ["twin"]
 
 
-def test_a_full_disk_is_a_507_and_loses_nothing(home: Path) -> None:
+def test_a_full_disk_returns_507_and_loses_nothing(home: Path) -> None:
     with process_server(home) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.put("/v1/images/first", content=pictures.jpeg(1), headers=JPEG).status_code == 201
         pid = server.process.pid
@@ -323,7 +327,7 @@ def test_a_full_disk_is_a_507_and_loses_nothing(home: Path) -> None:
         assert keys(again.client.get("/v1/images")) == [*added, "later"]
 
 
-def test_a_read_only_catalog_is_a_503_and_loses_nothing(own_server: ThreadServer, own_client: httpx.Client) -> None:
+def test_a_read_only_catalog_returns_503_and_loses_nothing(own_server: ThreadServer, own_client: httpx.Client) -> None:
     fill(own_client, 2)
     index = own_server.state.index()
     assert isinstance(index, LocalImageIndex)

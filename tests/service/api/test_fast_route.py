@@ -89,7 +89,7 @@ def post_to_both(
         ("mode=slow", 422),
     ],
 )
-def test_query_parameters_are_treated_alike(
+def test_query_parameters_are_treated_the_same_on_both_routes(
     both: tuple[ThreadServer, ThreadServer], path: str, query: str, status: int
 ) -> None:
     answer = post_to_both(both, f"{path}?{query}", ADMITTED | {"Content-Type": "image/jpeg"}, jpeg())
@@ -112,14 +112,14 @@ def test_query_parameters_are_treated_alike(
         (ADMITTED | {"Content-Type": "multipart/form-data"}, 400),
     ],
 )
-def test_headers_are_treated_alike(
+def test_headers_are_treated_the_same_on_both_routes(
     both: tuple[ThreadServer, ThreadServer], path: str, headers: dict[str, str], status: int
 ) -> None:
     assert post_to_both(both, path, {"Content-Type": "image/jpeg"} | headers, jpeg()).status_code == status
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_errors_are_alike(both: tuple[ThreadServer, ThreadServer], path: str) -> None:
+def test_errors_are_the_same_on_both_routes(both: tuple[ThreadServer, ThreadServer], path: str) -> None:
     assert post_to_both(both, path, ADMITTED, b"not an image").status_code == 400
     answers = [server.client.get(path, headers=ADMITTED) for server in both]
     assert [answer.status_code for answer in answers] == [405, 405]

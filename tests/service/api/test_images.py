@@ -48,7 +48,7 @@ def test_put_returns_201_then_200_and_replaces_other_bytes(client: httpx.Client)
 @pytest.mark.parametrize(
     "key", ["a/b/c.jpg", "a/thumbnail", "x/similar", "thumbnail", "100%", "a%2Fb", "grüße 鷺.jpg", "?#&=+", "a//b"]
 )
-def test_any_key_works_when_encoded(client: httpx.Client, key: str) -> None:
+def test_any_percent_encoded_key_works(client: httpx.Client, key: str) -> None:
     data = pictures.jpeg(1)
     assert put(client, key, data).status_code == 201
     path = f"/v1/images/{quote(key, safe='')}"
@@ -63,7 +63,7 @@ def test_any_key_works_when_encoded(client: httpx.Client, key: str) -> None:
     assert client.get(path).status_code == 404
 
 
-def test_slashes_may_be_sent_raw(client: httpx.Client) -> None:
+def test_slashes_in_keys_need_no_encoding(client: httpx.Client) -> None:
     assert client.put("/v1/images/birds/heron.jpg", content=pictures.jpeg(1), headers=JPEG).status_code == 201
     assert client.get("/v1/images/birds/heron.jpg").json()["key"] == "birds/heron.jpg"
     assert client.get("/v1/images/birds/heron.jpg/thumbnail").status_code == 200
@@ -71,12 +71,12 @@ def test_slashes_may_be_sent_raw(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["a" * 201, "line\nbreak", "\0"])
-def test_an_invalid_key_is_a_422(client: httpx.Client, key: str) -> None:
+def test_an_invalid_key_returns_422(client: httpx.Client, key: str) -> None:
     answer = put(client, key, pictures.jpeg())
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:image-key")
 
 
-def test_a_key_that_is_not_utf8_is_a_422(client: httpx.Client) -> None:
+def test_a_key_that_is_not_utf8_returns_422(client: httpx.Client) -> None:
     for path in ("%FF", "a%FFb/thumbnail"):
         assert client.get(f"/v1/images/{path}").status_code == 422
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="\xff.jpg"\r\n\r\n' + pictures.jpeg()
@@ -183,7 +183,7 @@ def test_the_list_pages_through_all_images(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/thumbnail", "/similar"])
-def test_an_unknown_key_is_a_404(client: httpx.Client, path: str) -> None:
+def test_an_unknown_key_returns_404(client: httpx.Client, path: str) -> None:
     answer = client.get(f"/v1/images/nobody{path}")
     assert (answer.status_code, answer.json()["type"]) == (404, "urn:fc7:problem:no-such-image")
     assert client.delete("/v1/images/nobody").status_code == 404

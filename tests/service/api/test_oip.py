@@ -62,7 +62,7 @@ def check(result: Any, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
     np.testing.assert_allclose(result.as_numpy("fc7"), expected[1], rtol=1e-4, atol=1e-5)
 
 
-def test_health_and_metadata(triton_client: triton.InferenceServerClient) -> None:
+def test_health_and_metadata_describe_the_published_model(triton_client: triton.InferenceServerClient) -> None:
     assert triton_client.is_server_live()
     assert triton_client.is_server_ready()
     assert triton_client.is_model_ready("tiny")
@@ -90,7 +90,7 @@ def test_health_and_metadata(triton_client: triton.InferenceServerClient) -> Non
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("kind", ["pixels", "pixels in JSON", "image", "image, two axes"])
-def test_views_and_images_return_the_outputs_of_the_model(
+def test_pixels_and_image_inputs_return_the_outputs_of_the_model(
     triton_client: triton.InferenceServerClient,
     expected: tuple[NDArray[np.float32], NDArray[np.float32]],
     kind: str,
@@ -163,7 +163,7 @@ def test_ten_views_match_those_of_v1(triton_client: triton.InferenceServerClient
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # how the client sends JSON
-def test_the_asyncio_client(
+def test_the_asyncio_client_works(
     shared_server: ThreadServer, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> None:
     async def use_client() -> None:
@@ -269,7 +269,7 @@ def test_keys_are_required_except_for_health(home: Path) -> None:
         assert client.infer("tiny", [pixels_input()], headers=headers).as_numpy("fc7").shape == (3, 4096)
 
 
-def test_without_a_model_the_server_is_live_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_without_a_model_the_server_is_live_and_reports_why_it_is_not_ready(tmp_path: Path) -> None:
     with thread_server(tmp_path / "empty") as server:
         with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
             assert client.is_server_live()
@@ -303,7 +303,7 @@ def test_a_path_can_name_a_version_that_is_not_active(
         assert rejection.value.status() == "404"
 
 
-def test_a_gzip_body(client: httpx.Client) -> None:
+def test_a_gzip_body_is_decompressed(client: httpx.Client) -> None:
     body = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 224, 224, 3], "data": [7] * 150528}]}
     answer = client.post(
         "/v2/models/tiny/infer", content=gzip.compress(json.dumps(body).encode()), headers={"Content-Encoding": "gzip"}

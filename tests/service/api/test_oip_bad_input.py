@@ -263,7 +263,7 @@ def test_decompressed_bytes_count_towards_the_budget(home: Path) -> None:
         ("DELETE", "/v2", 405),
     ],
 )
-def test_errors_of_paths_have_the_form_of_the_protocol(
+def test_errors_for_unknown_paths_have_the_format_of_the_protocol(
     client: httpx.Client, method: str, path: str, status: int
 ) -> None:
     answer = client.request(method, path, follow_redirects=True)
@@ -296,7 +296,7 @@ def test_an_incomplete_body_times_out(home: Path) -> None:
         assert post(server.client, {"inputs": [pixels()]}, bytes(VIEW)).status_code == 200
 
 
-def test_deadline_full_queue_and_drain_errors_have_the_form_of_the_protocol(home: Path) -> None:
+def test_deadline_full_queue_and_drain_errors_have_the_format_of_the_protocol(home: Path) -> None:
     with thread_server(home, make_runner=PausableRunner, deadline_s=0.4, queue_size=2, max_images=2) as server:
         runner = server.state.serving().runner
         assert isinstance(runner, PausableRunner)
@@ -320,7 +320,7 @@ def test_deadline_full_queue_and_drain_errors_have_the_form_of_the_protocol(home
         server.state.in_flight -= 1
 
 
-def test_an_unexpected_error_has_the_form_of_the_protocol(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_has_the_format_of_the_protocol(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with thread_server(home) as server:
         server.state.decode_pool.shutdown()
         check_error(post(server.client, {"inputs": [pixels()]}, bytes(VIEW)), 500, "An unexpected error occurred")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from service.cli.main import app
 
-COMMAND = (sys.executable, "-c", "from service.cli import main; main()")
+SCRIPT = "from service.cli import main; main()"
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -25,13 +25,13 @@ def invoke(home: Path, *arguments: str | Path, **variables: str) -> Result:
     return CliRunner().invoke(app, [str(each) for each in arguments], env=variables)
 
 
-def run(*arguments: str | Path, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a process; its output is not a terminal."""
+def run(*arguments: str | Path, script: str = SCRIPT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process; its output is not a terminal. script: Python code that calls `main`."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [sys.executable, "-c", script, *map(str, arguments)],
         env=environment(**variables),
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout,
+        timeout=120,
     )

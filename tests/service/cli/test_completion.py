@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from tests.service.cli.helpers import environment
+from tests.service.cli.helpers import run
 from tests.support.tiny_model import publish_tiny_model
 
 
@@ -19,9 +17,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_tiny_model(home, name="solar")
     publish_tiny_model(home, name="solar", seed=1)
     publish_tiny_model(home, name="birds")
-    for run in ("solar-20260101-120000", "solar-20260102-120000", "cars-20260101-120000"):
-        (home / "runs" / run).mkdir(parents=True)
-        (home / "runs" / run / "run.json").write_text("not read")
+    for name in ("solar-20260101-120000", "solar-20260102-120000", "cars-20260101-120000"):
+        (home / "runs" / name).mkdir(parents=True)
+        (home / "runs" / name / "run.json").write_text("not read")
     (home / "runs" / "empty-20260101-120000").mkdir()
     return home
 
@@ -40,14 +38,7 @@ finally:
 def complete(line: str, **variables: str) -> list[str]:
     """Return what bash suggests for the last word of a command line; torch must not be imported."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=environment(_FC7_COMPLETE="complete_bash", **words, **variables),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = run(script=SCRIPT, _FC7_COMPLETE="complete_bash", **words, **variables)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 
@@ -63,7 +54,7 @@ def complete(line: str, **variables: str) -> list[str]:
         ("fc7 models show x", []),
     ],
 )
-def test_names_in_the_home_are_suggested(line: str, suggestions: list[str], home: Path) -> None:
+def test_runs_and_models_in_the_home_are_suggested(line: str, suggestions: list[str], home: Path) -> None:
     assert complete(line, FC7_HOME=str(home)) == suggestions
 
 

@@ -26,7 +26,7 @@ def test_a_complete_demo_is_not_repeated(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo"]
 
 
-def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     home = tmp_path / "a-file"
     home.write_text("no folder")
     done = run("demo", FC7_HOME=str(home))

@@ -76,7 +76,7 @@ def test_defaults_in_brackets_are_shown(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_use_exits_with_2_and_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+def test_wrong_use_exits_with_code_2_and_without_a_traceback(words: list[str], tmp_path: Path) -> None:
     result = invoke(tmp_path, *words)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
@@ -84,7 +84,16 @@ def test_wrong_use_exits_with_2_and_without_a_traceback(words: list[str], tmp_pa
     assert result.stdout == ""
 
 
-def test_a_file_that_cannot_be_written_is_one_line(
+def test_a_missing_training_package_is_reported_with_the_extra_to_install(tmp_path: Path) -> None:
+    script = "import sys; sys.modules['torch'] = None; from service.cli import main; main()"
+    for words in (["train", "--name", "a", "--data", "b"], ["paper", "figure1", "--data", "b", "--out", "c"]):
+        done = run(*words, script=script, FC7_HOME=str(tmp_path))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "pip install 'fc7[train]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_ctrl_c_reports_how_to_resume(home: Path, tmp_path: Path) -> None:
     count = 400  # enough that the build is still running when the signal arrives
     for n in range(count):
         save_image(tmp_path / "photos" / f"{n}.png", n)
-    command = [*helpers.COMMAND, "index", "build", str(tmp_path / "photos"), "--batch-size", "1"]
+    command = [sys.executable, "-c", helpers.SCRIPT, "index", "build", str(tmp_path / "photos"), "--batch-size", "1"]
     with subprocess.Popen(
         command, env=os.environ | {"FC7_HOME": str(home)}, stderr=subprocess.PIPE, text=True
     ) as process:

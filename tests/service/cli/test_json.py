@@ -81,7 +81,7 @@ def test_classify_and_search_list_results_and_skipped_images(folder: Path) -> No
         assert f"error: {broken}: " in result.stderr
 
 
-def test_stats_are_those_of_the_table(folder: Path) -> None:
+def test_stats_as_json_have_the_counts_and_the_model(folder: Path) -> None:
     document = json.loads(invoke(folder / "home", "index", "stats", "--json").stdout)
     assert document["images"] == document["vectors"] == len(list((folder / "data").rglob("*.png")))
     assert document["model"] == "tiny:1"

@@ -19,7 +19,7 @@ def fc7(home: Path, *arguments: str) -> Result:
     return invoke(home, "models", *arguments)
 
 
-def test_list_without_models_says_how_to_publish_one(tmp_path: Path) -> None:
+def test_list_without_models_explains_how_to_publish_one(tmp_path: Path) -> None:
     result = fc7(tmp_path, "list")
     assert result.exit_code == 0
     assert "No model is published yet" in result.output

@@ -37,7 +37,7 @@ def test_train_uses_the_device_of_the_settings(tmp_path: Path, requests: list[Re
         assert requests.pop().device == expected
 
 
-def test_an_unknown_device_is_refused(tmp_path: Path, requests: list[Request]) -> None:
+def test_an_unknown_device_is_rejected(tmp_path: Path, requests: list[Request]) -> None:
     refused = invoke(tmp_path, "train", "--name", "a", "--device", "tpu")
     assert isinstance(refused.exception, SettingError)
     assert "auto, cpu, cuda or cuda:N" in str(refused.exception)

@@ -1,4 +1,4 @@
-"""Migration of the index: search uses the previous vectors until the new ones are complete, whatever happens."""
+"""Migration of the index: search uses the previous vectors until the new ones are complete, even after a restart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 
 class GatedRunner(Runner):
-    """A real runner whose migration thread computes a vector only after a test has released a permit."""
+    """A real runner. In the migration thread, each run waits until the test has released a permit."""
 
     permits = threading.Semaphore(0)
 

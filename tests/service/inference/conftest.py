@@ -44,7 +44,7 @@ def model(runner: Runner) -> PausableModel:
 
 
 @pytest.fixture
-def stream(runner: Runner) -> PausableModel:
+def parallel_model(runner: Runner) -> PausableModel:
     """The model that runs batches in parallel; `model` runs those that are alone."""
     return PausableModel(runner)
 
@@ -55,33 +55,35 @@ def deaths() -> list[RunnerDeadError]:
 
 
 @pytest.fixture
-def opened(model: PausableModel, stream: PausableModel) -> Iterator[list[Batcher]]:
+def open_batchers(model: PausableModel, parallel_model: PausableModel) -> Iterator[list[Batcher]]:
     batchers: list[Batcher] = []
     yield batchers
     model.resume()
-    stream.resume()
+    parallel_model.resume()
     for batcher in batchers:
         batcher.close()
 
 
 @pytest.fixture
-def make_batcher(model: PausableModel, opened: list[Batcher]) -> MakeBatcher:
+def make_batcher(model: PausableModel, open_batchers: list[Batcher]) -> MakeBatcher:
     def make(
         *, max_batch: int = 8, max_delay_s: float = 0.0, queue_size: int = 64, deadline_s: float = 10.0
     ) -> Batcher:
-        opened.append(Batcher(model, BatchLimits(max_batch, max_delay_s, queue_size, deadline_s)))
-        return opened[-1]
+        open_batchers.append(Batcher(model, BatchLimits(max_batch, max_delay_s, queue_size, deadline_s)))
+        return open_batchers[-1]
 
     return make
 
 
 @pytest.fixture
 def make_parallel_batcher(
-    model: PausableModel, stream: PausableModel, deaths: list[RunnerDeadError], opened: list[Batcher]
+    model: PausableModel, parallel_model: PausableModel, deaths: list[RunnerDeadError], open_batchers: list[Batcher]
 ) -> MakeParallelBatcher:
     def make(*, max_delay_s: float = 0.0, streams: int = 2) -> Batcher:
         limits = BatchLimits(max_batch=8, max_delay_s=max_delay_s, queue_size=64)
-        opened.append(Batcher(model, limits, infer_in_stream=stream, streams=streams, cores=2, on_death=deaths.append))
-        return opened[-1]
+        open_batchers.append(
+            Batcher(model, limits, infer_in_stream=parallel_model, streams=streams, cores=2, on_death=deaths.append)
+        )
+        return open_batchers[-1]
 
     return make

@@ -152,7 +152,7 @@ class SlowRunner(Runner):
         super().__init__(artifact, options)
 
 
-def test_a_second_activation_at_the_same_time_is_409(home: Path) -> None:
+def test_a_second_activation_at_the_same_time_returns_409(home: Path) -> None:
     publish_tiny_model(home, seed=1, activate=False)
     SlowRunner.may_load.clear()
     with thread_server(home, make_runner=SlowRunner) as server, ThreadPoolExecutor(1) as other:
@@ -191,7 +191,7 @@ def test_a_named_version_is_loaded_and_the_least_recently_used_is_retired(home: 
         assert "FC7_MAX_LOADED" in refused.json()["detail"]
 
 
-def test_a_version_edited_on_disk_is_reported_and_answers_as_before(home: Path) -> None:
+def test_a_version_edited_on_disk_is_reported_and_its_responses_do_not_change(home: Path) -> None:
     with thread_server(home) as server:
         before = server.client.post("/v1/classify", content=pictures.jpeg()).json()
         with (home / "models/tiny/1/weights.bin").open("r+b") as file:

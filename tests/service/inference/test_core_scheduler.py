@@ -40,40 +40,40 @@ class Decoder(threading.Thread):
             self.cancelled = error
 
 
-def start_runs(batcher: Batcher, stream: PausableModel, runs: int) -> list[Future[Prediction]]:
+def start_runs(batcher: Batcher, parallel_model: PausableModel, runs: int) -> list[Future[Prediction]]:
     """Start `runs` runs of one image each, which wait until the model is resumed."""
-    stream.pause()
+    parallel_model.pause()
     ticket = batcher.admit(runs + 1)  # one more image is pending, so no run is alone
     futures = []
     for value in range(runs):
         futures.append(ticket.submit(image(value)))
-        assert stream.started.acquire(timeout=10)
+        assert parallel_model.started.acquire(timeout=10)
     return futures
 
 
 def test_a_single_image_uses_all_cores(
-    make_parallel_batcher: MakeParallelBatcher, model: PausableModel, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, model: PausableModel, parallel_model: PausableModel
 ) -> None:
     with make_parallel_batcher(max_delay_s=60.0).admit(1) as ticket:
         ticket.submit(image(1)).result(10)
-    assert (model.sizes, stream.sizes) == ([1], [])
+    assert (model.sizes, parallel_model.sizes) == ([1], [])
 
 
 def test_two_runs_are_parallel_and_a_third_waits(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel, runner: Runner
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel, runner: Runner
 ) -> None:
     batcher = make_parallel_batcher()
-    futures = start_runs(batcher, stream, 2)
+    futures = start_runs(batcher, parallel_model, 2)
     with batcher.admit(1) as third:
         futures.append(third.submit(image(2)))
-        assert not stream.started.acquire(timeout=BLOCKED_S)
-        stream.resume()
+        assert not parallel_model.started.acquire(timeout=BLOCKED_S)
+        parallel_model.resume()
         for value, future in enumerate(futures):
             np.testing.assert_allclose(future.result(10).fc7, runner.run(views(image(value), 1)).fc7[0], atol=1e-5)
 
 
 def test_free_streams_share_the_queued_images(
-    make_parallel_batcher: MakeParallelBatcher, model: PausableModel, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, model: PausableModel, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher()
     model.pause()
@@ -82,38 +82,38 @@ def test_free_streams_share_the_queued_images(
         assert model.started.acquire(timeout=10)
         with batcher.admit(7) as many:
             futures = [many.submit(image(value)) for value in range(7)]
-            assert not stream.started.acquire(timeout=BLOCKED_S)  # the single image uses all cores
+            assert not parallel_model.started.acquire(timeout=BLOCKED_S)  # the single image uses all cores
             model.resume()
             for future in (alone, *futures):
                 future.result(10)
-    assert sorted(stream.sizes) == [3, 4]
+    assert sorted(parallel_model.sizes) == [3, 4]
 
 
 def test_a_batch_waits_for_images_that_are_being_decoded(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher(max_delay_s=60.0)
-    stream.pause()
+    parallel_model.pause()
     with batcher.admit(3) as ticket:
         futures = [ticket.submit(image(1))]
-        assert not stream.started.acquire(timeout=BLOCKED_S)
+        assert not parallel_model.started.acquire(timeout=BLOCKED_S)
         futures.append(ticket.submit(image(2)))
-        assert stream.started.acquire(timeout=10)
+        assert parallel_model.started.acquire(timeout=10)
         futures.append(ticket.submit(image(3)))
-        assert stream.started.acquire(timeout=10)
-        stream.resume()
+        assert parallel_model.started.acquire(timeout=10)
+        parallel_model.resume()
         for future in futures:
             future.result(10)
-    assert sorted(stream.sizes) == [1, 2]
+    assert sorted(parallel_model.sizes) == [1, 2]
 
 
 def test_a_batch_with_its_fair_share_does_not_wait(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher(max_delay_s=60.0)
     with batcher.admit(2) as ticket:
         ticket.submit(image(1)).result(10)
-        assert stream.sizes == [1]
+        assert parallel_model.sizes == [1]
 
 
 def test_a_batch_stops_waiting_when_the_other_request_leaves(make_parallel_batcher: MakeParallelBatcher) -> None:
@@ -134,16 +134,16 @@ def test_a_batch_waits_for_decoding_at_most_the_delay(make_parallel_batcher: Mak
 
 
 def test_images_are_decoded_on_cores_that_no_run_uses(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher()
-    futures = start_runs(batcher, stream, 1)
+    futures = start_runs(batcher, parallel_model, 1)
     with batcher.admit(2) as ticket:
         first = Decoder(ticket)
         assert first.started.wait(10)
         second = Decoder(ticket)
         assert not second.started.wait(BLOCKED_S)
-        stream.resume()
+        parallel_model.resume()
         futures[0].result(10)
         assert second.started.wait(10)
         first.finish.set()
@@ -163,10 +163,10 @@ def test_with_one_stream_decoding_never_waits(make_parallel_batcher: MakeParalle
 
 
 def test_images_are_decoded_in_order_of_arrival(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher()
-    start_runs(batcher, stream, 2)
+    start_runs(batcher, parallel_model, 2)
     with batcher.admit(1) as a, batcher.admit(1) as b, batcher.admit(1) as c:
         decoders = []
         for number, ticket in enumerate((b, c, a), 1):
@@ -174,7 +174,7 @@ def test_images_are_decoded_in_order_of_arrival(
             wait_until(lambda number=number: len(batcher._scheduler._waiting_to_decode) == number)  # type: ignore[misc]
         last = Decoder(batcher.admit(1))
         wait_until(lambda: len(batcher._scheduler._waiting_to_decode) == 4)
-        stream.resume()
+        parallel_model.resume()
         for decoder in (decoders[0], decoders[1]):
             assert decoder.started.wait(10)
         assert not decoders[2].started.wait(BLOCKED_S)
@@ -186,25 +186,25 @@ def test_images_are_decoded_in_order_of_arrival(
 
 
 def test_while_every_core_decodes_a_batch_waits_as_long_as_a_run_takes(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher()
-    [future] = start_runs(batcher, stream, 1)
+    [future] = start_runs(batcher, parallel_model, 1)
     time.sleep(4 * BLOCKED_S)
-    stream.resume()
+    parallel_model.resume()
     future.result(10)
     with batcher.admit(3) as ticket:
         future = ticket.submit(image(1))
-        assert not stream.started.acquire(timeout=2 * BLOCKED_S)
+        assert not parallel_model.started.acquire(timeout=2 * BLOCKED_S)
         future.result(10)
 
 
 @pytest.mark.parametrize("_repetition", range(8))  # which thread wakes up first varies
 def test_a_batch_that_is_ready_takes_precedence_over_decoding(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel, _repetition: int
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel, _repetition: int
 ) -> None:
     batcher = make_parallel_batcher()
-    start_runs(batcher, stream, 1)
+    start_runs(batcher, parallel_model, 1)
     with batcher.admit(1) as ticket, batcher.admit(1) as ready, batcher.admit(1) as later:
         decoding = Decoder(ticket)
         assert decoding.started.wait(10)
@@ -212,19 +212,19 @@ def test_a_batch_that_is_ready_takes_precedence_over_decoding(
         wait_until(lambda: len(batcher._scheduler._waiting_to_decode) == 1)
         future = ready.submit(image(5))
         decoding.finish.set()
-        assert stream.started.acquire(timeout=10)
+        assert parallel_model.started.acquire(timeout=10)
         assert not waiting.started.wait(BLOCKED_S / 4)
-        stream.resume()
+        parallel_model.resume()
         future.result(10)
         assert waiting.started.wait(10)
         waiting.finish.set()
 
 
 def test_a_request_released_while_it_waits_for_a_core_decodes_nothing(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher()
-    start_runs(batcher, stream, 2)
+    start_runs(batcher, parallel_model, 2)
     with batcher.admit(1) as ticket:
         decoder = Decoder(ticket)
         assert not decoder.started.wait(BLOCKED_S)
@@ -234,16 +234,16 @@ def test_a_request_released_while_it_waits_for_a_core_decodes_nothing(
 
 
 def test_two_failing_streams_report_one_death_and_release_all_threads(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel, deaths: list[RunnerDeadError]
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel, deaths: list[RunnerDeadError]
 ) -> None:
     batcher = make_parallel_batcher()
-    futures = start_runs(batcher, stream, 2)
+    futures = start_runs(batcher, parallel_model, 2)
     with batcher.admit(2) as ticket:
         futures.append(ticket.submit(image(3)))
         decoder = Decoder(ticket)
         assert not decoder.started.wait(BLOCKED_S)
-        stream.fails = lambda _: True
-        stream.resume()
+        parallel_model.fails = lambda _: True
+        parallel_model.resume()
         for future in futures:
             with pytest.raises(RunnerDeadError, match="injected"):
                 future.result(10)
@@ -254,19 +254,19 @@ def test_two_failing_streams_report_one_death_and_release_all_threads(
 
 
 def test_close_answers_the_images_of_every_stream(
-    make_parallel_batcher: MakeParallelBatcher, stream: PausableModel
+    make_parallel_batcher: MakeParallelBatcher, parallel_model: PausableModel
 ) -> None:
     batcher = make_parallel_batcher(max_delay_s=60.0)
-    stream.pause()
+    parallel_model.pause()
     with batcher.admit(12) as ticket:  # one image is still being decoded
         futures = [ticket.submit(image(value)) for value in range(11)]
         closing = threading.Thread(target=batcher.close)
         closing.start()
-        stream.resume()
+        parallel_model.resume()
         closing.join(10)
         assert not closing.is_alive()
         assert [future.result(0).fc7.shape for future in futures] == [(4096,)] * 11
-    assert sum(stream.sizes) == 11
+    assert sum(parallel_model.sizes) == 11
 
 
 def test_close_ends_a_stream_that_waits_while_another_takes_the_last_images(

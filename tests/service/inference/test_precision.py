@@ -50,7 +50,7 @@ def test_a_version_without_the_precision_prevents_the_start(home: Path) -> None:
         pass
 
 
-def test_a_named_version_without_the_precision_is_a_conflict(home: Path) -> None:
+def test_a_named_version_without_the_precision_returns_409(home: Path) -> None:
     publish_with_int8(home)
     with thread_server(home, precision="int8") as server:
         answer = server.client.post("/v1/classify?model=tiny:1", content=pictures.jpeg(), headers=JPEG)

@@ -15,8 +15,9 @@ import hashlib
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -117,12 +118,18 @@ def _hash(classes: Classes) -> str:
 def _read(source: Path) -> Classes:
     """Return the encoded images. Raises DatasetError if a split or a class is missing or empty."""
     classes: Classes = {split: {} for split in SPLITS}
-    for path, content in _walk_folder(source) if source.is_dir() else _walk_tar(source):
-        if (found := _split_and_class(path, folder=content is None)) is not None:
-            split, label = found
-            files = classes[split].setdefault(label, {})
-            if content is not None:
-                files[path.name] = content
+    try:
+        for path, read in _entries(source):
+            parts = path.parts if read is None else path.parts[:-1]
+            if len(parts) < 2 or parts[-2] not in SPLITS or parts[-1].startswith("."):
+                continue
+            if read is None:
+                classes[parts[-2]].setdefault(parts[-1], {})
+            elif path.suffix.lower() in SUFFIXES:
+                classes[parts[-2]].setdefault(parts[-1], {})[path.name] = read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        problem = "cannot be read" if source.is_dir() else "is not a complete tar file"
+        raise DatasetError(f"{source} {problem}: {error}.") from error
     for split in SPLITS:
         if not classes[split]:
             raise DatasetError(f"{source} has no class folders in {split}/: {_LAYOUT}.")
@@ -135,44 +142,25 @@ def _read(source: Path) -> Classes:
     return classes
 
 
-def _split_and_class(path: PurePosixPath, *, folder: bool) -> tuple[str, str] | None:
-    """Return (split, class) of a class folder or of an image in one, and None for any other path."""
-    if not folder and path.suffix.lower() not in SUFFIXES:
-        return None
-    parts = path.parts if folder else path.parts[:-1]
-    if len(parts) < 2 or parts[-2] not in SPLITS or parts[-1].startswith("."):
-        return None
-    return parts[-2], parts[-1]
-
-
-def _walk_folder(source: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:
-    """Yield (path, content) of each image in class folders, and (path, None) of each folder."""
-    try:
+def _entries(source: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes] | None]]:
+    """Yield (path, function that reads it) of each file, and (path, None) of each folder."""
+    if source.is_dir():
         for path in sorted(source.rglob("*")):
-            relative = PurePosixPath(path.relative_to(source).as_posix())
-            if path.is_dir():
-                yield relative, None
-            elif _split_and_class(relative, folder=False) is not None:
-                yield relative, path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{source} cannot be read: {error}.") from error
+            yield PurePosixPath(path.relative_to(source).as_posix()), None if path.is_dir() else path.read_bytes
+        return
+    with tarfile.open(source) as archive:
+        for member in archive:
+            if member.isdir():
+                yield PurePosixPath(member.name), None
+            elif member.isfile():
+                yield PurePosixPath(member.name), partial(_read_member, source, archive, member)
 
 
-def _walk_tar(source: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:
-    """Yield (path, content) of each image in class folders, and (path, None) of each folder."""
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                path = PurePosixPath(member.name)
-                if member.isdir():
-                    yield path, None
-                elif member.isfile() and _split_and_class(path, folder=False) is not None:
-                    if member.size > _MAX_BYTES:
-                        raise DatasetError(f"{source}: {path} has {member.size:,} bytes, too many for a 32x32 image.")
-                    stream = archive.extractfile(member)
-                    yield path, b"" if stream is None else stream.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DatasetError(f"{source} is not a complete tar file: {error}.") from error
+def _read_member(source: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > _MAX_BYTES:
+        raise DatasetError(f"{source}: {member.name} has {member.size:,} bytes, too many for a 32x32 image.")
+    stream = archive.extractfile(member)
+    return b"" if stream is None else stream.read()
 
 
 def _decode_split(source: Path, split: str, classes: dict[str, dict[str, bytes]]) -> Images:

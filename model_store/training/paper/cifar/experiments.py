@@ -12,6 +12,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final, Protocol
@@ -78,30 +80,33 @@ class LrnOptions:
 
 def run_figure1(data: CifarData, out: Path, options: Figure1Options, reporter: Reporter) -> dict[str, Any]:
     """Search rates, train to the threshold, write figure1.{json,csv,png} into `out`; return the content of the JSON."""
-    trainer = _CurveTrainer(data, out / CURVES, reporter)
+    train = partial(_train_curve, data=data, folder=out / CURVES, reporter=reporter)
     rows: list[tuple[str, Curve]] = []
-    results = []
+    search, results = [], []
     for neuron in NEURONS:
         base = Plan("18pct", 0, data.hash, neuron, seed=options.seeds[0], precision=options.precision)
-        searched = [trainer.train(replace(base, rate=rate), options.search_epochs, "search") for rate in options.rates]
+        searched = [train(replace(base, rate=rate), options.search_epochs, "search") for rate in options.rates]
         best = replace(base, rate=best_rate(searched))
-        rows += [("search", curve) for curve in searched]
+        for curve in searched:
+            rows.append(("search", curve))
+            errors = [epoch.error for epoch in curve.epochs]
+            search.append({"neuron": neuron, "rate": curve.plan.rate, "errors": errors, "diverged": curve.diverged})
         for seed in options.seeds:
-            curve = trainer.train(replace(best, seed=seed), options.max_epochs, "train", options.threshold)
+            curve = train(replace(best, seed=seed), options.max_epochs, "train", options.threshold)
             rows.append(("train", curve))
             results.append(_figure1_result(curve, options.threshold, len(data.classes)))
-    document = {
+    document: dict[str, Any] = {
         "experiment": FIGURE1,
         "options": asdict(options),
         "data": data.hash,
         "training_images": len(data.train),
-        "search": [_search_result(curve) for kind, curve in rows if kind == "search"],
+        "search": search,
         "curves": results,
         "tanh_over_relu": _tanh_over_relu(results),
         "versions": environment_versions(),
     }
     trained = [curve for kind, curve in rows if kind == "train"]
-    _write(out, FIGURE1, document, rows, draw_figure1(trained, options.threshold, document))
+    _write(out, FIGURE1, document, rows, _draw_figure1(trained, options.threshold, document["tanh_over_relu"]))
     return document
 
 
@@ -110,11 +115,13 @@ def run_lrn(data: CifarData, out: Path, options: LrnOptions, reporter: Reporter)
 
     Raises TrainingError if a loss becomes NaN or infinite.
     """
-    trainer = _CurveTrainer(data, out / CURVES, reporter)
+    train = partial(_train_curve, data=data, folder=out / CURVES, reporter=reporter)
+    base = Plan(options.nets[0], options.rate, data.hash, decay=True, size=CROP, drops=options.drops(), measure="test")
     curves: list[Curve] = []
     results: list[dict[str, Any]] = []
-    for plan in _lrn_plans(data, options):
-        curve = trainer.train(plan, options.epochs, "train")
+    for seed, net, norms in product(options.seeds, options.nets, (False, True)):
+        plan = replace(base, net=net, norms=norms, seed=seed, precision=options.precision)
+        curve = train(plan, options.epochs, "train")
         if curve.diverged:
             raise TrainingError(f"{_label(plan)}: The loss is not finite. Try a lower --rate.")
         curves.append(curve)
@@ -138,28 +145,8 @@ def run_lrn(data: CifarData, out: Path, options: LrnOptions, reporter: Reporter)
         "norms_change": norms_change(results),
         "versions": environment_versions(),
     }
-    _write(out, LRN, document, [("train", curve) for curve in curves], draw_lrn(curves, options.epochs))
+    _write(out, LRN, document, [("train", curve) for curve in curves], _draw_lrn(curves, options.epochs))
     return document
-
-
-def _lrn_plans(data: CifarData, options: LrnOptions) -> list[Plan]:
-    return [
-        Plan(
-            net,
-            options.rate,
-            data.hash,
-            norms=norms,
-            decay=True,
-            size=CROP,
-            drops=options.drops(),
-            measure="test",
-            seed=seed,
-            precision=options.precision,
-        )
-        for seed in options.seeds
-        for net in options.nets
-        for norms in (False, True)
-    ]
 
 
 def best_rate(curves: Sequence[Curve]) -> float:
@@ -171,30 +158,35 @@ def best_rate(curves: Sequence[Curve]) -> float:
     return min(finite, key=lambda curve: (curve.epochs[-1].error, curve.plan.rate)).plan.rate
 
 
-@dataclass(frozen=True, slots=True)
-class _CurveTrainer:
-    """Trains one curve after the other. Each resumes from its file in `folder`."""
-
-    data: CifarData
-    folder: Path
-    reporter: Reporter
-
-    def train(self, plan: Plan, epochs: int, kind: str, threshold: float | None = None) -> Curve:
-        """Return a curve of `epochs` epochs, or fewer if it reached the threshold or diverged."""
-        trainer = Trainer(plan, self.data, self.folder)
-        missing = max(0, epochs - len(trainer.curve.epochs))
-        self.reporter.start(f"{kind} {_label(plan)}", missing * len(self.data.train))
-        curve = trainer.train_to(epochs, threshold=threshold, progress=self.reporter.advance)
-        if len(curve.epochs) > epochs:  # a search whose curve was continued by an earlier call
-            curve = replace(curve, epochs=curve.epochs[:epochs], diverged=False)
-        state = "diverged" if curve.diverged else f"{curve.epochs[-1].error:.1%} error"
-        self.reporter.finish(f"{kind} {_label(plan)}: {state} after {len(curve.epochs)} epochs")
-        return curve
+def _train_curve(
+    plan: Plan,
+    epochs: int,
+    kind: str,
+    threshold: float | None = None,
+    *,
+    data: CifarData,
+    folder: Path,
+    reporter: Reporter,
+) -> Curve:
+    """Return a curve of `epochs` epochs, or fewer if it reached the threshold or diverged. It resumes from `folder`."""
+    trainer = Trainer(plan, data, folder)
+    missing = max(0, epochs - len(trainer.curve.epochs))
+    reporter.start(f"{kind} {_label(plan)}", missing * len(data.train))
+    curve = trainer.train_to(epochs, threshold=threshold, progress=reporter.advance)
+    if len(curve.epochs) > epochs:  # a search whose curve was continued by an earlier call
+        curve = replace(curve, epochs=curve.epochs[:epochs], diverged=False)
+    state = "diverged" if curve.diverged else f"{curve.epochs[-1].error:.1%} error"
+    reporter.finish(f"{kind} {_label(plan)}: {state} after {len(curve.epochs)} epochs")
+    return curve
 
 
 def _label(plan: Plan) -> str:
-    net = _TITLES[plan.neuron] if plan.net == "18pct" else f"{plan.net} {'with' if plan.norms else 'without'} LRN"
+    net = _TITLES[plan.neuron] if plan.net == "18pct" else f"{plan.net} {_lrn_text(plan)}"
     return f"{net}, rate {plan.rate:g}, seed {plan.seed}"
+
+
+def _lrn_text(plan: Plan) -> str:
+    return "with LRN" if plan.norms else "without LRN"
 
 
 def _figure1_result(curve: Curve, threshold: float, classes: int) -> dict[str, Any]:
@@ -210,11 +202,6 @@ def _figure1_result(curve: Curve, threshold: float, classes: int) -> dict[str, A
         "epochs_interpolated": None if reached is None else round(reached[1], 2),
         "seconds": round(sum(epoch.seconds for epoch in curve.epochs), 1),
     }
-
-
-def _search_result(curve: Curve) -> dict[str, Any]:
-    errors = [epoch.error for epoch in curve.epochs]
-    return {"neuron": curve.plan.neuron, "rate": curve.plan.rate, "errors": errors, "diverged": curve.diverged}
 
 
 def _tanh_over_relu(results: Sequence[dict[str, Any]]) -> float | None:
@@ -253,6 +240,7 @@ def _write(out: Path, name: str, document: dict[str, Any], rows: Iterable[tuple[
         for kind, curve in rows
         for epoch in curve.epochs
     ]
+    chart.axes[0].legend(frameon=False, fontsize=9)
     image = io.BytesIO()
     chart.savefig(image, format="png")
     write_csv(out / f"{name}.csv", header, table)
@@ -260,35 +248,30 @@ def _write(out: Path, name: str, document: dict[str, Any], rows: Iterable[tuple[
     write_json(out / f"{name}.json", document)
 
 
-def draw_figure1(curves: Sequence[Curve], threshold: float, document: dict[str, Any]) -> Figure:
+def _draw_figure1(curves: Sequence[Curve], threshold: float, ratio: float | None) -> Figure:
     """Return figure 1 of the paper for these curves: training error by epoch, ReLU solid, tanh dashed."""
-    figure, axes = _axes("training error (share of images)")
+    figure, axes = _chart("training error (share of images)")
     for curve in curves:
         neuron = curve.plan.neuron
-        label = f"{_TITLES[neuron]}, rate {curve.plan.rate:g}"
-        _plot(axes, curve, label, _COLORS[neuron], solid=neuron == "relu")
+        _plot(axes, curve, f"{_TITLES[neuron]}, rate {curve.plan.rate:g}", _COLORS[neuron], solid=neuron == "relu")
     axes.axhline(threshold, color="#1f2937", linewidth=0.8)
-    ratio = document["tanh_over_relu"]
     result = "" if ratio is None else f": tanh takes {ratio:.1f} times the epochs"
     axes.set_title(f"CIFAR-10, four layers, to {threshold:.0%} training error{result}", fontsize=10)
     axes.set_xlim(left=0)
-    axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def draw_lrn(curves: Sequence[Curve], epochs: int) -> Figure:
+def _draw_lrn(curves: Sequence[Curve], epochs: int) -> Figure:
     """Return a chart of the test error of each net by epoch: solid with normalization, dashed without it."""
-    figure, axes = _axes("test error, center view (share of images)")
+    figure, axes = _chart("test error, center view (share of images)")
     for curve in curves:
         plan = curve.plan
-        label = f"{plan.net} net, {'with' if plan.norms else 'without'} LRN"
-        _plot(axes, curve, label, _COLORS[plan.net], solid=plan.norms)
+        _plot(axes, curve, f"{plan.net} net, {_lrn_text(plan)}", _COLORS[plan.net], solid=plan.norms)
     axes.set_title(f"CIFAR-10, {epochs} epochs of 24x24 crops and mirrors", fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def _axes(unit: str) -> tuple[Figure, Axes]:
+def _chart(unit: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     format_epoch_axes(axes, unit, percent=True)

@@ -1,4 +1,4 @@
-"""The four-layer CIFAR-10 nets of the paper's figure 1 and section 3.3, each built from one table of layers.
+"""The four-layer CIFAR-10 nets of the paper's figure 1 and section 3.3, each as one table of layers.
 
     18pct   three convolutions and one fully-connected layer; figure 1 compares ReLU with tanh in it
     13pct   two convolutions, two locally-connected layers, one fully-connected layer
@@ -15,7 +15,8 @@ layers-conv-local-11pct.cfg of cuda-convnet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -30,102 +31,16 @@ NetName = Literal["18pct", "13pct", "11pct"]
 Neuron = Literal["relu", "tanh"]
 
 # The tables specify scale .001 for 9 maps, and the original divides it by the maps, so the formula's alpha is .001/9.
-NORM_SIZE: Final = 9
-NORM_ALPHA: Final = 0.001 / NORM_SIZE
-NORM_K: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Conv:
-    """A 5x5 convolution with padding 2, without its activation. `deviation`: of its initial weights."""
-
-    name: str
-    kernels: int
-    deviation: float
-
-
-@dataclass(frozen=True, slots=True)
-class Local:
-    """A 3x3 layer with padding 1 and separate kernels and biases at every position, without its activation.
-
-    `decay`: weight decay.
-    """
-
-    name: str
-    kernels: int
-    deviation: float = 0.04
-    decay: float = 0.004
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """Local response normalization over 9 maps (section 3.3), with the constants of the original 11pct net."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """3x3 pooling with stride 2; the windows cover the whole image."""
-
-    name: str
-    kind: Literal["max", "average"]
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """The nonlinearity of the neurons."""
-
-    name: str
-
-
-Layer = Conv | Local | Norm | Pool | Activation
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The layers of a net before fc10, and the weight decay of fc10."""
-
-    layers: tuple[Layer, ...]
-    decay: float = 0.0
-
-
-def table(name: NetName, *, norms: bool = False) -> Table:
-    """Return the layers of a net. `norms` adds normalization after pool1 and before pool2, as in the 11pct net.
-
-    Raises ValueError for an unknown name, and for norms in 18pct.
-    """
-    if name == "18pct" and not norms:
-        return Table(
-            (
-                Conv("conv1", 32, 1e-4),
-                Pool("pool1", "max"),
-                Activation("act1"),
-                Conv("conv2", 32, 0.01),
-                Activation("act2"),
-                Pool("pool2", "average"),
-                Conv("conv3", 64, 0.01),
-                Activation("act3"),
-                Pool("pool3", "average"),
-            )
-        )
-    if name not in get_args(NetName) or name == "18pct":
-        raise ValueError(f"Unknown net: {name!r}, norms={norms}. Use 18pct without norms, or 13pct or 11pct.")
-    layers: tuple[Layer | None, ...] = (
-        Conv("conv1", 64, 1e-4),
-        Pool("pool1", "max"),  # after the activation in the original: the same values for four times the work
-        Activation("act1"),
-        Norm("norm1") if norms else None,
-        Conv("conv2", 64, 0.01),
-        Activation("act2"),
-        Norm("norm2") if norms else None,
-        Pool("pool2", "max"),
-        Local("local3", 64 if name == "11pct" else 32),
-        Activation("act3"),
-        Local("local4", 32),
-        Activation("act4"),
-    )
-    return Table(tuple(layer for layer in layers if layer is not None), decay=0.01 if name == "11pct" else 0.004)
+_NORM_ALPHA: Final = 0.001 / 9
+# Deviations of the initial weights by layer. Layers that are not listed have 0.01.
+_DEVIATIONS: Final = {"layers.conv1": 1e-4, "layers.local3": 0.04, "layers.local4": 0.04}
+_LOCAL_DECAYS: Final = {"layers.local3.weight": 0.004, "layers.local4.weight": 0.004}
+# Weight decays of the original tables by parameter. Parameters that are not listed have none.
+DECAYS: Final[Mapping[NetName, Mapping[str, float]]] = {
+    "18pct": {},
+    "13pct": {**_LOCAL_DECAYS, "fc10.weight": 0.004},
+    "11pct": {**_LOCAL_DECAYS, "fc10.weight": 0.01},
+}
 
 
 class LocallyConnected(nn.Module):
@@ -176,56 +91,75 @@ class _Windows(torch.autograd.Function):
 
 
 class CifarNet(nn.Module):
-    """A net of `table`. Input: float [n, 3, size, size], RGB 0-255 with the mean subtracted."""
+    """A CIFAR-10 net. Input: float [n, 3, size, size], RGB 0-255 with the mean subtracted.
+
+    `norms` adds normalization after pool1 and before pool2, as in the 11pct net.
+    """
 
     def __init__(
         self, name: NetName, *, norms: bool = False, neuron: Neuron = "relu", classes: int = 10, size: int = IMAGE_SIZE
     ) -> None:
+        """Build the net with torch's initial weights. Raises ValueError for an unknown name, and for norms in 18pct."""
         super().__init__()
-        self.table = table(name, norms=norms)
-        channels = 3
-        layers = nn.Sequential()
-        for layer in self.table.layers:
-            module: nn.Module
-            match layer:
-                case Conv():
-                    module = nn.Conv2d(channels, layer.kernels, 5, padding=2)
-                    channels = layer.kernels
-                case Local():
-                    module = LocallyConnected(channels, layer.kernels, size)
-                    channels = layer.kernels
-                case Norm():
-                    module = LocalResponseNorm(channels, NORM_SIZE, NORM_ALPHA, NORM_K)
-                case Pool():
-                    module = (nn.MaxPool2d if layer.kind == "max" else nn.AvgPool2d)(3, 2, ceil_mode=True)
-                    size = -(-(size - 3) // 2) + 1
-                case Activation():
-                    module = nn.ReLU(inplace=True) if neuron == "relu" else nn.Tanh()
-            layers.add_module(layer.name, module)
-        self.layers = layers
-        self.fc10 = nn.Linear(channels * size * size, classes)
+        if name not in get_args(NetName) or (name == "18pct" and norms):
+            raise ValueError(f"Unknown net: {name!r}, norms={norms}. Use 18pct without norms, or 13pct or 11pct.")
+        if name == "18pct":
+            layers, maps = _layers_18pct(neuron), 64 * (size // 8) ** 2
+        else:
+            layers, maps = _layers_13pct(64 if name == "11pct" else 32, neuron, size // 4), 32 * (size // 4) ** 2
+        self.layers = nn.Sequential(
+            OrderedDict((key, layer) for key, layer in layers.items() if norms or not key.startswith("norm"))
+        )
+        self.fc10 = nn.Linear(maps, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, float [n, classes]."""
         logits: Tensor = self.fc10(self.layers(x).flatten(1))
         return logits
 
-    def decays(self) -> dict[str, float]:
-        """Return the weight decay of the original tables by parameter name; parameters without decay are omitted."""
-        decays = {f"layers.{layer.name}.weight": layer.decay for layer in self.table.layers if isinstance(layer, Local)}
-        if self.table.decay:
-            decays["fc10.weight"] = self.table.decay
-        return decays
+
+def _layers_18pct(neuron: Neuron) -> dict[str, nn.Module]:
+    return {
+        "conv1": nn.Conv2d(3, 32, 5, padding=2),
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=True),
+        "act1": _activation(neuron),
+        "conv2": nn.Conv2d(32, 32, 5, padding=2),
+        "act2": _activation(neuron),
+        "pool2": nn.AvgPool2d(3, 2, ceil_mode=True),
+        "conv3": nn.Conv2d(32, 64, 5, padding=2),
+        "act3": _activation(neuron),
+        "pool3": nn.AvgPool2d(3, 2, ceil_mode=True),
+    }
+
+
+def _layers_13pct(kernels: int, neuron: Neuron, size: int) -> dict[str, nn.Module]:
+    """Return the layers with `kernels` kernels in local3, whose maps have `size` x `size` positions."""
+    return {
+        "conv1": nn.Conv2d(3, 64, 5, padding=2),
+        # In the original, pooling comes after the activation: the same values for four times the work.
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=True),
+        "act1": _activation(neuron),
+        "norm1": LocalResponseNorm(64, size=9, alpha=_NORM_ALPHA, k=1.0),
+        "conv2": nn.Conv2d(64, 64, 5, padding=2),
+        "act2": _activation(neuron),
+        "norm2": LocalResponseNorm(64, size=9, alpha=_NORM_ALPHA, k=1.0),
+        "pool2": nn.MaxPool2d(3, 2, ceil_mode=True),
+        "local3": LocallyConnected(64, kernels, size),
+        "act3": _activation(neuron),
+        "local4": LocallyConnected(kernels, 32, size),
+        "act4": _activation(neuron),
+    }
+
+
+def _activation(neuron: Neuron) -> nn.Module:
+    return nn.ReLU(inplace=True) if neuron == "relu" else nn.Tanh()
 
 
 @torch.no_grad()
 def initialize(net: CifarNet, generator: torch.Generator) -> None:
-    """Draw normal weights with the deviations of the table (fc10: .01), and set biases to 0."""
-    deviations = {
-        f"layers.{layer.name}": layer.deviation for layer in net.table.layers if isinstance(layer, Conv | Local)
-    }
+    """Draw normal weights with the deviations of the original tables, and set biases to 0."""
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear | LocallyConnected):
-            module.weight.normal_(0, deviations.get(name, 0.01), generator=generator)
+            module.weight.normal_(0, _DEVIATIONS.get(name, 0.01), generator=generator)
             if module.bias is not None:
                 module.bias.zero_()

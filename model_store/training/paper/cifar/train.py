@@ -29,9 +29,9 @@ from torch.nn import functional
 
 from model_store.durable import write_atomic
 from model_store.errors import CheckpointError
-from model_store.training.optim import PaperSGD
+from model_store.training.optim import PaperSGD, set_rate
 from model_store.training.paper.cifar.data import CifarData, Images
-from model_store.training.paper.cifar.nets import IMAGE_SIZE, CifarNet, NetName, Neuron, initialize
+from model_store.training.paper.cifar.nets import DECAYS, IMAGE_SIZE, CifarNet, NetName, Neuron, initialize
 
 BATCH: Final = 128
 MOMENTUM: Final = 0.9
@@ -92,10 +92,6 @@ class Curve:
     epochs: tuple[Epoch, ...] = ()
     diverged: bool = False
 
-    def reached(self, threshold: float) -> bool:
-        """Return whether the error of any epoch is at most `threshold`."""
-        return any(epoch.error <= threshold for epoch in self.epochs)
-
 
 def epochs_to(errors: list[float], threshold: float, start: float) -> tuple[int, float] | None:
     """Return after how many epochs the error is at most `threshold`: in whole epochs, and linearly interpolated.
@@ -129,10 +125,10 @@ class Trainer:
         if self.path.exists():
             self._restore()
 
-    def train_to(self, epochs: int, *, threshold: float | None = None, progress: Progress | None = None) -> Curve:
+    def train_to(self, epochs: int, *, threshold: float | None = None, progress: Progress = lambda _: None) -> Curve:
         """Train up to `epochs` epochs, until the error is at most `threshold` or training diverges. Save each epoch."""
         while len(self.curve.epochs) < epochs and not self.curve.diverged:
-            if threshold is not None and self.curve.reached(threshold):
+            if threshold is not None and any(epoch.error <= threshold for epoch in self.curve.epochs):
                 break
             epoch = self._epoch(len(self.curve.epochs) + 1, progress)
             if epoch is None:
@@ -155,12 +151,10 @@ class Trainer:
             wrong += int((probabilities.argmax(1) != labels).sum())
         return wrong / len(images)
 
-    def _epoch(self, number: int, progress: Progress | None) -> Epoch | None:
+    def _epoch(self, number: int, progress: Progress) -> Epoch | None:
         plan, train = self.curve.plan, self._data.train
         generator = _generator(plan.seed, number)
-        rate = plan.rate / 10 ** sum(number > drop for drop in plan.drops)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+        set_rate(self._optimizer, plan.rate / 10 ** sum(number > drop for drop in plan.drops))
         pixels, labels = torch.from_numpy(train.pixels), torch.from_numpy(train.labels)
         order = torch.randperm(len(train), generator=generator)
         self.net.train()
@@ -178,8 +172,7 @@ class Trainer:
             self._optimizer.step()
             total += value * len(y)
             wrong += int((logits.detach().argmax(1) != y).sum())
-            if progress is not None:
-                progress(len(y))
+            progress(len(y))
         seconds = time.perf_counter() - started
         measured = sample(train) if plan.measure == "train" else self._data.test
         return Epoch(number, total / len(train), wrong / len(train), self.error(measured), seconds)
@@ -259,7 +252,7 @@ def _input(pixels: Tensor, mean: Tensor) -> Tensor:
 
 
 def _optimizer(net: CifarNet, plan: Plan) -> PaperSGD:
-    decays = net.decays() if plan.decay else {}
+    decays = DECAYS[plan.net] if plan.decay else {}
     groups = [
         {
             "params": [value],
@@ -268,7 +261,7 @@ def _optimizer(net: CifarNet, plan: Plan) -> PaperSGD:
         }
         for name, value in net.named_parameters()
     ]
-    return PaperSGD(groups, lr=plan.rate, momentum=MOMENTUM, weight_decay=0.0)
+    return PaperSGD(groups, {"lr": plan.rate, "momentum": MOMENTUM, "weight_decay": 0.0})
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

@@ -147,7 +147,7 @@ def test_killed_worker_loses_and_duplicates_nothing(ray: Ray, home: Path, tmp_pa
 
     runner = Runner(publish_tiny_model(tmp_path / "alone"))
     with open_index(tmp_path / "alone", runner) as index:
-        build_index(photos, index, runner, key=lambda path, folder: f"all/{path.relative_to(folder).as_posix()}")
+        build_index(photos, index, runner, key_prefix="all/")
     assert stored(home, runner) == stored(tmp_path / "alone", runner)
     runner.close()
 

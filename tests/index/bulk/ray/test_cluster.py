@@ -36,7 +36,7 @@ def test_unusable_addresses_are_rejected_within_seconds() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"fc7\[ray\]"), join("local", object_store_bytes=1):
         pass

@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         copy_demo(tmp_path / "file")
 
 
-def test_a_missing_package_is_an_error_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "PACKAGE", "elpv_dataset_that_is_not_installed")
     with pytest.raises(MissingExtraError, match=r"elpv-dataset.*fc7\[demo\]"):
         copy_demo(tmp_path)

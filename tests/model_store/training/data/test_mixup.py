@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_store.training.data.mixup import mix
+from model_store.training.data.augment import mix
 
 KEY = (3, 1, 4)
 
@@ -24,7 +24,7 @@ def test_mixup_blends_images_and_labels_by_the_same_factor() -> None:
     assert len(shares) == 1
 
 
-def test_the_factor_follows_the_beta_distribution_and_depends_only_on_the_key() -> None:
+def test_the_mixup_factor_follows_the_beta_distribution_and_depends_only_on_the_key() -> None:
     x, labels = torch.zeros(2, 3, 1, 1), torch.tensor([0, 1])
     firsts = []
     for step in range(4000):

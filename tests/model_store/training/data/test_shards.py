@@ -21,9 +21,9 @@ from model_store.image import prepare
 from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
+from model_store.training.data.image_file import Source
 from model_store.training.data.prepare import PROGRESS_FILE, Encoding, prepare_shards
 from model_store.training.data.shards import SHARDS_FILE, open_shards, read_folder, verify_shards
-from model_store.training.data.sources import Source
 from model_store.training.evaluate import SplitImages
 from model_store.training.loop import resume
 from service.cli import main
@@ -253,7 +253,7 @@ def test_a_run_trains_from_shards_and_detects_changed_ones(folders: Path, tmp_pa
     assert all(bool((first[name] == second[name]).all()) for name in first)
 
 
-def test_the_commands_check_prepare_and_verify(
+def test_the_commands_ilsvrc_prepare_and_verify_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = write_ilsvrc(tmp_path / "ilsvrc"), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Two processes train one net: the same result as one process, stopping together, and errors."""
+"""Two processes train one net: the same result as one process, stopping at the same step, and errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def arguments(data: Path, home: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--recipe", str(data.parent / "paper.toml"), "--home", str(home), *more]
 
 
-def together(data: Path, home: Path, *more: str, code: int = 0) -> list[str]:
+def run_two_processes(data: Path, home: Path, *more: str, code: int = 0) -> list[str]:
     module = ["-m", "model_store.training.train"]
     return run_together(2, [*module, *arguments(data, home, *more)], code)
 
@@ -70,20 +70,22 @@ def check_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 @pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process_home(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home folder of a run with one process."""
-    home = tmp_path_factory.mktemp("alone")
+    home = tmp_path_factory.mktemp("one_process_home")
     assert main(arguments(data, home, "--name", "one")) == 0
     return home
 
 
-def test_two_processes_give_the_result_of_one_process(data: Path, alone: Path, tmp_path: Path) -> None:
-    first, second = together(data, tmp_path, "--name", "two")
+def test_two_processes_give_the_result_of_one_process(data: Path, one_process_home: Path, tmp_path: Path) -> None:
+    first, second = run_two_processes(data, tmp_path, "--name", "two")
     assert "Finished" in first
     assert second == ""  # only the first process prints
-    one, two = weights(alone, "one"), weights(tmp_path, "two")
+    one, two = weights(one_process_home, "one"), weights(tmp_path, "two")
     check_close(two, one)
-    for own, other in zip(read_metrics(find_run(alone, "one")), read_metrics(find_run(tmp_path, "two")), strict=True):
+    for own, other in zip(
+        read_metrics(find_run(one_process_home, "one")), read_metrics(find_run(tmp_path, "two")), strict=True
+    ):
         assert {key: value for key, value in own.items() if key not in TIMED} == pytest.approx(
             {key: value for key, value in other.items() if key not in TIMED}, rel=1e-4
         )
@@ -91,7 +93,9 @@ def test_two_processes_give_the_result_of_one_process(data: Path, alone: Path, t
     assert read_info(find_run(tmp_path, "two")).versions["processes"] == "2"
 
 
-def test_two_processes_stop_together_and_resume_to_the_same_result(data: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_stop_together_and_resume_to_the_same_result(
+    data: Path, one_process_home: Path, tmp_path: Path
+) -> None:
     parts = ("--name", "parts")
     started = start_together(2, ["-m", "model_store.training.train", *arguments(data, tmp_path, *parts)])
     deadline = time.monotonic() + 90
@@ -101,8 +105,8 @@ def test_two_processes_stop_together_and_resume_to_the_same_result(data: Path, a
     outputs = [process.communicate(timeout=60)[0] for process in started]
     assert [process.returncode for process in started] == [130, 130], outputs
     assert not (find_run(tmp_path, "parts") / MODEL_FILE).exists()
-    together(data, tmp_path, *parts, "--resume")
-    check_close(weights(tmp_path, "parts"), weights(alone, "one"))
+    run_two_processes(data, tmp_path, *parts, "--resume")
+    check_close(weights(tmp_path, "parts"), weights(one_process_home, "one"))
 
 
 def test_the_number_of_processes_must_divide_the_batch(data: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_an_exported_run_is_a_version_with_its_origin_and_its_errors(tmp_path: P
     # The errors, computed again from the files in torch and NumPy.
     images = [(path, CLASSES.index(path.parent.name)) for path in sorted(data.glob("val/*/*.png"))]
     rows = np.concatenate([views(prepare(path.read_bytes())) for path, _ in images])
-    probabilities = TorchPredictor("torch", run.classes, run.network, run.mean).probabilities(rows)
+    probabilities = TorchPredictor("torch", run.info.classes, run.network, run.statistics.mean).both(rows)[0]
     wrong = np.mean(probabilities.argmax(axis=1) != [label for _, label in images])
     assert manifest.metrics["top1_error"] == pytest.approx(wrong)
     assert manifest.metrics["top5_error"] == 0  # three classes
@@ -90,7 +90,7 @@ def test_parity_fails_for_another_net_mean_image_or_fc7(tmp_path: Path, data: Pa
     artifact = export_run(run, ModelStore(home)).artifact
     runner = Runner(artifact, RunnerOptions(device="cpu"))
     images = np.stack([prepare(path.read_bytes()) for path in sorted(data.glob("val/*/*.png"))])
-    same = TorchPredictor("same", run.classes, run.network, run.mean)
+    same = TorchPredictor("same", run.info.classes, run.network, run.statistics.mean)
     parity = check_parity(runner, same, images)
     assert (parity.images, parity.probabilities < 1e-5, parity.fc7 < 1e-4) == (12, True, True)
 
@@ -113,10 +113,10 @@ def test_parity_fails_for_another_net_mean_image_or_fc7(tmp_path: Path, data: Pa
 
     other = small_net(small_architecture(), seed=1)
     with pytest.raises(ParityError, match="in probabilities") as failure:
-        check_parity(runner, TorchPredictor("other", run.classes, other, run.mean), images)
+        check_parity(runner, TorchPredictor("other", run.info.classes, other, run.statistics.mean), images)
     assert failure.value.difference > 0.01
     with pytest.raises(ParityError):  # the mean image is part of the graph
-        check_parity(runner, TorchPredictor("mean", run.classes, run.network, run.mean + 5), images)
+        check_parity(runner, TorchPredictor("mean", run.info.classes, run.network, run.statistics.mean + 5), images)
 
 
 def test_nothing_is_published_without_readable_images(tmp_path: Path) -> None:

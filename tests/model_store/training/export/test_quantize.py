@@ -1,4 +1,4 @@
-"""Versions with int8 and fp16 beside fp32: measured, and published only if they agree with fp32."""
+"""Versions with additional int8 and fp16 graphs are compared with fp32, and published only if they agree."""
 
 from __future__ import annotations
 

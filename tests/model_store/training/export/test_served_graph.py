@@ -100,7 +100,7 @@ def test_the_graph_has_the_served_interface_and_only_fast_operators(tmp_path: Pa
 
 @pytest.mark.parametrize(("dropout", "factor"), [("paper", 0.5), ("inverted", 1.0)])
 @pytest.mark.parametrize("input_scale", [1 / 64, 0.01])
-def test_exported_weights_are_the_trained_ones_bit_for_bit(
+def test_exported_weights_equal_the_trained_ones_bit_for_bit(
     tmp_path: Path, dropout: Dropout, factor: float, input_scale: float
 ) -> None:
     net = small_net(small_architecture(dropout, input_scale))

@@ -224,7 +224,7 @@ def test_a_mean_of_another_size_or_not_finite_is_rejected(tmp_path: Path, model:
     assert "No such file or directory" in mean_error(model, "1,2")
 
 
-def test_a_model_given_as_the_mean_is_recognized(model: Path) -> None:
+def test_the_error_recognizes_a_model_given_as_the_mean_image(model: Path) -> None:
     expected = f"it is a Caffe model, not a Caffe blob (a mean image). To import it, run: fc7 import caffe {model}"
     assert expected in mean_error(model, str(model))
 

@@ -31,7 +31,7 @@ def random_net(architecture: Architecture, seed: int = 0) -> AlexNet:
     return net
 
 
-def test_the_numbers_of_parameters_are_those_of_the_paper() -> None:
+def test_the_numbers_of_parameters_match_the_paper() -> None:
     with torch.device("meta"):
         net = AlexNet(Architecture(1000))
     assert net.parameter_counts() == {
@@ -51,7 +51,7 @@ def test_the_number_of_classes_can_be_chosen() -> None:
     assert random_net(replace(TRIAL, classes=21)).fc8.out_features == 21
 
 
-def test_the_map_sizes_are_those_of_the_paper() -> None:
+def test_the_map_sizes_match_the_paper() -> None:
     sizes = {entry.name: (entry.channels, entry.size) for entry in Architecture(1000).maps()}
     assert sizes["conv1"] == (96, 55)
     assert sizes["pool1"] == (96, 27)

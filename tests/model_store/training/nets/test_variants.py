@@ -53,7 +53,7 @@ def counts(variant: Variant, classes: int = 1000) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_numbers_of_parameters_of_each_variant(variant: Variant) -> None:
+def test_each_variant_has_the_expected_number_of_parameters(variant: Variant) -> None:
     assert counts(variant) == EXPECTED[variant]
 
 
@@ -64,7 +64,7 @@ def test_the_one_tower_net_has_about_as_many_parameters_as_the_full_net() -> Non
 
 
 @pytest.mark.parametrize(("classes", "total"), [(1000, 60_965_224), (10_184, 98_592_072), (21_841, 146_350_801)])
-def test_the_numbers_of_parameters_with_the_papers_numbers_of_classes(classes: int, total: int) -> None:
+def test_parameter_counts_match_for_the_numbers_of_classes_in_the_paper(classes: int, total: int) -> None:
     for variant in ("full", "sixth-conv"):
         found = counts(variant, classes)
         assert found["fc8"] == classes * 4097
@@ -105,6 +105,6 @@ def test_each_variant_trains_all_weights_and_exports_with_the_same_outputs(varia
         assert torch.allclose(torch.from_numpy(served), net(x).softmax(1), atol=1e-5)
 
 
-def test_an_unknown_variant_is_an_error_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_variant_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"variant='no-conv2'.*full, one-tower, no-lrn, pool-2x2"):
         Recipe().with_settings(["variant=no-conv2"])

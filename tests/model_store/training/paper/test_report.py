@@ -41,10 +41,9 @@ def test_fc7_report_gives_the_same_results_for_a_run_and_its_version(tmp_path: P
     run = load_run(write_run(tmp_path, data))
     export_run(run, ModelStore(tmp_path))
     cli, options = CliRunner(), ["--data", str(data), "--home", str(tmp_path)]
-    assert (
-        cli.invoke(app, ["evaluate", "small", "small:1", "--json", str(tmp_path / "both.json"), *options]).exit_code
-        == 0
-    )
+    evaluated = cli.invoke(app, ["evaluate", "small", "small:1", "--json", *options])
+    assert evaluated.exit_code == 0
+    (tmp_path / "both.json").write_text(evaluated.stdout)
     numbers = {}
     for model in ("small", "small:1"):
         out = tmp_path / f"out-{model}"
@@ -64,7 +63,7 @@ def test_fc7_report_gives_the_same_results_for_a_run_and_its_version(tmp_path: P
         ["(1", "view)"],
     ]
     # The neighbors, computed again from the files.
-    torch = TorchPredictor("run", CLASSES, run.network, run.mean)
+    torch = TorchPredictor("run", CLASSES, run.network, run.statistics.mean)
 
     def fc7(path: Path) -> NDArray[np.float32]:
         return torch.both(views(prepare(path.read_bytes())))[1].reshape(4096)

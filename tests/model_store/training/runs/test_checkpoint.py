@@ -23,9 +23,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
-    return train_trial(data, tmp_path_factory.mktemp("whole")).run
+    return train_trial(data, tmp_path_factory.mktemp("finished_run")).run
 
 
 def test_non_finite_weights_do_not_replace_a_checkpoint(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_broken_or_missing_checkpoint_is_an_error(data: Path, tmp_path: Path) 
         load_run(run)
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(data: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(data: Path, tmp_path: Path, finished_run: Path) -> None:
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
     file = run / CHECKPOINT_FILE
     before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -71,4 +71,4 @@ def test_a_full_disk_keeps_the_previous_checkpoint(data: Path, tmp_path: Path, w
     assert file.read_bytes() == before
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
     assert resume(run).finished
-    assert same_weights(run, whole)
+    assert same_weights(run, finished_run)

@@ -42,7 +42,7 @@ def child(parent: Parent, recipe: Recipe, classes: tuple[str, ...]) -> AlexNet:
 
 @pytest.mark.parametrize(("dropout", "scale"), FORMS)
 @pytest.mark.parametrize(("own_dropout", "own_scale"), FORMS[1:3])
-def test_the_child_gives_the_outputs_of_its_parent_whatever_their_dropout_and_scale(
+def test_a_fine_tuned_net_starts_with_the_outputs_of_its_parent_for_any_dropout_and_scale(
     dropout: str, scale: float, own_dropout: str, own_scale: float
 ) -> None:
     net = small_net(small_architecture(dropout, scale))  # type: ignore[arg-type]

@@ -20,9 +20,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
-    return train_trial(data, tmp_path_factory.mktemp("whole")).run
+    return train_trial(data, tmp_path_factory.mktemp("finished_run")).run
 
 
 def test_the_newest_run_is_found_by_name(data: Path, tmp_path: Path) -> None:
@@ -36,10 +36,10 @@ def test_the_newest_run_is_found_by_name(data: Path, tmp_path: Path) -> None:
         find_run(tmp_path, "tria")
 
 
-def test_a_folder_that_is_not_a_run_is_rejected(whole: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_rejected(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"run\.json"):
         load_run(tmp_path)
-    values = json.loads((whole / RUN_FILE).read_text())
+    values = json.loads((finished_run / RUN_FILE).read_text())
     (tmp_path / RUN_FILE).write_text(json.dumps(values | {"format": 99}))
     with pytest.raises(CheckpointError, match="another version of fc7"):
         load_run(tmp_path)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from model_store.training.nets.alexnet import LocalResponseNorm
 from model_store.training.paper.cifar.experiments import NEURONS
-from model_store.training.paper.cifar.nets import CifarNet, LocallyConnected, NetName, initialize, table
+from model_store.training.paper.cifar.nets import CifarNet, LocallyConnected, NetName, initialize
 
 
 def outputs(net: CifarNet, x: Tensor) -> dict[str, Tensor]:
@@ -39,7 +39,9 @@ def outputs(net: CifarNet, x: Tensor) -> dict[str, Tensor]:
         ),
     ],
 )
-def test_shapes_and_parameters(name: NetName, size: int, shapes: dict[str, tuple[int, int]], parameters: int) -> None:
+def test_the_nets_have_the_expected_shapes_and_parameters(
+    name: NetName, size: int, shapes: dict[str, tuple[int, int]], parameters: int
+) -> None:
     net = CifarNet(name, size=size)
     found = outputs(net, torch.zeros(2, 3, size, size))
     assert {layer: (found[layer].shape[1], found[layer].shape[2]) for layer in shapes} == shapes
@@ -71,8 +73,8 @@ def test_normalization_matches_the_original_with_its_scale_divided_by_the_maps()
 
 @pytest.mark.parametrize("name", ["13pct", "11pct"])
 def test_normalization_comes_after_pool1_and_before_pool2_or_is_absent(name: NetName) -> None:
-    plain = [layer.name for layer in table(name).layers]
-    with_norms = [layer.name for layer in table(name, norms=True).layers]
+    plain = [layer for layer, _ in CifarNet(name).layers.named_children()]
+    with_norms = [layer for layer, _ in CifarNet(name, norms=True).layers.named_children()]
     assert with_norms[with_norms.index("pool1") :][:3] == ["pool1", "act1", "norm1"]
     assert with_norms[with_norms.index("pool2") - 1] == "norm2"
     assert [layer for layer in with_norms if not layer.startswith("norm")] == plain
@@ -81,9 +83,9 @@ def test_normalization_comes_after_pool1_and_before_pool2_or_is_absent(name: Net
 
 def test_unknown_nets_are_rejected() -> None:
     with pytest.raises(ValueError, match="18pct without norms"):
-        table("18pct", norms=True)
+        CifarNet("18pct", norms=True)
     with pytest.raises(ValueError, match="26pct"):
-        table("26pct")  # type: ignore[arg-type]
+        CifarNet("26pct")  # type: ignore[arg-type]
 
 
 def test_the_locally_connected_layer_matches_a_loop_over_positions() -> None:

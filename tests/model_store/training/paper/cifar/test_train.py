@@ -130,7 +130,7 @@ def test_a_damaged_file_is_rejected_and_each_plan_has_its_own_file(tmp_path: Pat
         ([], None),
     ],
 )
-def test_epochs_to_the_threshold(errors: list[float], expected: tuple[int, float] | None) -> None:
+def test_epochs_to_the_threshold_are_interpolated(errors: list[float], expected: tuple[int, float] | None) -> None:
     assert epochs_to(errors, 0.25, start=0.9) == expected
 
 
