@@ -102,11 +102,11 @@ def run_figure1(data: CifarData, out: Path, options: Figure1Options, reporter: R
         "training_images": len(data.train),
         "search": search,
         "curves": results,
-        "tanh_over_relu": _tanh_over_relu(results),
+        "tanh_over_relu": ratio,
         "versions": environment_versions(),
     }
     trained = [curve for kind, curve in rows if kind == "train"]
-    _write(out, FIGURE1, document, rows, _draw_figure1(trained, options.threshold, document["tanh_over_relu"]))
+    _write(out, FIGURE1, document, rows, _draw_figure1(trained, options.threshold, ratio))
     return document
 
 
