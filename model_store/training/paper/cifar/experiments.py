@@ -95,6 +95,7 @@ def run_figure1(data: CifarData, out: Path, options: Figure1Options, reporter: R
             curve = train(replace(best, seed=seed), options.max_epochs, "train", options.threshold)
             rows.append(("train", curve))
             results.append(_figure1_result(curve, options.threshold, len(data.classes)))
+    ratio = _tanh_over_relu(results)
     document: dict[str, Any] = {
         "experiment": FIGURE1,
         "options": asdict(options),
