@@ -6,7 +6,7 @@ Fc7Error
     ├── MetadataError              the metadata is not a JSON object, is too large or is nested too deeply
     ├── VectorError                the vector has values that cannot be stored or compared
     ├── CursorError                the cursor was not returned by this listing
-    ├── FilterError                the `where` filter has a syntax error or does not suit the field
+    ├── FilterError                the `where` filter has a syntax error or does not match the field's type
     ├── KeyNotFoundError           no image has this key
     │   └── PictureNotFoundError   the image exists, but its picture was not stored
     ├── IndexModelError            the vectors were made by another model

@@ -84,7 +84,7 @@ class Where:
 def parse_where(texts: Sequence[str]) -> Where | None:
     """Parse the filters in `texts`; return None if there are none. Raises FilterError."""
     if len(texts) > MAX_CONDITIONS:
-        raise FilterError(texts[MAX_CONDITIONS], f"is one filter too many: at most {MAX_CONDITIONS} are allowed")
+        raise FilterError(texts[MAX_CONDITIONS], f"exceeds the limit of {MAX_CONDITIONS} filters")
     return Where(tuple(_parse(text) for text in texts)) if texts else None
 
 

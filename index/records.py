@@ -141,7 +141,7 @@ class IndexOptions:
     keep_previous: keep the previous vectors for a rollback (local index only).
     read_only: take no lock, reject writes, and show the state at the time of opening.
     threads: CPU cores for one search; by default all that this process may use (local index only).
-    cache_after: number of changed vectors from which on closing writes the vector cache again (local index only).
+    cache_after: closing writes the vector cache if at least this many vectors changed (local index only).
     fast_from: number of vectors from which on the codes of the mode `fast` are trained; None: never (local index only).
     """
 

@@ -12,7 +12,7 @@ Fc7Error
     │   ├── BodyTimeoutError      the body did not arrive in time
     │   ├── TooManyImagesError    the request has more images than allowed
     │   ├── ClientGoneError       the client disconnected before the response
-    │   └── BadImageError         one image of several failed; its own error decides the status
+    │   └── BadImageError         one of several images failed; the status is that of its error
     ├── AccessError
     │   ├── UnauthorizedError     the key is missing or unknown
     │   └── ForbiddenError        the key does not have the required scope
@@ -125,7 +125,7 @@ class ClientGoneError(RequestError):
 
 @dataclass(eq=False)
 class BadImageError(RequestError):
-    """One image of a request failed. `index` counts from 0; `error` decides the status."""
+    """One image of a request failed. `index` counts from 0; The HTTP status is that of `error`."""
 
     index: int
     error: Fc7Error
@@ -237,7 +237,7 @@ class ActivationRunningError(ConflictError):
 
 @dataclass(eq=False)
 class TooManyModelsError(ConflictError):
-    """The limit of versions in memory is reached, and none of them can be removed."""
+    """The limit of versions in memory is reached, and none of them can be unloaded."""
 
     limit: int
     loaded: Sequence[str]

@@ -56,7 +56,7 @@ class Protocol(HttpToolsProtocol):
         self._start_timer()
 
     def on_message_begin(self) -> None:
-        """Note that the headers of a request start."""
+        """Record that the headers of a request have started to arrive."""
         super().on_message_begin()
         self._headers_complete = False
 

@@ -40,7 +40,7 @@ from service.observability.tracing import Tracing
 from service.settings import Settings
 
 _T = TypeVar("_T")
-_INDEX_THREADS = 16  # they mostly wait, for a shared commit or for FAISS
+_INDEX_THREADS = 16  # most of the time these threads wait for a commit or for FAISS
 
 
 class Resources:
@@ -102,7 +102,7 @@ class Resources:
         self._stack.close()
 
     def switch_to(self, artifact: Artifact) -> None:
-        """Answer with a loaded version from the next request on, and migrate the index to it."""
+        """Use a loaded version from the next request on, and migrate the index to it."""
         self.index_sync.close()  # first, so that search does not switch to a model that is being retired
         needed = None if self._index is None else self.models.find(self._index.searched.fingerprint)
         serving = self.models.activate(artifact.id, needed=needed)

@@ -58,7 +58,7 @@ class PreparedFile:
 def prepare_file(
     key: str, data: bytes, known: str | None, *, max_pixels: int, keep_picture: bool
 ) -> PreparedFile | None:
-    """Hash and decode a file. Return None if its SHA-256 is `known`, the one that the index has under `key`.
+    """Hash and decode a file. Return None if its SHA-256 equals `known`, the SHA-256 indexed under `key`.
 
     Raises ImageError.
     """

@@ -218,7 +218,7 @@ class Catalog:
 
     @contextmanager
     def read_view(self, capture: Callable[[], T]) -> Iterator[ReadView[T]]:
-        """Give a view of the catalog together with the result of `capture()`, called between two commits.
+        """Return a view of the catalog and the result of `capture()`, both of the same commit.
 
         `capture` copies state in memory; the callbacks of all earlier commits have run. Writers wait only for it.
         """

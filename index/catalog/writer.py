@@ -30,7 +30,7 @@ class _Job(Generic[T]):
     future: Future[T]
 
     def finish(self, result: T) -> None:
-        """Run the callback, then return the result to the caller, who must find the change applied in memory."""
+        """Run the callback, then return the result to the caller, which must see the change in memory."""
         try:
             if self.committed is not None:
                 self.committed(result)

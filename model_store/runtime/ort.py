@@ -102,7 +102,7 @@ def _session(
         [len(files[name]) for name in weights],
     )
     # Threads that wait for each other spin first. The default duration takes the cores away from decoding and HTTP.
-    # Without spinning, each of the 30 operators pays for waking the threads. 0.2 ms was measured to be best.
+    # Without spinning, each of the 30 operators waits for threads to wake up. 0.2 ms was the best value measured.
     settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         # The fallback would silently continue on the CPU.

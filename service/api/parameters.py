@@ -67,7 +67,7 @@ class ClassifyQuery(_Query):
 class SearchQuery(_Query):
     """Parameters of `GET /v1/images/{key}/similar`."""
 
-    k: _Count = Field(6, description=f"Number of neighbours to return, from 1 to {MAX_COUNT}.")
+    k: _Count = Field(6, description=f"Number of neighbors to return, from 1 to {MAX_COUNT}.")
     mode: Literal["exact", "fast", "codes"] | None = Field(
         None,
         description="Search mode. exact compares the fc7 vectors of all images. fast preselects images by short codes "

@@ -280,7 +280,7 @@ class ModelsAnswer(BaseModel):
 
 
 class Ready(BaseModel):
-    """The service is ready. `notes` lists what does not work nevertheless."""
+    """The service is ready. `notes` lists its limitations."""
 
     status: Literal["ready"]
     model: ModelName

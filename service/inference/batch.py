@@ -1,4 +1,4 @@
-"""Values of the batch queue: its limits, queued images and predictions, and the run of one batch.
+"""Data types of the batch queue, and the run of one batch.
 
 Guarantees: the prediction of an image depends on that image only. Views are averaged per image.
 Out of scope: queueing, and choosing which images run together.

@@ -143,7 +143,7 @@ class ModelPool:
                 self._slots[artifact.id] = _Slot(serving)
 
     def activate(self, model: str, *, needed: str | None = None) -> Serving:
-        """Answer with a loaded version from the next request on, and retire the previously active one.
+        """Use a loaded version from the next request on, and retire the previously active one.
 
         needed: the version that made the vectors which search uses; it stays loaded. None: the active version.
         """

@@ -1,7 +1,7 @@
 """Prometheus metrics of one application, in a registry of its own.
 
 Guarantees: labels have few values, all from fixed sets (a path is reported as its route's template). Metrics contain
-no data of images or keys.
+no image data and no keys.
 Out of scope: history, and pushing to a gateway.
 """
 

@@ -12,7 +12,7 @@ from service.observability.tracing import Stage
 
 @dataclass(slots=True)
 class Notes:
-    """Facts about a request for its log line. Times are in seconds, of the slowest image."""
+    """What the log line of a request reports. Times are in seconds, of the slowest image."""
 
     request_id: str
     images: int = 0

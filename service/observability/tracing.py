@@ -1,7 +1,7 @@
 """OpenTelemetry traces: a span `request`, with child spans `decode`, `queue` and `run` for each image.
 
 Guarantees: a trace started by the client (W3C `traceparent`) is continued. Spans are sent in batches from a background
-thread, and dropped if the collector does not accept them, so no request waits for it. Spans contain no data of images
+thread, and dropped if the collector does not accept them, so no request waits for it. Spans contain no image data
 or keys.
 Out of scope: sampling (the SDK reads the standard OTEL_ variables), spans of index operations and of the start.
 References: OpenTelemetry's semantic conventions for HTTP; W3C Trace Context.

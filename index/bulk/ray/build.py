@@ -36,7 +36,9 @@ from model_store.remote_artifact import ship
 if TYPE_CHECKING:
     import pyarrow
 
-_FILES_PER_ROUND = 50_000  # listed, looked up and handed out together: what this process holds in memory
+_FILES_PER_ROUND = (
+    50_000  # files that are listed, looked up and distributed at a time, to bound the memory of this process
+)
 _BATCHES_PER_BLOCK = 4
 _LOOKUP_SIZE = 1_000
 _MAX_RETRIES = 3

@@ -127,7 +127,7 @@ def join(address: str, *, object_store_bytes: int) -> Iterator[Cluster]:
     _prepare_environment(address)
     ray = _import()
     options: dict[str, Any] = {}
-    # Ray's driver always prints messages of its nodes to standard output, where the report may go.
+    # Ray's driver prints messages of its nodes to standard output, which may be reserved for the report.
     with ExitStack() as stack, _silent_logs(), Path(os.devnull).open("w") as null, redirect_stdout(null):
         if address == LOCAL:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fc7-ray-", ignore_cleanup_errors=True))

@@ -73,7 +73,7 @@ class Exchange:
 
 
 class _Gather(torch.autograd.Function):
-    """Gathers the maps of both towers. The backward pass sums the gradients of both towers for the own maps."""
+    """Gathers the maps of both towers. The backward pass sums both towers' gradients for this tower's maps."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, exchange: Exchange, layer: str) -> Tensor:

@@ -29,7 +29,7 @@ class Parent:
 def child_architecture(parent: Parent, recipe: Recipe, classes: int) -> Architecture:
     """Return the parent's layers with the recipe's dropout and input scale, and `classes` classes.
 
-    Raises RecipeError if the recipe asks for a variant or width with other layers than the parent's.
+    Raises RecipeError if the recipe asks for a variant or width whose layers differ from the parent's.
     """
     if (recipe.variant, recipe.width) != ("full", 1) and (
         recipe.architecture(classes).layers != parent.architecture.layers

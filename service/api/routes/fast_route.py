@@ -48,7 +48,7 @@ class FastRoute(APIRoute):
 async def _reject_if_full(request: Request, state: State) -> None:
     """Raise QueueFullError if the queue is full. The body is read first, so that the connection can be reused.
 
-    At three times the sustainable load, two of three requests are rejected: what each costs is lost to the third.
+    At three times the sustainable load, two of three requests are rejected, so rejecting one must cost little.
     """
     length = request.headers.get("content-length", "")
     error = state.refusal() if length.isdigit() and int(length) <= state.settings.max_body_bytes else None

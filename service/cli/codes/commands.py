@@ -53,7 +53,9 @@ def train(
     *,
     bits: Annotated[str, typer.Option("--bits", help="Bits per code: 64, 128 or 256.", metavar="BITS")] = "256",
     epochs: Epochs = 20,
-    limit: Annotated[int, typer.Option(min=256, help="Most vectors to train on, sampled from the index.")] = 100_000,
+    limit: Annotated[
+        int, typer.Option(min=256, help="Maximum number of vectors to train on, sampled from the index.")
+    ] = 100_000,
     plain: Annotated[
         bool, typer.Option("--plain", help="Train for reconstruction alone, without the loss term for neighbors.")
     ] = False,
@@ -101,7 +103,9 @@ def evaluate(
         ),
     ] = "",
     queries: Annotated[int, typer.Option(min=1, help="Number of images used as queries.")] = 500,
-    limit: Annotated[int, typer.Option(min=256, help="Most images to search, sampled from the index.")] = 20_000,
+    limit: Annotated[
+        int, typer.Option(min=256, help="Maximum number of images to search, sampled from the index.")
+    ] = 20_000,
     pixels: Annotated[
         bool, typer.Option("--pixels/--no-pixels", help="Compare raw pixels (32x32) and an auto-encoder of them.")
     ] = True,

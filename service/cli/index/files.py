@@ -110,7 +110,7 @@ def export(
 
 def duplicates(
     threshold: Annotated[float, typer.Option(min=0, help="Largest Euclidean distance between the two images.")],
-    limit: Annotated[int, typer.Option(min=1, help="Most pairs to list, nearest first.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of pairs to list, nearest first.")] = 1000,
     where: Where = None,
     home: Home = None,
     as_json: AsJson = False,

@@ -48,7 +48,12 @@ def demo(
 
 @app.command()
 def ilsvrc(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="ILSVRC's tar files and development kit, or unpacked.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder with ILSVRC's development kit and images, as tar files or unpacked."
+        ),
+    ],
 ) -> None:
     """Check that ILSVRC-2010 or ILSVRC-2012 is complete, without writing anything."""
     from model_store.training.data.ilsvrc import ilsvrc_source  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`fc7 evaluate`: measure the errors of runs and versions on a labelled data set."""
+"""`fc7 evaluate`: measure the errors of runs and versions on a labeled data set."""
 
 from __future__ import annotations
 

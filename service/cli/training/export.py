@@ -20,7 +20,9 @@ def export(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="Name of a run (its newest), its folder's name, or a path.", autocompletion=complete_run
+            metavar="RUN",
+            help="Name of a run (the newest one is used), name of its folder, or a path.",
+            autocompletion=complete_run,
         ),
     ],
     *,

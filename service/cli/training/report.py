@@ -40,7 +40,7 @@ def report(
             help="Output of fc7 evaluate --json, added as a row of the tables. Can be repeated.",
         ),
     ] = None,
-    gallery: Annotated[int, typer.Option(min=1, help="Most training images to search.")] = 5_000,
+    gallery: Annotated[int, typer.Option(min=1, help="Maximum number of training images to search.")] = 5_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed that selects the images.")] = 0,
     home: Home = None,
 ) -> None:
