@@ -1,7 +1,7 @@
 """Compare two versions on the same images: agreement, errors and speed.
 
 Guarantees: both versions see the same pixels. Every image is counted as compared, or as skipped with a reason. Classes
-are matched by label, and ties are broken as in serving (`top_k`). Speed covers inference only; the versions run in turns.
+are matched by label, and ties are broken as in serving (`top_k`). Speed covers only inference, in turns.
 Out of scope: a verdict on which version is better. Nothing is changed, and torch is not needed.
 """
 

@@ -30,7 +30,7 @@ from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
 from service.indexing.sync import IndexSync
 from service.inference.activation import Activator
-from service.inference.batch import BatchLimits
+from service.inference.admission import BatchLimits
 from service.inference.embed import Embedder
 from service.inference.loader import MakeRunner, ModelLoader, changed_files
 from service.inference.model_pool import ModelPool, Serving

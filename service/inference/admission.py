@@ -1,4 +1,4 @@
-"""Admission: how many images the queue accepts, and when a refused client should try again.
+"""Admission: how many images the queue accepts, and when to retry; and the data types of the queue.
 
 Guarantees:
 - Admission is counted in images and atomic: a request gets a slot for every image, or none.
@@ -11,15 +11,49 @@ Out of scope: locking. Every method must be called with the batcher's lock held.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
-from service.inference.batch import BatchLimits, QueuedImage
 
 _MAX_RETRY_AFTER_S = 60
 _DEADLINE_SHARE = 0.8  # available for queueing: the rate varies, and decoding and sending the response take time too
 _SMOOTHING = 0.8  # weight of earlier batches in the measured rate
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """`max_batch` in rows, `max_delay_s` and `deadline_s` in seconds, `queue_size` in images."""
+
+    max_batch: int
+    max_delay_s: float
+    queue_size: int
+    deadline_s: float = float("inf")
+
+
+class Prediction(NamedTuple):
+    """The model's output for one image: float32 [K] and float32 [4096]. Times are in seconds."""
+
+    probabilities: NDArray[np.float32]
+    fc7: NDArray[np.float32]
+    queue_seconds: float
+    run_seconds: float
+
+
+@dataclass(slots=True)
+class QueuedImage:
+    """A prepared image, uint8 [256,256,3], with 1 or 10 views. `queued_at` is a monotonic time in seconds."""
+
+    pixels: NDArray[np.uint8]
+    views: int
+    queued_at: float = field(default_factory=time.monotonic)
+    future: Future[Prediction] = field(default_factory=Future)
 
 
 @dataclass(slots=True, eq=False)

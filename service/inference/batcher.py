@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -28,10 +28,10 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.image import CROP
+from model_store.image import CROP, views
+from model_store.runtime.runner import Outputs, average_views
 from service.errors import QueueFullError, RunnerDeadError
-from service.inference.admission import Admission, Slots
-from service.inference.batch import BatchLimits, InferFn, Prediction, QueuedImage, run_batch
+from service.inference.admission import Admission, BatchLimits, Prediction, QueuedImage, Slots
 from service.inference.core_scheduler import CoreScheduler
 
 
@@ -296,3 +296,23 @@ class Batcher:
             image.future.set_exception(death)
         if first:
             self._on_death(death)
+
+
+# Runs the model (`Runner.run` or `Runner.run_in_stream`): returns one output row for each row, uint8 [n,224,224,3].
+InferFn = Callable[[NDArray[np.uint8]], Outputs]
+
+
+def run_batch(infer: InferFn, images: Sequence[QueuedImage]) -> list[Prediction]:
+    """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises."""
+    started = time.monotonic()
+    outputs = infer(np.concatenate([views(image.pixels, image.views) for image in images]))
+    run_seconds = time.monotonic() - started
+    predictions = []
+    first = 0
+    for image in images:
+        rows = slice(first, first + image.views)
+        first += image.views
+        probabilities = average_views(outputs.probabilities[rows], image.views)
+        fc7 = average_views(outputs.fc7[rows], image.views)
+        predictions.append(Prediction(probabilities[0], fc7[0], started - image.queued_at, run_seconds))
+    return predictions

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from model_store.errors import Fc7Error
 from model_store.image import CROP, SIZE, PreparedImage, encode_jpeg, inspect_and_prepare
 from service.errors import BadImageError
-from service.inference.batch import Prediction
+from service.inference.admission import Prediction
 from service.inference.batcher import Ticket
 from service.inference.model_pool import Serving
 from service.observability.metrics import Metrics

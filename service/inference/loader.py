@@ -14,7 +14,7 @@ from model_store.artifact import Artifact
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from service.errors import MemoryShortError, RunnerDeadError
-from service.inference.batch import BatchLimits
+from service.inference.admission import BatchLimits
 from service.inference.batcher import Batcher
 from service.inference.memory import available, needed_to_load, return_freed_memory
 from service.inference.model_pool import Serving

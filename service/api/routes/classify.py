@@ -7,9 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from model_store.artifact import Artifact
-from service.api.deadline import within_limits
 from service.api.parameters import ClassifyQuery
-from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems
+from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.fast_route import FastRoute
 from service.api.schemas import ClassifyAnswer, ClassifyResult, ModelName
 from service.api.upload import receive

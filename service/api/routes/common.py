@@ -1,16 +1,20 @@
-"""Dependencies and OpenAPI fragments shared by the routers."""
+"""Dependencies, deadlines and OpenAPI fragments shared by the routers."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
 from service.api.auth import require
 from service.api.schemas import InferenceProblem, Problem
-from service.errors import DrainingError
+from service.errors import ClientGoneError, DeadlineError, DrainingError
 from service.settings import Scope
 from service.state import State
+
+_T = TypeVar("_T")
 
 
 async def get_state(request: Request) -> State:
@@ -74,3 +78,37 @@ def inference_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 READY_RETRY = {"Retry-After": "5"}  # seconds
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)
+
+
+async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await `work` until the deadline, as long as the client stays connected. The body must have been read before.
+
+    Raises DeadlineError or ClientGoneError; `work` is then cancelled.
+    """
+    # `work` runs in this task, because a task of its own would cost a tenth of a millisecond. The task that waits for
+    # the client to disconnect cancels this one.
+    own, disconnected = asyncio.current_task(), False
+
+    def cancel(_watcher: asyncio.Task[None]) -> None:
+        nonlocal disconnected
+        disconnected = own is not None and own.cancel()
+
+    watcher = asyncio.create_task(_wait_for_disconnect(request))
+    watcher.add_done_callback(cancel)
+    try:
+        async with asyncio.timeout(state.settings.deadline_s):
+            return await work
+    except TimeoutError:
+        raise DeadlineError(state.settings.deadline_s) from None
+    except asyncio.CancelledError:
+        if not disconnected or own is None or own.uncancel():
+            raise
+        raise ClientGoneError from None
+    finally:
+        watcher.remove_done_callback(cancel)
+        watcher.cancel()
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

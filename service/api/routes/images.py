@@ -28,10 +28,9 @@ from index.errors import IndexSwitchedError, MetadataError
 from index.filters import parse_where
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api import schemas
-from service.api.deadline import within_limits
 from service.api.json_body import PATCH_TYPES, merge_patch, receive_patch
 from service.api.parameters import ListQuery, SearchQuery, WhereQuery
-from service.api.routes.common import READ, WITH_BODY, WORK, WRITE, StateDep, image_body, problems
+from service.api.routes.common import READ, WITH_BODY, WORK, WRITE, StateDep, image_body, problems, within_limits
 from service.api.upload import receive
 from service.errors import BodyMalformedError, ModelNotLoadedError
 from service.inference.embed import Embedded

@@ -10,9 +10,8 @@ from fastapi import APIRouter, Query, Request, status
 
 from index.catalog.backup import snapshot_name
 from index.filters import parse_where
-from service.api.deadline import within_limits
 from service.api.parameters import DuplicatesQuery
-from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems
+from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems, within_limits
 from service.api.schemas import DuplicatesAnswer, IndexInfo, PairInfo, SnapshotInfo
 
 router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])

@@ -17,9 +17,8 @@ from model_store.artifact import FEATURES
 from model_store.image import CROP
 from model_store.runtime.runner import Outputs
 from service.api import oip_codec as codec
-from service.api.deadline import within_limits
 from service.api.problems import INFERENCE_PATH, STATUS, problem
-from service.api.routes.common import READ, READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems
+from service.api.routes.common import READ, READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems, within_limits
 from service.api.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
 from service.api.upload import BodyBudget, receive_raw
 from service.errors import NotReadyError

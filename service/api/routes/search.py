@@ -10,9 +10,8 @@ from fastapi import APIRouter, Query, Request
 
 from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
-from service.api.deadline import within_limits
 from service.api.parameters import ModelSearchQuery
-from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems
+from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.fast_route import FastRoute
 from service.api.schemas import ModelName, SearchAnswer, SearchResult
 from service.api.upload import receive

@@ -10,7 +10,7 @@ import pytest
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from service.errors import RunnerDeadError
-from service.inference.batch import BatchLimits
+from service.inference.admission import BatchLimits
 from service.inference.batcher import Batcher
 from tests.support.pausable_model import PausableModel
 from tests.support.tiny_model import publish_tiny_model

@@ -12,7 +12,7 @@ from model_store.errors import RunnerError
 from model_store.image import views
 from model_store.runtime.runner import Runner, average_views
 from service.errors import DrainingError, RunnerDeadError
-from service.inference.batch import Prediction
+from service.inference.admission import Prediction
 from service.inference.batcher import Batcher
 from tests.service.inference.conftest import MakeBatcher
 from tests.support.pausable_model import PausableModel, image

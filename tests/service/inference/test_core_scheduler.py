@@ -12,7 +12,7 @@ import pytest
 from model_store.image import views
 from model_store.runtime.runner import Runner
 from service.errors import RunnerDeadError
-from service.inference.batch import Prediction
+from service.inference.admission import Prediction
 from service.inference.batcher import Batcher, Ticket
 from tests.service.inference.conftest import MakeParallelBatcher
 from tests.support.pausable_model import PausableModel, image
