@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ from index.local.index import LocalImageIndex
 from index.search import code_quality
 from index.search.code_quality import CodeQuality, EvaluationSet
 from model_store.code_store import BinaryEncoder
-from model_store.training.autoencoder import CodeOptions, train_codes
 from service.cli import console
+
+if TYPE_CHECKING:
+    from model_store.training.autoencoder import CodeOptions
 
 SIDE: Final = 32  # pixels, as in CIFAR-10
 _PAGE: Final = 1000
@@ -80,6 +82,8 @@ def compare_codes(
     find_encoder: returns the auto-encoder of `fc7 codes train` with that many bits. epochs, seed: of the auto-encoders
     trained here. plain: also train auto-encoders by reconstruction alone.
     """
+    from model_store.training.autoencoder import CodeOptions  # noqa: PLC0415 - torch
+
     vectors = images.vectors
     comparison = _Comparison(images)
     comparison.add("exact fc7", 2 * vectors.shape[1], code_quality.exact_search(vectors))
@@ -120,6 +124,8 @@ class _Comparison:
 
     def train_and_add(self, name: str, rows: NDArray[np.float32], options: CodeOptions) -> None:
         """Train an auto-encoder on `rows` and measure it."""
+        from model_store.training.autoencoder import train_codes  # noqa: PLC0415 - torch
+
         with console.ProgressBar(f"training {options.bits} bits, {name}", "steps") as bar:
             net = train_codes(rows, options, lambda step, steps, loss: bar.update(step, steps, f"loss {loss:.3f}")).net
         self.add(name, options.bits // 8, code_quality.hamming_search(net.bits(rows), net.bits), rows)

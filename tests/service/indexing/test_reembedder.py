@@ -240,7 +240,7 @@ def test_images_without_a_picture_are_counted_named_and_embedded_when_sent_again
         assert (version, {key for key, _ in found}) == (2, {"0", "1"})
         assert index_info(server)["missing_vectors"] == 1
         [note] = server.client.get("/readyz").json()["notes"]
-        assert "search does not find them" in note
+        assert "Search does not find them" in note
 
 
 def test_search_finds_embedded_images_if_the_previous_model_was_removed(home: Path) -> None:
