@@ -118,7 +118,7 @@ class TooManyImagesError(RequestError):
 
 
 class ClientGoneError(RequestError):
-    """The client disconnected before the response. Nobody receives this error."""
+    """The client disconnected before the response. The error is not sent."""
 
     message = "The client closed the connection."
 

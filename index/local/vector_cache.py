@@ -83,7 +83,7 @@ def load_vectors(searcher: Searcher, catalog: Catalog, space: int, path: Path, f
 
 
 def find_damage(path: Path, catalog: Catalog, space: int, fingerprint: str) -> str | None:
-    """Return what is wrong with the cache file, or None if nothing is or if there is no file."""
+    """Describe the damage to the cache file. Returns None if it is intact or does not exist."""
     if not path.exists():
         return None
     cache = _Cache.open(path, catalog.identity, fingerprint)

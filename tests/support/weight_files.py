@@ -306,6 +306,13 @@ def write_zoo_model(
     add("Gemm", ["fc8_w_0", "fc8_b_0"], transB=1)
     if softmax:
         add("Softmax", axis=1)
+    return _save_zoo_graph(path, nodes, current, weights, size=size, opset=opset)
+
+
+def _save_zoo_graph(
+    path: Path, nodes: list[onnx.NodeProto], output: str, weights: Mapping[str, Tensor], *, size: int, opset: int
+) -> Path:
+    """Write the nodes with the weights as constants; `output` is the name of the last node's output."""
     constants = {
         f"{name.replace('.weight', '_w').replace('.bias', '_b')}_0": value.numpy() for name, value in weights.items()
     }
@@ -321,7 +328,7 @@ def write_zoo_model(
         nodes,
         "alexnet",
         inputs,
-        [helper.make_tensor_value_info(current, TensorProto.FLOAT, [1, classes])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, classes])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(

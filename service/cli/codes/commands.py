@@ -121,7 +121,7 @@ def evaluate(
     """Compare the trained codes with other codes of the same size: recall, class precision, size and speed."""
     sizes = sorted({_bits(each) for each in bits or ["256"]})
     if plot is not None and not plot.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {plot.parent}.", param_hint="--plot")
+        raise typer.BadParameter(f"The folder {plot.parent} does not exist.", param_hint="--plot")
     # Imported before the work, so that a missing package is reported immediately.
     from service.cli.codes.comparison import collect, compare_codes  # noqa: PLC0415 - faiss, torch
     from service.cli.codes.plot import draw_codes  # noqa: PLC0415 - matplotlib

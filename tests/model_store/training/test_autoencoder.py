@@ -189,7 +189,7 @@ def test_the_commands_train_evaluate_and_plot(
     assert fc7("evaluate", "--bits", "32").exit_code == 2
     refused = fc7("evaluate", "--plot", str(tmp_path / "none" / "codes.png"))
     assert refused.exit_code == 2
-    assert "there is no folder" in refused.output
+    assert "does not exist" in refused.output
 
 
 def test_vectors_of_the_index_are_found_by_key(tmp_path: Path) -> None:
