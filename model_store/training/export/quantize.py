@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,15 +193,13 @@ def compare(
     wrong: list[tuple[bool, bool, bool, bool]] = []  # of each image: top-1 and top-5 in fp32, top-1 and top-5 in other
     options = RunnerOptions(device="cpu")
     with closing(Runner(reference, options)) as first, closing(Runner(other, options)) as second:
-        remaining = iter(images)
-        while batch := list(islice(remaining, _BATCH)):
-            pixels = views(np.stack([image for image, _ in batch]))
-            expected, actual = first.run(pixels), second.run(pixels)
+        for pixels, names in images.batches(_BATCH):
+            expected, actual = (runner.run(views(pixels)) for runner in (first, second))
             norms = np.linalg.norm(expected.fc7, axis=1) * np.linalg.norm(actual.fc7, axis=1)
             products = (expected.fc7 * actual.fc7).sum(axis=1)
             cosines += (products / np.maximum(norms, np.finfo(np.float32).tiny)).tolist()
             best = [top_k(outputs.probabilities, k)[0].tolist() for outputs in (expected, actual)]
-            for (_, label), a, b in zip(batch, *best, strict=True):
+            for label, a, b in zip(names, *best, strict=True):
                 agreement.append((a[0] == b[0], a[0] in b))
                 if (index := index_of.get(label)) is not None:
                     wrong.append((a[0] != index, index not in a, b[0] != index, index not in b))

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,6 @@ from model_store.training.paper.tables import Benchmark, markdown, paper_tables
 LEFT_IMAGES: Final = 8
 QUERIES: Final = 5
 NEIGHBORS: Final = 6
-
-
-class Net(Predictor, Protocol):
-    """A predictor that also returns fc7: the net of a run in torch, or a version as it is served."""
-
-    def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +63,7 @@ class ReportOptions:
 
 
 def write_paper_report(
-    net: Net,
+    net: Predictor,
     first: FirstLayer,
     data: Path,
     out: Path,
@@ -161,7 +154,9 @@ def _none_readable(files: Sequence[ImageFile]) -> DatasetError:
     return DatasetError(f"None of {len(files)} images can be read. The first one is {files[0].file}.")
 
 
-def _embed(net: Net, files: Sequence[ImageFile], progress: Progress) -> tuple[list[ImageFile], NDArray[np.float32]]:
+def _embed(
+    net: Predictor, files: Sequence[ImageFile], progress: Progress
+) -> tuple[list[ImageFile], NDArray[np.float32]]:
     """Return the readable files and their fc7 vectors, float32 [n, neurons]."""
     embedded: list[ImageFile] = []
     vectors = []

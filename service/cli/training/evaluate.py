@@ -20,8 +20,7 @@ from service.factory import runner_options
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from model_store.training.evaluate import Evaluation
-    from model_store.training.paper.report import Net
+    from model_store.training.evaluate import Evaluation, Predictor
 
 _WIDEST_CONFUSION = 12  # classes; a larger table does not fit a terminal
 
@@ -60,7 +59,7 @@ def evaluate(
 
 def load_predictors(
     models: Sequence[str], settings: Settings, data: Path | None, command: str
-) -> tuple[list[Net], Path]:
+) -> tuple[list[Predictor], Path]:
     """Return what to evaluate, and the data folder: `data`, or else that of the first run among the models.
 
     Raises DatasetError if there is no data folder; the message names `command`.
@@ -71,7 +70,7 @@ def load_predictors(
 
     store = ModelStore(settings.home)
     options = runner_options(settings, batches=True)
-    predictors: list[Net] = []
+    predictors: list[Predictor] = []
     for model in models:
         run = find_run_folder(settings.home, model)
         if run is None:
