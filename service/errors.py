@@ -125,7 +125,7 @@ class ClientGoneError(RequestError):
 
 @dataclass(eq=False)
 class BadImageError(RequestError):
-    """One image of a request failed. `index` counts from 0; The HTTP status is that of `error`."""
+    """One image of a request failed. `index` counts from 0; the HTTP status is that of `error`."""
 
     index: int
     error: Fc7Error

@@ -7,10 +7,7 @@ Out of scope: reading the environment at import, configuration files, changes af
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
-import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,87 +65,169 @@ class Settings(BaseSettings):
     """All settings with their defaults. The variable is `FC7_` and the field's name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
-    home: Path = Path("var")
-    """Folder for all state: models, index and training runs."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """Device that runs the model: auto (CUDA if available, otherwise the CPU), cpu, cuda or cuda:N."""
-    precision: Literal["fp32", "int8", "fp16"] = "fp32"
-    """Precision of the model; the start fails if the active version has no files for it."""
-    cuda_memory_mb: int | None = Field(default=None, ge=64)
-    """Maximum memory (MB) of ONNX Runtime on the CUDA device (unset: no limit)."""
-    cuda_graphs: bool = False
-    """Replay each batch size as one CUDA graph (requires CUDA)."""
-    tensorrt: bool = False
-    """Run the model with TensorRT (requires CUDA), and cache its engines under FC7_HOME/tensorrt."""
-    host: str = Field(default="127.0.0.1", min_length=1)
-    """Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true."""
-    port: int = Field(default=8000, ge=0, le=65535)
-    """Port to listen on; 0 picks a free port and prints it."""
-    max_batch: int = Field(default=12, ge=1, le=1024)
-    """Maximum rows (an image, or one of its ten views) in one run of the model."""
-    max_delay_ms: float = Field(default=5.0, ge=0, le=1000)
-    """Maximum wait (ms) of a batch for more images; an idle server does not wait."""
-    queue_size: int = Field(default=256, ge=1, le=100_000)
-    """Maximum images admitted and not yet answered; more are refused (503)."""
-    deadline_s: float = Field(default=10.0, gt=0, le=3600)
-    """Maximum time (s) for decoding, queueing and running a request (else 504)."""
-    upload_timeout_s: float = Field(default=30.0, gt=0, le=3600)
-    """Maximum time (s) for receiving a request body (else 408)."""
-    shutdown_timeout_s: float = Field(default=20.0, ge=0, le=3600)
-    """Maximum time (s) for answering the admitted requests after SIGTERM."""
-    keep_alive_s: int = Field(default=75, ge=1, le=3600)
-    """Time (s) that an idle connection is kept open."""
-    max_body_bytes: int = Field(default=20_000_000, ge=1_000)
-    """Maximum size (bytes) of a request body (else 413)."""
-    max_archive_bytes: int = Field(default=4_000_000_000, ge=1_000)
-    """Maximum size (bytes) of an archive, compressed (else 413) and unpacked (else 422)."""
-    max_buffer_bytes: int = Field(default=256_000_000, ge=1_000)
-    """Maximum size (bytes) of all request bodies in memory (else 503)."""
-    max_images: int = Field(default=32, ge=1, le=10_000)
-    """Maximum number of images in one request (else 413)."""
-    max_pixels: int = Field(default=50_000_000, ge=1)
-    """Maximum number of pixels of an image, checked before it is decoded (else 422)."""
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = ()
-    """API keys, as scope:key pairs separated by commas, where scope is read, write or admin and a key has at least 16
-    characters."""
-    allow_anonymous: bool = False
-    """Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read."""
-    keep_pictures: bool = True
-    """Store a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."""
-    index_uri: str | None = Field(default=None, min_length=1)
-    """Location of the index: the URL of a Milvus server (http://milvus:19530) or a .db file of Milvus Lite (unset:
-    FC7_HOME)."""
-    index_token: SecretStr | None = None
-    """Credentials for Milvus: user:password or an API key."""
-    index_name: str = Field(default="fc7", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
-    """Prefix of the collection names on Milvus; each prefix is a separate index."""
-    index_timeout_s: float = Field(default=4.0, gt=0, le=3600)
-    """Maximum time (s) of one call to Milvus (else 503)."""
-    fast_from: int = Field(default=20_000, ge=0)
-    """Number of vectors from which short codes for the mode fast are trained (0: never)."""
-    max_loaded: int = Field(default=3, ge=1, le=100)
-    """Maximum versions in memory: the active one, the index's, and those named in requests."""
-    previous_vectors: Literal["keep", "drop"] = "keep"
-    """Keep the previous model's vectors for a quick rollback, or drop them after a migration."""
-    reembed_share: float = Field(default=0.02, gt=0, le=1)
-    """Maximum share of time for re-embedding while requests arrive; an idle server uses all of it."""
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    """Number of ONNX Runtime threads (unset: one per core)."""
-    streams: int | None = Field(default=None, ge=1, le=64)
-    """Number of parallel runs on the CPU, each on an equal share of FC7_THREADS (unset: 2 if there are two cores and
-    memory for a second copy of the weights, otherwise 1)."""
-    decode_threads: int | None = Field(default=None, ge=1, le=1024)
-    """Number of threads that decode images (unset: one per core)."""
-    otlp_endpoint: str | None = Field(default=None, min_length=1)
-    """URL of an OTLP collector that receives traces, such as http://localhost:4318 (unset:
-    OTEL_EXPORTER_OTLP_ENDPOINT)."""
-    log_format: Literal["json", "text"] = "json"
-    """Log format: json (one object per line) or text."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Minimum level of logged events."""
+    home: Path = Field(default=Path("var"), description="Folder for all state: models, index and training runs.")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Device that runs the model: auto (CUDA if available, otherwise the CPU), cpu, cuda or cuda:N.",
+    )
+    precision: Literal["fp32", "int8", "fp16"] = Field(
+        default="fp32", description="Precision of the model; the start fails if the active version has no files for it."
+    )
+    cuda_memory_mb: int | None = Field(
+        default=None, ge=64, description="Maximum memory (MB) of ONNX Runtime on the CUDA device (unset: no limit)."
+    )
+    cuda_graphs: bool = Field(default=False, description="Replay each batch size as one CUDA graph (requires CUDA).")
+    tensorrt: bool = Field(
+        default=False,
+        description="Run the model with TensorRT (requires CUDA), and cache its engines under FC7_HOME/tensorrt.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port and prints it.")
+    max_batch: int = Field(
+        default=12,
+        ge=1,
+        le=1024,
+        description="Maximum rows (an image, or one of its ten views) in one run of the model.",
+    )
+    max_delay_ms: float = Field(
+        default=5.0,
+        ge=0,
+        le=1000,
+        description="Maximum wait (ms) of a batch for more images; an idle server does not wait.",
+    )
+    queue_size: int = Field(
+        default=256,
+        ge=1,
+        le=100_000,
+        description="Maximum images admitted and not yet answered; more are refused (503).",
+    )
+    deadline_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Maximum time (s) for decoding, queueing and running a request (else 504).",
+    )
+    upload_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="Maximum time (s) for receiving a request body (else 408)."
+    )
+    shutdown_timeout_s: float = Field(
+        default=20.0, ge=0, le=3600, description="Maximum time (s) for answering the admitted requests after SIGTERM."
+    )
+    keep_alive_s: int = Field(default=75, ge=1, le=3600, description="Time (s) that an idle connection is kept open.")
+    max_body_bytes: int = Field(
+        default=20_000_000, ge=1_000, description="Maximum size (bytes) of a request body (else 413)."
+    )
+    max_archive_bytes: int = Field(
+        default=4_000_000_000,
+        ge=1_000,
+        description="Maximum size (bytes) of an archive, compressed (else 413) and unpacked (else 422).",
+    )
+    max_buffer_bytes: int = Field(
+        default=256_000_000, ge=1_000, description="Maximum size (bytes) of all request bodies in memory (else 503)."
+    )
+    max_images: int = Field(
+        default=32, ge=1, le=10_000, description="Maximum number of images in one request (else 413)."
+    )
+    max_pixels: int = Field(
+        default=50_000_000,
+        ge=1,
+        description="Maximum number of pixels of an image, checked before it is decoded (else 422).",
+    )
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = Field(
+        default=(),
+        description=(
+            "API keys, as scope:key pairs separated by commas, where scope is read, write or admin and a key has "
+            "at least 16 characters."
+        ),
+    )
+    allow_anonymous: bool = Field(
+        default=False,
+        description="Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read.",
+    )
+    keep_pictures: bool = Field(
+        default=True, description="Store a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
+    )
+    index_uri: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Location of the index: the URL of a Milvus server (http://milvus:19530) or a .db file of Milvus Lite"
+            " (unset: FC7_HOME)."
+        ),
+    )
+    index_token: SecretStr | None = Field(
+        default=None, description="Credentials for Milvus: user:password or an API key."
+    )
+    index_name: str = Field(
+        default="fc7",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        description="Prefix of the collection names on Milvus; each prefix is a separate index.",
+    )
+    index_timeout_s: float = Field(
+        default=4.0, gt=0, le=3600, description="Maximum time (s) of one call to Milvus (else 503)."
+    )
+    fast_from: int = Field(
+        default=20_000,
+        ge=0,
+        description="Number of vectors from which short codes for the mode fast are trained (0: never).",
+    )
+    max_loaded: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="Maximum versions in memory: the active one, the index's, and those named in requests.",
+    )
+    previous_vectors: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="Keep the previous model's vectors for a quick rollback, or drop them after a migration.",
+    )
+    reembed_share: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="Maximum share of time for re-embedding while requests arrive; an idle server uses all of it.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Number of ONNX Runtime threads (unset: one per core)."
+    )
+    streams: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description=(
+            "Number of parallel runs on the CPU, each on an equal share of FC7_THREADS (unset: 2 if there are two"
+            " cores and memory for a second copy of the weights, otherwise 1)."
+        ),
+    )
+    decode_threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Number of threads that decode images (unset: one per core)."
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "URL of an OTLP collector that receives traces, such as http://localhost:4318 (unset: "
+            "OTEL_EXPORTER_OTLP_ENDPOINT)."
+        ),
+    )
+    log_format: Literal["json", "text"] = Field(
+        default="json", description="Log format: json (one object per line) or text."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Minimum level of logged events."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
@@ -205,8 +284,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> Iterator[SettingLine]:
     """Yield each setting with its value and source. overridden: the fields set on the command line."""
-    descriptions = _descriptions()
-    for field in Settings.model_fields:
+    for field, info in Settings.model_fields.items():
         value = getattr(settings, field)
         if field == "api_keys":
             text = ", ".join(f"{key.scope.name.lower()}:********" for key in value)
@@ -217,17 +295,7 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
         source: Literal["default", "environment", "command line"] = "default"
         if field in settings.model_fields_set:
             source = "command line" if field in overridden else "environment"
-        yield SettingLine(variable(field), text, source, descriptions[field])
-
-
-def _descriptions() -> dict[str, str]:
-    """Return the docstring of each field. pydantic can only read them at import, which would delay every start."""
-    [settings] = ast.parse(inspect.getsource(Settings)).body
-    return {
-        ast.unparse(field.target): " ".join(ast.literal_eval(docstring.value).split())
-        for field, docstring in itertools.pairwise(ast.iter_child_nodes(settings))
-        if isinstance(field, ast.AnnAssign) and isinstance(docstring, ast.Expr)
-    }
+        yield SettingLine(variable(field), text, source, info.description or "")
 
 
 def _expected(field: str) -> str:
