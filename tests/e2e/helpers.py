@@ -57,7 +57,8 @@ class Visit:
         return self.page
 
     def expect_responses(self, *statuses: int) -> None:
-        """Remove the browser's own messages about the error responses that the test provoked."""
+        """Wait for all results, then remove the browser's messages about the error responses that the test provoked."""
+        expect(self.page.locator("#answer")).not_to_have_attribute("aria-busy", "true")  # several requests can fail
         starts = [f"Failed to load resource: the server responded with a status of {status}" for status in statuses]
         self.messages = [message for message in self.messages if not any(message.startswith(start) for start in starts)]
 
