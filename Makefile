@@ -59,5 +59,5 @@ lock: $(READY) ## Write the installed versions to constraints/cpu.txt
 	mv constraints/cpu.txt.new constraints/cpu.txt
 
 clean: ## Remove the environment and caches, but not FC7_HOME
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
