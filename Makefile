@@ -11,7 +11,7 @@ help: ## List the commands
 
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,scale,demo,otel,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,dev]'
 	@touch $@
 
 setup: $(READY) ## Install everything into .venv
@@ -54,7 +54,7 @@ bench-search: $(READY) ## Benchmark search: make bench-search VECTORS=folder (.n
 	$(BIN)/python -m benchmarks.search $(VECTORS)
 
 lock: $(READY) ## Write the installed versions to constraints/cpu.txt
-	@{ echo "# Exact versions for serving and training on a CPU (extras: cpu, train, import, export, ray, scale, demo, otel, dev). Made by \`make lock\`."; \
+	@{ echo "# Exact versions for serving and training on a CPU (extras: cpu, train, import, export, ray, scale, demo, otel, heic, dev). Made by \`make lock\`."; \
 	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' | tr A-Z a-z; } > constraints/cpu.txt.new
 	mv constraints/cpu.txt.new constraints/cpu.txt
 
