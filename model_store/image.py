@@ -22,48 +22,41 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from PIL.ImageFile import ImageFile
 
 from model_store import errors
+from model_store.decoding import formats
 
 PREPARATION: Final = 1
 """Version of the preparation. Pictures and vectors made by another version must be computed again."""
 SIZE: Final = 256
 CROP: Final = 224
 DEFAULT_MAX_PIXELS: Final = 50_000_000
-SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES: Final = formats.SUFFIXES
 
 # The JPEG decoder may scale down by 2, 4 or 8, but must leave at least this size on the shorter side.
 _DRAFT_SIZE = 2 * SIZE
 
-# Format -> (signature, decoder)
-_SUPPORTED: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]]] = {
-    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
-    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
-    "WEBP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
-    "GIF": (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
-    "BMP": (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
-    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
+# Format -> decoder. Called directly, because `Image.open` would try all formats that Pillow knows.
+_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
-FORMATS: Final = tuple(_SUPPORTED)
-_UNSUPPORTED = (
-    (re.compile(rb"....ftyp(?:avif|avis)", re.DOTALL), "AVIF"),
-    (re.compile(rb"....ftyp(?:hei[cxms]|hev[cmsx]|mif1|msf1)", re.DOTALL), "HEIC"),
-    (re.compile(rb"....ftyp", re.DOTALL), "MP4 (video)"),
-    (re.compile(rb"%PDF-"), "PDF"),
-    (re.compile(rb"\0\0[\1\2]\0[^\0]"), "ICO"),
-    (re.compile(rb"8BPS"), "PSD"),
-    (re.compile(rb"\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51"), "JPEG 2000"),
-    (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
-    (re.compile(rb"P[1-7]\s"), "PNM"),
-    (re.compile(rb"qoif"), "QOI"),
-    (re.compile(rb"DDS "), "DDS"),
-    (re.compile(rb"v/1\x01"), "OpenEXR"),
-    (re.compile(rb"%!PS"), "PostScript"),
-    # A lookahead for each part: nested repetition would take exponential time on hostile input.
-    (re.compile(rb"(?=\s*<)(?=.*<svg)", re.DOTALL), "SVG"),
-)
 
 # EXIF orientation -> transformation of an array [height, width, 3] to the upright picture. See EXIF 2.32, 4.6.4 A.
 _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -84,7 +77,7 @@ _RESAMPLED_DIRECTLY = ("RGB", "L", "CMYK", "YCbCr", "RGBX", "RGBA", "LA", "RGBa"
 class PreparedImage:
     """A prepared picture, with the size and format of the original.
 
-    pixels: uint8 [256,256,3], RGB. width, height: of the upright original, in pixels. format: one of `FORMATS`.
+    pixels: uint8 [256,256,3], RGB. width, height: of the upright original, in pixels. format: one of `formats.FORMATS`.
     """
 
     pixels: NDArray[np.uint8]
@@ -105,10 +98,12 @@ def prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.
 
 def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> PreparedImage:
     """As `prepare`, but also return the size and format of the original."""
-    form = _format_of(data)
+    form = formats.format_of(data)
+    if form not in _DECODERS:
+        raise errors.ImageFormatError(form, formats.FORMATS)
     _silence_decoders()
     try:
-        with _SUPPORTED[form][1](io.BytesIO(data)) as image:
+        with _DECODERS[form](io.BytesIO(data)) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise errors.ImageTooLargeError(width * height, max_pixels)
@@ -128,19 +123,6 @@ def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         if orientation >= 5:
             width, height = height, width
     return PreparedImage(np.ascontiguousarray(pixels), width, height, form)
-
-
-def _format_of(data: bytes) -> str:
-    if not data:
-        raise errors.ImageUnreadableError("the data is empty")
-    head = bytes(data[:1024])
-    for form, (signature, _) in _SUPPORTED.items():
-        if signature.match(head):
-            return form
-    for signature, form in _UNSUPPORTED:
-        if signature.match(head):
-            raise errors.ImageFormatError(form, FORMATS)
-    raise errors.ImageUnreadableError(f"the first bytes are not those of a known image format ({head[:8]!r})")
 
 
 def _central_square(image: ImageFile) -> tuple[NDArray[np.uint8], int]:

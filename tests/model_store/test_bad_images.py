@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_store.decoding.formats import FORMATS
 from model_store.errors import ImageError, ImageFormatError, ImageTooLargeError, ImageUnreadableError
-from model_store.image import FORMATS, prepare
+from model_store.image import prepare
 from tests.model_store.test_image import encoded, photograph
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
