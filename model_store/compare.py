@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import DatasetError, ImageError
-from model_store.image import find_images, prepare, views
+from model_store.image import prepare, views
+from model_store.image_files import SkipKind, Skipped, escape_name, find_images
 from model_store.runtime.runner import Outputs, Runner, top_k
 
 _TOP = 5
@@ -38,7 +39,7 @@ class Comparison:
 
     same_top1: images with the same most probable label. same_top5: images with the same set of five labels.
     labelled: images whose folder has the name of a class that both versions know. cosines: of the two fc7 vectors of
-    each image, if both versions have the same architecture. skipped: (path, reason) of each unreadable image.
+    each image, if both versions have the same architecture. skipped: the files that were not compared.
     """
 
     sides: tuple[Side, Side]
@@ -48,7 +49,7 @@ class Comparison:
     same_top5: int = 0
     labelled: int = 0
     cosines: list[float] = field(default_factory=list)
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def compare(
@@ -58,11 +59,13 @@ def compare(
 
     Raises DatasetError if no image can be read, RunnerError.
     """
-    paths = list(find_images(folder))
+    skipped: list[Skipped] = []
+    paths = list(find_images(folder, skipped.append))
+    skipped = [item for item in skipped if item.kind is not SkipKind.HIDDEN]
     runners = (first, second)
     for runner in runners:
         runner.warm_up((1, batch))
-    result = Comparison((Side(first.artifact.id), Side(second.artifact.id)), batch)
+    result = Comparison((Side(first.artifact.id), Side(second.artifact.id)), batch, skipped=skipped)
     comparable = first.artifact.manifest.architecture == second.artifact.manifest.architecture
     known = set(first.artifact.labels) & set(second.artifact.labels)
     for start in range(0, len(paths), batch):
@@ -94,9 +97,10 @@ def _read(
         try:
             pixels.append(prepare(path.read_bytes()))
         except (ImageError, OSError) as error:
-            result.skipped.append((path, str(error)))
+            result.skipped.append(Skipped.of(path, error))
             continue
-        labels.append(path.parent.name if path.parent.name in known else None)
+        label = escape_name(path.parent.name)
+        labels.append(label if label in known else None)
     return pixels, labels
 
 

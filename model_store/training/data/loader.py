@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.image_files import summarize
 from model_store.prefetch import prefetch
 from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.dataset import Dataset, ImageSet
@@ -40,11 +41,11 @@ def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, repor
         f"images are {where}."
     )
     if dataset.skipped:
-        examples = "; ".join(f"{item.path}: {item.reason.rstrip('.')}" for item in dataset.skipped[:_EXAMPLES])
         reporter.warn(
-            f"Skipped {len(dataset.skipped)} files that cannot be used; {SKIPPED_FILE} lists all of them. "
-            f"Examples: {examples}"
+            f"{len(dataset.skipped)} files are not used; {SKIPPED_FILE} in the run's folder lists all of them:"
         )
+        for line in summarize(dataset.skipped):
+            reporter.note(f"  {line}")
     if dataset.duplicates:
         examples = "; ".join(f"{val} is the same as {train}" for train, val in dataset.duplicates[:_EXAMPLES])
         reporter.warn(
