@@ -37,6 +37,10 @@ _DESCRIBING_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+# Documented only by their common base class.
+_EMPTY, _END, _TRUNCATED, _INVALID, _SUBSEQUENT = (
+    vars(tarfile)[f"{name}HeaderError"] for name in ("Empty", "EOF", "Truncated", "Invalid", "Subsequent")
+)
 _NESTED: Final = (".zip", ".tar", ".tgz", ".tbz2", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 # The first bytes of archives that are not supported
 _OTHER_ARCHIVES: Final = (
@@ -101,7 +105,7 @@ def count_images(path: Path, limits: ArchiveLimits) -> int:
     return count
 
 
-def read_entries(path: Path, limits: ArchiveLimits, after: int = 0) -> Iterator[ArchiveEntry]:
+def read_entries(path: Path, limits: ArchiveLimits, after: int = 0) -> Generator[ArchiveEntry]:
     """Yield the files of an archive in its order, from the position after `after`.
 
     Raises DamagedArchiveError after the last entry that can be read, ImageArchiveError if it is not an archive or has
@@ -132,8 +136,8 @@ def _zip_entries(path: Path, limits: ArchiveLimits) -> Generator[ArchiveEntry]:
                 skip = SkippedEntryError(SkipKind.DAMAGED_ENTRY, entry.damage)
                 yield ArchiveEntry(position, entry.name, 0, skip, bytes)
             elif not entry.is_folder:
-                skip = _why_zip_entry_is_skipped(entry)
-                yield _make_entry((position, entry.name, entry.size), skip, partial(archive.read, entry), limits)
+                skip_entry = _why_zip_entry_is_skipped(entry)
+                yield _make_entry((position, entry.name, entry.size), skip_entry, partial(archive.read, entry), limits)
 
 
 def _tar_entries(path: Path, start: bytes, limits: ArchiveLimits) -> Generator[ArchiveEntry]:
@@ -259,7 +263,7 @@ class _TarHeader(tarfile.TarInfo):
         """Parse a header."""
         member = super().frombuf(buf, encoding, errors)
         if member.size < 0:
-            raise tarfile.InvalidHeaderError("the size is negative")
+            raise _INVALID("the size is negative")
         if member.type in _DESCRIBING_TYPES and member.size > _MAX_HEADER_BYTES:
             raise ImageArchiveError(f"has a header of {member.size:,} bytes")
         return member
@@ -277,14 +281,14 @@ class _TarHeader(tarfile.TarInfo):
                 offset = tar.fileobj.tell()
                 try:
                     return super().fromtarfile(tar)
-                except tarfile.TruncatedHeaderError as error:
+                except _TRUNCATED as error:
                     raise tarfile.ReadError("it ends inside a header") from error
-                except tarfile.EmptyHeaderError:
+                except _EMPTY:
                     if offset and len(tar.bad_headers) == bad:
                         tar.bad_headers.append(_BadHeader(offset, "the end marker is missing, so it may be cut off"))
                     raise
-                except (tarfile.EOFHeaderError, tarfile.InvalidHeaderError, tarfile.SubsequentHeaderError) as error:
-                    is_end = isinstance(error, tarfile.EOFHeaderError)
+                except (_END, _INVALID, _SUBSEQUENT) as error:
+                    is_end = isinstance(error, _END)
                     if not offset or (is_end and len(tar.bad_headers) == bad):
                         raise
                     if len(tar.bad_headers) == bad:

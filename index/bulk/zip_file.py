@@ -176,7 +176,8 @@ def has_directory(path: Path) -> bool:
 
 
 class _Decompressor(Protocol):
-    eof: bool
+    @property
+    def eof(self) -> bool: ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
@@ -200,9 +201,9 @@ def _decompressor(method: int) -> _Decompressor:
 
 def _pending(decompressor: _Decompressor, max_length: int) -> bytes:
     """Return output that `decompress` held back because of its limit."""
-    if isinstance(decompressor, bz2.BZ2Decompressor):
+    if hasattr(decompressor, "needs_input"):  # bzip2 keeps the input itself
         return b"" if decompressor.needs_input or decompressor.eof else decompressor.decompress(b"", max_length)
-    tail = getattr(decompressor, "unconsumed_tail", b"")
+    tail: bytes = getattr(decompressor, "unconsumed_tail", b"")
     return decompressor.decompress(tail, max_length) if tail else b""
 
 

@@ -19,7 +19,7 @@ from model_store.durable import sync
 from service.api.upload import media_type, read_body
 from service.errors import BodyTypeError
 from service.indexing.archive_import import archive_limits
-from service.indexing.jobs import ARCHIVE, JobInfo
+from service.indexing.job import ARCHIVE, JobInfo
 from service.state import State
 
 ARCHIVE_TYPES = (

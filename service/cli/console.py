@@ -77,7 +77,7 @@ def say_first(lines: Sequence[str]) -> None:
 
 
 def say_skipped(skipped: Iterable[Skipped]) -> None:
-    """Print a line on standard error for each reason why files were skipped, with their number and the first of them."""
+    """Print a line on standard error for each kind of reason why files were skipped, with the first of them."""
     for line in summarize(skipped):
         say(line)
 

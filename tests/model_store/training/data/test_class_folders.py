@@ -95,7 +95,7 @@ def test_unreadable_files_are_listed_with_the_reason(root: Path, workers: Thread
     (root / "val" / "red" / "note.jpg").write_text("no picture")
     (root / "val" / "red" / "labels.txt").write_text("no picture either")
     dataset = opened(root, workers)
-    assert {item.path.name: item.path.parent.parent.name for item in dataset.skipped} == {
+    assert {Path(item.path).name: Path(item.path).parent.parent.name for item in dataset.skipped} == {
         "0.png": "train",
         "note.jpg": "val",
         "labels.txt": "val",
