@@ -337,7 +337,8 @@ class Jobs:
         text = "The archive is missing on the disk." if isinstance(error, FileNotFoundError) else known
         if isinstance(error, DamagedArchiveError):
             text += f" Before it, {job.added + job.replaced + job.unchanged:,} images were added or found unchanged."
-        self._log.error("job failed", job=job.id, exc_info=error)
+        cause = None if isinstance(error, ImageArchiveError | DamagedArchiveError) else error
+        self._log.error("job failed", job=job.id, detail=text, exc_info=cause)
         self._held.pop(job.id, None)
         self._end(store, job, JobState.FAILED, text, keep=not isinstance(error, DamagedArchiveError))
 

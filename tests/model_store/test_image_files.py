@@ -123,7 +123,7 @@ def test_a_name_that_is_not_utf8_is_found_and_escaped(tmp_path: Path) -> None:
 def test_escaped_names_are_valid_unicode_and_can_be_reversed(raw: bytes) -> None:
     name = os.fsdecode(raw)
     escaped = escape_name(name)
-    assert escaped.encode()
+    escaped.encode()  # valid Unicode
     assert not any(ord(char) < 32 or 127 <= ord(char) < 160 for char in escaped)
     assert unescape_name(escaped) == name
     assert escape_name("Müller, 3. Mai\\x.jpg") == "Müller, 3. Mai\\x.jpg", "ordinary names do not change"
