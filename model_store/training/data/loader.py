@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_store.image_files import summarize
+from model_store.image_files import SkipKind, summarize
 from model_store.prefetch import prefetch
 from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.dataset import Dataset, ImageSet
@@ -41,11 +41,12 @@ def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, repor
         f"images are {where}."
     )
     if dataset.skipped:
-        reporter.warn(
-            f"{len(dataset.skipped)} files are not used; {SKIPPED_FILE} in the run's folder lists all of them:"
-        )
-        for line in summarize(dataset.skipped):
-            reporter.note(f"  {line}")
+        lines = [
+            f"{len(dataset.skipped)} files are not used; {SKIPPED_FILE} in the run's folder lists all of them:",
+            *summarize(dataset.skipped),
+        ]
+        only_hidden = all(item.kind is SkipKind.HIDDEN for item in dataset.skipped)
+        (reporter.note if only_hidden else reporter.warn)("\n  ".join(lines))
     if dataset.duplicates:
         examples = "; ".join(f"{val} is the same as {train}" for train, val in dataset.duplicates[:_EXAMPLES])
         reporter.warn(
