@@ -44,9 +44,13 @@ class PngSource(Source):
                 self._idat.append(body)
             elif name in (b"IHDR", b"PLTE"):
                 kept += [struct.pack(">I", len(body)), name, body, checksum]  # Pillow verifies the checksum
-            elif name in _READ and struct.pack(">I", zlib.crc32(name + body)) == checksum:
+            elif (
+                name in _READ
+                and (not self._idat or name == b"eXIf")
+                and struct.pack(">I", zlib.crc32(name + body)) == checksum
+            ):
                 self._chunks.setdefault(name, body)
-        if b"tRNS" in self._chunks:
+        if len(self._chunks.get(b"tRNS", b"")) >= {0: 2, 2: 6}.get(data[25], 1):
             kept.append(_chunk(b"tRNS", self._chunks[b"tRNS"]))
         size = sum(map(len, self._idat))
         self._file = b"".join([*kept, struct.pack(">I", size), b"IDAT", *self._idat, b"\0\0\0\0", _IEND])
@@ -162,6 +166,10 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         body = data[at + 8 : at + 8 + length]
         yield name, body, data[at + 8 + length : at + 12 + length]
         at += 12 + length
+
+
+def _is_intact(name: bytes, body: bytes, checksum: bytes) -> bool:
+    return struct.pack(">I", zlib.crc32(body, zlib.crc32(name))) == checksum
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:
