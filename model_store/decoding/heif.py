@@ -23,12 +23,18 @@ from model_store.decoding.source import Source
 _PROPERTIES = 65536
 
 
+class _AvifFile(AvifImageFile):
+    def load_prepare(self) -> None:
+        self._decoder = None  # release its picture before the pixels are copied
+        super().load_prepare()
+
+
 class HeifSource(Source):
     """An AVIF or HEIC file."""
 
     def __init__(self, data: bytes, form: str) -> None:
         """Read the header. Raises ImageFormatError for HEIC if the extra is not installed."""
-        super().__init__(AvifImageFile(io.BytesIO(data)) if form == "AVIF" else _open_heic(data))
+        super().__init__(_AvifFile(io.BytesIO(data)) if form == "AVIF" else _open_heic(data))
         self._head = data[:_PROPERTIES]
 
     def profile(self) -> bytes | None:

@@ -85,7 +85,9 @@ def test_truncated_large_jpeg_is_rejected_even_if_the_decoder_scales_it() -> Non
     [("PDF", "PDF"), ("ICO", "ICO"), ("JPEG2000", "JPEG 2000"), ("PPM", "PNM"), ("DDS", "DDS")],
 )
 def test_the_error_for_an_unsupported_format_lists_the_supported_ones(form: str, name: str) -> None:
-    with pytest.raises(ImageFormatError, match=f"{name} is not supported.*JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF") as caught:
+    with pytest.raises(
+        ImageFormatError, match=f"{name} is not supported.*JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"
+    ) as caught:
         prepare(encoded(photograph(64, 64), form))
     assert (caught.value.found, caught.value.supported) == (name, FORMATS)
 
