@@ -24,8 +24,10 @@ def value_range(bands: Iterable[NDArray[np.generic]]) -> tuple[float, float]:
     low, high = 0.0, 0.0
     kind, first = "", True
     for band in bands:
-        values = finite(band)
-        smallest, largest = float(values.min()), float(values.max())
+        smallest, largest = float(band.min()), float(band.max())
+        if not np.isfinite((smallest, largest)).all():
+            values = finite(band)
+            smallest, largest = float(values.min()), float(values.max())
         low = smallest if first else min(low, smallest)
         high = largest if first else max(high, largest)
         kind, first = band.dtype.kind, False
@@ -44,12 +46,15 @@ def eight_bits(values: NDArray[np.generic], span: tuple[float, float]) -> NDArra
     low, high = span
     if values.dtype.kind == "u" and values.dtype.itemsize == 2 and span == (0, 65535):
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    scaled = (finite(values).astype(np.float64) - low) * (255 / max(high - low, np.finfo(float).tiny))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    # Single precision would round large integers before the subtraction.
+    scaled = finite(values).astype(np.float32 if values.dtype.kind == "f" else np.float64)
+    scaled -= low
+    scaled *= 255 / max(high - low, 1e-30)  # equal values are black
+    return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 
 
 def finite(values: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return the values with NaN and infinity replaced by 0."""
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" or np.isfinite(values).all():
         return values
     return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

@@ -177,6 +177,12 @@ def test_unsupported_combinations_are_named(tmp_path: Any, dtype: str, options: 
         prepare(written(tmp_path, np.ones((40, 30, 3), dtype), **options))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, -7.0, 1e9, -1e-38, np.nan, np.inf])
+def test_pictures_of_one_value(tmp_path: Any, value: float) -> None:
+    pixels = prepare(written(tmp_path, np.full((30, 40), value, np.float32)))
+    assert set(pixels.reshape(-1)) == {128 if value == 0.5 else 0}
+
+
 def test_missing_strips_are_rejected() -> None:
     half = scaled(RAMP, 8)[:130].astype(np.uint8).tobytes()
     for compression in (1, 8):
