@@ -113,7 +113,7 @@ class Resources:
             self.index_sync.migrate(artifact)
             return
         self._index = open_index_of(self.settings, IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
-        self.measure_index()
+        self._outdated = self._index.stats().outdated
         self.index_sync.start(self._index, artifact)
         self._jobs = Jobs(
             self.settings.home / "jobs",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.ImageFile import ImageFile
@@ -53,5 +54,5 @@ def _open_heic(data: bytes) -> ImageFile:
     except ImportError as exc:
         advice = 'Install the extra "heic" on the server (pip install "fc7[heic]"), or convert the image to JPEG'
         raise errors.ImageFormatError("HEIC", [form for form in FORMATS if form != "HEIC"], advice) from exc
-    image: ImageFile = pillow_heif.HeifImageFile(io.BytesIO(data))
-    return image
+    opened: Callable[[io.BytesIO], ImageFile] = pillow_heif.HeifImageFile
+    return opened(io.BytesIO(data))

@@ -165,7 +165,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bytes]]:
         at += 12 + length
 
 
-def _is_intact(name: bytes, body: bytes, checksum: bytes) -> bool:
+def _is_intact(name: bytes, body: memoryview, checksum: bytes) -> bool:
     return struct.pack(">I", zlib.crc32(body, zlib.crc32(name))) == checksum
 
 

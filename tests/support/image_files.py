@@ -24,7 +24,7 @@ def colors(width: int = 300, height: int = 260) -> NDArray[np.float64]:
 
 def scaled(values: NDArray[np.float64], bits: int) -> NDArray[np.uint16]:
     """Return values from 0 to 1 as whole numbers of `bits` bits, 16 at most."""
-    return np.rint(values * (2**bits - 1)).astype(np.uint16)
+    return np.asarray(np.rint(values * (2**bits - 1)), np.uint16)
 
 
 def square(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,16 @@ def test_ycbcr_without_jpeg(subsampling: tuple[int, int], compression: int) -> N
         blocks.append(np.rint(means).astype(np.uint8)[..., np.newaxis])
     strip = np.concatenate(blocks, axis=-1).tobytes()
     strip = zlib.compress(strip) if compression == 8 else strip
-    tags = {256: 300, 257: 260, 258: [8] * 3, 259: compression, 262: 6, 277: 3, 278: 260, 530: subsampling}
+    tags: dict[int, int | Sequence[int]] = {
+        256: 300,
+        257: 260,
+        258: [8] * 3,
+        259: compression,
+        262: 6,
+        277: 3,
+        278: 260,
+        530: subsampling,
+    }
     assert difference(tiff(tags, [strip]), np.asarray(picture)) < 2
 
 
