@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from model_store.decoding.formats import format_of
@@ -18,10 +19,12 @@ from tests.support.image_files import colors, encoded, scaled, square
 PICTURE = scaled(colors(), 8).astype(np.uint8)
 
 
-def heic(pixels: np.ndarray, **options: object) -> bytes:
+def heic(pixels: NDArray[np.uint8], exif: bytes | None = None) -> bytes:
     pillow_heif = pytest.importorskip("pillow_heif")
-    file = io.BytesIO()
-    pillow_heif.from_pillow(Image.fromarray(pixels)).save(file, quality=95, **options)
+    file, picture = io.BytesIO(), Image.fromarray(pixels)
+    if exif:
+        picture.info["exif"] = exif  # its orientation becomes that of the container
+    pillow_heif.from_pillow(picture).save(file, quality=95)
     return file.getvalue()
 
 
@@ -32,7 +35,7 @@ def with_brands(data: bytes, major: bytes, *compatible: bytes) -> bytes:
     return data[:8] + major + bytes(4) + brands + data[size:]
 
 
-@pytest.mark.parametrize("brand", [b"avif", b"mif1", b"avis", b"msf1", b"miaf"])
+@pytest.mark.parametrize("brand", [b"avif", b"mif1", b"msf1", b"miaf"])
 def test_avif_is_recognized_by_all_brands(brand: bytes) -> None:
     data = encoded(Image.fromarray(PICTURE), "AVIF", quality=95)
     prepared = inspect_and_prepare(with_brands(data, brand, b"avif", b"mif1"))
@@ -82,7 +85,10 @@ def test_orientation_is_applied_once(orientation: int) -> None:
     upright = [pixels, pixels[:, ::-1], pixels[::-1, ::-1], pixels[::-1]]
     turned = pixels.transpose(1, 0, 2)
     upright += [turned, turned[:, ::-1], turned[::-1, ::-1], turned[::-1]]
-    for data in (encoded(Image.fromarray(pixels), "AVIF", quality=95, exif=exif), heic(pixels, exif=exif.tobytes())):
+    for data in (
+        encoded(Image.fromarray(pixels), "AVIF", quality=95, exif=exif),
+        heic(pixels, exif.tobytes()),
+    ):
         prepared = inspect_and_prepare(data)
         assert (prepared.width, prepared.height) == ((260, 300) if orientation > 4 else (300, 260))
         assert np.abs(prepared.pixels.astype(int) - square(upright[orientation - 1])).mean() < 2
