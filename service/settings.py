@@ -8,8 +8,11 @@ Out of scope: reading the environment at import, configuration files, changes af
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,6 +24,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import SettingError
 
 PREFIX = "FC7_"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.[A-Za-z0-9_-])*\.?")
+_ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
 KEY_LENGTH = 16
 _KEYS_EXPECTED = (
     "scope:key pairs separated by commas, where scope is read, write or admin "
@@ -61,6 +66,38 @@ def _parse_keys(value: object) -> object:
     return tuple(keys)
 
 
+def _parse_address(value: object) -> object:
+    """Return an IP address without brackets, or a host name without its final dot."""
+    if not isinstance(value, str):
+        return value
+    host = value.strip()
+    if host.startswith("[") and host.endswith("]"):
+        host = str(ipaddress.IPv6Address(host[1:-1]))
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError("not an address")
+    return host.lower().removesuffix(".")
+
+
+def _split(value: object) -> object:
+    """Split text at commas, in lower case; return a value that is not text unchanged."""
+    return tuple(filter(None, (part.strip().lower() for part in value.split(",")))) if isinstance(value, str) else value
+
+
+def _parse_root_path(value: object) -> object:
+    """Return a path prefix without a slash at the end."""
+    path = value.rstrip("/") if isinstance(value, str) else ""
+    if not _ROOT_PATH.fullmatch(path):
+        raise ValueError("not a path")
+    return path
+
+
+_Address = Annotated[str, BeforeValidator(_parse_address)]
+_HostPattern = Annotated[str, Field(pattern=rf"^(\*|(\*\.)?{_HOST_NAME.pattern}|\[[0-9a-f:.]+\])$")]
+_Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+)$")]
+
+
 class Settings(BaseSettings):
     """All settings with their defaults. The variable is `FC7_` and the field's name in capitals."""
 
@@ -89,12 +126,19 @@ class Settings(BaseSettings):
         default=False,
         description="Run the model with TensorRT (requires CUDA), and cache its engines under FC7_HOME/tensorrt.",
     )
-    host: str = Field(
+    host: _Address = Field(
         default="127.0.0.1",
-        min_length=1,
         description="Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port and prints it.")
+    bind: _Address | None = Field(
+        default=None,
+        description="Address on which a container publishes the port. If set, it is checked instead of FC7_HOST.",
+    )
+    root_path: Annotated[str, BeforeValidator(_parse_root_path)] = Field(
+        default="",
+        description="Path prefix under which a proxy serves fc7, such as /fc7; the proxy may strip it or not.",
+    )
     max_batch: int = Field(
         default=12,
         ge=1,
@@ -155,6 +199,16 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         default=False,
         description="Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read.",
+    )
+    allowed_hosts: Annotated[tuple[_HostPattern, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Names in the Host header that are accepted, separated by commas: example.org, *.example.org, or * "
+        "for all. Without keys, other names than localhost are rejected; IP addresses are always accepted.",
+    )
+    allowed_origins: Annotated[tuple[_Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Origins of web pages that may use the API (CORS), separated by commas: https://app.example.org. "
+        "* allows all pages, and requires FC7_API_KEYS.",
     )
     keep_pictures: bool = Field(
         default=True, description="Store a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
@@ -235,6 +289,10 @@ class Settings(BaseSettings):
             value, least = getattr(self, field), getattr(self, smaller)
             if value < least:
                 raise SettingError(variable(field), str(value), f"at least {variable(smaller)} ({least})")
+        if "*" in self.allowed_origins and (not self.api_keys or self.allow_anonymous):
+            raise SettingError(
+                variable("allowed_origins"), "*", "a list of origins, because requests without an API key are accepted"
+            )
         return self
 
 
@@ -288,6 +346,8 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
         value = getattr(settings, field)
         if field == "api_keys":
             text = ", ".join(f"{key.scope.name.lower()}:********" for key in value)
+        elif isinstance(value, tuple):
+            text = ",".join(value)
         elif isinstance(value, SecretStr):
             text = "********"
         else:
@@ -298,16 +358,25 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
         yield SettingLine(variable(field), text, source, info.description or "")
 
 
+_EXPECTED = {
+    "device": "auto, cpu, cuda or cuda:N",
+    "index_name": "at most 64 letters, digits and underscores, not starting with a digit",
+    "host": "an IP address, such as 127.0.0.1 or ::1, or a host name, without a port (see FC7_PORT)",
+    "bind": "an IP address, such as 127.0.0.1 or ::1, without a port (see FC7_PUBLISH)",
+    "root_path": "a path such as /fc7, of letters, digits and -._~",
+    "allowed_hosts": "host names separated by commas, without scheme and port, such as example.org or *.example.org",
+    "allowed_origins": "origins separated by commas, with scheme and without path, such as https://app.example.org",
+}
+
+
 def _expected(field: str) -> str:
-    """Describe the valid values of a field, from its JSON schema."""
+    """Describe the valid values of a field, from its JSON schema unless `_EXPECTED` does."""
+    if field in _EXPECTED:
+        return _EXPECTED[field]
     schema = Settings.model_json_schema()["properties"][field]
     schema = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
-    if field == "device":
-        return "auto, cpu, cuda or cuda:N"
-    if field == "index_name":
-        return "at most 64 letters, digits and underscores, not starting with a digit"
     words = {
         "integer": "a whole number",
         "number": "a number",

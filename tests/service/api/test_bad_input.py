@@ -188,7 +188,7 @@ def test_errors_of_the_framework_are_problems_too(client: httpx.Client) -> None:
 def raw_answer(port: int, head: str, *chunks: bytes) -> tuple[int, dict[str, Any], str]:
     """Send a request with an incomplete body; return the status, the problem and the `Connection` header."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(f"POST /v1/classify HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode())
+        connection.sendall(f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode())
         for chunk in chunks:
             connection.sendall(chunk)
         answer = HTTPResponse(connection)
