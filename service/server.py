@@ -71,7 +71,7 @@ class Protocol(HttpToolsProtocol):
 
     def _apply_target(self) -> None:
         """Use the host of a request target such as http://host/path instead of the Host header. RFC 9112, 3.2.2."""
-        if self.url == b"*":  # OPTIONS *: the server as a whole
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":  # asks about the server as a whole
             self.url = b"/"
             return
         target = urlsplit(self.url)

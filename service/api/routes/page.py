@@ -76,7 +76,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _file(request: Request, name: str) -> Response:
-    path = _WEB / name
-    if path.suffix not in _TYPES or "\0" in name or not path.is_file():
-        raise HTTPException(404, f"The page has no file {name!r}.")
+    path = next((path for path in _WEB.iterdir() if path.name == name and path.suffix in _TYPES), None)
+    if path is None:
+        raise HTTPException(404, f"The page has no file {name[:80]!r}.")
     return revalidated(request, path.read_bytes(), _TYPES[path.suffix])
