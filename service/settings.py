@@ -74,7 +74,9 @@ def _parse_address(value: object) -> object:
     if host.startswith("[") and host.endswith("]"):
         host = str(ipaddress.IPv6Address(host[1:-1]))
     with suppress(ValueError):
-        return str(ipaddress.ip_address(host))
+        address = ipaddress.ip_address(host)
+        # Only a link-local address needs its scope (fe80::1%eth0). The system rejects others with one, such as ::1%lo.
+        return str(address) if address.is_link_local else str(address).partition("%")[0]
     if not _HOST_NAME.fullmatch(host):
         raise ValueError("not an address")
     return host.lower().removesuffix(".")

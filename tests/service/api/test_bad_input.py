@@ -182,7 +182,7 @@ def test_errors_of_the_framework_are_problems_too(client: httpx.Client) -> None:
     check_problem(client.get("/web/nothing.js"), 404)
     answer = client.put("/v1/classify")
     check_problem(answer, 405)
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == "POST, OPTIONS"
 
 
 def raw_answer(port: int, head: str, *chunks: bytes) -> tuple[int, dict[str, Any], str]:
