@@ -8,11 +8,8 @@ Out of scope: reading the environment at import, configuration files, changes af
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,11 +18,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.addresses import Address, HostPatterns, Origins, RootPath
 from service.errors import SettingError
 
 PREFIX = "FC7_"
-_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.[A-Za-z0-9_-])*\.?")
-_ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
 KEY_LENGTH = 16
 _KEYS_EXPECTED = (
     "scope:key pairs separated by commas, where scope is read, write or admin "
@@ -66,40 +62,6 @@ def _parse_keys(value: object) -> object:
     return tuple(keys)
 
 
-def _parse_address(value: object) -> object:
-    """Return an IP address without brackets, or a host name without its final dot."""
-    if not isinstance(value, str):
-        return value
-    host = value.strip()
-    if host.startswith("[") and host.endswith("]"):
-        host = str(ipaddress.IPv6Address(host[1:-1]))
-    with suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        # Only a link-local address needs its scope (fe80::1%eth0). The system rejects others with one, such as ::1%lo.
-        return str(address) if address.is_link_local else str(address).partition("%")[0]
-    if not _HOST_NAME.fullmatch(host):
-        raise ValueError("not an address")
-    return host.lower().removesuffix(".")
-
-
-def _split(value: object) -> object:
-    """Split text at commas, in lower case; return a value that is not text unchanged."""
-    return tuple(filter(None, (part.strip().lower() for part in value.split(",")))) if isinstance(value, str) else value
-
-
-def _parse_root_path(value: object) -> object:
-    """Return a path prefix without a slash at the end."""
-    path = value.rstrip("/") if isinstance(value, str) else ""
-    if not _ROOT_PATH.fullmatch(path):
-        raise ValueError("not a path")
-    return path
-
-
-_Address = Annotated[str, BeforeValidator(_parse_address)]
-_HostPattern = Annotated[str, Field(pattern=rf"^(\*|(\*\.)?{_HOST_NAME.pattern}|\[[0-9a-f:.]+\])$")]
-_Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+)$")]
-
-
 class Settings(BaseSettings):
     """All settings with their defaults. The variable is `FC7_` and the field's name in capitals."""
 
@@ -128,16 +90,16 @@ class Settings(BaseSettings):
         default=False,
         description="Run the model with TensorRT (requires CUDA), and cache its engines under FC7_HOME/tensorrt.",
     )
-    host: _Address = Field(
+    host: Address = Field(
         default="127.0.0.1",
         description="Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port and prints it.")
-    bind: _Address | None = Field(
+    bind: Address | None = Field(
         default=None,
         description="Address on which a container publishes the port. If set, it is checked instead of FC7_HOST.",
     )
-    root_path: Annotated[str, BeforeValidator(_parse_root_path)] = Field(
+    root_path: RootPath = Field(
         default="",
         description="Path prefix under which a proxy serves fc7, such as /fc7; the proxy may strip it or not.",
     )
@@ -202,12 +164,12 @@ class Settings(BaseSettings):
         default=False,
         description="Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read.",
     )
-    allowed_hosts: Annotated[tuple[_HostPattern, ...], NoDecode, BeforeValidator(_split)] = Field(
+    allowed_hosts: HostPatterns = Field(
         default=(),
         description="Names in the Host header that are accepted, separated by commas: example.org, *.example.org, or * "
         "for all. Without keys, other names than localhost are rejected; IP addresses are always accepted.",
     )
-    allowed_origins: Annotated[tuple[_Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
+    allowed_origins: Origins = Field(
         default=(),
         description="Origins of web pages that may use the API (CORS), separated by commas: https://app.example.org. "
         "* allows all pages, and requires FC7_API_KEYS.",

@@ -19,7 +19,6 @@ CrossOriginProtection in Go's net/http: first Sec-Fetch-Site, then Origin.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -27,6 +26,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.addresses import is_ip_address
 from service.api.problems import refuse
 from service.errors import HostMalformedError, HostNotAllowedError, OriginNotAllowedError, ServiceError
 from service.settings import Settings
@@ -103,15 +103,6 @@ class RequestOrigin:
             crosses = origin is not None and not _is_same(origin, host, port)
         if crosses:
             raise OriginNotAllowedError(origin or "another site")
-
-
-def is_ip_address(host: str) -> bool:
-    """Return whether `host` is an IP address: IPv4, or IPv6 with or without brackets."""
-    try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
 
 
 def _parse_host(values: list[str], http_version: str) -> tuple[str, str]:

@@ -159,6 +159,7 @@ CROSS_ORIGIN: list[dict[str, str]] = [
     {"Referer": "about:blank"},
     {"Origin": EVIL, "X-Forwarded-Host": "evil.test"},
     {"Origin": EVIL, "Authorization": "Basic eDp5"},
+    {"Origin": EVIL, "X-API-Key": KEY},  # the server has no keys, so this is none
 ]
 
 
@@ -245,7 +246,8 @@ def test_allowed_origins_get_cors_headers(configured: httpx.Client, client: http
 
 def test_with_keys_pages_are_refused_only_without_a_key(keyed: httpx.Client) -> None:
     evil: dict[str, Any] = {"Origin": EVIL}
-    assert keyed.post("/v1/search", headers=evil, content=b"x").status_code == 403
+    for no_key in ({}, {"Authorization": "Basic eDp5"}):
+        assert keyed.post("/v1/search", headers=evil | no_key, content=b"x").status_code == 403
     for key in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
         assert keyed.put("/v1/images/a", headers=evil | key, content=b"x").status_code == 503, "there is no model"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
+import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +212,20 @@ def test_archives_and_patches_need_no_type(client: httpx.Client, kind: str | Non
     assert client.patch("/v1/images/c", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
 
 
+def test_a_client_that_waits_for_100_continue_is_answered(server: ThreadServer) -> None:
+    head = (
+        f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(PICTURE)}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(f"{head}\r\n".encode())
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(PICTURE)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(f"{head}Content-Encoding: gzip\r\n\r\n".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 415 "), "refused without asking for the body"
+
+
 def test_unchanged_content_is_not_sent_again(client: httpx.Client) -> None:
     for path in ("/v1/images/c/thumbnail", "/", "/web/style.css"):
         first = client.get(path)
@@ -292,7 +308,12 @@ def test_no_response_contains_the_path_of_the_server(tmp_path: Path) -> None:
         assert (broken.status_code, "FC7_HOME/active.json" in broken.text) == (500, True)
         texts = [broken.text, *(server.client.get(path).text for path in ("/readyz", "/v2/health/ready", "/v1/index"))]
     artifact = publish_tiny_model(home)
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    manifest["metrics"] |= {"data": str(home / "photos"), "other": {"data": "/mnt/secret-place/photos"}}
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
     with thread_server(home) as server:
+        metrics = server.client.get("/v1/models").json()["models"][0]["metrics"]
+        assert (metrics["data"], metrics["other"]["data"]) == ("photos", "photos")
         texts.append(server.client.post("/v1/index/snapshot").text)
         publish_tiny_model(home, activate=False)
         (artifact.path.parent / "2" / "model.onnx").write_bytes(b"damaged")
