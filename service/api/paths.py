@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import unquote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -98,7 +98,6 @@ def _unsupported_encoding(scope: Scope) -> str | None:
     """Return the Content-Encoding of a body that the path does not decompress, or None."""
     if scope["method"] in _WITHOUT_BODY or not scope["path"].startswith("/v1/"):
         return None
-    codings = ",".join(Headers(scope=scope).getlist("content-encoding"))
-    return next(
-        (coding for coding in map(str.strip, codings.split(",")) if coding.lower() not in ("", "identity")), None
-    )
+    codings = b",".join(value for name, value in scope["headers"] if name == b"content-encoding").decode("latin-1")
+    unsupported = (coding for coding in map(str.strip, codings.split(",")) if coding.lower() not in ("", "identity"))
+    return next(unsupported, None) if codings else None
