@@ -5,6 +5,8 @@ Fc7Error
     ├── SettingError          a setting has an invalid value
     ├── RequestError          the request is invalid
     │   ├── ParameterError        a parameter is out of range
+    │   ├── HostMalformedError    the Host header is missing, repeated or malformed
+    │   ├── HostNotAllowedError   the Host header names a host that is not this server's
     │   ├── BodyMalformedError    the body violates the rules of its type
     │   ├── BodyTypeError         the Content-Type is not supported
     │   ├── BodyEncodingError     the Content-Encoding is not supported
@@ -15,7 +17,8 @@ Fc7Error
     │   └── BadImageError         one of several images failed; the status is that of its error
     ├── AccessError
     │   ├── UnauthorizedError     the key is missing or unknown
-    │   └── ForbiddenError        the key does not have the required scope
+    │   ├── ForbiddenError        the key does not have the required scope
+    │   └── OriginNotAllowedError a web page of another origin sent the request
     ├── UnavailableError      temporary: try again after `retry_after` seconds
     │   ├── QueueFullError        the queue is full
     │   ├── DrainingError         the server is shutting down
@@ -69,6 +72,28 @@ class ParameterError(RequestError):
     message = "{name}={value} is not valid: expected {expected}."
 
 
+@dataclass(eq=False)
+class HostMalformedError(RequestError):
+    """The request does not have exactly one valid Host header."""
+
+    found: str
+
+    def __str__(self) -> str:
+        problem = f"The Host header {self.found!r} is not valid" if self.found else "The Host header is missing"
+        return f"{problem}. Send exactly one, with the host name or IP address of the server, and the port."
+
+
+@dataclass(eq=False)
+class HostNotAllowedError(RequestError):
+    """The request names a host that is not known to be this server: a web page may have been given its address."""
+
+    host: str
+    message = (
+        "The host {host!r} in the Host header is not allowed. Use localhost or the server's IP address, or add the "
+        "name to FC7_ALLOWED_HOSTS and restart the server."
+    )
+
+
 class BodyMalformedError(RequestError):
     """The body violates the rules of its type. The message says how."""
 
@@ -87,10 +112,14 @@ class BodyTypeError(RequestError):
 
 @dataclass(eq=False)
 class BodyEncodingError(RequestError):
-    """The Content-Encoding is not supported."""
+    """The Content-Encoding is not supported. `accepted` is the value of the response's Accept-Encoding header."""
 
     found: str
-    message = "The Content-Encoding {found} is not supported. Send gzip, deflate or an uncompressed body."
+    accepted: str
+
+    def __str__(self) -> str:
+        fix = "Send the body uncompressed" if self.accepted == "identity" else f"Use one of {self.accepted}, or none"
+        return f"The Content-Encoding {self.found[:80]} is not supported. {fix}."
 
 
 @dataclass(eq=False)
@@ -144,6 +173,17 @@ class UnauthorizedError(AccessError):
 
 class ForbiddenError(AccessError):
     """The key does not have the required scope. The message says which one is required."""
+
+
+@dataclass(eq=False)
+class OriginNotAllowedError(AccessError):
+    """A web page of another origin sent the request without a key."""
+
+    origin: str
+    message = (
+        "A web page of another origin ({origin}) sent this request. If you trust the page, add its origin to "
+        "FC7_ALLOWED_ORIGINS and restart the server."
+    )
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ import gc
 import socket
 import time
 from types import FrameType
+from urllib.parse import urlsplit
 
 import uvicorn
 import uvloop
@@ -64,7 +65,19 @@ class Protocol(HttpToolsProtocol):
         """Stop the timer, and start to answer."""
         self._headers_complete, self._header_bytes = True, 0
         self._stop_timer()
+        if not self.url.startswith(b"/"):
+            self._apply_target()
         super().on_headers_complete()
+
+    def _apply_target(self) -> None:
+        """Use the host of a request target such as http://host/path instead of the Host header. RFC 9112, 3.2.2."""
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":  # asks about the server as a whole
+            self.url = b"/"
+            return
+        target = urlsplit(self.url)
+        self.url = (target.path or b"/") + (b"?" + target.query if target.query else b"")
+        self.headers[:] = [header for header in self.headers if header[0] != b"host"]
+        self.headers.append((b"host", target.netloc))
 
     def on_response_complete(self) -> None:
         """Wait for the next headers; empty lines before them are allowed, and count as part of them."""
@@ -128,7 +141,9 @@ def bind(settings: Settings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        # An address such as fe80::1%eth0 has a scope, which only getaddrinfo reads.
+        [address, *_] = socket.getaddrinfo(settings.host, settings.port, family, socket.SOCK_STREAM)
+        listener.bind(address[4])
     except OSError as exc:
         listener.close()
         if exc.errno in (errno.EADDRINUSE, errno.EACCES):

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from index.bulk.archive import count_images
 from index.errors import translate_os_error
 from model_store.durable import sync
-from service.api.upload import media_type, read_body
+from service.api.upload import UNSPECIFIC_TYPES, media_type, read_body
 from service.errors import BodyTypeError
 from service.indexing.archive_import import archive_limits
 from service.indexing.jobs import ARCHIVE, JobInfo
@@ -24,6 +24,7 @@ from service.state import State
 
 ARCHIVE_TYPES = (
     "application/zip",
+    "application/x-zip-compressed",
     "application/x-tar",
     "application/gzip",
     "application/x-gzip",
@@ -40,7 +41,7 @@ async def receive_archive(request: Request, state: State) -> JobInfo:
     ImageArchiveError, QueueFullError, IndexFullError, IndexReadOnlyError, ClientGoneError.
     """
     kind = media_type(request)
-    if kind not in ARCHIVE_TYPES:
+    if kind not in (*ARCHIVE_TYPES, *UNSPECIFIC_TYPES):
         raise BodyTypeError(kind, f"Send an archive as one of: {', '.join(ARCHIVE_TYPES)}.")
     jobs, settings = state.jobs, state.settings
     jobs.check_capacity()

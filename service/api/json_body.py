@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from index.errors import MetadataError
 from index.records import MAX_METADATA_DEPTH
-from service.api.upload import media_type, read_body
+from service.api.upload import UNSPECIFIC_TYPES, media_type, read_body
 from service.errors import BodyMalformedError, BodyTypeError
 
 PATCH_TYPES = ("application/merge-patch+json", "application/json")
@@ -23,12 +23,12 @@ _MAX_BYTES = 64 * 1024
 
 
 async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
-    """Read a JSON object of at most 64 KiB whose Content-Type is in `PATCH_TYPES`.
+    """Read a JSON object of at most 64 KiB. Its Content-Type is in `PATCH_TYPES`, or says nothing.
 
     Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError, BodyMalformedError, ClientGoneError.
     """
     kind = media_type(request)
-    if kind not in PATCH_TYPES:
+    if kind not in (*PATCH_TYPES, *UNSPECIFIC_TYPES):
         raise BodyTypeError(kind, f"Send {' or '.join(PATCH_TYPES)}.")
     data = b"".join([chunk async for chunk in read_body(request, _MAX_BYTES, timeout_s)])
     try:

@@ -75,7 +75,7 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     if name == "identity":
         return body
     if name not in _WINDOW_BITS:
-        raise BodyEncodingError(_show(name))
+        raise BodyEncodingError(_show(name), ", ".join(_WINDOW_BITS))
     reason = ""
     for window in _WINDOW_BITS[name]:
         stream = zlib.decompressobj(window)

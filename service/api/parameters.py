@@ -6,19 +6,19 @@ Out of scope: checks that depend on the model, such as the number of classes.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_COUNT = 1000
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
 def _count(value: object) -> int:
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
+    text = str(value)
+    number = int(text) if _WHOLE.fullmatch(text) else 0  # `int` also accepts digits of other scripts, "1_0" and " 1"
     if not 1 <= number <= MAX_COUNT:
         raise PydanticCustomError("range", "expected a whole number from 1 to {high}", {"high": MAX_COUNT})
     return number

@@ -80,12 +80,17 @@ class SearchResult(BaseModel):
     neighbours: list[NeighbourInfo]
 
     @classmethod
-    def of(cls, neighbours: list[Neighbour]) -> SearchResult:
-        """Convert the neighbours of one image."""
+    def of(cls, neighbours: list[Neighbour], root_path: str) -> SearchResult:
+        """Convert the neighbours of one image. root_path: the prefix of its links."""
         return cls(
             neighbours=[
-                NeighbourInfo(key=n.key, distance=n.distance, metadata=n.metadata, thumbnail=thumbnail_path(n.key))
-                for n in neighbours
+                NeighbourInfo(
+                    key=near.key,
+                    distance=near.distance,
+                    metadata=near.metadata,
+                    thumbnail=thumbnail_path(near.key, root_path),
+                )
+                for near in neighbours
             ]
         )
 
@@ -112,9 +117,9 @@ class ImageInfo(BaseModel):
     thumbnail: str | None = Field(description="Path of the thumbnail. Null if none is stored.")
 
     @classmethod
-    def of(cls, record: ImageRecord) -> ImageInfo:
-        """Convert a record of the index."""
-        thumbnail = thumbnail_path(record.key) if record.has_picture else None
+    def of(cls, record: ImageRecord, root_path: str) -> ImageInfo:
+        """Convert a record of the index. root_path: the prefix of its links."""
+        thumbnail = thumbnail_path(record.key, root_path) if record.has_picture else None
         return cls.model_validate(asdict(record) | {"thumbnail": thumbnail})
 
 
@@ -216,7 +221,7 @@ class DuplicatesAnswer(BaseModel):
 
 
 class SnapshotInfo(BaseModel):
-    """A snapshot of the index. `path` is its folder on the server; `size` is in bytes."""
+    """A snapshot of the index. `path` is its folder below FC7_HOME; `size` is in bytes."""
 
     name: str
     path: str
@@ -354,11 +359,11 @@ class InferenceProblem(BaseModel):
     error: str
 
 
-def image_path(key: str) -> str:
-    """Return the path of an image, with its key encoded as a single path segment."""
-    return f"/v1/images/{quote(key, safe='')}"
+def image_path(key: str, root_path: str) -> str:
+    """Return the path of an image below `root_path`, with its key encoded as a single path segment."""
+    return f"{root_path}/v1/images/{quote(key, safe='')}"
 
 
-def thumbnail_path(key: str) -> str:
+def thumbnail_path(key: str, root_path: str) -> str:
     """Return the path of the thumbnail of `key`."""
-    return f"{image_path(key)}/thumbnail"
+    return f"{image_path(key, root_path)}/thumbnail"

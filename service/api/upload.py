@@ -23,13 +23,19 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 from starlette.requests import ClientDisconnect, Request
 
 from index.errors import MetadataError
+from model_store.decoding.formats import format_of
+from model_store.errors import ImageFormatError, ImageUnreadableError
 from service import errors
 from service.settings import Settings
 
 _ACCEPTED = (
-    "Send one image as image/* or application/octet-stream, "
+    "Send one image as the body, as image/* or application/octet-stream, "
     "or use multipart/form-data with one part named 'file' for each image."
 )
+
+
+UNSPECIFIC_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Types that clients send for any file: none, the general one, and the default of `curl --data-binary`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ async def read_body(
 
 @asynccontextmanager
 async def receive(request: Request) -> AsyncIterator[Body]:
-    """Read an image, or multipart/form-data with parts named `file` and `metadata`.
+    """Read an image of any Content-Type, or multipart/form-data with parts named `file` and `metadata`.
 
     The bytes count towards the budget until the block ends. An empty body is one image of 0 bytes: decoding it fails.
     Raises BodyTooLargeError, TooManyImagesError, BodyTimeoutError, BodyTypeError, BodyMalformedError, MetadataError,
@@ -121,11 +127,22 @@ async def receive(request: Request) -> AsyncIterator[Body]:
                 yield multipart.finish()
         except FormParserError as exc:
             raise errors.BodyMalformedError(f"The multipart/form-data body is malformed: {exc}.") from exc
-    elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
-        async with receive_raw(request) as data:
-            yield Body([data], [None])
     else:
-        raise errors.BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
+        async with receive_raw(request) as data:
+            if not (kind in (b"", b"application/octet-stream") or kind.startswith(b"image/") or _is_image(data)):
+                raise errors.BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
+            yield Body([data], [None])
+
+
+def _is_image(data: bytes) -> bool:
+    """Return whether the data is an image, supported or not. `curl --data-binary` names it a form."""
+    try:
+        format_of(data)
+    except ImageFormatError:
+        return True
+    except ImageUnreadableError:
+        return False
+    return True
 
 
 @asynccontextmanager

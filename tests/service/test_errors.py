@@ -67,7 +67,7 @@ def test_an_unexpected_exception_returns_500_and_its_traceback_is_logged(tmp_pat
 
     async def get_bug() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/bug", headers={"X-Request-ID": "my-request"})
 
     answer = asyncio.run(get_bug())

@@ -30,7 +30,17 @@ from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api import schemas
 from service.api.json_body import PATCH_TYPES, merge_patch, receive_patch
 from service.api.parameters import ListQuery, SearchQuery, WhereQuery
-from service.api.routes.common import READ, WITH_BODY, WORK, WRITE, StateDep, image_body, problems, within_limits
+from service.api.routes.common import (
+    READ,
+    WITH_BODY,
+    WORK,
+    WRITE,
+    StateDep,
+    image_body,
+    problems,
+    revalidated,
+    within_limits,
+)
 from service.api.upload import receive
 from service.errors import BodyMalformedError, ModelNotLoadedError
 from service.inference.embed import Embedded
@@ -80,7 +90,8 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
     index, where = state.index(), parse_where(query.where)
     page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
     return schemas.ImagePage(
-        images=[schemas.ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor
+        images=[schemas.ImageInfo.of(record, state.settings.root_path) for record in page.images],
+        next_cursor=page.next_cursor,
     )
 
 
@@ -113,12 +124,15 @@ async def add_images(request: Request, response: Response, state: StateDep) -> s
     dependencies=[READ],
     response_class=Response,
     responses=problems(401, 403, 404, 409, 422, 503)
-    | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."}},
+    | {
+        200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."},
+        304: {"description": "The thumbnail still has the ETag in If-None-Match."},
+    },
 )
-async def get_thumbnail(key: Key, state: StateDep) -> Response:
+async def get_thumbnail(request: Request, key: Key, state: StateDep) -> Response:
     """Return the stored 256x256 thumbnail."""
     picture = await state.in_index(state.index().picture, key)
-    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
+    return revalidated(request, picture, "image/jpeg")
 
 
 @router.get(
@@ -136,7 +150,8 @@ async def similar_images(
     work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return schemas.SearchAnswer(model=model, mode=neighbours.mode, results=[schemas.SearchResult.of(neighbours)])
+    result = schemas.SearchResult.of(neighbours, state.settings.root_path)
+    return schemas.SearchAnswer(model=model, mode=neighbours.mode, results=[result])
 
 
 @router.get(
@@ -148,7 +163,7 @@ async def similar_images(
 )
 async def get_image(key: Key, state: StateDep) -> schemas.ImageInfo:
     """Return the size, the SHA-256, the times and the metadata of an image."""
-    return schemas.ImageInfo.of(await state.in_index(state.index().get, key))
+    return schemas.ImageInfo.of(await state.in_index(state.index().get, key), state.settings.root_path)
 
 
 @router.put(
@@ -170,7 +185,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
         response.status_code = status.HTTP_201_CREATED
-        response.headers["Location"] = schemas.image_path(key)
+        response.headers["Location"] = schemas.image_path(key, state.settings.root_path)
     return result
 
 
@@ -192,7 +207,7 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.Im
     record = await state.in_index(
         index.change_metadata, key, lambda old: {} if changes is None else merge_patch(old, changes)
     )
-    return schemas.ImageInfo.of(record)
+    return schemas.ImageInfo.of(record, state.settings.root_path)
 
 
 @router.delete(
@@ -260,7 +275,8 @@ async def _add(
         outcomes = dict(zip(new, index.add_many(images), strict=True)) if images else {}
         return [
             schemas.AddResult(
-                outcome=outcomes.get(i, AddOutcome.UNCHANGED), image=schemas.ImageInfo.of(index.get(name))
+                outcome=outcomes.get(i, AddOutcome.UNCHANGED),
+                image=schemas.ImageInfo.of(index.get(name), state.settings.root_path),
             )
             for i, name in enumerate(names)
         ]

@@ -45,7 +45,7 @@ async def take_snapshot(state: StateDep) -> SnapshotInfo:
     """
     target = state.settings.home / "snapshots" / snapshot_name()
     manifest = await state.in_index(state.index().snapshot, target)
-    return SnapshotInfo(name=target.name, path=str(target), **manifest.model_dump())
+    return SnapshotInfo(name=target.name, path=f"snapshots/{target.name}", **manifest.model_dump())
 
 
 @router.get(

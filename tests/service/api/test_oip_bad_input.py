@@ -273,7 +273,7 @@ def test_errors_for_unknown_paths_have_the_format_of_the_protocol(
 
 def test_a_body_over_the_limit_is_rejected_before_it_is_sent(shared_server: ThreadServer) -> None:
     with socket.create_connection(("127.0.0.1", shared_server.port), timeout=20) as connection:
-        connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 25000000\r\n\r\nonly".encode())
+        connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 25000000\r\n\r\nonly".encode())
         answer = HTTPResponse(connection)
         answer.begin()
         assert (answer.status, answer.getheader("connection")) == (413, "close")
@@ -282,7 +282,10 @@ def test_a_body_over_the_limit_is_rejected_before_it_is_sent(shared_server: Thre
 
 def test_an_incomplete_body_times_out(home: Path) -> None:
     head = json.dumps({"inputs": [pixels()]}).encode()
-    start = f"POST {PATH} HTTP/1.1\r\nHost: a\r\n{LENGTH}: {len(head)}\r\nContent-Length: {len(head) + VIEW}\r\n\r\n"
+    start = (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n"
+        f"{LENGTH}: {len(head)}\r\nContent-Length: {len(head) + VIEW}\r\n\r\n"
+    )
     with thread_server(home, upload_timeout_s=0.3) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
             connection.sendall(start.encode() + head + bytes(1000))
