@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.cores import usable_cores
-from model_store.decoder.limits import DecodeLimits
+from model_store.decoder.limits import DecodeLimits, prepare_within
 from model_store.decoder.memory_budget import MemoryBudget
 from model_store.decoder.priority_pool import PriorityPool
 from model_store.decoder.worker import DecodeWorker
@@ -35,13 +35,15 @@ from model_store.errors import (
     ImageError,
     ImageTooLargeError,
 )
-from model_store.image import PreparedImage, inspect_and_prepare
+from model_store.image import PreparedImage
+from model_store.memory import available
 
 Event = Literal["refused", "stopped", "crashed"]
 
 ORDINARY_SECONDS: Final = 0.1
 ORDINARY_BYTES: Final = 32_000_000
 _ORDINARY_SHARE: Final = 4  # the fraction of the budget that is reserved for ordinary images is 1 / this
+_UNKNOWN_MEMORY: Final = 2_000_000_000  # of a system that does not tell
 _IDLE_S: Final = 30.0  # then idle worker processes end
 # An expensive image takes its turn as if it had arrived later, by this many seconds for each second of decoding.
 _DELAY_FACTOR: Final = 2.0
@@ -66,20 +68,21 @@ class Decoder:
     ) -> None:
         """workers: processes for expensive images; by default, half of the cores. Each is started when it is needed.
 
-        memory: the budget in bytes; None: unlimited. niceness: of the processes. on_event: called with what became of
-        an image that was not decoded because of its cost.
+        memory: the budget in bytes; by default, half of the available memory. niceness: of the processes. on_event:
+        called with what became of an image that was not decoded because of its cost.
         """
         self.limits = limits or DecodeLimits()
         self._on_event = on_event
-        ordinary = None if memory is None else memory // _ORDINARY_SHARE
-        self._ordinary = MemoryBudget(ordinary)
-        self._expensive = MemoryBudget(None if memory is None or ordinary is None else memory - ordinary)
+        if memory is None:
+            memory = (available() or _UNKNOWN_MEMORY) // 2
+        self._ordinary = MemoryBudget(memory // _ORDINARY_SHARE)
+        self._expensive = MemoryBudget(memory - memory // _ORDINARY_SHARE)
         size = workers or max(1, usable_cores() // 2)
         self._workers = [DecodeWorker(self.limits, niceness) for _ in range(size)]
         self._idle_workers = list(self._workers)
         self._lock = threading.Lock()
         self._in_threads = 0
-        self._pool = PriorityPool(size, "fc7-decode-worker", idle_s=_IDLE_S, on_idle=self._end_idle_workers)
+        self._pool = PriorityPool(size, "fc7-decode-worker", idle_s=_IDLE_S, on_idle=self._end_idle_worker)
 
     @property
     def running(self) -> int:
@@ -123,7 +126,7 @@ class Decoder:
     def decode_here(self, data: bytes, cost: DecodeCost) -> PreparedImage:
         """Decode an ordinary image in this thread. Raises ImageError."""
         with self._ordinary.share(cost.bytes), self._counted():
-            return inspect_and_prepare(data, max_pixels=self.limits.pixels)
+            return prepare_within(self.limits, data)
 
     def schedule(
         self, data: bytes, cost: DecodeCost, *, longest_wait: float | None = None, background: bool = False
@@ -160,7 +163,7 @@ class Decoder:
     def _decode_in_worker(self, data: bytes, cost: DecodeCost) -> PreparedImage:
         with self._expensive.share(cost.bytes + len(data)):
             with self._lock:
-                worker = self._idle_workers.pop()  # the one that was used last: it is running
+                worker = self._idle_workers.pop()  # the one that was used last
             try:
                 return worker.decode(data)
             except (DecodeTimeError, DecodeMemoryError):
@@ -186,10 +189,10 @@ class Decoder:
             with self._lock:
                 self._in_threads -= 1
 
-    def _end_idle_workers(self) -> None:
+    def _end_idle_worker(self) -> None:
+        # Each thread of the pool ends one process. The others keep one worker for each of the other threads.
         with self._lock:
-            idle, self._idle_workers = self._idle_workers, []
-        for worker in idle:
-            worker.close()
+            worker = self._idle_workers.pop(0)
+        worker.close()
         with self._lock:
-            self._idle_workers += idle
+            self._idle_workers.insert(0, worker)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from model_store.errors import DecodeMemoryError, DecodeTimeError, ImageTooLargeError
 from model_store.decoding.decode_cost import DecodeCost
-from model_store.image import DEFAULT_MAX_PIXELS
+from model_store.errors import DecodeMemoryError, DecodeTimeError, ImageError, ImageTooLargeError
+from model_store.image import DEFAULT_MAX_PIXELS, PreparedImage, inspect_and_prepare
+
+_MB: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,16 @@ class DecodeLimits:
         if cost.pixels > self.pixels:
             raise ImageTooLargeError(cost.pixels, self.pixels)
         if cost.bytes > self.bytes:
-            raise DecodeMemoryError(-(-cost.bytes // 1_000_000), self.bytes // 1_000_000)
+            raise DecodeMemoryError(-(-cost.bytes // _MB), self.bytes // _MB)
         if cost.seconds > self.seconds:
             raise DecodeTimeError(round(cost.seconds, 1), self.seconds)
+
+
+def prepare_within(limits: DecodeLimits, data: bytes) -> PreparedImage:
+    """Decode and prepare an image file in this thread. Raises ImageError; DecodeMemoryError if memory is short."""
+    try:
+        return inspect_and_prepare(data, max_pixels=limits.pixels)
+    except (ImageError, MemoryError) as error:
+        if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+            raise DecodeMemoryError(limits.bytes // _MB, limits.bytes // _MB) from error
+        raise

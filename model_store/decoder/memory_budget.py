@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 
 class MemoryBudget:
-    """`total` bytes; None means unlimited."""
+    """`total` bytes."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int) -> None:
         self.total = total
         self.used = 0
         self._changed = threading.Condition()
@@ -40,4 +40,4 @@ class MemoryBudget:
                 self._changed.notify_all()
 
     def _fits(self, size: int) -> bool:
-        return self.total is None or self.used == 0 or self.used + size <= self.total
+        return self.used == 0 or self.used + size <= self.total

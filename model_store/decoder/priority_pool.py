@@ -32,7 +32,7 @@ class _Job:
 
 
 class PriorityPool(Executor):
-    """Threads that are started when they are first needed. `close` ends them."""
+    """Threads that are started when they are first needed. `shutdown` ends them."""
 
     def __init__(
         self, threads: int, name: str, *, idle_s: float | None = None, on_idle: Callable[[], None] = lambda: None
@@ -50,12 +50,12 @@ class PriorityPool(Executor):
     def schedule(self, work: Callable[[], _T], *, delay: float = 0.0, seconds: float = 0.0) -> Future[_T]:
         """Run `work` in a thread, in its turn: as if it had arrived `delay` seconds later.
 
-        seconds: its expected duration, for `expected_wait`. Raises RuntimeError after `close`.
+        seconds: its expected duration, for `expected_wait`. Raises RuntimeError after `shutdown`.
         """
         future: Future[_T] = Future()
         with self._changed:
             if self._closed:
-                raise RuntimeError("The pool is closed.")
+                raise RuntimeError("cannot schedule new futures after shutdown")
             self._number += 1
             job = _Job(time.monotonic() + delay, self._number, seconds, work, future)
             heappush(self._jobs, job)

@@ -26,8 +26,8 @@ from typing import Any, Final
 import numpy as np
 
 from model_store import errors
-from model_store.decoder.limits import DecodeLimits
-from model_store.image import SIZE, PreparedImage, inspect_and_prepare
+from model_store.decoder.limits import DecodeLimits, prepare_within
+from model_store.image import SIZE, PreparedImage
 
 _PIXEL_BYTES: Final = SIZE * SIZE * 3
 _START_S: Final = 60.0  # a start takes 0.2 s, but much longer on a machine that is swapping
@@ -71,6 +71,12 @@ class DecodeWorker:
         except (OSError, ValueError, TypeError) as error:
             raise self._cause_of_death() from error
 
+    def kill(self) -> None:
+        """End the process from any thread. A running `decode` raises DecoderCrashError."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process immediately, if it runs."""
         process, connection = self._process, self._socket
@@ -90,7 +96,7 @@ class DecodeWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             limits = json.dumps([self._limits.pixels, self._limits.bytes, self._limits.seconds, self._niceness])
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - only our own module is run
                 [sys.executable, "-m", __name__, str(theirs.fileno()), limits],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -162,14 +168,9 @@ def _error_of(answer: dict[str, Any]) -> errors.Fc7Error:
 def _answer(data: bytes, limits: DecodeLimits) -> tuple[dict[str, Any], bytes]:
     """Decode an image; return the answer and the pixels, which are empty if it could not be decoded."""
     try:
-        image = inspect_and_prepare(data, max_pixels=limits.pixels)
+        image = prepare_within(limits, data)
     except errors.Fc7Error as error:
-        if isinstance(error.__cause__, MemoryError):
-            needed = limits.bytes // 1_000_000
-            error = errors.DecodeMemoryError(needed, needed)
         return {"error": type(error).__name__, "values": list(error.args)}, b""
-    except MemoryError:
-        return {"error": "DecodeMemoryError", "values": [limits.bytes // 1_000_000] * 2}, b""
     except Exception as error:
         return {"error": type(error).__name__, "values": [str(error)]}, b""
     values = {each.name: getattr(image, each.name) for each in fields(image) if each.name != "pixels"}

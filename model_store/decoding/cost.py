@@ -110,11 +110,10 @@ def _webp_cost(data: bytes) -> DecodeCost:
         [bits] = struct.unpack_from("<I", data, 21)
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     pixels = width * height
-    if kind == b"VP8L":
-        seconds = (pixels * 30 + len(data) * 25) * NS
-    else:
-        seconds = (pixels * 30 + len(data) * 140) * NS
-    return DecodeCost(pixels, seconds, pixels * 16, predictable=pixels > 0 and steps < MAX_STEPS)
+    entropy = 25 if kind == b"VP8L" else 140  # ns for a byte
+    return DecodeCost(
+        pixels, (pixels * 30 + len(data) * entropy) * NS, pixels * 16, predictable=pixels > 0 and steps < MAX_STEPS
+    )
 
 
 def _heif_cost(data: bytes) -> DecodeCost:

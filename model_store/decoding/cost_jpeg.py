@@ -62,11 +62,12 @@ def jpeg_cost(data: bytes) -> DecodeCost:
         return DecodeCost(0, seconds, len(data), predictable=False)
     blocks = first_scan = 0
     end = at
-    for end in _scans(data, at) if complete else ():
-        if end < 0:
-            complete, end = False, -end
+    for position in _scans(data, at) if complete else ():
+        end = abs(position)
+        if position < 0:
+            complete = False
             break
-        [components] = struct.unpack_from("B", data, end + 2)
+        components = data[end + 2]
         blocks += sum(frame.blocks.get(each, 0) for each in data[end + 3 : end + 3 + 2 * components : 2])
         first_scan = first_scan or components
     pixels = frame.width * frame.height
@@ -119,6 +120,8 @@ def _scans(data: bytes, at: int) -> Iterator[int]:
     After `MAX_STEPS` markers, the last value is the negative position of the rest of the file.
     """
     yield at
+    if data.find(b"\xff\xda", at) < 0:
+        return  # the search for markers below would be slower
     for _ in range(MAX_STEPS):
         at += max(int.from_bytes(data[at : at + 2], "big"), 2)
         found = _IN_SCAN.search(data, at)

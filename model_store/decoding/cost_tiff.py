@@ -19,7 +19,21 @@ _SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11
 _NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _BYTES: Final = (1, 2, 6, 7)  # types that Pillow keeps as bytes; the values of others become Python objects
 # Compression -> ns for a byte of pixels
-_RATES: Final = {1: 2, 5: 8, 8: 9, 32946: 9, 32773: 3, 2: 20, 3: 20, 4: 20, 6: 20, 7: 20, 50000: 5, 50001: 60, 34925: 50}
+_RATES: Final = {
+    1: 2,
+    5: 8,
+    8: 9,
+    32946: 9,
+    32773: 3,
+    2: 20,
+    3: 20,
+    4: 20,
+    6: 20,
+    7: 20,
+    50000: 5,
+    50001: 60,
+    34925: 50,
+}
 _STRIP = 25_000 * NS  # Pillow decodes uncompressed strips and tiles one by one, in Python
 _STRIP_BYTES = 600
 _VALUE = 100 * NS
@@ -42,7 +56,7 @@ def tiff_cost(data: bytes) -> DecodeCost:
         decoded = width * height
     pixels = max(decoded, width * height, part)
     stored = 4 if samples > 1 or bits > 16 else 2 if bits > 8 else 1
-    if compression == 6 or compression == 7:
+    if compression in (6, 7):
         stored = 4
     pixel_bytes = -(-samples * bits // 8)
     seconds = (pixels * (8 + pixel_bytes * _RATES.get(compression, 40)) + len(data)) * NS + values * _VALUE
