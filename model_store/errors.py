@@ -98,13 +98,18 @@ class ImageUnreadableError(ImageError):
 
 @dataclass(eq=False)
 class ImageFormatError(ImageError):
-    """The bytes are of a known format that is not supported. `supported` are the formats that are."""
+    """The bytes are of a known format that is not supported. `supported` are the formats that are.
+
+    advice: a sentence without a full stop about how to get a supported file; empty if there is none.
+    """
 
     found: str
     supported: Sequence[str]
+    advice: str = ""
 
     def __str__(self) -> str:
-        return f"The format {self.found} is not supported. Supported formats: {', '.join(self.supported)}."
+        advice = f" {self.advice}." if self.advice else ""
+        return f"The format {self.found} is not supported. Supported formats: {', '.join(self.supported)}.{advice}"
 
 
 @dataclass(eq=False)
