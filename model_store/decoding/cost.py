@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from model_store.decoding.cost_jpeg import jpeg_cost
 from model_store.decoding.cost_tiff import tiff_cost
-from model_store.decoding.decode_cost import MAX_STEPS, NS, DecodeCost
+from model_store.decoding.decode_cost import BAND_BYTES, MAX_STEPS, NS, DecodeCost
 from model_store.decoding.formats import format_of
 
-_STEP: Final = 3_000 * NS  # Pillow handles chunks and blocks in Python
+_STEP: Final = 4_000 * NS  # chunks and blocks are handled in Python
+_STEP_BYTES: Final = 200
 _HEIF_META: Final = 1 << 20  # bytes in which `ispe` boxes are searched
 
 
@@ -47,8 +49,17 @@ def _png_cost(data: bytes) -> DecodeCost:
     raw = height * (-(-width * channels * depth // 8) + 1)
     stored = (2 if depth == 16 else 1) if channels == 1 else 4  # bytes of a pixel in Pillow
     pixels = width * height
-    seconds = chunks * _STEP + (raw * 3 + pixels * 4 + len(data) * 20) * NS
-    return DecodeCost(pixels, seconds, pixels * stored + 3 * (raw // max(height, 1)), predictable=steps < MAX_STEPS)
+    seconds = chunks * _STEP + (raw * 6 + pixels * 10 + len(data) * 20) * NS
+    memory = (
+        pixels * stored
+        + min(pixels * 24, BAND_BYTES)
+        + 3 * (raw // max(height, 1))
+        + int(chunks * _STEP_BYTES)
+        + 2 * len(data)
+    )
+    if depth == 16 and color == 2 and data.find(b"tRNS", 0, at) > 0:
+        seconds, memory = 2 * seconds, 2 * memory  # high and low bytes are decoded separately
+    return DecodeCost(pixels, seconds, memory, predictable=steps < MAX_STEPS)
 
 
 def _gif_cost(data: bytes) -> DecodeCost:
@@ -70,8 +81,13 @@ def _gif_cost(data: bytes) -> DecodeCost:
         width, height = max(width, left + frame_width), max(height, top + frame_height)
     pixels = width * height
     blocks = steps * len(data) / at if steps >= MAX_STEPS else steps
-    seconds = blocks * _STEP + (pixels * 10 + len(data) * 15) * NS
-    return DecodeCost(pixels, seconds, 2 * pixels, predictable=steps < MAX_STEPS)
+    seconds = blocks * _STEP + (pixels * 15 + len(data) * 15) * NS
+    return DecodeCost(
+        pixels,
+        seconds,
+        pixels + min(pixels * 24, BAND_BYTES) + int(blocks * _STEP_BYTES),
+        predictable=steps < MAX_STEPS,
+    )
 
 
 def _bmp_cost(data: bytes) -> DecodeCost:
@@ -82,8 +98,8 @@ def _bmp_cost(data: bytes) -> DecodeCost:
         width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
     pixels = abs(width * height)
     if compression in (1, 2):
-        # Pillow decodes these in Python: up to 140 ns for a pixel, and 500 ns for a byte that adds no pixel.
-        return DecodeCost(pixels, (pixels * 150 + len(data) * 500) * NS, 4 * pixels, predictable=False)
+        # Pillow decodes these in Python: up to 400 ns for a pixel, and 1,000 ns for a byte that adds no pixel.
+        return DecodeCost(pixels, (pixels * 400 + len(data) * 1_000) * NS, 6 * pixels, predictable=False)
     stored = 4 if bits > 8 else 1
     return DecodeCost(pixels, (pixels * 6 + len(data) * 2) * NS, pixels * stored)
 
@@ -112,11 +128,14 @@ def _webp_cost(data: bytes) -> DecodeCost:
     pixels = width * height
     entropy = 25 if kind == b"VP8L" else 140  # ns for a byte
     return DecodeCost(
-        pixels, (pixels * 30 + len(data) * entropy) * NS, pixels * 16, predictable=pixels > 0 and steps < MAX_STEPS
+        pixels,
+        (pixels * 30 + len(data) * entropy) * NS,
+        pixels * 16 + len(data),
+        predictable=pixels > 0 and steps < MAX_STEPS,
     )
 
 
-def _heif_cost(data: bytes) -> DecodeCost:
+def _heif_cost(data: bytes, pixel_bytes: int) -> DecodeCost:
     pixels = 0
     at = data.find(b"ispe", 0, _HEIF_META)
     for _ in range(MAX_STEPS):
@@ -125,7 +144,7 @@ def _heif_cost(data: bytes) -> DecodeCost:
         width, height = struct.unpack_from(">II", data, at + 8)
         pixels = max(pixels, width * height)
         at = data.find(b"ispe", at + 16, _HEIF_META)
-    return DecodeCost(pixels, (pixels * 50 + len(data) * 150) * NS, pixels * 14, predictable=False)
+    return DecodeCost(pixels, (pixels * 50 + len(data) * 150) * NS, pixels * pixel_bytes, predictable=False)
 
 
 _ESTIMATES: dict[str, Callable[[bytes], DecodeCost]] = {
@@ -135,6 +154,6 @@ _ESTIMATES: dict[str, Callable[[bytes], DecodeCost]] = {
     "BMP": _bmp_cost,
     "WEBP": _webp_cost,
     "TIFF": tiff_cost,
-    "AVIF": _heif_cost,
-    "HEIC": _heif_cost,
+    "AVIF": partial(_heif_cost, pixel_bytes=10),
+    "HEIC": partial(_heif_cost, pixel_bytes=8),
 }

@@ -27,7 +27,7 @@ _SOF: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ARITHMETIC: Final = frozenset((0xC9, 0xCA, 0xCB))
 _PROGRESSIVE: Final = frozenset((0xC2, 0xCA))
 _LOSSLESS: Final = frozenset((0xC3, 0xCB))
-_SEGMENT = 2_000 * NS  # Pillow handles the segments before the first scan in Python
+_SEGMENT = 4_000 * NS  # Pillow handles the segments before the first scan in Python
 _JUNK = 300 * NS  # and skips other bytes there one by one
 _BLOCK = 45 * NS  # a block of 8x8 samples in one scan of several
 
@@ -73,6 +73,8 @@ def jpeg_cost(data: bytes) -> DecodeCost:
     pixels = frame.width * frame.height
     buffered = frame.process in _PROGRESSIVE or first_scan < len(frame.blocks)
     entropy = 100 if frame.process in _ARITHMETIC else 40 if buffered else 15  # ns for a byte
+    if data[-2:] != b"\xff\xd9":
+        seconds, entropy = 3 * seconds, 3 * entropy  # without the end marker, it is decoded up to three times
     scale = 1
     if frame.process not in _LOSSLESS:
         ratio = min(frame.width, frame.height) // DRAFT_SIZE

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from model_store.decoding.decode_cost import MAX_STEPS, NS, DecodeCost
+from model_store.decoding.decode_cost import BAND_BYTES, MAX_STEPS, NS, DecodeCost
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _STRIP_OFFSETS = 256, 257, 258, 259, 277, 278, 273
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _PLANAR = 322, 323, 324, 284
@@ -59,8 +59,10 @@ def tiff_cost(data: bytes) -> DecodeCost:
     if compression in (6, 7):
         stored = 4
     pixel_bytes = -(-samples * bits // 8)
-    seconds = (pixels * (8 + pixel_bytes * _RATES.get(compression, 40)) + len(data)) * NS + values * _VALUE
+    wide = samples == 1 and bits > 8  # converted in bands
+    seconds = (pixels * (8 + 50 * wide + pixel_bytes * _RATES.get(compression, 40)) + len(data)) * NS + values * _VALUE
     memory = width * height * stored + part * max(pixel_bytes, stored) + values * _VALUE_BYTES
+    memory += min(pixels * 24, BAND_BYTES)
     if compression == 1:
         parts = max(counts.get(_STRIP_OFFSETS, 0), counts.get(_TILE_OFFSETS, 0))
         seconds += parts * _STRIP

@@ -9,6 +9,9 @@ NS: Final = 1e-9
 MAX_STEPS: Final = 20_000
 """Segments, chunks or blocks of a file that are examined. The cost of the rest is extrapolated from these."""
 
+BAND_BYTES: Final = 12_000_000
+"""Memory for pictures that are converted in bands of rows before they are resampled."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeCost:

@@ -19,7 +19,6 @@ from model_store.decoding.png import PngSource
 from model_store.decoding.source import Source
 from model_store.decoding.tiff import TiffSource
 
-
 _READERS: dict[str, Callable[[bytes], Source]] = {
     "PNG": PngSource,
     "TIFF": TiffSource,

@@ -17,7 +17,7 @@ from tests.support.pictures import encoded
 
 def jpeg_with_scans(width: int, height: int, scans: int) -> bytes:
     """Return a gray progressive JPEG with many almost empty scans, each of which is decoded over all blocks."""
-    plain = encoded(Image.new("L", (width, height), 128), "JPEG", progressive=True, quality=50)
+    plain = encoded(Image.new("L", (width, height), 40), "JPEG", progressive=True, quality=50)
     first_scan = plain.index(b"\xff\xda")
     dc_only = plain[: plain.index(b"\xff\xc4", first_scan)]
     # A Huffman table with one symbol of one bit: a run of up to 32,767 blocks without coefficients.
