@@ -138,7 +138,7 @@ def noisy(form: str, width: int, height: int, **options: object) -> bytes:
 
 def _zeros(size: int) -> bytes:
     """Return `size` zero bytes, compressed."""
-    deflate = zlib.compressobj(9)
+    deflate = zlib.compressobj(1)
     file = io.BytesIO()
     block = bytes(1 << 20)
     for start in range(0, size, len(block)):
