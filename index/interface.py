@@ -106,14 +106,17 @@ class ImageIndex(ABC):
     def add_many(self, images: Sequence[records.NewImage]) -> Outcomes:
         """Add or replace all of `images`, or none of them if one is rejected. Returns their outcomes in order.
 
-        An image with the key, bytes and metadata of a stored one changes nothing.
+        An image with the key, bytes, preparation and metadata of a stored one changes nothing.
         Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError, and
         IndexSwitchedError if the index has switched to another model.
         """
 
     @abstractmethod
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
+        """Return {key: sha256} of those `keys` that are complete. Raises InvalidKeyError.
+
+        Complete: the image has a vector of every required model, and was prepared by the current preparation.
+        """
 
     @abstractmethod
     def get(self, key: str) -> records.ImageRecord:
@@ -234,6 +237,7 @@ class ImageIndex(ABC):
                 metadata=None if image.metadata is None else records.encode_metadata(image.metadata),
                 picture=image.picture if self._keep_pictures else None,
                 vectors={name: rows[number] for name, rows in vectors.items()},
+                preparation=image.preparation,
             )
             for number, image in enumerate(images)
         ]

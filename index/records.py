@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from index.errors import InvalidKeyError, MetadataError, VectorError
 from model_store.errors import ShapeError
+from model_store.image import PREPARATION
 
 DIMENSIONS = 4096
 MAX_KEY_LENGTH = 200
@@ -47,7 +48,8 @@ class NewImage:
     file, in bytes. width, height: of the original after applying its EXIF orientation, in pixels. metadata: a JSON
     object; None keeps the metadata that the key already has. picture: the prepared 256x256 JPEG, or None. vector:
     float32 [4096], the fc7 activations; stored as float16. vectors: vectors of several models, by model fingerprint,
-    with the same models for all images of a call; if empty, `vector` was made by the index's model.
+    with the same models for all images of a call; if empty, `vector` was made by the index's model. preparation: the
+    version of the preparation (`model_store.image.PREPARATION`) that made the picture and the vectors.
     """
 
     key: str | None
@@ -59,6 +61,7 @@ class NewImage:
     picture: bytes | None
     vector: NDArray[np.float32]
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    preparation: int = PREPARATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class IndexStats:
-    """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`."""
+    """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`.
+
+    outdated: images that an earlier version of the preparation prepared.
+    """
 
     images: int
     vectors: int
@@ -120,6 +126,7 @@ class IndexStats:
     mode: str
     model: str
     fingerprint: str
+    outdated: int
 
 
 @dataclass(frozen=True, slots=True)

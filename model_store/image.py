@@ -1,11 +1,12 @@
 """Decode an image and prepare it for the network: the only path for training, indexing and serving.
 
 Guarantees: the header is read first, and at most `max_pixels` pixels are decoded. EXIF orientation is applied. The
-result is RGB, uint8, 0-255; transparent pixels are blended over white. The central square is resampled to 256x256 in
-one antialiased bilinear step; large JPEGs are first scaled down by the decoder, to at least twice that size. Any input
-gives an array or an `ImageError`. Thread-safe.
-Out of scope: mean subtraction (the exported graph does it), color profiles, URLs, frames after the first. libtiff may
-still print a line about a broken TIFF to standard error.
+result is sRGB, uint8, 0-255: color profiles are converted, and transparent pixels are blended over white. The central
+square is resampled to 256x256 in one antialiased bilinear step; large JPEGs are first scaled down by the decoder, to at
+least twice that size. Any input gives an array or an `ImageError`; a picture that would be decoded wrongly gives an
+`ImageFormatError`. Thread-safe.
+Out of scope: mean subtraction (the exported graph does it), URLs, frames after the first. libtiff may still print a
+line about a broken TIFF to standard error. How formats, depths and colors are handled: `model_store.decoding`.
 References: the paper, section 2 (shorter side to 256, then the central 256x256) and 4.1 (ten views).
 """
 

@@ -89,6 +89,14 @@ def milvus_address(settings: Settings) -> MilvusAddress | None:
     return MilvusAddress(settings.index_uri, token, settings.index_name, settings.index_timeout_s)
 
 
+def outdated_note(count: int) -> str:
+    """Return what to tell about images that an earlier version of the preparation prepared."""
+    return (
+        f"{count:,} images were prepared by an earlier version of fc7, so their colors, and the neighbors found for "
+        "them, may be wrong. Index the same folder again: fc7 index build DIR"
+    )
+
+
 def read_stats_of(settings: Settings) -> IndexStats:
     """Return the counts of the index. Raises as `read_stats` does."""
     return read_stats(settings.home, milvus_address(settings))

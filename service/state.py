@@ -26,7 +26,7 @@ from model_store.errors import NoActiveModelError
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
-from service.factory import decoder_of, open_index_of, serving_options
+from service.factory import decoder_of, open_index_of, outdated_note, serving_options
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
@@ -72,6 +72,7 @@ class Resources:
         self.import_pool = ThreadPoolExecutor(threads, "fc7-import")
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
         self._index: ImageIndex | None = None
+        self._outdated = 0  # images of an earlier preparation, when they were last counted
         self._jobs: Jobs | None = None
         self.index_sync = IndexSync(self.store, self.models, settings.reembed_share, self.log)
         self.activator = Activator(self.store, self.models, self.log, self.switch_to)
@@ -125,6 +126,7 @@ class Resources:
             self.index_sync.migrate(artifact)
             return
         self._index = open_index_of(self.settings, IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
+        self._outdated = self._index.stats().outdated
         self.index_sync.start(self._index, artifact)
         self._jobs = Jobs(
             self.settings.home / "jobs",
@@ -200,6 +202,8 @@ class State(Resources):
         index, serving, progress = self._index, self.models.active, self.index_sync.progress
         if index is not None and index.trouble:
             notes.append(f"The last call to Milvus failed, so searches may fail: {index.trouble}")
+        if index is not None and self._outdated:
+            notes.append(outdated_note(self._outdated))
         if serving is not None and (changed := changed_files(serving)):
             model = serving.artifact.id
             notes.append(
@@ -229,6 +233,7 @@ class State(Resources):
             stats = self._index.stats()
         except IndexUnavailableError:
             return  # the other metrics are still reported
+        self._outdated = stats.outdated
         self.metrics.index_images.set(stats.images)
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)

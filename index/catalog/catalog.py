@@ -36,6 +36,7 @@ from index.errors import IndexReadOnlyError, IndexSwitchedError, KeyNotFoundErro
 from index.fields import Scalar
 from index.filters import Where
 from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
+from model_store.image import PREPARATION
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
@@ -155,12 +156,15 @@ class Catalog:
         self.writer.run(lambda connection: change_metadata(connection, key, update))
 
     def lookup(self, spaces: Sequence[int], keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those among `keys` that have a vector in each of `spaces`."""
+        """Return {key: sha256} of those among `keys` that have a vector in each of `spaces`.
+
+        Images of an earlier preparation are left out, so that they are added again.
+        """
         rows = self._all(
             """SELECT i.key, i.sha256 FROM json_each(?) j JOIN images i ON i.key = j.value
-               WHERE NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
+               WHERE i.preparation = ? AND NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
                    (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = s.value))""",
-            (json.dumps(list(keys)), json.dumps(list(spaces))),
+            (json.dumps(list(keys)), PREPARATION, json.dumps(list(spaces))),
         )
         return dict(rows)
 
@@ -198,6 +202,12 @@ class Catalog:
     def images(self) -> int:
         """Return the number of images."""
         return int(self._one("SELECT count(*) FROM images")[0])
+
+    def outdated(self) -> int:
+        """Return the number of images that an earlier preparation prepared."""
+        if not self._one("SELECT EXISTS (SELECT 1 FROM pragma_table_info('images') WHERE name = 'preparation')")[0]:
+            return self.images()  # opened read-only, and written before the version was recorded
+        return int(self._one("SELECT count(*) FROM images WHERE preparation < ?", (PREPARATION,))[0])
 
     # --- vectors ----------------------------------------------------------------------------------------------------
 

@@ -81,6 +81,12 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX attributes_of_image ON attributes (image_id);
     """,
+    # The version of the preparation that made the picture and the vectors of each image. Not part of the checksum: a
+    # wrong value only makes the image be prepared again.
+    """
+    ALTER TABLE images ADD COLUMN preparation INTEGER NOT NULL DEFAULT 1;
+    CREATE INDEX images_of_preparation ON images (preparation);
+    """,
 )
 
 # Result codes of SQLite, primary or extended, with the errors that they become.

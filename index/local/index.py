@@ -107,7 +107,7 @@ class LocalImageIndex(ImageIndex):
         return self._catalog.add(self._encode(images), self.spaces.apply).outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
+        """Return {key: sha256} of those `keys` that are complete (see `ImageIndex`). Raises InvalidKeyError."""
         spaces = [space.record.id for space in self.spaces.required_spaces]
         return self._catalog.lookup(spaces, [records.check_key(key) for key in keys])
 
@@ -275,6 +275,7 @@ class LocalImageIndex(ImageIndex):
             mode=self._codes.resolve_mode(space, None),
             model=space.record.model,
             fingerprint=space.record.fingerprint,
+            outdated=self._catalog.outdated(),
         )
 
 

@@ -44,13 +44,17 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """How many images, pictures and vectors were verified, the problems found, and how many were repaired."""
+    """How many images, pictures and vectors were verified, the problems found, and how many were repaired.
+
+    outdated: how many images were prepared by an earlier version of the preparation, which is not damage.
+    """
 
     images: int = 0
     pictures: int = 0
     vectors: int = 0
     findings: list[Finding] = field(default_factory=list)
     repaired: int = 0
+    outdated: int = 0
 
 
 def verify(folder: Path, *, repair: bool = False, advance: Advance = lambda *_: None) -> Report:
@@ -97,6 +101,7 @@ def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advan
         report.findings.append(Finding(problem, _RESTORE))
     _CatalogCheck(folder / CATALOG_FILE, report, repair=repair).run(advance)
     with contextlib.suppress(ImageIndexError), Catalog(folder / CATALOG_FILE, read_only=True) as catalog:
+        report.outdated = catalog.outdated()
         for space in catalog.spaces():
             if space.active and (damage := find_damage(cache, catalog, space.id, space.fingerprint)):
                 fix = "Delete the file: the next start reads the catalog instead."

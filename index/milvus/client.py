@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from index.bulk.pipeline import batches
-from index.errors import IndexUnavailableError, IndexUnreachableError, IndexUriError
+from index.errors import IndexUnavailableError, IndexUnreachableError, IndexUriError, MilvusUnsupportedError
 from index.milvus.schema import MAX_ROWS, Row, ids_in
 from index.records import MilvusAddress
 from model_store.errors import MissingExtraError
@@ -78,12 +78,29 @@ class Milvus:
             except IndexUnreachableError:
                 if not self.has(collection):  # otherwise another replica has just created it
                     raise
+        elif any(field.name == "preparation" for field in schema(self.module).fields):
+            self._add_preparation(collection)
         if not self._call("list_indexes", collection, "vector"):
             index = self.module.MilvusClient.prepare_index_params()
             index.add_index("vector", index_type="FLAT", metric_type="L2")
             self._call("create_index", collection, index_params=index, sync=False)
         if str(self._call("get_load_state", collection)["state"]) != "Loaded":
             self._load(collection)
+
+    def _add_preparation(self, collection: str) -> None:
+        """Add the field `preparation` to a collection of an earlier version of fc7; its images have preparation 1."""
+        fields = self._call("describe_collection", collection)["fields"]
+        if any(each["name"] == "preparation" for each in fields):
+            return
+        try:
+            kind = self.module.DataType.INT64
+            self._call("add_collection_field", collection, "preparation", kind, nullable=True, default_value=1)
+        except IndexUnreachableError as error:  # Milvus before 2.6, and Milvus Lite
+            raise MilvusUnsupportedError(
+                self.uri,
+                f"the field preparation cannot be added to {collection}",
+                "Drop the collections of this index, and index the images again: fc7 index build DIR",
+            ) from error
 
     def index_type(self, collection: str) -> str:
         """Return the type of a collection's vector index, at most 10 seconds old. FLAT compares all vectors."""

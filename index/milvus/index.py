@@ -32,6 +32,7 @@ from index.milvus.search import MAX_K, find_near_pairs, nearest
 from index.milvus.spaces import Spaces, stats_of
 from index.milvus.upsert import Upsert
 from index.search.searcher import Mode
+from model_store.image import PREPARATION
 
 _DELETE_BATCH = 500
 
@@ -117,12 +118,16 @@ class MilvusImageIndex(ImageIndex):
         return upsert.outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
+        """Return {key: sha256} of those `keys` that are complete (see `ImageIndex`). Raises InvalidKeyError."""
         ids = [schema.id_of(records.check_key(key)) for key in keys]
         found: dict[str, str] | None = None
         for model in self.spaces.required:
-            rows = self._milvus.rows(self.spaces.collection(model), ids, ["id", "sha256"])
-            here = {schema.key_of(row["id"]): str(row["sha256"]) for row in rows.values()}
+            rows = self._milvus.rows(self.spaces.collection(model), ids, ["id", "sha256", "preparation"])
+            here = {
+                schema.key_of(row["id"]): str(row["sha256"])
+                for row in rows.values()
+                if row["preparation"] == PREPARATION
+            }
             found = here if found is None else {key: sha for key, sha in found.items() if here.get(key) == sha}
         return found or {}
 
@@ -243,7 +248,9 @@ class MilvusImageIndex(ImageIndex):
     def stats(self) -> records.IndexStats:
         """Return counts. The sizes are 0, because only Milvus knows them."""
         model = self.searched
-        return stats_of(model, self._milvus.count(self.spaces.collection(model)), self.mode())
+        collection = self.spaces.collection(model)
+        outdated = self._milvus.count(collection, schema.OUTDATED)
+        return stats_of(model, self._milvus.count(collection), self.mode(), outdated)
 
     def _nearest(
         self,

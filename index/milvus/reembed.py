@@ -21,7 +21,7 @@ from index.bulk.report import ReembedReport, interruptible
 from index.errors import FolderError
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
-from index.milvus.schema import RECORD, Row, collection_of, image_schema, key_of, picture_of, searchable
+from index.milvus.schema import WITH_PICTURE, Row, collection_of, image_schema, key_of, picture_of, searchable
 from index.records import MilvusAddress, VectorModel, encode_vectors
 from model_store.runtime.runner import Runner
 
@@ -101,14 +101,15 @@ class _CollectionCopy:
 
     def update(self, ids: Sequence[str]) -> None:
         """Write these rows to the target, with the current content of the source."""
-        rows = self.milvus.rows(self.source, ids, [*RECORD, "picture"])
-        copies = self.milvus.rows(self.target, ids, ["id", "sha256", "vector"])
+        rows = self.milvus.rows(self.source, ids, WITH_PICTURE)
+        copies = self.milvus.rows(self.target, ids, ["id", "sha256", "preparation", "vector"])
         to_embed: list[Row] = []
         ready: list[Row] = []
         for row_id, row in rows.items():
             row |= {**searchable(row["metadata"]), "picture": list(row["picture"])}
             copy = copies.get(row_id)
-            if copy is not None and copy["sha256"] == row["sha256"]:  # only the metadata has changed
+            same = copy is not None and all(copy[name] == row[name] for name in ("sha256", "preparation"))
+            if copy is not None and same:  # only the metadata has changed
                 ready.append(row | {"vector": copy["vector"]})
             else:
                 to_embed.append(row)

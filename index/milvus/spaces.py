@@ -15,7 +15,7 @@ from index.catalog.spaces import SwitchResult
 from index.errors import IndexModelError, IndexUnavailableError
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
-from index.milvus.schema import collection_of, image_schema
+from index.milvus.schema import OUTDATED, collection_of, image_schema
 from index.records import IndexOptions, IndexStats, MilvusAddress, Space, VectorModel
 
 
@@ -131,13 +131,13 @@ def read_stats_on_milvus(address: MilvusAddress) -> IndexStats:
     with contextlib.closing(Milvus(address)) as milvus:
         active = Registry(milvus).active
         if active is None:
-            return stats_of(VectorModel("", ""), 0, "exact")
+            return stats_of(VectorModel("", ""), 0, "exact", 0)
         collection = collection_of(address.name, active.fingerprint)
         milvus.open(collection, image_schema)
         mode = "exact" if milvus.index_type(collection) == "FLAT" else "fast"
-        return stats_of(active, milvus.count(collection), mode)
+        return stats_of(active, milvus.count(collection), mode, milvus.count(collection, OUTDATED))
 
 
-def stats_of(model: VectorModel, count: int, mode: str) -> IndexStats:
+def stats_of(model: VectorModel, count: int, mode: str, outdated: int) -> IndexStats:
     """Return the counts. The sizes are 0, because only Milvus knows them."""
-    return IndexStats(count, count, 0, 0, mode, model.model, model.fingerprint)
+    return IndexStats(count, count, 0, 0, mode, model.model, model.fingerprint, outdated)

@@ -34,7 +34,8 @@ class Upsert:
         """Add or replace one image. picture: the fields of the row that hold its picture."""
         row_id = id_of(entry.key)
         stored = self.stored.get(row_id)
-        same = stored is not None and stored["sha256"] == entry.sha256
+        content = {"sha256": entry.sha256, "preparation": entry.preparation}
+        same = stored is not None and all(stored[name] == value for name, value in content.items())
         metadata = entry.metadata
         if metadata is None:
             metadata = "{}" if stored is None else str(stored["metadata"])
@@ -46,7 +47,7 @@ class Upsert:
         time_us = now()
         row = {
             "id": row_id,
-            "sha256": entry.sha256,
+            **content,
             "size": entry.size,
             "width": entry.width,
             "height": entry.height,

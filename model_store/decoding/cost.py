@@ -22,6 +22,7 @@ from model_store.decoding.formats import format_of
 
 _STEP: Final = 4_000 * NS  # chunks and blocks are handled in Python
 _STEP_BYTES: Final = 200
+_CHUNK_BYTES: Final = 60
 _HEIF_META: Final = 1 << 20  # bytes in which `ispe` boxes are searched
 
 
@@ -54,7 +55,7 @@ def _png_cost(data: bytes) -> DecodeCost:
         pixels * stored
         + min(pixels * 24, BAND_BYTES)
         + 3 * (raw // max(height, 1))
-        + int(chunks * _STEP_BYTES)
+        + int(chunks * _CHUNK_BYTES)
         + 2 * len(data)
     )
     if depth == 16 and color == 2 and data.find(b"tRNS", 0, at) > 0:

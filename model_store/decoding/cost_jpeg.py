@@ -73,19 +73,21 @@ def jpeg_cost(data: bytes) -> DecodeCost:
     pixels = frame.width * frame.height
     buffered = frame.process in _PROGRESSIVE or first_scan < len(frame.blocks)
     entropy = 100 if frame.process in _ARITHMETIC else 40 if buffered else 15  # ns for a byte
+    repeats = 1
     if data[-2:] != b"\xff\xd9":
-        seconds, entropy = 3 * seconds, 3 * entropy  # without the end marker, it is decoded up to three times
+        repeats = 3  # without the end marker, it is decoded up to three times
     scale = 1
     if frame.process not in _LOSSLESS:
         ratio = min(frame.width, frame.height) // DRAFT_SIZE
         scale = next((each for each in (8, 4, 2) if ratio >= each), 1)
     output = -(-frame.width // scale) * -(-frame.height // scale)
     seconds += (len(data) * entropy + pixels * 2.5 + output * 8) * NS
-    memory = output * 4 + frame.width * 64
+    memory = repeats * output * 4 + frame.width * 64
     if buffered:
         every = sum(frame.blocks.values())
         seconds += (blocks + every) * _BLOCK
         memory += every * 128
+    seconds *= repeats
     if not complete:
         seconds *= max(1.0, len(data) / end)
     plain = frame.process in (0xC0, 0xC1, 0xC2) and frame.precision == 8

@@ -46,7 +46,7 @@ def tiff_cost(data: bytes) -> DecodeCost:
     numbers, counts, values = _read_directory(data, order)
     width, height = numbers.get(_WIDTH, 0), numbers.get(_HEIGHT, 0)
     samples, bits = max(numbers.get(_SAMPLES, 1), counts.get(_BITS, 1)), numbers.get(_BITS, 1)
-    compression = numbers.get(_COMPRESSION, 1)
+    compression, planar = numbers.get(_COMPRESSION, 1), numbers.get(_PLANAR, 1) == 2
     tile_width, tile_height = numbers.get(_TILE_WIDTH, 0), numbers.get(_TILE_HEIGHT, 0)
     if tile_width and tile_height:
         part = tile_width * tile_height
@@ -61,14 +61,15 @@ def tiff_cost(data: bytes) -> DecodeCost:
     pixel_bytes = -(-samples * bits // 8)
     wide = samples == 1 and bits > 8  # converted in bands
     seconds = (pixels * (8 + 50 * wide + pixel_bytes * _RATES.get(compression, 40)) + len(data)) * NS + values * _VALUE
-    memory = width * height * stored + part * max(pixel_bytes, stored) + values * _VALUE_BYTES
+    memory = width * height * stored + values * _VALUE_BYTES
     memory += min(pixels * 24, BAND_BYTES)
-    if compression == 1:
+    if compression == 1 and not planar:
         parts = max(counts.get(_STRIP_OFFSETS, 0), counts.get(_TILE_OFFSETS, 0))
         seconds += parts * _STRIP
         memory += parts * _STRIP_BYTES
-    # libtiff decodes all other compressions.
-    return DecodeCost(pixels, seconds, memory, predictable=compression == 1)
+    else:
+        memory += part * max(pixel_bytes, stored)  # libtiff decodes a whole strip or tile
+    return DecodeCost(pixels, seconds, memory, predictable=compression == 1 and not planar)
 
 
 def _read_directory(data: bytes, order: str) -> tuple[dict[int, int], dict[int, int], int]:

@@ -21,14 +21,13 @@ def value_range(bands: Iterable[NDArray[np.generic]]) -> tuple[float, float]:
     The range is the smallest of 0-1 (floats only), 0-255, 0-65535 and, for unsigned 32-bit values of which some have
     the highest bit set, 0-4294967295 that contains all values, and otherwise the minimum to the maximum of the picture.
     """
-    low, high = 0.0, 0.0
-    kind, first = "", True
+    ends: list[float] = []
+    kind = ""
     for band in bands:
         values = finite(band)
-        smallest, largest = float(values.min()), float(values.max())
-        low = smallest if first else min(low, smallest)
-        high = largest if first else max(high, largest)
-        kind, first = band.dtype.kind, False
+        ends += [float(values.min()), float(values.max())]
+        kind = band.dtype.kind
+    low, high = min(ends), max(ends)
     if low < 0:
         return low, high
     for white in (1.0, 255.0, 65535.0):
@@ -44,12 +43,14 @@ def eight_bits(values: NDArray[np.generic], span: tuple[float, float]) -> NDArra
     low, high = span
     if values.dtype.kind == "u" and values.dtype.itemsize == 2 and span == (0, 65535):
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    scaled = (finite(values).astype(np.float64) - low) * (255 / max(high - low, np.finfo(float).tiny))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    scaled = finite(values).astype(np.float64)
+    scaled -= low
+    scaled *= 255 / max(high - low, 1e-30)  # equal values are black
+    return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 
 
 def finite(values: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return the values with NaN and infinity replaced by 0."""
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" or np.isfinite([values.min(), values.max()]).all():
         return values
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.asarray(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))

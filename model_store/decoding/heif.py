@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.ImageFile import ImageFile
@@ -23,12 +24,18 @@ from model_store.decoding.source import Source
 _PROPERTIES = 65536
 
 
+class _AvifFile(AvifImageFile):
+    def load_prepare(self) -> None:
+        self._decoder = None  # release its picture before the pixels are copied
+        super().load_prepare()
+
+
 class HeifSource(Source):
     """An AVIF or HEIC file."""
 
     def __init__(self, data: bytes, form: str) -> None:
         """Read the header. Raises ImageFormatError for HEIC if the extra is not installed."""
-        super().__init__(AvifImageFile(io.BytesIO(data)) if form == "AVIF" else _open_heic(data))
+        super().__init__(_AvifFile(io.BytesIO(data)) if form == "AVIF" else _open_heic(data))
         self._head = data[:_PROPERTIES]
 
     def profile(self) -> bytes | None:
@@ -47,5 +54,5 @@ def _open_heic(data: bytes) -> ImageFile:
     except ImportError as exc:
         advice = 'Install the extra "heic" on the server (pip install "fc7[heic]"), or convert the image to JPEG'
         raise errors.ImageFormatError("HEIC", [form for form in FORMATS if form != "HEIC"], advice) from exc
-    image: ImageFile = pillow_heif.HeifImageFile(io.BytesIO(data))
-    return image
+    opened: Callable[[io.BytesIO], ImageFile] = pillow_heif.HeifImageFile
+    return opened(io.BytesIO(data))

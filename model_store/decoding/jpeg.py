@@ -23,7 +23,9 @@ _EOI = b"\xff\xd9"
 # Bits that no decoder takes for those of an empty block. No byte is 255, which would start a marker.
 _NOISE = b"\x5a\x96\x3c" * 64
 # The gray that libjpeg fills in for missing data
-_FILL = {"L": 128, "RGB": (128, 128, 128)}
+_FILL = (128, (128, 128, 128), (127, 127, 127, 127), (128, 128, 128, 127))
+# The end of a picture can have a few zeros, but not this many.
+_PADDING = bytes(64)
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE, 0xDE)
 _RESTARTS = range(0xD0, 0xD8)
@@ -47,8 +49,9 @@ class JpegSource(Source):
         Raises ImageFormatError for kinds of JPEG that are not supported, and what Pillow raises for broken files.
         """
         _check_supported(frame_header(data))
-        super().__init__(JpegImageFile(io.BytesIO(data)))
-        self._data = data
+        # Downloads and disks fill what is missing with zeros, which the decoder would take for data.
+        self._data = data.rstrip(b"\0") if data.endswith(_PADDING) else data
+        super().__init__(JpegImageFile(io.BytesIO(self._data)))
         self._least = least
         self._extent: tuple[float, float] = self.size
 
@@ -66,7 +69,7 @@ class JpegSource(Source):
             # An end marker after a truncated picture: libjpeg does not report it, but fills in gray.
             width, height = self.image.size
             last = self.image.getpixel((width - 1, height - 1))
-            if last == _FILL.get(self.image.mode) and not self._is_complete():
+            if last in _FILL and not self._is_complete():
                 raise OSError("image file is truncated")
 
     def _decode(self, image: Image.Image) -> None:
@@ -76,7 +79,7 @@ class JpegSource(Source):
 
     def _without_end(self, missing_end: OSError) -> JpegImageFile:
         """Decode a picture that has no end marker. Raises `missing_end` if pixels are missing too."""
-        image = self._if_determined(_strip_padding(self._data))
+        image = self._if_determined(self._data)
         if image is None:
             raise missing_end
         return image
@@ -162,8 +165,3 @@ def _has_all_scans(data: bytes) -> bool:
             for component in data[start + 1 : start + 1 + 2 * count : 2]:
                 missing.get(component, set()).difference_update(range(first, last + 1))
     return not any(missing.values())
-
-
-def _strip_padding(data: bytes) -> bytes:
-    """Remove zeros at the end, with which downloads and disks fill what is missing."""
-    return data.rstrip(b"\0")

@@ -10,19 +10,18 @@ from collections.abc import Callable
 
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from model_store.decoding import webp
 from model_store.decoding.heif import HeifSource
 from model_store.decoding.jpeg import JpegSource
 from model_store.decoding.png import PngSource
 from model_store.decoding.source import Source
 from model_store.decoding.tiff import TiffSource
+from model_store.decoding.webp import WebPFile, repaired
 
 _READERS: dict[str, Callable[[bytes], Source]] = {
     "PNG": PngSource,
     "TIFF": TiffSource,
-    "WEBP": lambda data: Source(WebPImageFile(io.BytesIO(webp.repaired(data)))),
+    "WEBP": lambda data: Source(WebPFile(io.BytesIO(repaired(data)))),
     "GIF": lambda data: Source(GifImageFile(io.BytesIO(data))),
     "BMP": lambda data: Source(BmpImageFile(io.BytesIO(data))),
 }

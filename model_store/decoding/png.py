@@ -36,17 +36,17 @@ class PngSource(Source):
 
     def __init__(self, data: bytes) -> None:
         """Read the chunks. Raises what Pillow raises if the header or the palette is missing or broken."""
-        kept = [_SIGNATURE]
-        self._idat: list[bytes] = []
+        kept: list[bytes | memoryview] = [_SIGNATURE]
+        self._idat: list[memoryview] = []
         self._chunks: dict[bytes, bytes] = {}
         for name, body, checksum in _chunks(data):
             if name == b"IDAT":
                 self._idat.append(body)
             elif name in (b"IHDR", b"PLTE"):
                 kept += [struct.pack(">I", len(body)), name, body, checksum]  # Pillow verifies the checksum
-            elif name in _READ and struct.pack(">I", zlib.crc32(name + body)) == checksum:
-                self._chunks.setdefault(name, body)
-        if b"tRNS" in self._chunks:
+            elif name in _READ and (name == b"eXIf" or not self._idat) and _is_intact(name, body, checksum):
+                self._chunks.setdefault(name, bytes(body))
+        if len(self._chunks.get(b"tRNS", b"")) >= {0: 2, 2: 6}.get(data[25], 1):
             kept.append(_chunk(b"tRNS", self._chunks[b"tRNS"]))
         size = sum(map(len, self._idat))
         self._file = b"".join([*kept, struct.pack(">I", size), b"IDAT", *self._idat, b"\0\0\0\0", _IEND])
@@ -143,7 +143,7 @@ class PngSource(Source):
         inflate, found = zlib.decompressobj(), 0
         try:
             for body in self._idat:
-                rest = body
+                rest: bytes | memoryview = body
                 while rest and found < expected:
                     found += len(inflate.decompress(rest, 1 << 16))
                     rest = inflate.unconsumed_tail
@@ -152,16 +152,21 @@ class PngSource(Source):
         return found >= expected
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bytes]]:
     """Yield (name, body, checksum) of each chunk up to IEND; the last chunk may be truncated."""
+    view = memoryview(data)
     at = len(_SIGNATURE)
     while at + 8 <= len(data):
         length, name = struct.unpack(">I4s", data[at : at + 8])
         if name == b"IEND" or not name.isalpha():
             return
-        body = data[at + 8 : at + 8 + length]
+        body = view[at + 8 : at + 8 + length]
         yield name, body, data[at + 8 + length : at + 12 + length]
         at += 12 + length
+
+
+def _is_intact(name: bytes, body: memoryview, checksum: bytes) -> bool:
+    return struct.pack(">I", zlib.crc32(body, zlib.crc32(name))) == checksum
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

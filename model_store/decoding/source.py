@@ -106,6 +106,5 @@ def central_square(source: Source, size: int) -> Image.Image:
         narrow.paste(part, (0, y - first))
     if narrow is None:
         raise ValueError("the picture has no rows")
-    box = (0, top - first, size, top - first + side)
-    square = narrow.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    square = narrow.resize((size, size), Image.Resampling.BILINEAR, box=(0, top - first, size, top - first + side))
     return square.convert(_WITH_ALPHA.get(square.mode, square.mode))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImagePalette
 from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
 from model_store import errors
@@ -24,7 +24,7 @@ from model_store.decoding.source import Source
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, _COLOR_MAP = 273, 274, 277, 278, 284, 320
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _INK_SET, _EXTRA, _FORMAT = 322, 323, 324, 332, 338, 339
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _INK_SET, _FORMAT = 322, 323, 324, 332, 339
 _PACKBITS = 32773
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _CHANNELS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
@@ -62,7 +62,6 @@ class _TiffFile(TiffImageFile):
 
     upright = 1
     inverted = False
-    premultiplied = False
     dtype: str | None = None
     white: float | None = None
 
@@ -70,7 +69,7 @@ class _TiffFile(TiffImageFile):
         tags = self.tag_v2
         # Pillow would transpose the whole picture.
         self.upright = tags.pop(_ORIENTATION, 1)
-        bits, sample_format, extra = _samples(tags)
+        bits, sample_format = _samples(tags)
         photometric = tags.get(_PHOTOMETRIC, 6 if tags.get(_COMPRESSION) == 6 else _WHITE_IS_ZERO)
         planar = tags.get(_PLANAR, 1) == 2 and len(bits) > 1
         if tags.get(_COMPRESSION) == 6:  # old JPEG; its tags are unreliable, and libtiff ignores them
@@ -92,7 +91,8 @@ class _TiffFile(TiffImageFile):
             self._setup_gray(bits[0])
         else:
             self._setup_known()
-        self.premultiplied = planar and 1 in extra
+        if photometric == _PALETTE and max(tags[_COLOR_MAP]) < 256:  # written with 8 bits by mistake
+            self.palette = ImagePalette.raw("RGB;L", bytes(tags[_COLOR_MAP]))
         self._check_parts()
 
     def _setup_known(self) -> None:
@@ -153,6 +153,8 @@ class TiffSource(Source):
 
     def __init__(self, data: bytes) -> None:
         """Read the first directory. Raises ImageFormatError for combinations that are not supported."""
+        if data.startswith(b"MM\0+"):
+            raise _unsupported("64-bit offsets in big-endian order (BigTIFF)")
         super().__init__(_TiffFile(io.BytesIO(data)))
         self._span: tuple[float, float] | None = None
 
@@ -170,15 +172,13 @@ class TiffSource(Source):
 
     def is_direct(self) -> bool:
         """Return whether the decoded picture can be resampled as it is."""
-        return self._span is None and not self.image.premultiplied and super().is_direct()
+        return self._span is None and super().is_direct()
 
     def resamplable(self, band: Image.Image) -> Image.Image:
         """Convert a band to 8-bit gray or color, with or without alpha."""
         if self._span is not None:
             gray = depth.eight_bits(self._values(band), self._span)
             return Image.fromarray(255 - gray if self.image.inverted else gray)
-        if self.image.premultiplied:
-            return Image.frombytes("RGBa", band.size, band.tobytes())
         return super().resamplable(band)
 
     def _values(self, band: Image.Image) -> NDArray[np.generic]:
@@ -186,15 +186,15 @@ class TiffSource(Source):
         return values.view(np.dtype(self.image.dtype).newbyteorder(values.dtype.byteorder))
 
 
-def _samples(tags: Mapping[int, Any]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-    """Return the bits of each sample, their common format (0 if they differ), and the meaning of extra samples."""
+def _samples(tags: Mapping[int, Any]) -> tuple[tuple[int, ...], int]:
+    """Return the bits of each sample, and their common format: 0 if they differ."""
     count = tags.get(_SAMPLES, 3 if tags.get(_COMPRESSION) == 6 else 1)
     bits = tuple(tags.get(_BITS, (1,)))
     formats = {_UNSIGNED if value == _UNDEFINED else value for value in tags.get(_FORMAT, (_UNSIGNED,))}
     if tags.get(_PHOTOMETRIC) == _LAB:  # a and b are signed by definition, whatever the tag says
         formats = {_UNSIGNED}
     bits = bits * min(count, _MAX_SAMPLES) if len(bits) == 1 else bits[:count]
-    return bits, formats.pop() if len(formats) == 1 else 0, tuple(tags.get(_EXTRA, ()))
+    return bits, formats.pop() if len(formats) == 1 else 0
 
 
 def _check_supported(tags: Mapping[int, Any], photometric: int, bits: tuple[int, ...], sample_format: int) -> None:

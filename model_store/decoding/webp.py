@@ -1,4 +1,4 @@
-"""WebP files whose RIFF header declares another size than the file has.
+"""WebP: less memory, and files whose RIFF header declares another size than the file has.
 
 Guarantees: a file is accepted if it contains all chunks of its first picture, whatever the RIFF size says.
 Out of scope: truncated pictures, and frames after the first.
@@ -9,7 +9,18 @@ from __future__ import annotations
 
 import struct
 
+from PIL.WebPImagePlugin import WebPImageFile
+
 _HEADER = 12
+
+
+class WebPFile(WebPImageFile):
+    """Pillow's WebP file, without the two canvases of its decoder while the pixels are copied."""
+
+    def load_prepare(self) -> None:
+        """Release the decoder: the first frame is decoded, and no other is needed."""
+        self._decoder = None
+        super().load_prepare()
 
 
 def repaired(data: bytes) -> bytes:

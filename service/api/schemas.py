@@ -180,6 +180,10 @@ class IndexInfo(BaseModel):
     mode: str
     model: str
     fingerprint: str
+    outdated: int = Field(
+        description="Number of images that an earlier version of fc7 prepared. They are prepared again when they are "
+        "added again: `fc7 index build DIR`."
+    )
     missing_vectors: int = Field(
         description="Number of images that searches cannot find, because they have no vector of this model."
     )

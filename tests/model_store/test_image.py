@@ -277,6 +277,7 @@ def test_encoded_jpeg_decodes_to_nearly_the_same_picture() -> None:
 
 def test_find_images_is_sorted_and_skips_hidden_files_and_linked_folders(tmp_path: Path) -> None:
     names = ["b/2.JPG", "b/10.png", "a.tiff", "c.webp", "z/y/x.gif", "b.bmp", "d.jpeg", "e.tif"]
+    names += ["f.avif", "g.heic", "h.heif", "i.jfif", "j.jpe", "k.dib"]
     for name in [*names, "notes.txt", ".hidden.jpg", ".cache/x.jpg", "jpg", "folder.jpg/inside.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -290,7 +291,13 @@ def test_find_images_is_sorted_and_skips_hidden_files_and_linked_folders(tmp_pat
         "c.webp",
         "d.jpeg",
         "e.tif",
+        "f.avif",
         "folder.jpg/inside.png",
+        "g.heic",
+        "h.heif",
+        "i.jfif",
+        "j.jpe",
+        "k.dib",
         "z/y/x.gif",
     ]
     assert {os.path.splitext(name)[1].lower() for name in found} == set(SUFFIXES)  # noqa: PTH122

@@ -138,8 +138,8 @@ class _Preparation:
         """Load what is finished, and return whether everything is. Raises DatasetError if the plan is another one."""
         file = self._out / PROGRESS_FILE
         different = DatasetError(
-            f"{self._out} was prepared from other images, or with other options. Choose another folder, or remove this "
-            "one."
+            f"{self._out} was prepared from other images, with other options, or by another version of fc7. Choose "
+            "another folder, or remove this one."
         )
         if is_sharded(self._out):
             if json.loads((self._out / SHARDS_FILE).read_text(encoding="utf-8")).get("plan") != self._plan:

@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 from model_store.decoder.decoder import Decoder
 from model_store.durable import sha256_of
 from model_store.errors import CheckpointError, DatasetError
+from model_store.image import PREPARATION
 from model_store.training.data.dataset import IMAGE_BYTES, Dataset, ImageSet
 from model_store.training.data.image_file import ImageFile, read_skipped
 from model_store.training.runs.run import read_statistics
@@ -74,6 +75,11 @@ def read_folder(root: Path) -> ShardFolder:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise DatasetError(f"{file} was written by another version of fc7. This version reads format {FORMAT}.")
+        if values["preparation"] != PREPARATION:
+            raise DatasetError(
+                f"The images in {root} were prepared by another version of fc7, and would differ from those that are "
+                "served. Prepare them again into another folder: fc7 data prepare"
+            )
         splits = {split: tuple(Shard(**shard) for shard in shards) for split, shards in values["splits"].items()}
         classes, duplicates = tuple(values["classes"]), tuple((train, val) for train, val in values["duplicates"])
         folder = ShardFolder(root, classes, values["encoding"], values["source"], splits, duplicates, values["hash"])

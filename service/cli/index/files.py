@@ -19,7 +19,7 @@ from index.milvus.export import export_from_milvus
 from index.records import IndexOptions
 from service.cli import console
 from service.cli.options import AsJson, Home
-from service.factory import check_local, milvus_address, open_index_of, read_stats_of
+from service.factory import check_local, milvus_address, open_index_of, outdated_note, read_stats_of
 from service.settings import load_settings
 
 Where = Annotated[
@@ -84,6 +84,8 @@ def verify(
     counts = f"{target}: {report.images} images, {report.pictures} pictures, {report.vectors} vectors"
     if not report.findings:
         console.say(f"{counts}: all checksums match.")
+        if report.outdated:
+            console.say(outdated_note(report.outdated))
         console.next_step("fc7 index snapshot DIR" if folder is None else f"fc7 index restore {folder}")
         return
     repaired = f", {report.repaired} repaired" if repair else ""
