@@ -131,7 +131,7 @@ def _webp_cost(data: bytes) -> DecodeCost:
     return DecodeCost(
         pixels,
         (pixels * 30 + len(data) * entropy) * NS,
-        pixels * 16 + len(data),
+        pixels * 12 + len(data),
         predictable=pixels > 0 and steps < MAX_STEPS,
     )
 

@@ -67,8 +67,8 @@ def test_an_ordinary_picture_is_decoded_in_a_thread(data: bytes) -> None:
 
 def test_large_honest_pictures_are_accepted() -> None:
     for data in (
-        costly.flat("JPEG", 8000, 6000),
-        costly.png(8000, 5800),
+        costly.flat("JPEG", 5000, 4000),
+        costly.png(8000, 4000),
         costly.flat("WEBP", 4000, 3000),
         costly.flat("AVIF", 4000, 3000),
         costly.rle_bmp(2000, 1500),
@@ -125,14 +125,14 @@ for path in sys.argv[1:]:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is reset with Linux' clear_refs")
 def test_estimates_are_not_below_what_decoding_takes(tmp_path: Path) -> None:
     files = [
-        costly.jpeg_with_scans(3000, 3000, 20),
-        costly.png(3000, 3000),
-        costly.png(3000, 3000, depth=16, color=0),
-        costly.png(3000, 3000, interlaced=True, color=6),
-        costly.tiff(3000, 3000),
-        costly.tiff(3000, 3000, samples=1, bits=32, floats=True),
-        costly.tiff(100, 100, tile=(3200, 3200)),
-        costly.flat("GIF", 3000, 3000),
+        costly.jpeg_with_scans(1600, 1600, 20),
+        costly.png(1600, 1600),
+        costly.png(1600, 1600, depth=16, color=0),
+        costly.png(1600, 1600, interlaced=True, color=6),
+        costly.tiff(1600, 1600),
+        costly.tiff(1600, 1600, samples=1, bits=32, floats=True),
+        costly.tiff(100, 100, tile=(1600, 1600)),
+        costly.flat("GIF", 1600, 1600),
         costly.flat("WEBP", 2000, 2000),
         costly.noisy("JPEG", 1500, 1500, progressive=True, subsampling=0),
     ]
