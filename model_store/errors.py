@@ -6,7 +6,11 @@ Fc7Error
 ├── ImageError
 │   ├── ImageUnreadableError   not an image, or a broken one
 │   ├── ImageFormatError       an image format that is not supported
-│   └── ImageTooLargeError     more pixels than the limit
+│   ├── ImageTooLargeError     more pixels than the limit
+│   ├── DecodeTimeError        decoding takes more time than the limit
+│   ├── DecodeMemoryError      decoding takes more memory than the limit
+│   └── DecoderCrashError      the process that decoded the image ended
+├── DecoderBusyError           too many expensive images wait for decoding
 ├── ArtifactError              a version on disk cannot be used
 │   ├── ArtifactCorruptError   a file is missing or differs from the manifest
 │   ├── ArtifactFormatError    the manifest is broken or has a newer format
@@ -118,6 +122,50 @@ class ImageTooLargeError(ImageError):
         "The image has {pixels:,} pixels, and the limit is {limit:,}. Send a smaller copy; 256 pixels on the shorter "
         "side are enough."
     )
+
+
+@dataclass(eq=False)
+class DecodeTimeError(ImageError):
+    """Decoding the image takes more seconds than the limit. It was not started, or it was stopped."""
+
+    seconds: float
+    limit: float
+    message = (
+        "Decoding the image takes {seconds:g} s or more, and the limit is {limit:g} s (FC7_DECODE_S). Send a smaller "
+        "copy, or save it again as a baseline JPEG; 256 pixels on the shorter side are enough."
+    )
+
+
+@dataclass(eq=False)
+class DecodeMemoryError(ImageError):
+    """Decoding the image takes more memory than the limit, in megabytes. It was not started, or it was stopped."""
+
+    megabytes: int
+    limit: int
+    message = (
+        "Decoding the image takes {megabytes:,} MB of memory or more, and the limit is {limit:,} MB "
+        "(FC7_MAX_DECODE_MB). Send a smaller copy, or save it again as a baseline JPEG; 256 pixels on the shorter side "
+        "are enough."
+    )
+
+
+@dataclass(eq=False)
+class DecoderCrashError(ImageError):
+    """The process that decoded the image ended. Other images are not affected."""
+
+    reason: str
+    message = (
+        "The process that decoded the image stopped: {reason}. The image is probably damaged. Save it "
+        "again, for example as a JPEG."
+    )
+
+
+@dataclass(eq=False)
+class DecoderBusyError(Fc7Error):
+    """So many expensive images wait for decoding that another one would miss its deadline."""
+
+    retry_after: int
+    message = "Too many images that are expensive to decode are waiting. Try again in {retry_after} s."
 
 
 class ArtifactError(Fc7Error):

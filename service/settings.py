@@ -153,6 +153,24 @@ class Settings(BaseSettings):
         ge=1,
         description="Maximum number of pixels of an image, checked before it is decoded (else 422).",
     )
+    max_decode_mb: int = Field(
+        default=200,
+        ge=1,
+        description="Maximum memory (MB) for decoding one image, estimated from its header (else 422).",
+    )
+    decode_s: float = Field(
+        default=3.0,
+        gt=0,
+        le=3600,
+        description="Maximum CPU time (s) for decoding one image, estimated from its header and measured (else 422).",
+    )
+    decode_memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Memory (MB) for all images that are being decoded; others wait (unset: half of the available memory)."
+        ),
+    )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = Field(
         default=(),
         description=(
@@ -230,7 +248,13 @@ class Settings(BaseSettings):
         ),
     )
     decode_threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Number of threads that decode images (unset: one per core)."
+        default=None,
+        ge=1,
+        le=1024,
+        description=(
+            "Number of threads that decode images (unset: one per core). Expensive images are decoded by half as many"
+            " processes."
+        ),
     )
     otlp_endpoint: str | None = Field(
         default=None,

@@ -20,11 +20,13 @@ from index.interface import ImageIndex
 from index.records import IndexOptions
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
+from model_store.decoder.decoder import Event
+from model_store.decoder.priority_pool import PriorityPool
 from model_store.errors import NoActiveModelError
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
-from service.factory import open_index_of, outdated_note, serving_options
+from service.factory import decoder_of, open_index_of, outdated_note, serving_options
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
@@ -40,6 +42,7 @@ from service.observability.tracing import Tracing
 from service.settings import Settings
 
 _T = TypeVar("_T")
+_DECODE_SHARE = 0.5  # of the deadline, for waiting until an expensive image is decoded
 _INDEX_THREADS = 16  # most of the time these threads wait for a commit or for FAISS
 
 
@@ -62,7 +65,11 @@ class Resources:
             on_death=self._on_death,
         )
         self.models = ModelPool(self._load, settings.max_loaded)
-        self.decode_pool = ThreadPoolExecutor(settings.decode_threads or usable_cores(), "fc7-decode")
+        threads = settings.decode_threads or usable_cores()
+        self.decode_pool = PriorityPool(threads, "fc7-decode")
+        self.decoder = decoder_of(settings, workers=max(1, threads // 2), on_event=self._count_decode_failure)
+        # Images of jobs are decoded here, so that an expensive one does not take a thread from the requests.
+        self.import_pool = ThreadPoolExecutor(threads, "fc7-import")
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
         self._index: ImageIndex | None = None
         self._outdated = 0  # images of an earlier preparation, when they were last counted
@@ -82,6 +89,12 @@ class Resources:
             stack.callback(self.models.close)
             self.metrics.admitted.set_function(lambda: self.models.admitted)
             stack.enter_context(self.decode_pool)
+            stack.enter_context(self.decoder)
+            stack.enter_context(self.import_pool)
+            self.metrics.decoding.labels("running").set_function(lambda: self.decoder.running)
+            self.metrics.decoding.labels("waiting").set_function(
+                lambda: self.decode_pool.waiting + self.decoder.waiting
+            )
             stack.enter_context(self.index_pool)
             stack.callback(self._close_index)
             stack.callback(self.activator.close)
@@ -117,7 +130,7 @@ class Resources:
         self.index_sync.start(self._index, artifact)
         self._jobs = Jobs(
             self.settings.home / "jobs",
-            ArchiveImport(self.settings, self._index, self.models, self.decode_pool).run,
+            ArchiveImport(self.settings, self._index, self.models, self.decoder, self.import_pool).run,
             on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
         )
 
@@ -131,6 +144,9 @@ class Resources:
     def _load(self, artifact: Artifact) -> Serving:
         return self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first version must be loaded
 
+    def _count_decode_failure(self, event: Event) -> None:
+        self.metrics.decode_failures.labels(event).inc()
+
     def _on_death(self, model: str, error: RunnerDeadError) -> None:
         self.log.error("model dead", model=model, detail=error.reason, exc_info=error.__cause__)
         self.models.retire(model)  # unless it is active; the next request that names it loads it again
@@ -142,7 +158,7 @@ class State(Resources):
     def __init__(self, settings: Settings, make_runner: MakeRunner = Runner) -> None:
         """make_runner: creates the Runner of a version (tests pass a subclass)."""
         super().__init__(settings, make_runner)
-        self.embedder = Embedder(self.decode_pool, self.metrics, settings.max_pixels)
+        self.embedder = Embedder(self.decode_pool, self.decoder, self.metrics, settings.deadline_s * _DECODE_SHARE)
         self.in_flight = 0
         self.draining_since: float | None = None
 
@@ -170,6 +186,12 @@ class State(Resources):
             reasons.append(str(DrainingError()))
         if self.dead is not None:
             reasons.append(str(self.dead))
+        stuck = self.decode_pool.busy_seconds()
+        if stuck > self.settings.deadline_s:
+            reasons.append(
+                f"All {self.decode_pool.size} decode threads have been busy for {stuck:.0f} s. Restart the service if "
+                "this does not end."
+            )
         if self.models.active is None:
             reasons.append(self._how_to_get_a_model())
         return reasons

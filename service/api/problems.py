@@ -74,6 +74,9 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.BadImageError: Kind(422, "bad-image", "Invalid image"),
     model_errors.ImageError: Kind(422, "image", "Invalid image"),
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels in the image"),
+    model_errors.DecodeTimeError: Kind(422, "decode-time", "Decoding the image takes too long"),
+    model_errors.DecodeMemoryError: Kind(422, "decode-memory", "Decoding the image takes too much memory"),
+    model_errors.DecoderCrashError: Kind(422, "decoder-crash", "Image decoder stopped"),
     model_errors.ModelNameError: Kind(422, "model-name", "Invalid model name"),
     index_errors.MilvusUnsupportedError: Kind(409, "index-on-milvus", "Not supported with Milvus"),
     index_errors.IndexLimitError: Kind(422, "index-limit", "Index limit exceeded"),
@@ -86,6 +89,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.ClientGoneError: Kind(499, "client-gone", "Client disconnected"),
     # 503, 504, 507: temporary
     errors.UnavailableError: Kind(503, "unavailable", "Service unavailable"),
+    model_errors.DecoderBusyError: Kind(503, "decoder-busy", "Too many expensive images"),
     errors.QueueFullError: Kind(503, "queue-full", "Queue full"),
     errors.DrainingError: Kind(503, "draining", "Shutting down"),
     errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),

@@ -29,8 +29,8 @@ def serve(
 ) -> None:
     """Serve the active model and the index over HTTP until stopped by Ctrl-C or SIGTERM."""
     # Imported here so that the other commands start faster.
+    from model_store.memory import limit_arenas  # noqa: PLC0415
     from service.app import create_app  # noqa: PLC0415
-    from service.inference.memory import limit_arenas  # noqa: PLC0415
     from service.observability.logs import configure_process, make_logger  # noqa: PLC0415
     from service.server import bind, run  # noqa: PLC0415
 

@@ -23,6 +23,7 @@ from index.bulk.report import count_outcomes
 from index.errors import IndexSwitchedError, InvalidKeyError
 from index.interface import ImageIndex
 from index.records import AddOutcome, check_key
+from model_store.decoder.decoder import Decoder
 from service.errors import ModelNotLoadedError, QueueFullError
 from service.indexing.jobs import ARCHIVE, JobInfo
 from service.inference.model_pool import ModelPool
@@ -41,9 +42,10 @@ class ArchiveImport:
     """Imports archives into `index`, with the models of `models`. `run` is the `Work` of Jobs."""
 
     def __init__(
-        self, settings: Settings, index: ImageIndex, models: ModelPool, decode_pool: ThreadPoolExecutor
+        self, settings: Settings, index: ImageIndex, models: ModelPool, decoder: Decoder, threads: ThreadPoolExecutor
     ) -> None:
-        self._settings, self._index, self._models, self._decode_pool = settings, index, models, decode_pool
+        self._settings, self._index, self._models = settings, index, models
+        self._decoder, self._threads = decoder, threads
 
     def run(self, job: JobInfo, folder: Path, stopped: Callable[[], bool]) -> None:
         """Add the images of the job's archive, and count them in `job`, until all are added or `stopped()` is true."""
@@ -69,9 +71,9 @@ class ArchiveImport:
         """Add the images in one commit. Waits while the queue is full; embeds again if the index switched its model."""
         files = dict(batch)  # if a name occurs twice, the last one counts, as when unpacking
         known = self._index.lookup(list(files))
-        prepare = partial(prepare_file, max_pixels=self._settings.max_pixels, keep_picture=self._settings.keep_pictures)
+        prepare = partial(prepare_file, decoder=self._decoder, keep_picture=self._settings.keep_pictures)
         prepared = PreparedBatch.of(
-            (key, self._decode_pool.submit(prepare, key, data, known.get(key))) for key, data in files.items()
+            (key, self._threads.submit(prepare, key, data, known.get(key))) for key, data in files.items()
         )
         for key, reason in prepared.skipped:
             job.skip(key, reason)

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from model_store.artifact import Artifact
+from model_store.memory import available, return_freed_memory
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from service.errors import MemoryShortError, RunnerDeadError
 from service.inference.admission import BatchLimits
 from service.inference.batcher import Batcher
-from service.inference.memory import available, needed_to_load, return_freed_memory
+from service.inference.memory import needed_to_load
 from service.inference.model_pool import Serving
 
 MakeRunner = Callable[[Artifact, RunnerOptions], Runner]

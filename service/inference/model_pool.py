@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from model_store.artifact import Artifact
+from model_store.memory import return_freed_memory
 from model_store.runtime.runner import Runner
 from service.errors import ModelNotLoadedError, TooManyModelsError
 from service.inference.batcher import Batcher
-from service.inference.memory import return_freed_memory
 
 
 @dataclass(frozen=True, slots=True)

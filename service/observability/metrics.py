@@ -39,6 +39,15 @@ class Metrics:
         )
         self.batch_rows = Histogram("fc7_batch_rows", "Rows in one run of the model.", buckets=_ROWS, registry=registry)
         self.admitted = Gauge("fc7_admitted_images", "Images admitted and not yet answered.", registry=registry)
+        self.decoding = Gauge(
+            "fc7_decoding_images", "Images that are being decoded or wait for it.", ("state",), registry=registry
+        )
+        self.decode_failures = Counter(
+            "fc7_decode_failures_total",
+            "Images refused by their estimated cost, stopped at a limit of time or memory, or lost to a crash.",
+            ("reason",),
+            registry=registry,
+        )
         self.refusals = Counter(
             "fc7_refusals_total", "Refused requests, by the slug of the problem.", ("reason",), registry=registry
         )

@@ -28,7 +28,14 @@ from model_store.store import ModelStore
 from service.cli import console
 from service.cli.index.ray import BuildOptions, build_on_ray, report_values
 from service.cli.options import AsJson, Home, ModelOption, find_version
-from service.factory import milvus_address, open_index_of, outdated_note, read_stats_of, runner_options
+from service.factory import (
+    decode_limits,
+    milvus_address,
+    open_index_of,
+    outdated_note,
+    read_stats_of,
+    runner_options,
+)
 from service.settings import Settings, load_settings
 
 _INTERRUPTED: Final = "Interrupted. The images counted above are in the index; run the same command again to resume."
@@ -125,7 +132,7 @@ def _build_here(
             workers=settings.decode_threads or 2,
             progress=progress,
             key_prefix=options.key_prefix,
-            max_pixels=settings.max_pixels,
+            limits=decode_limits(settings),
             keep_pictures=settings.keep_pictures,
         )
         return report, index.stats()
