@@ -31,13 +31,18 @@ _LIST_CHARACTERS = re.compile(rb"[\[\],0-9+\-.eE \t\r\n]*")
 
 
 def loads(data: bytes) -> Any:
-    """Parse a JSON document. Raises ValueError if it is invalid, is nested too deeply or has too many values."""
+    """Parse a JSON document. Raises ValueError with the end of a sentence: invalid, nested too deeply, too many values.
+
+    The number of values is not exact: commas and brackets inside strings count too.
+    """
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
-        raise ValueError(f"it has more than {MAX_VALUES:,} values")
+        raise ValueError(f"has more than {MAX_VALUES:,} values")
     try:
         return json.loads(data)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("is not valid JSON (it is nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON ({error})") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
     try:
         document = loads(data)
     except ValueError as error:
-        raise BodyMalformedError(f"The body is not valid JSON ({error}).") from None
+        raise BodyMalformedError(f"The body {error}.") from None
     if not isinstance(document, dict):
         raise BodyMalformedError(f"The body must be a JSON object, but is a {type(document).__name__}.")
     return document

@@ -109,9 +109,7 @@ def parse(body: bytes, header_length: str | None, max_images: int, classes: int)
     try:
         document = loads(text)
     except ValueError as exc:
-        raise BodyMalformedError(
-            f"The request is not valid JSON: {exc}. Send large tensors as raw bytes (binary_data_size)."
-        ) from None
+        raise BodyMalformedError(f"The request {exc}. Large tensors can be sent as raw bytes after the JSON.") from None
     document = _object(document, "the request")
     parameters = _parameters(document, "the request", {"binary_data_output", "views"})
     identity = document.get("id")
@@ -233,9 +231,8 @@ class _Tensor:
             try:
                 return self.data.parse((needed,), self.shape).reshape(self.shape)
             except ValueError as exc:
-                raise BodyMalformedError(
-                    f"Input {self.name}: {exc}. The shape {list(self.shape)} requires {needed:,} values, flat or nested."
-                ) from None
+                need = f"The shape {list(self.shape)} requires {needed:,} values, flat or nested."
+                raise BodyMalformedError(f"Input {self.name}: {exc}. {need}") from None
         try:
             values = np.asarray(self.data)
         except (ValueError, OverflowError):

@@ -243,7 +243,7 @@ def _parse_metadata(data: bytes) -> dict[str, Any]:
     try:
         metadata = loads(data)
     except ValueError as exc:
-        raise MetadataError(f"is not JSON ({exc})") from None
+        raise MetadataError(str(exc)) from None
     if not isinstance(metadata, dict):
         raise MetadataError(f"is a JSON {type(metadata).__name__}")
     return metadata

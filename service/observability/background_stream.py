@@ -137,7 +137,7 @@ def background_output(lost_line: Callable[[int], str]) -> Iterator[Callable[[], 
         BackgroundStream(_descriptor_of(stream), lost_line=lost_line, terminal=bool(stream and stream.isatty()))
         for stream in before
     ]
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams
     try:
         yield lambda: sum(stream.lost for stream in streams)
     finally:
