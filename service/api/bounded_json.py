@@ -25,8 +25,8 @@ _PIECE_BYTES: Final = 64 * 1024
 _MIN_LIST_BYTES: Final = 100_000  # a shorter list is parsed with the rest of the document
 _SPACE: Final = b" \t\r\n"
 _NUMBER: Final = b"0123456789+-.eE"
-# Quotation marks inside a JSON string are escaped, so this never matches inside one.
-_LIST = re.compile(rb'(?<!\\)"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
+_NAME: Final = b'"data"'
+_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*(?=\[)")
 _LIST_CHARACTERS = re.compile(rb"[\[\],0-9+\-.eE \t\r\n]*")
 
 
@@ -86,8 +86,13 @@ class Numbers:
 
 def cut_numbers(document: bytes, placeholder: str) -> tuple[bytes, Numbers | None]:
     """Replace the first long list of numbers named "data" by a string; return the document and the list, if any."""
-    for found in _LIST.finditer(document):
-        start = end = found.end()
+    found = -1
+    while (found := document.find(_NAME, found + 1)) >= 0:
+        colon = _COLON.match(document, found + len(_NAME))
+        # Quotation marks inside a JSON string are escaped, so the name is not inside one.
+        if colon is None or document[found - 1 : found] == b"\\":
+            continue
+        start = end = colon.end()
         while (match := _LIST_CHARACTERS.match(document, end, end + _PIECE_BYTES)) and match.end() > end:
             end = match.end()
         end = document.rfind(b"]", start, end) + 1

@@ -97,7 +97,7 @@ class BackgroundStream(io.TextIOBase):
     def _write(self, data: bytes) -> None:
         written = self._send(b"\n" + data if self._torn else data)
         lost = self._lost - self._reported
-        if written and lost:
+        if written and lost and self._queue.empty():
             self._reported += lost
             self._send(self._lost_line(lost).encode())
 
