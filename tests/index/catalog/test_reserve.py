@@ -34,8 +34,7 @@ def add_until_full(index: ImageIndex) -> int:
     for number in itertools.count():
         try:
             index.add_many([image(f"image {number}", number)])
-        except IndexFullError as error:
-            assert "old snapshots" in str(error)
+        except IndexFullError:
             return number
     raise AssertionError
 

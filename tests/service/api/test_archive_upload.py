@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -59,14 +60,13 @@ def test_an_upload_that_does_not_fit_on_the_disk_gets_507(home: Path, monkeypatc
         assert "free" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/images", "/v1/images/a", "/v2/models/tiny/infer"])
-def test_other_slow_bodies_get_408(home: Path, path: str) -> None:
-    def body() -> object:
-        for _ in range(100):
+def test_other_slow_bodies_get_408(home: Path) -> None:
+    def body() -> Iterator[bytes]:
+        for _ in range(20):
             yield b"x"
             time.sleep(0.05)
 
     with thread_server(home, upload_timeout_s=0.3) as server:
-        method = "PUT" if path.endswith("/a") else "POST"
-        answer = httpx.request(method, server.url + path, content=body(), headers={"Content-Type": "image/jpeg"})  # type: ignore[arg-type]
-        assert answer.status_code == 408
+        for path in ("/v1/classify", "/v1/images", "/v2/models/tiny/infer"):
+            answer = httpx.post(server.url + path, content=body(), headers={"Content-Type": "image/jpeg"})
+            assert answer.status_code == 408
