@@ -207,7 +207,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket, shutdown: Shu
 
 
 async def serve_until_stopped(
-    app: FastAPI, settings: Settings, listener: socket.socket, shutdown: Shutdown | None
+    app: FastAPI, settings: Settings, listener: socket.socket, shutdown: Shutdown | None = None
 ) -> int:
     """Open the application, answer on `listener` until the shutdown, and return the exit code.
 

@@ -83,7 +83,7 @@ def cases() -> dict[str, tuple[str, dict[str, str], bytes, int]]:
 @pytest.mark.parametrize("case", cases())
 def test_the_event_loop_is_not_stopped(process: ProcessServer, case: str) -> None:
     path, headers, body, status = cases()[case]
-    stops = []
+    stops: list[float] = []
     while not stops or (stops[-1] > _MAX_STOP_S and len(stops) < 5):  # other processes may stop it too
         longest_stop(process)
         answer = httpx.post(process.url + path, headers=headers, content=body, timeout=60)

@@ -148,12 +148,12 @@ def test_the_service_answers_and_stops_whatever_its_output_does(
         port = free.getsockname()[1]
     output = None if make_output is None else make_output()
     environment = environment_of(home) | {"FC7_PORT": str(port), "FC7_SHUTDOWN_TIMEOUT_S": "4"}
+    command = 'exec "$0" -c "$1" serve' + (" >&- 2>&-" if make_output is None else "")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from service.cli import main; main()", "serve"],
+        ["/bin/sh", "-c", command, sys.executable, "from service.cli import main; main()"],
         env=environment,
         stdout=output,
         stderr=output,
-        preexec_fn=None if make_output else lambda: os.closerange(1, 3),  # closed, as with `>&-` in a shell
     )
     url = f"http://127.0.0.1:{port}"
     try:
