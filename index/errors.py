@@ -222,7 +222,7 @@ class IndexFullError(IndexUnavailableError):
 
     message = (
         "The disk is too full to write to the index in {subject} ({reason}). Nothing was changed or lost. Free disk "
-        "space and try again."
+        "space, for example by removing old snapshots and model versions, and try again."
     )
 
 

@@ -8,7 +8,7 @@ Out of scope: listening on a socket (see `service.server`), reading the environm
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from model_store.errors import Fc7Error
 from model_store.runtime.runner import Runner
+from service.api.archive_upload import Uploads
 from service.api.auth import Keyring
 from service.api.middleware import LingeringClose, Observe
 from service.api.oip_codec import HEADER_LENGTH
@@ -56,12 +57,15 @@ class _Application(FastAPI):
         return super().openapi()
 
 
-def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastAPI:
+def create_app(
+    settings: Settings, *, make_runner: MakeRunner = Runner, lost_log_lines: Callable[[], int] = lambda: 0
+) -> FastAPI:
     """Return the application. Its lifespan opens the model and the index; it raises Fc7Error if it must not start.
 
-    make_runner: creates the Runner of a version (tests pass a subclass).
+    make_runner: creates the Runner of a version (tests pass a subclass). lost_log_lines: returns how many log lines
+    were lost, for the metrics.
     """
-    state = State(settings, make_runner)
+    state = State(settings, make_runner, lost_log_lines)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -85,6 +89,7 @@ def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastA
     app.state.fc7 = state
     app.state.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
     app.state.body_budget = BodyBudget(settings.max_buffer_bytes)
+    app.state.uploads = Uploads(settings.max_uploads)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(Fc7Error, handle_error)

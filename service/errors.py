@@ -25,11 +25,13 @@ Fc7Error
     │   ├── NotReadyError         no model is active
     │   ├── RunnerDeadError       the model's device failed permanently
     │   ├── MemoryShortError      not enough memory to load another version
+    │   ├── ResourcesExhaustedError  the process is out of memory, threads, open files or connections
     │   └── ModelNotLoadedError   the version was just removed from memory
     ├── ConflictError         the request conflicts with the current state
     │   ├── ActivationRunningError  another version is being activated
     │   └── TooManyModelsError    the limit of versions in memory is reached
     ├── JobNotFoundError      no job has this id
+    ├── StorageError          a temporary file cannot be written
     └── DeadlineError         decoding, queueing and running took too long
 
 Out of scope: HTTP status codes (see `service.api.problems`).
@@ -37,6 +39,7 @@ Out of scope: HTTP status codes (see `service.api.problems`).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -256,6 +259,19 @@ class MemoryShortError(UnavailableError):
 
 
 @dataclass(eq=False)
+class ResourcesExhaustedError(UnavailableError):
+    """The process has no more of a resource: memory, threads, open files or connections."""
+
+    retry_after = 2
+
+    resource: str
+    message = (
+        "The server has no more {resource}. Try again in a moment. If this persists, send fewer requests at once, or "
+        "raise the limit of the server."
+    )
+
+
+@dataclass(eq=False)
 class ModelNotLoadedError(UnavailableError):
     """A version is not in memory, or not any more."""
 
@@ -290,8 +306,33 @@ class TooManyModelsError(ConflictError):
 
 
 @dataclass(eq=False)
+class StorageError(ServiceError):
+    """The disk of the server is full or failing."""
+
+    reason: str
+    message = "The server cannot write to its disk ({reason}). Nothing was changed. Free disk space and try again."
+
+
+@dataclass(eq=False)
 class DeadlineError(ServiceError):
     """Decoding, queueing and running together took longer than the deadline."""
 
     limit: float
     message = "The response was not ready within {limit:g} s. Try again, or send fewer images per request."
+
+
+_EXHAUSTED = {errno.EMFILE: "open files", errno.ENFILE: "open files", errno.ENOMEM: "memory", errno.ENOBUFS: "memory"}
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def translate_system_error(error: BaseException) -> ResourcesExhaustedError | StorageError | None:
+    """Return the error of the service for an error of the operating system; None for any other error."""
+    if isinstance(error, MemoryError):
+        return ResourcesExhaustedError("memory")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return ResourcesExhaustedError("threads")
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return ResourcesExhaustedError(_EXHAUSTED[error.errno])
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return StorageError(error.strerror or "disk full")
+    return None

@@ -128,10 +128,21 @@ class Settings(BaseSettings):
         description="Maximum time (s) for decoding, queueing and running a request (else 504).",
     )
     upload_timeout_s: float = Field(
-        default=30.0, gt=0, le=3600, description="Maximum time (s) for receiving a request body (else 408)."
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Maximum time (s) for receiving a request body (else 408); an archive has 1 s more for each 50 KB.",
+    )
+    max_uploads: int = Field(
+        default=8, ge=1, le=1000, description="Maximum archives that are received at the same time (else 503)."
     )
     shutdown_timeout_s: float = Field(
-        default=20.0, ge=0, le=3600, description="Maximum time (s) for answering the admitted requests after SIGTERM."
+        default=20.0,
+        ge=0,
+        le=3600,
+        description=(
+            "Maximum time (s) from SIGTERM to the end of the process; half of it, at most 5 s, is left for closing."
+        ),
     )
     keep_alive_s: int = Field(default=75, ge=1, le=3600, description="Time (s) that an idle connection is kept open.")
     max_body_bytes: int = Field(

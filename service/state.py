@@ -49,10 +49,10 @@ _INDEX_THREADS = 16  # most of the time these threads wait for a commit or for F
 class Resources:
     """What the process owns: models, index, jobs and thread pools. They can be used after `open`."""
 
-    def __init__(self, settings: Settings, make_runner: MakeRunner) -> None:
+    def __init__(self, settings: Settings, make_runner: MakeRunner, lost_log_lines: Callable[[], int]) -> None:
         self.settings = settings
         self.log = make_logger(settings.log_format, settings.log_level)
-        self.metrics = Metrics()
+        self.metrics = Metrics(lost_log_lines)
         self.tracing: Tracing | None = None
         self.store = ModelStore(settings.home, precision=settings.precision)
         self._loader = ModelLoader(
@@ -155,9 +155,14 @@ class Resources:
 class State(Resources):
     """What requests use: the resources, whether they may be used now, and threads to use them in."""
 
-    def __init__(self, settings: Settings, make_runner: MakeRunner = Runner) -> None:
-        """make_runner: creates the Runner of a version (tests pass a subclass)."""
-        super().__init__(settings, make_runner)
+    def __init__(
+        self,
+        settings: Settings,
+        make_runner: MakeRunner = Runner,
+        lost_log_lines: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """make_runner: creates the Runner of a version (tests pass a subclass). lost_log_lines: for the metrics."""
+        super().__init__(settings, make_runner, lost_log_lines)
         self.embedder = Embedder(self.decode_pool, self.decoder, self.metrics, settings.deadline_s * _DECODE_SHARE)
         self.in_flight = 0
         self.draining_since: float | None = None

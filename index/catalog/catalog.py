@@ -29,10 +29,17 @@ from index.catalog import spaces as space_table
 from index.catalog.database import check_format, connect, migrate, record_checksum, translated
 from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
 from index.catalog.read_view import ReadView
+from index.catalog.reserve import Reserve
 from index.catalog.spaces import SwitchResult
 from index.catalog.writer import Writer
 from index.cursor import make_cursor, read_cursor
-from index.errors import IndexReadOnlyError, IndexSwitchedError, KeyNotFoundError, PictureNotFoundError
+from index.errors import (
+    IndexFullError,
+    IndexReadOnlyError,
+    IndexSwitchedError,
+    KeyNotFoundError,
+    PictureNotFoundError,
+)
 from index.fields import Scalar
 from index.filters import Where
 from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
@@ -63,6 +70,7 @@ class Catalog:
             else:
                 migrate(connection, path)
                 self._writer = Writer(connection, path)
+                self._reserve = Reserve(path.parent)
             self.identity = str(self._one("SELECT value FROM meta WHERE name = 'identity'")[0])
         except BaseException:
             if self._writer is not None:
@@ -127,7 +135,7 @@ class Catalog:
             delete_images(connection, row, change)
             return change
 
-        self.writer.run(work, committed)
+        self._delete(work, committed)
 
     def delete_where(self, where: Where, committed: Callable[[Change], None]) -> int:
         """Delete the images that match `where` now; return how many. Raises FilterError.
@@ -147,9 +155,18 @@ class Catalog:
             delete_images(connection, [row[0] for row in rows], change)
             return change, len(rows)
 
-        while (count := self.writer.run(work, lambda done: committed(done[0]))[1]) == _DELETE_BATCH:
+        while (count := self._delete(work, lambda done: committed(done[0]))[1]) == _DELETE_BATCH:
             deleted += count
         return deleted + count
+
+    def _delete(self, work: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]) -> T:
+        """Run a deletion in the writer thread. If the disk is full, it gets the space of the reserve."""
+        try:
+            return self.writer.run(work, committed)
+        except IndexFullError:
+            if not self._reserve.release():
+                raise
+            return self.writer.run(work, committed)
 
     def change_metadata(self, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
         """Replace the metadata by `update(metadata)` in one transaction. Raises KeyNotFoundError, MetadataError."""

@@ -94,6 +94,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.DrainingError: Kind(503, "draining", "Shutting down"),
     errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),
     errors.MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
+    errors.ResourcesExhaustedError: Kind(503, "resources-exhausted", "Out of resources"),
     errors.ModelNotLoadedError: Kind(503, "model-not-loaded", "Model not loaded"),
     errors.RunnerDeadError: Kind(503, "model-stopped", "Model stopped"),
     model_errors.NoActiveModelError: Kind(503, "no-model", "No active model"),
@@ -102,6 +103,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     index_errors.IndexReadOnlyError: Kind(503, "index-read-only", "Index is read-only"),
     errors.DeadlineError: Kind(504, "deadline", "Deadline exceeded"),
     index_errors.IndexFullError: Kind(507, "index-full", "Disk full"),
+    errors.StorageError: Kind(507, "storage", "Disk full or failing"),
     # 500: server errors that a client cannot fix
     errors.SettingError: Kind(500, "setting", "Invalid setting"),
     errors.ServiceError: Kind(500, "service", "Service error"),

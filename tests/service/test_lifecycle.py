@@ -215,24 +215,6 @@ def test_sigterm_waits_at_most_the_shutdown_timeout(home: Path) -> None:
         assert server.process.wait(15) == 0
 
 
-def test_sigterm_stops_the_process_even_while_a_log_line_is_written(home: Path) -> None:
-    before = """
-import io, signal, sys
-class RaisesSigterm(io.TextIOBase):
-    def __init__(self, stream): self.stream = stream
-    def write(self, text):
-        if '"path": "/v1/classify"' in text:
-            signal.raise_signal(signal.SIGTERM)
-        return self.stream.write(text)
-    def flush(self): self.stream.flush()
-sys.stdout = RaisesSigterm(sys.stdout)
-"""
-    with process_server(home, before=before) as server:
-        assert classify(server.url).status_code == 200
-        assert server.process.wait(15) == 0
-        assert '"event": "draining"' in server.log.read_text()
-
-
 def test_acknowledged_images_survive_kill_9(home: Path) -> None:
     acknowledged: list[str] = []
 
