@@ -24,7 +24,6 @@ from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
 from service.indexing import reembedder
 from tests.support import pictures
-from tests.support.pausable_model import PausableRunner
 from tests.support.server import ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
 
@@ -36,6 +35,7 @@ KIND = "urn:fc7:problem:"
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reembedder, "QUIET_S", 0.0)
     monkeypatch.setattr(reembedder, "RETRY_S", 0.2)
+    monkeypatch.setattr(StoppedRunner, "stopped", False)
 
 
 def activate(server: ThreadServer, version: int, name: str = "tiny") -> httpx.Response:
@@ -119,27 +119,23 @@ def test_a_failed_write_of_active_json_undoes_the_activation(home: Path) -> None
 
 
 def test_a_failed_activation_resumes_the_migration_that_it_interrupted(home: Path) -> None:
-    with two_versions(home, make_runner=StoppedRunner) as server:
-        StoppedRunner.stopped = True
-        assert activate(server, 2).json()["index_status"] == "migrating"
-        broken = publish_tiny_model(home, seed=5, activate=False)
-        (home / "index/catalog.db").stat()
-        connection = sqlite3.connect(home / "index/catalog.db", isolation_level=None)
-        with closing(connection):
-            connection.execute("BEGIN IMMEDIATE")  # as a process that holds the database's lock
-            before = server.state.models.ids()
-            answer = activate(server, 3)
-            assert (answer.status_code, answer.json()["type"]) == (503, f"{KIND}index-unavailable"), answer.text
-            connection.execute("ROLLBACK")
-        assert server.state.models.ids() == before
-        assert server.state.index().spaces.target.model == "tiny:2"  # type: ignore[union-attr]
-        (broken.path / "model.onnx").write_bytes(b"no graph")
-        assert activate(server, broken.version).status_code == 500
-        StoppedRunner.stopped = False
+    with two_versions(home) as server:
+        activate(server, 2)
         wait_until(lambda: is_migrated(server, 2))
-        assert search(server) == ("tiny:2", ["0", "1", "2"])
-        assert activate(server, 3).status_code == 200
+    with sqlite3.connect(home / "index/catalog.db") as connection:
+        connection.execute("UPDATE vectors SET crc = crc + 1 WHERE space_id = 1")
+    broken = publish_tiny_model(home, seed=5, activate=False)
+    (broken.path / "model.onnx").write_bytes(b"no graph")
+    StoppedRunner.stopped = True
+    with thread_server(home, make_runner=StoppedRunner) as server:
+        assert activate(server, 3).json()["index_status"] == "migrating"
+        before = serves(server)[:4]
+        for version in (1, broken.version):  # one has damaged vectors, and the other cannot be loaded
+            assert activate(server, version).status_code == 500
+            assert serves(server)[:4] == before
+        StoppedRunner.stopped = False
         wait_until(lambda: is_migrated(server, 3))
+        assert search(server) == ("tiny:3", ["0", "1", "2"])
 
 
 class StoppedRunner(Runner):
@@ -268,8 +264,7 @@ def test_an_activation_by_the_command_line_is_noted_until_the_versions_agree(hom
 
 
 def test_the_active_and_the_searched_version_work_after_their_folders_were_deleted(home: Path) -> None:
-    with two_versions(home, make_runner=PausableRunner) as server:
-        StoppedRunner.stopped = False
+    with two_versions(home) as server:
         shutil.rmtree(home / "models/tiny/1")
         assert search(server) == ("tiny:1", ["0", "1", "2"])
         answer = server.client.post("/v1/models/rollback")
