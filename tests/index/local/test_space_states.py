@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -136,6 +137,13 @@ class SpacesMachine(RuleBasedStateMachine):
         if result is SwitchResult.DONE:
             self._switched(model)
 
+    @rule(model=models)
+    def migrate_completely(self, model: VectorModel) -> None:
+        self.start_migration(model)
+        self.fill(100)
+        self.finish(model, skip=False)
+        assert self.active == model
+
     @rule()
     def switch_now(self) -> None:
         self._index.spaces.switch_now()
@@ -241,26 +249,25 @@ class SpacesMachine(RuleBasedStateMachine):
             self.active, self.target, self.kept_in_memory = model, None, self.keep
 
 
-def test_random_sequences_of_migrations_agree_with_a_model() -> None:
+def run(*, max_examples: int, steps: int, random_seed: int | None) -> None:
     profile = settings(
-        max_examples=40,
-        stateful_step_count=25,
+        max_examples=max_examples,
+        stateful_step_count=steps,
         deadline=None,
-        derandomize=True,
+        derandomize=random_seed is None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(SpacesMachine, settings=profile)
+    machine = type("Machine", (SpacesMachine,), {})
+    run_state_machine_as_test(machine if random_seed is None else seed(random_seed)(machine), settings=profile)
+
+
+def test_random_sequences_of_migrations_agree_with_a_model() -> None:
+    run(max_examples=15, steps=20, random_seed=None)
 
 
 @pytest.mark.slow
 def test_many_random_sequences_of_migrations_agree_with_a_model() -> None:
-    profile = settings(
-        max_examples=600,
-        stateful_step_count=60,
-        deadline=None,
-        database=None,
-        print_blob=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(SpacesMachine, settings=profile)
+    random_seed = random.randrange(10**6)
+    print(f"seed {random_seed}")
+    run(max_examples=200, steps=50, random_seed=random_seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -257,33 +258,31 @@ class VersionsMachine(RuleBasedStateMachine):
         return not next(space.missing_vectors for space in self._index.spaces.describe() if space.active)
 
 
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: settings) -> None:
-    monkeypatch.setattr(reembedder, "QUIET_S", 0.0)
-    publish_all(tmp_path / "template")
-    machine = type("Machine", (VersionsMachine,), {"template": tmp_path / "template"})
-    run_state_machine_as_test(machine, settings=profile)
-
-
-def test_random_activations_agree_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(home: Path, *, max_examples: int, steps: int, random_seed: int | None) -> None:
+    publish_all(home)
     profile = settings(
-        max_examples=6,
-        stateful_step_count=20,
+        max_examples=max_examples,
+        stateful_step_count=steps,
         deadline=None,
-        derandomize=True,
+        derandomize=random_seed is None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    run(tmp_path, monkeypatch, profile)
+    machine = type("Machine", (VersionsMachine,), {"template": home})
+    run_state_machine_as_test(machine if random_seed is None else seed(random_seed)(machine), settings=profile)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reembedder, "QUIET_S", 0.0)
+
+
+def test_random_activations_agree_with_a_model(tmp_path: Path) -> None:
+    run(tmp_path, max_examples=5, steps=20, random_seed=None)
 
 
 @pytest.mark.slow
-def test_many_random_activations_agree_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    profile = settings(
-        max_examples=100,
-        stateful_step_count=40,
-        deadline=None,
-        database=None,
-        print_blob=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    run(tmp_path, monkeypatch, profile)
+def test_many_random_activations_agree_with_a_model(tmp_path: Path) -> None:
+    random_seed = random.randrange(10**6)
+    print(f"seed {random_seed}")
+    run(tmp_path, max_examples=40, steps=40, random_seed=random_seed)

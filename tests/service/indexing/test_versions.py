@@ -190,20 +190,22 @@ def test_a_version_being_activated_is_not_evicted_by_requests_that_name_others(h
         add(server, "a", 1)
         done = threading.Event()
 
-        def classify(model: str) -> set[tuple[int, str]]:
+        def send(path: str) -> set[tuple[int, str]]:
             answers = set()
             with httpx.Client(base_url=server.url, timeout=60) as client:
                 while not done.is_set():
-                    answer = client.post("/v1/classify", params={"model": model}, content=pictures.jpeg(), headers=JPEG)
+                    answer = client.post(path, content=pictures.jpeg(), headers=JPEG)
                     answers.add((answer.status_code, answer.json().get("type", "")))
             return answers
 
-        with ThreadPoolExecutor(4) as clients:
-            named = [clients.submit(classify, f"tiny:{version}") for version in (1, 2, 3, 4)]
+        with ThreadPoolExecutor(6) as clients:
+            unnamed = [clients.submit(send, path) for path in ("/v1/classify", "/v1/search")]
+            named = [clients.submit(send, f"/v1/classify?model=tiny:{version}") for version in (1, 2, 3, 4)]
             for version in (2, 3, 4, 1, 2, 3):
                 assert activate(server, version).status_code == 200
             done.set()
             answers = set().union(*(future.result() for future in named))
+            assert [future.result() for future in unnamed] == [{(200, "")}] * 2
         assert answers <= {(200, ""), (503, f"{KIND}too-many-models"), (409, f"{KIND}too-many-models")}
         assert (200, "") in answers
         wait_until(lambda: is_migrated(server, 3))
