@@ -48,8 +48,9 @@ from index.records import IndexOptions, VectorModel
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.store import ModelStore
-from service.errors import ActivationRunningError, DrainingError, ModelNotLoadedError
+from service.errors import ActivationRunningError, DrainingError, MemoryShortError, ModelNotLoadedError
 from service.indexing.reembedder import Progress, Reembedder
+from service.inference.memory import needed_to_load
 from service.inference.model_pool import ModelPool, Serving, key_of
 
 
@@ -211,7 +212,10 @@ class VersionManager:
             started = time.monotonic()
             previous = None if self.active is None else self.active.artifact.id
             artifact = find()
-            self._deploy(artifact, save=True)
+            try:
+                self._deploy(artifact, save=True)
+            except MemoryError as error:
+                raise MemoryShortError(artifact.id, needed_to_load(artifact), 0) from error
             seconds = time.monotonic() - started
             self._log.info("activated", model=artifact.id, previous=previous, seconds=round(seconds, 2))
             return Activated(artifact, previous, seconds)

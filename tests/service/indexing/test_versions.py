@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from index.catalog.lock import FolderLock
+from index.search.searcher import Searcher
 from model_store.artifact import Artifact
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
@@ -136,6 +137,23 @@ def test_a_failed_activation_resumes_the_migration_that_it_interrupted(home: Pat
         StoppedRunner.stopped = False
         wait_until(lambda: is_migrated(server, 3))
         assert search(server) == ("tiny:3", ["0", "1", "2"])
+
+
+def test_memory_that_runs_out_while_vectors_are_loaded_undoes_the_activation(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with two_versions(home) as server:
+        before = serves(server)
+        monkeypatch.setattr(Searcher, "__init__", _out_of_memory)
+        answer = activate(server, 2)
+        assert (answer.status_code, answer.json()["type"]) == (503, f"{KIND}memory-short"), answer.text
+        monkeypatch.undo()
+        assert serves(server)[:3] == before[:3]
+        assert search(server) == ("tiny:1", ["0", "1", "2"])
+
+
+def _out_of_memory(*_: object, **__: object) -> None:
+    raise MemoryError
 
 
 class StoppedRunner(Runner):
