@@ -26,6 +26,7 @@ Fc7Error
     │   ├── RunnerDeadError       the model's device failed permanently
     │   ├── MemoryShortError      not enough memory to load another version
     │   ├── ResourcesExhaustedError  the process is out of memory, threads, open files or connections
+    │   ├── VersionsPinnedError   an activation or a migration needs all versions in memory
     │   └── ModelNotLoadedError   the version was just removed from memory
     ├── ConflictError         the request conflicts with the current state
     │   ├── ActivationRunningError  another version is being activated
@@ -242,7 +243,10 @@ class RunnerDeadError(UnavailableError):
 
 @dataclass(eq=False)
 class MemoryShortError(UnavailableError):
-    """There is not enough memory to load another version. `needed` and `available` are in bytes."""
+    """There is not enough memory to load another version. `needed` and `available` are in bytes.
+
+    `available` is 0 if an allocation failed, for example because of a limit of the process.
+    """
 
     retry_after = 30
 
@@ -251,9 +255,14 @@ class MemoryShortError(UnavailableError):
     available: int
 
     def __str__(self) -> str:
-        return (
+        problem = (
             f"Loading {self.model} temporarily needs {self.needed / 1e6:,.0f} MB of memory, but only "
-            f"{self.available / 1e6:,.0f} MB are available. Give the service more memory, lower FC7_MAX_LOADED, or run "
+            f"{self.available / 1e6:,.0f} MB are available."
+            if self.available
+            else f"The memory of the process ran out while {self.model} or its vectors were loaded."
+        )
+        return (
+            f"{problem} Give the service more memory, lower FC7_MAX_LOADED, or run "
             f"fc7 models activate {self.model} and restart the service."
         )
 
@@ -269,6 +278,22 @@ class ResourcesExhaustedError(UnavailableError):
         "The server has no more {resource}. Try again in a moment. If this persists, send fewer requests at once, or "
         "raise the limit of the server."
     )
+
+
+@dataclass(eq=False)
+class VersionsPinnedError(UnavailableError):
+    """An activation, or the migration of the index, needs all versions that may be in memory."""
+
+    retry_after = 10
+
+    limit: int
+    loaded: Sequence[str]
+
+    def __str__(self) -> str:
+        return (
+            f"At most {self.limit} versions may be in memory, and {', '.join(self.loaded)} are needed until an "
+            "activation or the migration of the index is complete. Try again then, or raise FC7_MAX_LOADED."
+        )
 
 
 @dataclass(eq=False)
