@@ -26,6 +26,7 @@ Fc7Error
     ├── SourceError                a folder or URI with images cannot be opened or listed
     ├── ClusterError               the Ray cluster cannot be joined, or failed
     ├── ImageArchiveError          the archive cannot be read, or was rejected
+    ├── DamagedArchiveError        the archive is damaged or cut off in the middle
     ├── SnapshotError              the snapshot is incomplete, damaged or of another format
     └── TargetExistsError          the file or folder to write already exists
 """
@@ -68,9 +69,12 @@ class _SubjectError(ImageIndexError):
 
 
 class InvalidKeyError(_SubjectError):
-    """The key is empty, too long, or contains control characters."""
+    """The key is empty, too long, "." or "..", or contains control characters."""
 
-    message = "The key {subject!a} {reason}. A key must have 1 to 200 characters and no control characters."
+    message = (
+        "The key {subject!a} {reason}. A key must have 1 to 200 characters and no control characters, and must not be "
+        ". or .. only."
+    )
     shown = 40
 
 
@@ -279,6 +283,15 @@ class ImageArchiveError(_ReasonError):
     """The archive cannot be read, is damaged, or has entries that are not allowed."""
 
     message = "The archive {reason}. No image was added. Send a .zip, .tar, .tar.gz or .tar.bz2 file with images."
+
+
+@dataclass(eq=False)
+class DamagedArchiveError(ImageIndexError):
+    """The archive is damaged or cut off, so that its rest cannot be read. where: such as "after the entry a.jpg"."""
+
+    where: str
+    reason: str
+    message = "The archive is damaged or cut off {where} ({reason}). Nothing behind that place could be read."
 
 
 class SnapshotError(_SubjectError):

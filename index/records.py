@@ -215,6 +215,8 @@ def check_key(key: str) -> str:
     """Return `key` if it is valid. Raises InvalidKeyError."""
     if not key:
         raise InvalidKeyError(key, "is empty")
+    if key in (".", ".."):
+        raise InvalidKeyError(key, "is a relative path, which no URL can name")
     if len(key) > MAX_KEY_LENGTH:
         raise InvalidKeyError(key, f"has {len(key)} characters")
     for character in key:

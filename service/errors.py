@@ -24,11 +24,13 @@ Fc7Error
     │   ├── DrainingError         the server is shutting down
     │   ├── NotReadyError         no model is active
     │   ├── RunnerDeadError       the model's device failed permanently
+    │   ├── JobStoreError         the table of jobs cannot be opened
     │   ├── MemoryShortError      not enough memory to load another version
     │   ├── ResourcesExhaustedError  the process is out of memory, threads, open files or connections
     │   ├── VersionsPinnedError   an activation or a migration needs all versions in memory
     │   └── ModelNotLoadedError   the version was just removed from memory
     ├── ConflictError         the request conflicts with the current state
+    │   ├── JobStateError         a job cannot be retried in its state
     │   ├── ActivationRunningError  another version is being activated
     │   └── TooManyModelsError    the limit of versions in memory is reached
     ├── JobNotFoundError      no job has this id
@@ -43,6 +45,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from model_store.errors import Fc7Error
 
@@ -229,6 +232,20 @@ class NotReadyError(UnavailableError):
 
 
 @dataclass(eq=False)
+class JobStoreError(UnavailableError):
+    """The jobs of the home cannot be read. Everything else works."""
+
+    retry_after = 60
+
+    folder: Path
+    reason: str
+    message = (
+        "The import jobs in {folder} are not available: {reason}. Nothing in the folder was changed. Fix the cause, or "
+        "move jobs.db away: the archives of accepted jobs are then read again."
+    )
+
+
+@dataclass(eq=False)
 class RunnerDeadError(UnavailableError):
     """The model's device failed permanently. The process exits, so that its supervisor starts a new one."""
 
@@ -306,6 +323,15 @@ class ModelNotLoadedError(UnavailableError):
 
 class ConflictError(ServiceError):
     """The request conflicts with the current state."""
+
+
+@dataclass(eq=False)
+class JobStateError(ConflictError):
+    """The job cannot be retried."""
+
+    job: str
+    state: str
+    message = "Job {job} is {state}. Only a failed job whose archive was kept (archive_bytes) can be retried."
 
 
 @dataclass(eq=False)

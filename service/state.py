@@ -128,7 +128,7 @@ class Resources:
             self._jobs = Jobs(
                 self.settings.home / "jobs",
                 ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool).run,
-                on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
+                self.log,
             )
         except BaseException:
             index.close()
@@ -233,6 +233,8 @@ class State(Resources):
                 f"{progress.skipped} images have no stored picture that {progress.model} could embed. {effect} "
                 "Add them again, or rebuild the index: fc7 index build DIR --rebuild"
             )
+        if self._jobs is not None:
+            notes += self._jobs.notes()
         return notes
 
     def measure_index(self) -> None:

@@ -22,7 +22,7 @@ from model_store.durable import sync
 from service.api.upload import UNSPECIFIC_TYPES, announced_length, media_type, read_body
 from service.errors import BodyTooLargeError, BodyTypeError, QueueFullError, StorageError, translate_system_error
 from service.indexing.archive_import import archive_limits
-from service.indexing.jobs import ARCHIVE, JobInfo
+from service.indexing.job import ARCHIVE, JobInfo
 from service.settings import Settings
 from service.state import State
 

@@ -61,6 +61,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ModelInUseError: Kind(409, "model-in-use", "Model in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "Index belongs to another model"),
     errors.ConflictError: Kind(409, "conflict", "Conflict"),
+    errors.JobStateError: Kind(409, "job-state", "Job cannot be retried"),
     errors.ActivationRunningError: Kind(409, "activation-running", "Activation already running"),
     errors.TooManyModelsError: Kind(409, "too-many-models", "Too many models loaded"),
     # 408, 413, 415, 422: limits, formats and parameters
@@ -93,6 +94,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.QueueFullError: Kind(503, "queue-full", "Queue full"),
     errors.DrainingError: Kind(503, "draining", "Shutting down"),
     errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),
+    errors.JobStoreError: Kind(503, "jobs-unavailable", "Jobs unavailable"),
     errors.MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
     errors.ResourcesExhaustedError: Kind(503, "resources-exhausted", "Out of resources"),
     errors.VersionsPinnedError: Kind(503, "too-many-models", "Too many models loaded"),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
-from service.indexing.jobs import JobInfo
+from service.indexing.job import JobInfo, SkippedEntry
 from service.indexing.reembedder import MigrationState, Progress
 
 
@@ -242,6 +242,13 @@ class JobsAnswer(BaseModel):
     """All jobs, newest first."""
 
     jobs: list[JobInfo]
+
+
+class SkippedAnswer(BaseModel):
+    """Skipped entries of a job, in the order of the archive. next_cursor: null on the last page."""
+
+    skipped: list[SkippedEntry]
+    next_cursor: int | None
 
 
 class DeletedAnswer(BaseModel):
