@@ -93,12 +93,32 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class NearPair:
-    """Two near-duplicate images. distance: as in `Neighbour`."""
+class NearImage:
+    """An image of a group of near-duplicates. distance: from the group's first image, as in `Neighbour`."""
 
-    first: str
-    second: str
+    key: str
     distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Images linked by pairs that are near-duplicates. key: the image that was stored first.
+
+    size: number of images, with the first one. images: the others, nearest to the first one first.
+    """
+
+    key: str
+    size: int
+    images: list[NearImage]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Groups of near-duplicates, largest first. complete: nothing is missing. note: why and how to go on, or ""."""
+
+    groups: list[DuplicateGroup]
+    complete: bool
+    note: str
 
 
 @dataclass(frozen=True, slots=True)

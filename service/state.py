@@ -8,6 +8,7 @@ Out of scope: HTTP.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,7 @@ class Resources:
         self.models = ModelPool(self._load, settings.max_loaded)
         self.decode_pool = ThreadPoolExecutor(settings.decode_threads or usable_cores(), "fc7-decode")
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
+        self.duplicates = threading.Lock()  # held by the only search for near-duplicates
         self._index: ImageIndex | None = None
         self._jobs: Jobs | None = None
         self.index_sync = IndexSync(self.store, self.models, settings.reembed_share, self.log)

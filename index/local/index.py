@@ -26,12 +26,21 @@ from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
 from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where
-from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update, check_at_least_one
+from index.interface import (
+    MAX_LISTED,
+    Answers,
+    ImageIndex,
+    Neighbours,
+    Outcomes,
+    Update,
+    check_at_least_one,
+    describe_groups,
+)
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.local.vector_cache import CACHE_FILE, write_cache
-from index.search.duplicates import near_pairs
+from index.search.duplicates import near_groups
 from index.search.searcher import Hits, Mode, View, restrict
 from model_store.cores import usable_cores
 
@@ -187,19 +196,21 @@ class LocalImageIndex(ImageIndex):
         return self._codes.resolve_mode(self.spaces.space(fingerprint), requested)
 
     def duplicates(
-        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
-    ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
+        self,
+        threshold: float,
+        limit: int,
+        *,
+        where: Where | None = None,
+        images: int = MAX_LISTED,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> records.Duplicates:
+        """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first."""
         space = self.spaces.active
         with self._catalog.read_view(space.searcher.view) as read_view:
             view = self._view(space, read_view, where)
-        pairs = near_pairs(view, threshold, limit, stopped)
-        known = self._catalog.describe(sorted({number for _, *pair in pairs for number in pair}))
-        return [
-            records.NearPair(known[first][0], known[second][0], distance)
-            for distance, first, second in pairs
-            if first in known and second in known  # the others were deleted meanwhile
-        ]
+        found = near_groups(view, threshold, groups=limit, vectors=images, stopped=stopped)
+        known = self._catalog.describe(found.ids)  # images that were deleted meanwhile are not in it
+        return describe_groups(found, {number: key for number, (key, _) in known.items()})
 
     def _neighbours(
         self,

@@ -110,20 +110,28 @@ def export(
 
 def duplicates(
     threshold: Annotated[float, typer.Option(min=0, help="Largest Euclidean distance between the two images.")],
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of pairs to list, nearest first.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of groups to list, largest first.")] = 1000,
     where: Where = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """List pairs of images that are nearly the same, nearest first."""
+    """List groups of images that are nearly the same, largest first."""
     settings = load_settings(home=home)
     stats = read_stats_of(settings)
     with open_index_of(settings, IndexOptions(stats.fingerprint, stats.model, read_only=True)) as index:
-        pairs = index.duplicates(threshold, limit, where=parse_where(where or []))
+        found = index.duplicates(threshold, limit, where=parse_where(where or []), images=max(1, stats.vectors))
     if as_json:
-        console.print_json({"pairs": [asdict(pair) for pair in pairs]})
+        console.print_json(asdict(found))
         return
-    for pair in pairs:
-        typer.echo(f"{pair.distance:9.3f}  {pair.first}  {pair.second}")
-    console.say(f"{len(pairs)} pairs at most {threshold:g} apart among {stats.vectors} images.")
+    for group in found.groups:
+        typer.echo(f"{group.size} images  {group.key}")
+        for image in group.images:
+            typer.echo(f"{image.distance:9.3f}  {image.key}")
+    extra = sum(group.size - 1 for group in found.groups)
+    console.say(
+        f"{len(found.groups)} groups with {extra} images besides the first ones, linked by pairs at most "
+        f"{threshold:g} apart, among {stats.vectors} images."
+    )
+    if not found.complete:
+        console.warn(found.note)
     console.next_step("raise or lower --threshold, or delete an image: DELETE /v1/images/KEY on a running server")
