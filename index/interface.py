@@ -141,10 +141,11 @@ class ImageIndex(ABC):
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
 
     @abstractmethod
-    def delete_where(self, where: Where) -> int:
+    def delete_where(self, where: Where, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Delete the images that match now, and return how many were deleted; no later search finds them.
 
-        An image is deleted completely or not at all. One that changes meanwhile may remain.
+        An image is deleted completely or not at all. One that changes meanwhile may remain. stopped: called between
+        short transactions; once it returns True, the rest is not deleted, and a repeated call continues.
         Raises FilterError, IndexReadOnlyError.
         """
 

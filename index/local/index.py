@@ -146,9 +146,9 @@ class LocalImageIndex(ImageIndex):
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
         self._catalog.delete(records.check_key(key), self.spaces.apply)
 
-    def delete_where(self, where: Where) -> int:
+    def delete_where(self, where: Where, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Delete the images that match now, in several transactions, and return how many were deleted."""
-        return self._catalog.delete_where(where, self.spaces.apply)
+        return self._catalog.delete_where(where, self.spaces.apply, stopped)
 
     def change_metadata(self, key: str, update: Update) -> records.ImageRecord:
         """Replace an image's metadata by `update(metadata)`; no other change can happen in between."""

@@ -158,11 +158,13 @@ class MilvusImageIndex(ImageIndex):
         with self._writing:
             self._delete([self._row(key, ["id"])["id"]])
 
-    def delete_where(self, where: Where) -> int:
+    def delete_where(self, where: Where, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Delete the images that match now, with one call for each 500, and return how many were deleted."""
         self._check_writable()
         condition, deleted = self._registry.expression(where), 0
         for rows in self._milvus.pages(self.spaces.collection(), ["id"], size=_DELETE_BATCH, where=condition):
+            if stopped():
+                break
             with self._writing:
                 self._delete([row["id"] for row in rows])
             deleted += len(rows)

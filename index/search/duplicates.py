@@ -9,8 +9,8 @@ Out of scope: subquadratic time in the worst case. The time grows with the squar
 with a small factor, unless most of them are much farther apart than the threshold.
 
 The lower bound is the distance between projections on the axes of largest variance, with the length of the rest of
-each vector as one more coordinate. The projections are divided into blocks of neighbors by repeated bisection, and two
-blocks are compared only if their bounding boxes are close enough.
+each vector as one more coordinate. The projections are divided into slices along their widest coordinate, and two
+slices are compared only if their bounding boxes are close enough.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ class _Linker:
         points = _coordinates(self._view, self._slots, self._stopped)
         if points is None:
             return False
-        blocks = _bisect(points, np.arange(len(points)))
+        # Slices along the widest coordinate: most of them are far from most others.
+        order = np.argsort(points[:, int(np.ptp(points, axis=0).argmax())], kind="stable")
+        blocks = [order[start : start + _BLOCK] for start in range(0, len(order), _BLOCK)]
         low = np.stack([points[block].min(axis=0) for block in blocks])
         high = np.stack([points[block].max(axis=0) for block in blocks])
         lengths = np.einsum("ij,ij->i", points, points)
@@ -219,20 +221,6 @@ class _Linker:
         changed = list(parents)
         new[changed] = [root(label) for label in changed]
         self.labels = new[self.labels]
-
-
-def _bisect(points: Floats, members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Divide the points into blocks of at most _BLOCK, each time at the median of the widest coordinate."""
-    blocks, pending = [], [members]
-    while pending:
-        part = pending.pop()
-        if len(part) <= _BLOCK:
-            blocks.append(part)
-            continue
-        spread = points[part].max(axis=0) - points[part].min(axis=0)
-        order = np.argpartition(points[part, int(spread.argmax())], len(part) // 2)
-        pending += [part[order[: len(part) // 2]], part[order[len(part) // 2 :]]]
-    return blocks
 
 
 def _coordinates(view: View, slots: NDArray[np.int64], stopped: Stopped) -> Floats | None:

@@ -37,7 +37,7 @@ def snapshot(
     """Copy the whole index to a new folder; also while a server is running."""
     settings = load_settings(home=home)
     check_local(settings, "no snapshot of it can be taken here", "Use Milvus's own: milvus-backup create -n NAME")
-    with console.ProgressBar("copying") as bar:
+    with console.ProgressBar("copying", "bytes") as bar:
         manifest = take_snapshot(settings.home, target, advance=bar.update)
     console.say(f"{target}: {manifest.images} images, {manifest.size / 1e6:,.1f} MB.")
     console.next_step(f"fc7 index verify {target}; to restore it elsewhere, fc7 index restore {target}")
