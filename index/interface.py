@@ -50,8 +50,11 @@ class MissingVectors(Protocol):
         Images that were replaced or deleted in the meantime are skipped.
         """
 
-    def drop_unused(self) -> None:
-        """Delete the vectors that are neither searched, nor the target of a migration, nor kept for a rollback."""
+    def drop_unused(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Delete the vectors that are neither searched, nor the target of a migration, nor kept for a rollback.
+
+        stopped: called after each batch; once it returns True, the rest is left for the next call.
+        """
 
 
 class VectorSpaces(Protocol):
@@ -76,11 +79,18 @@ class VectorSpaces(Protocol):
     def describe(self) -> Sequence[records.Space]:
         """Return the vector spaces that exist."""
 
-    def start_migration(self, model: records.VectorModel) -> bool:
-        """Start to migrate to this model. Returns True if its vectors are complete and search uses them already."""
+    def start_migration(self, model: records.VectorModel) -> None:
+        """Migrate to this model from now on. Search does not change before `finish`.
+
+        Called with the searched model, it cancels the running migration. If it raises, nothing has changed.
+        """
 
     def finish(self, model: records.VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
-        """Search the vectors of `model` if every image has one, except the images with the ids `skipped`."""
+        """Search the vectors of `model` if every image has one, except the images with the ids `skipped`.
+
+        The vectors kept for a rollback are searched although images added since have none, unless that are most.
+        Raises IndexSwitchedError if `model` is neither the target nor searched.
+        """
 
     def switch_now(self) -> None:
         """Search the target's vectors although some are missing. Raises IndexModelError if replicas share the index."""

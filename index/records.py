@@ -201,6 +201,7 @@ class Space:
     """A vector space: the stored vectors of one model. `SearchSpace` is the same in memory.
 
     missing_vectors: how many images have no vector of this model. kept: it is the previous space, kept for a rollback.
+    target: the index is migrating to it.
     """
 
     id: int
@@ -210,6 +211,7 @@ class Space:
     vectors: int
     missing_vectors: int
     kept: bool = False
+    target: bool = False
 
 
 @dataclass(frozen=True, slots=True)

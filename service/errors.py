@@ -22,6 +22,7 @@ Fc7Error
     │   ├── NotReadyError         no model is active
     │   ├── RunnerDeadError       the model's device failed permanently
     │   ├── MemoryShortError      not enough memory to load another version
+    │   ├── VersionsPinnedError   an activation or a migration needs all versions in memory
     │   └── ModelNotLoadedError   the version was just removed from memory
     ├── ConflictError         the request conflicts with the current state
     │   ├── ActivationRunningError  another version is being activated
@@ -212,6 +213,22 @@ class MemoryShortError(UnavailableError):
             f"Loading {self.model} temporarily needs {self.needed / 1e6:,.0f} MB of memory, but only "
             f"{self.available / 1e6:,.0f} MB are available. Give the service more memory, lower FC7_MAX_LOADED, or run "
             f"fc7 models activate {self.model} and restart the service."
+        )
+
+
+@dataclass(eq=False)
+class VersionsPinnedError(UnavailableError):
+    """An activation, or the migration of the index, needs all versions that may be in memory."""
+
+    retry_after = 10
+
+    limit: int
+    loaded: Sequence[str]
+
+    def __str__(self) -> str:
+        return (
+            f"At most {self.limit} versions may be in memory, and {', '.join(self.loaded)} are needed until an "
+            "activation or the migration of the index is complete. Try again then, or raise FC7_MAX_LOADED."
         )
 
 

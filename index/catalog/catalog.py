@@ -258,12 +258,13 @@ class Catalog:
         rows = self._all(
             """SELECT s.id, s.fingerprint, s.model, s.id = CAST(a.value AS INTEGER),
                       (SELECT count(*) FROM vectors v WHERE v.space_id = s.id), (SELECT count(*) FROM images),
-                      s.id = CAST(k.value AS INTEGER)
+                      s.id = CAST(k.value AS INTEGER), s.id = CAST(t.value AS INTEGER)
                FROM spaces s LEFT JOIN meta a ON a.name = 'active_space' LEFT JOIN meta k ON k.name = 'kept_space'
-               ORDER BY s.id"""
+               LEFT JOIN meta t ON t.name = 'target_space' ORDER BY s.id"""
         )
         return [
-            Space(i, print_, model, bool(on), n, all_ - n, bool(kept)) for i, print_, model, on, n, all_, kept in rows
+            Space(i, print_, model, bool(on), n, all_ - n, kept=bool(kept), target=bool(target))
+            for i, print_, model, on, n, all_, kept, target in rows
         ]
 
     def ensure_space(self, fingerprint: str, model: str) -> Space:
@@ -280,11 +281,9 @@ class Catalog:
         number = self.writer.run(work)
         return next(space for space in self.spaces() if space.id == number)
 
-    def start_migration(self, fingerprint: str, model: str) -> Space:
-        """Make a model's space, created if missing, the target of a migration: added images get a vector there too."""
-        space = self.ensure_space(fingerprint, model)
-        self.writer.run(lambda connection: space_table.set_target(connection, space.id))
-        return space
+    def set_target(self, space: int, committed: Callable[[None], None] | None = None) -> None:
+        """Make `space` the target of a migration: added images get a vector there too. No target if it is active."""
+        self.writer.run(lambda connection: space_table.set_target(connection, space), committed)
 
     def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
         """Make `space` the active one. With `keep`, the previous one is kept for a rollback."""
@@ -298,10 +297,9 @@ class Catalog:
             lambda connection: space_table.activate_if_complete(connection, space, skipped, keep=keep), committed
         )
 
-    def drop_unused_spaces(self) -> None:
-        """Delete the spaces without a role, in batches."""
-        while self.writer.run(space_table.drop_unused):
-            pass
+    def drop_unused_vectors(self) -> int:
+        """Delete a batch of vectors of spaces without a role, and the empty ones of these spaces. Return its size."""
+        return self.writer.run(space_table.drop_unused)
 
     def unembedded(self, space: int, after: int, limit: int) -> Sequence[Unembedded]:
         """Return up to `limit` images without a vector in `space`, in the order of their ids, after the id `after`."""

@@ -82,17 +82,14 @@ class Spaces:
         """Return the vector spaces that exist, the searched one first."""
         return self.registry.spaces()
 
-    def start_migration(self, model: VectorModel) -> bool:
-        """Start to migrate to this model. Returns True if its vectors are complete and search uses them already."""
+    def start_migration(self, model: VectorModel) -> None:
+        """Migrate to this model from now on; cancel the running migration if it is the searched model."""
+        target = None if model.fingerprint == self.searched.fingerprint else model
+        if target is not None:
+            self._milvus.open(self.collection(target), image_schema)
+            self.registry.add_model(target)
         with self._switching:
-            self._target = None
-        if model.fingerprint == self.searched.fingerprint:
-            return True
-        self._milvus.open(self.collection(model), image_schema)
-        self.registry.add_model(model)
-        with self._switching:
-            self._target = model
-        return self.finish(model) is SwitchResult.DONE
+            self._target = target
 
     def finish(self, model: VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
         """Search the vectors of `model` if `fc7 index reembed` has completed them. `skipped` has no effect."""

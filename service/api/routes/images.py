@@ -298,7 +298,7 @@ async def _add(
             if required_fingerprints(index) == fingerprints:
                 raise  # otherwise the index switched to another model in the meantime: embed again
         else:
-            state.index_sync.images_added()
+            state.versions.images_added()
             return results
 
 

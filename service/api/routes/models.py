@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path
 
 from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems
 from service.api.schemas import ActivationAnswer, ModelInfo, ModelName, ModelsAnswer
-from service.inference.activation import Activated
+from service.indexing.versions import Activated
 from service.state import State
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -35,11 +35,11 @@ async def list_models(state: StateDep) -> ModelsAnswer:
     operation_id="rollback_model",
     summary="Roll back to the previous version",
     dependencies=[ADMIN, WORK],
-    responses=problems(401, 403, 404, 409, 503),
+    responses=problems(401, 403, 404, 409, 503, 507),
 )
 async def rollback(state: StateDep) -> ActivationAnswer:
     """Activate the previously active version."""
-    return _answer(state, await asyncio.to_thread(state.activator.rollback))
+    return _answer(state, await asyncio.to_thread(state.versions.rollback))
 
 
 @router.post(
@@ -47,14 +47,14 @@ async def rollback(state: StateDep) -> ActivationAnswer:
     operation_id="activate_model",
     summary="Activate a version",
     dependencies=[ADMIN, WORK],
-    responses=problems(401, 403, 404, 409, 422, 503),
+    responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
 async def activate(name: str, version: Annotated[int, Path(ge=1)], state: StateDep) -> ActivationAnswer:
     """Load, verify and warm up a version while the current one answers, then switch without interrupting requests.
 
     The response is sent after the switch. If any step fails, the current version continues to answer.
     """
-    return _answer(state, await asyncio.to_thread(state.activator.activate, name, version))
+    return _answer(state, await asyncio.to_thread(state.versions.activate, name, version))
 
 
 def _answer(state: State, done: Activated) -> ActivationAnswer:

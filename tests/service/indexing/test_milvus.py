@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from index.errors import MilvusUnsupportedError
 from service.cli.main import app
-from service.indexing import milvus_watcher
+from service.indexing import reembedder
 from service.settings import PREFIX
 from tests.support import pictures
 from tests.support.milvus import MilvusServer, free_port, milvus_server
@@ -193,7 +193,7 @@ def test_commands_work_on_milvus_or_name_an_alternative(home: Path, tmp_path: Pa
 def test_search_switches_to_another_model_once_the_command_has_computed_its_vectors(
     home: Path, milvus: MilvusServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus_watcher, "_POLL_S", 0.05)
+    monkeypatch.setattr(reembedder, "POLL_S", 0.05)
     publish_tiny_model(home, seed=7, activate=False)
     with thread_server(home, index_uri=milvus.uri) as server:
         client = server.client
