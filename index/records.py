@@ -130,8 +130,24 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class FastCode:
+    """The code of the search mode `fast`.
+
+    recall: share of the 10 exact neighbors that it finds, as last measured; None if not measured. changed: number of
+    vectors added and removed since it was learned, relative to the vectors that exist. learned: seconds since 1970.
+    """
+
+    recall: float | None
+    changed: float
+    learned: float
+
+
+@dataclass(frozen=True, slots=True)
 class IndexStats:
-    """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`."""
+    """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`.
+
+    fast: the code of the mode `fast`; None if there is none, or if the index is not open.
+    """
 
     images: int
     vectors: int
@@ -140,6 +156,7 @@ class IndexStats:
     mode: str
     model: str
     fingerprint: str
+    fast: FastCode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +178,6 @@ class IndexOptions:
     keep_previous: keep the previous vectors for a rollback (local index only).
     read_only: take no lock, reject writes, and show the state at the time of opening.
     threads: CPU cores for one search; by default all that this process may use (local index only).
-    cache_after: closing writes the vector cache if at least this many vectors changed (local index only).
     fast_from: number of vectors from which on the codes of the mode `fast` are trained; None: never (local index only).
     """
 
@@ -173,7 +189,6 @@ class IndexOptions:
     keep_previous: bool = True
     read_only: bool = False
     threads: int | None = None
-    cache_after: int = 1024
     fast_from: int | None = None
 
     @property

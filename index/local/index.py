@@ -39,7 +39,6 @@ from index.interface import (
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
-from index.local.vector_cache import CACHE_FILE, write_cache
 from index.search.duplicates import near_groups
 from index.search.searcher import Hits, Mode, View, restrict
 from model_store.cores import usable_cores
@@ -62,7 +61,6 @@ class LocalImageIndex(ImageIndex):
         super().__init__(spaces, keep_pictures=options.keep_pictures)
         self._folder, self._catalog, self._lock = folder, catalog, lock
         self._codes = spaces.codes
-        self._cache_after = options.cache_after
         self._closed = False
         # (number of commits, space, filter): ids of matching vectors. Replaced as a whole, never modified.
         self._filters: dict[tuple[int | None, int, Where], NDArray[np.int64]] = {}
@@ -93,7 +91,7 @@ class LocalImageIndex(ImageIndex):
         return cls(folder, catalog, spaces, lock, options)
 
     def close(self) -> None:
-        """Finish the queued writes, write the vector cache if enough has changed, and release the folder."""
+        """Finish the queued writes, stop the work in the background, and release the folder."""
         if self._closed:
             return
         self._closed = True
@@ -101,12 +99,6 @@ class LocalImageIndex(ImageIndex):
         self._codes.close()
         self.spaces.close()
         if self._lock is not None:
-            space = self.spaces.active
-            if space.uncached >= max(1, self._cache_after):
-                # The cache is optional: if the disk is full, the next start reads the catalog instead.
-                with contextlib.suppress(OSError):
-                    path = self._folder / CACHE_FILE
-                    write_cache(path, space.searcher, self._catalog.identity, space.record.fingerprint)
             self._lock.close()
 
     # --- images -------------------------------------------------------------------------------------------------------
@@ -286,6 +278,7 @@ class LocalImageIndex(ImageIndex):
             mode=self._codes.resolve_mode(space, None),
             model=space.record.model,
             fingerprint=space.record.fingerprint,
+            fast=self._codes.fast_code(space),
         )
 
 

@@ -1,8 +1,8 @@
 """Verify an index or a snapshot against its checksums, and repair what can be repaired.
 
 Guarantees: finds a flipped bit in a record, its metadata, picture or vector, in the database pages that hold them, in
-the attributes that filters compare, in the vector cache, or in the write-ahead log of an index that is not open. Names
-the image that it belongs to.
+the attributes that filters compare, in the files of the vectors, or in the write-ahead log of an index that is not
+open. Names the image that it belongs to.
 Out of scope: bytes that nothing reads (free pages), and complete files that were replaced by older ones.
 """
 
@@ -40,7 +40,7 @@ from index.errors import (
     SnapshotError,
 )
 from index.fields import attributes as attributes_of
-from index.local.vector_cache import CACHE_FILE, find_damage
+from index.local.vector_files import VectorFiles, remove
 from index.records import DIMENSIONS, checksum
 from model_store.durable import sha256_of
 
@@ -112,18 +112,18 @@ def _verify_snapshot(folder: Path, advance: Advance) -> Report:
 
 def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advance) -> Report:
     report = Report()
-    log, cache = folder / f"{CATALOG_FILE}-wal", folder / CACHE_FILE
+    log = folder / f"{CATALOG_FILE}-wal"
     if exclusive and log.exists() and (frame := first_damaged_frame(log)) is not None:
         problem = f"{log} is damaged in frame {frame}: changes committed there and later are lost"
         report.findings.append(Finding(problem, _RESTORE))
     _CatalogCheck(folder / CATALOG_FILE, report, repair=repair).run(advance)
     with contextlib.suppress(ImageIndexError), Catalog(folder / CATALOG_FILE, read_only=True) as catalog:
         for space in catalog.spaces():
-            if space.active and (damage := find_damage(cache, catalog, space.id, space.fingerprint)):
-                fix = "Delete the file: the next start reads the catalog instead."
-                report.findings.append(Finding(f"{cache} {damage}", fix))
+            for path, damage in VectorFiles(folder, catalog.identity, space.fingerprint).find_damage():
+                fix = "Delete the file while the index is not open: the next start reads the catalog instead."
+                report.findings.append(Finding(f"{path} {damage}", fix))
                 if repair:
-                    cache.unlink()
+                    remove(path)
                     report.repaired += 1
     return report
 

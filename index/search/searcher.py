@@ -11,12 +11,11 @@ References: the paper, section 6.1 (Euclidean distance between 4096-d activation
 
 from __future__ import annotations
 
-import contextlib
+import bisect
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import faiss
@@ -69,7 +68,6 @@ class Searcher:
         self._lock = threading.Lock()  # held while a few flags change, never during a scan
         self._change = threading.Lock()  # held while rows are written or segments are replaced
         self._codes: dict[str, Code] = {}
-        self._folder: Path | None = None
         self._segments: tuple[Segment, ...] = ()
         self._live = 0
         # The least number of candidates that `fast` compares exactly; may be changed at any time.
@@ -124,14 +122,41 @@ class Searcher:
                 for segment, span in appended:
                     segment.alive[span] = True
                 self._live += len(ids)
+                used = [segment for segment in segments if segment.count]
+                starts = [int(segment.ids[0]) for segment in used]
                 for vector_id in removed:
-                    if (found := self._find(vector_id)) is not None:
+                    if (found := _find(used, starts, vector_id)) is not None:
                         segment, row = found
                         segment.alive[row] = False
                         segment.dead += 1
                         self._live -= 1
             if any(_mostly_dead(segment) for segment in segments):
                 self._compact()
+
+    def adopt(self, segment: Segment) -> None:
+        """Append a full segment. Its ids must be greater than all earlier ones."""
+        with self._change, self._lock:
+            self._segments = (*self._segments, segment)
+            self._live += segment.capacity - segment.dead
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments, in the order of their ids."""
+        return self._segments
+
+    def replace(self, old: Segment, new: Segment) -> bool:
+        """Use `new`, which has the ids and rows of the full segment `old`. Returns False if `old` is not used any more.
+
+        `new` gets the flags and the codes of `old`.
+        """
+        with self._change:
+            if old not in self._segments:
+                return False
+            new.blocks = old.blocks
+            with self._lock:
+                new.alive[:], new.dead = old.alive, old.dead
+                self._segments = tuple(new if each is old else each for each in self._segments)
+        return True
 
     def ids(self) -> NDArray[np.int64]:
         """Return the ids of all live vectors, ascending."""
@@ -155,13 +180,18 @@ class Searcher:
     def install(self, mode: Mode, code: Code, *, stop: threading.Event | None = None) -> None:
         """Compute the codes of all rows during searches and writes, then enable this mode.
 
-        Replaces the installed code of `mode`, if any. stop: another thread can set it to cancel without any change.
+        Replaces the installed code of `mode`, if any. Codes that `code` computed before are used again. stop: another
+        thread can set it to cancel without any change.
         """
         made: dict[int, tuple[Segment, CodeBlock]] = {}
         while True:
             missing = 0
             for segment in self._segments:
-                block = made.setdefault(id(segment), (segment, CodeBlock(code, segment.capacity)))[1]
+                if id(segment) not in made:
+                    old = segment.blocks.get(mode)
+                    reused = old is not None and old.code is code and old.count == segment.capacity
+                    made[id(segment)] = segment, old if old and reused else CodeBlock(code, segment.capacity)
+                block = made[id(segment)][1]
                 missing += segment.count - block.count
                 while missing > _BATCH and block.count < segment.count:
                     if stop is not None and stop.is_set():
@@ -177,21 +207,10 @@ class Searcher:
                 segment.blocks = {**segment.blocks, mode: block}
             self._codes = {**self._codes, mode: code}
 
-    def map_rows(self, folder: Path, *, stop: threading.Event | None = None) -> None:
-        """Move the rows to memory-mapped files in `folder`, now and for later additions.
-
-        The operating system caches them. Raises OSError if the disk is full; then the rest of the rows stays in memory.
-        """
-        while stop is None or not stop.is_set():
-            with self._change:
-                segment = next((each for each in self._segments if not each.mapped), None)
-                if segment is None:
-                    self._folder = folder
-                    return
-                mapped = segment.to_mapped(folder)
-                with self._lock:
-                    mapped.alive[:], mapped.dead = segment.alive, segment.dead
-                    self._segments = tuple(mapped if each is segment else each for each in self._segments)
+    def disable(self, mode: Mode) -> None:
+        """Search without the codes of this mode, which stay in memory, until it is installed again."""
+        with self._change:
+            self._codes = {each: code for each, code in self._codes.items() if each != mode}
 
     def search(
         self, queries: NDArray[np.float16], k: int, view: View | None = None, mode: Mode = "exact"
@@ -272,23 +291,9 @@ class Searcher:
         parts = [part for result in results for part in result]
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
 
-    def _find(self, vector_id: int) -> tuple[Segment, int] | None:
-        """Return the segment and row of a live vector, or None. The caller holds the lock."""
-        for segment in self._segments:
-            if segment.count and segment.ids[0] <= vector_id <= segment.ids[segment.count - 1]:
-                row = int(np.searchsorted(segment.ids[: segment.count], vector_id))
-                if segment.ids[row] == vector_id and segment.alive[row]:
-                    return segment, row
-        return None
-
     def _make(self, capacity: int) -> Segment:
-        """Return an empty segment with a block for each code. After `map_rows`, it is mapped."""
-        segment = None
-        if self._folder is not None:
-            # If the disk is full, the rows are kept in memory instead.
-            with contextlib.suppress(OSError):
-                segment = Segment(capacity, self._folder)
-        segment = segment or Segment(capacity)
+        """Return an empty segment with a block for each code."""
+        segment = Segment(capacity)
         segment.blocks = {mode: CodeBlock(code, capacity) for mode, code in self._codes.items()}
         return segment
 
@@ -305,6 +310,17 @@ class Searcher:
                 segments.append(smaller)
         with self._lock:
             self._segments = tuple(segments)
+
+
+def _find(segments: Sequence[Segment], starts: Sequence[int], vector_id: int) -> tuple[Segment, int] | None:
+    """Return the segment and row of a live vector, or None. starts: the first id of each segment, ascending."""
+    number = bisect.bisect_right(starts, vector_id) - 1
+    if number >= 0:
+        segment = segments[number]
+        row = int(np.searchsorted(segment.ids[: segment.count], vector_id))
+        if row < segment.count and segment.ids[row] == vector_id and segment.alive[row]:
+            return segment, row
+    return None
 
 
 def live_slots(view: View) -> NDArray[np.int64]:

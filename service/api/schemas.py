@@ -170,6 +170,18 @@ class MigrationInfo(BaseModel):
     detail: str
 
 
+class FastCodeInfo(BaseModel):
+    """The short codes of the mode fast.
+
+    `recall`: share of the 10 exact neighbors that it finds, as last measured. `changed`: number of vectors added and
+    removed since the codes were learned, relative to the vectors that exist. `learned`: when that was.
+    """
+
+    recall: float | None
+    changed: float
+    learned: datetime
+
+
 class IndexInfo(BaseModel):
     """Counts and sizes of the index (in bytes), and the model whose vectors are searched."""
 
@@ -183,6 +195,7 @@ class IndexInfo(BaseModel):
     missing_vectors: int = Field(
         description="Number of images that searches cannot find, because they have no vector of this model."
     )
+    fast: FastCodeInfo | None = Field(description="The short codes of the mode fast. Null if there are none.")
     spaces: list[SpaceInfo]
     migration: MigrationInfo | None = Field(description="The last migration to another model. Null if there was none.")
 

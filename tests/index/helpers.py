@@ -93,8 +93,8 @@ def exact(vectors: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[n
 
 
 def add_labeled_images(home: Path) -> None:
-    """Add three images with metadata, one at a time, under the keys LABELS, and write the vector cache."""
-    with open_index(home, cache_after=1) as index:
+    """Add three images with metadata, one at a time, under the keys LABELS."""
+    with open_index(home) as index:
         for n, label in enumerate(LABELS):
             index.add_many([image(label, n, {"label": label, "n": n, "tags": ["a", label]})])
 

@@ -46,10 +46,10 @@ def test_groups_agree_with_numpy(monkeypatch: pytest.MonkeyPatch, many: int) -> 
     # Near-duplicates at many distances, some of them close to the threshold, and a chain.
     rows = np.concatenate([rows, rows[:120] + rng.standard_normal((120, 4096)) * np.geomspace(0.01, 1, 120)[:, None]])
     chain = rows[200] + np.arange(1, 9)[:, None] * np.eye(1, 4096, 7) * 4
-    rows = np.concatenate([rows, rows[:3], rows[:2], chain]).astype(np.float16)
-    view = filled(rows, [7, 300]).view()
-    alive = np.setdiff1d(np.arange(len(rows)), [6, 299])
-    exact = rows[alive].astype(np.float64)
+    halves = np.concatenate([rows, rows[:3], rows[:2], chain]).astype(np.float16)
+    view = filled(halves, [7, 300]).view()
+    alive = np.setdiff1d(np.arange(len(halves)), [6, 299])
+    exact = halves[alive].astype(np.float64)
     squares = np.einsum("ij,ij->i", exact, exact)
     distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * exact @ exact.T, 0))
     distances[distances < 1e-4] = 0
@@ -63,13 +63,13 @@ def test_groups_agree_with_numpy(monkeypatch: pytest.MonkeyPatch, many: int) -> 
             assert group.others == sorted(group.others)
             for distance, number in group.others:
                 assert distance == pytest.approx(
-                    np.linalg.norm(rows[number - 1].astype(np.float64) - rows[group.first - 1]), abs=1e-9
+                    np.linalg.norm(halves[number - 1].astype(np.float64) - halves[group.first - 1]), abs=1e-9
                 )
 
 
 def test_the_answer_is_shortened_to_the_limits() -> None:
     rows = np.stack([vector(n) for n in range(20)]).astype(np.float16)
-    view = filled(np.concatenate([rows, rows[:10], rows[:3]])).view()
+    view = filled(np.concatenate([rows, rows[:10], rows[:3]]).astype(np.float16)).view()
     found = near_groups(view, 0, groups=2, vectors=100)
     assert (members(found), found.shortened) == ([[1, 21, 31], [2, 22, 32]], True)
     found = near_groups(view, 0, groups=100, vectors=3)
