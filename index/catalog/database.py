@@ -88,6 +88,7 @@ MIGRATIONS = (
 # Free pages can be returned to the file system a few at a time (see writer.py). Takes effect only in a new database, or
 # when an existing one is vacuumed.
 AUTO_VACUUM = "PRAGMA auto_vacuum = INCREMENTAL"
+BUSY_S = 30.0  # how long to wait for a lock of another process
 _MAX_LOG_BYTES = 16 << 20  # the write-ahead log is cut to this size once its content is in the database
 
 # Result codes of SQLite, primary or extended, with the errors that they become.
@@ -135,7 +136,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 def _connect(path: Path, parameters: str, *, log: bool = False) -> sqlite3.Connection:
     """Open the database with these URI parameters. log: use a write-ahead log, which requires a writable folder."""
     uri = f"{path.absolute().as_uri()}?{parameters}"
-    connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         if log:
             connection.execute(AUTO_VACUUM)

@@ -260,6 +260,10 @@ class LocalImageIndex(ImageIndex):
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
+    def optimize(self) -> None:
+        """Learn the short codes of the searched vectors again, and write all files of the vectors."""
+        self._codes.optimize(self.spaces.active)
+
     def snapshot(self, target: Path) -> records.SnapshotManifest:
         """Copy the index in its current state to the new folder `target`, without blocking writers.
 

@@ -210,8 +210,7 @@ def test_a_file_that_lacks_a_vector_is_not_used(home: Path, rows: NDArray[np.flo
         owner = f"{catalog.identity} {MODEL['fingerprint']}"
     file = open_segment(files(home)[0], owner)
     assert file is not None
-    write_segment(
-        file.path, owner, np.delete(file.ids, 5), np.delete(file.rows.view(np.float16).reshape(-1, 4096), 5, 0)
-    )
+    whole = file.rows.view(np.float16).reshape(-1, 4096)
+    write_segment(file.path, owner, np.delete(file.ids, 5), np.delete(whole, 5, axis=0))
     with open_index(home, fast_from=2000) as index:
         check(index, rows)
