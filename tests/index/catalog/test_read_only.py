@@ -60,7 +60,7 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Iterator[Path]:
+def out() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     yield folder
