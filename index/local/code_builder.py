@@ -94,7 +94,7 @@ class CodeBuilder:
         count = len(space.searcher)
         if space.learned is None:
             if count >= self._fast_from:
-                self._submit(_Task("learn", space, self._learn))
+                self._submit(_Task("learn", space, self._learn_first))
         elif count >= min(self._fast_from, _FEWEST) and space.unchecked >= _CHECK_AFTER * count:
             self._submit(_Task("measure", space, self._measure))
 
@@ -170,6 +170,10 @@ class CodeBuilder:
         encoder = self._encoders.best(space.record.fingerprint)
         if encoder is not None and not space.searcher.has("codes"):
             space.searcher.install("codes", BinaryCode(encoder), stop=self._stop)
+
+    def _learn_first(self, space: SearchSpace) -> None:
+        if space.learned is None:  # otherwise a change during the training queued it again
+            self._learn(space)
 
     def _learn(self, space: SearchSpace) -> None:
         """Learn the code of `fast` from the vectors that exist now, replace the previous one, and save both."""
