@@ -243,10 +243,11 @@ class ModelStore:
         try:
             with self._changing(self._active_file):
                 yield
-        except errors.PublishError as exc:
-            full = isinstance(exc.__cause__, OSError) and exc.__cause__.errno in _DISK_FULL
+        except (OSError, errors.PublishError) as exc:
+            cause = exc if isinstance(exc, OSError) else exc.__cause__
+            full = isinstance(cause, OSError) and cause.errno in _DISK_FULL
             error = errors.ActivationDiskFullError if full else errors.ActivationError
-            raise error(exc.path, exc.reason) from exc
+            raise error(self._active_file, str(exc.strerror if isinstance(exc, OSError) else exc.reason)) from exc
 
     def list(self) -> list[Artifact]:
         """Return all readable versions, ordered by name and number. Their files are not verified."""

@@ -200,7 +200,10 @@ class RunnerDeadError(UnavailableError):
 
 @dataclass(eq=False)
 class MemoryShortError(UnavailableError):
-    """There is not enough memory to load another version. `needed` and `available` are in bytes."""
+    """There is not enough memory to load another version. `needed` and `available` are in bytes.
+
+    `available` is 0 if an allocation failed, for example because of a limit of the process.
+    """
 
     retry_after = 30
 
@@ -209,9 +212,14 @@ class MemoryShortError(UnavailableError):
     available: int
 
     def __str__(self) -> str:
-        return (
+        problem = (
             f"Loading {self.model} temporarily needs {self.needed / 1e6:,.0f} MB of memory, but only "
-            f"{self.available / 1e6:,.0f} MB are available. Give the service more memory, lower FC7_MAX_LOADED, or run "
+            f"{self.available / 1e6:,.0f} MB are available."
+            if self.available
+            else f"The memory of the process ran out while {self.model} or its vectors were loaded."
+        )
+        return (
+            f"{problem} Give the service more memory, lower FC7_MAX_LOADED, or run "
             f"fc7 models activate {self.model} and restart the service."
         )
 

@@ -30,7 +30,7 @@ from service.factory import open_index_of, serving_options
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
-from service.indexing.versions import Hooks, VersionManager
+from service.indexing.versions import VersionManager
 from service.inference.admission import BatchLimits
 from service.inference.embed import Embedder
 from service.inference.loader import MakeRunner, ModelLoader, changed_files
@@ -67,9 +67,14 @@ class Resources:
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
         self.duplicates = threading.Lock()  # held by the only search for near-duplicates
         self._jobs: Jobs | None = None
-        hooks = Hooks(self._open_index, self._close_index, self._on_deployed)
         self.versions = VersionManager(
-            self.store, self.models, hooks, reembed_share=settings.reembed_share, log=self.log
+            self.store,
+            self.models,
+            self._open_index,
+            self._close_index,
+            on_deployed=self._on_deployed,
+            reembed_share=settings.reembed_share,
+            log=self.log,
         )
         self.no_model = NoActiveModelError()
         self._stack = ExitStack()

@@ -64,14 +64,6 @@ class Progress:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Migration:
-    """A migration of the index to `model`. version: key of the version that computes the vectors, which is pinned."""
-
-    model: VectorModel
-    version: str
-
-
 class Reembedder:
     """The thread that completes migrations, one after the other. It runs until `close`.
 
@@ -89,7 +81,7 @@ class Reembedder:
         self._closed = False
         self._busy = False
         self._woken = False
-        self._migration: Migration | None = None
+        self._migration: tuple[VectorModel, str] | None = None  # the model, and the key of the version that runs
         self._due = 0.0  # the time (monotonic) of the next try
         self._progress: Progress | None = None
         self._run_s = 0.0  # duration of the last run of the model
@@ -129,13 +121,14 @@ class Reembedder:
             self._due = 0.0
             self._changed.notify_all()
 
-    def migrate(self, migration: Migration, missing: int | None) -> None:
-        """Replace the migration while paused, and resume. missing: vectors to compute; None if there is nothing to do.
+    def migrate(self, model: VectorModel, version: str, missing: int | None) -> None:
+        """Migrate to `model` instead, while paused, and resume. Unused vectors are deleted in any case.
 
-        Unused vectors are deleted in any case.
+        version: key of the version that computes the vectors; it must stay pinned. missing: how many vectors to
+        compute; None if there is nothing to do.
         """
-        self._migration = migration
-        self._progress = None if missing is None else Progress(migration.model.model, total=missing)
+        self._migration = model, version
+        self._progress = None if missing is None else Progress(model.model, total=missing)
         self.resume()
 
     def wake(self) -> None:
@@ -162,18 +155,18 @@ class Reembedder:
     def _run(self) -> None:
         while (migration := self._next()) is not None:
             try:
-                wait_s = self._advance(migration)
+                wait_s = self._advance(*migration)
             except BaseException as error:  # whatever it is: without this thread, the index would never be migrated
                 detail = str(error) if isinstance(error, Fc7Error) else f"{type(error).__name__}: {error}"
                 self._progress = replace(
-                    self._progress or Progress(migration.model.model), state=MigrationState.WAITING, detail=detail
+                    self._progress or Progress(migration[0].model), state=MigrationState.WAITING, detail=detail
                 )
-                self._log.error("migration interrupted", model=migration.model.model, detail=detail, exc_info=error)
+                self._log.error("migration interrupted", model=migration[0].model, detail=detail, exc_info=error)
                 wait_s = RETRY_S
             with self._changed:
                 self._due = 0.0 if self._woken and self._stuck else time.monotonic() + wait_s
 
-    def _next(self) -> Migration | None:
+    def _next(self) -> tuple[VectorModel, str] | None:
         """Wait until there is work. Returns None after `close`."""
         with self._changed:
             self._busy = False
@@ -188,13 +181,13 @@ class Reembedder:
                 self._changed.wait(None if left == math.inf else left)
         return None
 
-    def _advance(self, migration: Migration) -> float:
+    def _advance(self, model: VectorModel, version: str) -> float:
         """Work on the migration until it is complete or cannot advance. Returns after how many seconds to try again."""
         missing = self._spaces.missing
         if missing is None:
-            return self._poll(migration)
+            return self._poll(model)
         if self._progress is not None:
-            outcome = self._fill(migration, missing)
+            outcome = self._fill(model, version, missing)
             if outcome is None:
                 return 0.0
             if outcome is SwitchResult.TOO_FEW_VECTORS:
@@ -204,44 +197,42 @@ class Reembedder:
         missing.drop_unused(self._stopping.is_set)
         return math.inf
 
-    def _poll(self, migration: Migration) -> float:
+    def _poll(self, model: VectorModel) -> float:
         """Switch search if `fc7 index reembed` has completed the vectors."""
         if self._spaces.target is None:
             return math.inf
-        if self._spaces.finish(migration.model) is not SwitchResult.DONE:
+        if self._spaces.finish(model) is not SwitchResult.DONE:
             self._progress = None  # no error any more
             return POLL_S
-        self._log.info("index migrated", model=migration.model.model)
+        self._log.info("index migrated", model=model.model)
         self._progress = None
         self._on_switch()
         return math.inf
 
-    def _fill(self, migration: Migration, missing: MissingVectors) -> SwitchResult | None:
+    def _fill(self, model: VectorModel, version: str, missing: MissingVectors) -> SwitchResult | None:
         """Compute the missing vectors and switch search to them. Returns None if the thread was stopped."""
         done = self._progress.done if self._progress else 0
         self._report(state=MigrationState.RUNNING, detail="")
         while True:
             skipped: dict[int, tuple[str, str]] = {}
             after = 0
-            while page := missing.missing_vectors(migration.model, after, _COMMIT_SIZE):
-                images, vectors = self._embed(migration, page, skipped)
-                done += missing.add_vectors(migration.model, images, vectors) if images else 0
+            while page := missing.missing_vectors(model, after, _COMMIT_SIZE):
+                images, vectors = self._embed(version, page, skipped)
+                done += missing.add_vectors(model, images, vectors) if images else 0
                 skipped_keys = dict(islice(skipped.values(), _MAX_SKIPPED_KEYS))
                 self._report(done=done, skipped=len(skipped), skipped_keys=skipped_keys)
                 if self._stopping.is_set():
                     return None
                 after = page[-1].id
-            outcome = self._spaces.finish(migration.model, frozenset(skipped))
+            outcome = self._spaces.finish(model, frozenset(skipped))
             if outcome is not SwitchResult.INCOMPLETE:
-                self._log.info(
-                    "index migrated", model=migration.model.model, outcome=outcome.value, skipped=len(skipped)
-                )
+                self._log.info("index migrated", model=model.model, outcome=outcome.value, skipped=len(skipped))
                 if outcome is SwitchResult.DONE:
                     self._on_switch()
                 return outcome
 
     def _embed(
-        self, migration: Migration, page: Sequence[Unembedded], skipped: dict[int, tuple[str, str]]
+        self, version: str, page: Sequence[Unembedded], skipped: dict[int, tuple[str, str]]
     ) -> tuple[list[Unembedded], list[NDArray[np.float32]]]:
         """Return the images of `page` that could be embedded, and their fc7 vectors, float32 [4096]."""
         images, vectors = [], []
@@ -255,7 +246,7 @@ class Reembedder:
             if self._stopping.is_set():
                 break
             started = time.monotonic()
-            with self._models.use(migration.version, background=True) as serving:
+            with self._models.use(version, background=True) as serving:
                 vectors.append(serving.runner.run(views(pixels)).fc7[0])
             self._run_s = time.monotonic() - started
             images.append(image)

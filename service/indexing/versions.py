@@ -28,8 +28,8 @@ are drawn in index/local/spaces.py; only this module changes them, through `Vect
        switches. Until then, search uses the previous vectors, and the version that computed them stays pinned.
 
 Guarantees: one activation runs at a time. A failed one leaves memory, disk, index and readiness as they were. If the
-process is killed before step 5, the next start uses the version before; search never uses incomplete vectors because of
-it. A version that is active, being activated or needed for search is never retired to free a slot.
+process is killed before step 5, the next start uses the version before. A version that is active, being activated or
+needed for search is never retired to free a slot.
 Out of scope: verifying and loading a version (service/inference/loader.py), computing vectors (`reembedder`).
 """
 
@@ -48,8 +48,9 @@ from index.records import IndexOptions, VectorModel
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.store import ModelStore
-from service.errors import ActivationRunningError, DrainingError, ModelNotLoadedError
-from service.indexing.reembedder import Migration, Progress, Reembedder
+from service.errors import ActivationRunningError, DrainingError, MemoryShortError, ModelNotLoadedError
+from service.indexing.reembedder import Progress, Reembedder
+from service.inference.memory import needed_to_load
 from service.inference.model_pool import ModelPool, Serving, key_of
 
 
@@ -77,21 +78,26 @@ class Activated:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the owner of the manager does. deployed: called after each activation; must not raise."""
-
-    open_index: Callable[[IndexOptions], ImageIndex]
-    close_index: Callable[[ImageIndex], None]
-    deployed: Callable[[Serving], None]
-
-
 class VersionManager:
     """Activates versions, and migrates the index to them. All methods may be called from any thread."""
 
-    def __init__(self, store: ModelStore, models: ModelPool, hooks: Hooks, *, reembed_share: float, log: Any) -> None:
-        """reembed_share: largest share of the time that re-embedding takes while requests arrive."""
-        self._store, self._models, self._hooks, self._share, self._log = store, models, hooks, reembed_share, log
+    def __init__(
+        self,
+        store: ModelStore,
+        models: ModelPool,
+        open_index: Callable[[IndexOptions], ImageIndex],
+        close_index: Callable[[ImageIndex], None],
+        *,
+        on_deployed: Callable[[Serving], None],
+        reembed_share: float,
+        log: Any,
+    ) -> None:
+        """on_deployed: called after each activation; it must not raise.
+
+        reembed_share: largest share of the time that re-embedding takes while requests arrive.
+        """
+        self._store, self._models, self._share, self._log = store, models, reembed_share, log
+        self._open_index, self._close_index, self._on_deployed = open_index, close_index, on_deployed
         self._activating = threading.Lock()  # held during an activation
         self._target = ""  # the version that is being activated
         self._closing = False
@@ -185,7 +191,7 @@ class VersionManager:
         artifact = self._published(fingerprint)
         if artifact is None:
             raise ModelNotLoadedError(f"with the fingerprint {fingerprint[:12]}")
-        self._models.load(artifact)
+        self._models.load(artifact, beyond_limit=True)
         self._pin()
 
     def close(self) -> None:
@@ -194,7 +200,8 @@ class VersionManager:
         with self._activating:
             deployed, self._deployed = self._deployed, None
             if deployed is not None:
-                self._close_index(deployed.index, deployed.reembedder)
+                deployed.reembedder.close()
+                self._close_index(deployed.index)
 
     def _activate(self, target: str, find: Callable[[], Artifact]) -> Activated:
         if not self._activating.acquire(blocking=False):
@@ -205,7 +212,10 @@ class VersionManager:
             started = time.monotonic()
             previous = None if self.active is None else self.active.artifact.id
             artifact = find()
-            self._deploy(artifact, save=True)
+            try:
+                self._deploy(artifact, save=True)
+            except MemoryError as error:
+                raise MemoryShortError(artifact.id, needed_to_load(artifact), 0) from error
             seconds = time.monotonic() - started
             self._log.info("activated", model=artifact.id, previous=previous, seconds=round(seconds, 2))
             return Activated(artifact, previous, seconds)
@@ -219,20 +229,21 @@ class VersionManager:
             serving = self._load(artifact, undo)
             self._check_open()
             if now is None:
-                index, reembedder = self._open_index(artifact, undo)
+                index, reembedder = self._open(artifact, undo)
             else:
                 index, reembedder = now.index, now.reembedder
                 self._undo(undo, reembedder.resume)
                 reembedder.pause()
-                self._undo(undo, index.spaces.start_migration, index.spaces.target or index.searched)
+                former = index.spaces.target or index.searched
                 index.spaces.start_migration(_model_of(artifact))
+                self._undo(undo, index.spaces.start_migration, former)
             if index.spaces.missing is None and self._load_searched(index):
                 index.spaces.switch_now()  # raises: other replicas search these vectors
             if save:
                 self._store.activate(artifact.name, artifact.version, verify=False)
             undo.pop_all()
         self._deployed = Deployment(serving, index, reembedder)
-        self._hooks.deployed(serving)
+        self._on_deployed(serving)
         self._migrate(self._deployed)
 
     def _load(self, artifact: Artifact, undo: ExitStack) -> Serving:
@@ -247,20 +258,12 @@ class VersionManager:
         self._pin()
         return self._models.load(artifact)
 
-    def _open_index(self, artifact: Artifact, undo: ExitStack) -> tuple[ImageIndex, Reembedder]:
-        options = IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True)
-        index = self._hooks.open_index(options)
-        close = ExitStack()
-        self._undo(undo, close.close)
-        close.callback(self._hooks.close_index, index)
+    def _open(self, artifact: Artifact, undo: ExitStack) -> tuple[ImageIndex, Reembedder]:
+        index = self._open_index(IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
+        self._undo(undo, self._close_index, index)
         reembedder = Reembedder(index.spaces, self._models, share=self._share, log=self._log, on_switch=self._pin)
-        close.pop_all()
-        self._undo(undo, self._close_index, index, reembedder)
+        self._undo(undo, reembedder.close)
         return index, reembedder
-
-    def _close_index(self, index: ImageIndex, reembedder: Reembedder) -> None:
-        reembedder.close()
-        self._hooks.close_index(index)
 
     def _migrate(self, deployed: Deployment) -> None:
         """Let search use the vectors of the deployed version, now or after those that are missing were computed."""
@@ -278,7 +281,7 @@ class VersionManager:
             nothing_to_do = False
         self._loading.clear()
         self._pin()
-        deployed.reembedder.migrate(Migration(model, deployed.serving.key), None if nothing_to_do else missing)
+        deployed.reembedder.migrate(model, deployed.serving.key, None if nothing_to_do else missing)
 
     def _search_without_missing(self, deployed: Deployment) -> None:
         """Load the version of the searched vectors. If that fails, search the incomplete vectors of the new version."""

@@ -45,15 +45,12 @@ class ModelLoader:
         if check_memory and memory is not None and memory < needed:
             raise MemoryShortError(artifact.id, needed, memory)
         stamps, key = _file_stamps(artifact), key_of(artifact)
+        runner = self.make_runner(artifact, options)
         try:
-            runner = self.make_runner(artifact, options)
-            try:
-                runner.warm_up((1, self.limits.max_batch))
-            except BaseException:
-                runner.close()
-                raise
-        except MemoryError as error:
-            raise MemoryShortError(artifact.id, needed, memory or 0) from error
+            runner.warm_up((1, self.limits.max_batch))
+        except BaseException:
+            runner.close()
+            raise
         return_freed_memory()  # packing the weights used more than is needed from now on
         batcher = Batcher(
             runner.run,

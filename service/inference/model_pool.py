@@ -133,18 +133,18 @@ class ModelPool:
                 if slot.retired and not slot.users:
                     self._closer.submit(slot.serving.close)
 
-    def load(self, artifact: Artifact) -> Serving:
+    def load(self, artifact: Artifact, *, beyond_limit: bool = False) -> Serving:
         """Return a version, loaded if needed. Without a free slot, the least recently used one is retired.
 
-        A pinned version is loaded without retiring another one. Raises TooManyModelsError, VersionsPinnedError and the
-        errors of loading.
+        A pinned version, or one with `beyond_limit`, is loaded without retiring another one. Raises TooManyModelsError,
+        VersionsPinnedError and the errors of loading.
         """
         key = key_of(artifact)
         with self._loading:
             with self._changed:
                 if key in self._slots:
                     return self._slots[key].serving
-                if key not in self._pinned:
+                if key not in self._pinned and not beyond_limit:
                     self._shrink_to(self._limit - 1)
             serving = self._load(artifact)
             with self._changed:
