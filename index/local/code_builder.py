@@ -60,6 +60,7 @@ class CodeBuilder:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._identity = ""  # of the catalog
+        self._current: dict[int, SearchSpace] = {}  # by the id of the space
 
     def load(self, space: SearchSpace, catalog: Catalog) -> None:
         """Fill the empty searcher of a space, with the saved code of `fast` of its model.
@@ -67,6 +68,7 @@ class CodeBuilder:
         If codes are missing, searches are exact until they are computed. Raises IndexCorruptError.
         """
         self._identity = catalog.identity
+        self._current[space.record.id] = space
         projection = None
         fingerprint = space.record.fingerprint
         if self._fast_from is not None:
@@ -141,7 +143,7 @@ class CodeBuilder:
 
     def _submit(self, task: _Task) -> None:
         """Run a task in the background, unless it is queued already or failed before."""
-        name = id(task.space), task.name
+        name = task.space.record.id, task.name
         with self._lock:
             if name in self._queued or name in self._failed or self._stop.is_set():
                 return
@@ -154,11 +156,13 @@ class CodeBuilder:
     def _serve(self) -> None:
         faiss.omp_set_num_threads(1)
         while (task := self._tasks.get()) is not None and not self._stop.is_set():
-            name = id(task.space), task.name
+            name = task.space.record.id, task.name
             log = structlog.get_logger(__name__).bind(task=task.name, model=task.space.record.model)
             with self._lock:
                 self._queued.discard(name)  # before it runs, because later changes need another run
             try:
+                if self._current.get(task.space.record.id) is not task.space:
+                    continue  # the space was dropped, and perhaps loaded again
                 task.work(task.space)
                 log.info("index maintained", vectors=len(task.space.searcher))
             except Exception:

@@ -40,7 +40,8 @@ from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.search.duplicates import near_groups
-from index.search.searcher import Hits, Mode, View, restrict
+from index.search.searcher import Hits, Mode
+from index.search.view import View, restrict
 from model_store.cores import usable_cores
 
 _CACHED_FILTERS = 64

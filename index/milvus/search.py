@@ -20,8 +20,8 @@ from index.milvus.client import Milvus
 from index.milvus.schema import Row, key_of, vector_of
 from index.records import Duplicates, Neighbour
 from index.search.duplicates import NearGroups, near_groups
-from index.search.searcher import View
 from index.search.segment import Segment
+from index.search.view import View
 
 MAX_K = 2000
 _MAX_COMPARED = 100_000

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.search.pca_code import principal_axes
-from index.search.searcher import View, ids_at, live_slots, rows_at
+from index.search.view import View, ids_at, live_slots, rows_at
 
 _SAMPLE = 1024
 _AXES = 96

@@ -12,7 +12,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from index.search.searcher import Searcher, View, ids_at, live_slots, rows_at
+from index.search.searcher import Searcher
+from index.search.view import View, ids_at, live_slots, rows_at
 
 NEAREST = 10
 _QUERIES = 64

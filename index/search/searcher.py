@@ -16,15 +16,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from index.records import DIMENSIONS
 from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment, rows_nearest
+from index.search.view import View, ids_at, live_slots, rows_at
 
 Mode = Literal["exact", "fast", "codes"]
 _FIRST_ROWS = 256
@@ -38,11 +38,6 @@ _CANDIDATES = 200
 _CANDIDATES_EACH = 4
 _BATCH = 1024
 _RANK_BATCH = 32  # rows of 4,096 float64 values that fit into the processor's cache
-
-
-# The segments and a copy of their alive flags: the state of a searcher at one moment. A row is addressed by its slot:
-# the segment's number in the view x SEGMENT_ROWS, plus the row's number in the segment.
-View = list[tuple[Segment, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,16 +223,26 @@ class Searcher:
         if total == 0 or k < 1:
             return [Hits(np.empty(0, np.int64), np.empty(0)) for _ in queries]
         floats = np.ascontiguousarray(queries, dtype=np.float32)
-        # The segments of a view taken before the code was installed have no codes.
-        if code is not None and all(mode in each.blocks and each.blocks[mode].code is code for each, _ in view):
-            return self._search_codes(view, floats, k, mode, code)
+        # Looked up once, because another thread can install another code. The segments of a view taken before the code
+        # was installed have none.
+        blocks = [segment.blocks.get(mode) for segment, _ in view]
+        known = [block for block in blocks if block is not None and block.code is code]
+        if code is not None and len(known) == len(view):
+            return self._search_codes(view, known, floats, min(k, total), mode)
         return self._search_exactly(view, floats, k, total)
 
-    def _search_codes(self, view: View, floats: NDArray[np.float32], k: int, mode: Mode, code: Code) -> list[Hits]:
+    def _search_codes(
+        self,
+        view: View,
+        blocks: Sequence[CodeBlock],
+        floats: NDArray[np.float32],
+        k: int,
+        mode: Mode,
+    ) -> list[Hits]:
+        """Search with the codes of the segments of `view`."""
         total = sum(int(alive.sum()) for _, alive in view)
-        k = min(k, total)
         wide = k if mode == "codes" else min(total, max(self.candidates, _CANDIDATES_EACH * k))
-        distances, slots = self._scan(view, code.query(floats), wide, mode)
+        distances, slots = self._scan(view, blocks[0].code.query(floats), wide, blocks)
 
         def finish(row: int) -> Hits:
             order = np.lexsort((slots[row], distances[row]))[:wide]
@@ -272,20 +277,19 @@ class Searcher:
         with self._lock:
             return [(segment, segment.alive[: segment.count].copy()) for segment in self._segments]
 
-    def _scan(self, view: View, queries: NDArray[np.float32], k: int, mode: Mode = "exact") -> Found:
-        """Return the best `k` of each segment side by side: distances and slots."""
+    def _scan(self, view: View, queries: NDArray[Any], k: int, blocks: Sequence[CodeBlock] | None = None) -> Found:
+        """Return the best `k` of each segment side by side: distances and slots. blocks: compare these codes."""
 
         def scan_segment(number: int) -> Found:
             segment, alive = view[number]
             count = min(k, int(alive.sum()))
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-            block = segment if mode == "exact" else segment.blocks[mode]
-            distances, rows = block.search(queries, count, alive)
+            distances, rows = (blocks[number] if blocks else segment).search(queries, count, alive)
             return distances, rows + number * SEGMENT_ROWS
 
         # Scanning the codes of one segment takes no longer than a task switch, so each task scans several.
-        size = 1 if mode == "exact" else -(-len(view) // self._threads)
+        size = 1 if blocks is None else -(-len(view) // self._threads)
         tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
         results = self._pool.map(lambda numbers: [scan_segment(number) for number in numbers], tasks)
         parts = [part for result in results for part in result]
@@ -321,51 +325,6 @@ def _find(segments: Sequence[Segment], starts: Sequence[int], vector_id: int) ->
         if row < segment.count and segment.ids[row] == vector_id and segment.alive[row]:
             return segment, row
     return None
-
-
-def live_slots(view: View) -> NDArray[np.int64]:
-    """Return the slots of all live rows, int64 [n]."""
-    parts = [np.flatnonzero(alive) + number * SEGMENT_ROWS for number, (_, alive) in enumerate(view)]
-    return np.concatenate([np.empty(0, np.int64), *parts])
-
-
-def rows_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.float16]:
-    """Return the rows at `slots`, int64 [n] -> float16 [n, 4096]."""
-    rows = np.empty((len(slots), DIMENSIONS), np.float16)
-    for segment, offsets, here in _by_segment(view, slots):
-        rows[here] = segment.rows[offsets]
-    return rows
-
-
-def ids_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the vector ids at `slots`, int64 [n] -> int64 [n]."""
-    ids = np.empty(len(slots), np.int64)
-    for segment, offsets, here in _by_segment(view, slots):
-        ids[here] = segment.ids[offsets]
-    return ids
-
-
-def _by_segment(view: View, slots: NDArray[np.int64]) -> Iterator[tuple[Segment, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield each segment that has some of the slots, the rows of these slots in it, and their positions in `slots`."""
-    numbers, offsets = np.divmod(slots, SEGMENT_ROWS)
-    for number in np.unique(numbers):
-        here = np.flatnonzero(numbers == number)
-        yield view[number][0], offsets[here], here
-
-
-def restrict(view: View, ids: NDArray[np.int64]) -> View:
-    """Return `view` reduced to the rows whose ids are in `ids` (ascending); segments without rows are dropped."""
-    restricted = []
-    for segment, alive in view:
-        if not alive.size:
-            continue
-        own = segment.ids[: len(alive)]
-        allowed = ids[np.searchsorted(ids, own[0]) : np.searchsorted(ids, own[-1], side="right")]
-        flags = np.zeros_like(alive)
-        rows = np.searchsorted(own, allowed)
-        flags[rows[own[rows] == allowed]] = True
-        restricted.append((segment, flags & alive))
-    return restricted
 
 
 def _mostly_dead(segment: Segment) -> bool:

@@ -16,7 +16,8 @@ from index.filters import parse_where
 from index.local.vector_files import VectorFiles
 from index.records import NewImage
 from index.search.pca_code import Projection
-from index.search.searcher import Searcher, restrict
+from index.search.searcher import Searcher
+from index.search.view import restrict
 from tests.index.helpers import open_index, sha256
 
 RANK = 40

@@ -24,7 +24,7 @@ from index.search.pca_code import Projection
 from index.search.searcher import Searcher
 from tests.index.helpers import open_index, picture, sha256
 
-_MANY = 1500
+_MANY = 1000
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_the_recall_comes_back_after_the_content_was_replaced(tmp_path: Path, mo
     rng = np.random.default_rng(5)
     queries = (rows[:60].astype(np.float32) + 0.3 * rng.standard_normal((60, 4096))).astype(np.float16)
     exact = exact_nearest(rows, queries)
-    with open_index(tmp_path, fast_from=1000) as index:
+    with open_index(tmp_path, fast_from=600) as index:
         add(index, "a", cluster(_MANY, 1))
         wait_until(lambda: index.stats().fast is not None)
         with monkeypatch.context() as patched:
@@ -109,19 +109,19 @@ def test_the_recall_comes_back_after_the_content_was_replaced(tmp_path: Path, mo
         assert outdated < 0.98 * fresh, "the test would show nothing"
         fast = index.stats().fast
         assert fast is not None
-        assert fast.changed >= 2
+        assert fast.changed >= 1
         index.change_metadata("b0", lambda old: old | {"x": 1})  # any change starts what is due
         wait_until(lambda: (fast := index.stats().fast) is not None and fast.changed < 0.1 and fast.recall is not None)
         assert recall_of_index(index, queries, exact) >= 0.99 * fresh
-    with open_index(tmp_path, fast_from=1000) as index:
+    with open_index(tmp_path, fast_from=600) as index:
         assert recall_of_index(index, queries, exact) >= 0.99 * fresh, "the new code was saved"
         assert (fast := index.stats().fast) is not None
         assert fast.recall is not None
 
 
 def test_searches_and_additions_go_on_while_the_code_is_learned_again(tmp_path: Path) -> None:
-    rows = cluster(1200, 1)
-    with open_index(tmp_path, fast_from=1000) as index:
+    rows = cluster(700, 1)
+    with open_index(tmp_path, fast_from=600) as index:
         add(index, "a", rows)
         wait_until(lambda: index.mode() == "fast")
         stop, failures = threading.Event(), []
@@ -136,7 +136,7 @@ def test_searches_and_additions_go_on_while_the_code_is_learned_again(tmp_path: 
         thread = threading.Thread(target=search)
         thread.start()
         for seed in (3, 4):
-            add(index, f"c{seed}-", cluster(300, seed))
+            add(index, f"c{seed}-", cluster(200, seed))
             index.optimize()
         stop.set()
         thread.join()
@@ -147,8 +147,8 @@ def test_searches_and_additions_go_on_while_the_code_is_learned_again(tmp_path: 
 
 def test_optimize_shrinks_a_catalog_of_an_earlier_version_and_learns_the_code(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
-        add(index, "a", cluster(1200, 1))
-        add(index, "b", cluster(400, 2))
+        add(index, "a", cluster(900, 1))
+        add(index, "b", cluster(300, 2))
     catalog = tmp_path / "index/catalog.db"
     with sqlite3.connect(catalog, isolation_level=None) as connection:
         connection.execute("PRAGMA journal_mode = DELETE").fetchone()
@@ -158,22 +158,22 @@ def test_optimize_shrinks_a_catalog_of_an_earlier_version_and_learns_the_code(tm
     connection.close()
     full = catalog.stat().st_size
     with open_index(tmp_path) as index:
-        assert delete(index, "a") == 1200
+        assert delete(index, "a") == 900
         time.sleep(1)
         with pytest.raises(IndexLockedError):
-            optimize(tmp_path, fast_from=300)
+            optimize(tmp_path, fast_from=200)
     assert catalog.stat().st_size == full
     (tmp_path / "index/fast-0123456789abcdef.code").write_bytes(b"of a model that is gone")
-    report = optimize(tmp_path, fast_from=300)
+    report = optimize(tmp_path, fast_from=200)
     assert catalog.stat().st_size < 0.4 * full
     assert report.bytes_after < report.bytes_before
     assert report.fast_after is not None
     assert report.fast_after.recall is not None
     assert not (tmp_path / "index/fast-0123456789abcdef.code").exists()
     assert not verify(tmp_path).findings
-    with open_index(tmp_path, fast_from=300) as index:
+    with open_index(tmp_path, fast_from=200) as index:
         assert index.mode() == "fast"
-        assert delete(index, "b") == 400
+        assert delete(index, "b") == 300
         wait_until(lambda: catalog.stat().st_size < 0.25 * full, 20)
 
 
@@ -182,7 +182,7 @@ def test_disk_space_comes_back_after_a_deletion_and_snapshots_have_no_free_pages
     with open_index(tmp_path / "home") as index:
         add(index, "a", cluster(1500, 1))
         full = index.stats().bytes_on_disk
-        assert full > 30_000_000
+        assert full > 20_000_000
         delete(index, "a")
         take_snapshot(tmp_path / "home", tmp_path / "early")
         assert (tmp_path / "early/catalog.db").stat().st_size < 1_000_000

@@ -88,7 +88,8 @@ def test_a_restart_maps_the_files_and_sees_all_changes(home: Path, rows: NDArray
             assert index.stats().bytes_in_memory < 2200 * 8192, "rows of full segments are not in memory"
     with open_index(home, fast_from=2000) as index:
         index.delete("7")
-        add(index, rows[ROWS : ROWS + 1], 1030)  # a replaced vector gets a new id
+        replaced = NewImage("1030", sha256(99), 1, 1, 1, None, None, rows[ROWS].astype(np.float32))
+        index.add_many([replaced])  # its vector gets a new id
     with open_index(home, fast_from=2000) as index:
         assert mapped(index) == 2048
         check(index, rows, gone=7)
