@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment, rows_nearest
-from index.search.view import View, ids_at, live_slots, rows_at
+from index.search.view import View, ids_at, live_slots, rows_at, slots_of
 
 Mode = Literal["exact", "fast", "codes"]
 _FIRST_ROWS = 256
@@ -286,7 +286,7 @@ class Searcher:
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
             distances, rows = (blocks[number] if blocks else segment).search(queries, count, alive)
-            return distances, rows + number * SEGMENT_ROWS
+            return distances, slots_of(number, rows)
 
         # Scanning the codes of one segment takes no longer than a task switch, so each task scans several.
         size = 1 if blocks is None else -(-len(view) // self._threads)

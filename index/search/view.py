@@ -20,8 +20,13 @@ View = list[tuple[Segment, NDArray[np.bool_]]]
 
 def live_slots(view: View) -> NDArray[np.int64]:
     """Return the slots of all live rows, int64 [n]."""
-    parts = [np.flatnonzero(alive) + number * SEGMENT_ROWS for number, (_, alive) in enumerate(view)]
+    parts = [slots_of(number, np.flatnonzero(alive)) for number, (_, alive) in enumerate(view)]
     return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def slots_of(number: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the slots of the rows of a segment, by its number in the view."""
+    return rows + number * SEGMENT_ROWS
 
 
 def rows_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.float16]:
