@@ -303,6 +303,15 @@ def test_duplicates_are_listed_and_matching_images_exported_while_a_server_runs(
     assert json.loads(printed.stdout)["groups"] == [twins]
 
 
+def test_only_one_search_for_duplicates_runs_at_a_time(own_server: ThreadServer, own_client: httpx.Client) -> None:
+    fill(own_client, 2)
+    with own_server.state.duplicates:
+        refused = own_client.get("/v1/index/duplicates?threshold=1")
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:fc7:problem:queue-full")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert own_client.get("/v1/index/duplicates?threshold=1").status_code == 200
+
+
 def test_a_full_disk_returns_507_and_loses_nothing(home: Path) -> None:
     with process_server(home) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.put("/v1/images/first", content=pictures.jpeg(1), headers=JPEG).status_code == 201
