@@ -18,6 +18,8 @@ Fc7Error
     │   ├── IndexSwitchedError     the index switched to another model during the request
     │   ├── IndexUnreachableError  Milvus does not respond, or rejected a call
     │   ├── IndexReadOnlyError     the index can be read, but not written
+    │   ├── IndexUnreadableError   a file of the index cannot be read: permissions, or an error of the disk
+    │   ├── IndexBusyError         another process has locked the database
     │   └── IndexFullError         the disk is full
     ├── IndexUriError              FC7_INDEX_URI is not a valid address
     ├── MilvusUnsupportedError     the operation is not supported by an index on Milvus
@@ -219,6 +221,24 @@ class IndexReadOnlyError(IndexUnavailableError):
     """The index can be read, but not written."""
 
     message = "The index in {subject} cannot be written ({reason}). Nothing was changed."
+
+
+class IndexUnreadableError(IndexUnavailableError):
+    """A file of the index cannot be read because of its permissions or an error of the disk. It may be undamaged."""
+
+    message = (
+        "The index in {subject} cannot be read: {reason}. Nothing was changed, and the index may well be undamaged. "
+        "Check the permissions of its folder and files, the mount and the disk."
+    )
+
+
+class IndexBusyError(IndexUnavailableError):
+    """Another process holds a lock of the database for too long."""
+
+    message = (
+        "The index in {subject} is busy: another process has locked its database ({reason}). Nothing was changed. Try "
+        "again, or stop that process."
+    )
 
 
 class IndexFullError(IndexUnavailableError):

@@ -8,6 +8,8 @@ Out of scope: HTTP.
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +73,7 @@ class Resources:
         self.import_pool = ThreadPoolExecutor(threads, "fc7-import")
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
         self._outdated = 0  # images of an earlier preparation, when they were last counted
+        self.duplicates = threading.Lock()  # held by the only search for near-duplicates
         self._jobs: Jobs | None = None
         self.versions = VersionManager(
             self.store,
@@ -250,6 +253,9 @@ class State(Resources):
         self.metrics.index_images.set(stats.images)
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
+        fast = stats.fast
+        self.metrics.index_fast_recall.set(math.nan if fast is None or fast.recall is None else fast.recall)
+        self.metrics.index_fast_age.set(math.nan if fast is None else time.time() - fast.learned)
 
     def serving(self) -> Serving:
         """Return the active model for inspection; to run it, use `use`. Raises NotReadyError."""

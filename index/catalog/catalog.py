@@ -46,7 +46,7 @@ from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
 from model_store.image import PREPARATION
 
 T = TypeVar("T")
-_DELETE_BATCH = 500
+_DELETE_BATCH = 100  # about 10 ms, for which another write may have to wait
 _COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
     EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
 
@@ -137,27 +137,32 @@ class Catalog:
 
         self._delete(work, committed)
 
-    def delete_where(self, where: Where, committed: Callable[[Change], None]) -> int:
+    def delete_where(
+        self, where: Where, committed: Callable[[Change], None], stopped: Callable[[], bool] = lambda: False
+    ) -> int:
         """Delete the images that match `where` now; return how many. Raises FilterError.
 
-        They are deleted in batches, so that other writes can run in between.
+        They are deleted in short transactions, so that other writes can run in between. Each image is tested again in
+        its transaction. Once `stopped` returns True, the rest is not deleted.
         """
         condition, values = self._condition(where)
-        last = int(self._one("SELECT coalesce(max(id), 0) FROM images")[0])
+        found = self._all(f"SELECT i.id FROM images i WHERE {condition}", values)  # noqa: S608
+        each, each_values = self._condition(where, each=True)
+        query = f"SELECT i.id FROM json_each(?) j JOIN images i ON i.id = j.value WHERE {each}"  # noqa: S608
         deleted = 0
+        for start in range(0, len(found), _DELETE_BATCH):
+            if stopped():
+                break
+            batch = json.dumps([row[0] for row in found[start : start + _DELETE_BATCH]])
 
-        def work(connection: sqlite3.Connection) -> tuple[Change, int]:
-            rows = connection.execute(
-                f"SELECT i.id FROM images i WHERE i.id <= ? AND {condition} LIMIT ?",  # noqa: S608
-                (last, *values, _DELETE_BATCH),
-            ).fetchall()
-            change = Change()
-            delete_images(connection, [row[0] for row in rows], change)
-            return change, len(rows)
+            def work(connection: sqlite3.Connection, batch: str = batch) -> tuple[Change, int]:
+                images = [row[0] for row in connection.execute(query, (batch, *each_values))]
+                change = Change()
+                delete_images(connection, images, change)
+                return change, len(images)
 
-        while (count := self._delete(work, lambda done: committed(done[0]))[1]) == _DELETE_BATCH:
-            deleted += count
-        return deleted + count
+            deleted += self._delete(work, lambda done: committed(done[0]))[1]
+        return deleted
 
     def _delete(self, work: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]) -> T:
         """Run a deletion in the writer thread. If the disk is full, it gets the space of the reserve."""
@@ -385,9 +390,9 @@ class Catalog:
             raise KeyNotFoundError(key)
         return rows[0]
 
-    def _condition(self, where: Where | None) -> tuple[str, list[Scalar | int]]:
+    def _condition(self, where: Where | None, *, each: bool = False) -> tuple[str, list[Scalar | int]]:
         with self._reader() as connection:
-            return attributes.to_sql(connection, where, "i.id")
+            return attributes.to_sql(connection, where, "i.id", each=each)
 
 
 def _begin_read(connection: sqlite3.Connection) -> None:

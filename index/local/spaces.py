@@ -38,7 +38,6 @@ from index.catalog.spaces import SwitchResult
 from index.errors import IndexModelError, IndexSwitchedError, IndexUnavailableError
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
-from index.local.vector_cache import CACHE_FILE, load_vectors
 from index.records import IndexOptions, Space, Unembedded, VectorModel, encode_vectors
 from index.search.searcher import Searcher
 
@@ -175,7 +174,7 @@ class Spaces:
         """Apply a committed change to every in-memory searcher. Called in the writer's thread."""
         for space in self._loaded:
             space.apply(change)
-            self.codes.maybe_train(space)
+            self.codes.maintain(space)
 
     def start_migration(self, model: VectorModel) -> None:
         """Migrate to this model from now on; cancel the running migration if it is the searched model."""
@@ -228,6 +227,8 @@ class Spaces:
         while dropped and not stopped():
             with self._changing:
                 dropped = bool(self._catalog.drop_unused_vectors())
+        if not dropped:
+            self.codes.remove_unused([space.fingerprint for space in self._catalog.spaces()])
 
     def describe(self) -> Sequence[Space]:
         """Return every space on disk, oldest first."""
@@ -268,19 +269,16 @@ class Spaces:
                 return
         space = SearchSpace(record, Searcher(threads=self._threads), pending=[])
         try:
-            self.codes.attach(space)
             with Catalog(self._catalog.path, read_only=True) as reader:
                 with self._catalog.commit_lock:
                     reader.pin()
                     self._loaded = replace(self._loaded, loading=space)
-                space.uncached = load_vectors(
-                    space.searcher, reader, record.id, self._folder / CACHE_FILE, record.fingerprint
-                )
+                self.codes.load(space, reader)
             with self._catalog.commit_lock:
                 pending, space.pending = space.pending or [], None
                 for change in pending:
                     space.apply(change)
-            self.codes.maybe_train(space)
+            self.codes.maintain(space)
             yield space
         finally:
             self._replace(loading=None)

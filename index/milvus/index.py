@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from index import errors, records
 from index.cursor import make_cursor, read_cursor
 from index.filters import Where
-from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update, check_at_least_one
+from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, check_at_least_one
 from index.milvus import schema
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
-from index.milvus.search import MAX_K, find_near_pairs, nearest
+from index.milvus.search import MAX_K, find_duplicates, nearest
 from index.milvus.spaces import Spaces, stats_of
 from index.milvus.upsert import Upsert
 from index.search.searcher import Mode
@@ -163,11 +163,13 @@ class MilvusImageIndex(ImageIndex):
         with self._writing:
             self._delete([self._row(key, ["id"])["id"]])
 
-    def delete_where(self, where: Where) -> int:
+    def delete_where(self, where: Where, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Delete the images that match now, with one call for each 500, and return how many were deleted."""
         self._check_writable()
         condition, deleted = self._registry.expression(where), 0
         for rows in self._milvus.pages(self.spaces.collection(), ["id"], size=_DELETE_BATCH, where=condition):
+            if stopped():
+                break
             with self._writing:
                 self._delete([row["id"] for row in rows])
             deleted += len(rows)
@@ -225,14 +227,22 @@ class MilvusImageIndex(ImageIndex):
         return _resolve_mode(model, self._milvus.index_type(self.spaces.collection(model)), requested)
 
     def duplicates(
-        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
-    ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first.
+        self,
+        threshold: float,
+        limit: int,
+        *,
+        where: Where | None = None,
+        images: int = MAX_LISTED,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> records.Duplicates:
+        """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first.
 
         Fetches the vectors of all matching images. Also raises IndexLimitError for more than 100,000 images.
         """
         condition = self._registry.expression(where)
-        return find_near_pairs(self._milvus, self.spaces.collection(), condition, threshold, limit, stopped=stopped)
+        return find_duplicates(
+            self._milvus, self.spaces.collection(), condition, threshold, limit, images=images, stopped=stopped
+        )
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 

@@ -105,6 +105,6 @@ class ListQuery(_Query):
 class DuplicatesQuery(_Query):
     """Parameters of `GET /v1/index/duplicates`."""
 
-    threshold: float = Field(ge=0, le=1e6, description="Maximum Euclidean distance of a pair.")
-    limit: _Count = Field(100, description=f"Number of pairs to return, from 1 to {MAX_COUNT}, nearest first.")
+    threshold: float = Field(ge=0, le=1e6, description="Maximum Euclidean distance between two near-duplicates.")
+    limit: _Count = Field(100, description=f"Number of groups to return, from 1 to {MAX_COUNT}, largest first.")
     where: list[str] = Field([], description=_WHERE)

@@ -175,6 +175,18 @@ class MigrationInfo(BaseModel):
     detail: str
 
 
+class FastCodeInfo(BaseModel):
+    """The short codes of the mode fast.
+
+    `recall`: share of the 10 exact neighbors that it finds, as last measured. `changed`: number of vectors added and
+    removed since the codes were learned, relative to the vectors that exist. `learned`: when that was.
+    """
+
+    recall: float | None
+    changed: float
+    learned: datetime
+
+
 class IndexInfo(BaseModel):
     """Counts and sizes of the index (in bytes), and the model whose vectors are searched."""
 
@@ -192,6 +204,7 @@ class IndexInfo(BaseModel):
     missing_vectors: int = Field(
         description="Number of images that searches cannot find, because they have no vector of this model."
     )
+    fast: FastCodeInfo | None = Field(description="The short codes of the mode fast. Null if there are none.")
     spaces: list[SpaceInfo]
     migration: MigrationInfo | None = Field(description="The last migration to another model. Null if there was none.")
 
@@ -206,18 +219,33 @@ class IndexInfo(BaseModel):
         )
 
 
-class PairInfo(BaseModel):
-    """Two near-duplicate images and their Euclidean distance."""
+class NearImageInfo(BaseModel):
+    """An image of a group of near-duplicates, and its Euclidean distance from the first image of the group."""
 
-    first: str
-    second: str
+    key: str
     distance: float
 
 
-class DuplicatesAnswer(BaseModel):
-    """Pairs of images, nearest first."""
+class DuplicateGroupInfo(BaseModel):
+    """Images that are linked by pairs of near-duplicates. `key` is the image that was stored first.
 
-    pairs: list[PairInfo]
+    `size` counts all images of the group; `images` lists the others, the nearest to the first one first.
+    """
+
+    key: str
+    size: int
+    images: list[NearImageInfo]
+
+
+class DuplicatesAnswer(BaseModel):
+    """Groups of near-duplicate images, largest first.
+
+    `complete` is false if groups or images are missing; `note` then says why, and how to find them.
+    """
+
+    groups: list[DuplicateGroupInfo]
+    complete: bool
+    note: str
 
 
 class SnapshotInfo(BaseModel):

@@ -59,6 +59,16 @@ class Metrics:
         )
         self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
         self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
+        self.index_fast_recall = Gauge(
+            "fc7_index_fast_recall",
+            "Share of the 10 exact neighbors that the mode fast finds, as last measured; NaN without short codes.",
+            registry=registry,
+        )
+        self.index_fast_age = Gauge(
+            "fc7_index_fast_age_seconds",
+            "Time since the short codes of the mode fast were learned; NaN without short codes.",
+            registry=registry,
+        )
         self.model = Gauge(
             "fc7_model_info", "1 for the active model.", ("name", "version", "precision", "device"), registry=registry
         )

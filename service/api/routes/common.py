@@ -94,8 +94,10 @@ READY_RETRY = {"Retry-After": "5"}  # seconds
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)
 
 
-async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T]) -> _T:
+async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T], *, deadline: bool = True) -> _T:
     """Await `work` until the deadline, as long as the client stays connected. The body must have been read before.
+
+    deadline: whether there is one.
 
     Raises DeadlineError or ClientGoneError; `work` is then cancelled.
     """
@@ -110,7 +112,7 @@ async def within_limits(request: Request, state: State, work: Coroutine[Any, Any
     watcher = asyncio.create_task(_wait_for_disconnect(request))
     watcher.add_done_callback(cancel)
     try:
-        async with asyncio.timeout(state.settings.deadline_s):
+        async with asyncio.timeout(state.settings.deadline_s if deadline else None):
             return await work
     except TimeoutError:
         raise DeadlineError(state.settings.deadline_s) from None

@@ -11,6 +11,7 @@ Out of scope: fetching URLs.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -42,7 +43,7 @@ from service.api.routes.common import (
     within_limits,
 )
 from service.api.upload import receive
-from service.errors import BodyMalformedError, ModelNotLoadedError
+from service.errors import BodyMalformedError, DrainingError, ModelNotLoadedError
 from service.inference.embed import Embedded
 from service.observability.request_log import notes_of
 from service.state import State
@@ -217,13 +218,29 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.Im
     dependencies=[WRITE],
     responses=problems(401, 403, 409, 422, 503, 507),
 )
-async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> schemas.DeletedAnswer:
-    """Delete all images that match, a few hundred per commit.
+async def delete_images(
+    request: Request, query: Annotated[WhereQuery, Query()], state: StateDep
+) -> schemas.DeletedAnswer:
+    """Delete all images that match, a hundred per commit, so that other requests can run in between.
 
-    If interrupted, some images may already be deleted; repeat the request.
+    There is no deadline. If the client disconnects or the server shuts down, the rest is not deleted: repeat the
+    request to continue.
     """
-    index, where = state.index(), parse_where(query.where)
-    return schemas.DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
+    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    if where is None:
+        return schemas.DeletedAnswer(deleted=0)
+
+    def stopped() -> bool:
+        return stop.is_set() or state.draining_since is not None
+
+    try:
+        work = state.in_index(lambda: index.delete_where(where, stopped=stopped))
+        deleted = await within_limits(request, state, work, deadline=False)
+    finally:
+        stop.set()
+    if state.draining_since is not None and await state.in_index(lambda: bool(index.list(1, where=where).images)):
+        raise DrainingError
+    return schemas.DeletedAnswer(deleted=deleted)
 
 
 @router.delete(

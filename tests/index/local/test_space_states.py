@@ -229,7 +229,7 @@ class SpacesMachine(RuleBasedStateMachine):
         return self.active
 
     def _open(self, model: VectorModel) -> None:
-        options: dict[str, Any] = {"keep_previous": self.keep, "threads": 1, "cache_after": 2}
+        options: dict[str, Any] = {"keep_previous": self.keep, "threads": 1}
         self.index = LocalImageIndex.open(
             self.home, IndexOptions(model.fingerprint, model.model, migrate=True, **options)
         )
