@@ -20,9 +20,9 @@ from pymilvus.exceptions import MilvusException
 from index.catalog.export import export_parquet
 from index.errors import (
     FilterError,
-    IndexLimitError,
     IndexFormatError,
     IndexFullError,
+    IndexLimitError,
     IndexReadOnlyError,
     IndexUnavailableError,
     IndexUnreachableError,
@@ -332,7 +332,7 @@ def test_a_newer_format_and_a_dropped_collection_are_named(open_index: Opener, t
             index.get("a")
         milvus.write("fc7_meta", [{"id": "format", "value": "2", "vector": [0.0, 0.0]}])
         milvus.close()
-        with pytest.raises(IndexFormatError, match="has format 2, but .* Upgrade fc7"):
+        with pytest.raises(IndexFormatError, match=r"has format 2, but .* Upgrade fc7"):
             open_index(tmp_path)
 
 

@@ -189,7 +189,7 @@ class DyingMilvus(Milvus):
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         self.calls -= 1
         if self.calls < 0:
-            if self.calls == -1 and name != "query" and random.random() < 0.5:  # noqa: S311
+            if self.calls == -1 and name != "query" and random.random() < 0.5:
                 super()._call(name, *arguments, **options)
             raise Killed
         return super()._call(name, *arguments, **options)
@@ -207,7 +207,7 @@ class Client:
     changes: int = 0
 
     def run(self) -> None:
-        chance = random.Random(self.name)  # noqa: S311
+        chance = random.Random(self.name)
         while not self.stop.is_set():
             self.changes += 1
             key = f"{self.name}{chance.randrange(8)}"
@@ -242,7 +242,7 @@ def test_no_acknowledged_change_is_lost_when_migrations_are_killed(
 ) -> None:
     monkeypatch.setattr(reembed, "Milvus", DyingMilvus)
     monkeypatch.setattr(reembed, "_LAST_PASS", 4)
-    chance, stop = random.Random(1), threading.Event()  # noqa: S311
+    chance, stop = random.Random(1), threading.Event()
     with milvus_server(tmp_path / "data") as server, ExitStack() as stack:
         address = MilvusAddress(server.uri, timeout_s=4.0)
         options = IndexOptions(**options_of(runners[0]))
