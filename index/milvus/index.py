@@ -1,8 +1,9 @@
 """The index on Milvus: implements `ImageIndex`, and is shared by all replicas of the service with the same address.
 
-Guarantees: an add or delete that returned is in Milvus, and every later search of every replica sees it; a switch to
-another model keeps it (see aliases.py). An image is one row, and changes as a whole. Results (distances, order,
-filters) are those of a local index. Vectors of two models are never compared: each model has a collection of its own.
+Guarantees: an add or delete that returned is in Milvus, and every later search of every replica sees it, except in the
+5 seconds after a switch to another model. A switch keeps it (see aliases.py). An image is one row, and changes as a
+whole. Results (distances, order, filters) are those of a local index. Vectors of two models are never compared: each
+model has a collection of its own.
 Out of scope: making a call with several images atomic. If Milvus fails in the middle, some images are stored, each one
 completely, and repeating the call is safe. If two replicas change the same image at the same time, the later change
 wins. Images are listed by key, because replicas cannot agree on the order of addition.

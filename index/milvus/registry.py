@@ -59,6 +59,12 @@ class Registry:
             found = self._get(_IDENTITY) or ""
         return found
 
+    @property
+    def searched_in_format_0(self) -> VectorModel | None:
+        """The searched model of an index that was made before it had aliases."""
+        fingerprint = self._get("active")
+        return None if fingerprint is None else self.model(collection_of(self._milvus.name, fingerprint))
+
     def model(self, collection: str) -> VectorModel:
         """Return the model of a collection, with its last registered name."""
         for entry, value in self._all(_SPACE).items():

@@ -52,10 +52,10 @@ class Spaces:
         if state is None:
             if self._read_only:
                 raise IndexUnavailableError(self._milvus.uri, "it has no images; add some with fc7 index build DIR")
-            self._create(model)
-            self._aliases.resume(self.collection(model))
-        self._follow()
-        searched = self.searched
+            first = self.registry.searched_in_format_0 or model
+            self._create(first)
+            self._aliases.resume(self.collection(first))
+        searched, _ = self._follow()
         if searched.fingerprint == model.fingerprint:
             if searched.model != model.model and not self._read_only:
                 self.registry.add_model(model)  # stores the newest name
@@ -105,8 +105,7 @@ class Spaces:
         Raises IndexSwitchedError if it is neither the target nor searched.
         """
         del skipped
-        self._follow()
-        if self.searched.fingerprint == model.fingerprint:
+        if self._follow()[0].fingerprint == model.fingerprint:
             return SwitchResult.DONE
         if self._target is None or self._target.fingerprint != model.fingerprint:
             raise IndexSwitchedError(self._milvus.uri, f"it no longer migrates to {model.model}")
@@ -144,23 +143,25 @@ class Spaces:
         if time.monotonic() - self._refreshed >= _REFRESH_S:
             self._follow()
 
-    def _follow(self) -> Searched:
+    def _follow(self) -> tuple[VectorModel, Searched]:
+        """Read the aliases, and search the collection that they name. Returns its model, and what was read."""
         state = self._aliases.read()
         if state is None:
             raise IndexUnavailableError(
                 self._milvus.uri, "its searched collection was dropped; restore it, or index the images again"
             )
         with self._adopting:
-            if self._searched is None or self.collection() != state.collection:
+            model = self._searched
+            if model is None or self.collection(model) != state.collection:
                 self._milvus.open(state.collection, image_schema)
-                searched = self.registry.model(state.collection)
-                if self._target is not None and self._target.fingerprint == searched.fingerprint:
-                    searched, self._target = self._target, None
-                self._searched = searched
+                model = self.registry.model(state.collection)
+                if self._target is not None and self._target.fingerprint == model.fingerprint:
+                    model, self._target = self._target, None
+                self._searched = model
             self._refreshed = time.monotonic()
             if state.writable:
                 self._last_beat = ("", 0.0)
-        return state
+        return model, state
 
     def wait_until_writable(self) -> VectorModel:
         """Return the searched model once changes of its collection are allowed.
@@ -168,14 +169,16 @@ class Spaces:
         Raises IndexPausedError if they are not allowed within the time limit of a call.
         """
         deadline = time.monotonic() + self._milvus.timeout_s
-        while not (state := self._follow()).writable:
+        while True:
+            model, state = self._follow()
+            if state.writable:
+                return model
             self._resume_if_dead(state)
             if time.monotonic() > deadline:
                 raise IndexPausedError(
                     self._milvus.uri, f"if fc7 index reembed was killed, run it again or wait {_DEAD_AFTER_S:.0f} s"
                 )
             time.sleep(_POLL_S)
-        return self.searched
 
     def confirm(self, model: VectorModel, started: float) -> bool:
         """Return whether a change written to the collection of `model` will be kept; if not, it must be made again.
@@ -204,8 +207,7 @@ class Spaces:
         self._aliases.pause(source)
         switch = not empty or not self._milvus.count(source)
         self._aliases.resume(self.collection(model) if switch else source)
-        self._follow()
-        return self.searched.fingerprint == model.fingerprint
+        return self._follow()[0].fingerprint == model.fingerprint
 
 
 def read_stats_on_milvus(address: MilvusAddress) -> IndexStats:

@@ -144,6 +144,22 @@ def test_an_empty_index_switches_immediately(
             index.spaces.finish(IndexOptions("e" * 64, "other:1").vector_model)
 
 
+def test_an_index_without_aliases_keeps_its_model(
+    open_index: Opener, tmp_path: Path, runners: tuple[Runner, Runner]
+) -> None:
+    first, second = (options_of(runner) for runner in runners)
+    with open_index(tmp_path, **first) as index:
+        index.add_many([new_image("a", 1, runners)])
+    milvus = Milvus(MilvusAddress(str(tmp_path / "milvus.db")))
+    for alias in ("fc7_images", "fc7_writable"):
+        milvus.change_alias("drop_alias", alias)
+    milvus.write("fc7_meta", [{"id": "active", "value": first["fingerprint"], "vector": [0.0, 0.0]}])
+    milvus.close()
+    with open_index(tmp_path, **second, migrate=True) as index:
+        assert index.searched.model == "tiny:1"
+        assert index.contains("a")
+
+
 def test_changes_pause_during_a_switch_and_resume_when_it_is_dead(
     open_index: Opener, tmp_path: Path, runners: tuple[Runner, Runner]
 ) -> None:
