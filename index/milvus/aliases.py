@@ -13,10 +13,9 @@ searching it, so collections are always addressed by their own names.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
-from index.errors import IndexUnreachableError
+from index.errors import IndexUnavailableError
 from index.milvus.client import Milvus
 
 
@@ -50,8 +49,11 @@ class Aliases:
 
     def resume(self, collection: str) -> bool:
         """Search `collection`, and allow changes of it. Returns False if changes are allowed elsewhere already."""
-        with suppress(IndexUnreachableError):  # the next line shows whether it was created
+        try:
             self._milvus.change_alias("create_alias", collection, self._writable)
+        except IndexUnavailableError:
+            if self._milvus.alias(self._writable) is None:
+                raise
         if self._milvus.alias(self._writable) != collection:
             return False
         self._name_searched(collection)

@@ -43,8 +43,8 @@ def reembed_on_milvus(
     """Compute every image's vector of the runner's model from its stored picture, then search these vectors.
 
     As `index.bulk.reembed.reembed`. Raises IndexUnavailableError if there is no index or if another process does this
-    already, IndexUnreachableError, FolderError if most images could not be embedded, IndexSwitchedError if the index
-    was switched to another model meanwhile.
+    already, IndexUnreachableError, FolderError if most images could not be embedded, IndexSwitchedError if another
+    process allowed changes, or switched to another model, during the last comparison.
     """
     model = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
     target = collection_of(address.name, model.fingerprint)
@@ -64,8 +64,7 @@ def reembed_on_milvus(
             with interruptible(report), ThreadPoolExecutor(workers, "fc7-decode") as executor:
                 copy = _CollectionCopy(milvus, searched.collection, target, runner, executor, report)
                 copy.update_all(batch_size, progress)
-                while not copy.switch(aliases, batch_size, progress):
-                    pass  # someone resumed changes, because this process seemed dead
+                copy.switch(aliases, batch_size, progress)
             return report
 
 
@@ -91,10 +90,10 @@ class _CollectionCopy:
             if len(outdated) <= left:
                 return
 
-    def switch(self, aliases: Aliases, batch_size: int, progress: Callable[[ReembedReport], None]) -> bool:
-        """Pause changes, copy what is left, and search the target. Returns False if changes were resumed meanwhile.
+    def switch(self, aliases: Aliases, batch_size: int, progress: Callable[[ReembedReport], None]) -> None:
+        """Pause changes, copy what is left, and search the target.
 
-        Raises FolderError if most images would no longer be found, IndexSwitchedError.
+        Raises FolderError if most images would no longer be found, IndexSwitchedError if changes were allowed meanwhile.
         """
         rows = self.milvus.count(self.source)
         if 2 * len(self.skipped) > rows:
@@ -110,10 +109,12 @@ class _CollectionCopy:
         except BaseException:
             aliases.resume(self.source)
             raise
-        searched = aliases.read()
-        if searched is None or searched.collection not in (self.source, self.target):
-            raise IndexSwitchedError(self.milvus.uri, "to a third model")
-        return switched
+        if not switched:
+            # Not tried again here: a call that timed out must not take effect during another pause.
+            raise IndexSwitchedError(
+                self.milvus.uri,
+                "a replica allowed changes again, because this command gave no sign of life for a minute",
+            )
 
     def find_outdated(self) -> list[str]:
         """Delete the target rows that the source does not have; return the ids of missing and outdated rows."""

@@ -26,6 +26,7 @@ from index.errors import (
     KeyNotFoundError,
 )
 from index.filters import parse_where
+from index.milvus import index as milvus_index
 from index.milvus import reembed, registry, spaces
 from index.milvus.aliases import Aliases
 from index.milvus.client import Milvus
@@ -211,6 +212,60 @@ class DyingMilvus(Milvus):
         return super()._call(name, *arguments, **options)
 
 
+class SlowMilvus(Milvus):
+    """A connection whose writes are delayed at times, so that a switch overtakes them."""
+
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        if name in ("upsert", "delete") and random.random() < 0.3:
+            time.sleep(random.random() / 2)
+        return super()._call(name, *arguments, **options)
+
+
+class HeldMilvus(Milvus):
+    """A connection whose first write waits until it is released."""
+
+    held, released = threading.Event(), threading.Event()
+
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        if name in ("upsert", "delete") and "_images_" in arguments[0]:
+            self.held.set()
+            assert self.released.wait(20)
+        return super()._call(name, *arguments, **options)
+
+
+def renumbered(number: int, _: dict[str, Any]) -> dict[str, Any]:
+    return {"n": number}
+
+
+@pytest.mark.parametrize("change", ["add", "replace", "change", "delete"])
+def test_a_change_that_a_switch_overtakes_is_made_again(
+    open_index: Opener, tmp_path: Path, runners: tuple[Runner, Runner], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    first, second = (options_of(runner) for runner in runners)
+    with open_index(tmp_path, **first) as index:
+        index.add_many([new_image("a", 1, runners), new_image("b", 2, runners)])
+    monkeypatch.setattr(milvus_index, "Milvus", HeldMilvus)
+    monkeypatch.setattr(HeldMilvus, "held", threading.Event())
+    monkeypatch.setattr(HeldMilvus, "released", threading.Event())
+    with open_index(tmp_path, **first) as index, ThreadPoolExecutor(1) as executor:
+        changes = {
+            "add": partial(index.add_many, [new_image("c", 3, runners)]),
+            "replace": partial(index.add_many, [new_image("a", 4, runners)]),
+            "change": partial(index.change_metadata, "a", partial(renumbered, 5)),
+            "delete": partial(index.delete, "a"),
+        }
+        running = executor.submit(changes[change])
+        assert HeldMilvus.held.wait(20)
+        reembed.reembed_on_milvus(MilvusAddress(str(tmp_path / "milvus.db")), runners[1])
+        HeldMilvus.released.set()
+        running.result(20)
+    expected = {"a": 1, "b": 2} | {"add": {"c": 3}, "replace": {"a": 4}, "change": {"a": 5}, "delete": {}}[change]
+    if change == "delete":
+        del expected["a"]
+    with open_index(tmp_path, **second) as index:
+        assert {record.key: record.metadata["n"] for record in index.list().images} == expected
+
+
 @dataclass
 class Client:
     """A replica that adds, replaces, changes and deletes images until `stop`. expected: {key: number} of its images."""
@@ -232,7 +287,7 @@ class Client:
                 self._until_done(partial(self.index.add_many, [new_image(key, number, self.runners)]))
                 self.expected[key] = number
             elif chance.random() < 0.5:
-                self._until_done(partial(self.index.change_metadata, key, lambda _, n=number: {"n": n}))
+                self._until_done(partial(self.index.change_metadata, key, partial(renumbered, number)))
                 self.expected[key] = number
             else:
                 self._until_done(partial(self.index.delete, key))
@@ -257,6 +312,7 @@ def test_no_acknowledged_change_is_lost_when_migrations_are_killed(
     tmp_path: Path, runners: tuple[Runner, Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reembed, "Milvus", DyingMilvus)
+    monkeypatch.setattr(milvus_index, "Milvus", SlowMilvus)
     monkeypatch.setattr(reembed, "_LAST_PASS", 4)
     chance, stop = random.Random(1), threading.Event()
     with milvus_server(tmp_path / "data") as server, ExitStack() as stack:
