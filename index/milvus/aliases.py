@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from index.errors import IndexUnavailableError
+from index.errors import IndexSwitchedError, IndexUnavailableError
 from index.milvus.client import Milvus
 
 
@@ -43,7 +43,10 @@ class Aliases:
         return None if collection is None else Searched(collection, writable=False)
 
     def pause(self, collection: str) -> None:
-        """Stop changes of the searched collection, which is `collection`."""
+        """Stop changes of the searched collection. Raises IndexSwitchedError if that is not `collection`."""
+        found = self.read()
+        if found is None or found.collection != collection:
+            raise IndexSwitchedError(self._milvus.uri, "another process did it")
         self._name_searched(collection)
         self._milvus.change_alias("drop_alias", self._writable)
 

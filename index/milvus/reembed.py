@@ -93,7 +93,8 @@ class _CollectionCopy:
     def switch(self, aliases: Aliases, batch_size: int, progress: Callable[[ReembedReport], None]) -> None:
         """Pause changes, copy what is left, and search the target.
 
-        Raises FolderError if most images would no longer be found, IndexSwitchedError if changes were allowed meanwhile.
+        Raises FolderError if most images would no longer be found, IndexSwitchedError if another process ended the
+        pause.
         """
         rows = self.milvus.count(self.source)
         if 2 * len(self.skipped) > rows:
@@ -113,7 +114,7 @@ class _CollectionCopy:
             # Not tried again here: a call that timed out must not take effect during another pause.
             raise IndexSwitchedError(
                 self.milvus.uri,
-                "a replica allowed changes again, because this command gave no sign of life for a minute",
+                "or changes were allowed again, because this command seemed dead for a minute",
             )
 
     def find_outdated(self) -> list[str]:
