@@ -26,9 +26,11 @@ T = TypeVar("T")
 _LOAD_TIMEOUT_S = 600.0  # a cluster may need minutes to load a collection
 _ID_BATCH = 500
 _WRITE_BATCH = 128
+_RETRY_S = 0.1
+_MIN_TIMEOUT_S = 0.1
 _INDEX_TYPE_CACHE_S = 10.0
 # Error codes of Milvus (pkg/util/merr/errors.go); Milvus Lite has only a few of them.
-_NOT_LOADED, _NO_COLLECTION = 101, 100
+_NOT_LOADED, _NO_COLLECTION, _AWAY = 101, 100, 2
 _NO_SUCH_ALIAS = (1600, _NO_COLLECTION)
 _DENIED, _DENIED_BY_GRPC = (1400, 1401, 1800), ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _FULL = (3, 7, 9)  # limits of memory or disk, and writes denied by a quota
@@ -38,7 +40,7 @@ class Milvus:
     """A connection to Milvus. All methods may be called from any thread.
 
     They raise IndexUnreachableError, IndexFullError for a quota of Milvus, and IndexUnavailableError for a collection
-    that was dropped. pymilvus repeats calls that fail because Milvus is away, until the timeout of the call.
+    that was dropped. A call that fails because Milvus is away is repeated until its time limit.
     uri: the address. name: prefix of the index's collections. timeout_s: of each call. trouble: why the last call
     failed; "" if it succeeded.
     """
@@ -176,18 +178,28 @@ class Milvus:
         client = self._client
         if client is None:
             raise IndexUnavailableError(self.uri, "it is closed")
-        options.setdefault("timeout", self.timeout_s)
+        deadline = time.monotonic() + self.timeout_s
 
         def work() -> Any:
-            return getattr(client, name)(*arguments, **options)
+            return getattr(client, name)(
+                *arguments, timeout=max(_MIN_TIMEOUT_S, deadline - time.monotonic()), **options
+            )
 
-        try:
-            return self._translate_errors(work)
-        except IndexUnreachableError as error:
-            if _code_of(error.__cause__) != _NOT_LOADED:
-                raise
-        self._load(arguments[0])  # Milvus was restarted, or another client released the collection
-        return self._translate_errors(work)
+        loaded = False
+        while True:
+            try:
+                return self._translate_errors(work)
+            except IndexUnreachableError as error:
+                code = _code_of(error.__cause__)
+                if (
+                    code == _NOT_LOADED and not loaded
+                ):  # Milvus was restarted, or another client released the collection
+                    self._load(arguments[0])
+                    loaded = True
+                elif (code != _AWAY and getattr(code, "name", "") != "UNAVAILABLE") or time.monotonic() > deadline:
+                    raise
+                else:  # every call of this class can be repeated
+                    time.sleep(_RETRY_S)
 
     def _load(self, collection: str) -> None:
         client = self._client

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,23 @@ def test_nothing_is_lost_when_milvus_is_killed_and_restarted(tmp_path: Path) -> 
         assert {record.key for record in index.list().images} >= {str(n) for n in range(20)}
         assert index.add_many([image("new", 99)]) in ([AddOutcome.ADDED], [AddOutcome.UNCHANGED])
         assert index.search(vector(99)[np.newaxis], 1)[0][0].key == "new"
+
+
+def test_a_call_waits_for_a_milvus_that_restarts(tmp_path: Path) -> None:
+    with (
+        milvus_server(tmp_path / "data") as server,
+        MilvusImageIndex.open(MilvusAddress(server.uri, timeout_s=20.0), index_options()) as index,
+    ):
+        index.add_many([image("a", 1)])
+        server.kill()
+        with ThreadPoolExecutor(1) as executor:
+            running = executor.submit(index.add_many, [image("b", 2)])
+            time.sleep(0.5)
+            assert not running.done()
+            server.start()
+            assert running.result(30) == [AddOutcome.ADDED]
+        assert index.contains("a")
+        assert index.trouble == ""
 
 
 def test_a_missing_closed_or_read_only_index_raises_an_error(open_index: Opener, tmp_path: Path) -> None:
