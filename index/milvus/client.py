@@ -181,9 +181,8 @@ class Milvus:
         deadline = time.monotonic() + self.timeout_s
 
         def work() -> Any:
-            return getattr(client, name)(
-                *arguments, timeout=max(_MIN_TIMEOUT_S, deadline - time.monotonic()), **options
-            )
+            left_s = max(_MIN_TIMEOUT_S, deadline - time.monotonic())
+            return getattr(client, name)(*arguments, timeout=left_s, **options)
 
         loaded = False
         while True:
@@ -191,9 +190,7 @@ class Milvus:
                 return self._translate_errors(work)
             except IndexUnreachableError as error:
                 code = _code_of(error.__cause__)
-                if (
-                    code == _NOT_LOADED and not loaded
-                ):  # Milvus was restarted, or another client released the collection
+                if code == _NOT_LOADED and not loaded:  # Milvus was restarted, or another client released it
                     self._load(arguments[0])
                     loaded = True
                 elif (code != _AWAY and getattr(code, "name", "") != "UNAVAILABLE") or time.monotonic() > deadline:
