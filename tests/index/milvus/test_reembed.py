@@ -325,7 +325,7 @@ def test_no_acknowledged_change_is_lost_when_migrations_are_killed(
         with ThreadPoolExecutor() as executor:
             running = [executor.submit(client.run) for client in clients]
             try:
-                for runner in (runners[1], runners[0], runners[1]):
+                for runner in (runners[1], runners[0]):
                     for calls in (*[chance.randrange(8, 60) for _ in range(6)], 10**9):
                         monkeypatch.setattr(DyingMilvus, "calls", calls)
                         try:
@@ -340,9 +340,9 @@ def test_no_acknowledged_change_is_lost_when_migrations_are_killed(
             for each in running:
                 each.result()
         assert killed >= 3
-        assert switched == 3
+        assert switched == 2
         index = clients[0].index
-        assert index.spaces.model(None).fingerprint == runners[1].artifact.fingerprint
+        assert index.spaces.model(None).fingerprint == runners[0].artifact.fingerprint
         expected = {key: {"n": number} for client in clients for key, number in client.expected.items()}
         listed = index.list(1000).images
         assert len(listed) == len(expected)
