@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -248,7 +248,7 @@ def test_a_change_that_a_switch_overtakes_is_made_again(
     monkeypatch.setattr(HeldMilvus, "held", threading.Event())
     monkeypatch.setattr(HeldMilvus, "released", threading.Event())
     with open_index(tmp_path, **first) as index, ThreadPoolExecutor(1) as executor:
-        changes = {
+        changes: dict[str, Callable[[], object]] = {
             "add": partial(index.add_many, [new_image("c", 3, runners)]),
             "replace": partial(index.add_many, [new_image("a", 4, runners)]),
             "change": partial(index.change_metadata, "a", partial(renumbered, 5)),
