@@ -41,8 +41,8 @@ _FILES_PER_ROUND = (
 )
 _BATCHES_PER_BLOCK = 4
 _LOOKUP_SIZE = 1_000
-# How often a block, and then each of its files alone, is given to another worker after its worker has died.
-_BLOCK_RETRIES, _FILE_RETRIES = 1, 3
+_MAX_RETRIES = 3
+_BLOCK_RETRIES = 1  # then each of its files is tried alone
 _MAX_FAILED_BLOCKS = 64
 _STALL_TIMEOUT_S = 600.0
 
@@ -148,7 +148,7 @@ class ClusterBuild:
         if pending:  # the files of failed blocks: at least one in each block killed its workers
             self._process(pending, 1)
         for name in pending:
-            self._skip(name, f"The workers that read this file died, {_FILE_RETRIES + 1} times in a row.")
+            self._skip(name, f"The workers that read this file died, {_MAX_RETRIES + 1} times in a row.")
         self._progress(self.report)
 
     def _process(self, pending: dict[str, str], block_size: int) -> None:
@@ -174,7 +174,7 @@ class ClusterBuild:
             for block in batches(files, block_size)
         ]
         # The blocks that are queued at a dying actor fail with it.
-        queued, retries = (1, _FILE_RETRIES) if block_size == 1 else (2, _BLOCK_RETRIES)
+        queued, retries = (1, _MAX_RETRIES) if block_size == 1 else (2, _BLOCK_RETRIES)
         with warnings.catch_warnings():
             # There is no other way to limit the retries; without a limit the pool retries forever.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
