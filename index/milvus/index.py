@@ -61,7 +61,7 @@ class MilvusImageIndex(ImageIndex):
     def open(cls, address: records.MilvusAddress, options: records.IndexOptions) -> MilvusImageIndex:
         """Open the index at `address`, and create it if it does not exist.
 
-        With `switch`, only images that have a vector of this model stay in the index. With `migrate`, search switches
+        With `switch`, the index of another model is replaced by an empty one. With `migrate`, search switches
         after `fc7 index reembed` has computed the vectors (`spaces.finish`).
         Raises IndexUriError, MissingExtraError, IndexUnreachableError, IndexModelError if the vectors are of another
         model, IndexUnavailableError if there is no index to read.

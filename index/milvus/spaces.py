@@ -23,6 +23,7 @@ from index.records import IndexOptions, IndexStats, MilvusAddress, Space, Vector
 
 _REFRESH_S = 5.0
 _POLL_S = 0.05
+_DELETE_BATCH = 500
 _DEAD_AFTER_S = 60.0
 _MAX_CHANGE_S = 60.0
 
@@ -202,11 +203,14 @@ class Spaces:
         self.registry.add_model(model)
 
     def _switch(self, model: VectorModel, *, empty: bool) -> bool:
-        """Search the vectors of `model` for every replica; with `empty`, only if there are no images."""
-        source = self.collection()
+        """Search the vectors of `model` for every replica, with no images; with `empty`, only if there are none now."""
+        source, target = self.collection(), self.collection(model)
         self._aliases.pause(source)
         switch = not empty or not self._milvus.count(source)
-        self._aliases.resume(self.collection(model) if switch else source)
+        if switch:  # the target may have images that were deleted after it was searched the last time
+            for rows in self._milvus.pages(target, ["id"], size=_DELETE_BATCH):
+                self._milvus.delete(target, [row["id"] for row in rows])
+        self._aliases.resume(target if switch else source)
         return self._follow()[0].fingerprint == model.fingerprint
 
 

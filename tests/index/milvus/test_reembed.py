@@ -141,6 +141,10 @@ def test_an_empty_index_switches_immediately(
         assert (index.searched, index.spaces.target) == (model, None)
         assert other.add_many([new_image("a", 1, runners)]) == [AddOutcome.ADDED]
         assert index.contains("a")
+        with open_index(tmp_path, **first, switch=True) as rebuilt:
+            assert rebuilt.list().images == []
+        with open_index(tmp_path, **second) as again:
+            assert again.list().images == [], "the image was not in the index any more"
         with pytest.raises(IndexSwitchedError):
             index.spaces.finish(IndexOptions("e" * 64, "other:1").vector_model)
 
