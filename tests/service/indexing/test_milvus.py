@@ -208,7 +208,7 @@ def test_search_switches_to_another_model_once_the_command_has_computed_its_vect
         assert keys(found)[0] == "3"
         done = command(home, milvus.uri, "index", "reembed", "--model", "tiny:2")
         assert done.returncode == 0, done.stderr
-        assert "5 of 5 images embedded" in done.stderr
+        assert "6 of 6 images embedded" in done.stderr
         wait_until(lambda: not client.get("/readyz").json().get("notes"))
         found = client.post("/v1/search?k=10", content=pictures.jpeg(3, 64, 64), headers=JPEG)
         assert found.json()["model"] == {"name": "tiny", "version": 2}
