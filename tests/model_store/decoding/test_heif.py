@@ -78,7 +78,7 @@ def test_items_decide_where_the_brands_are_general() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_once(orientation: int) -> None:
+def test_orientation_of_avif_is_applied_once(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = PICTURE
