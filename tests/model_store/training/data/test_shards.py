@@ -275,5 +275,5 @@ def test_the_commands_ilsvrc_prepare_and_verify_work(
     expected = prepare(picture(10))
     assert np.abs(next(iter(SplitImages(out, "val")))[0].astype(int) - expected).max() <= 2
     (out / SHARDS_FILE).write_text(json.dumps(values | {"preparation": PREPARATION - 1}))
-    with pytest.raises(DatasetError, match="prepared by another version.*fc7 data prepare"):
+    with pytest.raises(DatasetError, match=r"prepared by another version.*fc7 data prepare"):
         read_folder(out)
