@@ -78,20 +78,37 @@ def test_items_decide_where_the_brands_are_general() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_once(orientation: int) -> None:
+def test_orientation_of_avif_is_applied_once(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = PICTURE
     upright = [pixels, pixels[:, ::-1], pixels[::-1, ::-1], pixels[::-1]]
     turned = pixels.transpose(1, 0, 2)
     upright += [turned, turned[:, ::-1], turned[::-1, ::-1], turned[::-1]]
-    for data in (
-        encoded(Image.fromarray(pixels), "AVIF", quality=95, exif=exif),
-        heic(pixels, exif.tobytes()),
-    ):
-        prepared = inspect_and_prepare(data)
-        assert (prepared.width, prepared.height) == ((260, 300) if orientation > 4 else (300, 260))
-        assert np.abs(prepared.pixels.astype(int) - square(upright[orientation - 1])).mean() < 2
+    prepared = inspect_and_prepare(encoded(Image.fromarray(pixels), "AVIF", quality=95, exif=exif))
+    assert (prepared.width, prepared.height) == ((260, 300) if orientation > 4 else (300, 260))
+    assert np.abs(prepared.pixels.astype(int) - square(upright[orientation - 1])).mean() < 2
+
+
+def test_orientation_of_heic_is_applied_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = bytearray(heic(PICTURE, exif.tobytes()))  # has a box irot, and EXIF that says the same
+    at = data.index(b"irot") + 4
+    data[at] = 0
+    stored = prepare(bytes(data))
+    for turns in range(4):
+        data[at] = turns
+        prepared = inspect_and_prepare(bytes(data))
+        assert (prepared.width, prepared.height) == ((260, 300) if turns % 2 else (300, 260))
+        np.testing.assert_array_equal(prepared.pixels, np.rot90(stored, turns))
+    exif[0x0112] = 2
+    data = bytearray(heic(PICTURE, exif.tobytes()))
+    at = data.index(b"imir") + 4
+    data[at] = 1
+    mirrored = prepare(bytes(data))
+    data[at] = 0
+    np.testing.assert_array_equal(prepare(bytes(data)), mirrored[::-1, ::-1])
 
 
 def test_first_frame_of_a_sequence() -> None:
