@@ -102,7 +102,7 @@ Catalog.add = lambda *arguments: (print({_ASLEEP!r}), add(*arguments))[1]
 """
 _FAST: dict[str, tuple[str, Start, int | None]] = {
     "idle connections": ("", idle_and_half_sent, 0),
-    "100 slow uploads": ("", slow_uploads, 0),
+    "100 slow uploads": ("", slow_uploads, None),
     "catalog locked by another process": (_COMMIT, locked_catalog, TIMED_OUT),
     "decoding hangs": (
         patch("service.inference.embed.inspect_and_prepare"),
