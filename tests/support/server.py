@@ -27,7 +27,7 @@ from service.server import bind, run
 from service.settings import PREFIX, Settings
 from service.state import State
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0  # a busy machine takes long to start a process
 
 
 @dataclass(frozen=True)
