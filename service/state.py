@@ -213,12 +213,8 @@ class State(Resources):
 
     def notes(self) -> list[str]:
         """Return the limitations of a service that is ready."""
-        notes, index, serving, progress = (
-            self.versions.notes(),
-            self.versions.index,
-            self.versions.active,
-            self.versions.progress,
-        )
+        versions, notes = self.versions, self.versions.notes()
+        index, serving, progress = versions.index, versions.active, versions.progress
         if index is not None and index.trouble:
             notes.append(f"The last call to Milvus failed, so searches may fail: {index.trouble}")
         if index is not None and self._outdated:
