@@ -129,7 +129,7 @@ def test_searches_and_additions_go_on_while_the_code_is_learned_again(tmp_path: 
         def search() -> None:
             while not stop.is_set():
                 for mode in ("fast", "exact"):
-                    near = index.search(rows[7:8].astype(np.float32), 1, mode=mode)[0][0]  # type: ignore[arg-type]
+                    near = index.search(rows[7:8].astype(np.float32), 1, mode=mode)[0][0]
                     if (near.key, near.distance) != ("a7", 0):
                         failures.append(near)
 
