@@ -16,8 +16,11 @@ Fc7Error
     ├── IndexFormatError           the catalog was written by a newer fc7
     ├── IndexUnavailableError      the index cannot serve the request now
     │   ├── IndexSwitchedError     the index switched to another model during the request
+    │   │   └── IndexPausedError   changes are paused while an index on Milvus switches to another model
     │   ├── IndexUnreachableError  Milvus does not respond, or rejected a call
     │   ├── IndexReadOnlyError     the index can be read, but not written
+    │   ├── IndexUnreadableError   a file of the index cannot be read: permissions, or an error of the disk
+    │   ├── IndexBusyError         another process has locked the database
     │   └── IndexFullError         the disk is full
     ├── IndexUriError              FC7_INDEX_URI is not a valid address
     ├── MilvusUnsupportedError     the operation is not supported by an index on Milvus
@@ -186,12 +189,12 @@ class IndexCorruptError(_SubjectError):
 
 @dataclass(eq=False)
 class IndexFormatError(ImageIndexError):
-    """The format of the catalog is newer than this program."""
+    """The format of the catalog, or of the index on Milvus, is newer than this program."""
 
-    path: Path
+    path: Path | str
     found: int
     known: int
-    message = "The catalog {path} has format {found}, but this fc7 supports formats up to {known}. Upgrade fc7."
+    message = "The index {path} has format {found}, but this fc7 supports formats up to {known}. Upgrade fc7."
 
 
 class IndexUnavailableError(_SubjectError):
@@ -204,6 +207,15 @@ class IndexSwitchedError(IndexUnavailableError):
     """The index switched to the vectors of another model between embedding an image and using the result."""
 
     message = "The index in {subject} switched to another model during the request ({reason}). Try again."
+
+
+class IndexPausedError(IndexSwitchedError):
+    """An index on Milvus is switching to another model, and accepts no changes now."""
+
+    message = (
+        "The index in {subject} is switching to another model, and changes are paused ({reason}). Try again in a "
+        "moment. A change in progress may have been applied; it is safe to send it again."
+    )
 
 
 class IndexUnreachableError(IndexUnavailableError):
@@ -221,12 +233,30 @@ class IndexReadOnlyError(IndexUnavailableError):
     message = "The index in {subject} cannot be written ({reason}). Nothing was changed."
 
 
+class IndexUnreadableError(IndexUnavailableError):
+    """A file of the index cannot be read because of its permissions or an error of the disk. It may be undamaged."""
+
+    message = (
+        "The index in {subject} cannot be read: {reason}. Nothing was changed, and the index may well be undamaged. "
+        "Check the permissions of its folder and files, the mount and the disk."
+    )
+
+
+class IndexBusyError(IndexUnavailableError):
+    """Another process holds a lock of the database for too long."""
+
+    message = (
+        "The index in {subject} is busy: another process has locked its database ({reason}). Nothing was changed. Try "
+        "again, or stop that process."
+    )
+
+
 class IndexFullError(IndexUnavailableError):
     """The disk is too full for this write."""
 
     message = (
         "The disk is too full to write to the index in {subject} ({reason}). Nothing was changed or lost. Free disk "
-        "space and try again."
+        "space, for example by removing old snapshots and model versions, and try again."
     )
 
 

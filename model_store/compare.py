@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError, ImageError
-from model_store.image import prepare, views
+from model_store.image import views
 from model_store.image_files import SkipKind, Skipped, escape_name, find_images
 from model_store.runtime.runner import Outputs, Runner, top_k
 
@@ -93,14 +94,15 @@ def _read(
     paths: Sequence[Path], known: set[str], result: Comparison
 ) -> tuple[list[NDArray[np.uint8]], list[str | None]]:
     pixels, labels = [], []
-    for path in paths:
-        try:
-            pixels.append(prepare(path.read_bytes()))
-        except (ImageError, OSError) as error:
-            result.skipped.append(Skipped.of(path, error))
-            continue
-        label = escape_name(path.parent.name)
-        labels.append(label if label in known else None)
+    with Decoder() as decoder:
+        for path in paths:
+            try:
+                pixels.append(decoder.prepare(path.read_bytes()))
+            except (ImageError, OSError) as error:
+                result.skipped.append(Skipped.of(path, error))
+                continue
+            label = escape_name(path.parent.name)
+            labels.append(label if label in known else None)
     return pixels, labels
 
 

@@ -1,11 +1,12 @@
 """Decode an image and prepare it for the network: the only path for training, indexing and serving.
 
 Guarantees: the header is read first, and at most `max_pixels` pixels are decoded. EXIF orientation is applied. The
-result is RGB, uint8, 0-255; transparent pixels are blended over white. The central square is resampled to 256x256 in
-one antialiased bilinear step; large JPEGs are first scaled down by the decoder, to at least twice that size. Any input
-gives an array or an `ImageError`. Thread-safe.
-Out of scope: mean subtraction (the exported graph does it), color profiles, URLs, frames after the first. libtiff may
-still print a line about a broken TIFF to standard error.
+result is sRGB, uint8, 0-255: color profiles are converted, and transparent pixels are blended over white. The central
+square is resampled to 256x256 in one antialiased bilinear step; large JPEGs are first scaled down by the decoder, to at
+least twice that size. Any input gives an array or an `ImageError`; a picture that would be decoded wrongly gives an
+`ImageFormatError`. Thread-safe.
+Out of scope: mean subtraction (the exported graph does it), URLs, frames after the first. libtiff may still print a
+line about a broken TIFF to standard error. How formats, depths and colors are handled: `model_store.decoding`.
 References: the paper, section 2 (shorter side to 256, then the central 256x256) and 4.1 (ten views).
 """
 
@@ -20,22 +21,15 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
-from PIL.ImageFile import ImageFile
+from PIL import Image
 
 from model_store import errors
 from model_store.decoding import formats
+from model_store.decoding.color import to_srgb
+from model_store.decoding.opening import open_source
+from model_store.decoding.source import central_square
 
-PREPARATION: Final = 1
+PREPARATION: Final = 2
 """Version of the preparation. Pictures and vectors made by another version must be computed again."""
 SIZE: Final = 256
 CROP: Final = 224
@@ -43,18 +37,7 @@ DEFAULT_MAX_PIXELS: Final = 50_000_000
 SUFFIXES: Final = formats.SUFFIXES
 
 # The JPEG decoder may scale down by 2, 4 or 8, but must leave at least this size on the shorter side.
-_DRAFT_SIZE = 2 * SIZE
-
-# Format -> decoder. Called directly, because `Image.open` would try all formats that Pillow knows.
-_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "AVIF": AvifImagePlugin.AvifImageFile,
-}
+_LEAST_SIZE = 2 * SIZE
 
 # EXIF orientation -> transformation of an array [height, width, 3] to the upright picture. See EXIF 2.32, 4.6.4 A.
 _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -66,9 +49,6 @@ _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda a: a.transpose(1, 0, 2)[::-1],
 }
-_ORIENTATION = 0x0112
-# Modes that are resampled directly (Pillow premultiplies alpha for RGBA and LA). Other modes are converted first.
-_RESAMPLED_DIRECTLY = ("RGB", "L", "CMYK", "YCbCr", "RGBX", "RGBA", "LA", "RGBa", "La")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +77,16 @@ def prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.
 def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> PreparedImage:
     """As `prepare`, but also return the size and format of the original."""
     form = formats.format_of(data)
-    if form not in _DECODERS:
-        raise errors.ImageFormatError(form, formats.FORMATS)
     _silence_decoders()
     try:
-        with _DECODERS[form](io.BytesIO(data)) as image:
-            width, height = image.size
+        source = open_source(data, form, _LEAST_SIZE)
+        with source.image:
+            width, height = source.size
             if width * height > max_pixels:
                 raise errors.ImageTooLargeError(width * height, max_pixels)
-            pixels, orientation = _central_square(image)
+            source.load()
+            square = to_srgb(central_square(source, SIZE), source.profile())
+            pixels, orientation = np.asarray(_over_white(square)), source.orientation()
     except errors.ImageError:
         raise
     except Image.DecompressionBombError as exc:
@@ -123,61 +104,11 @@ def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     return PreparedImage(np.ascontiguousarray(pixels), width, height, form)
 
 
-def _central_square(image: ImageFile) -> tuple[NDArray[np.uint8], int]:
-    """Return the central square, uint8 [256,256,3], before orientation is applied, and the EXIF orientation."""
-    scaled = image.draft("RGB", (_DRAFT_SIZE, _DRAFT_SIZE))
-    image.load()
-    # The last column and row of a scaled JPEG may be only partly inside the picture. `draft` gives the exact size.
-    width, height = scaled[1][2:] if scaled else image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    square = _resamplable(image).resize(
-        (SIZE, SIZE), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(_over_white(square)), _orientation(image)
-
-
-def _orientation(image: ImageFile) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF does not make the picture unusable
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _resamplable(image: Image.Image) -> Image.Image:
-    """Return the picture in a mode that can be resampled: 8-bit gray or color, with or without alpha."""
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(image)))
-    if image.has_transparency_data and image.mode not in _RESAMPLED_DIRECTLY[4:]:
-        return image.convert("RGBA")
-    if image.mode not in _RESAMPLED_DIRECTLY:
-        return image.convert("L" if image.mode == "1" else "RGB")
-    return image
-
-
-def _eight_bits(gray: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale gray values of more than 8 bits to 0-255.
-
-    uint16 is scaled from 0-65535. For wider types, the range is the smallest of 0-1 (floats only), 0-255 and 0-65535
-    that contains all values, and otherwise the minimum to the maximum of the picture. NaN is treated as 0.
-    """
-    if gray.dtype.itemsize == 2 and gray.dtype.kind == "u":
-        return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    values = np.nan_to_num(gray.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 65535:
-        white = 1.0 if high <= 1 and gray.dtype.kind == "f" else 255.0 if high <= 255 else 65535.0
-        low, high = 0.0, white
-    return np.rint((values - low) * (255 / max(high - low, np.finfo(float).tiny))).astype(np.uint8)
-
-
 def _over_white(square: Image.Image) -> Image.Image:
-    if square.mode not in ("RGBA", "LA", "RGBa", "La"):
-        return square.convert("RGB")
-    rgba = square.convert("RGBA")
-    white = Image.new("RGB", rgba.size, "white")
-    white.paste(rgba, mask=rgba.getchannel("A"))
+    if square.mode != "RGBA":
+        return square
+    white = Image.new("RGB", square.size, "white")
+    white.paste(square, mask=square.getchannel("A"))
     return white
 
 

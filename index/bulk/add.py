@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from index.errors import InvalidKeyError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage
+from model_store.decoder.decoder import Decoder
 from model_store.errors import ImageError
-from model_store.image import PreparedImage, encode_jpeg, inspect_and_prepare
+from model_store.image import PreparedImage, encode_jpeg
 from model_store.image_files import SkipKind, Skipped, escape_name
 from model_store.prefetch import In
 
@@ -57,7 +58,7 @@ class PreparedFile:
 
 
 def prepare_file(
-    key: str, data: bytes, known: str | None, *, max_pixels: int, keep_picture: bool
+    key: str, data: bytes, known: str | None, *, decoder: Decoder, keep_picture: bool
 ) -> PreparedFile | None:
     """Hash and decode a file. Return None if its SHA-256 equals `known`, the SHA-256 indexed under `key`.
 
@@ -66,7 +67,7 @@ def prepare_file(
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 == known:
         return None
-    image = inspect_and_prepare(data, max_pixels=max_pixels)
+    image = decoder.decode(data)
     return PreparedFile(key, sha256, len(data), image, encode_jpeg(image.pixels) if keep_picture else None)
 
 

@@ -18,7 +18,8 @@ from index.bulk.sources import NO_IMAGES, read_file
 from index.errors import FolderError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
-from model_store.image import DEFAULT_MAX_PIXELS
+from model_store.decoder.decoder import Decoder
+from model_store.decoder.limits import DecodeLimits
 from model_store.image_files import escape_name, find_images, summarize
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner
@@ -35,7 +36,7 @@ def build_index(
     workers: int = 2,
     progress: Callable[[BuildReport], None] = lambda _: None,
     key_prefix: str = "",
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limits: DecodeLimits | None = None,
     keep_pictures: bool = True,
 ) -> BuildReport:
     """Add every image in `folder`, at any depth, to `index`.
@@ -44,7 +45,7 @@ def build_index(
 
     batch_size: images in one run of the model and in one commit. workers: threads that read and decode. progress:
     called after each batch with the report so far. key_prefix: a key is this prefix and the path within the folder,
-    with forward slashes, escaped by `escape_name`.
+    with forward slashes, escaped by `escape_name`. limits: of decoding.
     Raises FolderError if no file in `folder` has the name of an image, DatasetError if the folder does not exist, and
     any error of the index or the runner.
     """
@@ -57,13 +58,17 @@ def build_index(
     def read(path: Path) -> PreparedFile | None:
         data, key = read_file(path), check_key(key_prefix + escape_name(path.relative_to(folder).as_posix()))
         known = index.lookup([key]).get(key)
-        return prepare_file(key, data, known, max_pixels=max_pixels, keep_picture=keep_pictures)
+        return prepare_file(key, data, known, decoder=decoder, keep_picture=keep_pictures)
 
     def commit(embedded: tuple[_Batch, list[NewImage]]) -> tuple[_Batch, list[AddOutcome]]:
         batch, images = embedded
         return batch, list(index.add_many(images)) if images else []
 
-    with interruptible(report), prefetch(read, paths, workers, 2 * batch_size) as results:
+    with (
+        interruptible(report),
+        Decoder(limits, workers=workers) as decoder,
+        prefetch(read, paths, workers, 2 * batch_size) as results,
+    ):
         embedded = (_embed(runner, batch) for batch in batches(results, batch_size))
         # A commit waits for the disk: the next batch is embedded meanwhile.
         for batch, outcomes in run_in_background(commit, embedded):

@@ -16,23 +16,9 @@ from model_store import errors
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 """The formats that `format_of` returns. HEIC can be decoded only with the extra `heic`."""
 
-SUFFIXES: Final = tuple(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-    ]
+SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
 """The file names, in lower case, that are taken for images in folders and archives."""
 

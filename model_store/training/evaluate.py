@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from model_store.cores import usable_cores
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError
 from model_store.image import CROP, PREPARATION, SIZE, views
 from model_store.image_files import SkipKind, Skipped, escape_name
@@ -68,7 +70,10 @@ class SplitImages:
         """Yield (prepared pixels uint8 [256, 256, 3], label) in the order of `files`."""
         self.skipped = list(self._not_images)
         digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
-        with prefetch(load_image, self.files, usable_cores(), PREFETCH) as results:
+        with (
+            Decoder() as decoder,
+            prefetch(partial(load_image, decoder=decoder), self.files, usable_cores(), PREFETCH) as results,
+        ):
             for image, future in results:
                 loaded = future.result()
                 if isinstance(loaded, Skipped):
@@ -92,7 +97,8 @@ class SplitImages:
         Images that cannot be read are left out. Raises DatasetError if none can be read.
         """
         step = max(1, len(self.files) // count)
-        tried = [load_image(image) for image in self.files[::step][:count]]
+        with Decoder() as decoder:
+            tried = [load_image(image, decoder) for image in self.files[::step][:count]]
         pixels = [loaded.pixels for loaded in tried if not isinstance(loaded, Skipped)]
         if not pixels:
             first = next(loaded for loaded in tried if isinstance(loaded, Skipped))

@@ -26,6 +26,7 @@ from index.bulk.report import count_kinds
 from index.errors import DamagedArchiveError, IndexSwitchedError, InvalidKeyError, MetadataError, VectorError
 from index.interface import ImageIndex
 from index.records import AddOutcome, check_key
+from model_store.decoder.decoder import Decoder
 from model_store.errors import RunnerError, ShapeError
 from model_store.image_files import SkipKind, Skipped
 from service.errors import ModelNotLoadedError, QueueFullError
@@ -65,9 +66,10 @@ class ArchiveImport:
     """Imports archives into `index`, with the models of `models`. `run` is the `Work` of Jobs."""
 
     def __init__(
-        self, settings: Settings, index: ImageIndex, models: ModelPool, decode_pool: ThreadPoolExecutor
+        self, settings: Settings, index: ImageIndex, models: ModelPool, decoder: Decoder, threads: ThreadPoolExecutor
     ) -> None:
-        self._settings, self._index, self._models, self._decode_pool = settings, index, models, decode_pool
+        self._settings, self._index, self._models = settings, index, models
+        self._decoder, self._threads = decoder, threads
 
     def run(self, job: StoredJob, store: JobStore, archive: Path, stopped: Callable[[], bool]) -> bool:
         """Add the images of the archive after the job's position until all are added; False if `stopped()` was true.
@@ -122,9 +124,9 @@ class ArchiveImport:
     def _finish(self, job: StoredJob, store: JobStore, batch: _Batch, stopped: Callable[[], bool]) -> bool:
         """Add the images of the batch in one commit, and save the progress. Returns False if stopped before that."""
         known = self._index.lookup(list(batch.files)) if batch.files else {}
-        prepare = partial(prepare_file, max_pixels=self._settings.max_pixels, keep_picture=self._settings.keep_pictures)
+        prepare = partial(prepare_file, decoder=self._decoder, keep_picture=self._settings.keep_pictures)
         prepared = PreparedBatch.of(
-            (key, self._decode_pool.submit(prepare, key, data, known.get(key))) for key, data in batch.files.items()
+            (key, self._threads.submit(prepare, key, data, known.get(key))) for key, data in batch.files.items()
         )
         skipped = batch.skipped + [skipped_file(key, error) for key, error in prepared.skipped]
         outcomes = [self._outcome_of_known(job.batch, key, known[key]) for key in prepared.unchanged]

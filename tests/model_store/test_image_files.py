@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,15 +99,19 @@ def test_a_locked_folder_or_file_is_reported_and_the_rest_is_found(locked_folder
 
 
 def test_folders_of_any_depth_are_listed(tmp_path: Path) -> None:
-    top = os.open(tmp_path, os.O_RDONLY)
-    here = top
-    for _ in range(1500):
-        os.mkdir("d", dir_fd=here)
-        here = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(os.open("1.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=here))
-    images, skipped = found_in(tmp_path)
-    assert len(images) == 1500
-    assert skipped == {}
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=here)
+            above, here = here, os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(above)
+            os.close(os.open("1.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        images, skipped = found_in(tmp_path)
+        assert len(images) == 1500
+        assert skipped == {}
+    finally:
+        os.close(here)
+        subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # too deep for pytest, which uses shutil.rmtree
 
 
 def test_a_name_that_is_not_utf8_is_found_and_escaped(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ _FILES_PER_ROUND = (
 _BATCHES_PER_BLOCK = 4
 _LOOKUP_SIZE = 1_000
 _MAX_RETRIES = 3
+_BLOCK_RETRIES = 1  # then each of its files is tried alone
 _MAX_FAILED_BLOCKS = 64
 _STALL_TIMEOUT_S = 600.0
 
@@ -176,7 +177,8 @@ class ClusterBuild:
             pyarrow.Table.from_pylist([{"name": name, "known": sha256} for name, sha256 in block], schema)
             for block in batches(files, block_size)
         ]
-        queued = 1 if block_size == 1 else 2  # the blocks that are queued at a dying actor fail with it
+        # The blocks that are queued at a dying actor fail with it.
+        queued, retries = (1, _MAX_RETRIES) if block_size == 1 else (2, _BLOCK_RETRIES)
         with warnings.catch_warnings():
             # There is no other way to limit the retries; without a limit the pool retries forever.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -188,7 +190,7 @@ class ClusterBuild:
                 num_cpus=self._placement.threads,
                 num_gpus=self._placement.gpus,
                 compute=data.ActorPoolStrategy(size=self._placement.actors, max_tasks_in_flight_per_actor=queued),
-                max_task_retries=_MAX_RETRIES,
+                max_task_retries=retries,
             )
         try:
             yield from results.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError
 from model_store.image import PREPARATION, SIZE
 from model_store.image_files import SkipKind, Skipped, escape_name, find_images, is_hidden
@@ -90,6 +91,7 @@ def open_dataset(
     *,
     memory_budget: int,
     workers: ThreadPoolExecutor,
+    decoder: Decoder | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> Dataset:
     """Read every image under `root` once: prepare it, hash it, and add it to the training set's statistics.
@@ -97,6 +99,7 @@ def open_dataset(
     memory_budget: bytes available for prepared pixels (196,608 per image). If not all of them fit, none are kept.
     Raises DatasetError as `find_class_folders` does, and if a class has no readable image in one of the splits.
     """
+    decoder = decoder or Decoder()
     source = find_class_folders(root)
     total = sum(len(images) for images in source.splits.values())
     keep = total * IMAGE_BYTES <= memory_budget
@@ -110,7 +113,7 @@ def open_dataset(
         images = source.splits[split]
         pixels = np.empty((len(images), SIZE, SIZE, 3), np.uint8) if keep else None
         readable: list[ImageFile] = []
-        with prefetch(partial(load_image, with_sums=True), images, workers, PREFETCH) as results:
+        with prefetch(partial(load_image, decoder=decoder, with_sums=True), images, workers, PREFETCH) as results:
             for image, future in results:
                 done += 1
                 loaded = future.result()
@@ -126,7 +129,9 @@ def open_dataset(
                         sums.add(loaded.pixels, loaded.sums)
                 progress(done, total)
         _require_every_class(source, split, readable)
-        sets[split] = ImageSet(readable, source.classes, workers, None if pixels is None else pixels[: len(readable)])
+        sets[split] = ImageSet(
+            readable, source.classes, workers, decoder, None if pixels is None else pixels[: len(readable)]
+        )
     train, val = paths_by_sha256["train"], paths_by_sha256["val"]
     return Dataset(
         root,

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.decoder.decoder import Decoder
 from model_store.durable import write_atomic
 from model_store.errors import ImageError
-from model_store.image import prepare
 from model_store.image_files import SkipKind, Skipped
 from model_store.training.runs.run import SKIPPED_FILE
 from model_store.training.statistics import ChannelSums, channel_sums
@@ -76,11 +76,11 @@ class LoadedImage:
     sums: ChannelSums | None
 
 
-def load_image(image: ImageFile, *, with_sums: bool = False) -> LoadedImage | Skipped:
+def load_image(image: ImageFile, decoder: Decoder, *, with_sums: bool = False) -> LoadedImage | Skipped:
     """Read and prepare an image. Returns a `Skipped` if it cannot be read."""
     try:
         content = image.read()
-        pixels = prepare(content)
+        pixels = decoder.prepare(content)
     except (ImageError, OSError) as error:
         return Skipped.of(image.file, error)
     return LoadedImage(pixels, hashlib.sha256(content).hexdigest(), channel_sums(pixels) if with_sums else None)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.decoder.decoder import Decoder
 from model_store.image_files import SkipKind, summarize
 from model_store.prefetch import prefetch
 from model_store.training.data.class_folders import open_dataset
@@ -29,12 +30,16 @@ _READERS: Final = 2
 _EXAMPLES: Final = 5  # listed in a message
 
 
-def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, reporter: Reporter) -> Dataset:
+def open_data(
+    data: Path, memory_budget: int, workers: ThreadPoolExecutor, decoder: Decoder, reporter: Reporter
+) -> Dataset:
     """Open class folders or prepared shards, and report size, skipped files and duplicates. Raises DatasetError."""
     if is_sharded(data):
-        dataset = open_shards(data, memory_budget=memory_budget, workers=workers)
+        dataset = open_shards(data, memory_budget=memory_budget, workers=workers, decoder=decoder)
     else:
-        dataset = open_dataset(data, memory_budget=memory_budget, workers=workers, progress=reporter.reading)
+        dataset = open_dataset(
+            data, memory_budget=memory_budget, workers=workers, decoder=decoder, progress=reporter.reading
+        )
     where = "in memory" if dataset.train.in_memory else "decoded on demand (they exceed the memory budget)"
     reporter.note(
         f"{len(dataset.train)} training images, {len(dataset.val)} validation images, {len(dataset.classes)} classes; "

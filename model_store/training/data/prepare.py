@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from model_store.decoder.decoder import Decoder
 from model_store.durable import atomic_file, locked, sha256_of, write_atomic
 from model_store.errors import DatasetError
 from model_store.image import PREPARATION
@@ -97,7 +98,7 @@ def prepare_shards(
             for leftover in out.glob(".*.tar.*"):  # of a shard that was being written when the process was killed
                 leftover.unlink()
             done, total = 0, sum(map(len, source.splits.values()))
-            with ThreadPoolExecutor(workers, "prepare") as pool:
+            with ThreadPoolExecutor(workers, "prepare") as pool, preparation.decoder:
                 for split, images in source.splits.items():
                     for number, chunk in enumerate(_chunks(split, images, shard_images)):
                         if number >= len(preparation.shards[split]):
@@ -129,6 +130,7 @@ class _Preparation:
     def __init__(self, source: Source, out: Path, encoding: Encoding, plan: str) -> None:
         self._source, self._out, self._encoding, self._plan = source, out, encoding, plan
         self._index_of = source.index_of()
+        self.decoder = Decoder()
         self.shards: dict[str, list[Shard]] = {split: [] for split in source.splits}
         self._skipped: list[Skipped] = []
         self._sums = Sums()
@@ -137,8 +139,8 @@ class _Preparation:
         """Load what is finished, and return whether everything is. Raises DatasetError if the plan is another one."""
         file = self._out / PROGRESS_FILE
         different = DatasetError(
-            f"{self._out} was prepared from other images, or with other options. Choose another folder, or remove this "
-            "one."
+            f"{self._out} was prepared from other images, with other options, or by another version of fc7. Choose "
+            "another folder, or remove this one."
         )
         if is_sharded(self._out):
             if json.loads((self._out / SHARDS_FILE).read_text(encoding="utf-8")).get("plan") != self._plan:
@@ -203,7 +205,7 @@ class _Preparation:
         self.shards[split].append(shard)
 
     def _load(self, image: ImageFile) -> tuple[LoadedImage | Skipped, bytes]:
-        loaded = load_image(image, with_sums=True)
+        loaded = load_image(image, self.decoder, with_sums=True)
         return loaded, b"" if isinstance(loaded, Skipped) else self._encoding.encode(loaded.pixels)
 
     def finish(self) -> None:

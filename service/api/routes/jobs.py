@@ -40,7 +40,7 @@ async def add_archive(request: Request, response: Response, state: StateDep) -> 
     """
     state.index()
     job = await receive_archive(request, state)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Location"] = f"{state.settings.root_path}/v1/jobs/{job.id}"
     return job
 
 

@@ -30,7 +30,14 @@ from model_store.store import ModelStore
 from service.cli import console
 from service.cli.index.ray import BuildOptions, build_on_ray, report_values
 from service.cli.options import AsJson, Home, ModelOption, find_version
-from service.factory import milvus_address, open_index_of, read_stats_of, runner_options
+from service.factory import (
+    decode_limits,
+    milvus_address,
+    open_index_of,
+    outdated_note,
+    read_stats_of,
+    runner_options,
+)
 from service.settings import Settings, load_settings
 
 _INTERRUPTED: Final = "Interrupted. The images counted above are in the index; run the same command again to resume."
@@ -138,7 +145,7 @@ def _build_here(
             workers=settings.decode_threads or 2,
             progress=progress,
             key_prefix=options.key_prefix,
-            max_pixels=settings.max_pixels,
+            limits=decode_limits(settings),
             keep_pictures=settings.keep_pictures,
         )
         return report, index.stats()
@@ -180,6 +187,8 @@ def stats(*, home: Home = None, as_json: AsJson = False) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("images", f"{found.images:,}")
     table.add_row("with a vector", f"{found.vectors:,}")
+    if found.outdated:
+        table.add_row("outdated", f"{found.outdated:,}")
     table.add_row("model", found.model or "none yet")
     table.add_row("fingerprint", found.fingerprint[:16])
     table.add_row("mode", found.mode)
@@ -188,6 +197,8 @@ def stats(*, home: Home = None, as_json: AsJson = False) -> None:
     else:
         table.add_row("on Milvus", settings.index_uri)
     console.show(table)
+    if found.outdated:
+        console.say(outdated_note(found.outdated))
     console.next_step("fc7 search IMAGE" if found.vectors else "fc7 index build DIR")
 
 

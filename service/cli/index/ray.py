@@ -17,7 +17,7 @@ from index.bulk.sources import open_source
 from index.records import IndexOptions, IndexStats
 from model_store.store import ModelStore
 from service.cli.options import find_version
-from service.factory import open_index_of, runner_options
+from service.factory import decode_limits, open_index_of, runner_options
 from service.settings import Settings
 
 _BLOCK_BYTES: Final = 400_000_000  # object store memory for blocks of images
@@ -63,7 +63,7 @@ def build_on_ray(
             options=runner_options(settings, batches=True),
             batch_size=options.batch_size,
             threads=placement.threads,
-            max_pixels=settings.max_pixels,
+            limits=decode_limits(settings),
             keep_pictures=settings.keep_pictures,
         )
         build = ClusterBuild(

@@ -120,7 +120,8 @@ def test_all_skipped_entries_can_be_listed_page_by_page(client: httpx.Client) ->
     answer = client.post("/v1/jobs", content=zipped({f"{n}.txt": b"" for n in range(250)}), headers=ZIP)
     job = finished(client, answer)
     assert (job["state"], job["skipped"], len(job["skipped_images"])) == ("done", 250, 100)
-    path, names, cursor = f"{answer.headers['location']}/skipped", [], 0
+    path, names = f"{answer.headers['location']}/skipped", []
+    cursor: int | None = 0
     while cursor is not None:
         page = client.get(path, params={"limit": 120, "cursor": cursor}).json()
         names += [entry["name"] for entry in page["skipped"]]
