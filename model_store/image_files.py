@@ -99,7 +99,8 @@ def kind_of(error: Exception) -> SkipKind:
         return SkipKind.UNREADABLE
     if isinstance(error, errors.ImageFormatError):
         return SkipKind.UNSUPPORTED_FORMAT
-    return SkipKind.BROKEN_IMAGE if isinstance(error, errors.ImageUnreadableError) else SkipKind.TOO_LARGE
+    limits = (errors.ImageTooLargeError, errors.DecodeTimeError, errors.DecodeMemoryError)
+    return SkipKind.TOO_LARGE if isinstance(error, limits) else SkipKind.BROKEN_IMAGE
 
 
 def find_images(folder: Path, skip: Callable[[Skipped], None] = lambda _: None) -> Iterator[Path]:
