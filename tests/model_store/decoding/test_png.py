@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from model_store.errors import ImageUnreadableError
@@ -17,7 +19,7 @@ GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 PICTURE = scaled(colors(), 8)
 
 
-def difference(data: bytes, expected: np.ndarray) -> float:
+def difference(data: bytes, expected: NDArray[Any]) -> float:
     return float(np.abs(prepare(data).astype(int) - square(expected)).mean())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from tests.index.bulk.helpers import save_image
 from tests.service.cli import helpers
+from tests.support.server import thread_server
 from tests.support.tiny_model import publish_tiny_model, publish_with_other_batches
 
 
@@ -110,3 +112,20 @@ def test_without_an_index_or_a_model_the_fix_is_reported(tmp_path: Path) -> None
     assert "fc7 index build DIR" in run(tmp_path, "stats").stderr
     save_image(tmp_path / "photos" / "1.png", 1)
     assert run(tmp_path, "build", tmp_path / "photos").returncode == 1
+
+
+def test_images_of_an_earlier_preparation_are_reported_and_replaced(home: Path, tmp_path: Path) -> None:
+    save_image(tmp_path / "photos" / "0.png", 0)
+    assert run(home, "build", tmp_path / "photos").returncode == 0
+    with closing(sqlite3.connect(home / "index" / "catalog.db")) as connection, connection:
+        connection.execute("UPDATE images SET preparation = 1")
+    for command in ("stats", "verify"):
+        said = run(home, command)
+        assert said.returncode == 0, said.stderr
+        assert "1 images were prepared by an earlier version" in said.stdout + said.stderr
+    with thread_server(home) as server:
+        assert server.client.get("/v1/index").json()["outdated"] == 1
+        [note] = server.client.get("/readyz").json()["notes"]
+        assert "fc7 index build DIR" in note
+    assert "1 replaced" in run(home, "build", tmp_path / "photos").stderr
+    assert "earlier version" not in run(home, "verify").stderr
