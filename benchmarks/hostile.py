@@ -130,7 +130,7 @@ def ordinary(url: str, seconds: float) -> dict[str, Any]:
 def attack(
     url: str, folder: Path, clients: int, seconds: float, channel: tuple[Event, SimpleQueue[Counter[str]]]
 ) -> None:
-    """Send the files of `folder` from this many threads; tell when they start, and put the counted answers into the queue."""
+    """Send the files of `folder` from this many threads. channel: an event for the start, a queue for the counts."""
     started, result = channel
     os.nice(5)  # the clients share the cores with the server
     files = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
