@@ -224,7 +224,7 @@ def test_a_version_being_activated_is_not_evicted_by_requests_that_name_others(h
             done.set()
             answers = set().union(*(future.result() for future in named))
             assert [future.result() for future in unnamed] == [{(200, "")}] * 2
-        assert answers <= {(200, ""), (503, f"{KIND}too-many-models"), (409, f"{KIND}too-many-models")}
+        assert answers <= {(200, ""), (503, f"{KIND}models-in-use"), (409, f"{KIND}too-many-models")}
         assert (200, "") in answers
         wait_until(lambda: is_migrated(server, 3))
         wait_until(lambda: len(server.state.models.ids()) <= max_loaded)
