@@ -22,6 +22,8 @@ Fc7Error
 ├── NoPreviousModelError       there is no version to roll back to
 ├── ModelInUseError            the version is in use and cannot be removed
 ├── PublishError               a version could not be written (disk full, no permission)
+│   └── ActivationError        `active.json` could not be written
+│       └── ActivationDiskFullError  because the disk is full
 ├── RunnerError                the inference engine failed
 │   └── DeviceUnavailableError CUDA was requested and is not available
 └── TrainingError
@@ -296,6 +298,24 @@ class PublishError(Fc7Error):
     message = (
         "Publishing failed while writing {path}: {reason}. No part of the version is visible. Fix the cause, for "
         "example free disk space, and publish again."
+    )
+
+
+class ActivationError(PublishError):
+    """`active.json` could not be written. The active version did not change."""
+
+    message = (
+        "The active version could not be changed, because writing {path} failed: {reason}. It is the same as before. "
+        "Make the folder writable, and try again."
+    )
+
+
+class ActivationDiskFullError(ActivationError):
+    """`active.json` could not be written, because the disk is full. The active version did not change."""
+
+    message = (
+        "The active version could not be changed, because writing {path} failed: {reason}. It is the same as before. "
+        "Free disk space, and try again."
     )
 
 

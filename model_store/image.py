@@ -13,12 +13,10 @@ References: the paper, section 2 (shorter side to 256, then the central 256x256)
 from __future__ import annotations
 
 import io
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -154,25 +152,3 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return file.getvalue()
-
-
-def find_images(folder: Path) -> Iterator[Path]:
-    """Yield all files in `folder` and below whose suffix is in `SUFFIXES` (case-insensitive), sorted by folder.
-
-    Hidden files and folders are skipped, and links to folders are not followed. The files are not opened.
-    Raises DatasetError if a folder does not exist or cannot be read.
-    """
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError as exc:
-        raise errors.DatasetError(
-            f"The folder {folder} cannot be read: {exc.strerror}. Check the path and its permissions."
-        ) from exc
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from find_images(Path(entry.path))
-        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-            yield Path(entry.path)

@@ -25,6 +25,7 @@ from index.records import AddOutcome, NewImage
 from model_store.decoder.decoder import Decoder
 from model_store.errors import ImageError
 from model_store.image import PreparedImage, encode_jpeg
+from model_store.image_files import SkipKind, Skipped, escape_name
 from model_store.prefetch import In
 
 
@@ -72,11 +73,11 @@ def prepare_file(
 
 @dataclass(slots=True)
 class PreparedBatch(Generic[In]):
-    """The results of `prepare_file` for a batch of items; skipped: (item, reason)."""
+    """The results of `prepare_file` for a batch of items; skipped: (item, error)."""
 
     files: list[tuple[In, PreparedFile]] = field(default_factory=list)
     unchanged: list[In] = field(default_factory=list)
-    skipped: list[tuple[In, str]] = field(default_factory=list)
+    skipped: list[tuple[In, OSError | ImageError | InvalidKeyError]] = field(default_factory=list)
 
     @classmethod
     def of(cls, results: Iterable[tuple[In, Future[PreparedFile | None]]]) -> Self:
@@ -86,13 +87,20 @@ class PreparedBatch(Generic[In]):
             try:
                 file = result.result()
             except (OSError, ImageError, InvalidKeyError) as error:
-                batch.skipped.append((item, str(error) or type(error).__name__))
+                batch.skipped.append((item, error))
                 continue
             if file is None:
                 batch.unchanged.append(item)
             else:
                 batch.files.append((item, file))
         return batch
+
+
+def skipped_file(name: str, error: OSError | ImageError | InvalidKeyError) -> Skipped:
+    """Return the report's entry of a file that could not be prepared. name: not escaped yet."""
+    if isinstance(error, InvalidKeyError):
+        return Skipped(escape_name(name), str(error), SkipKind.INVALID_KEY)
+    return Skipped.of(name, error)
 
 
 def required_fingerprints(index: ImageIndex) -> list[str]:

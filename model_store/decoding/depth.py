@@ -41,7 +41,7 @@ def value_range(bands: Iterable[NDArray[np.generic]]) -> tuple[float, float]:
 def eight_bits(values: NDArray[np.generic], span: tuple[float, float]) -> NDArray[np.uint8]:
     """Scale values linearly, from `span` (the values of black and white) to 0-255. NaN and infinity become 0."""
     low, high = span
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and span == (0, 65535):
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and span == (0.0, 65535.0):
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     scaled = finite(values).astype(np.float64)
     scaled -= low

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -58,7 +59,8 @@ class BmpSource(Source):
     def load(self) -> None:
         """Decode the pixels. Raises OSError if some are missing."""
         super().load()
-        self._opaque = self.image.mode == "RGBA" and self.image.getextrema()[3] == (0, 0)
+        extrema: Any = self.image.getextrema()  # of each band; Pillow's types know only those of one
+        self._opaque = self.image.mode == "RGBA" and extrema[3] == (0, 0)
 
     def resamplable(self, band: Image.Image) -> Image.Image:
         """Convert a band to 8-bit gray or color, with or without alpha."""

@@ -18,7 +18,7 @@ from service.errors import MemoryShortError, RunnerDeadError
 from service.inference.admission import BatchLimits
 from service.inference.batcher import Batcher
 from service.inference.memory import needed_to_load
-from service.inference.model_pool import Serving
+from service.inference.model_pool import Serving, key_of
 
 MakeRunner = Callable[[Artifact, RunnerOptions], Runner]
 
@@ -29,7 +29,7 @@ class ModelLoader:
 
     make_runner: creates a Runner (tests pass a subclass). make_options: returns the runner's options for a version and
     the available bytes of memory (None if unknown). on_run: called with the rows and seconds of each run. on_death:
-    called with the version's reference and the error when a model stops working.
+    called with the version's key (see `key_of`) and the error when a model stops working.
     """
 
     make_runner: MakeRunner
@@ -45,7 +45,7 @@ class ModelLoader:
         needed = needed_to_load(artifact, options.streams)
         if check_memory and memory is not None and memory < needed:
             raise MemoryShortError(artifact.id, needed, memory)
-        stamps = _file_stamps(artifact)
+        stamps, key = _file_stamps(artifact), key_of(artifact)
         runner = self.make_runner(artifact, options)
         try:
             runner.warm_up((1, self.limits.max_batch))
@@ -60,9 +60,9 @@ class ModelLoader:
             streams=runner.streams,
             cores=runner.options.threads if runner.device == "cpu" else None,
             on_run=self.on_run,
-            on_death=lambda error: self.on_death(artifact.id, error),
+            on_death=lambda error: self.on_death(key, error),
         )
-        return Serving(runner.artifact, runner, batcher, stamps)
+        return Serving(key, runner.artifact, runner, batcher, stamps)
 
 
 def changed_files(serving: Serving) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.bulk.add import PreparedBatch, PreparedFile, prepare_file
+from index.bulk.add import PreparedBatch, PreparedFile, prepare_file, skipped_file
 from index.bulk.pipeline import batches, embed
 from index.bulk.sources import open_source
 from index.errors import ClusterError
@@ -130,7 +130,10 @@ class Embedder:
         """Return the row of each file, by name."""
         batch = PreparedBatch.of(results)
         rows: dict[str, dict[str, Any]] = {name: {"status": UNCHANGED} for name, _ in batch.unchanged}
-        rows |= {name: {"status": SKIPPED, "reason": reason} for (name, _), reason in batch.skipped}
+        skipped = {name: skipped_file(name, error) for (name, _), error in batch.skipped}
+        rows |= {
+            name: {"status": SKIPPED, "reason": item.reason, "kind": item.kind.value} for name, item in skipped.items()
+        }
         files = [file for _, file in batch.files]
         vectors = encode_vectors(embed(self._runner, [file.image.pixels for file in files])) if files else ()
         for file, vector in zip(files, vectors, strict=True):
@@ -145,7 +148,7 @@ def _table(names: Sequence[str], rows: dict[str, dict[str, Any]], worker: str, s
     import pyarrow  # noqa: PLC0415 - an extra, needed only by workers
 
     text, number, binary = pyarrow.string(), pyarrow.int64(), pyarrow.binary()
-    types = dict.fromkeys(("name", "status", "reason", "sha256", "worker"), text)
+    types = dict.fromkeys(("name", "status", "reason", "kind", "sha256", "worker"), text)
     types |= dict.fromkeys(("size", "width", "height"), number) | dict.fromkeys(("picture", "vector"), binary)
     common = {"worker": worker, "seconds": seconds / len(names)}
     return pyarrow.Table.from_pylist(

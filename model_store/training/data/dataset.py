@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError, ImageError
 from model_store.image import SIZE
-from model_store.training.data.image_file import ImageFile, Skipped
+from model_store.image_files import Skipped
+from model_store.training.data.image_file import ImageFile
 from model_store.training.statistics import Statistics
 
 Split = Literal["train", "val"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.decoder.decoder import Decoder
+from model_store.image_files import SkipKind, summarize
 from model_store.prefetch import prefetch
 from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.dataset import Dataset, ImageSet
@@ -45,11 +46,12 @@ def open_data(
         f"images are {where}."
     )
     if dataset.skipped:
-        examples = "; ".join(f"{item.path}: {item.reason.rstrip('.')}" for item in dataset.skipped[:_EXAMPLES])
-        reporter.warn(
-            f"Skipped {len(dataset.skipped)} files that cannot be used; {SKIPPED_FILE} lists all of them. "
-            f"Examples: {examples}"
-        )
+        lines = [
+            f"{len(dataset.skipped)} files are not used; {SKIPPED_FILE} in the run's folder lists all of them:",
+            *summarize(dataset.skipped),
+        ]
+        only_hidden = all(item.kind is SkipKind.HIDDEN for item in dataset.skipped)
+        (reporter.note if only_hidden else reporter.warn)("\n  ".join(lines))
     if dataset.duplicates:
         examples = "; ".join(f"{val} is the same as {train}" for train, val in dataset.duplicates[:_EXAMPLES])
         reporter.warn(

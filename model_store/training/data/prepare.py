@@ -29,9 +29,10 @@ from model_store.decoder.decoder import Decoder
 from model_store.durable import atomic_file, locked, sha256_of, write_atomic
 from model_store.errors import DatasetError
 from model_store.image import PREPARATION
+from model_store.image_files import Skipped, escape_name
 from model_store.prefetch import prefetch
 from model_store.training.data.class_folders import PREFETCH
-from model_store.training.data.image_file import ImageFile, LoadedImage, Skipped, Source, load_image, write_skipped
+from model_store.training.data.image_file import ImageFile, LoadedImage, Source, load_image, skipped_of, write_skipped
 from model_store.training.data.shards import FORMAT, INDEX_SUFFIX, SHARDS_FILE, Shard, is_sharded, read_index
 from model_store.training.runs.run import write_statistics
 from model_store.training.statistics import Sums
@@ -155,7 +156,7 @@ class _Preparation:
                 self.shards = {
                     split: [Shard(**shard) for shard in values["shards"][split]] for split in self._source.splits
                 }
-                self._skipped = [Skipped(Path(item["path"]), item["reason"]) for item in values["skipped"]]
+                self._skipped = [skipped_of(item) for item in values["skipped"]]
                 sums = (opened.get_tensor(key) for key in ("image", "products", "totals"))
                 self._sums = Sums(values["images"], *sums)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -184,7 +185,7 @@ class _Preparation:
             for position, (image, future) in enumerate(results, start=first):
                 loaded, encoded = future.result()
                 if isinstance(loaded, Skipped):
-                    self._skipped.append(Skipped(Path(split) / image.name, loaded.reason))
+                    self._skipped.append(Skipped(f"{split}/{image.name}", loaded.reason, loaded.kind))
                     continue
                 label = self._index_of[image.label]
                 index["offsets"].append(_add(tar, f"{position:08d}.{self._encoding.suffix}", encoded))
@@ -226,7 +227,7 @@ class _Preparation:
             "format": FORMAT,
             "preparation": PREPARATION,
             "encoding": str(self._encoding),
-            "source": f"{source.kind} in {source.root.resolve()}",
+            "source": escape_name(f"{source.kind} in {source.root.resolve()}"),
             "plan": self._plan,
             "hash": digest.hexdigest(),
             "classes": source.classes,

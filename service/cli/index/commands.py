@@ -6,6 +6,7 @@ Out of scope: working through a server. While a server has a local index open, o
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from index.bulk.sources import is_uri
 from index.errors import FolderError, SourceError
 from index.milvus.reembed import reembed_on_milvus
 from index.records import IndexOptions, IndexStats
+from model_store.durable import write_atomic
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
@@ -72,6 +74,14 @@ def build(
         int | None,
         typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
     ] = None,
+    skipped: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the files that were not added to FILE, one JSON object per line.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add every image in SOURCE to the index; images that are already indexed are skipped, so it can be resumed."""
@@ -92,6 +102,9 @@ def build(
         else:
             report, stats = build_on_ray(settings, source, options, show, address=ray, actors=actors)
     seconds = time.perf_counter() - started
+    if skipped is not None:
+        lines = (json.dumps(item.to_dict(), ensure_ascii=False) for item in [*report.skipped, *report.ignored])
+        write_atomic(skipped, "".join(f"{line}\n" for line in lines).encode())
     if as_json:
         console.print_json(report_values(report, seconds))
     _print_summary(report, stats, seconds)
@@ -103,9 +116,9 @@ def build(
 
 
 def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> None:
-    console.say_skipped(report.skipped)
+    console.say_skipped([*report.skipped, *report.ignored])
     console.say(
-        f"{report.seen} of {report.total} images seen: {report.added} added, {report.replaced} replaced, "
+        f"{report.seen} of {report.total} files seen: {report.added} added, {report.replaced} replaced, "
         f"{report.unchanged} unchanged, {len(report.skipped)} skipped, in {seconds:.1f} s "
         f"({report.seen / seconds:.1f} images/s). The index has {stats.vectors} images of {stats.model}."
     )
@@ -152,7 +165,7 @@ def reembed_command(home: Home = None, model: ModelOption = None, batch_size: Ba
             workers=settings.decode_threads or 2,
             progress=lambda so_far: bar.update(so_far.embedded + len(so_far.skipped), so_far.total),
         )
-    console.say_skipped(report.skipped)
+    console.say_first([f"skipped {key}: {reason}" for key, reason in report.skipped])
     console.say(
         f"{report.embedded} of {report.total} images embedded with {runner.artifact.embedder}, "
         f"{len(report.skipped)} skipped."

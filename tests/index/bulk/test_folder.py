@@ -51,7 +51,7 @@ def test_unreadable_files_are_listed_with_reasons_and_the_rest_is_added(
     with open_index(home, runner) as index:
         report = build_index(folder, index, runner, batch_size=2, limits=DecodeLimits(pixels=100_000))
         assert (report.total, report.seen, report.added) == (13, 13, 9)
-        reasons = {Path(path).name[:9]: reason for path, reason in report.skipped}
+        reasons = {Path(item.path).name[:9]: item.reason for item in report.skipped}
         assert set(reasons) == {"text.jpg", "empty.png", "cut.png", "y" * 9}
         assert "225 characters" in reasons["y" * 9]
         assert index.stats().images == 9
