@@ -77,6 +77,9 @@ class CodeBuilder:
             space.learned = projection.learned
             space.searcher.install("fast", projection)
         complete = self._files(space).load(space.searcher, catalog, space.record.id, projection)
+        if projection is not None:
+            ids = space.searcher.ids()
+            space.unchecked = int(projection.learned.changed(ids) * len(ids))
         if projection is not None and not complete:
             space.searcher.disable("fast")
             if not self._read_only:
