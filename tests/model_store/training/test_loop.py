@@ -29,7 +29,7 @@ from model_store.training.runs.run import (
     read_metrics,
 )
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, same_weights, train_trial
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from model_store import image
 from model_store.image import prepare, views
-from tests.support.run_folder import small_architecture, small_net
+from tests.support.training.run_folder import small_architecture, small_net
 
 
 def photograph(seed: int, size: tuple[int, int]) -> bytes:

@@ -20,7 +20,14 @@ from model_store.training.evaluate import TorchPredictor
 from model_store.training.export.publish import check_parity, export_run
 from model_store.training.nets.alexnet import Architecture, Hidden
 from model_store.training.runs.run import load_run
-from tests.support.run_folder import CLASSES, SMALL_LAYERS, small_architecture, small_net, write_pictures, write_run
+from tests.support.training.run_folder import (
+    CLASSES,
+    SMALL_LAYERS,
+    small_architecture,
+    small_net,
+    write_pictures,
+    write_run,
+)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from model_store.training.export.graph import OPSET
 from model_store.training.export.quantize import add_precisions
 from model_store.training.export.served_graph import write_served_graph
 from service.cli.main import app
-from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures
+from tests.support.training.run_folder import CLASSES, small_architecture, small_net, write_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
 
