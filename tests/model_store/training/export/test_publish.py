@@ -11,11 +11,12 @@ import torch
 
 from model_store.artifact import Artifact, FileEntry
 from model_store.durable import sha256_of
-from model_store.errors import CheckpointError, DatasetError, ParityError
+from model_store.errors import CheckpointError, DatasetError
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.errors import ParityError
 from model_store.training.evaluate import TorchPredictor
 from model_store.training.export.publish import check_parity, export_run
 from model_store.training.nets.alexnet import Architecture, Hidden

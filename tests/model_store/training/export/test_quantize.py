@@ -14,11 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model_store.artifact import Artifact, ManifestDraft, class_labels
-from model_store.errors import AgreementError, ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.errors import AgreementError
 from model_store.training.export.graph import OPSET
 from model_store.training.export.quantize import add_precisions
 from model_store.training.export.served_graph import write_served_graph

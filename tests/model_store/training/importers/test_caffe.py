@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model_store.errors import Fc7Error, ImportFormatError
+from model_store.errors import Fc7Error
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.caffe import mean_image, read_caffemodel, read_mean
 from model_store.training.importers.imported_net import ALEXNET_LAYERS, ImportedNet, pool_first
 from tests.model_store.training.importers.helpers import (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model_store.errors import ImportFormatError
 from model_store.store import ModelStore
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.caffe import read_caffemodel
 from model_store.training.nets.alexnet import Hidden
 from tests.model_store.training.importers.helpers import publish

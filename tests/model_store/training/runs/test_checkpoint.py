@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.errors import CheckpointError, NonFiniteLossError
+from model_store.errors import CheckpointError
+from model_store.training.errors import NonFiniteLossError
 from model_store.training.loop import resume
 from model_store.training.runs.checkpoint import Position, finish, write_checkpoint
 from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, load_run
