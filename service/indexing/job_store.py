@@ -233,8 +233,8 @@ class JobStore:
         marks = ", ".join("?" * len(before))
         with self._writing(durable=to.ended) as database:
             changed = database.execute(
-                "UPDATE jobs SET state = ?, ended = ?, error = ?, archive_bytes = archive_bytes * ?"
-                f" WHERE id = ? AND state IN ({marks})",
+                f"""UPDATE jobs SET state = ?, ended = ?, error = ?, archive_bytes = archive_bytes * ?
+                    WHERE id = ? AND state IN ({marks})""",  # noqa: S608
                 (to, now() if to.ended else None, error, keep, job, *before),
             ).rowcount
         return bool(changed)
