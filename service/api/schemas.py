@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
-from service.indexing.job import JobInfo, SkippedEntry
 from service.indexing.reembedder import MigrationState, Progress
 
 
@@ -235,19 +234,6 @@ class MetadataPatch(BaseModel):
     """A JSON merge patch (RFC 7396) of an image's metadata. Names with the value null are removed."""
 
     metadata: dict[str, Any] | None
-
-
-class JobsAnswer(BaseModel):
-    """All jobs, newest first."""
-
-    jobs: list[JobInfo]
-
-
-class SkippedAnswer(BaseModel):
-    """Skipped entries of a job, in the order of the archive. next_cursor: null on the last page."""
-
-    skipped: list[SkippedEntry]
-    next_cursor: int | None
 
 
 class DeletedAnswer(BaseModel):

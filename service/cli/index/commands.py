@@ -44,6 +44,16 @@ _INTERRUPTED: Final = "Interrupted. The images counted above are in the index; r
 app = typer.Typer(name="index", help="Build, inspect, copy and export the image index.", no_args_is_help=True)
 
 BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images per run and per commit.")]
+
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Embed on a Ray cluster: local (started here), auto (a running one) or HOST:PORT.",
+        show_default=False,
+    ),
+]
 Actors = Annotated[
     int | None,
     typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
@@ -74,14 +84,7 @@ def build(
     key_prefix: Annotated[
         str, typer.Option(metavar="TEXT", help="Text before each key, which is the path within SOURCE.")
     ] = "",
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Embed on a Ray cluster: local (started here), auto (a running one) or HOST:PORT.",
-            show_default=False,
-        ),
-    ] = None,
+    ray: RayAddress = None,
     actors: Actors = None,
     skipped: SkippedFile = None,
     as_json: AsJson = False,
