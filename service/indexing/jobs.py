@@ -226,10 +226,10 @@ class Jobs:
         while not self._closing.is_set():
             try:
                 self._woken.clear()
-                if self._store is None:
-                    self._open()
                 if self._store is None or not self._run_next(self._store):
                     self._woken.wait(self._seconds_to_next_try())
+                if self._store is None and not self._closing.is_set():
+                    self._open()
                 pause_s = 1.0
             except BaseException as error:  # whatever happens, the next job must run
                 self._log.error("jobs interrupted", detail=str(error), exc_info=error)

@@ -44,6 +44,18 @@ _INTERRUPTED: Final = "Interrupted. The images counted above are in the index; r
 app = typer.Typer(name="index", help="Build, inspect, copy and export the image index.", no_args_is_help=True)
 
 BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images per run and per commit.")]
+Actors = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
+]
+SkippedFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the files that were not added to FILE, one JSON object per line.",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -70,18 +82,8 @@ def build(
             show_default=False,
         ),
     ] = None,
-    actors: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
-    ] = None,
-    skipped: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the files that were not added to FILE, one JSON object per line.",
-            show_default=False,
-        ),
-    ] = None,
+    actors: Actors = None,
+    skipped: SkippedFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Add every image in SOURCE to the index; images that are already indexed are skipped, so it can be resumed."""
