@@ -149,7 +149,7 @@ def test_unacceptable_archive_is_rejected_as_a_whole(
     assert message in answer.json()["detail"]
     assert client.get("/v1/jobs").json() == before
     assert client.get("/v1/index").json()["images"] == 0
-    assert not list(server.state.settings.home.glob("jobs/*/*"))
+    wait_until(lambda: not list(server.state.settings.home.glob("jobs/*/*")))
 
 
 def test_large_upload_unsupported_type_and_unknown_job_are_rejected(client: httpx.Client) -> None:
