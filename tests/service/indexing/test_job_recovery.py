@@ -91,7 +91,7 @@ def test_a_waiting_job_can_be_cancelled(tmp_path: Path) -> None:
         job = accepted(jobs)
         wait_until(lambda: jobs.get(job).waiting_for is not None)
         assert jobs.cancel(job).state == "cancelled"
-        assert not list((tmp_path / "jobs" / "archives").iterdir())
+        wait_until(lambda: not list((tmp_path / "jobs" / "archives").iterdir()))
 
 
 @pytest.mark.parametrize("error", [KeyError("defect"), SystemExit(3), KeyboardInterrupt()])
@@ -113,7 +113,7 @@ def test_the_archive_of_a_failed_job_can_be_deleted(tmp_path: Path) -> None:
         job = accepted(jobs)
         ended(jobs, job, "failed")
         assert (jobs.cancel(job).state, jobs.get(job).archive_bytes) == ("failed", 0)
-        assert not list((tmp_path / "jobs" / "archives").iterdir())
+        wait_until(lambda: not list((tmp_path / "jobs" / "archives").iterdir()))
 
 
 def test_a_thread_that_died_is_started_again_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

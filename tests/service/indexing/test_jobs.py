@@ -11,7 +11,7 @@ import pytest
 
 from tests.index.bulk.archives import Files, changed, images, tarred, zipped
 from tests.support import pictures
-from tests.support.server import ThreadServer, thread_server
+from tests.support.server import ThreadServer, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
 
 ZIP = {"Content-Type": "application/zip"}
@@ -76,7 +76,7 @@ def test_archive_is_added_once(client: httpx.Client, server: ThreadServer, pack:
     files["birds/0.jpg"] = pictures.jpeg(50, 64, 64)
     again = finished(client, client.post("/v1/jobs", content=pack(files), headers=ZIP))
     assert (again["added"], again["replaced"], again["unchanged"], again["skipped"]) == (0, 1, 19, 5)
-    assert not list(server.state.settings.home.glob("jobs/*/*/archive")), "only the records remain"
+    wait_until(lambda: not list(server.state.settings.home.glob("jobs/*/*/archive")))  # only the records remain
     assert [entry["id"] for entry in client.get("/v1/jobs").json()["jobs"]][:2] == [again["id"], job["id"]]
 
 
@@ -149,7 +149,7 @@ def test_unacceptable_archive_is_rejected_as_a_whole(
     assert message in answer.json()["detail"]
     assert client.get("/v1/jobs").json() == before
     assert client.get("/v1/index").json()["images"] == 0
-    assert not list(server.state.settings.home.glob("jobs/*/*"))
+    wait_until(lambda: not list(server.state.settings.home.glob("jobs/*/*")))
 
 
 def test_large_upload_unsupported_type_and_unknown_job_are_rejected(client: httpx.Client) -> None:
