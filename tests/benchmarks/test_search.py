@@ -108,7 +108,9 @@ def test_small_run_measures_every_mode_and_reuses_prepared_data(
     points = {point["name"]: point for point in results["points"]}
     assert points["fc7 exact"]["recall"] == 1
     assert points["fc7 fast, 200 compared exactly (as served)"]["recall"] > 0.9
-    assert points["fc7 fast, 40 compared exactly"]["bytes"] < points["fc7 exact"]["bytes"] / 20
+    # So few vectors stay in memory: only full segments are mapped from files.
+    in_memory = points["fc7 exact"]["bytes"]
+    assert in_memory < points["fc7 fast, 40 compared exactly"]["bytes"] < 1.05 * in_memory
     assert results["writes"]["280"]["adds_per_s"] > 0
     assert "not measured" in capsys.readouterr().out
     np.save(folder / "base.npy", random_rows(260, 7))
