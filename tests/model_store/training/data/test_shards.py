@@ -182,13 +182,13 @@ def test_shards_of_different_images_or_options_are_not_mixed(folders: Path, tmp_
     source = find_class_folders(folders)
     stopped = [False, True]
     assert not prepare_shards(source, tmp_path, shard_images=4, workers=1, stop=lambda: stopped.pop(0))
-    with pytest.raises(DatasetError, match="other images, or with other options"):
+    with pytest.raises(DatasetError, match="other images, with other options"):
         prepare_shards(source, tmp_path, shard_images=5, workers=1)
     fewer = Source(source.root, source.kind, source.classes, dict(source.splits) | {"val": source.splits["val"][:-1]})
-    with pytest.raises(DatasetError, match="other images, or with other options"):
+    with pytest.raises(DatasetError, match="other images, with other options"):
         prepare_shards(fewer, tmp_path, shard_images=4, workers=1)
     assert prepare_shards(source, tmp_path, shard_images=4, workers=1)
-    with pytest.raises(DatasetError, match="other images, or with other options"):
+    with pytest.raises(DatasetError, match="other images, with other options"):
         prepare_shards(source, tmp_path, encoding=PNG, shard_images=4, workers=1)
 
 
