@@ -214,7 +214,7 @@ def test_delete_where_deletes_only_the_matching_images(open_index: Opener, tmp_p
         commits = index._catalog.writer.commits if isinstance(index, LocalImageIndex) else 0
         assert index.delete_where(where) == 1010
         if isinstance(index, LocalImageIndex):
-            assert index._catalog.writer.commits - commits == 3, "batches of 500"
+            assert index._catalog.writer.commits - commits == 11, "batches of 100"
         assert index.delete_where(where) == 0
         assert index.stats().vectors == index.stats().images == 30
         assert {record.metadata["n"] for record in index.list(100).images} == {*range(20), *range(1030, 1040)}

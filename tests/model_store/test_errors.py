@@ -1,24 +1,32 @@
-"""Every error can be pickled, and the header of the module lists it."""
+"""Every error can be pickled, and the header of its module lists it."""
 
 from __future__ import annotations
 
 import inspect
 import pickle
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from model_store import errors
-from model_store.errors import Fc7Error
+from model_store.errors import Fc7Error, TrainingError
+from model_store.training import errors as training_errors
 
 VALUES: dict[str, Any] = {
     "name": "solar", "expected": "uint8 [n]", "found": "float32 [3]", "package": "torch", "extra": "train",
     "reason": "a reason", "taken": ("JPEG",), "pixels": 9, "limit": 8, "path": Path("/models/solar"), "version": 3,
     "known": ("solar:1",), "model": "solar:1", "use": "the active version", "device": "cuda", "available": ("CPU",),
-    "step": 7, "agreement": 0.5, "checkpoint": Path("/runs/x"), "difference": 0.5, "what": "probabilities",
+    "seconds": 3.5, "megabytes": 300, "retry_after": 2, "step": 7, "agreement": 0.5, "checkpoint": Path("/runs/x"), "difference": 0.5, "what": "probabilities",
 }  # fmt: skip
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Fc7Error)]
+
+
+def kinds_of(module: ModuleType) -> list[type[Fc7Error]]:
+    return [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Fc7Error)]
+
+
+KINDS = [*kinds_of(errors), *(kind for kind in kinds_of(training_errors) if kind is not TrainingError)]
 
 
 def made(kind: type[Fc7Error]) -> Fc7Error:
@@ -36,7 +44,8 @@ def test_errors_can_be_pickled(kind: type[Fc7Error]) -> None:
     assert vars(again) == vars(error)
 
 
-def test_header_lists_every_error() -> None:
-    assert errors.__doc__
-    drawn = {word for word in errors.__doc__.split() if word.endswith("Error")}
-    assert drawn == {kind.__name__ for kind in KINDS}
+@pytest.mark.parametrize("module", [errors, training_errors])
+def test_header_lists_every_error(module: ModuleType) -> None:
+    assert module.__doc__
+    drawn = {word for word in module.__doc__.split() if word.endswith("Error")}
+    assert drawn == {kind.__name__ for kind in kinds_of(module)}

@@ -23,7 +23,7 @@ def start_upload(server: ThreadServer) -> socket.socket:
 
 
 def folders(home: Path) -> list[Path]:
-    return list((home / "jobs").iterdir()) if (home / "jobs").exists() else []
+    return list((home / "jobs" / "uploads").iterdir())
 
 
 def test_a_trickling_upload_gets_408_and_leaves_no_files(home: Path) -> None:
