@@ -145,6 +145,6 @@ def test_estimates_are_not_below_what_decoding_takes(tmp_path: Path) -> None:
     results = [json.loads(line) for line in output.splitlines()]
     assert len(results) == len(files)
     for number, (seconds, took, size, used) in enumerate(results):
-        assert took < 5 * seconds + 0.05, number  # other processes use the same cores, and slow these down
+        assert took < 8 * seconds + 0.1, number  # other processes use the same cores, and slow these down
         assert used < 1.15 * size + 8_000_000, number
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 1_000_000_000
