@@ -146,7 +146,7 @@ class TarHeader(tarfile.TarInfo):
             member.size = int(records["size"])
             tar.offset = member.offset_data + (_padded(member.size) if stored else 0)
         if any(name.startswith("GNU.sparse.") for name in records):
-            member.sparse = []  # type: ignore[attr-defined]  # it is a sparse file, which is not read
+            member.sparse = b""  # `issparse` is true
         return member
 
     def _proc_sparse(self, tar: Any) -> Self:
@@ -154,7 +154,7 @@ class TarHeader(tarfile.TarInfo):
         _, is_extended, _ = self._sparse_structs  # type: ignore[attr-defined]
         while is_extended:
             is_extended = _read_blocks(tar, tarfile.BLOCKSIZE)[504]
-        self.sparse: list[tuple[int, int]] = []
+        self.sparse = b""
         self.offset_data = tar.fileobj.tell()
         tar.offset = self.offset_data + _padded(self.size)
         return self
