@@ -104,7 +104,7 @@ def test_errors_of_the_operating_system_have_a_status_and_no_traceback(
         raise error
 
     async def get() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
             return await client.get("/fails")
 
     answer = asyncio.run(get())
