@@ -230,7 +230,10 @@ class IndexUnreachableError(IndexUnavailableError):
 class IndexReadOnlyError(IndexUnavailableError):
     """The index can be read, but not written."""
 
-    message = "The index in {subject} cannot be written ({reason}). Nothing was changed."
+    message = (
+        "{subject} cannot be written ({reason}). Nothing was changed. Check the permissions of its folder and files, "
+        "the mount and the disk."
+    )
 
 
 class IndexUnreadableError(IndexUnavailableError):
@@ -255,8 +258,8 @@ class IndexFullError(IndexUnavailableError):
     """The disk is too full for this write."""
 
     message = (
-        "The disk is too full to write to the index in {subject} ({reason}). Nothing was changed or lost. Free disk "
-        "space, for example by removing old snapshots and model versions, and try again."
+        "The disk is too full to write to {subject} ({reason}). Nothing was changed or lost. Free disk space, for "
+        "example by removing old snapshots and model versions, and try again."
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
-from index.records import IndexOptions
+from index.records import IndexOptions, IndexStats
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Event
@@ -236,16 +236,21 @@ class State(Resources):
             notes += self._jobs.notes()
         return notes
 
+    def index_stats(self, index: ImageIndex) -> IndexStats:
+        """Return the sizes and counts of the index, and remember those that `notes` mentions."""
+        stats = index.stats()
+        self._outdated = stats.outdated
+        return stats
+
     def measure_index(self) -> None:
         """Write the size of the index into the metrics."""
         index = self.versions.index
         if index is None:
             return
         try:
-            stats = index.stats()
+            stats = self.index_stats(index)
         except IndexUnavailableError:
             return  # the other metrics are still reported
-        self._outdated = stats.outdated
         self.metrics.index_images.set(stats.images)
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)

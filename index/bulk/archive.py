@@ -14,33 +14,20 @@ import bz2
 import gzip
 import re
 import tarfile
-import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final
 
+from index.bulk.tar_file import TAR_DAMAGE, BadHeader, BoundedReader, Tar, TarHeader, read_headers
 from index.bulk.zip_file import ENCRYPTED_FLAGS, METHODS, DamagedEntryError, ZipEntry, ZipReader, has_directory
 from index.errors import DamagedArchiveError, ImageArchiveError
 from model_store.image_files import SNIFFED_BYTES, SkipKind, escape_name, is_hidden, kind_of_name, shorten, why_no_image
 
-_MAX_HEADER_BYTES = 64 * 1024
-_TAR_DAMAGE = (tarfile.TarError, zlib.error, EOFError, ValueError)
 _MAX_PADDING = 1 << 20
 _DRIVE = re.compile("[A-Za-z]:")
-_DESCRIBING_TYPES = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-# Documented only by their common base class.
-_EMPTY, _END, _TRUNCATED, _INVALID, _SUBSEQUENT = (
-    vars(tarfile)[f"{name}HeaderError"] for name in ("Empty", "EOF", "Truncated", "Invalid", "Subsequent")
-)
 _NESTED: Final = (".zip", ".tar", ".tgz", ".tbz2", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 # The first bytes of archives that are not supported
 _OTHER_ARCHIVES: Final = (
@@ -142,15 +129,15 @@ def _zip_entries(path: Path, limits: ArchiveLimits) -> Generator[ArchiveEntry]:
 
 
 def _tar_entries(path: Path, start: bytes, limits: ArchiveLimits) -> Generator[ArchiveEntry]:
-    where = "at its start"
+    where, most = "at its start", limits.bytes + limits.entries * 4 * tarfile.BLOCKSIZE
     try:
         with (
             closing(_open_decompressed(path, start)) as plain,
-            _Tar.open(fileobj=_BoundedReader(plain, limits), mode="r|", tarinfo=_TarHeader, encoding="utf-8") as tar,  # type: ignore[call-overload]
+            Tar.open(fileobj=BoundedReader(plain, most), mode="r|", tarinfo=TarHeader, encoding="utf-8") as tar,  # type: ignore[call-overload]
         ):
-            for position, member in enumerate(_members(tar), start=1):
+            for position, member in enumerate(read_headers(tar), start=1):
                 _check_count(position, limits)
-                if isinstance(member, _BadHeader):
+                if isinstance(member, BadHeader):
                     name = f"(entry at byte {member.offset:,})"
                     skip = SkippedEntryError(SkipKind.DAMAGED_ENTRY, f"Its header is damaged: {member.cause}.")
                     yield ArchiveEntry(position, name, 0, skip, bytes)
@@ -161,7 +148,7 @@ def _tar_entries(path: Path, start: bytes, limits: ArchiveLimits) -> Generator[A
                     read = partial(_read_member, tar, member)
                     yield _make_entry((position, member.name, member.size), skip_member, read, limits)
             _check_end(plain)
-    except _TAR_DAMAGE as error:
+    except TAR_DAMAGE as error:
         raise DamagedArchiveError(where, str(error) or type(error).__name__) from error
     except OSError as error:
         if error.errno is None or isinstance(error, gzip.BadGzipFile):  # raised by the decompressor, not by the disk
@@ -204,7 +191,7 @@ def _read(read: Callable[[], bytes], name: str, *, must_sniff: bool) -> bytes:
         content = read()
     except DamagedEntryError as error:
         raise SkippedEntryError(SkipKind.DAMAGED_ENTRY, f"The entry is damaged: {error}.") from error
-    except _TAR_DAMAGE as error:
+    except TAR_DAMAGE as error:
         where = f"in the entry {shorten(escape_name(name))}"
         raise DamagedArchiveError(where, str(error) or type(error).__name__) from error
     if must_sniff and (found := why_no_image(content[:SNIFFED_BYTES])) is not None:
@@ -241,80 +228,6 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content
 
 
-@dataclass(frozen=True, slots=True)
-class _BadHeader:
-    offset: int
-    cause: str
-
-
-class _Tar(tarfile.TarFile):
-    """A tar file that remembers headers which are damaged, and continues at the next one."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.bad_headers: list[_BadHeader] = []
-        self.inside_header = False
-        super().__init__(*args, **options)
-
-
-class _TarHeader(tarfile.TarInfo):
-    """A tar header. Those that only describe the next one are read into memory, so their size is limited."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Parse a header."""
-        member = super().frombuf(buf, encoding, errors)
-        if member.size < 0:
-            raise _INVALID("the size is negative")
-        if member.type in _DESCRIBING_TYPES and member.size > _MAX_HEADER_BYTES:
-            raise ImageArchiveError(f"has a header of {member.size:,} bytes")
-        return member
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: Any) -> Self:
-        """Read the next header, and skip what is not one. `TarFile.next` would take that for the end."""
-        tar: _Tar = tarfile_
-        if tar.inside_header:  # the header that the previous one describes
-            return super().fromtarfile(tar)
-        tar.inside_header = True
-        bad = len(tar.bad_headers)
-        try:
-            while True:
-                offset = tar.fileobj.tell()
-                try:
-                    return super().fromtarfile(tar)
-                except _TRUNCATED as error:
-                    raise tarfile.ReadError("it ends inside a header") from error
-                except _EMPTY:
-                    if offset and len(tar.bad_headers) == bad:
-                        tar.bad_headers.append(_BadHeader(offset, "the end marker is missing, so it may be cut off"))
-                    raise
-                except (_END, _INVALID, _SUBSEQUENT) as error:
-                    is_end = isinstance(error, _END)
-                    if not offset or (is_end and len(tar.bad_headers) == bad):
-                        raise
-                    if len(tar.bad_headers) == bad:
-                        tar.bad_headers.append(_BadHeader(offset, str(error)))
-        finally:
-            tar.inside_header = False
-
-
-def _members(tar: _Tar) -> Iterator[tarfile.TarInfo | _BadHeader]:
-    """Yield the entries and the damaged headers in their order."""
-    while True:
-        try:
-            member = tar.next()
-        finally:
-            bad = tar.bad_headers.copy()
-            tar.bad_headers.clear()
-            yield from bad
-        if member is None:
-            return
-        tar.members.clear()  # type: ignore[attr-defined]  # otherwise the headers of all entries stay in memory
-        if member.size < 0:  # from an extended header
-            raise tarfile.ReadError("the size of an entry is negative")
-        yield member
-
-
 def _open_decompressed(path: Path, start: bytes) -> BinaryIO | gzip.GzipFile | bz2.BZ2File:
     """Open a file whose first bytes are `start`, and decompress it if these are of gzip or bzip2."""
     if start.startswith(b"\x1f\x8b"):
@@ -322,33 +235,6 @@ def _open_decompressed(path: Path, start: bytes) -> BinaryIO | gzip.GzipFile | b
     if start.startswith(b"BZh"):
         return bz2.open(path)
     return path.open("rb")
-
-
-class _BoundedReader:
-    """Reads a tar file. What was decompressed before an error is returned first, and the total size is limited."""
-
-    def __init__(self, file: Any, limits: ArchiveLimits) -> None:
-        self._file = file
-        self._limit = self._left = limits.bytes + limits.entries * 4 * tarfile.BLOCKSIZE
-        self._error: Exception | None = None
-
-    def read(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size and self._error is None:
-            try:
-                chunk = self._file.read1(size - len(data))
-            except (OSError, EOFError, zlib.error) as error:
-                self._error = error
-                break
-            if not chunk:
-                break
-            data += chunk
-        if self._error is not None and not data:
-            raise self._error
-        self._left -= len(data)
-        if self._left < 0:
-            raise ImageArchiveError(f"unpacks to more than {self._limit:,} bytes")
-        return bytes(data)
 
 
 def _check_end(file: Any) -> None:

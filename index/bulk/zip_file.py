@@ -5,6 +5,7 @@ the number of entries is known before, and the directory is read in pieces.
 
 Guarantees: the memory is bounded by one entry's header and content. An entry that is damaged raises an error when it is
 read, and does not affect the others; the checksum of what is returned matches. At most the declared size is unpacked.
+Entries that overlap are read until they have twice the size of the file.
 Out of scope: encrypted entries, compression methods other than stored, deflate and bzip2, archives in several parts.
 References: PKWARE APPNOTE 6.3.10, sections 4.3 (structure), 4.4 (fields), 4.5 (extra fields), appendix D (names).
 """
@@ -84,6 +85,7 @@ class ZipReader:
         self._file = path.open("rb")
         try:
             self._length = self._file.seek(0, 2)
+            self._left = 2 * self._length + _CHUNK
             self._directory = _find_directory(self._file, self._length)
         except BaseException:
             self._file.close()
@@ -162,6 +164,9 @@ class ZipReader:
                 if not chunk:
                     raise DamagedEntryError("the archive ends inside it")
                 at, left = at + len(chunk), left - len(chunk)
+                self._left -= len(chunk)
+                if self._left < 0:  # otherwise a small file could keep the process busy for days
+                    raise DamagedEntryError("it shares its data with other entries")
                 # One byte more than declared is enough to detect that the declared size is wrong.
                 content += decompressor.decompress(chunk, entry.size + 1 - len(content))
                 while len(content) <= entry.size and (more := _pending(decompressor, entry.size + 1 - len(content))):

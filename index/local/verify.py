@@ -21,7 +21,6 @@ from index.catalog.backup import MANIFEST, Advance, read_manifest
 from index.catalog.catalog import Catalog
 from index.catalog.database import (
     CATALOG_FILE,
-    MIGRATIONS,
     check_format,
     connect,
     record_checksum,
@@ -47,6 +46,7 @@ from model_store.durable import sha256_of
 _RESTORE = "Restore a snapshot with fc7 index restore, or move the index away and index the images again."
 _ADD_AGAIN = "Delete the image and add it again."
 _REPAIR = "Run fc7 index verify --repair"
+_FIRST_WITH_CHECKSUMS = 2  # formats of the catalog; later ones add columns that are not checked here
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class _CatalogCheck:
                 connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
                 self._connection = connection
                 found = check_format(connection, self._path)
-                if found < len(MIGRATIONS):
+                if found < _FIRST_WITH_CHECKSUMS:
                     if found:
                         problem = f"{self._path} has format {found}, which has no checksums"
                         self._find(problem, "Start fc7 serve once: it updates the catalog's format.")

@@ -179,9 +179,13 @@ class JobStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def unknown_archives(self) -> list[str]:
-        """Return the ids of archives that no job has, for example because the table was replaced."""
+        """Return the ids of archives that no job has, for example because the table was replaced.
+
+        Folders without an archive, which a process left that was killed, and files of others are not archives.
+        """
         known = {job.id for job in self.select()}
-        return sorted(each.name for each in self._archives.iterdir() if each.name not in known)
+        names = {each.name for each in self._archives.iterdir()} - known
+        return sorted(name for name in names if self.archive(name).is_file())
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

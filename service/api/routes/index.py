@@ -33,7 +33,9 @@ router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])
 async def index_stats(state: StateDep) -> IndexInfo:
     """Return the number of images, the sizes, the vector spaces, and the progress of a migration to another model."""
     index = state.index()
-    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.spaces.describe(), state.versions.progress))
+    return await state.in_index(
+        lambda: IndexInfo.of(state.index_stats(index), index.spaces.describe(), state.versions.progress)
+    )
 
 
 @router.post(

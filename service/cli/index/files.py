@@ -80,7 +80,7 @@ def verify(
     lines = []
     for finding in report.findings:
         name = f"{finding.key}: " if finding.key is not None else ""
-        lines.append(f"{name}{finding.problem}.\n    {finding.fix}")
+        lines.append(f"{name}{finding.problem.rstrip('.')}.\n    {finding.fix}")
     console.say_first(lines)
     counts = f"{target}: {report.images} images, {report.pictures} pictures, {report.vectors} vectors"
     if not report.findings:

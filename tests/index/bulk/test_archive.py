@@ -273,3 +273,21 @@ def test_two_million_entries_are_rejected_before_the_directory_is_read(tmp_path:
         else:
             with pytest.raises(ImageArchiveError, match="more than 20,000 entries"):
                 count_images(path, ArchiveLimits(20_000, 100, 100))
+
+
+def test_entries_that_share_their_data_do_not_keep_the_process_busy(tmp_path: Path) -> None:
+    path, count = tmp_path / "archive", 2_000
+    data = b"\0\0\0\xff\xff" * 40_000  # empty deflate blocks: nothing is unpacked, so that no limit is reached
+    local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 8, 0, 0, 0, len(data), 0, 5, 0) + b"a.jpg" + data
+    central = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 8, 0, 0, 0, len(data), 0, 5, *[0] * 6) + b"a.jpg"
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(central) * count, len(local), 0)
+    path.write_bytes(local + central * count + end)
+    started, outcomes = time.perf_counter(), []
+    for entry in read_entries(path, LIMITS):
+        try:
+            outcomes.append(str(len(entry.read())))
+        except SkippedEntryError as error:
+            outcomes.append(error.reason)
+    assert outcomes[0] == "0"
+    assert outcomes.count("The entry is damaged: it shares its data with other entries.") > count - 10
+    assert time.perf_counter() - started < 2

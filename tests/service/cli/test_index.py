@@ -151,5 +151,11 @@ def test_images_of_an_earlier_preparation_are_reported_and_replaced(home: Path, 
         assert server.client.get("/v1/index").json()["outdated"] == 1
         [note] = server.client.get("/readyz").json()["notes"]
         assert "fc7 index build DIR" in note
+        data = (tmp_path / "photos" / "0.png").read_bytes()
+        assert server.client.put("/v1/images/0.png", files={"file": data}).json()["outcome"] == "replaced"
+        assert server.client.get("/v1/index").json()["outdated"] == 0
+        assert not server.client.get("/readyz").json()["notes"]
+    with closing(sqlite3.connect(home / "index" / "catalog.db")) as connection, connection:
+        connection.execute("UPDATE images SET preparation = 1")
     assert "1 replaced" in run(home, "build", tmp_path / "photos").stderr
     assert "earlier version" not in run(home, "verify").stderr

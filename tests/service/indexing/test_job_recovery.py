@@ -131,8 +131,12 @@ def test_archives_of_a_lost_table_are_run_again(tmp_path: Path) -> None:
         job = accepted(jobs)
     for file in (tmp_path / "jobs").glob("jobs.db*"):
         file.unlink()
+    archives = tmp_path / "jobs/archives"
+    (archives / "20260101-000000-000000-00000000").mkdir()  # a process was killed before it removed the folder
+    (archives / ".DS_Store").touch()
     with closing(open_jobs(tmp_path, work_of())) as jobs:
         assert ended(jobs, job).archive_bytes == 0
+        assert len(jobs.list()) == 1
 
 
 @pytest.mark.parametrize("damage", ["newer", "corrupt", "locked"])
