@@ -26,7 +26,7 @@ from typing import Final, NoReturn
 
 TIMED_OUT: Final = 124
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_FLUSH_S: Final = 0.1
+_FLUSH_S: Final = 0.3
 # Descriptors that are not available to connections: each of 16 index threads reads the catalog through two, and
 # uploads, snapshots and pages need some.
 _RESERVED_DESCRIPTORS: Final = 40
