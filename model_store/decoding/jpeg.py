@@ -1,7 +1,9 @@
 """JPEG: scaled decoding, and telling a missing end marker from missing pixels.
 
-Guarantees: large pictures are scaled down by the decoder, to at least twice the needed size. A picture without an end
-marker is accepted if its pixels do not depend on what might follow, and refused otherwise.
+Guarantees: only the segments that matter for the picture are passed to Pillow, whose parsing of comments and metadata
+is slow (EXIF in many segments takes quadratic time). Large pictures are scaled down by the decoder, to at least twice
+the needed size. A picture without an end marker is accepted if its pixels do not depend on what might follow, and
+refused otherwise.
 Out of scope: lossless, hierarchical and 12-bit JPEG, which are named in the error.
 References: ITU-T T.81, annex B (markers) and G (progressive).
 """
@@ -29,6 +31,10 @@ _PADDING = bytes(64)
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE, 0xDE)
 _RESTARTS = range(0xD0, 0xD8)
+_EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
+# APP1 to APP13, APP15 and COM. APP0 (JFIF) and APP14 (Adobe) determine the color space.
+_METADATA = (*range(0xE1, 0xEE), 0xEF, 0xFE)
+_SOS = 0xDA
 _NO_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 
@@ -50,7 +56,7 @@ class JpegSource(Source):
         """
         _check_supported(frame_header(data))
         # Downloads and disks fill what is missing with zeros, which the decoder would take for data.
-        self._data = data.rstrip(b"\0") if data.endswith(_PADDING) else data
+        self._data = _without_metadata(data.rstrip(b"\0") if data.endswith(_PADDING) else data)
         super().__init__(JpegImageFile(io.BytesIO(self._data)))
         self._least = least
         self._extent: tuple[float, float] = self.size
@@ -112,7 +118,7 @@ def frame_header(data: bytes) -> Frame | None:
             return Frame(marker, data[start], data[start + 6 : end : 3][: data[start + 5]])
         if marker == 0xDE:
             return Frame(marker, 8, b"")
-        if marker == 0xDA:
+        if marker == _SOS:
             break
     return None
 
@@ -145,6 +151,21 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
+def _without_metadata(data: bytes) -> bytes:
+    """Return the file without the metadata before the first scan, except the color profile and the first EXIF."""
+    view = memoryview(data)
+    kept: list[bytes | memoryview] = [data[:2]]
+    has_exif = False
+    for marker, start, end in _segments(data):
+        if marker in (_SOS, 0xD9):
+            return b"".join([*kept, view[start - 4 if marker == _SOS else start :]])
+        is_exif = marker == 0xE1 and data.startswith(_EXIF, start) and not has_exif
+        has_exif = has_exif or is_exif
+        if marker not in _METADATA or is_exif or (marker == 0xE2 and data.startswith(_ICC, start)):
+            kept.append(view[start - 4 : end])
+    return data
+
+
 def _end_of_scans(data: bytes) -> int:
     """Return the position of the end marker."""
     return next((start for marker, start, _ in _segments(data) if marker == 0xD9), len(data))
@@ -157,7 +178,7 @@ def _has_all_scans(data: bytes) -> bool:
         return False
     missing = {component: set(range(64)) for component in frame.components}
     for marker, start, end in _segments(data):
-        if marker != 0xDA or end > len(data):
+        if marker != _SOS or end > len(data):
             continue
         count = data[start]
         first, last, bits = data[start + 1 + 2 * count : start + 4 + 2 * count]
