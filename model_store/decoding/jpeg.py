@@ -11,13 +11,16 @@ References: ITU-T T.81, annex B (markers) and G (progressive).
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 
 from model_store import errors
+from model_store.decoding.decode_cost import MAX_STEPS
 from model_store.decoding.formats import FORMATS
 from model_store.decoding.source import Source
 
@@ -35,7 +38,8 @@ _EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
 # APP1 to APP13, APP15 and COM. APP0 (JFIF) and APP14 (Adobe) determine the color space.
 _METADATA = (*range(0xE1, 0xEE), 0xEF, 0xFE)
 _SOS = 0xDA
-_NO_LENGTH = (0x01, *range(0xD0, 0xD9))
+# The next marker that has a length, or the end marker: not an escaped byte, padding, TEM, a restart marker or SOI
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 
 
 class Frame(NamedTuple):
@@ -138,11 +142,8 @@ def _check_supported(frame: Frame | None) -> None:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of each marker segment up to the end of the picture, without the 2 length bytes."""
     at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
-        marker = data[at + 1]
-        if marker in (0x00, 0xFF) or marker in _NO_LENGTH:
-            at += 1 if marker == 0xFF else 2
-            continue
+    while found := _MARKER.search(data, at):
+        at, marker = found.start(), data[found.end() - 1]
         if marker == 0xD9:
             yield marker, at, at
             return
@@ -168,7 +169,8 @@ def _without_metadata(data: bytes) -> bytes:
 
 def _end_of_scans(data: bytes) -> int:
     """Return the position of the end marker."""
-    return next((start for marker, start, _ in _segments(data) if marker == 0xD9), len(data))
+    ends = (start for marker, start, _ in islice(_segments(data), MAX_STEPS) if marker == 0xD9)
+    return next(ends, len(data))
 
 
 def _has_all_scans(data: bytes) -> bool:
@@ -177,7 +179,7 @@ def _has_all_scans(data: bytes) -> bool:
     if frame is None:
         return False
     missing = {component: set(range(64)) for component in frame.components}
-    for marker, start, end in _segments(data):
+    for marker, start, end in islice(_segments(data), MAX_STEPS):
         if marker != _SOS or end > len(data):
             continue
         count = data[start]

@@ -107,3 +107,11 @@ def test_metadata_in_thousands_of_segments_costs_little() -> None:
     pixels = prepare(data[:at] + long + photoshop + data[at:])
     assert time.process_time() - start < 1  # Pillow alone needs 3 s
     np.testing.assert_array_equal(pixels, prepare(data))
+
+
+def test_markers_after_the_picture_cost_little() -> None:
+    data = encoded(Image.new("L", (300, 260), 128), "JPEG")  # the gray that may also be filled in for missing pixels
+    start = time.process_time()
+    for filler in (b"\xff\xfe\0\2" * 1_000_000, b"\xff\0" * 2_000_000, b"\xff\xd0" * 2_000_000):
+        assert (prepare(data[:-2] + filler + END) == 128).all()
+    assert time.process_time() - start < 2.5
