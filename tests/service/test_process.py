@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from service.process import TIMED_OUT
 from tests.support import pictures
@@ -254,6 +255,24 @@ def test_with_too_few_open_files_requests_get_503_and_the_server_recovers(home: 
         assert "Traceback" not in server.log.read_text()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(15) == 0
+
+
+def test_refused_connections_leave_open_files_for_admitted_requests(home: Path) -> None:
+    before = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+    with process_server(home, before=before) as server, ExitStack() as stack:
+        client = stack.enter_context(httpx.Client(base_url=server.url))
+        assert client.get("/livez").status_code == 200
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+        assert client.put("/v1/images/a", content=pictures.jpeg(), headers=_JPEG).status_code == 201
+        assert client.post("/v1/classify", content=_expensive(), headers=_JPEG).status_code == 200
+
+
+def _expensive() -> bytes:
+    """Return an image that is decoded in a worker process, whose start needs descriptors."""
+    file = io.BytesIO()
+    Image.new("L", (4000, 4000)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _ok(url: str) -> bool:
