@@ -106,7 +106,7 @@ _FAST: dict[str, tuple[str, Start, int | None]] = {
     "100 slow uploads": ("", slow_uploads, None),
     "catalog locked by another process": (_COMMIT, locked_catalog, TIMED_OUT),
     "decoding hangs": (
-        patch("service.inference.embed.inspect_and_prepare"),
+        patch("model_store.decoder.decoder.prepare_within"),
         in_background("POST", "/v1/classify", pictures.jpeg()),
         TIMED_OUT,
     ),
@@ -183,7 +183,7 @@ def test_a_trace_collector_that_does_not_answer_does_not_delay_the_shutdown(home
 
 
 def test_a_second_signal_ends_the_process_immediately(home: Path) -> None:
-    before = patch("service.inference.embed.inspect_and_prepare")
+    before = patch("model_store.decoder.decoder.prepare_within")
     with process_server(home, before=before) as server, ExitStack() as stack:
         in_background("POST", "/v1/classify", pictures.jpeg())(server, stack)
         server.process.send_signal(signal.SIGTERM)
