@@ -41,6 +41,7 @@ _HEADER_BYTES = 32 * 1024
 _LAST_RESPONSES_S = 1.0
 _CANCEL_S = 0.2
 _LINGER_S = 1.0
+_MAX_LINGERING = 10  # refused connections. Each holds a descriptor of those that are left for the index and uploads.
 _MAX_CLOSING_S = 5.0
 
 
@@ -52,7 +53,8 @@ def answer_time(shutdown_timeout_s: float) -> float:
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with a size and a time limit for the headers of a request.
 
-    If more than `max_connections` are open, a new one is answered with 503 and closed.
+    If more than `max_connections` are open, a new one is answered with 503 and closed. In a flood of connections, some
+    may be closed before their clients have read the answer.
     """
 
     _headers_complete = False
@@ -125,6 +127,9 @@ class Protocol(HttpToolsProtocol):
         headers = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
         head = b"HTTP/1.1 %d Service Unavailable\r\nconnection: close\r\n" % answer.status_code
         self.transport.write(head + headers + b"\r\n" + bytes(answer.body))
+        if len(self.connections) > self._max_connections + _MAX_LINGERING:
+            self.transport.close()
+            return
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_S, self.transport.abort)

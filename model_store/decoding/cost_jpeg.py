@@ -82,7 +82,7 @@ def jpeg_cost(data: bytes) -> DecodeCost:
         scale = next((each for each in (8, 4, 2) if ratio >= each), 1)
     output = -(-frame.width // scale) * -(-frame.height // scale)
     seconds += (len(data) * entropy + pixels * 2.5 + output * 8) * NS
-    memory = repeats * output * 4 + frame.width * 64
+    memory = repeats * output * 4 + frame.width * 64 + len(data)  # a copy without metadata
     if buffered:
         every = sum(frame.blocks.values())
         seconds += (blocks + every) * _BLOCK

@@ -1,7 +1,9 @@
 """JPEG: scaled decoding, and telling a missing end marker from missing pixels.
 
-Guarantees: large pictures are scaled down by the decoder, to at least twice the needed size. A picture without an end
-marker is accepted if its pixels do not depend on what might follow, and refused otherwise.
+Guarantees: only the segments that matter for the picture are passed to Pillow, whose parsing of comments and metadata
+is slow (EXIF in many segments takes quadratic time). Large pictures are scaled down by the decoder, to at least twice
+the needed size. A picture without an end marker is accepted if its pixels do not depend on what might follow, and
+refused otherwise.
 Out of scope: lossless, hierarchical and 12-bit JPEG, which are named in the error.
 References: ITU-T T.81, annex B (markers) and G (progressive).
 """
@@ -9,13 +11,16 @@ References: ITU-T T.81, annex B (markers) and G (progressive).
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 
 from model_store import errors
+from model_store.decoding.decode_cost import MAX_STEPS
 from model_store.decoding.formats import FORMATS
 from model_store.decoding.source import Source
 
@@ -29,7 +34,12 @@ _PADDING = bytes(64)
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE, 0xDE)
 _RESTARTS = range(0xD0, 0xD8)
-_NO_LENGTH = (0x01, *range(0xD0, 0xD9))
+_EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
+# APP1 to APP13, APP15 and COM. APP0 (JFIF) and APP14 (Adobe) determine the color space.
+_METADATA = (*range(0xE1, 0xEE), 0xEF, 0xFE)
+_SOS = 0xDA
+# The next marker that has a length, or the end marker: not an escaped byte, padding, TEM, a restart marker or SOI
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 
 
 class Frame(NamedTuple):
@@ -50,7 +60,7 @@ class JpegSource(Source):
         """
         _check_supported(frame_header(data))
         # Downloads and disks fill what is missing with zeros, which the decoder would take for data.
-        self._data = data.rstrip(b"\0") if data.endswith(_PADDING) else data
+        self._data = _without_metadata(data.rstrip(b"\0") if data.endswith(_PADDING) else data)
         super().__init__(JpegImageFile(io.BytesIO(self._data)))
         self._least = least
         self._extent: tuple[float, float] = self.size
@@ -112,7 +122,7 @@ def frame_header(data: bytes) -> Frame | None:
             return Frame(marker, data[start], data[start + 6 : end : 3][: data[start + 5]])
         if marker == 0xDE:
             return Frame(marker, 8, b"")
-        if marker == 0xDA:
+        if marker == _SOS:
             break
     return None
 
@@ -132,11 +142,8 @@ def _check_supported(frame: Frame | None) -> None:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of each marker segment up to the end of the picture, without the 2 length bytes."""
     at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
-        marker = data[at + 1]
-        if marker in (0x00, 0xFF) or marker in _NO_LENGTH:
-            at += 1 if marker == 0xFF else 2
-            continue
+    while found := _MARKER.search(data, at):
+        at, marker = found.start(), data[found.end() - 1]
         if marker == 0xD9:
             yield marker, at, at
             return
@@ -145,9 +152,25 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
+def _without_metadata(data: bytes) -> bytes:
+    """Return the file without the metadata before the first scan, except the color profile and the first EXIF."""
+    view = memoryview(data)
+    kept: list[bytes | memoryview] = [data[:2]]
+    has_exif = False
+    for marker, start, end in _segments(data):
+        if marker in (_SOS, 0xD9):
+            return b"".join([*kept, view[start - 4 if marker == _SOS else start :]])
+        is_exif = marker == 0xE1 and data.startswith(_EXIF, start) and not has_exif
+        has_exif = has_exif or is_exif
+        if marker not in _METADATA or is_exif or (marker == 0xE2 and data.startswith(_ICC, start)):
+            kept.append(view[start - 4 : end])
+    return data
+
+
 def _end_of_scans(data: bytes) -> int:
     """Return the position of the end marker."""
-    return next((start for marker, start, _ in _segments(data) if marker == 0xD9), len(data))
+    ends = (start for marker, start, _ in islice(_segments(data), MAX_STEPS) if marker == 0xD9)
+    return next(ends, len(data))
 
 
 def _has_all_scans(data: bytes) -> bool:
@@ -156,8 +179,8 @@ def _has_all_scans(data: bytes) -> bool:
     if frame is None:
         return False
     missing = {component: set(range(64)) for component in frame.components}
-    for marker, start, end in _segments(data):
-        if marker != 0xDA or end > len(data):
+    for marker, start, end in islice(_segments(data), MAX_STEPS):
+        if marker != _SOS or end > len(data):
             continue
         count = data[start]
         first, last, bits = data[start + 1 + 2 * count : start + 4 + 2 * count]

@@ -130,11 +130,6 @@ _SLOW: dict[str, tuple[str, Start, int | None]] = {
         in_background("POST", "/v1/models/tiny/2/activate"),
         TIMED_OUT,
     ),
-    "the event loop is blocked": (
-        patch("service.api.routes.health.Ready"),
-        in_background("GET", "/readyz"),
-        TIMED_OUT,
-    ),
 }
 
 

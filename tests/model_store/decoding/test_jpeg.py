@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import time
 from typing import Any
 
 import numpy as np
@@ -89,3 +91,27 @@ def test_kinds_that_are_not_supported_are_named(marker: int, precision: int, nam
     with pytest.raises(ImageFormatError, match=f"{name} is not supported.*Convert it to") as caught:
         prepare(bytes(data))
     assert caught.value.found == name
+
+
+def test_metadata_in_thousands_of_segments_costs_little() -> None:
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(), "JPEG", exif=exif.tobytes())
+    long = segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 45 + segment(0xE1, b"Exif\0\0a") * 4_000
+    photoshop = segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 5_000) * 20
+    at = data.index(b"\xff\xdb")  # the tables, after the first EXIF
+    start = time.process_time()
+    pixels = prepare(data[:at] + long + photoshop + data[at:])
+    assert time.process_time() - start < 1  # Pillow alone needs 3 s
+    np.testing.assert_array_equal(pixels, prepare(data))
+
+
+def test_markers_after_the_picture_cost_little() -> None:
+    data = encoded(Image.new("L", (300, 260), 128), "JPEG")  # the gray that may also be filled in for missing pixels
+    start = time.process_time()
+    for filler in (b"\xff\xfe\0\2" * 1_000_000, b"\xff\0" * 2_000_000, b"\xff\xd0" * 2_000_000):
+        assert (prepare(data[:-2] + filler + END) == 128).all()
+    assert time.process_time() - start < 2.5
