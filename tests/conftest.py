@@ -8,7 +8,7 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C end the processes of tests: a shell starts background jobs with SIGINT ignored, and they inherit it."""
+    """Let Ctrl-C end the processes of tests: they inherit that a shell ignores SIGINT in background jobs."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
