@@ -117,7 +117,7 @@ def ordinary(url: str, seconds: float) -> dict[str, Any]:
             times.append((time.perf_counter() - started) * 1000)
             if status != "200":
                 failures[status] += 1
-    ranked = statistics.quantiles(times, n=100) if len(times) > 1 else times * 99
+    ranked = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
     return {
         "requests": len(times),
         "failed": dict(failures),
