@@ -60,7 +60,7 @@ class Writer:
         # Held from the start of a commit until its callbacks have run. Its holder sees the same state on disk and in
         # memory.
         self.commit_lock = threading.Lock()
-        self._wait_s: float | None = _IDLE_S  # for a job, until the next step; None: for ever
+        self._wait_s: float | None = _IDLE_S  # for a job, until the next step; None: no limit
         self._thread = threading.Thread(target=self._serve, name="fc7-index-writer", daemon=True)
         self._thread.start()
 

@@ -1,7 +1,7 @@
 """Text streams that a thread writes to a file descriptor, so that logging never blocks or ends the service.
 
-Guarantees: `write` returns immediately, whatever the state of the output (a full disk, a pipe that nobody reads, a
-closed descriptor), and never raises an error of the output. Lines keep their order. Lines that do not fit in the queue,
+Guarantees: `write` returns immediately, whatever the state of the output (a full disk, an unread pipe, a closed
+descriptor), and never raises an error of the output. Lines keep their order. Lines that do not fit in the queue,
 or that the output rejects, are dropped and counted; once writing works again, one line says how many were lost. `write`
 takes no lock, so a signal handler or a destructor that logs cannot deadlock with the line that it interrupted.
 Out of scope: what libraries in C write to the descriptor themselves.

@@ -128,7 +128,7 @@ def test_all_skipped_entries_can_be_listed_page_by_page(client: httpx.Client) ->
         cursor = page["next_cursor"]
     assert names == [f"{n}.txt" for n in range(250)]
     assert client.get(f"{path}?limit=0").status_code == 422
-    assert client.get("/v1/jobs/nobody/skipped").status_code == 404
+    assert client.get("/v1/jobs/missing/skipped").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_large_upload_unsupported_type_and_unknown_job_are_rejected(client: http
     assert (large.status_code, large.json()["limit"]) == (413, 3_000_000)
     other = client.post("/v1/jobs", content=b"{}", headers={"Content-Type": "application/json"})
     assert (other.status_code, other.json()["type"]) == (415, "urn:fc7:problem:content-type")
-    unknown = (client.get("/v1/jobs/nobody"), client.delete("/v1/jobs/nobody"), client.post("/v1/jobs/nobody/retry"))
+    unknown = (client.get("/v1/jobs/missing"), client.delete("/v1/jobs/missing"), client.post("/v1/jobs/missing/retry"))
     for answer in unknown:
         assert (answer.status_code, answer.json()["type"]) == (404, "urn:fc7:problem:no-such-job")
 

@@ -157,7 +157,7 @@ def _out_of_memory(*_: object, **__: object) -> None:
 
 
 class StoppedRunner(Runner):
-    """A real runner that fails in the migration's thread while `stopped`, with an error that nobody expects."""
+    """A real runner that fails in the migration's thread while `stopped`, with an unexpected error."""
 
     stopped = False
 

@@ -124,7 +124,7 @@ def unread_pipe() -> int:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.set_inheritable(writer, True)
-    del reader  # stays open, and nobody reads it
+    del reader  # stays open and unread
     return writer
 
 

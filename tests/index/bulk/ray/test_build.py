@@ -166,7 +166,7 @@ def test_killed_worker_loses_and_duplicates_nothing_on_milvus(ray: Ray, home: Pa
         process = start(ray, home, photos.as_uri(), "--batch-size", "1", FC7_INDEX_URI=milvus.uri)
         deadline = time.monotonic() + 60
         while process.poll() is None and images_on(milvus.uri) < 10 and time.monotonic() < deadline:
-            time.sleep(0.2)  # each call connects anew, which takes a core from the workers
+            time.sleep(0.2)  # each call opens a connection, which takes a core from the workers
         os.kill(ray.workers()[0], signal.SIGKILL)
         assert process.poll() is None
         code, out, errors = finish(process)
