@@ -69,40 +69,40 @@ def compare(
     result = Comparison((Side(first.artifact.id), Side(second.artifact.id)), batch, skipped=skipped)
     comparable = first.artifact.manifest.architecture == second.artifact.manifest.architecture
     known = set(first.artifact.labels) & set(second.artifact.labels)
-    for start in range(0, len(paths), batch):
-        pixels, labels = _read(paths[start : start + batch], known, result)
-        if pixels:
-            batch_views = views(np.stack(pixels))
-            # Alternate which version runs first, so that other load on the machine affects both equally.
-            order = (0, 1) if (start // batch) % 2 == 0 else (1, 0)
-            outputs: dict[int, Outputs] = {}
-            for number in order:
-                started = time.perf_counter()
-                outputs[number] = runners[number].run(batch_views)
-                result.sides[number].seconds += time.perf_counter() - started
-            _count(result, runners, (outputs[0], outputs[1]), labels)
-            if comparable:
-                result.cosines += _cosines(outputs[0].fc7, outputs[1].fc7)
-        if progress is not None:
-            progress(min(start + batch, len(paths)), len(paths))
+    with Decoder() as decoder:
+        for start in range(0, len(paths), batch):
+            pixels, labels = _read(decoder, paths[start : start + batch], known, result)
+            if pixels:
+                batch_views = views(np.stack(pixels))
+                # Alternate which version runs first, so that other load on the machine affects both equally.
+                order = (0, 1) if (start // batch) % 2 == 0 else (1, 0)
+                outputs: dict[int, Outputs] = {}
+                for number in order:
+                    started = time.perf_counter()
+                    outputs[number] = runners[number].run(batch_views)
+                    result.sides[number].seconds += time.perf_counter() - started
+                _count(result, runners, (outputs[0], outputs[1]), labels)
+                if comparable:
+                    result.cosines += _cosines(outputs[0].fc7, outputs[1].fc7)
+            if progress is not None:
+                progress(min(start + batch, len(paths)), len(paths))
     if not result.images:
         raise DatasetError(f"{folder} has no readable image, so there is nothing to compare. Check the path.")
     return result
 
 
 def _read(
-    paths: Sequence[Path], known: set[str], result: Comparison
+    decoder: Decoder, paths: Sequence[Path], known: set[str], result: Comparison
 ) -> tuple[list[NDArray[np.uint8]], list[str | None]]:
     pixels, labels = [], []
-    with Decoder() as decoder:
-        for path in paths:
-            try:
-                pixels.append(decoder.prepare(path.read_bytes()))
-            except (ImageError, OSError) as error:
-                result.skipped.append(Skipped.of(path, error))
-                continue
-            label = escape_name(path.parent.name)
-            labels.append(label if label in known else None)
+    for path in paths:
+        try:
+            pixels.append(decoder.prepare(path.read_bytes()))
+        except (ImageError, OSError) as error:
+            result.skipped.append(Skipped.of(path, error))
+            continue
+        label = escape_name(path.parent.name)
+        labels.append(label if label in known else None)
     return pixels, labels
 
 

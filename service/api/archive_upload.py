@@ -86,7 +86,7 @@ async def receive_archive(request: Request, state: State) -> JobInfo:
     if kind not in (*ARCHIVE_TYPES, *UNSPECIFIC_TYPES):
         raise BodyTypeError(kind, f"Send an archive as one of: {', '.join(ARCHIVE_TYPES)}.")
     jobs, settings = state.jobs, state.settings
-    jobs.check_capacity()
+    await state.in_index(jobs.check_capacity)
     length = announced_length(request) or 0
     if length > settings.max_archive_bytes:
         raise BodyTooLargeError(settings.max_archive_bytes)
