@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model_store.decoder.decoder import Decoder
 from model_store.image import prepare
 from model_store.training.data.augment import Augmenter
 from model_store.training.data.class_folders import find_class_folders, open_dataset
@@ -74,10 +75,10 @@ def main() -> None:
         print(
             f"prepare: {total / (time.perf_counter() - started):,.0f} images/s, {size / total / 1e3:.1f} kB per image"
         )
-        with ThreadPoolExecutor(cores) as workers:
+        with ThreadPoolExecutor(cores) as workers, Decoder() as decoder:
             opened = {
-                "originals": open_dataset(given.data, memory_budget=0, workers=workers),
-                "shards": open_shards(shards, memory_budget=0, workers=workers),
+                "originals": open_dataset(given.data, memory_budget=0, workers=workers, decoder=decoder),
+                "shards": open_shards(shards, memory_budget=0, workers=workers, decoder=decoder),
             }
             for name, data in opened.items():
                 samples = data.train.images[: given.images]

@@ -91,7 +91,7 @@ def open_dataset(
     *,
     memory_budget: int,
     workers: ThreadPoolExecutor,
-    decoder: Decoder | None = None,
+    decoder: Decoder,
     progress: Progress = lambda _done, _total: None,
 ) -> Dataset:
     """Read every image under `root` once: prepare it, hash it, and add it to the training set's statistics.
@@ -99,7 +99,6 @@ def open_dataset(
     memory_budget: bytes available for prepared pixels (196,608 per image). If not all of them fit, none are kept.
     Raises DatasetError as `find_class_folders` does, and if a class has no readable image in one of the splits.
     """
-    decoder = decoder or Decoder()
     source = find_class_folders(root)
     total = sum(len(images) for images in source.splits.values())
     keep = total * IMAGE_BYTES <= memory_budget

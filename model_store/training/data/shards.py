@@ -123,9 +123,7 @@ def read_index(shard: Path) -> dict[str, NDArray[Any]]:
         raise DatasetError(f"{path} is not a valid index of a shard ({error!r}). {_FIX}") from error
 
 
-def open_shards(
-    root: Path, *, memory_budget: int, workers: ThreadPoolExecutor, decoder: Decoder | None = None
-) -> Dataset:
+def open_shards(root: Path, *, memory_budget: int, workers: ThreadPoolExecutor, decoder: Decoder) -> Dataset:
     """Open a folder of shards. Pixels stay in memory if all fit into `memory_budget` bytes. Raises DatasetError."""
     folder = read_folder(root)
     try:
@@ -133,7 +131,6 @@ def open_shards(
         skipped = read_skipped(root)
     except (CheckpointError, OSError, ValueError) as error:
         raise DatasetError(f"{root} is incomplete ({error}). {_FIX}") from error
-    decoder = decoder or Decoder()
     train, val = (ImageSet(read_images(folder, split), folder.classes, workers, decoder) for split in ("train", "val"))
     if (len(train) + len(val)) * IMAGE_BYTES <= memory_budget:
         train.load_into_memory()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import CheckpointError
 from model_store.image import prepare
 from model_store.training.data.augment import Augmenter, epoch_order, mix
@@ -235,8 +236,8 @@ def test_the_loss_uses_smoothed_and_blended_labels(tmp_path: Path, smoothing: fl
         mixup=alpha,
     )
     run = load_run(train(data, recipe, home=tmp_path, name="trial", seed=6, reporter=Reporter()).run)
-    with ThreadPoolExecutor(1) as workers:
-        images = open_dataset(data, memory_budget=1 << 30, workers=workers).train
+    with ThreadPoolExecutor(1) as workers, Decoder() as decoder:
+        images = open_dataset(data, memory_budget=1 << 30, workers=workers, decoder=decoder).train
     order = epoch_order(18, 6, 0)
     x = Augmenter(recipe, run.statistics).training_batch(images.pixels(order), 6, 0, 0)
     targets = np.eye(3)[images.labels[order]]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError
 from model_store.image import prepare
 from model_store.image_files import SkipKind
@@ -34,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path, workers: ThreadPoolExecutor, budget: int = 1 << 30) -> Dataset:
-    return open_dataset(root, memory_budget=budget, workers=workers)
+    return open_dataset(root, memory_budget=budget, workers=workers, decoder=Decoder())
 
 
 def test_classes_are_folder_names_in_alphabetical_order(root: Path, workers: ThreadPoolExecutor) -> None:
@@ -162,7 +163,14 @@ def test_the_hash_depends_on_contents_names_and_splits_but_not_on_the_folder(
 
 def test_reading_reports_every_image(root: Path, workers: ThreadPoolExecutor) -> None:
     reported: list[tuple[int, int]] = []
-    open_dataset(root, memory_budget=0, workers=workers, progress=lambda done, total: reported.append((done, total)))
+    with Decoder() as decoder:
+        open_dataset(
+            root,
+            memory_budget=0,
+            workers=workers,
+            decoder=decoder,
+            progress=lambda done, total: reported.append((done, total)),
+        )
     assert reported == [(done, 15) for done in range(1, 16)]
 
 

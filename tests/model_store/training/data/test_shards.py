@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import CheckpointError, DatasetError
 from model_store.image import PREPARATION, prepare
 from model_store.training.data.class_folders import find_class_folders, open_dataset
@@ -56,7 +57,7 @@ def called_before(calls: list[bool]) -> bool:
 
 
 def opened(folder: Path, workers: ThreadPoolExecutor, budget: int = 0) -> Dataset:
-    return open_shards(folder, memory_budget=budget, workers=workers)
+    return open_shards(folder, memory_budget=budget, workers=workers, decoder=Decoder())
 
 
 @pytest.mark.parametrize(("year", "unpacked"), [(2012, False), (2012, True), (2010, False), (2010, True)])
@@ -118,7 +119,7 @@ def test_shards_contain_the_same_pixels_and_statistics_as_class_folders(
     folders: Path, tmp_path: Path, workers: ThreadPoolExecutor
 ) -> None:
     assert prepare_shards(find_class_folders(folders), tmp_path, encoding=PNG, shard_images=4, workers=2)
-    expected = open_dataset(folders, memory_budget=0, workers=workers)
+    expected = open_dataset(folders, memory_budget=0, workers=workers, decoder=Decoder())
     for budget in (0, 1 << 30):
         found = opened(tmp_path, workers, budget)
         assert found.classes == expected.classes
