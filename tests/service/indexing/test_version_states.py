@@ -23,15 +23,16 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
-from index.bulk.add import PreparedFile, add_files, prepare_file
+from index.bulk.add import PreparedFile, add_files, prepare_file, required_fingerprints
 from index.bulk.pipeline import decode_picture
+from index.errors import IndexSwitchedError
 from index.local.index import LocalImageIndex
 from index.local.spaces import Spaces
 from model_store.decoder.decoder import Decoder
 from model_store.errors import ArtifactError, NoPreviousModelError
 from model_store.image import views
 from model_store.store import ModelStore
-from service.errors import MemoryShortError
+from service.errors import MemoryShortError, ModelNotLoadedError
 from service.indexing import reembedder
 from service.settings import Settings
 from service.state import State
@@ -132,9 +133,14 @@ class VersionsMachine(RuleBasedStateMachine):
     @rule(key=keys, content=contents)
     def add(self, key: str, content: int) -> None:
         file = PreparedFile(key, f"{content:064}", 1, prepared(content).image, prepared(content).picture)
-        [_] = add_files(
-            self._index, [file], lambda fingerprint, files: [self._embed(fingerprint, content) for _ in files]
-        )
+        index, added = self._index, False
+        while not added:
+            required = required_fingerprints(index)
+            try:
+                add_files(index, [file], lambda fingerprint, files: [self._embed(fingerprint, content) for _ in files])
+                added = True
+            except (IndexSwitchedError, ModelNotLoadedError):  # the migration ended meanwhile: the service tries again
+                assert required != required_fingerprints(index), "a version that is needed was retired"
         self.images[key] = content
         self._now.versions.images_added()
 
@@ -229,9 +235,10 @@ class VersionsMachine(RuleBasedStateMachine):
         return ModelStore(self.home).get("tiny", version, verify=False).fingerprint
 
     def _embed(self, fingerprint: str, content: int) -> NDArray[np.float32]:
-        """Return the vector of a content, computed by the loaded version with this fingerprint."""
+        """Return the vector of a content by the loaded version with this fingerprint, or raise ModelNotLoadedError."""
         key, pixels = self._now.models.find(fingerprint), decode_picture(prepared(content).picture)
-        assert key is not None, "a version that is needed was retired"
+        if key is None:
+            raise ModelNotLoadedError(fingerprint)
         assert not isinstance(pixels, str)
         with self._now.models.use(key, background=True) as serving:
             vector: NDArray[np.float32] = serving.runner.run(views(pixels)).fc7[0]
@@ -241,10 +248,11 @@ class VersionsMachine(RuleBasedStateMachine):
         """Return the distances of all images found; those with the content of the query must be at 0."""
         while True:
             searched = self._index.searched.fingerprint
-            if self._now.models.find(searched) is None:
+            try:
+                query = self._embed(searched, 0)
+            except ModelNotLoadedError:
                 assert searched != self._index.searched.fingerprint, "the version of the searched vectors was retired"
                 continue
-            query = self._embed(searched, 0)
             if searched == self._index.searched.fingerprint:
                 break
         [found] = self._index.search(query[np.newaxis], 100, fingerprint=searched)
