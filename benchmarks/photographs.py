@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from model_store.image import SUFFIXES, find_images
+from model_store.decoding.formats import SUFFIXES
+from model_store.image_files import find_images
 
 LARGE = (4032, 3024)  # 12.2 megapixels, as from a phone
 

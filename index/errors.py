@@ -16,8 +16,11 @@ Fc7Error
     ├── IndexFormatError           the catalog was written by a newer fc7
     ├── IndexUnavailableError      the index cannot serve the request now
     │   ├── IndexSwitchedError     the index switched to another model during the request
+    │   │   └── IndexPausedError   changes are paused while an index on Milvus switches to another model
     │   ├── IndexUnreachableError  Milvus does not respond, or rejected a call
     │   ├── IndexReadOnlyError     the index can be read, but not written
+    │   ├── IndexUnreadableError   a file of the index cannot be read: permissions, or an error of the disk
+    │   ├── IndexBusyError         another process has locked the database
     │   └── IndexFullError         the disk is full
     ├── IndexUriError              FC7_INDEX_URI is not a valid address
     ├── MilvusUnsupportedError     the operation is not supported by an index on Milvus
@@ -26,6 +29,7 @@ Fc7Error
     ├── SourceError                a folder or URI with images cannot be opened or listed
     ├── ClusterError               the Ray cluster cannot be joined, or failed
     ├── ImageArchiveError          the archive cannot be read, or was rejected
+    ├── DamagedArchiveError        the archive is damaged or cut off in the middle
     ├── SnapshotError              the snapshot is incomplete, damaged or of another format
     └── TargetExistsError          the file or folder to write already exists
 """
@@ -68,9 +72,12 @@ class _SubjectError(ImageIndexError):
 
 
 class InvalidKeyError(_SubjectError):
-    """The key is empty, too long, or contains control characters."""
+    """The key is empty, too long, "." or "..", or contains control characters."""
 
-    message = "The key {subject!a} {reason}. A key must have 1 to 200 characters and no control characters."
+    message = (
+        "The key {subject!a} {reason}. A key must have 1 to 200 characters and no control characters, and must not be "
+        ". or .. only."
+    )
     shown = 40
 
 
@@ -182,12 +189,12 @@ class IndexCorruptError(_SubjectError):
 
 @dataclass(eq=False)
 class IndexFormatError(ImageIndexError):
-    """The format of the catalog is newer than this program."""
+    """The format of the catalog, or of the index on Milvus, is newer than this program."""
 
-    path: Path
+    path: Path | str
     found: int
     known: int
-    message = "The catalog {path} has format {found}, but this fc7 supports formats up to {known}. Upgrade fc7."
+    message = "The index {path} has format {found}, but this fc7 supports formats up to {known}. Upgrade fc7."
 
 
 class IndexUnavailableError(_SubjectError):
@@ -200,6 +207,15 @@ class IndexSwitchedError(IndexUnavailableError):
     """The index switched to the vectors of another model between embedding an image and using the result."""
 
     message = "The index in {subject} switched to another model during the request ({reason}). Try again."
+
+
+class IndexPausedError(IndexSwitchedError):
+    """An index on Milvus is switching to another model, and accepts no changes now."""
+
+    message = (
+        "The index in {subject} is switching to another model, and changes are paused ({reason}). Try again in a "
+        "moment. A change in progress may have been applied; it is safe to send it again."
+    )
 
 
 class IndexUnreachableError(IndexUnavailableError):
@@ -217,12 +233,30 @@ class IndexReadOnlyError(IndexUnavailableError):
     message = "The index in {subject} cannot be written ({reason}). Nothing was changed."
 
 
+class IndexUnreadableError(IndexUnavailableError):
+    """A file of the index cannot be read because of its permissions or an error of the disk. It may be undamaged."""
+
+    message = (
+        "The index in {subject} cannot be read: {reason}. Nothing was changed, and the index may well be undamaged. "
+        "Check the permissions of its folder and files, the mount and the disk."
+    )
+
+
+class IndexBusyError(IndexUnavailableError):
+    """Another process holds a lock of the database for too long."""
+
+    message = (
+        "The index in {subject} is busy: another process has locked its database ({reason}). Nothing was changed. Try "
+        "again, or stop that process."
+    )
+
+
 class IndexFullError(IndexUnavailableError):
     """The disk is too full for this write."""
 
     message = (
         "The disk is too full to write to the index in {subject} ({reason}). Nothing was changed or lost. Free disk "
-        "space and try again."
+        "space, for example by removing old snapshots and model versions, and try again."
     )
 
 
@@ -279,6 +313,15 @@ class ImageArchiveError(_ReasonError):
     """The archive cannot be read, is damaged, or has entries that are not allowed."""
 
     message = "The archive {reason}. No image was added. Send a .zip, .tar, .tar.gz or .tar.bz2 file with images."
+
+
+@dataclass(eq=False)
+class DamagedArchiveError(ImageIndexError):
+    """The archive is damaged or cut off, so that its rest cannot be read. where: such as "after the entry a.jpg"."""
+
+    where: str
+    reason: str
+    message = "The archive is damaged or cut off {where} ({reason}). Nothing behind that place could be read."
 
 
 class SnapshotError(_SubjectError):

@@ -49,4 +49,5 @@ def read_stats(home: Path, milvus: MilvusAddress | None = None) -> IndexStats:
             mode=saved_mode(folder, active.fingerprint) if active else "exact",
             model=active.model if active else "",
             fingerprint=active.fingerprint if active else "",
+            outdated=catalog.outdated(),
         )

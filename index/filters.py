@@ -32,7 +32,7 @@ MAX_VALUES = 100
 _NAME = re.compile(rf'"(?:[^"\\]|\\.)*"|{BARE_NAME}')
 _VALUE = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|([^",][^,]*))\s*(?:,|$)')
 _OPERATOR = re.compile(r"\s*(>=|<=|:|=|>|<)")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # \d would match the digits of every script
 # Fields by name, each with the types its values ever had and the id under which this (field, type) is stored.
 Fields = Mapping[str, Mapping[FieldType, int]]
 

@@ -17,6 +17,7 @@ from index import records
 from index.catalog.images import Entry
 from index.catalog.spaces import SwitchResult
 from index.filters import Where
+from index.search.duplicates import NearGroups
 from index.search.searcher import Mode
 
 
@@ -31,7 +32,7 @@ class Neighbours(list[records.Neighbour]):
 # These types have names because inside the classes below `list` is a method.
 Outcomes = list[records.AddOutcome]
 Answers = list[Neighbours]
-Pairs = list[records.NearPair]
+MAX_LISTED = 10_000  # near-duplicates in one answer
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
@@ -49,8 +50,11 @@ class MissingVectors(Protocol):
         Images that were replaced or deleted in the meantime are skipped.
         """
 
-    def drop_unused(self) -> None:
-        """Delete the vectors that are neither searched, nor the target of a migration, nor kept for a rollback."""
+    def drop_unused(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Delete the vectors that are neither searched, nor the target of a migration, nor kept for a rollback.
+
+        stopped: called after each batch; once it returns True, the rest is left for the next call.
+        """
 
 
 class VectorSpaces(Protocol):
@@ -75,11 +79,18 @@ class VectorSpaces(Protocol):
     def describe(self) -> Sequence[records.Space]:
         """Return the vector spaces that exist."""
 
-    def start_migration(self, model: records.VectorModel) -> bool:
-        """Start to migrate to this model. Returns True if its vectors are complete and search uses them already."""
+    def start_migration(self, model: records.VectorModel) -> None:
+        """Migrate to this model from now on. Search does not change before `finish`.
+
+        Called with the searched model, it cancels the running migration. If it raises, nothing has changed.
+        """
 
     def finish(self, model: records.VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
-        """Search the vectors of `model` if every image has one, except the images with the ids `skipped`."""
+        """Search the vectors of `model` if every image has one, except the images with the ids `skipped`.
+
+        The vectors kept for a rollback are searched although images added since have none, unless that are most.
+        Raises IndexSwitchedError if `model` is neither the target nor searched.
+        """
 
     def switch_now(self) -> None:
         """Search the target's vectors although some are missing. Raises IndexModelError if replicas share the index."""
@@ -106,14 +117,17 @@ class ImageIndex(ABC):
     def add_many(self, images: Sequence[records.NewImage]) -> Outcomes:
         """Add or replace all of `images`, or none of them if one is rejected. Returns their outcomes in order.
 
-        An image with the key, bytes and metadata of a stored one changes nothing.
+        An image with the key, bytes, preparation and metadata of a stored one changes nothing.
         Raises InvalidKeyError, MetadataError, ShapeError, VectorError, IndexFullError, IndexReadOnlyError, and
         IndexSwitchedError if the index has switched to another model.
         """
 
     @abstractmethod
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
+        """Return {key: sha256} of those `keys` that are complete. Raises InvalidKeyError.
+
+        Complete: the image has a vector of every required model, and was prepared by the current preparation.
+        """
 
     @abstractmethod
     def get(self, key: str) -> records.ImageRecord:
@@ -140,10 +154,11 @@ class ImageIndex(ABC):
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
 
     @abstractmethod
-    def delete_where(self, where: Where) -> int:
+    def delete_where(self, where: Where, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Delete the images that match now, and return how many were deleted; no later search finds them.
 
-        An image is deleted completely or not at all. One that changes meanwhile may remain.
+        An image is deleted completely or not at all. One that changes meanwhile may remain. stopped: called between
+        short transactions; once it returns True, the rest is not deleted, and a repeated call continues.
         Raises FilterError, IndexReadOnlyError.
         """
 
@@ -183,11 +198,18 @@ class ImageIndex(ABC):
 
     @abstractmethod
     def duplicates(
-        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
-    ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first.
+        self,
+        threshold: float,
+        limit: int,
+        *,
+        where: Where | None = None,
+        images: int = MAX_LISTED,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> records.Duplicates:
+        """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first.
 
-        stopped: called repeatedly; once it returns True, the pairs found so far are returned. Raises FilterError.
+        limit: maximum number of groups. images: maximum number of images listed in them. stopped: called repeatedly;
+        once it returns True, the groups found so far are returned. Raises FilterError.
         """
 
     @abstractmethod
@@ -234,9 +256,29 @@ class ImageIndex(ABC):
                 metadata=None if image.metadata is None else records.encode_metadata(image.metadata),
                 picture=image.picture if self._keep_pictures else None,
                 vectors={name: rows[number] for name, rows in vectors.items()},
+                preparation=image.preparation,
             )
             for number, image in enumerate(images)
         ]
+
+
+def describe_groups(found: NearGroups, keys: Mapping[int, str]) -> records.Duplicates:
+    """Replace vector ids by keys. keys: of the vectors that still exist."""
+    groups = []
+    for group in found.groups:
+        images = [records.NearImage(keys[number], distance) for distance, number in group.others if number in keys]
+        deleted = len(group.others) - len(images)
+        if group.first in keys and images:
+            groups.append(records.DuplicateGroup(keys[group.first], group.size - deleted, images))
+    note = ""
+    if found.stopped:
+        note = (
+            "The search was stopped at its time limit, so groups may be missing or split. Use a filter or a smaller "
+            "threshold, or run fc7 index duplicates, which has no time limit."
+        )
+    elif found.shortened:
+        note = "More groups or images were found than are listed. Raise the limit, or delete duplicates and repeat."
+    return records.Duplicates(groups, not (found.stopped or found.shortened), note)
 
 
 def check_at_least_one(name: str, value: int) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from index.errors import InvalidKeyError, MetadataError, VectorError
 from model_store.errors import ShapeError
+from model_store.image import PREPARATION
 
 DIMENSIONS = 4096
 MAX_KEY_LENGTH = 200
@@ -47,7 +48,8 @@ class NewImage:
     file, in bytes. width, height: of the original after applying its EXIF orientation, in pixels. metadata: a JSON
     object; None keeps the metadata that the key already has. picture: the prepared 256x256 JPEG, or None. vector:
     float32 [4096], the fc7 activations; stored as float16. vectors: vectors of several models, by model fingerprint,
-    with the same models for all images of a call; if empty, `vector` was made by the index's model.
+    with the same models for all images of a call; if empty, `vector` was made by the index's model. preparation: the
+    version of the preparation (`model_store.image.PREPARATION`) that made the picture and the vectors.
     """
 
     key: str | None
@@ -59,6 +61,7 @@ class NewImage:
     picture: bytes | None
     vector: NDArray[np.float32]
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    preparation: int = PREPARATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,32 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class NearPair:
-    """Two near-duplicate images. distance: as in `Neighbour`."""
+class NearImage:
+    """An image of a group of near-duplicates. distance: from the group's first image, as in `Neighbour`."""
 
-    first: str
-    second: str
+    key: str
     distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Images linked by pairs that are near-duplicates. key: the image that was stored first.
+
+    size: number of images, with the first one. images: the others, nearest to the first one first.
+    """
+
+    key: str
+    size: int
+    images: list[NearImage]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Groups of near-duplicates, largest first. complete: nothing is missing. note: why and how to go on, or ""."""
+
+    groups: list[DuplicateGroup]
+    complete: bool
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +133,25 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class FastCode:
+    """The code of the search mode `fast`.
+
+    recall: share of the 10 exact neighbors that it finds, as last measured; None if not measured. changed: number of
+    vectors added and removed since it was learned, relative to the vectors that exist. learned: seconds since 1970.
+    """
+
+    recall: float | None
+    changed: float
+    learned: float
+
+
+@dataclass(frozen=True, slots=True)
 class IndexStats:
-    """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`."""
+    """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`.
+
+    outdated: images that an earlier version of the preparation prepared.
+    fast: the code of the mode `fast`; None if there is none, or if the index is not open.
+    """
 
     images: int
     vectors: int
@@ -120,6 +160,8 @@ class IndexStats:
     mode: str
     model: str
     fingerprint: str
+    outdated: int
+    fast: FastCode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +183,6 @@ class IndexOptions:
     keep_previous: keep the previous vectors for a rollback (local index only).
     read_only: take no lock, reject writes, and show the state at the time of opening.
     threads: CPU cores for one search; by default all that this process may use (local index only).
-    cache_after: closing writes the vector cache if at least this many vectors changed (local index only).
     fast_from: number of vectors from which on the codes of the mode `fast` are trained; None: never (local index only).
     """
 
@@ -153,7 +194,6 @@ class IndexOptions:
     keep_previous: bool = True
     read_only: bool = False
     threads: int | None = None
-    cache_after: int = 1024
     fast_from: int | None = None
 
     @property
@@ -181,6 +221,7 @@ class Space:
     """A vector space: the stored vectors of one model. `SearchSpace` is the same in memory.
 
     missing_vectors: how many images have no vector of this model. kept: it is the previous space, kept for a rollback.
+    target: the index is migrating to it.
     """
 
     id: int
@@ -190,6 +231,7 @@ class Space:
     vectors: int
     missing_vectors: int
     kept: bool = False
+    target: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +248,8 @@ def check_key(key: str) -> str:
     """Return `key` if it is valid. Raises InvalidKeyError."""
     if not key:
         raise InvalidKeyError(key, "is empty")
+    if key in (".", ".."):
+        raise InvalidKeyError(key, "is a relative path, which no URL can name")
     if len(key) > MAX_KEY_LENGTH:
         raise InvalidKeyError(key, f"has {len(key)} characters")
     for character in key:

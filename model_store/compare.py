@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError, ImageError
-from model_store.image import find_images, prepare, views
+from model_store.image import views
+from model_store.image_files import SkipKind, Skipped, escape_name, find_images
 from model_store.runtime.runner import Outputs, Runner, top_k
 
 _TOP = 5
@@ -38,7 +40,7 @@ class Comparison:
 
     same_top1: images with the same most probable label. same_top5: images with the same set of five labels.
     labelled: images whose folder has the name of a class that both versions know. cosines: of the two fc7 vectors of
-    each image, if both versions have the same architecture. skipped: (path, reason) of each unreadable image.
+    each image, if both versions have the same architecture. skipped: the files that were not compared.
     """
 
     sides: tuple[Side, Side]
@@ -48,7 +50,7 @@ class Comparison:
     same_top5: int = 0
     labelled: int = 0
     cosines: list[float] = field(default_factory=list)
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def compare(
@@ -58,11 +60,13 @@ def compare(
 
     Raises DatasetError if no image can be read, RunnerError.
     """
-    paths = list(find_images(folder))
+    skipped: list[Skipped] = []
+    paths = list(find_images(folder, skipped.append))
+    skipped = [item for item in skipped if item.kind is not SkipKind.HIDDEN]
     runners = (first, second)
     for runner in runners:
         runner.warm_up((1, batch))
-    result = Comparison((Side(first.artifact.id), Side(second.artifact.id)), batch)
+    result = Comparison((Side(first.artifact.id), Side(second.artifact.id)), batch, skipped=skipped)
     comparable = first.artifact.manifest.architecture == second.artifact.manifest.architecture
     known = set(first.artifact.labels) & set(second.artifact.labels)
     for start in range(0, len(paths), batch):
@@ -90,13 +94,15 @@ def _read(
     paths: Sequence[Path], known: set[str], result: Comparison
 ) -> tuple[list[NDArray[np.uint8]], list[str | None]]:
     pixels, labels = [], []
-    for path in paths:
-        try:
-            pixels.append(prepare(path.read_bytes()))
-        except (ImageError, OSError) as error:
-            result.skipped.append((path, str(error)))
-            continue
-        labels.append(path.parent.name if path.parent.name in known else None)
+    with Decoder() as decoder:
+        for path in paths:
+            try:
+                pixels.append(decoder.prepare(path.read_bytes()))
+            except (ImageError, OSError) as error:
+                result.skipped.append(Skipped.of(path, error))
+                continue
+            label = escape_name(path.parent.name)
+            labels.append(label if label in known else None)
     return pixels, labels
 
 

@@ -6,7 +6,11 @@ Fc7Error
 ├── ImageError
 │   ├── ImageUnreadableError   not an image, or a broken one
 │   ├── ImageFormatError       an image format that is not supported
-│   └── ImageTooLargeError     more pixels than the limit
+│   ├── ImageTooLargeError     more pixels than the limit
+│   ├── DecodeTimeError        decoding takes more time than the limit
+│   ├── DecodeMemoryError      decoding takes more memory than the limit
+│   └── DecoderCrashError      the process that decoded the image ended
+├── DecoderBusyError           too many expensive images wait for decoding
 ├── ArtifactError              a version on disk cannot be used
 │   ├── ArtifactCorruptError   a file is missing or differs from the manifest
 │   ├── ArtifactFormatError    the manifest is broken or has a newer format
@@ -18,6 +22,8 @@ Fc7Error
 ├── NoPreviousModelError       there is no version to roll back to
 ├── ModelInUseError            the version is in use and cannot be removed
 ├── PublishError               a version could not be written (disk full, no permission)
+│   └── ActivationError        `active.json` could not be written
+│       └── ActivationDiskFullError  because the disk is full
 ├── RunnerError                the inference engine failed
 │   └── DeviceUnavailableError CUDA was requested and is not available
 └── TrainingError
@@ -94,13 +100,18 @@ class ImageUnreadableError(ImageError):
 
 @dataclass(eq=False)
 class ImageFormatError(ImageError):
-    """The bytes are of a known format that is not supported. `supported` are the formats that are."""
+    """The bytes are of a known format that is not supported. `supported` are the formats that are.
+
+    advice: a sentence without a full stop about how to get a supported file; empty if there is none.
+    """
 
     found: str
     supported: Sequence[str]
+    advice: str = ""
 
     def __str__(self) -> str:
-        return f"The format {self.found} is not supported. Supported formats: {', '.join(self.supported)}."
+        advice = f" {self.advice}." if self.advice else ""
+        return f"The format {self.found} is not supported. Supported formats: {', '.join(self.supported)}.{advice}"
 
 
 @dataclass(eq=False)
@@ -113,6 +124,50 @@ class ImageTooLargeError(ImageError):
         "The image has {pixels:,} pixels, and the limit is {limit:,}. Send a smaller copy; 256 pixels on the shorter "
         "side are enough."
     )
+
+
+@dataclass(eq=False)
+class DecodeTimeError(ImageError):
+    """Decoding the image takes more seconds than the limit. It was not started, or it was stopped."""
+
+    seconds: float
+    limit: float
+    message = (
+        "Decoding the image takes {seconds:g} s or more, and the limit is {limit:g} s (FC7_DECODE_S). Send a smaller "
+        "copy, or save it again as a baseline JPEG; 256 pixels on the shorter side are enough."
+    )
+
+
+@dataclass(eq=False)
+class DecodeMemoryError(ImageError):
+    """Decoding the image takes more memory than the limit, in megabytes. It was not started, or it was stopped."""
+
+    megabytes: int
+    limit: int
+    message = (
+        "Decoding the image takes {megabytes:,} MB of memory or more, and the limit is {limit:,} MB "
+        "(FC7_MAX_DECODE_MB). Send a smaller copy, or save it again as a baseline JPEG; 256 pixels on the shorter side "
+        "are enough."
+    )
+
+
+@dataclass(eq=False)
+class DecoderCrashError(ImageError):
+    """The process that decoded the image ended. Other images are not affected."""
+
+    reason: str
+    message = (
+        "The process that decoded the image stopped: {reason}. The image is probably damaged. Save it "
+        "again, for example as a JPEG."
+    )
+
+
+@dataclass(eq=False)
+class DecoderBusyError(Fc7Error):
+    """So many expensive images wait for decoding that another one would miss its deadline."""
+
+    retry_after: int
+    message = "Too many images that are expensive to decode are waiting. Try again in {retry_after} s."
 
 
 class ArtifactError(Fc7Error):
@@ -243,6 +298,24 @@ class PublishError(Fc7Error):
     message = (
         "Publishing failed while writing {path}: {reason}. No part of the version is visible. Fix the cause, for "
         "example free disk space, and publish again."
+    )
+
+
+class ActivationError(PublishError):
+    """`active.json` could not be written. The active version did not change."""
+
+    message = (
+        "The active version could not be changed, because writing {path} failed: {reason}. It is the same as before. "
+        "Make the folder writable, and try again."
+    )
+
+
+class ActivationDiskFullError(ActivationError):
+    """`active.json` could not be written, because the disk is full. The active version did not change."""
+
+    message = (
+        "The active version could not be changed, because writing {path} failed: {reason}. It is the same as before. "
+        "Free disk space, and try again."
     )
 
 

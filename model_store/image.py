@@ -1,69 +1,43 @@
 """Decode an image and prepare it for the network: the only path for training, indexing and serving.
 
 Guarantees: the header is read first, and at most `max_pixels` pixels are decoded. EXIF orientation is applied. The
-result is RGB, uint8, 0-255; transparent pixels are blended over white. The central square is resampled to 256x256 in
-one antialiased bilinear step; large JPEGs are first scaled down by the decoder, to at least twice that size. Any input
-gives an array or an `ImageError`. Thread-safe.
-Out of scope: mean subtraction (the exported graph does it), color profiles, URLs, frames after the first. libtiff may
-still print a line about a broken TIFF to standard error.
+result is sRGB, uint8, 0-255: color profiles are converted, and transparent pixels are blended over white. The central
+square is resampled to 256x256 in one antialiased bilinear step; large JPEGs are first scaled down by the decoder, to at
+least twice that size. Any input gives an array or an `ImageError`; a picture that would be decoded wrongly gives an
+`ImageFormatError`. Thread-safe.
+Out of scope: mean subtraction (the exported graph does it), URLs, frames after the first. libtiff may still print a
+line about a broken TIFF to standard error. How formats, depths and colors are handled: `model_store.decoding`.
 References: the paper, section 2 (shorter side to 256, then the central 256x256) and 4.1 (ten views).
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
-from PIL.ImageFile import ImageFile
+from PIL import Image
 
 from model_store import errors
+from model_store.decoding import formats
+from model_store.decoding.color import to_srgb
+from model_store.decoding.opening import open_source
+from model_store.decoding.source import central_square
 
-PREPARATION: Final = 1
+PREPARATION: Final = 2
 """Version of the preparation. Pictures and vectors made by another version must be computed again."""
 SIZE: Final = 256
 CROP: Final = 224
 DEFAULT_MAX_PIXELS: Final = 50_000_000
-SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES: Final = formats.SUFFIXES
 
 # The JPEG decoder may scale down by 2, 4 or 8, but must leave at least this size on the shorter side.
-_DRAFT_SIZE = 2 * SIZE
-
-# Format -> (signature, decoder)
-_SUPPORTED: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]]] = {
-    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
-    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
-    "WEBP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
-    "GIF": (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
-    "BMP": (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
-    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
-}
-FORMATS: Final = tuple(_SUPPORTED)
-_UNSUPPORTED = (
-    (re.compile(rb"....ftyp(?:avif|avis)", re.DOTALL), "AVIF"),
-    (re.compile(rb"....ftyp(?:hei[cxms]|hev[cmsx]|mif1|msf1)", re.DOTALL), "HEIC"),
-    (re.compile(rb"....ftyp", re.DOTALL), "MP4 (video)"),
-    (re.compile(rb"%PDF-"), "PDF"),
-    (re.compile(rb"\0\0[\1\2]\0[^\0]"), "ICO"),
-    (re.compile(rb"8BPS"), "PSD"),
-    (re.compile(rb"\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51"), "JPEG 2000"),
-    (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
-    (re.compile(rb"P[1-7]\s"), "PNM"),
-    (re.compile(rb"qoif"), "QOI"),
-    (re.compile(rb"DDS "), "DDS"),
-    (re.compile(rb"v/1\x01"), "OpenEXR"),
-    (re.compile(rb"%!PS"), "PostScript"),
-    # A lookahead for each part: nested repetition would take exponential time on hostile input.
-    (re.compile(rb"(?=\s*<)(?=.*<svg)", re.DOTALL), "SVG"),
-)
+_LEAST_SIZE = 2 * SIZE
 
 # EXIF orientation -> transformation of an array [height, width, 3] to the upright picture. See EXIF 2.32, 4.6.4 A.
 _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -75,16 +49,13 @@ _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda a: a.transpose(1, 0, 2)[::-1],
 }
-_ORIENTATION = 0x0112
-# Modes that are resampled directly (Pillow premultiplies alpha for RGBA and LA). Other modes are converted first.
-_RESAMPLED_DIRECTLY = ("RGB", "L", "CMYK", "YCbCr", "RGBX", "RGBA", "LA", "RGBa", "La")
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
     """A prepared picture, with the size and format of the original.
 
-    pixels: uint8 [256,256,3], RGB. width, height: of the upright original, in pixels. format: one of `FORMATS`.
+    pixels: uint8 [256,256,3], RGB. width, height: of the upright original, in pixels. format: one of `formats.FORMATS`.
     """
 
     pixels: NDArray[np.uint8]
@@ -105,14 +76,17 @@ def prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.
 
 def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> PreparedImage:
     """As `prepare`, but also return the size and format of the original."""
-    form = _format_of(data)
+    form = formats.format_of(data)
     _silence_decoders()
     try:
-        with _SUPPORTED[form][1](io.BytesIO(data)) as image:
-            width, height = image.size
+        source = open_source(data, form, _LEAST_SIZE)
+        with source.image:
+            width, height = source.size
             if width * height > max_pixels:
                 raise errors.ImageTooLargeError(width * height, max_pixels)
-            pixels, orientation = _central_square(image)
+            source.load()
+            square = to_srgb(central_square(source, SIZE), source.profile())
+            pixels, orientation = np.asarray(_over_white(square)), source.orientation()
     except errors.ImageError:
         raise
     except Image.DecompressionBombError as exc:
@@ -130,74 +104,11 @@ def inspect_and_prepare(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     return PreparedImage(np.ascontiguousarray(pixels), width, height, form)
 
 
-def _format_of(data: bytes) -> str:
-    if not data:
-        raise errors.ImageUnreadableError("the data is empty")
-    head = bytes(data[:1024])
-    for form, (signature, _) in _SUPPORTED.items():
-        if signature.match(head):
-            return form
-    for signature, form in _UNSUPPORTED:
-        if signature.match(head):
-            raise errors.ImageFormatError(form, FORMATS)
-    raise errors.ImageUnreadableError(f"the first bytes are not those of a known image format ({head[:8]!r})")
-
-
-def _central_square(image: ImageFile) -> tuple[NDArray[np.uint8], int]:
-    """Return the central square, uint8 [256,256,3], before orientation is applied, and the EXIF orientation."""
-    scaled = image.draft("RGB", (_DRAFT_SIZE, _DRAFT_SIZE))
-    image.load()
-    # The last column and row of a scaled JPEG may be only partly inside the picture. `draft` gives the exact size.
-    width, height = scaled[1][2:] if scaled else image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    square = _resamplable(image).resize(
-        (SIZE, SIZE), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(_over_white(square)), _orientation(image)
-
-
-def _orientation(image: ImageFile) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF does not make the picture unusable
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _resamplable(image: Image.Image) -> Image.Image:
-    """Return the picture in a mode that can be resampled: 8-bit gray or color, with or without alpha."""
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(image)))
-    if image.has_transparency_data and image.mode not in _RESAMPLED_DIRECTLY[4:]:
-        return image.convert("RGBA")
-    if image.mode not in _RESAMPLED_DIRECTLY:
-        return image.convert("L" if image.mode == "1" else "RGB")
-    return image
-
-
-def _eight_bits(gray: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale gray values of more than 8 bits to 0-255.
-
-    uint16 is scaled from 0-65535. For wider types, the range is the smallest of 0-1 (floats only), 0-255 and 0-65535
-    that contains all values, and otherwise the minimum to the maximum of the picture. NaN is treated as 0.
-    """
-    if gray.dtype.itemsize == 2 and gray.dtype.kind == "u":
-        return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    values = np.nan_to_num(gray.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 65535:
-        white = 1.0 if high <= 1 and gray.dtype.kind == "f" else 255.0 if high <= 255 else 65535.0
-        low, high = 0.0, white
-    return np.rint((values - low) * (255 / max(high - low, np.finfo(float).tiny))).astype(np.uint8)
-
-
 def _over_white(square: Image.Image) -> Image.Image:
-    if square.mode not in ("RGBA", "LA", "RGBa", "La"):
-        return square.convert("RGB")
-    rgba = square.convert("RGBA")
-    white = Image.new("RGB", rgba.size, "white")
-    white.paste(rgba, mask=rgba.getchannel("A"))
+    if square.mode != "RGBA":
+        return square
+    white = Image.new("RGB", square.size, "white")
+    white.paste(square, mask=square.getchannel("A"))
     return white
 
 
@@ -241,25 +152,3 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return file.getvalue()
-
-
-def find_images(folder: Path) -> Iterator[Path]:
-    """Yield all files in `folder` and below whose suffix is in `SUFFIXES` (case-insensitive), sorted by folder.
-
-    Hidden files and folders are skipped, and links to folders are not followed. The files are not opened.
-    Raises DatasetError if a folder does not exist or cannot be read.
-    """
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError as exc:
-        raise errors.DatasetError(
-            f"The folder {folder} cannot be read: {exc.strerror}. Check the path and its permissions."
-        ) from exc
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from find_images(Path(entry.path))
-        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-            yield Path(entry.path)

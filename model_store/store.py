@@ -39,7 +39,8 @@ from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
 _STAGING = ".staging-"
 _REMOVED = ".removed-"
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
-_CANNOT_WRITE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CANNOT_WRITE = (None, *_DISK_FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +186,10 @@ class ModelStore:
         """Verify a version (the newest for None) and make it the active one. No effect if it is active already.
 
         verify: False if the caller has just verified the files. The version that was active becomes the previous one.
-        Raises the errors of `get`, and PublishError if `active.json` cannot be written; the active version does not
+        Raises the errors of `get`, and ActivationError if `active.json` cannot be written; the active version does not
         change then.
         """
-        with self._changing(self._active_file):
+        with self._activating():
             return self._activate(self.get(name, version, verify=verify))
 
     def rollback(self) -> Artifact:
@@ -196,7 +197,7 @@ class ModelStore:
 
         Raises the errors of `previous` and `activate`.
         """
-        with self._changing(self._active_file):
+        with self._activating():
             return self._activate(self.previous())
 
     def _activate(self, artifact: Artifact) -> Artifact:
@@ -237,6 +238,17 @@ class ModelStore:
         with _writing(path), locked(self._models / ".publish.lock"):
             yield
 
+    @contextmanager
+    def _activating(self) -> Iterator[None]:
+        try:
+            with self._changing(self._active_file):
+                yield
+        except (OSError, errors.PublishError) as exc:
+            cause = exc if isinstance(exc, OSError) else exc.__cause__
+            full = isinstance(cause, OSError) and cause.errno in _DISK_FULL
+            error = errors.ActivationDiskFullError if full else errors.ActivationError
+            raise error(self._active_file, str(exc.strerror if isinstance(exc, OSError) else exc.reason)) from exc
+
     def list(self) -> list[Artifact]:
         """Return all readable versions, ordered by name and number. Their files are not verified."""
         return [*self.scan()[0]]
@@ -276,7 +288,17 @@ class ModelStore:
         return [f"{name}:{version}" for name in self._names() for version in self._versions(name)]
 
     def _write_active(self, models: ActiveModels) -> None:
-        write_atomic(self._active_file, (json.dumps({"format": 1, **asdict(models)}, indent=2) + "\n").encode())
+        former = self._active_file.read_bytes() if self._active_file.exists() else None
+        try:
+            write_atomic(self._active_file, (json.dumps({"format": 1, **asdict(models)}, indent=2) + "\n").encode())
+        except OSError:
+            # The new file may be in place if only the last step failed, the sync of the folder.
+            with suppress(OSError):
+                if former is None:
+                    self._active_file.unlink(missing_ok=True)
+                else:
+                    write_atomic(self._active_file, former)
+            raise
 
 
 def _reference(values: dict[str, object]) -> ModelRef:

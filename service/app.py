@@ -8,7 +8,7 @@ Out of scope: listening on a socket (see `service.server`), reading the environm
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -16,11 +16,16 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from model_store.errors import Fc7Error
 from model_store.runtime.runner import Runner
+from service.api.archive_upload import Uploads
 from service.api.auth import Keyring
 from service.api.middleware import LingeringClose, Observe
+from service.api.oip_codec import HEADER_LENGTH
+from service.api.origin import RequestOrigin
+from service.api.paths import Paths
 from service.api.problems import INFERENCE_PATH, PROBLEM_TYPE, handle_error
 from service.api.routes import ROUTERS
 from service.api.upload import BodyBudget
@@ -52,12 +57,15 @@ class _Application(FastAPI):
         return super().openapi()
 
 
-def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastAPI:
+def create_app(
+    settings: Settings, *, make_runner: MakeRunner = Runner, lost_log_lines: Callable[[], int] = lambda: 0
+) -> FastAPI:
     """Return the application. Its lifespan opens the model and the index; it raises Fc7Error if it must not start.
 
-    make_runner: creates the Runner of a version (tests pass a subclass).
+    make_runner: creates the Runner of a version (tests pass a subclass). lost_log_lines: returns how many log lines
+    were lost, for the metrics.
     """
-    state = State(settings, make_runner)
+    state = State(settings, make_runner, lost_log_lines)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,16 +77,41 @@ def create_app(settings: Settings, *, make_runner: MakeRunner = Runner) -> FastA
             await asyncio.to_thread(state.close)
 
     app = _Application(
-        title="fc7", version=version("fc7"), description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="fc7",
+        version=version("fc7"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # `Paths` answers them; a redirect would lose the body of a POST
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.fc7 = state
     app.state.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
     app.state.body_budget = BodyBudget(settings.max_buffer_bytes)
+    app.state.uploads = Uploads(settings.max_uploads)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(Fc7Error, handle_error)
     app.add_exception_handler(RequestValidationError, handle_error)
     app.add_exception_handler(HTTPException, handle_error)
-    app.add_middleware(LingeringClose)
-    app.add_middleware(Observe, state=state)  # the last added is the outermost
+    _add_middleware(app, state)
     return app
+
+
+def _add_middleware(app: FastAPI, state: State) -> None:
+    """Add the middleware. Each one added is outside of those before it."""
+    settings = state.settings
+    app.add_middleware(Paths, root_path=settings.root_path)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+            allow_headers=("Authorization", "If-None-Match", "X-API-Key", "X-Request-ID", HEADER_LENGTH),
+            expose_headers=("Allow", "ETag", "Location", "Retry-After", "Server-Timing", "X-Request-ID", HEADER_LENGTH),
+            allow_private_network=True,
+        )
+    app.add_middleware(RequestOrigin, settings=settings)
+    app.add_middleware(LingeringClose)
+    app.add_middleware(Observe, state=state)

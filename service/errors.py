@@ -5,6 +5,8 @@ Fc7Error
     ├── SettingError          a setting has an invalid value
     ├── RequestError          the request is invalid
     │   ├── ParameterError        a parameter is out of range
+    │   ├── HostMalformedError    the Host header is missing, repeated or malformed
+    │   ├── HostNotAllowedError   the Host header names a host that is not this server's
     │   ├── BodyMalformedError    the body violates the rules of its type
     │   ├── BodyTypeError         the Content-Type is not supported
     │   ├── BodyEncodingError     the Content-Encoding is not supported
@@ -15,18 +17,24 @@ Fc7Error
     │   └── BadImageError         one of several images failed; the status is that of its error
     ├── AccessError
     │   ├── UnauthorizedError     the key is missing or unknown
-    │   └── ForbiddenError        the key does not have the required scope
+    │   ├── ForbiddenError        the key does not have the required scope
+    │   └── OriginNotAllowedError a web page of another origin sent the request
     ├── UnavailableError      temporary: try again after `retry_after` seconds
     │   ├── QueueFullError        the queue is full
     │   ├── DrainingError         the server is shutting down
     │   ├── NotReadyError         no model is active
     │   ├── RunnerDeadError       the model's device failed permanently
+    │   ├── JobStoreError         the table of jobs cannot be opened
     │   ├── MemoryShortError      not enough memory to load another version
+    │   ├── ResourcesExhaustedError  the process is out of memory, threads, open files or connections
+    │   ├── VersionsPinnedError   an activation or a migration needs all versions in memory
     │   └── ModelNotLoadedError   the version was just removed from memory
     ├── ConflictError         the request conflicts with the current state
+    │   ├── JobStateError         a job cannot be retried in its state
     │   ├── ActivationRunningError  another version is being activated
     │   └── TooManyModelsError    the limit of versions in memory is reached
     ├── JobNotFoundError      no job has this id
+    ├── StorageError          a temporary file cannot be written
     └── DeadlineError         decoding, queueing and running took too long
 
 Out of scope: HTTP status codes (see `service.api.problems`).
@@ -34,8 +42,10 @@ Out of scope: HTTP status codes (see `service.api.problems`).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from model_store.errors import Fc7Error
 
@@ -69,6 +79,28 @@ class ParameterError(RequestError):
     message = "{name}={value} is not valid: expected {expected}."
 
 
+@dataclass(eq=False)
+class HostMalformedError(RequestError):
+    """The request does not have exactly one valid Host header."""
+
+    found: str
+
+    def __str__(self) -> str:
+        problem = f"The Host header {self.found!r} is not valid" if self.found else "The Host header is missing"
+        return f"{problem}. Send exactly one, with the host name or IP address of the server, and the port."
+
+
+@dataclass(eq=False)
+class HostNotAllowedError(RequestError):
+    """The request names a host that is not known to be this server: a web page may have been given its address."""
+
+    host: str
+    message = (
+        "The host {host!r} in the Host header is not allowed. Use localhost or the server's IP address, or add the "
+        "name to FC7_ALLOWED_HOSTS and restart the server."
+    )
+
+
 class BodyMalformedError(RequestError):
     """The body violates the rules of its type. The message says how."""
 
@@ -87,10 +119,14 @@ class BodyTypeError(RequestError):
 
 @dataclass(eq=False)
 class BodyEncodingError(RequestError):
-    """The Content-Encoding is not supported."""
+    """The Content-Encoding is not supported. `accepted` is the value of the response's Accept-Encoding header."""
 
     found: str
-    message = "The Content-Encoding {found} is not supported. Send gzip, deflate or an uncompressed body."
+    accepted: str
+
+    def __str__(self) -> str:
+        fix = "Send the body uncompressed" if self.accepted == "identity" else f"Use one of {self.accepted}, or none"
+        return f"The Content-Encoding {self.found[:80]} is not supported. {fix}."
 
 
 @dataclass(eq=False)
@@ -147,6 +183,17 @@ class ForbiddenError(AccessError):
 
 
 @dataclass(eq=False)
+class OriginNotAllowedError(AccessError):
+    """A web page of another origin sent the request without a key."""
+
+    origin: str
+    message = (
+        "A web page of another origin ({origin}) sent this request. If you trust the page, add its origin to "
+        "FC7_ALLOWED_ORIGINS and restart the server."
+    )
+
+
+@dataclass(eq=False)
 class JobNotFoundError(ServiceError):
     """No job has this id."""
 
@@ -185,6 +232,20 @@ class NotReadyError(UnavailableError):
 
 
 @dataclass(eq=False)
+class JobStoreError(UnavailableError):
+    """The jobs of the home cannot be read. Everything else works."""
+
+    retry_after = 60
+
+    folder: Path
+    reason: str
+    message = (
+        "The import jobs in {folder} are not available: {reason}. Nothing in the folder was changed. Fix the cause, or "
+        "move jobs.db away: the archives of accepted jobs are then read again."
+    )
+
+
+@dataclass(eq=False)
 class RunnerDeadError(UnavailableError):
     """The model's device failed permanently. The process exits, so that its supervisor starts a new one."""
 
@@ -199,7 +260,10 @@ class RunnerDeadError(UnavailableError):
 
 @dataclass(eq=False)
 class MemoryShortError(UnavailableError):
-    """There is not enough memory to load another version. `needed` and `available` are in bytes."""
+    """There is not enough memory to load another version. `needed` and `available` are in bytes.
+
+    `available` is 0 if an allocation failed, for example because of a limit of the process.
+    """
 
     retry_after = 30
 
@@ -208,10 +272,44 @@ class MemoryShortError(UnavailableError):
     available: int
 
     def __str__(self) -> str:
-        return (
+        problem = (
             f"Loading {self.model} temporarily needs {self.needed / 1e6:,.0f} MB of memory, but only "
-            f"{self.available / 1e6:,.0f} MB are available. Give the service more memory, lower FC7_MAX_LOADED, or run "
+            f"{self.available / 1e6:,.0f} MB are available."
+            if self.available
+            else f"The memory of the process ran out while {self.model} or its vectors were loaded."
+        )
+        return (
+            f"{problem} Give the service more memory, lower FC7_MAX_LOADED, or run "
             f"fc7 models activate {self.model} and restart the service."
+        )
+
+
+@dataclass(eq=False)
+class ResourcesExhaustedError(UnavailableError):
+    """The process has no more of a resource: memory, threads, open files or connections."""
+
+    retry_after = 2
+
+    resource: str
+    message = (
+        "The server has no more {resource}. Try again in a moment. If this persists, send fewer requests at once, or "
+        "raise the limit of the server."
+    )
+
+
+@dataclass(eq=False)
+class VersionsPinnedError(UnavailableError):
+    """An activation, or the migration of the index, needs all versions that may be in memory."""
+
+    retry_after = 10
+
+    limit: int
+    loaded: Sequence[str]
+
+    def __str__(self) -> str:
+        return (
+            f"At most {self.limit} versions may be in memory, and {', '.join(self.loaded)} are needed until an "
+            "activation or the migration of the index is complete. Try again then, or raise FC7_MAX_LOADED."
         )
 
 
@@ -225,6 +323,15 @@ class ModelNotLoadedError(UnavailableError):
 
 class ConflictError(ServiceError):
     """The request conflicts with the current state."""
+
+
+@dataclass(eq=False)
+class JobStateError(ConflictError):
+    """The job cannot be retried."""
+
+    job: str
+    state: str
+    message = "Job {job} is {state}. Only a failed job whose archive was kept (archive_bytes) can be retried."
 
 
 @dataclass(eq=False)
@@ -250,8 +357,33 @@ class TooManyModelsError(ConflictError):
 
 
 @dataclass(eq=False)
+class StorageError(ServiceError):
+    """The disk of the server is full or failing."""
+
+    reason: str
+    message = "The server cannot write to its disk ({reason}). Nothing was changed. Free disk space and try again."
+
+
+@dataclass(eq=False)
 class DeadlineError(ServiceError):
     """Decoding, queueing and running together took longer than the deadline."""
 
     limit: float
     message = "The response was not ready within {limit:g} s. Try again, or send fewer images per request."
+
+
+_EXHAUSTED = {errno.EMFILE: "open files", errno.ENFILE: "open files", errno.ENOMEM: "memory", errno.ENOBUFS: "memory"}
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def translate_system_error(error: BaseException) -> ResourcesExhaustedError | StorageError | None:
+    """Return the error of the service for an error of the operating system; None for any other error."""
+    if isinstance(error, MemoryError):
+        return ResourcesExhaustedError("memory")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return ResourcesExhaustedError("threads")
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return ResourcesExhaustedError(_EXHAUSTED[error.errno])
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return StorageError(error.strerror or "disk full")
+    return None

@@ -5,14 +5,33 @@ Out of scope: reading the environment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from index.errors import MilvusUnsupportedError
 from index.factory import open_index, read_stats
 from index.interface import ImageIndex
 from index.records import IndexOptions, IndexStats, MilvusAddress
+from model_store.decoder.decoder import Decoder, Event
+from model_store.decoder.limits import DecodeLimits
 from model_store.runtime.options import RunnerOptions
 from service.settings import Settings
+
+_DECODER_NICENESS: Final = 5  # about a third of the share of a thread of the model
+
+
+def decode_limits(settings: Settings) -> DecodeLimits:
+    """Return the limits of decoding one image."""
+    return DecodeLimits(settings.max_pixels, settings.max_decode_mb * 1_000_000, settings.decode_s)
+
+
+def decoder_of(settings: Settings, *, workers: int, on_event: Callable[[Event], None]) -> Decoder:
+    """Return a decoder for a service, whose processes give way to the model. workers, on_event: as in `Decoder`."""
+    memory = None if settings.decode_memory_mb is None else settings.decode_memory_mb * 1_000_000
+    return Decoder(
+        decode_limits(settings), workers=workers, memory=memory, niceness=_DECODER_NICENESS, on_event=on_event
+    )
 
 
 def runner_options(settings: Settings) -> RunnerOptions:
@@ -49,6 +68,14 @@ def milvus_address(settings: Settings) -> MilvusAddress | None:
         return None
     token = None if settings.index_token is None else settings.index_token.get_secret_value()
     return MilvusAddress(settings.index_uri, token, settings.index_name, settings.index_timeout_s)
+
+
+def outdated_note(count: int) -> str:
+    """Return what to tell about images that an earlier version of the preparation prepared."""
+    return (
+        f"{count:,} images were prepared by an earlier version of fc7, so their colors, and the neighbors found for "
+        "them, may be wrong. Index the same folder again: fc7 index build DIR"
+    )
 
 
 def read_stats_of(settings: Settings) -> IndexStats:

@@ -1,10 +1,12 @@
-"""HTTP server: uvicorn with header limits and a graceful shutdown.
+"""HTTP server: uvicorn with header limits, a limit of connections and a shutdown within a time limit.
 
 Guarantees:
-- On SIGTERM or Ctrl-C, new requests are refused with 503 while admitted ones are answered. Then the process exits with
-  code 0, at the latest after `shutdown_timeout_s`. A second signal stops it immediately.
+- After a signal, new requests are refused with 503 while admitted ones are answered. Requests that take longer than
+  `answer_time` are answered with 503. Then everything is closed, and the process exits with code 0. It never takes
+  longer than `shutdown_timeout_s` (see `service.process`).
 - If the model dies, the process exits with code 1 after the waiting requests were answered.
 - A connection whose headers do not arrive in time, or exceed 32 KiB, is closed.
+- A connection beyond the limit, which depends on the limit of open files, is answered with 503 and closed.
 
 Out of scope: several worker processes, reloading, TLS and HTTP/2 (use a proxy).
 """
@@ -16,7 +18,11 @@ import errno
 import gc
 import socket
 import time
-from types import FrameType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 import uvloop
@@ -24,29 +30,52 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.auth import check_binding
-from service.errors import SettingError
+from service.api.problems import problem_of
+from service.errors import ResourcesExhaustedError, SettingError
+from service.process import Shutdown, max_connections, running_threads
 from service.settings import Settings
 from service.state import State
 
 _HEADER_S = 20.0
 _HEADER_BYTES = 32 * 1024
-_LAST_RESPONSES_S = 1
+_LAST_RESPONSES_S = 1.0
+_CANCEL_S = 0.2
+_LINGER_S = 1.0
+_MAX_CLOSING_S = 5.0
+
+
+def answer_time(shutdown_timeout_s: float) -> float:
+    """Return for how many seconds of a shutdown requests are answered. The rest, at most 5 s, is left for closing."""
+    return shutdown_timeout_s - min(_MAX_CLOSING_S, shutdown_timeout_s / 2)
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol, with a size and a time limit for the headers of a request."""
+    """uvicorn's HTTP/1.1 protocol with a size and a time limit for the headers of a request.
+
+    If more than `max_connections` are open, a new one is answered with 503 and closed.
+    """
 
     _headers_complete = False
     _header_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _refused = False
+
+    def __init__(self, *arguments: Any, max_connections: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._max_connections = max_connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the first headers."""
         super().connection_made(transport)
-        self._start_timer()
+        if len(self.connections) > self._max_connections:
+            self._refuse()
+        else:
+            self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         """Parse data; while the headers are incomplete, count it and keep the timer running."""
+        if self._refused:
+            return
         super().data_received(data)
         if self._headers_complete:
             return
@@ -64,7 +93,19 @@ class Protocol(HttpToolsProtocol):
         """Stop the timer, and start to answer."""
         self._headers_complete, self._header_bytes = True, 0
         self._stop_timer()
+        if not self.url.startswith(b"/"):
+            self._apply_target()
         super().on_headers_complete()
+
+    def _apply_target(self) -> None:
+        """Use the host of a request target such as http://host/path instead of the Host header. RFC 9112, 3.2.2."""
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":  # asks about the server as a whole
+            self.url = b"/"
+            return
+        target = urlsplit(self.url)
+        self.url = (target.path or b"/") + (b"?" + target.query if target.query else b"")
+        self.headers[:] = [header for header in self.headers if header[0] != b"host"]
+        self.headers.append((b"host", target.netloc))
 
     def on_response_complete(self) -> None:
         """Wait for the next headers; empty lines before them are allowed, and count as part of them."""
@@ -76,6 +117,17 @@ class Protocol(HttpToolsProtocol):
         """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
+
+    def _refuse(self) -> None:
+        """Answer before a request arrives. An immediate close could make the client lose the response."""
+        self._refused = True
+        answer = problem_of("/", ResourcesExhaustedError("connections"))
+        headers = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
+        head = b"HTTP/1.1 %d Service Unavailable\r\nconnection: close\r\n" % answer.status_code
+        self.transport.write(head + headers + b"\r\n" + bytes(answer.body))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def _start_timer(self) -> None:
         if self._timer is None and not self.transport.is_closing():
@@ -90,35 +142,55 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server with a graceful shutdown. `exit_code` is the exit code of the process."""
 
-    def __init__(self, config: uvicorn.Config, state: State, shutdown_timeout_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, shutdown_timeout_s: float, on_death: Callable[[], None]):
+        """on_death: called once, when the model stops working."""
         super().__init__(config)
         self._state = state
-        self._shutdown_timeout_s = shutdown_timeout_s
-        self._signalled = False
-        self._loop = asyncio.get_running_loop()
+        self._answer_s = answer_time(shutdown_timeout_s)
+        self._on_death = on_death
         self.exit_code = 0
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Start draining at the first signal, stop immediately at the second.
-
-        Signals interrupt the main thread anywhere, even while it holds a lock such as the log's. Draining needs that
-        lock, so it is scheduled on the event loop instead.
-        """
-        del sig, frame
-        if self._signalled:
-            self.should_exit = self.force_exit = True
-        self._signalled = True
-        self._loop.call_soon_threadsafe(self._state.drain)
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `Shutdown`."""
+        yield
 
     async def on_tick(self, counter: int) -> bool:
         """Check, ten times a second, whether to stop."""
-        since = self._state.draining_since
-        if since is not None and (self._state.in_flight == 0 or time.monotonic() - since > self._shutdown_timeout_s):
+        if self._state.draining_since is not None and (self._state.in_flight == 0 or self._answer_s_left() <= 0):
             self.should_exit = True
         if self._state.dead is not None:
             self.exit_code = 1
             self.should_exit = True
+            self._on_death()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close idle connections, wait for the last responses, and end what is left."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._connections_closed(min(_LAST_RESPONSES_S, self._answer_s_left()))
+        if self.server_state.tasks:
+            self._state.log.warning("requests cut off by the shutdown", requests=len(self.server_state.tasks))
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await self._connections_closed(_CANCEL_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # clients that do not read their responses
+
+    async def _connections_closed(self, timeout_s: float) -> None:
+        """Wait until all connections are closed, for at most `timeout_s` seconds."""
+        end = time.monotonic() + timeout_s
+        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    def _answer_s_left(self) -> float:
+        since = self._state.draining_since
+        return self._answer_s if since is None else since + self._answer_s - time.monotonic()
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -128,7 +200,9 @@ def bind(settings: Settings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        # An address such as fe80::1%eth0 has a scope, which only getaddrinfo reads.
+        [address, *_] = socket.getaddrinfo(settings.host, settings.port, family, socket.SOCK_STREAM)
+        listener.bind(address[4])
     except OSError as exc:
         listener.close()
         if exc.errno in (errno.EADDRINUSE, errno.EACCES):
@@ -137,39 +211,53 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
+def run(app: FastAPI, settings: Settings, listener: socket.socket, shutdown: Shutdown | None = None) -> int:
     """Run `serve_until_stopped` on uvloop, which takes a third less time per request than asyncio's event loop.
 
     uvloop also disables Nagle's algorithm; asyncio does not for a socket that was bound before. A response is two
     writes, and the second one would wait 40 ms for the client's acknowledgement.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve_until_stopped(app, settings, listener))
+        return runner.run(serve_until_stopped(app, settings, listener, shutdown))
 
 
-async def serve_until_stopped(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
-    """Open the application, answer on `listener` until a signal arrives, and return the exit code.
+async def serve_until_stopped(
+    app: FastAPI, settings: Settings, listener: socket.socket, shutdown: Shutdown | None = None
+) -> int:
+    """Open the application, answer on `listener` until the shutdown, and return the exit code.
 
+    shutdown: starts it at a signal, and ends the process at its time limit; None to do neither.
     Raises Fc7Error if the application must not start.
     """
     state: State = app.state.fc7
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=partial(Protocol, max_connections=max_connections()),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",  # opened below, so that its errors are raised unchanged
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=_LAST_RESPONSES_S,
     )
-    server = Server(config, state, settings.shutdown_timeout_s)
+    server = Server(
+        config,
+        state,
+        settings.shutdown_timeout_s,
+        on_death=lambda: None if shutdown is None else shutdown.request(exit_code=1),
+    )
     with listener:
         async with app.router.lifespan_context(app):
             # The objects created so far stay alive. Without freezing them, each full collection would take about 50 ms.
             gc.collect()
             gc.freeze()
+            if shutdown is not None:
+                loop = asyncio.get_running_loop()
+                shutdown.serve(
+                    settings.shutdown_timeout_s,
+                    start=partial(loop.call_soon_threadsafe, state.drain),
+                    on_timeout=lambda: state.log.error("shutdown timed out", running=running_threads()),
+                )
             listener.listen(config.backlog)
             host, port = listener.getsockname()[:2]
             state.log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.runtime.options import EngineName
+from service.addresses import Address, HostPatterns, Origins, RootPath
 from service.errors import SettingError
 
 PREFIX = "FC7_"
@@ -104,12 +105,19 @@ class Settings(BaseSettings):
         default=False,
         description="Run the model with TensorRT (requires CUDA), and cache its engines under FC7_HOME/tensorrt.",
     )
-    host: str = Field(
+    host: Address = Field(
         default="127.0.0.1",
-        min_length=1,
         description="Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port and prints it.")
+    bind: Address | None = Field(
+        default=None,
+        description="Address on which a container publishes the port. If set, it is checked instead of FC7_HOST.",
+    )
+    root_path: RootPath = Field(
+        default="",
+        description="Path prefix under which a proxy serves fc7, such as /fc7; the proxy may strip it or not.",
+    )
     max_batch: int = Field(
         default=12,
         ge=1,
@@ -135,10 +143,21 @@ class Settings(BaseSettings):
         description="Maximum time (s) for decoding, queueing and running a request (else 504).",
     )
     upload_timeout_s: float = Field(
-        default=30.0, gt=0, le=3600, description="Maximum time (s) for receiving a request body (else 408)."
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Maximum time (s) for receiving a request body (else 408); an archive has 1 s more for each 50 KB.",
+    )
+    max_uploads: int = Field(
+        default=8, ge=1, le=1000, description="Maximum archives that are received at the same time (else 503)."
     )
     shutdown_timeout_s: float = Field(
-        default=20.0, ge=0, le=3600, description="Maximum time (s) for answering the admitted requests after SIGTERM."
+        default=20.0,
+        ge=0,
+        le=3600,
+        description=(
+            "Maximum time (s) from SIGTERM to the end of the process; half of it, at most 5 s, is left for closing."
+        ),
     )
     keep_alive_s: int = Field(default=75, ge=1, le=3600, description="Time (s) that an idle connection is kept open.")
     max_body_bytes: int = Field(
@@ -160,6 +179,24 @@ class Settings(BaseSettings):
         ge=1,
         description="Maximum number of pixels of an image, checked before it is decoded (else 422).",
     )
+    max_decode_mb: int = Field(
+        default=200,
+        ge=1,
+        description="Maximum memory (MB) for decoding one image, estimated from its header (else 422).",
+    )
+    decode_s: float = Field(
+        default=3.0,
+        gt=0,
+        le=3600,
+        description="Maximum CPU time (s) for decoding one image, estimated from its header and measured (else 422).",
+    )
+    decode_memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Memory (MB) for all images that are being decoded; others wait (unset: half of the available memory)."
+        ),
+    )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = Field(
         default=(),
         description=(
@@ -170,6 +207,16 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         default=False,
         description="Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read.",
+    )
+    allowed_hosts: HostPatterns = Field(
+        default=(),
+        description="Names in the Host header that are accepted, separated by commas: example.org, *.example.org, or * "
+        "for all. Without keys, other names than localhost are rejected; IP addresses are always accepted.",
+    )
+    allowed_origins: Origins = Field(
+        default=(),
+        description="Origins of web pages that may use the API (CORS), separated by commas: https://app.example.org. "
+        "* allows all pages, and requires FC7_API_KEYS.",
     )
     keep_pictures: bool = Field(
         default=True, description="Store a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
@@ -218,7 +265,13 @@ class Settings(BaseSettings):
         default=None, ge=1, le=1024, description="Number of threads that run the model (unset: one per core)."
     )
     decode_threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Number of threads that decode images (unset: one per core)."
+        default=None,
+        ge=1,
+        le=1024,
+        description=(
+            "Number of threads that decode images (unset: one per core). Expensive images are decoded by half as many"
+            " processes."
+        ),
     )
     otlp_endpoint: str | None = Field(
         default=None,
@@ -241,6 +294,10 @@ class Settings(BaseSettings):
             value, least = getattr(self, field), getattr(self, smaller)
             if value < least:
                 raise SettingError(variable(field), str(value), f"at least {variable(smaller)} ({least})")
+        if "*" in self.allowed_origins and (not self.api_keys or self.allow_anonymous):
+            raise SettingError(
+                variable("allowed_origins"), "*", "a list of origins, because requests without an API key are accepted"
+            )
         return self
 
 
@@ -294,6 +351,8 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
         value = getattr(settings, field)
         if field == "api_keys":
             text = ", ".join(f"{key.scope.name.lower()}:********" for key in value)
+        elif isinstance(value, tuple):
+            text = ",".join(value)
         elif isinstance(value, SecretStr):
             text = "********"
         else:
@@ -304,16 +363,25 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
         yield SettingLine(variable(field), text, source, info.description or "")
 
 
+_EXPECTED = {
+    "device": "auto, cpu, cuda or cuda:N",
+    "index_name": "at most 64 letters, digits and underscores, not starting with a digit",
+    "host": "an IP address, such as 127.0.0.1 or ::1, or a host name, without a port (see FC7_PORT)",
+    "bind": "an IP address, such as 127.0.0.1 or ::1, without a port (see FC7_PUBLISH)",
+    "root_path": "a path such as /fc7, of letters, digits and -._~",
+    "allowed_hosts": "host names separated by commas, without scheme and port, such as example.org or *.example.org",
+    "allowed_origins": "origins separated by commas, with scheme and without path, such as https://app.example.org",
+}
+
+
 def _expected(field: str) -> str:
-    """Describe the valid values of a field, from its JSON schema."""
+    """Describe the valid values of a field, from its JSON schema unless `_EXPECTED` does."""
+    if field in _EXPECTED:
+        return _EXPECTED[field]
     schema = Settings.model_json_schema()["properties"][field]
     schema = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
-    if field == "device":
-        return "auto, cpu, cuda or cuda:N"
-    if field == "index_name":
-        return "at most 64 letters, digits and underscores, not starting with a digit"
     words = {
         "integer": "a whole number",
         "number": "a number",

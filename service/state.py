@@ -8,6 +8,8 @@ Out of scope: HTTP.
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +21,17 @@ from index.interface import ImageIndex
 from index.records import IndexOptions
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
+from model_store.decoder.decoder import Event
+from model_store.decoder.priority_pool import PriorityPool
 from model_store.errors import NoActiveModelError
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
-from service.factory import open_index_of, runner_options
+from service.factory import decoder_of, open_index_of, outdated_note, runner_options
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
-from service.indexing.sync import IndexSync
-from service.inference.activation import Activator
+from service.indexing.versions import VersionManager
 from service.inference.admission import BatchLimits
 from service.inference.embed import Embedder
 from service.inference.loader import MakeRunner, ModelLoader, changed_files
@@ -39,16 +42,17 @@ from service.observability.tracing import Tracing
 from service.settings import Settings
 
 _T = TypeVar("_T")
+_DECODE_SHARE = 0.5  # of the deadline, for waiting until an expensive image is decoded
 _INDEX_THREADS = 16  # most of the time these threads wait for a commit or for FAISS
 
 
 class Resources:
     """What the process owns: models, index, jobs and thread pools. They can be used after `open`."""
 
-    def __init__(self, settings: Settings, make_runner: MakeRunner) -> None:
+    def __init__(self, settings: Settings, make_runner: MakeRunner, lost_log_lines: Callable[[], int]) -> None:
         self.settings = settings
         self.log = make_logger(settings.log_format, settings.log_level)
-        self.metrics = Metrics()
+        self.metrics = Metrics(lost_log_lines)
         self.tracing: Tracing | None = None
         self.store = ModelStore(settings.home, precision=settings.precision)
         self._loader = ModelLoader(
@@ -61,12 +65,24 @@ class Resources:
             on_death=self._on_death,
         )
         self.models = ModelPool(self._load, settings.max_loaded)
-        self.decode_pool = ThreadPoolExecutor(settings.decode_threads or usable_cores(), "fc7-decode")
+        threads = settings.decode_threads or usable_cores()
+        self.decode_pool = PriorityPool(threads, "fc7-decode")
+        self.decoder = decoder_of(settings, workers=max(1, threads // 2), on_event=self._count_decode_failure)
+        # Images of jobs are decoded here, so that an expensive one does not take a thread from the requests.
+        self.import_pool = ThreadPoolExecutor(threads, "fc7-import")
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
-        self._index: ImageIndex | None = None
+        self._outdated = 0  # images of an earlier preparation, when they were last counted
+        self.duplicates = threading.Lock()  # held by the only search for near-duplicates
         self._jobs: Jobs | None = None
-        self.index_sync = IndexSync(self.store, self.models, settings.reembed_share, self.log)
-        self.activator = Activator(self.store, self.models, self.log, self.switch_to)
+        self.versions = VersionManager(
+            self.store,
+            self.models,
+            self._open_index,
+            self._close_index,
+            on_deployed=self._on_deployed,
+            reembed_share=settings.reembed_share,
+            log=self.log,
+        )
         self.no_model = NoActiveModelError()
         self._stack = ExitStack()
 
@@ -80,66 +96,83 @@ class Resources:
             stack.callback(self.models.close)
             self.metrics.admitted.set_function(lambda: self.models.admitted)
             stack.enter_context(self.decode_pool)
+            stack.enter_context(self.decoder)
+            stack.enter_context(self.import_pool)
+            self.metrics.decoding.labels("running").set_function(lambda: self.decoder.running)
+            self.metrics.decoding.labels("waiting").set_function(
+                lambda: self.decode_pool.waiting + self.decoder.waiting
+            )
             stack.enter_context(self.index_pool)
-            stack.callback(self._close_index)
-            stack.callback(self.activator.close)
-            model = None
+            stack.callback(self.versions.close)
             try:
-                artifact = self.store.active_artifact(verify=False)  # `load` verifies it
+                self.versions.open()
             except NoActiveModelError as error:
                 self.no_model = error
                 self.log.warning("no model", detail=str(error))
-            else:
-                self.models.load(artifact)
-                self.switch_to(artifact)
-                model = artifact.id
             self._stack = stack.pop_all()
-        self.log.info("opened", model=model, seconds=round(time.perf_counter() - started, 2))
+        self.log.info("opened", model=self.served, seconds=round(time.perf_counter() - started, 2))
 
     def close(self) -> None:
         """Answer the queued images and close everything."""
         self._stack.close()
 
-    def switch_to(self, artifact: Artifact) -> None:
-        """Use a loaded version from the next request on, and migrate the index to it."""
-        self.index_sync.close()  # first, so that search does not switch to a model that is being retired
-        needed = None if self._index is None else self.models.find(self._index.searched.fingerprint)
-        serving = self.models.activate(artifact.id, needed=needed)
-        self.metrics.model.clear()
-        self.metrics.model.labels(artifact.name, artifact.version, artifact.precision, serving.runner.device).set(1)
-        if self._index is not None:
-            self.index_sync.migrate(artifact)
-            return
-        self._index = open_index_of(self.settings, IndexOptions(artifact.fingerprint, artifact.embedder, migrate=True))
-        self.index_sync.start(self._index, artifact)
-        self._jobs = Jobs(
-            self.settings.home / "jobs",
-            ArchiveImport(self.settings, self._index, self.models, self.decode_pool).run,
-            on_error=lambda job, error: self.log.error("job failed", job=job, exc_info=error),
-        )
+    @property
+    def served(self) -> str | None:
+        """Reference of the active model ("solar:1"), or None."""
+        active = self.versions.active
+        return None if active is None else active.artifact.id
 
-    def _close_index(self) -> None:
+    def _open_index(self, options: IndexOptions) -> ImageIndex:
+        """Open the index and its jobs."""
+        index = open_index_of(self.settings, options)
+        try:
+            self._outdated = index.stats().outdated
+            self._jobs = Jobs(
+                self.settings.home / "jobs",
+                ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool).run,
+                self.log,
+            )
+        except BaseException:
+            index.close()
+            raise
+        return index
+
+    def _close_index(self, index: ImageIndex) -> None:
         if self._jobs is not None:
             self._jobs.close()
-        self.index_sync.close()
-        if self._index is not None:
-            self._index.close()
+            self._jobs = None
+        index.close()
+
+    def _on_deployed(self, serving: Serving) -> None:
+        artifact = serving.artifact
+        self.metrics.model.clear()
+        self.metrics.model.labels(artifact.name, artifact.version, artifact.precision, serving.runner.device).set(1)
 
     def _load(self, artifact: Artifact) -> Serving:
         return self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first version must be loaded
 
-    def _on_death(self, model: str, error: RunnerDeadError) -> None:
-        self.log.error("model dead", model=model, detail=error.reason, exc_info=error.__cause__)
-        self.models.retire(model)  # unless it is active; the next request that names it loads it again
+    def _count_decode_failure(self, event: Event) -> None:
+        self.metrics.decode_failures.labels(event).inc()
+
+    def _on_death(self, key: str, error: RunnerDeadError) -> None:
+        self.log.error("model dead", model=key, detail=error.reason, exc_info=error.__cause__)
+        active = self.versions.active
+        if active is None or active.key != key:
+            self.models.retire(key)  # the next request that needs it loads it again
 
 
 class State(Resources):
     """What requests use: the resources, whether they may be used now, and threads to use them in."""
 
-    def __init__(self, settings: Settings, make_runner: MakeRunner = Runner) -> None:
-        """make_runner: creates the Runner of a version (tests pass a subclass)."""
-        super().__init__(settings, make_runner)
-        self.embedder = Embedder(self.decode_pool, self.metrics, settings.max_pixels)
+    def __init__(
+        self,
+        settings: Settings,
+        make_runner: MakeRunner = Runner,
+        lost_log_lines: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """make_runner: creates the Runner of a version (tests pass a subclass). lost_log_lines: for the metrics."""
+        super().__init__(settings, make_runner, lost_log_lines)
+        self.embedder = Embedder(self.decode_pool, self.decoder, self.metrics, settings.deadline_s * _DECODE_SHARE)
         self.in_flight = 0
         self.draining_since: float | None = None
 
@@ -152,12 +185,12 @@ class State(Resources):
     @property
     def dead(self) -> RunnerDeadError | None:
         """Why the active model stopped working permanently, or None."""
-        active = self.models.active
+        active = self.versions.active
         return active.batcher.death if active else None
 
     def refusal(self) -> QueueFullError | None:
         """Return the error that a request of one image to the active model would get now, or None."""
-        active = self.models.active
+        active = self.versions.active
         return None if active is None else active.batcher.refusal()
 
     def why_not_ready(self) -> list[str]:
@@ -167,16 +200,24 @@ class State(Resources):
             reasons.append(str(DrainingError()))
         if self.dead is not None:
             reasons.append(str(self.dead))
-        if self.models.active is None:
+        stuck = self.decode_pool.busy_seconds()
+        if stuck > self.settings.deadline_s:
+            reasons.append(
+                f"All {self.decode_pool.size} decode threads have been busy for {stuck:.0f} s. Restart the service if "
+                "this does not end."
+            )
+        if self.versions.active is None:
             reasons.append(self._how_to_get_a_model())
         return reasons
 
     def notes(self) -> list[str]:
         """Return the limitations of a service that is ready."""
-        notes = [self.index_sync.note] if self.index_sync.note else []
-        index, serving, progress = self._index, self.models.active, self.index_sync.progress
+        versions, notes = self.versions, self.versions.notes()
+        index, serving, progress = versions.index, versions.active, versions.progress
         if index is not None and index.trouble:
             notes.append(f"The last call to Milvus failed, so searches may fail: {index.trouble}")
+        if index is not None and self._outdated:
+            notes.append(outdated_note(self._outdated))
         if serving is not None and (changed := changed_files(serving)):
             model = serving.artifact.id
             notes.append(
@@ -190,29 +231,30 @@ class State(Resources):
                 f"{progress.skipped} images have no stored picture that {progress.model} could embed. {effect} "
                 "Add them again, or rebuild the index: fc7 index build DIR --rebuild"
             )
+        if self._jobs is not None:
+            notes += self._jobs.notes()
         return notes
-
-    @property
-    def served(self) -> str | None:
-        """Reference of the active model ("solar:1"), or None."""
-        active = self.models.active
-        return None if active is None else active.artifact.id
 
     def measure_index(self) -> None:
         """Write the size of the index into the metrics."""
-        if self._index is None:
+        index = self.versions.index
+        if index is None:
             return
         try:
-            stats = self._index.stats()
+            stats = index.stats()
         except IndexUnavailableError:
             return  # the other metrics are still reported
+        self._outdated = stats.outdated
         self.metrics.index_images.set(stats.images)
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
+        fast = stats.fast
+        self.metrics.index_fast_recall.set(math.nan if fast is None or fast.recall is None else fast.recall)
+        self.metrics.index_fast_age.set(math.nan if fast is None else time.time() - fast.learned)
 
     def serving(self) -> Serving:
         """Return the active model for inspection; to run it, use `use`. Raises NotReadyError."""
-        active = self.models.active
+        active = self.versions.active
         if active is None:
             raise NotReadyError(self._how_to_get_a_model())
         return active
@@ -225,7 +267,7 @@ class State(Resources):
         active = self.serving().artifact
         if reference is None:
             return active
-        loaded = self.models.get(reference)
+        loaded = self.models.named(reference)
         if loaded is not None:
             return loaded.artifact
         return await asyncio.to_thread(self.store.resolve, reference, verify=False)
@@ -239,25 +281,37 @@ class State(Resources):
         artifact = await self.artifact(reference)
         with ExitStack() as stack:
             while True:
+                serving = self.serving() if reference is None else self.models.named(artifact.id)
+                if serving is None:
+                    serving = await asyncio.to_thread(self.models.load, artifact)
                 try:
-                    serving = stack.enter_context(self.models.use(None if reference is None else artifact.id))
+                    stack.enter_context(self.models.use(serving.key))
                     break
                 except ModelNotLoadedError:
-                    await asyncio.to_thread(self.models.load, artifact)
+                    if reference is None and serving is self.versions.active:
+                        raise  # the service is being closed; otherwise another version was activated meanwhile
             yield serving
 
     @asynccontextmanager
     async def use_for(self, fingerprint: str) -> AsyncIterator[Serving]:
-        """Use a loaded version with this fingerprint inside the block. Raises ModelNotLoadedError."""
-        with self.models.use(self.models.find(fingerprint) or f"with fingerprint {fingerprint[:12]}") as serving:
+        """Use the version that computed the vectors with this fingerprint inside the block.
+
+        Raises ModelNotLoadedError if search does not need it any more, and the errors of loading it.
+        """
+        key = self.models.find(fingerprint)
+        if key is None and fingerprint in [model.fingerprint for model in self.index().spaces.required]:
+            await asyncio.to_thread(self.versions.load_for, fingerprint)
+            key = self.models.find(fingerprint)
+        with self.models.use(key or f"with fingerprint {fingerprint[:12]}") as serving:
             yield serving
 
     def index(self) -> ImageIndex:
         """Return the index. Raises NotReadyError."""
         self.serving()
-        if self._index is None:
+        index = self.versions.index
+        if index is None:
             raise NotReadyError("The index is not open.")
-        return self._index
+        return index
 
     @property
     def jobs(self) -> Jobs:

@@ -7,7 +7,16 @@ import re
 
 import pytest
 
-from tests.support.reference import REFERENCE, ROOT, commands, render
+from service.settings import describe, load_settings
+from tests.support.reference import (
+    ENV_EXAMPLE,
+    IMAGE_SETTINGS,
+    REFERENCE,
+    ROOT,
+    commands,
+    render,
+    render_env_example,
+)
 from tests.test_layout import PACKAGES, source_files
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -23,6 +32,25 @@ def test_the_reference_is_up_to_date() -> None:
     assert REFERENCE.read_text(encoding="utf-8") == render(), (
         "docs/reference.md is outdated. Run: python -m tests.support.reference"
     )
+
+
+def test_the_example_of_an_environment_file_is_up_to_date() -> None:
+    assert ENV_EXAMPLE.read_text(encoding="utf-8") == render_env_example(), (
+        ".env.example is outdated. Run: python -m tests.support.reference"
+    )
+
+
+def test_every_setting_reaches_the_container() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    passed = set(re.findall(r"^ +(FC7_\w+):", text, re.MULTILINE))
+    assert passed == {line.variable for line in describe(load_settings())} - set(IMAGE_SETTINGS)
+
+
+def test_the_environment_file_is_neither_tracked_nor_required() -> None:
+    assert "/.env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert (ROOT / ".dockerignore").read_text(encoding="utf-8").startswith("*\n"), "only listed files are in the image"
+    assert "env_file" not in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert "profiles" not in (ROOT / "docker-compose.yml").read_text(encoding="utf-8"), "without .env, the CPU service"
 
 
 def test_every_command_has_help() -> None:
@@ -41,10 +69,7 @@ def test_every_local_link_points_to_a_file(page: os.PathLike[str]) -> None:
 def test_every_command_and_setting_that_is_named_exists(page: os.PathLike[str]) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     known = render()
-    settings = set(re.findall(r"FC7_[A-Z_]*[A-Z]", text)) - {
-        "FC7_BIND",
-        "FC7_PUBLISH",
-    }  # read only by docker-compose.yml
+    settings = set(re.findall(r"FC7_[A-Z_]*[A-Z]", text)) - {"FC7_PUBLISH"}  # read only by docker-compose.yml
     assert [name for name in settings if f"`{name}`" not in known] == []
     named = set(re.findall(r"(?:^ *\$? ?|`)(fc7(?: [a-z][a-z0-9-]*)+)", text, re.MULTILINE))
     assert sorted(line for line in named if not _exists(line)) == []

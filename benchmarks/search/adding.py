@@ -53,9 +53,7 @@ def measure_adding(index_home: Path, home: Path, source: Path, *, rounds: int = 
             (folder / f"added-{number}.jpg").write_bytes(data)
         with (
             closing(Runner(ModelStore(home).active_artifact())) as runner,
-            LocalImageIndex.open(
-                index_home, IndexOptions(FINGERPRINT, MODEL, fast_from=1, cache_after=1 << 40)
-            ) as index,
+            LocalImageIndex.open(index_home, IndexOptions(FINGERPRINT, MODEL, fast_from=1)) as index,
         ):
             runner.warm_up((32,))
             for _ in range(rounds):

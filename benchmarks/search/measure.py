@@ -35,7 +35,6 @@ WIDE = 100
 FINGERPRINT, MODEL = "b" * 64, "bench:1"
 BATCH = 32
 CANDIDATES = (40, 60, 100, 200, 400)  # the searcher uses at least 40 for 10 neighbors
-SNAPSHOT_UP_TO = 200_000  # the vector cache is as large as the vectors; larger indexes load them from the catalog
 _MAX_S = 20.0  # for single queries, and again for batches
 _MIN_QUERIES = 20
 _WRITES = 1024
@@ -144,9 +143,7 @@ def measure_writes(folder: Path, vectors: Vectors) -> dict[str, float]:
 @contextmanager
 def _open(home: Path, fast_from: int | None) -> Iterator[LocalImageIndex]:
     """Open a prepared index without training a code or writing a vector cache."""
-    with LocalImageIndex.open(
-        home, IndexOptions(FINGERPRINT, MODEL, fast_from=fast_from, cache_after=1 << 40)
-    ) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, fast_from=fast_from)) as index:
         yield index
 
 
@@ -210,7 +207,7 @@ def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
 
 def _fill(home: Path, vectors: Vectors, size: int) -> None:
     """Add rows to an index until it has `size`, with the keys "0", "1", ..., and train the `fast` code."""
-    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, cache_after=1 << 40)) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL)) as index:
         start = index.stats().images
         position = 0
         for block in rows_of(vectors, size):
@@ -219,8 +216,7 @@ def _fill(home: Path, vectors: Vectors, size: int) -> None:
             if len(fresh):
                 index.add_many([_image(str(first + n), row) for n, row in enumerate(fresh.astype(np.float32))])
             position += len(block)
-    after = 1 if size <= SNAPSHOT_UP_TO else 1 << 40
-    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, fast_from=1, cache_after=after)) as index:
+    with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, fast_from=1)) as index:
         while index.mode("fast") != "fast":
             time.sleep(0.2)
 

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from index.errors import InvalidKeyError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage
+from model_store.decoder.decoder import Decoder
 from model_store.errors import ImageError
-from model_store.image import PreparedImage, encode_jpeg, inspect_and_prepare
+from model_store.image import PreparedImage, encode_jpeg
+from model_store.image_files import SkipKind, Skipped, escape_name
 from model_store.prefetch import In
 
 
@@ -56,7 +58,7 @@ class PreparedFile:
 
 
 def prepare_file(
-    key: str, data: bytes, known: str | None, *, max_pixels: int, keep_picture: bool
+    key: str, data: bytes, known: str | None, *, decoder: Decoder, keep_picture: bool
 ) -> PreparedFile | None:
     """Hash and decode a file. Return None if its SHA-256 equals `known`, the SHA-256 indexed under `key`.
 
@@ -65,17 +67,17 @@ def prepare_file(
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 == known:
         return None
-    image = inspect_and_prepare(data, max_pixels=max_pixels)
+    image = decoder.decode(data)
     return PreparedFile(key, sha256, len(data), image, encode_jpeg(image.pixels) if keep_picture else None)
 
 
 @dataclass(slots=True)
 class PreparedBatch(Generic[In]):
-    """The results of `prepare_file` for a batch of items; skipped: (item, reason)."""
+    """The results of `prepare_file` for a batch of items; skipped: (item, error)."""
 
     files: list[tuple[In, PreparedFile]] = field(default_factory=list)
     unchanged: list[In] = field(default_factory=list)
-    skipped: list[tuple[In, str]] = field(default_factory=list)
+    skipped: list[tuple[In, OSError | ImageError | InvalidKeyError]] = field(default_factory=list)
 
     @classmethod
     def of(cls, results: Iterable[tuple[In, Future[PreparedFile | None]]]) -> Self:
@@ -85,13 +87,20 @@ class PreparedBatch(Generic[In]):
             try:
                 file = result.result()
             except (OSError, ImageError, InvalidKeyError) as error:
-                batch.skipped.append((item, str(error) or type(error).__name__))
+                batch.skipped.append((item, error))
                 continue
             if file is None:
                 batch.unchanged.append(item)
             else:
                 batch.files.append((item, file))
         return batch
+
+
+def skipped_file(name: str, error: OSError | ImageError | InvalidKeyError) -> Skipped:
+    """Return the report's entry of a file that could not be prepared. name: not escaped yet."""
+    if isinstance(error, InvalidKeyError):
+        return Skipped(escape_name(name), str(error), SkipKind.INVALID_KEY)
+    return Skipped.of(name, error)
 
 
 def required_fingerprints(index: ImageIndex) -> list[str]:

@@ -1,9 +1,11 @@
 """Read images from an untrusted .zip, .tar, .tar.gz or .tar.bz2 archive.
 
-Guarantees: nothing is unpacked to disk; `count_images` checks every entry before the first image is read, and rejects
-the whole archive, naming the entry, if a path leads out of it, an entry is a link, a device or encrypted, or there are
-too many entries or unpacked bytes; no entry larger than the limit is read into memory.
-Out of scope: archives inside archives; entries whose names do not end like an image's.
+Guarantees: nothing is unpacked to disk, and no entry larger than the limit is read into memory. `count_images` rejects
+a file that is not such an archive, or has too many entries or unpacked bytes. Every other problem costs only the entry
+that has it: it is reported with the reason. If a tar file is cut off or its compression is damaged, all entries before
+that place are read, and the error names it.
+Out of scope: archives inside archives, zip files in several parts, .tar.xz, .tar.zst, .7z and .rar.
+References: APPNOTE 6.3.10 (zip), POSIX.1-2017 pax (tar).
 """
 
 from __future__ import annotations
@@ -11,23 +13,45 @@ from __future__ import annotations
 import bz2
 import gzip
 import re
-import stat
 import tarfile
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Final, Self
 
-from index.errors import ImageArchiveError
-from model_store.image import SUFFIXES
+from index.bulk.zip_file import ENCRYPTED_FLAGS, METHODS, DamagedEntryError, ZipEntry, ZipReader, has_directory
+from index.errors import DamagedArchiveError, ImageArchiveError
+from model_store.image_files import SNIFFED_BYTES, SkipKind, escape_name, is_hidden, kind_of_name, shorten, why_no_image
 
-_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 _MAX_HEADER_BYTES = 64 * 1024
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, OSError, ValueError)
+_TAR_DAMAGE = (tarfile.TarError, zlib.error, EOFError, ValueError)
+_MAX_PADDING = 1 << 20
+_DRIVE = re.compile("[A-Za-z]:")
+_DESCRIBING_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# Documented only by their common base class.
+_EMPTY, _END, _TRUNCATED, _INVALID, _SUBSEQUENT = (
+    vars(tarfile)[f"{name}HeaderError"] for name in ("Empty", "EOF", "Truncated", "Invalid", "Subsequent")
+)
+_NESTED: Final = (".zip", ".tar", ".tgz", ".tbz2", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+# The first bytes of archives that are not supported
+_OTHER_ARCHIVES: Final = (
+    (b"\xfd7zXZ\0", "compressed with xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard"),
+    (b"\x04\x22\x4d\x18", "compressed with LZ4"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z file"),
+    (b"Rar!\x1a\x07", "a RAR file"),
+    (b"MSCF", "a CAB file"),
+    (b"PK\x07\x08", "one part of a zip file in several parts"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,78 +63,196 @@ class ArchiveLimits:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """An entry that may be read. size: in bytes, unpacked."""
+@dataclass(eq=False)
+class SkippedEntryError(Exception):
+    """An entry cannot be added. kind, reason: as in `Skipped`."""
 
+    kind: SkipKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveEntry:
+    """A file in an archive.
+
+    position: of the entry in the archive, from 1, folders included. name: the path, escaped by `escape_name`. size: in
+    bytes, unpacked. skip: why it cannot be added, or None. read: returns the content; call it at most once, before the
+    next entry is requested. It raises SkippedEntryError, DamagedArchiveError and OSError.
+    """
+
+    position: int
     name: str
     size: int
-    is_image: bool
+    skip: SkippedEntryError | None
     read: Callable[[], bytes]
 
 
 def count_images(path: Path, limits: ArchiveLimits) -> int:
-    """Check every entry, and return the number of images. Raises ImageArchiveError."""
-    images = total = 0
-    for number, entry in enumerate(_entries(path), start=1):
-        total += entry.size
-        if number > limits.entries:
-            raise ImageArchiveError(f"has more than {limits.entries:,} entries")
-        if total > limits.bytes:
-            raise ImageArchiveError(f"unpacks to more than {limits.bytes:,} bytes (at entry {entry.name[:80]!a})")
-        images += entry.is_image
-    return images
+    """Check the limits, and return how many entries will be added or reported. Raises ImageArchiveError, OSError.
 
-
-def read_images(path: Path, limits: ArchiveLimits) -> Iterator[tuple[str, bytes | None]]:
-    """Yield the images of an archive that `count_images` accepted, in its order: path and bytes.
-
-    The bytes are None for an image that is larger than the limit. Raises ImageArchiveError.
+    A damaged archive is accepted if at least one of its entries can be read.
     """
-    with _translate_errors():
-        for entry in _entries(path):
-            if entry.is_image:
-                name = "/".join(part for part in entry.name.split("/") if part not in ("", "."))
-                yield name, entry.read() if entry.size <= limits.image_bytes else None
+    count = total = 0
+    try:
+        for entry in read_entries(path, limits):
+            total += entry.size
+            if total > limits.bytes:
+                raise ImageArchiveError(f"unpacks to more than {limits.bytes:,} bytes (at entry {shorten(entry.name)})")
+            count += entry.skip is None or entry.skip.kind is not SkipKind.HIDDEN
+    except DamagedArchiveError as error:
+        if not count:
+            raise ImageArchiveError(f"is damaged or has an unknown format ({error.reason})") from error
+    return count
 
 
-def _entries(path: Path) -> Iterator[_Entry]:
-    """Yield every entry after checking it."""
-    with _translate_errors():
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start in (b"PK\x03\x04", b"PK\x05\x06"):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    _check_zip_entry(info)
-                    is_image = not info.is_dir() and _is_image(info.filename)
-                    yield _Entry(info.filename, info.file_size, is_image, partial(archive.read, info))
-            return
+def read_entries(path: Path, limits: ArchiveLimits, after: int = 0) -> Generator[ArchiveEntry]:
+    """Yield the files of an archive in its order, from the position after `after`.
+
+    Raises DamagedArchiveError after the last entry that can be read, ImageArchiveError if it is not an archive or has
+    too many entries, and OSError.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    for signature, what in _OTHER_ARCHIVES:
+        if start.startswith(signature):
+            raise ImageArchiveError(f"is {what}, which is not supported")
+    is_tar = start.startswith((b"\x1f\x8b", b"BZh")) or start[257:262] == b"ustar"
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) or (not is_tar and has_directory(path)):
+        entries = _zip_entries(path, limits)
+    else:
+        entries = _tar_entries(path, start, limits)
+    with closing(entries):
+        for entry in entries:
+            if entry.position > after:
+                yield entry
+
+
+def _zip_entries(path: Path, limits: ArchiveLimits) -> Generator[ArchiveEntry]:
+    with ZipReader(path) as archive:
+        _check_count(archive.announced, limits)
+        for position, entry in enumerate(archive.entries(), start=1):
+            _check_count(position, limits)
+            if entry.damage:
+                skip = SkippedEntryError(SkipKind.DAMAGED_ENTRY, entry.damage)
+                yield ArchiveEntry(position, entry.name, 0, skip, bytes)
+            elif not entry.is_folder:
+                skip_entry = _why_zip_entry_is_skipped(entry)
+                yield _make_entry((position, entry.name, entry.size), skip_entry, partial(archive.read, entry), limits)
+
+
+def _tar_entries(path: Path, start: bytes, limits: ArchiveLimits) -> Generator[ArchiveEntry]:
+    where = "at its start"
+    try:
         with (
-            _open_decompressed(path, start) as plain,
-            tarfile.open(fileobj=plain, mode="r|", tarinfo=_TarHeader) as tar,
+            closing(_open_decompressed(path, start)) as plain,
+            _Tar.open(fileobj=_BoundedReader(plain, limits), mode="r|", tarinfo=_TarHeader, encoding="utf-8") as tar,  # type: ignore[call-overload]
         ):
-            for member in tar:
-                _check_path(member.name)
-                if not (member.isfile() or member.isdir()) or member.issparse():
-                    raise _forbidden(member.name, "a link, a device or a sparse file")
-                is_image = member.isfile() and _is_image(member.name)
-                yield _Entry(member.name, member.size, is_image, partial(_read_member, tar, member))
+            for position, member in enumerate(_members(tar), start=1):
+                _check_count(position, limits)
+                if isinstance(member, _BadHeader):
+                    name = f"(entry at byte {member.offset:,})"
+                    skip = SkippedEntryError(SkipKind.DAMAGED_ENTRY, f"Its header is damaged: {member.cause}.")
+                    yield ArchiveEntry(position, name, 0, skip, bytes)
+                    continue
+                where = f"after the entry {shorten(escape_name(member.name))}"
+                if not member.isdir():
+                    skip_member = _why_member_is_skipped(member)
+                    read = partial(_read_member, tar, member)
+                    yield _make_entry((position, member.name, member.size), skip_member, read, limits)
+            _check_end(plain)
+    except _TAR_DAMAGE as error:
+        raise DamagedArchiveError(where, str(error) or type(error).__name__) from error
+    except OSError as error:
+        if error.errno is None or isinstance(error, gzip.BadGzipFile):  # raised by the decompressor, not by the disk
+            raise DamagedArchiveError(where, str(error)) from error
+        raise
 
 
-def _check_zip_entry(info: zipfile.ZipInfo) -> None:
-    _check_path(info.filename)
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise _forbidden(info.filename, "a link or a device")
-    if info.flag_bits & 1:
-        raise _forbidden(info.filename, "encrypted")
-    if info.compress_type not in _ZIP_METHODS:
-        raise _forbidden(info.filename, "compressed with a method that is not supported")
+def _check_count(entries: int, limits: ArchiveLimits) -> None:
+    if entries > limits.entries:
+        raise ImageArchiveError(f"has more than {limits.entries:,} entries")
+
+
+def _make_entry(
+    header: tuple[int, str, int], skip: SkippedEntryError | None, read: Callable[[], bytes], limits: ArchiveLimits
+) -> ArchiveEntry:
+    """Return the entry of a header: position, name and size. skip: why this kind of entry cannot be read, or None."""
+    position, raw_name, size = header
+    parts = [part for part in raw_name.split("/") if part not in ("", ".")]
+    name = "/".join(parts)
+    if any(is_hidden(part) and part != ".." for part in parts):
+        skip = SkippedEntryError(SkipKind.HIDDEN, "Hidden and system files are ignored.")
+    elif raw_name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", raw_name) or _DRIVE.match(raw_name):
+        skip = SkippedEntryError(SkipKind.UNSAFE_PATH, "Its path leads out of the archive.")
+        name = raw_name
+    is_image = kind_of_name(name)
+    if skip is None and is_image is False:
+        nested = name.lower().endswith(_NESTED)
+        reason = "Archives in an archive are not read." if nested else "Its name does not end like that of an image."
+        skip = SkippedEntryError(SkipKind.NOT_AN_IMAGE, reason)
+    if skip is None and size > limits.image_bytes:
+        skip = SkippedEntryError(SkipKind.TOO_LARGE, f"The file has more than {limits.image_bytes:,} bytes.")
+    return ArchiveEntry(
+        position, escape_name(name), size, skip, partial(_read, read, name, must_sniff=is_image is None)
+    )
+
+
+def _read(read: Callable[[], bytes], name: str, *, must_sniff: bool) -> bytes:
+    """Return the content of an entry. Raises as `ArchiveEntry.read` does."""
+    try:
+        content = read()
+    except DamagedEntryError as error:
+        raise SkippedEntryError(SkipKind.DAMAGED_ENTRY, f"The entry is damaged: {error}.") from error
+    except _TAR_DAMAGE as error:
+        where = f"in the entry {shorten(escape_name(name))}"
+        raise DamagedArchiveError(where, str(error) or type(error).__name__) from error
+    if must_sniff and (found := why_no_image(content[:SNIFFED_BYTES])) is not None:
+        raise SkippedEntryError(*found)
+    return content
+
+
+def _why_zip_entry_is_skipped(entry: ZipEntry) -> SkippedEntryError | None:
+    if entry.mode & 0o170000 not in (0, 0o100000):
+        return SkippedEntryError(SkipKind.LINK, "It is a link or a device.")
+    if entry.flags & ENCRYPTED_FLAGS:
+        return SkippedEntryError(SkipKind.ENCRYPTED, "It is encrypted.")
+    if entry.method not in METHODS:
+        return SkippedEntryError(
+            SkipKind.DAMAGED_ENTRY, f"It is compressed with method {entry.method}, which is not supported."
+        )
+    return None
+
+
+def _why_member_is_skipped(member: tarfile.TarInfo) -> SkippedEntryError | None:
+    if member.issym() or member.islnk():
+        return SkippedEntryError(SkipKind.LINK, f"It is a link to {shorten(escape_name(member.linkname))}.")
+    if not member.isfile() or member.issparse():
+        what = "a sparse file" if member.issparse() else "a device or a pipe"
+        return SkippedEntryError(SkipKind.SPECIAL_FILE, f"It is {what}.")
+    return None
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
-    return b"" if file is None else file.read()  # None only for what is not a file
+    content = b"" if file is None else file.read()
+    if len(content) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class _BadHeader:
+    offset: int
+    cause: str
+
+
+class _Tar(tarfile.TarFile):
+    """A tar file that remembers headers which are damaged, and continues at the next one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.bad_headers: list[_BadHeader] = []
+        self.inside_header = False
+        super().__init__(*args, **options)
 
 
 class _TarHeader(tarfile.TarInfo):
@@ -120,9 +262,56 @@ class _TarHeader(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Parse a header."""
         member = super().frombuf(buf, encoding, errors)
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and member.size > _MAX_HEADER_BYTES:
+        if member.size < 0:
+            raise _INVALID("the size is negative")
+        if member.type in _DESCRIBING_TYPES and member.size > _MAX_HEADER_BYTES:
             raise ImageArchiveError(f"has a header of {member.size:,} bytes")
         return member
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: Any) -> Self:
+        """Read the next header, and skip what is not one. `TarFile.next` would take that for the end."""
+        tar: _Tar = tarfile_
+        if tar.inside_header:  # the header that the previous one describes
+            return super().fromtarfile(tar)
+        tar.inside_header = True
+        bad = len(tar.bad_headers)
+        try:
+            while True:
+                offset = tar.fileobj.tell()
+                try:
+                    return super().fromtarfile(tar)
+                except _TRUNCATED as error:
+                    raise tarfile.ReadError("it ends inside a header") from error
+                except _EMPTY:
+                    if offset and len(tar.bad_headers) == bad:
+                        tar.bad_headers.append(_BadHeader(offset, "the end marker is missing, so it may be cut off"))
+                    raise
+                except (_END, _INVALID, _SUBSEQUENT) as error:
+                    is_end = isinstance(error, _END)
+                    if not offset or (is_end and len(tar.bad_headers) == bad):
+                        raise
+                    if len(tar.bad_headers) == bad:
+                        tar.bad_headers.append(_BadHeader(offset, str(error)))
+        finally:
+            tar.inside_header = False
+
+
+def _members(tar: _Tar) -> Iterator[tarfile.TarInfo | _BadHeader]:
+    """Yield the entries and the damaged headers in their order."""
+    while True:
+        try:
+            member = tar.next()
+        finally:
+            bad = tar.bad_headers.copy()
+            tar.bad_headers.clear()
+            yield from bad
+        if member is None:
+            return
+        tar.members.clear()  # type: ignore[attr-defined]  # otherwise the headers of all entries stay in memory
+        if member.size < 0:  # from an extended header
+            raise tarfile.ReadError("the size of an entry is negative")
+        yield member
 
 
 def _open_decompressed(path: Path, start: bytes) -> BinaryIO | gzip.GzipFile | bz2.BZ2File:
@@ -134,27 +323,39 @@ def _open_decompressed(path: Path, start: bytes) -> BinaryIO | gzip.GzipFile | b
     return path.open("rb")
 
 
-@contextmanager
-def _translate_errors() -> Iterator[None]:
+class _BoundedReader:
+    """Reads a tar file. What was decompressed before an error is returned first, and the total size is limited."""
+
+    def __init__(self, file: Any, limits: ArchiveLimits) -> None:
+        self._file = file
+        self._limit = self._left = limits.bytes + limits.entries * 4 * tarfile.BLOCKSIZE
+        self._error: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size and self._error is None:
+            try:
+                chunk = self._file.read1(size - len(data))
+            except (OSError, EOFError, zlib.error) as error:
+                self._error = error
+                break
+            if not chunk:
+                break
+            data += chunk
+        if self._error is not None and not data:
+            raise self._error
+        self._left -= len(data)
+        if self._left < 0:
+            raise ImageArchiveError(f"unpacks to more than {self._limit:,} bytes")
+        return bytes(data)
+
+
+def _check_end(file: Any) -> None:
+    """Read the padding after the last entry, so that the checksum of a compressed file is compared."""
+    left = _MAX_PADDING
     try:
-        yield
-    except _DAMAGE as error:
-        raise ImageArchiveError(f"is damaged or has an unknown format ({error})") from error
-    except (NotImplementedError, RuntimeError) as error:
-        raise ImageArchiveError(f"uses a feature that is not supported ({error})") from error
-
-
-def _is_image(name: str) -> bool:
-    parts = name.split("/")
-    # macOS adds a "._" file for each file; it has the same suffix, but contains no image.
-    return Path(name).suffix.lower() in SUFFIXES and "__MACOSX" not in parts and not parts[-1].startswith("._")
-
-
-def _check_path(name: str) -> None:
-    parts = re.split(r"[/\\]", name)
-    if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
-        raise _forbidden(name, "a path that leads out of the archive")
-
-
-def _forbidden(name: str, reason: str) -> ImageArchiveError:
-    return ImageArchiveError(f"has the entry {name[:80]!a}, which is {reason}")
+        while left > 0 and (chunk := file.read1(left)):
+            left -= len(chunk)
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):  # other data after the compressed file is harmless
+            raise

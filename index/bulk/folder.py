@@ -1,7 +1,7 @@
 """Add all images of a folder to the index, with progress. An interrupted build can be resumed.
 
-Guarantees: committed images stay in the index when the build is interrupted, and the same call resumes from there; an
-image that cannot be read is skipped and listed with its reason.
+Guarantees: committed images stay in the index when the build is interrupted, and the same call resumes from there;
+every file of the folder that is not added is listed with its reason (`model_store.image_files`).
 Out of scope: deleting images whose files were deleted; changes of the folder during the build.
 """
 
@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
-from index.bulk.add import PreparedBatch, PreparedFile, prepare_file
+from index.bulk.add import PreparedBatch, PreparedFile, prepare_file, skipped_file
 from index.bulk.pipeline import batches, embed, run_in_background
 from index.bulk.report import BuildReport, count_outcomes, interruptible
 from index.bulk.sources import NO_IMAGES, read_file
 from index.errors import FolderError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
-from model_store.image import DEFAULT_MAX_PIXELS, find_images
+from model_store.decoder.decoder import Decoder
+from model_store.decoder.limits import DecodeLimits
+from model_store.image_files import escape_name, find_images, summarize
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner
 
@@ -34,7 +36,7 @@ def build_index(
     workers: int = 2,
     progress: Callable[[BuildReport], None] = lambda _: None,
     key_prefix: str = "",
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limits: DecodeLimits | None = None,
     keep_pictures: bool = True,
 ) -> BuildReport:
     """Add every image in `folder`, at any depth, to `index`.
@@ -43,31 +45,36 @@ def build_index(
 
     batch_size: images in one run of the model and in one commit. workers: threads that read and decode. progress:
     called after each batch with the report so far. key_prefix: a key is this prefix and the path within the folder,
-    with forward slashes.
+    with forward slashes, escaped by `escape_name`. limits: of decoding.
     Raises FolderError if no file in `folder` has the name of an image, DatasetError if the folder does not exist, and
     any error of the index or the runner.
     """
-    paths = list(find_images(folder))
+    report = BuildReport()
+    paths = list(find_images(folder, report.skip))
     if not paths:
-        raise FolderError(folder, NO_IMAGES)
-    report = BuildReport(total=len(paths))
+        raise FolderError(folder, " ".join([NO_IMAGES, *summarize(report.skipped)]))
+    report.total = len(paths) + len(report.skipped)
 
     def read(path: Path) -> PreparedFile | None:
-        data, key = read_file(path), check_key(key_prefix + path.relative_to(folder).as_posix())
+        data, key = read_file(path), check_key(key_prefix + escape_name(path.relative_to(folder).as_posix()))
         known = index.lookup([key]).get(key)
-        return prepare_file(key, data, known, max_pixels=max_pixels, keep_picture=keep_pictures)
+        return prepare_file(key, data, known, decoder=decoder, keep_picture=keep_pictures)
 
     def commit(embedded: tuple[_Batch, list[NewImage]]) -> tuple[_Batch, list[AddOutcome]]:
         batch, images = embedded
         return batch, list(index.add_many(images)) if images else []
 
-    with interruptible(report), prefetch(read, paths, workers, 2 * batch_size) as results:
+    with (
+        interruptible(report),
+        Decoder(limits, workers=workers) as decoder,
+        prefetch(read, paths, workers, 2 * batch_size) as results,
+    ):
         embedded = (_embed(runner, batch) for batch in batches(results, batch_size))
         # A commit waits for the disk: the next batch is embedded meanwhile.
         for batch, outcomes in run_in_background(commit, embedded):
-            report.skipped += batch.skipped
+            for path, error in batch.skipped:
+                report.skip(skipped_file(str(path), error))
             count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * len(batch.unchanged)])
-            report.seen += len(batch.skipped)
             progress(report)
     return report
 

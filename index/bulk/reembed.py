@@ -36,7 +36,8 @@ def reembed(
     folder = home / "index"
     check_exists(folder)
     with closing(FolderLock(folder)), Catalog(folder / CATALOG_FILE) as catalog:
-        space = catalog.start_migration(runner.artifact.fingerprint, runner.artifact.embedder)
+        space = catalog.ensure_space(runner.artifact.fingerprint, runner.artifact.embedder)
+        catalog.set_target(space.id)
         report = ReembedReport(space.missing_vectors)
         images = _images_without_vector(catalog, space.id)
         with (
@@ -57,7 +58,8 @@ def reembed(
                     folder, "stores no pictures to embed again. Index the files again: fc7 index build DIR --rebuild"
                 )
             catalog.activate_space(space.id)
-            catalog.drop_unused_spaces()
+            while catalog.drop_unused_vectors():
+                pass
         return report
 
 

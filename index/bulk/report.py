@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from index.records import AddOutcome
+from model_store.image_files import SkipKind, Skipped
 
 
 class AddCounts(Protocol):
@@ -24,7 +25,8 @@ class AddCounts(Protocol):
 class BuildReport:
     """Progress and result of adding many images. seen = added + replaced + unchanged + len(skipped).
 
-    skipped: (path, reason). interrupted: Ctrl-C ended the operation early.
+    skipped: the files that were not added. ignored: hidden and system files, which are not counted in `seen`.
+    interrupted: Ctrl-C ended the operation early.
     """
 
     total: int = 0
@@ -32,8 +34,17 @@ class BuildReport:
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
-    skipped: list[tuple[Path | str, str]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    ignored: list[Skipped] = field(default_factory=list)
     interrupted: bool = False
+
+    def skip(self, item: Skipped) -> None:
+        """Record a file that is not added."""
+        if item.kind is SkipKind.HIDDEN:
+            self.ignored.append(item)
+        else:
+            self.skipped.append(item)
+            self.seen += 1
 
 
 @dataclass(slots=True)
@@ -52,6 +63,11 @@ def count_outcomes(report: AddCounts, outcomes: Sequence[AddOutcome]) -> None:
     report.replaced += outcomes.count(AddOutcome.REPLACED)
     report.unchanged += outcomes.count(AddOutcome.UNCHANGED)
     report.seen += len(outcomes)
+
+
+def count_kinds(skipped: Sequence[Skipped]) -> dict[str, int]:
+    """Return how many files were skipped for each kind of reason, the most frequent first."""
+    return {kind.value: count for kind, count in Counter(item.kind for item in skipped).most_common()}
 
 
 @contextmanager

@@ -1,25 +1,41 @@
 """Sources of images to index: a local folder, or any file system that pyarrow can open from a URI.
 
-Guarantees: images are listed folder by folder and sorted, in the order of `find_images`; every machine with access to
-the same storage can read a listed file by the same name; only the names of one folder at a time are in memory; a source
-that cannot be opened or listed raises `SourceError`, a file that cannot be read raises `OSError`.
+Guarantees: images are listed folder by folder and sorted, in the order of `find_images`, and all other files are
+reported as it does; every machine with access to the same storage can read a listed file by the same name; only the
+names of one folder at a time are in memory; a source that cannot be opened or listed raises `SourceError`, a file that
+cannot be read raises `OSError`.
 Out of scope: archives; credentials (pyarrow takes them from the environment, its configuration files or the machine's
 role).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from index.errors import SourceError
 from model_store.errors import DatasetError, MissingExtraError
-from model_store.image import SUFFIXES, find_images
+from model_store.image_files import (
+    SNIFFED_BYTES,
+    SkipKind,
+    Skipped,
+    escape_name,
+    find_images,
+    is_hidden,
+    kind_of_name,
+    unescape_name,
+    why_no_image,
+)
 
 MAX_FILE_BYTES = 200_000_000
-NO_IMAGES = "has no images: none of its files ends in .jpg, .png, .webp, .gif, .bmp or .tiff."
+NO_IMAGES = "has no images: none of its files ends like one (.jpg, .png, .webp, .gif, .bmp, .tiff, .avif, .heic)."
 """The reason of a FolderError for a folder or source without images."""
+Skip = Callable[[Skipped], None]
+
+
+def _ignore(_: Skipped) -> None:
+    pass
 
 
 class Source(Protocol):
@@ -27,8 +43,11 @@ class Source(Protocol):
 
     location: str
 
-    def list(self) -> Iterator[str]:
-        """Yield the paths of the images below the source, with forward slashes. Raises SourceError."""
+    def list(self, skip: Skip = _ignore) -> Iterator[str]:
+        """Yield the paths of the images below the source, with forward slashes, escaped by `escape_name`.
+
+        skip: called for every other file. Raises SourceError.
+        """
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a listed file. Raises OSError, also if it has more than `MAX_FILE_BYTES`."""
@@ -44,17 +63,17 @@ class FolderSource:
         self.folder = folder.absolute()
         self.location = str(self.folder)
 
-    def list(self) -> Iterator[str]:
+    def list(self, skip: Skip = _ignore) -> Iterator[str]:
         """Yield the paths of the images within the folder. Raises SourceError."""
         try:
-            for path in find_images(self.folder):
-                yield path.relative_to(self.folder).as_posix()
+            for path in find_images(self.folder, skip):
+                yield escape_name(path.relative_to(self.folder).as_posix())
         except DatasetError as error:
             raise SourceError(self.location, str(error)) from error
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raises OSError."""
-        return read_file(self.folder / name)
+        return read_file(self.folder / unescape_name(name))
 
     def check(self) -> None:
         """Raise SourceError if the folder does not exist."""
@@ -75,23 +94,43 @@ class RemoteSource:
             raise SourceError(uri, _one_line(error)) from error
         self._root = path.rstrip("/")
 
-    def list(self) -> Iterator[str]:
+    def list(self, skip: Skip = _ignore) -> Iterator[str]:
         """Yield the paths of the images below the URI. Raises SourceError."""
-        yield from self._below(self._root)
+        yield from self._below(self._root, skip)
 
-    def _below(self, folder: str) -> Iterator[str]:
+    def _below(self, folder: str, skip: Skip) -> Iterator[str]:
         entries = self._file_info(self._fs.FileSelector(folder or "/"))
         for entry in sorted(entries, key=lambda each: each.base_name):
-            if entry.base_name.startswith("."):
-                continue
-            if entry.type == self._fs.FileType.Directory:
-                yield from self._below(entry.path)
-            elif entry.type == self._fs.FileType.File and entry.base_name.lower().endswith(SUFFIXES):
-                yield entry.path[len(self._root) :].lstrip("/")
+            if not is_hidden(entry.base_name) and entry.type == self._fs.FileType.Directory:
+                try:
+                    yield from self._below(entry.path, skip)
+                except SourceError as error:
+                    skip(Skipped(self._location_of(entry.path), str(error), SkipKind.UNREADABLE))
+            elif (found := self._why_skipped(entry)) is not None:
+                skip(Skipped(self._location_of(entry.path), found[1], found[0]))
+            else:
+                yield escape_name(entry.path[len(self._root) :].lstrip("/"))
+
+    def _why_skipped(self, entry: Any) -> tuple[SkipKind, str] | None:
+        if is_hidden(entry.base_name):
+            return SkipKind.HIDDEN, "Hidden and system files are ignored."
+        if entry.type != self._fs.FileType.File:
+            return SkipKind.SPECIAL_FILE, "It is not a regular file."
+        is_image = kind_of_name(entry.base_name)
+        if is_image is None:
+            try:
+                with self._files.open_input_stream(entry.path) as file:
+                    return why_no_image(file.read(SNIFFED_BYTES))
+            except OSError as error:
+                return SkipKind.UNREADABLE, f"The file cannot be read: {_one_line(error)}."
+        return None if is_image else (SkipKind.NOT_AN_IMAGE, "Its name does not end like that of an image.")
+
+    def _location_of(self, path: str) -> str:
+        return escape_name(f"{self.location.rstrip('/')}/{path[len(self._root) :].lstrip('/')}")
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raises OSError."""
-        with self._files.open_input_file(f"{self._root}/{name}") as file:
+        with self._files.open_input_file(f"{self._root}/{unescape_name(name)}") as file:
             _check_size(file.size())
             data: bytes = file.read()
         return data

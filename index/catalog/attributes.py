@@ -38,10 +38,13 @@ def load(connection: sqlite3.Connection, image: int) -> set[Attribute]:
     return {(name, FieldType(kind), value) for name, kind, value in rows}
 
 
-def to_sql(connection: sqlite3.Connection, where: Where | None, column: str) -> tuple[str, list[Scalar | int]]:
+def to_sql(
+    connection: sqlite3.Connection, where: Where | None, column: str, *, each: bool = False
+) -> tuple[str, list[Scalar | int]]:
     """Return an SQL expression, and its parameters, that is true if the image whose id is in `column` matches.
 
-    Raises FilterError as `compared_types` does.
+    each: look up the attributes of each image, which is faster if few images are tested; otherwise all matching images
+    are collected first. Raises FilterError as `compared_types` does.
     """
     if where is None:
         return "1", []
@@ -59,6 +62,10 @@ def to_sql(connection: sqlite3.Connection, where: Where | None, column: str) -> 
             else:
                 selects.append(f"field_id = ? AND value {condition.operator} ?")
             values += [field_id, *typed]
+        if each:
+            anyone = " OR ".join(f"({select})" for select in selects)
+            parts.append(f"EXISTS (SELECT 1 FROM attributes WHERE image_id = {column} AND ({anyone}))")  # noqa: S608
+            continue
         union = " UNION ALL ".join(f"SELECT image_id FROM attributes WHERE {select}" for select in selects)  # noqa: S608
         parts.append(f"{column} IN ({union})")
     return " AND ".join(parts), values

@@ -1,8 +1,9 @@
 """Snapshots: take a consistent copy of the catalog while others write, and restore it.
 
-Guarantees: a snapshot shows the catalog at one moment and is written completely or not at all. A restore compares the
-snapshot with its manifest and changes nothing unless they agree.
-Out of scope: models; the vector cache, which is rebuilt from the catalog; incremental snapshots.
+Guarantees: a snapshot shows the catalog at one moment, has no free pages, and is written completely or not at all. A
+restore compares the snapshot with its manifest and changes nothing unless they agree.
+Out of scope: models; the files of the vectors, which are derived from the catalog; incremental snapshots.
+References: SQLite's documentation of `VACUUM INTO`.
 
 A snapshot is a folder with `catalog.db` and with `manifest.json`, which has its format, size and SHA-256.
 """
@@ -27,13 +28,13 @@ from pydantic import ValidationError
 from index.catalog.database import CATALOG_FILE, MIGRATIONS, connect, translated
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.spaces import active_space
-from index.errors import SnapshotError, TargetExistsError, translate_os_error
+from index.errors import IndexUnreadableError, SnapshotError, TargetExistsError, translate_os_error
 from index.records import SnapshotManifest
 from model_store.durable import atomic_file, sha256_of, sync, write_atomic
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_PAGES_PER_STEP = 2048
+_STEPS_PER_CALL = 20_000  # instructions of SQLite between two reports of the progress
 _BLOCK = 1 << 20
 Advance = Callable[[int, int], None]
 
@@ -41,7 +42,7 @@ Advance = Callable[[int, int], None]
 def take_snapshot(home: Path, target: Path, *, advance: Advance = lambda *_: None) -> SnapshotManifest:
     """Copy the index of `home` into the new folder `target`; a running server can write meanwhile.
 
-    advance: called with the numbers of pages copied and to copy.
+    advance: called with the numbers of bytes copied and to copy.
     Raises IndexUnavailableError if there is no index, TargetExistsError, IndexFullError, IndexReadOnlyError,
     IndexCorruptError.
     """
@@ -98,9 +99,10 @@ def read_manifest(snapshot: Path) -> SnapshotManifest:
         raise SnapshotError(snapshot, "is not a folder")
     try:
         text = (snapshot / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise SnapshotError(snapshot, f"has no {MANIFEST}: it is incomplete or not a snapshot") from None
     except OSError as error:
-        reason = f"has no readable {MANIFEST} ({error.strerror}): it is incomplete or not a snapshot"
-        raise SnapshotError(snapshot, reason) from None
+        raise IndexUnreadableError(snapshot, f"{MANIFEST}: {error.strerror}") from error
     try:
         found = json.loads(text)["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -120,18 +122,23 @@ def read_manifest(snapshot: Path) -> SnapshotManifest:
 
 def _copy_database(source: Path, target: Path, advance: Advance) -> dict[str, Any]:
     """Copy a database as of one moment; return the facts about it that the manifest needs."""
-
-    def copied(_status: int, remaining: int, total: int) -> None:
-        advance(total - remaining, total)
-
     with translated(source), closing(connect(source, read_only=True)) as reader:
-        # Without this read transaction, every write by others would restart the copy.
-        reader.execute("BEGIN")
-        facts = _facts(reader)
-        with translated(target), closing(sqlite3.connect(target)) as writer:
-            reader.backup(writer, pages=_PAGES_PER_STEP, progress=copied, sleep=0)
-            writer.execute("PRAGMA journal_mode = DELETE").fetchone()
-    return facts
+        [total] = reader.execute(
+            "SELECT (page_count - freelist_count) * page_size "
+            "FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        ).fetchone()
+
+        def report() -> int:
+            with contextlib.suppress(OSError):  # SQLite has not created the file yet
+                advance(min(target.stat().st_size, total), total)
+            return 0
+
+        reader.set_progress_handler(report, _STEPS_PER_CALL)
+        # Reads in one transaction, and unlike a copy of the pages leaves out the free ones.
+        reader.execute("VACUUM INTO ?", (str(target),))
+    advance(total, total)
+    with translated(target), closing(sqlite3.connect(target)) as copy:
+        return _facts(copy)
 
 
 def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
@@ -152,8 +159,8 @@ def _copy_checked(snapshot: Path, manifest: SnapshotManifest, target: BinaryIO, 
     source = snapshot / CATALOG_FILE
     if not source.is_file():
         raise SnapshotError(snapshot, f"has no {CATALOG_FILE}: it is incomplete")
-    with source.open("rb") as file:
-        while block := file.read(_BLOCK):
+    with _open(source) as file:
+        while block := _read(file, source):
             digest.update(block)
             target.write(block)
             done += len(block)
@@ -162,6 +169,22 @@ def _copy_checked(snapshot: Path, manifest: SnapshotManifest, target: BinaryIO, 
         raise SnapshotError(snapshot, f"has {done:,} of {manifest.size:,} bytes of {CATALOG_FILE}: it is incomplete")
     if digest.hexdigest() != manifest.sha256:
         raise SnapshotError(snapshot, f"has a {CATALOG_FILE} whose SHA-256 differs from the manifest: it is damaged")
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file of a snapshot. Raises IndexUnreadableError."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise IndexUnreadableError(path, error.strerror or str(error)) from error
+
+
+def _read(file: BinaryIO, path: Path) -> bytes:
+    """Read the next block. Raises IndexUnreadableError."""
+    try:
+        return file.read(_BLOCK)
+    except OSError as error:
+        raise IndexUnreadableError(path, error.strerror or str(error)) from error
 
 
 def _require_absent(catalog: Path) -> None:

@@ -29,16 +29,24 @@ from index.catalog import spaces as space_table
 from index.catalog.database import check_format, connect, migrate, record_checksum, translated
 from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
 from index.catalog.read_view import ReadView
+from index.catalog.reserve import Reserve
 from index.catalog.spaces import SwitchResult
 from index.catalog.writer import Writer
 from index.cursor import make_cursor, read_cursor
-from index.errors import IndexReadOnlyError, IndexSwitchedError, KeyNotFoundError, PictureNotFoundError
+from index.errors import (
+    IndexFullError,
+    IndexReadOnlyError,
+    IndexSwitchedError,
+    KeyNotFoundError,
+    PictureNotFoundError,
+)
 from index.fields import Scalar
 from index.filters import Where
 from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
+from model_store.image import PREPARATION
 
 T = TypeVar("T")
-_DELETE_BATCH = 500
+_DELETE_BATCH = 100  # about 10 ms, for which another write may have to wait
 _COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
     EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
 
@@ -62,6 +70,7 @@ class Catalog:
             else:
                 migrate(connection, path)
                 self._writer = Writer(connection, path)
+                self._reserve = Reserve(path.parent)
             self.identity = str(self._one("SELECT value FROM meta WHERE name = 'identity'")[0])
         except BaseException:
             if self._writer is not None:
@@ -126,41 +135,58 @@ class Catalog:
             delete_images(connection, row, change)
             return change
 
-        self.writer.run(work, committed)
+        self._delete(work, committed)
 
-    def delete_where(self, where: Where, committed: Callable[[Change], None]) -> int:
+    def delete_where(
+        self, where: Where, committed: Callable[[Change], None], stopped: Callable[[], bool] = lambda: False
+    ) -> int:
         """Delete the images that match `where` now; return how many. Raises FilterError.
 
-        They are deleted in batches, so that other writes can run in between.
+        They are deleted in short transactions, so that other writes can run in between. Each image is tested again in
+        its transaction. Once `stopped` returns True, the rest is not deleted.
         """
         condition, values = self._condition(where)
-        last = int(self._one("SELECT coalesce(max(id), 0) FROM images")[0])
+        found = self._all(f"SELECT i.id FROM images i WHERE {condition}", values)  # noqa: S608
+        each, each_values = self._condition(where, each=True)
+        query = f"SELECT i.id FROM json_each(?) j JOIN images i ON i.id = j.value WHERE {each}"  # noqa: S608
         deleted = 0
+        for start in range(0, len(found), _DELETE_BATCH):
+            if stopped():
+                break
+            batch = json.dumps([row[0] for row in found[start : start + _DELETE_BATCH]])
 
-        def work(connection: sqlite3.Connection) -> tuple[Change, int]:
-            rows = connection.execute(
-                f"SELECT i.id FROM images i WHERE i.id <= ? AND {condition} LIMIT ?",  # noqa: S608
-                (last, *values, _DELETE_BATCH),
-            ).fetchall()
-            change = Change()
-            delete_images(connection, [row[0] for row in rows], change)
-            return change, len(rows)
+            def work(connection: sqlite3.Connection, batch: str = batch) -> tuple[Change, int]:
+                images = [row[0] for row in connection.execute(query, (batch, *each_values))]
+                change = Change()
+                delete_images(connection, images, change)
+                return change, len(images)
 
-        while (count := self.writer.run(work, lambda done: committed(done[0]))[1]) == _DELETE_BATCH:
-            deleted += count
-        return deleted + count
+            deleted += self._delete(work, lambda done: committed(done[0]))[1]
+        return deleted
+
+    def _delete(self, work: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]) -> T:
+        """Run a deletion in the writer thread. If the disk is full, it gets the space of the reserve."""
+        try:
+            return self.writer.run(work, committed)
+        except IndexFullError:
+            if not self._reserve.release():
+                raise
+            return self.writer.run(work, committed)
 
     def change_metadata(self, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
         """Replace the metadata by `update(metadata)` in one transaction. Raises KeyNotFoundError, MetadataError."""
         self.writer.run(lambda connection: change_metadata(connection, key, update))
 
     def lookup(self, spaces: Sequence[int], keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those among `keys` that have a vector in each of `spaces`."""
+        """Return {key: sha256} of those among `keys` that have a vector in each of `spaces`.
+
+        Images of an earlier preparation are left out, so that they are added again.
+        """
         rows = self._all(
             """SELECT i.key, i.sha256 FROM json_each(?) j JOIN images i ON i.key = j.value
-               WHERE NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
+               WHERE i.preparation = ? AND NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
                    (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = s.value))""",
-            (json.dumps(list(keys)), json.dumps(list(spaces))),
+            (json.dumps(list(keys)), PREPARATION, json.dumps(list(spaces))),
         )
         return dict(rows)
 
@@ -198,6 +224,12 @@ class Catalog:
     def images(self) -> int:
         """Return the number of images."""
         return int(self._one("SELECT count(*) FROM images")[0])
+
+    def outdated(self) -> int:
+        """Return the number of images that an earlier preparation prepared."""
+        if not self._one("SELECT EXISTS (SELECT 1 FROM pragma_table_info('images') WHERE name = 'preparation')")[0]:
+            return self.images()  # opened read-only, and written before the version was recorded
+        return int(self._one("SELECT count(*) FROM images WHERE preparation < ?", (PREPARATION,))[0])
 
     # --- vectors ----------------------------------------------------------------------------------------------------
 
@@ -253,12 +285,13 @@ class Catalog:
         rows = self._all(
             """SELECT s.id, s.fingerprint, s.model, s.id = CAST(a.value AS INTEGER),
                       (SELECT count(*) FROM vectors v WHERE v.space_id = s.id), (SELECT count(*) FROM images),
-                      s.id = CAST(k.value AS INTEGER)
+                      s.id = CAST(k.value AS INTEGER), s.id = CAST(t.value AS INTEGER)
                FROM spaces s LEFT JOIN meta a ON a.name = 'active_space' LEFT JOIN meta k ON k.name = 'kept_space'
-               ORDER BY s.id"""
+               LEFT JOIN meta t ON t.name = 'target_space' ORDER BY s.id"""
         )
         return [
-            Space(i, print_, model, bool(on), n, all_ - n, bool(kept)) for i, print_, model, on, n, all_, kept in rows
+            Space(i, print_, model, bool(on), n, all_ - n, kept=bool(kept), target=bool(target))
+            for i, print_, model, on, n, all_, kept, target in rows
         ]
 
     def ensure_space(self, fingerprint: str, model: str) -> Space:
@@ -275,11 +308,9 @@ class Catalog:
         number = self.writer.run(work)
         return next(space for space in self.spaces() if space.id == number)
 
-    def start_migration(self, fingerprint: str, model: str) -> Space:
-        """Make a model's space, created if missing, the target of a migration: added images get a vector there too."""
-        space = self.ensure_space(fingerprint, model)
-        self.writer.run(lambda connection: space_table.set_target(connection, space.id))
-        return space
+    def set_target(self, space: int, committed: Callable[[None], None] | None = None) -> None:
+        """Make `space` the target of a migration: added images get a vector there too. No target if it is active."""
+        self.writer.run(lambda connection: space_table.set_target(connection, space), committed)
 
     def activate_space(self, space: int, *, keep: bool = True, committed: Callable[[None], None] | None = None) -> None:
         """Make `space` the active one. With `keep`, the previous one is kept for a rollback."""
@@ -293,10 +324,9 @@ class Catalog:
             lambda connection: space_table.activate_if_complete(connection, space, skipped, keep=keep), committed
         )
 
-    def drop_unused_spaces(self) -> None:
-        """Delete the spaces without a role, in batches."""
-        while self.writer.run(space_table.drop_unused):
-            pass
+    def drop_unused_vectors(self) -> int:
+        """Delete a batch of vectors of spaces without a role, and the empty ones of these spaces. Return its size."""
+        return self.writer.run(space_table.drop_unused)
 
     def unembedded(self, space: int, after: int, limit: int) -> Sequence[Unembedded]:
         """Return up to `limit` images without a vector in `space`, in the order of their ids, after the id `after`."""
@@ -360,9 +390,9 @@ class Catalog:
             raise KeyNotFoundError(key)
         return rows[0]
 
-    def _condition(self, where: Where | None) -> tuple[str, list[Scalar | int]]:
+    def _condition(self, where: Where | None, *, each: bool = False) -> tuple[str, list[Scalar | int]]:
         with self._reader() as connection:
-            return attributes.to_sql(connection, where, "i.id")
+            return attributes.to_sql(connection, where, "i.id", each=each)
 
 
 def _begin_read(connection: sqlite3.Connection) -> None:

@@ -1,8 +1,10 @@
 """The SQLite database of the catalog: connections, schema, migrations and error translation.
 
 Guarantees: a commit that returned is on disk (WAL, synchronous=FULL). Readers see only committed data and never wait
-for the writer. Inside `translated`, every `sqlite3` error becomes an error of the index.
+for the writer. A database on a read-only mount, or in a folder without write permission, can be read. Inside
+`translated`, every `sqlite3` error becomes an error of the index; only real damage becomes IndexCorruptError.
 Out of scope: network file systems, because SQLite's write-ahead log needs shared memory.
+References: SQLite's documentation of WAL mode ("Read-Only Databases") and of URI file names (`immutable`).
 """
 
 from __future__ import annotations
@@ -81,7 +83,19 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX attributes_of_image ON attributes (image_id);
     """,
+    # The version of the preparation that made the picture and the vectors of each image. Not part of the checksum: a
+    # wrong value only makes the image be prepared again.
+    """
+    ALTER TABLE images ADD COLUMN preparation INTEGER NOT NULL DEFAULT 1;
+    CREATE INDEX images_of_preparation ON images (preparation);
+    """,
 )
+
+# Free pages can be returned to the file system a few at a time (see writer.py). Takes effect only in a new database, or
+# when an existing one is vacuumed.
+AUTO_VACUUM = "PRAGMA auto_vacuum = INCREMENTAL"
+BUSY_S = 30.0  # how long to wait for a lock of another process
+_MAX_LOG_BYTES = 16 << 20  # the write-ahead log is cut to this size once its content is in the database
 
 # Result codes of SQLite, primary or extended, with the errors that they become.
 _ERRORS = (
@@ -90,7 +104,9 @@ _ERRORS = (
         errors.IndexFullError,
     ),
     ({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}, errors.IndexReadOnlyError),
-    ({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}, errors.IndexCorruptError),
+    ({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_CORRUPTFS}, errors.IndexCorruptError),
+    ({sqlite3.SQLITE_IOERR}, errors.IndexUnreadableError),
+    ({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}, errors.IndexBusyError),
 )
 
 
@@ -106,22 +122,60 @@ def record_checksum(*values: str | int | bytes) -> int:
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open the database at `path` in autocommit mode; create it if it is missing and not `read_only`.
 
-    Any thread may use the connection, but only one at a time. Raises the errors of `translated`.
+    Any thread may use the connection, but only one at a time. Raises IndexUnreadableError if the file or its log cannot
+    be read, and the errors of `translated`.
     """
     with translated(path):
-        uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
         try:
+            return _connect(path, "mode=ro") if read_only else _connect(path, "mode=rwc", log=True)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                raise
+            if not read_only and not path.exists():
+                raise
+            _check_readable(path, with_log=not read_only)
             if not read_only:
-                connection.execute("PRAGMA journal_mode = WAL").fetchone()
-                connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.create_function("crc32", -1, record_checksum, deterministic=True)
-            connection.execute("PRAGMA user_version").fetchone()
-        except BaseException:
-            connection.close()
-            raise
+                raise
+        return _connect(path, "mode=ro&immutable=1")
+
+
+def _connect(path: Path, parameters: str, *, log: bool = False) -> sqlite3.Connection:
+    """Open the database with these URI parameters. log: use a write-ahead log, which requires a writable folder."""
+    uri = f"{path.absolute().as_uri()}?{parameters}"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        if log:
+            connection.execute(AUTO_VACUUM)
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA journal_size_limit = {_MAX_LOG_BYTES}").fetchone()
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.create_function("crc32", -1, record_checksum, deterministic=True)
+        connection.execute("PRAGMA user_version").fetchone()
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _check_readable(path: Path, *, with_log: bool) -> None:
+    """Raise IndexUnreadableError unless the database can be read; without `with_log`, also if it needs its log.
+
+    SQLite cannot create the files of the log on a read-only mount. They exist while another process writes, so without
+    them the database does not change. If the log has content, the database without it would be an old or mixed state.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        with path.open("rb"):
+            pending = not with_log and log.exists() and log.stat().st_size > 0
+    except OSError as error:
+        raise errors.IndexUnreadableError(path, error.strerror or str(error)) from error
+    if pending:
+        raise errors.IndexUnreadableError(
+            path,
+            f"its write-ahead log {log.name} has changes that are not in the database yet, and applying them requires "
+            "write permission; open the index once with write permission, for example with fc7 index optimize",
+        )
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

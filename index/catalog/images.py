@@ -35,6 +35,7 @@ class Entry:
     height: int
     metadata: str | None
     picture: bytes | None
+    preparation: int
     vectors: Mapping[str, NDArray[np.float16]]
 
 
@@ -62,24 +63,24 @@ def add_image(
     """
     time_us = now()
     found = connection.execute(
-        """SELECT id, sha256, metadata, EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
+        """SELECT id, sha256, preparation, metadata, EXISTS (SELECT 1 FROM pictures WHERE image_id = images.id), added
            FROM images WHERE key = ?""",
         (entry.key,),
     ).fetchone()
-    old_id, old_sha256, old_metadata, has_picture, added = found or (None, None, None, False, time_us)
-    same_file = old_sha256 == entry.sha256
+    old_id, *old_content, old_metadata, has_picture, added = found or (None, None, None, None, False, time_us)
+    same_content = old_content == [entry.sha256, entry.preparation]
     metadata = entry.metadata if entry.metadata is not None else old_metadata or "{}"
     existing: set[int] = set()
-    if same_file:
+    if same_content:
         existing = {r[0] for r in connection.execute("SELECT space_id FROM vectors WHERE image_id = ?", (old_id,))}
         complete = vectors.keys() <= existing and (has_picture or entry.picture is None)
         if complete and metadata == old_metadata:
             return AddOutcome.UNCHANGED
     record = (entry.key, entry.sha256, entry.size, entry.width, entry.height, metadata, added, time_us)
-    image = _write(connection, record)
+    image = _write(connection, record, entry.preparation)
     if metadata != old_metadata:
         attributes.store(connection, image, metadata)
-    if old_id is not None and not same_file:  # the vectors of all models were made from the old picture
+    if old_id is not None and not same_content:  # the vectors of all models were made from the old picture
         change.removed += _vector_ids(connection, image)
         connection.execute("DELETE FROM vectors WHERE image_id = ?", (image,))
         connection.execute("DELETE FROM pictures WHERE image_id = ?", (image,))
@@ -112,14 +113,14 @@ def change_metadata(
 ) -> None:
     """Replace the metadata of an image by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
     row = connection.execute(
-        "SELECT id, key, sha256, size, width, height, metadata, added FROM images WHERE key = ?", (key,)
+        "SELECT id, preparation, key, sha256, size, width, height, metadata, added FROM images WHERE key = ?", (key,)
     ).fetchone()
     if row is None:
         raise KeyNotFoundError(key)
-    image, *record, old, added = row
+    image, preparation, *record, old, added = row
     metadata = encode_metadata(update(json.loads(old)))
     if metadata != old:
-        _write(connection, (*record, metadata, added, now()))
+        _write(connection, (*record, metadata, added, now()), preparation)
         attributes.store(connection, image, metadata)
 
 
@@ -130,15 +131,16 @@ def delete_images(connection: sqlite3.Connection, images: Sequence[int], change:
         connection.execute("DELETE FROM images WHERE id = ?", (image,))
 
 
-def _write(connection: sqlite3.Connection, record: tuple[str | int, ...]) -> int:
+def _write(connection: sqlite3.Connection, record: tuple[str | int, ...], preparation: int) -> int:
     """Insert a record (key, sha256, size, width, height, metadata, added, updated), or replace that of its key."""
     [image] = connection.execute(
-        """INSERT INTO images (key, sha256, size, width, height, metadata, added, updated, crc)
-           VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (key) DO UPDATE
+        """INSERT INTO images (key, sha256, size, width, height, metadata, added, updated, crc, preparation)
+           VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (key) DO UPDATE
            SET sha256 = excluded.sha256, size = excluded.size, width = excluded.width, height = excluded.height,
-               metadata = excluded.metadata, added = excluded.added, updated = excluded.updated, crc = excluded.crc
+               metadata = excluded.metadata, added = excluded.added, updated = excluded.updated, crc = excluded.crc,
+               preparation = excluded.preparation
            RETURNING id""",
-        (*record, record_checksum(*record)),
+        (*record, record_checksum(*record), preparation),
     ).fetchone()
     return int(image)
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from index.catalog.database import CATALOG_FILE
-from index.errors import IndexLockedError, IndexUnavailableError, translate_os_error
+from index.errors import IndexLockedError, IndexUnavailableError, IndexUnreadableError, translate_os_error
 
 
 class FolderLock:
@@ -42,6 +42,25 @@ class FolderLock:
 
 
 def check_exists(folder: Path) -> None:
-    """Raise IndexUnavailableError unless `folder` contains a catalog."""
-    if not (folder / CATALOG_FILE).exists():
+    """Raise IndexUnavailableError unless `folder` contains a catalog, IndexUnreadableError if it cannot be read."""
+    try:
+        exists = (folder / CATALOG_FILE).exists()
+    except OSError as error:
+        raise IndexUnreadableError(folder, error.strerror or str(error)) from error
+    if not exists:
         raise IndexUnavailableError(folder, "it does not exist yet; create it with fc7 index build DIR")
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether another process holds the lock. Needs no write permission."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False  # no process can have locked it, or this user cannot know
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -2,8 +2,8 @@
 
 A vector space is the set of vectors made by one model. The table `meta` gives up to three of them a role:
 `active_space` is searched; `target_space` is being filled during a migration and is searched next; `kept_space` was
-searched before and is kept for a rollback. All other spaces are unused and can be dropped.
-Out of scope: committing (see writer.py), and vectors in memory (see index/local/spaces.py).
+searched before and is kept for a rollback, and can be the target too. All other spaces are unused and can be dropped.
+Out of scope: committing (see writer.py), vectors in memory, and when a role changes (see index/local/spaces.py).
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ def active_space(connection: sqlite3.Connection) -> tuple[int, str, str]:
 
 
 def set_target(connection: sqlite3.Connection, space: int) -> None:
-    """Make `space` the target of a migration, unless it is active already."""
-    if _value(connection, "active_space") != space:
+    """Make `space` the only target of a migration. If it is active already, there is no target from now on."""
+    if _value(connection, "active_space") == space:
+        connection.execute("DELETE FROM meta WHERE name = 'target_space'")
+    else:
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('target_space', ?)", (str(space),))
 
 
 def activate(connection: sqlite3.Connection, space: int, *, keep: bool) -> None:
-    """Make `space` the active one. With `keep`, the previous one is kept for a rollback."""
+    """Make `space` the active one and end the migration. With `keep`, the previous one is kept for a rollback."""
     previous = _value(connection, "active_space")
     if previous is not None and previous != space:
         if keep:
@@ -61,14 +63,22 @@ def activate(connection: sqlite3.Connection, space: int, *, keep: bool) -> None:
         else:
             connection.execute("DELETE FROM meta WHERE name = 'kept_space'")
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('active_space', ?)", (str(space),))
-    connection.execute("DELETE FROM meta WHERE name = 'target_space' AND value = ?", (str(space),))
+    connection.execute("DELETE FROM meta WHERE name = 'target_space'")
 
 
 def activate_if_complete(connection: sqlite3.Connection, space: int, skipped: Set[int], *, keep: bool) -> SwitchResult:
     """Make `space` the active one if all images, except those with ids in `skipped`, have a vector there.
 
-    It is not activated if most images have no vector there, because searches would no longer find them.
+    The kept space is activated although images added since have no vector there. No space is activated if most images
+    have no vector there, because searches would no longer find them.
     """
+    if _value(connection, "kept_space") == space and _value(connection, "active_space") != space:
+        with_vector, images = connection.execute(
+            "SELECT (SELECT count(*) FROM vectors WHERE space_id = ?), (SELECT count(*) FROM images)", (space,)
+        ).fetchone()
+        if 2 * with_vector >= images:
+            activate(connection, space, keep=keep)
+            return SwitchResult.DONE
     missing = connection.execute(
         """SELECT id FROM images i
            WHERE NOT EXISTS (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = ?) LIMIT ?""",

@@ -2,6 +2,8 @@
 
 Guarantees: `run` returns after the job's changes are on disk and its `committed` callback has run. Callbacks run in the
 order of the commits. A job that fails is rolled back alone; the other jobs of its group are committed.
+While there are no jobs, the space of deleted images is returned to the file system in small steps, so a job waits for
+one step at most.
 Out of scope: retrying failed jobs; reading.
 """
 
@@ -16,11 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import structlog
+
 from index.catalog.database import roll_back, transaction, translate
 from index.errors import IndexUnavailableError
 
 T = TypeVar("T")
 _MAX_GROUP = 256
+_IDLE_S = 0.5  # without jobs, until space is returned
+_PAUSE_S = 0.01  # between two steps
+_PAGES_PER_STEP = 256
+_KEPT_PAGES = 1024  # free pages that stay in the file for the next additions
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class Writer:
         # Held from the start of a commit until its callbacks have run. Its holder sees the same state on disk and in
         # memory.
         self.commit_lock = threading.Lock()
+        self._wait_s: float | None = _IDLE_S  # for a job, until the next step; None: for ever
         self._thread = threading.Thread(target=self._serve, name="fc7-index-writer", daemon=True)
         self._thread.start()
 
@@ -78,7 +87,7 @@ class Writer:
         self._connection.close()
 
     def _serve(self) -> None:
-        while (job := self._queue.get()) is not None:
+        while (job := self._next_job()) is not None:
             jobs = [job]
             following: _Job[Any] | None = job
             while len(jobs) < _MAX_GROUP and not self._queue.empty() and (following := self._queue.get()) is not None:
@@ -87,6 +96,29 @@ class Writer:
                 self._commit(jobs)
             if following is None:
                 return
+            self._wait_s = _IDLE_S
+
+    def _next_job(self) -> _Job[Any] | None:
+        """Wait for a job; meanwhile, return free space to the file system."""
+        while True:
+            try:
+                return self._queue.get(timeout=self._wait_s)
+            except queue.Empty:
+                self._wait_s = self._give_back_space()
+
+    def _give_back_space(self) -> float | None:
+        """Do one step. Returns how long to wait until the next one; None if there is nothing more to do."""
+        run = self._connection.execute
+        try:
+            if run("PRAGMA freelist_count").fetchone()[0] > _KEPT_PAGES:
+                before = run("PRAGMA page_count").fetchone()[0]
+                run(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})").fetchall()
+                # A catalog that was created without auto_vacuum does not shrink, except by `fc7 index optimize`.
+                return _PAUSE_S if run("PRAGMA page_count").fetchone()[0] < before else None
+            run("PRAGMA wal_checkpoint(PASSIVE)").fetchone()  # waits for nobody
+        except sqlite3.Error as error:  # for example a full disk; tried again after the next commit
+            structlog.get_logger(__name__).warning("space not returned", path=str(self._path), detail=str(error))
+        return None
 
     def _commit(self, jobs: list[_Job[Any]]) -> None:
         """Commit the jobs together; if that fails, one by one, so that each gets its own result or error."""

@@ -1,58 +1,110 @@
-"""Prepare the codes of the search modes `fast` and `codes` in background threads.
+"""Maintain the vector spaces of an index in a background thread: short codes, and the files of the vectors.
 
-The code of `fast` is trained once a vector space is large enough. The code of `codes` is an encoder that was trained
-for the model beforehand (`fc7 codes train`).
+The code of `fast` is learned once a vector space is large enough, and again once its content has changed: if half of
+the vectors are new or gone, or if a measurement shows that `fast` finds fewer of the exact neighbors than before. The
+code of `codes` is an encoder that was trained for the model beforehand (`fc7 codes train`).
 
-Guarantees: searches and writes continue while a code is prepared, and searches are exact until `fast` is ready. A
-trained code is saved, and is loaded before the vectors at the next start. If the disk is full, the index works on
-without the file.
-Out of scope: searching, and training a code again when vectors are added or removed. No mode needs that.
+Guarantees: searches and writes continue meanwhile. Searches are exact until the first code is ready, and use the
+previous code until a new one replaces it, all at once. A learned code is saved, and used at the next start. If the disk
+is full, the index works on without the files.
+Out of scope: searching.
 """
 
 from __future__ import annotations
 
-import contextlib
+import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import faiss
 import structlog
 
+from index.catalog.catalog import Catalog
+from index.catalog.database import CATALOG_FILE
 from index.errors import ModeUnavailableError
 from index.local.space import SearchSpace
+from index.local.vector_files import VectorFiles, remove_unused_files, unsaved
+from index.records import FastCode
 from index.search.binary_code import BinaryCode
-from index.search.pca_code import SAMPLE, Projection
+from index.search.pca_code import SAMPLE, Learned, Projection
+from index.search.recall import measure_recall
 from index.search.searcher import Mode
 from model_store.code_store import CodeStore
 
+_CHECK_AFTER = 0.1  # share of changed vectors after which the recall is measured
+_RELEARN_AFTER = 0.5  # share of changed vectors after which the code is learned again
+_FEWEST = 1000  # vectors from which a code is learned again, although the index was larger once
+_RECALL_LOSS = 0.01  # loss of recall after which the code is learned again
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    name: str
+    space: SearchSpace
+    work: Callable[[SearchSpace], None]
+
 
 class CodeBuilder:
-    """Builds the codes for the vector spaces of one index. All methods may be called from any thread."""
+    """Maintains the vector spaces of one index. All methods may be called from any thread."""
 
     def __init__(self, folder: Path, *, fast_from: int | None, read_only: bool) -> None:
-        """folder: of the index. fast_from: number of vectors from which on `fast` is trained; None: never."""
+        """folder: of the index. fast_from: number of vectors from which on `fast` is learned; None: never."""
         self._folder, self._fast_from, self._read_only = folder, fast_from, read_only
         self._lock = threading.Lock()
         self._encoders = CodeStore(folder.parent)
-        # By fingerprint and mode. Threads stay listed after they end, so that a failure is not tried again.
-        self._threads: dict[tuple[str, Mode], threading.Thread] = {}
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._queued: set[tuple[int, str]] = set()  # space and task
+        self._failed: set[tuple[int, str]] = set()  # not tried again
+        self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._identity = ""  # of the catalog
+        self._current: dict[int, SearchSpace] = {}  # by the id of the space
 
-    def attach(self, space: SearchSpace) -> None:
-        """Give an empty space the saved `fast` code of its model, so that its vectors are encoded while loading."""
+    def load(self, space: SearchSpace, catalog: Catalog) -> None:
+        """Fill the empty searcher of a space, with the saved code of `fast` of its model.
+
+        If codes are missing, searches are exact until they are computed. Raises IndexCorruptError.
+        """
+        self._identity = catalog.identity
+        self._current[space.record.id] = space
+        projection = None
+        fingerprint = space.record.fingerprint
+        if self._fast_from is not None:
+            projection = Projection.load(_code_file(self._folder, fingerprint), fingerprint)
+        if projection is not None:
+            space.learned = projection.learned
+            space.searcher.install("fast", projection)
+        complete = self._files(space).load(space.searcher, catalog, space.record.id, projection)
+        if projection is not None and not complete:
+            space.searcher.disable("fast")
+            if not self._read_only:
+                code = projection
+                self._submit(_Task("encode", space, lambda _: self._install(space, code)))
+        if any(segment.mapped for segment in space.searcher.segments) and not self._read_only:
+            self._submit(_Task("check", space, self._check_rows))
+
+    def maintain(self, space: SearchSpace) -> None:
+        """Start what the space needs now. Called after each change."""
+        if self._read_only or space.pending is not None:
+            return
+        if unsaved(space.searcher):
+            self._submit(_Task("save", space, self._save))
         if self._fast_from is None:
             return
-        fingerprint = space.record.fingerprint
-        projection = Projection.load(_code_file(self._folder, fingerprint), fingerprint)
-        if projection is not None:
-            self._install_fast(space, projection)
+        count = len(space.searcher)
+        if space.learned is None:
+            if count >= self._fast_from:
+                self._submit(_Task("learn", space, self._learn_first))
+        elif count >= min(self._fast_from, _FEWEST) and space.unchecked >= _CHECK_AFTER * count:
+            self._submit(_Task("measure", space, self._measure))
 
-    def maybe_train(self, space: SearchSpace) -> None:
-        """Start to train the `fast` code if the space is large enough and has none."""
-        if self._fast_from is None or self._read_only or len(space.searcher) < self._fast_from:
-            return
-        if space.pending is None and not space.searcher.has("fast"):
-            self._prepare(space, "fast", self._train_fast)
+    def optimize(self, space: SearchSpace) -> None:
+        """Learn the code again, if the space is large enough, and write all files; return when this is done."""
+        if self._fast_from is not None and len(space.searcher) >= self._fast_from:
+            self._learn(space)
+        self._save(space)
 
     def resolve_mode(self, space: SearchSpace, requested: Mode | None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now.
@@ -62,54 +114,125 @@ class CodeBuilder:
         if requested == "codes" and not space.searcher.has("codes"):
             trained = self._encoders.has(space.record.fingerprint)
             if trained:
-                self._prepare(space, "codes", self._load_codes)
+                self._submit(_Task("codes", space, self._load_codes))
             raise ModeUnavailableError("codes", space.record.model, trained=trained)
         if requested in (None, "fast"):
             return "fast" if space.searcher.has("fast") else "exact"
         return requested
 
+    def fast_code(self, space: SearchSpace) -> FastCode | None:
+        """Describe the code of `fast`; None if there is none."""
+        learned = space.learned
+        if learned is None or not space.searcher.has("fast"):
+            return None
+        recall = learned.recall if space.recall is None else space.recall
+        return FastCode(recall, learned.changed(space.searcher.ids()), learned.time)
+
+    def remove_unused(self, fingerprints: list[str]) -> None:
+        """Delete the files of all spaces except those of these models. Raises OSError."""
+        if not self._read_only:
+            remove_unused_files(self._folder, fingerprints)
+
     def close(self) -> None:
-        """Stop training and wait for the threads to end."""
+        """Stop the running task and wait for the thread to end."""
         with self._lock:
             self._stop.set()
-        for thread in self._threads.values():
-            thread.join()
+            self._tasks.put(None)
+        if self._thread is not None:
+            self._thread.join()
 
-    def _prepare(self, space: SearchSpace, mode: Mode, work: Callable[[SearchSpace], None]) -> None:
-        """Run `work` in a thread, unless it ran before for this space and mode."""
-        name = space.record.fingerprint, mode
-        log = structlog.get_logger(__name__).bind(mode=mode, model=space.record.model)
-
-        def run() -> None:
-            try:
-                work(space)
-                log.info("search mode prepared", ready=space.searcher.has(mode), vectors=len(space.searcher))
-            except Exception:
-                log.exception("search mode not prepared")  # otherwise the traceback would be printed, not logged
-
+    def _submit(self, task: _Task) -> None:
+        """Run a task in the background, unless it is queued already or failed before."""
+        name = task.space.record.id, task.name
         with self._lock:
-            if name not in self._threads and not self._stop.is_set():
-                self._threads[name] = threading.Thread(target=run, name=f"fc7-{mode}")
-                self._threads[name].start()
+            if name in self._queued or name in self._failed or self._stop.is_set():
+                return
+            self._queued.add(name)
+            self._tasks.put(task)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="fc7-codes")
+                self._thread.start()
+
+    def _serve(self) -> None:
+        faiss.omp_set_num_threads(1)
+        while (task := self._tasks.get()) is not None and not self._stop.is_set():
+            name = task.space.record.id, task.name
+            log = structlog.get_logger(__name__).bind(task=task.name, model=task.space.record.model)
+            with self._lock:
+                self._queued.discard(name)  # before it runs, because later changes need another run
+            try:
+                if self._current.get(task.space.record.id) is not task.space:
+                    continue  # the space was dropped, and perhaps loaded again
+                task.work(task.space)
+                log.info("index maintained", vectors=len(task.space.searcher))
+            except Exception:
+                with self._lock:
+                    self._failed.add(name)
+                log.exception("index not maintained")  # otherwise the traceback would be printed, not logged
 
     def _load_codes(self, space: SearchSpace) -> None:
         encoder = self._encoders.best(space.record.fingerprint)
-        if encoder is not None:
+        if encoder is not None and not space.searcher.has("codes"):
             space.searcher.install("codes", BinaryCode(encoder), stop=self._stop)
 
-    def _train_fast(self, space: SearchSpace) -> None:
-        projection = Projection.train(space.searcher.sample(SAMPLE), stop=self._stop)
-        if projection is None:
-            return
-        with contextlib.suppress(OSError):  # if the disk is full, the code is trained again at the next start
-            projection.save(_code_file(self._folder, space.record.fingerprint), space.record.fingerprint)
-        self._install_fast(space, projection)
+    def _learn_first(self, space: SearchSpace) -> None:
+        if space.learned is None:  # otherwise a change during the training queued it again
+            self._learn(space)
 
-    def _install_fast(self, space: SearchSpace, projection: Projection) -> None:
+    def _learn(self, space: SearchSpace) -> None:
+        """Learn the code of `fast` from the vectors that exist now, replace the previous one, and save both."""
+        space.unchecked = 0
+        learned = Learned.of(space.searcher.ids())
+        projection = Projection.train(space.searcher.sample(SAMPLE), learned=learned, stop=self._stop)
+        if projection is not None:
+            self._install(space, projection)
+
+    def _install(self, space: SearchSpace, projection: Projection) -> None:
         space.searcher.install("fast", projection, stop=self._stop)
-        if not self._read_only:
-            with contextlib.suppress(OSError):  # if the disk is full, the vectors stay in memory
-                space.searcher.map_rows(self._folder, stop=self._stop)
+        if self._stop.is_set():
+            return
+        space.learned = projection.learned
+        recall = projection.learned.recall
+        space.recall = measure_recall(space.searcher, self._stop) if recall is None else recall
+        space.learned = replace(projection.learned, recall=space.recall)
+        named = replace(projection, learned=space.learned)
+        self._write(lambda: named.save(_code_file(self._folder, space.record.fingerprint), space.record.fingerprint))
+        self._save(space)
+
+    def _measure(self, space: SearchSpace) -> None:
+        """Measure the recall, and learn the code again if the content has changed enough."""
+        space.unchecked = 0
+        learned = space.learned
+        if learned is None:
+            return
+        if learned.changed(space.searcher.ids()) >= _RELEARN_AFTER:
+            self._learn(space)
+            return
+        recall = measure_recall(space.searcher, self._stop)
+        if recall is None:
+            return
+        space.recall = recall
+        if learned.recall is None or recall < learned.recall - _RECALL_LOSS:
+            self._learn(space)
+
+    def _save(self, space: SearchSpace) -> None:
+        self._write(lambda: self._files(space).save(space.searcher, self._stop))
+
+    def _check_rows(self, space: SearchSpace) -> None:
+        repaired = self._files(space).repair_rows(space.searcher, self._folder / CATALOG_FILE, self._stop)
+        if repaired:
+            structlog.get_logger(__name__).error("damaged vectors were read from the catalog", vectors=repaired)
+            self._save(space)
+
+    def _files(self, space: SearchSpace) -> VectorFiles:
+        return VectorFiles(self._folder, self._identity, space.record.fingerprint)
+
+    def _write(self, work: Callable[[], None]) -> None:
+        """Run `work`, which writes derived files. If the disk is full, the index works on without them."""
+        try:
+            work()
+        except OSError as error:
+            structlog.get_logger(__name__).warning("files of the index not written", detail=str(error))
 
 
 def saved_mode(folder: Path, fingerprint: str) -> Mode:

@@ -26,13 +26,22 @@ from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
 from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where
-from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update, check_at_least_one
+from index.interface import (
+    MAX_LISTED,
+    Answers,
+    ImageIndex,
+    Neighbours,
+    Outcomes,
+    Update,
+    check_at_least_one,
+    describe_groups,
+)
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
-from index.local.vector_cache import CACHE_FILE, write_cache
-from index.search.duplicates import near_pairs
-from index.search.searcher import Hits, Mode, View, restrict
+from index.search.duplicates import near_groups
+from index.search.searcher import Hits, Mode
+from index.search.view import View, restrict
 from model_store.cores import usable_cores
 
 _CACHED_FILTERS = 64
@@ -53,7 +62,6 @@ class LocalImageIndex(ImageIndex):
         super().__init__(spaces, keep_pictures=options.keep_pictures)
         self._folder, self._catalog, self._lock = folder, catalog, lock
         self._codes = spaces.codes
-        self._cache_after = options.cache_after
         self._closed = False
         # (number of commits, space, filter): ids of matching vectors. Replaced as a whole, never modified.
         self._filters: dict[tuple[int | None, int, Where], NDArray[np.int64]] = {}
@@ -84,7 +92,7 @@ class LocalImageIndex(ImageIndex):
         return cls(folder, catalog, spaces, lock, options)
 
     def close(self) -> None:
-        """Finish the queued writes, write the vector cache if enough has changed, and release the folder."""
+        """Finish the queued writes, stop the work in the background, and release the folder."""
         if self._closed:
             return
         self._closed = True
@@ -92,12 +100,6 @@ class LocalImageIndex(ImageIndex):
         self._codes.close()
         self.spaces.close()
         if self._lock is not None:
-            space = self.spaces.active
-            if space.uncached >= max(1, self._cache_after):
-                # The cache is optional: if the disk is full, the next start reads the catalog instead.
-                with contextlib.suppress(OSError):
-                    path = self._folder / CACHE_FILE
-                    write_cache(path, space.searcher, self._catalog.identity, space.record.fingerprint)
             self._lock.close()
 
     # --- images -------------------------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ class LocalImageIndex(ImageIndex):
         return self._catalog.add(self._encode(images), self.spaces.apply).outcomes
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
+        """Return {key: sha256} of those `keys` that are complete (see `ImageIndex`). Raises InvalidKeyError."""
         spaces = [space.record.id for space in self.spaces.required_spaces]
         return self._catalog.lookup(spaces, [records.check_key(key) for key in keys])
 
@@ -137,9 +139,9 @@ class LocalImageIndex(ImageIndex):
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
         self._catalog.delete(records.check_key(key), self.spaces.apply)
 
-    def delete_where(self, where: Where) -> int:
+    def delete_where(self, where: Where, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Delete the images that match now, in several transactions, and return how many were deleted."""
-        return self._catalog.delete_where(where, self.spaces.apply)
+        return self._catalog.delete_where(where, self.spaces.apply, stopped)
 
     def change_metadata(self, key: str, update: Update) -> records.ImageRecord:
         """Replace an image's metadata by `update(metadata)`; no other change can happen in between."""
@@ -187,19 +189,21 @@ class LocalImageIndex(ImageIndex):
         return self._codes.resolve_mode(self.spaces.space(fingerprint), requested)
 
     def duplicates(
-        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
-    ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first."""
+        self,
+        threshold: float,
+        limit: int,
+        *,
+        where: Where | None = None,
+        images: int = MAX_LISTED,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> records.Duplicates:
+        """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first."""
         space = self.spaces.active
         with self._catalog.read_view(space.searcher.view) as read_view:
             view = self._view(space, read_view, where)
-        pairs = near_pairs(view, threshold, limit, stopped)
-        known = self._catalog.describe(sorted({number for _, *pair in pairs for number in pair}))
-        return [
-            records.NearPair(known[first][0], known[second][0], distance)
-            for distance, first, second in pairs
-            if first in known and second in known  # the others were deleted meanwhile
-        ]
+        found = near_groups(view, threshold, groups=limit, vectors=images, stopped=stopped)
+        known = self._catalog.describe(found.ids)  # images that were deleted meanwhile are not in it
+        return describe_groups(found, {number: key for number, (key, _) in known.items()})
 
     def _neighbours(
         self,
@@ -257,6 +261,10 @@ class LocalImageIndex(ImageIndex):
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
+    def optimize(self) -> None:
+        """Learn the short codes of the searched vectors again, and write all files of the vectors."""
+        self._codes.optimize(self.spaces.active)
+
     def snapshot(self, target: Path) -> records.SnapshotManifest:
         """Copy the index in its current state to the new folder `target`, without blocking writers.
 
@@ -275,6 +283,8 @@ class LocalImageIndex(ImageIndex):
             mode=self._codes.resolve_mode(space, None),
             model=space.record.model,
             fingerprint=space.record.fingerprint,
+            outdated=self._catalog.outdated(),
+            fast=self._codes.fast_code(space),
         )
 
 

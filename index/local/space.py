@@ -8,6 +8,7 @@ import numpy as np
 
 from index.catalog.images import Change
 from index.records import Space, VectorModel
+from index.search.pca_code import Learned
 from index.search.searcher import Searcher
 
 
@@ -15,13 +16,16 @@ from index.search.searcher import Searcher
 class SearchSpace:
     """A vector space in memory.
 
-    uncached: number of vectors added or removed since the vector cache was written.
+    learned: what the code of `fast` was learned from; None if there is none. recall: its last measured recall.
+    unchecked: number of vectors added or removed since the recall was measured.
     pending: changes committed while the searcher is being filled; None once it is ready.
     """
 
     record: Space
     searcher: Searcher
-    uncached: int = 0
+    learned: Learned | None = None
+    recall: float | None = None
+    unchecked: int = 0
     pending: list[Change] | None = None
 
     @property
@@ -38,4 +42,4 @@ class SearchSpace:
         if own or change.removed:
             rows = np.asarray([change.rows[number] for number in own], np.float16)
             self.searcher.apply([change.ids[number] for number in own], rows, change.removed)
-            self.uncached += len(own) + len(change.removed)
+            self.unchecked += len(own) + len(change.removed)

@@ -1,8 +1,8 @@
 """Verify an index or a snapshot against its checksums, and repair what can be repaired.
 
 Guarantees: finds a flipped bit in a record, its metadata, picture or vector, in the database pages that hold them, in
-the attributes that filters compare, in the vector cache, or in the write-ahead log of an index that is not open. Names
-the image that it belongs to.
+the attributes that filters compare, in the files of the vectors, or in the write-ahead log of an index that is not
+open. Names the image that it belongs to.
 Out of scope: bytes that nothing reads (free pages), and complete files that were replaced by older ones.
 """
 
@@ -19,12 +19,28 @@ from typing import Any
 from index.catalog import attributes
 from index.catalog.backup import MANIFEST, Advance, read_manifest
 from index.catalog.catalog import Catalog
-from index.catalog.database import CATALOG_FILE, MIGRATIONS, check_format, connect, record_checksum, transaction
-from index.catalog.lock import FolderLock, check_exists
+from index.catalog.database import (
+    CATALOG_FILE,
+    MIGRATIONS,
+    check_format,
+    connect,
+    record_checksum,
+    transaction,
+    translate,
+)
+from index.catalog.lock import FolderLock, check_exists, is_locked
 from index.catalog.wal import first_damaged_frame
-from index.errors import ImageIndexError, IndexFormatError, SnapshotError
+from index.errors import (
+    ImageIndexError,
+    IndexBusyError,
+    IndexCorruptError,
+    IndexFullError,
+    IndexReadOnlyError,
+    IndexUnreadableError,
+    SnapshotError,
+)
 from index.fields import attributes as attributes_of
-from index.local.vector_cache import CACHE_FILE, find_damage
+from index.local.vector_files import VectorFiles, remove
 from index.records import DIMENSIONS, checksum
 from model_store.durable import sha256_of
 
@@ -44,13 +60,17 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """How many images, pictures and vectors were verified, the problems found, and how many were repaired."""
+    """How many images, pictures and vectors were verified, the problems found, and how many were repaired.
+
+    outdated: how many images were prepared by an earlier version of the preparation, which is not damage.
+    """
 
     images: int = 0
     pictures: int = 0
     vectors: int = 0
     findings: list[Finding] = field(default_factory=list)
     repaired: int = 0
+    outdated: int = 0
 
 
 def verify(folder: Path, *, repair: bool = False, advance: Advance = lambda *_: None) -> Report:
@@ -59,7 +79,8 @@ def verify(folder: Path, *, repair: bool = False, advance: Advance = lambda *_: 
     repair: drop damaged pictures and vectors (`fc7 index reembed` computes vectors again), and store the attributes
     that filters compare again. Not possible for a snapshot, or while a server has the index open.
     advance: called with the number of images verified so far and the number of all images.
-    Raises IndexUnavailableError if there is no index, IndexLockedError (for `repair`), IndexFormatError.
+    Raises IndexUnavailableError if there is no index, IndexLockedError (for `repair`), IndexFormatError, and
+    IndexUnreadableError or IndexBusyError if files cannot be read, which does not mean that they are damaged.
     """
     if (folder / MANIFEST).exists():
         return _verify_snapshot(folder, advance)
@@ -67,10 +88,10 @@ def verify(folder: Path, *, repair: bool = False, advance: Advance = lambda *_: 
     check_exists(index)
     try:
         lock = FolderLock(index)
-    except ImageIndexError:
+    except ImageIndexError:  # another process has it, or it is read-only
         if repair:
             raise
-        return _verify_index(index, exclusive=False, repair=False, advance=advance)
+        return _verify_index(index, exclusive=not is_locked(index), repair=False, advance=advance)
     with closing(lock):
         return _verify_index(index, exclusive=True, repair=repair, advance=advance)
 
@@ -82,7 +103,11 @@ def _verify_snapshot(folder: Path, advance: Advance) -> Report:
         file = folder / CATALOG_FILE
         if file.stat().st_size != manifest.size or sha256_of(file) != manifest.sha256:
             raise SnapshotError(folder, f"has a {CATALOG_FILE} that does not match its {MANIFEST}")
-    except (SnapshotError, OSError) as error:
+    except FileNotFoundError:
+        report.findings.append(Finding(f"{folder} has no {CATALOG_FILE}: it is incomplete", "Take another snapshot."))
+    except OSError as error:
+        raise IndexUnreadableError(folder, error.strerror or str(error)) from error
+    except SnapshotError as error:
         report.findings.append(Finding(str(error), "Take another snapshot."))
     else:
         _CatalogCheck(folder / CATALOG_FILE, report, repair=False).run(advance)
@@ -91,18 +116,19 @@ def _verify_snapshot(folder: Path, advance: Advance) -> Report:
 
 def _verify_index(folder: Path, *, exclusive: bool, repair: bool, advance: Advance) -> Report:
     report = Report()
-    log, cache = folder / f"{CATALOG_FILE}-wal", folder / CACHE_FILE
+    log = folder / f"{CATALOG_FILE}-wal"
     if exclusive and log.exists() and (frame := first_damaged_frame(log)) is not None:
         problem = f"{log} is damaged in frame {frame}: changes committed there and later are lost"
         report.findings.append(Finding(problem, _RESTORE))
     _CatalogCheck(folder / CATALOG_FILE, report, repair=repair).run(advance)
     with contextlib.suppress(ImageIndexError), Catalog(folder / CATALOG_FILE, read_only=True) as catalog:
+        report.outdated = catalog.outdated()
         for space in catalog.spaces():
-            if space.active and (damage := find_damage(cache, catalog, space.id, space.fingerprint)):
-                fix = "Delete the file: the next start reads the catalog instead."
-                report.findings.append(Finding(f"{cache} {damage}", fix))
+            for path, damage in VectorFiles(folder, catalog.identity, space.fingerprint).find_damage():
+                fix = "Delete the file while the index is not open: the next start reads the catalog instead."
+                report.findings.append(Finding(f"{path} {damage}", fix))
                 if repair:
-                    cache.unlink()
+                    remove(path)
                     report.repaired += 1
     return report
 
@@ -134,13 +160,21 @@ class _CatalogCheck:
                     try:
                         part()
                     except sqlite3.Error as error:
+                        self._check_damage(error)
                         self._find(f"{self._path} cannot be read completely ({error})", _RESTORE)
                 if self._repair:
                     self._apply_repairs()
-        except IndexFormatError:
-            raise
-        except (ImageIndexError, sqlite3.Error) as error:
+        except IndexCorruptError as error:
+            self._find(f"{self._path} cannot be read ({error.reason})", _RESTORE)
+        except sqlite3.Error as error:
+            self._check_damage(error)
             self._find(f"{self._path} cannot be read ({error})", _RESTORE)
+
+    def _check_damage(self, error: sqlite3.Error) -> None:
+        """Raise the index's error unless the cause is damage: an unreadable or busy file may be intact."""
+        translated = translate(error, self._path)
+        if isinstance(translated, IndexUnreadableError | IndexBusyError | IndexReadOnlyError | IndexFullError):
+            raise translated from error
 
     def _pages(self) -> None:
         for (line,) in self._rows("PRAGMA integrity_check(20)"):

@@ -17,7 +17,13 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from index.bulk.pipeline import batches
-from index.errors import IndexUnavailableError, IndexUnreachableError, IndexUriError
+from index.errors import (
+    IndexFullError,
+    IndexUnavailableError,
+    IndexUnreachableError,
+    IndexUriError,
+    MilvusUnsupportedError,
+)
 from index.milvus.schema import MAX_ROWS, Row, ids_in
 from index.records import MilvusAddress
 from model_store.errors import MissingExtraError
@@ -26,14 +32,23 @@ T = TypeVar("T")
 _LOAD_TIMEOUT_S = 600.0  # a cluster may need minutes to load a collection
 _ID_BATCH = 500
 _WRITE_BATCH = 128
+_RETRY_S = 0.1
+_MIN_TIMEOUT_S = 0.1
 _INDEX_TYPE_CACHE_S = 10.0
-_NOT_LOADED = 101  # error code of Milvus
+# Error codes of Milvus (pkg/util/merr/errors.go); Milvus Lite has only a few of them.
+_NOT_LOADED, _NO_COLLECTION, _AWAY = 101, 100, 2
+_NO_SUCH_ALIAS = (1600, _NO_COLLECTION)
+_DENIED, _DENIED_BY_GRPC = (1400, 1401, 1800), ("UNAUTHENTICATED", "PERMISSION_DENIED")
+_FULL = (3, 7, 9)  # limits of memory or disk, and writes denied by a quota
 
 
 class Milvus:
-    """A connection to Milvus. All methods may be called from any thread, and raise IndexUnreachableError.
+    """A connection to Milvus. All methods may be called from any thread.
 
-    uri: the address. name: prefix of the index's collections. trouble: why the last call failed; "" if it succeeded.
+    They raise IndexUnreachableError, IndexFullError for a quota of Milvus, and IndexUnavailableError for a collection
+    that was dropped. A call that fails because Milvus is away is repeated until its time limit.
+    uri: the address. name: prefix of the index's collections. timeout_s: of each call. trouble: why the last call
+    failed; "" if it succeeded.
     """
 
     def __init__(self, address: MilvusAddress) -> None:
@@ -46,11 +61,11 @@ class Milvus:
         # pymilvus logs every error with a traceback in its own format. Our errors are logged by the program instead.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         self.uri, self.name, self.module, self.trouble = address.uri, address.name, pymilvus, ""
-        self._token, self._timeout = address.token, address.timeout_s
+        self._token, self.timeout_s = address.token, address.timeout_s
         self._index_types: dict[str, tuple[float, str]] = {}  # by collection: (time of reading, type)
         self._client: Any = None
         self._client = self._translate_errors(
-            lambda: pymilvus.MilvusClient(self.uri, token=self._token or "", timeout=self._timeout, dedicated=True)
+            lambda: pymilvus.MilvusClient(self.uri, token=self._token or "", timeout=self.timeout_s, dedicated=True)
         )
 
     def close(self) -> None:
@@ -78,12 +93,29 @@ class Milvus:
             except IndexUnreachableError:
                 if not self.has(collection):  # otherwise another replica has just created it
                     raise
+        elif any(field.name == "preparation" for field in schema(self.module).fields):
+            self._add_preparation(collection)
         if not self._call("list_indexes", collection, "vector"):
             index = self.module.MilvusClient.prepare_index_params()
             index.add_index("vector", index_type="FLAT", metric_type="L2")
             self._call("create_index", collection, index_params=index, sync=False)
         if str(self._call("get_load_state", collection)["state"]) != "Loaded":
             self._load(collection)
+
+    def _add_preparation(self, collection: str) -> None:
+        """Add the field `preparation` to a collection of an earlier version of fc7; its images have preparation 1."""
+        fields = self._call("describe_collection", collection)["fields"]
+        if any(each["name"] == "preparation" for each in fields):
+            return
+        try:
+            kind = self.module.DataType.INT64
+            self._call("add_collection_field", collection, "preparation", kind, nullable=True, default_value=1)
+        except IndexUnreachableError as error:  # Milvus before 2.6, and Milvus Lite
+            raise MilvusUnsupportedError(
+                self.uri,
+                f"the field preparation cannot be added to {collection}",
+                "Drop the collections of this index, and index the images again: fc7 index build DIR",
+            ) from error
 
     def index_type(self, collection: str) -> str:
         """Return the type of a collection's vector index, at most 10 seconds old. FLAT compares all vectors."""
@@ -93,6 +125,22 @@ class Milvus:
             found = str(self._call("describe_index", collection, names[0])["index_type"]) if names else "FLAT"
             known = self._index_types[collection] = (time.monotonic(), found)
         return known[1]
+
+    # --- aliases ------------------------------------------------------------------------------------------------------
+
+    def alias(self, name: str) -> str | None:
+        """Return the collection that an alias names; None if the alias does not exist."""
+        try:
+            return str(self._call("describe_alias", name)["collection_name"])
+        except IndexUnavailableError as error:
+            if _code_of(error.__cause__) not in _NO_SUCH_ALIAS:
+                raise
+        self.trouble = ""
+        return None
+
+    def change_alias(self, method: str, *names: str) -> None:
+        """Call `create_alias` or `alter_alias` with (collection, alias), or `drop_alias` with (alias,)."""
+        self._call(method, *names)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -153,25 +201,32 @@ class Milvus:
         client = self._client
         if client is None:
             raise IndexUnavailableError(self.uri, "it is closed")
-        options.setdefault("timeout", self._timeout)
+        deadline = time.monotonic() + self.timeout_s
 
         def work() -> Any:
-            return getattr(client, name)(*arguments, **options)
+            left_s = max(_MIN_TIMEOUT_S, deadline - time.monotonic())
+            return getattr(client, name)(*arguments, timeout=left_s, **options)
 
-        try:
-            return self._translate_errors(work)
-        except IndexUnreachableError as error:
-            if getattr(error.__cause__, "code", 0) != _NOT_LOADED:
-                raise
-        self._load(arguments[0])  # Milvus was restarted, or another client released the collection
-        return self._translate_errors(work)
+        loaded = False
+        while True:
+            try:
+                return self._translate_errors(work)
+            except IndexUnreachableError as error:
+                code = _code_of(error.__cause__)
+                if code == _NOT_LOADED and not loaded:  # Milvus was restarted, or another client released it
+                    self._load(arguments[0])
+                    loaded = True
+                elif (code != _AWAY and getattr(code, "name", "") != "UNAVAILABLE") or time.monotonic() > deadline:
+                    raise
+                else:  # every call of this class can be repeated
+                    time.sleep(_RETRY_S)
 
     def _load(self, collection: str) -> None:
         client = self._client
         self._translate_errors(lambda: client.load_collection(collection, timeout=_LOAD_TIMEOUT_S))
 
     def _translate_errors(self, work: Callable[[], T]) -> T:
-        """Run `work`, and raise every error of pymilvus as IndexUnreachableError; they have no common base class."""
+        """Run `work`, and raise every error of pymilvus as one of the index; they have no common base class."""
         started = time.monotonic()
         try:
             result = work()
@@ -182,10 +237,29 @@ class Milvus:
                 for secret in {self._token, self._token.partition(":")[2] or self._token}:
                     reason = reason.replace(secret, "...")
             seconds = time.monotonic() - started
-            self.trouble = f"after {seconds:.1f} s (FC7_INDEX_TIMEOUT_S={self._timeout:g}), {reason}"
-            raise IndexUnreachableError(self.uri, self.trouble) from error
+            self.trouble = f"after {seconds:.1f} s (FC7_INDEX_TIMEOUT_S={self.timeout_s:g}), {reason}"
+            raise _translated(self.uri, _code_of(error), self.trouble) from error
         self.trouble = ""
         return result
+
+
+def _code_of(error: BaseException | None) -> object:
+    """Return Milvus's code of an error, or the code of gRPC."""
+    code = getattr(error, "code", 0)
+    return code() if callable(code) else code
+
+
+def _translated(uri: str, code: object, reason: str) -> IndexUnavailableError:
+    """Return the index's error for an error of Milvus with this code (see `_code_of`)."""
+    if code in _FULL:
+        return IndexFullError(uri, reason)
+    if code == _NO_COLLECTION:
+        advice = "Someone dropped it: restore it with milvus-backup, or index the images again with fc7 index build DIR"
+        return IndexUnavailableError(uri, f"{reason.rstrip('.')}. {advice}")
+    # Milvus reports a wrong password as an unexpected error, or with a code of gRPC.
+    if code in _DENIED or getattr(code, "name", "") in _DENIED_BY_GRPC or "auth check failure" in reason:
+        reason = f"{reason.rstrip('.')}. Check FC7_INDEX_TOKEN, and the permissions of this user"
+    return IndexUnreachableError(uri, reason)
 
 
 def _check_uri(uri: str) -> None:

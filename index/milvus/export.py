@@ -12,9 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 from index.filters import Where
+from index.milvus.aliases import Aliases
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
-from index.milvus.schema import RECORD, collection_of, image_schema, key_of, vector_of
+from index.milvus.schema import RECORD, image_schema, key_of, vector_of
 from index.parquet import write_parquet
 from index.records import MilvusAddress, VectorModel
 
@@ -36,11 +37,10 @@ def export_from_milvus(
     IndexFullError, IndexReadOnlyError.
     """
     with closing(Milvus(address)) as milvus:
-        registry = Registry(milvus)
-        model = registry.active
-        if model is None:
+        registry, searched = Registry(milvus), Aliases(milvus).read()
+        if searched is None:
             return write_parquet(target, VectorModel("", ""), [])
-        collection, condition = collection_of(address.name, model.fingerprint), registry.expression(where)
+        collection, condition = searched.collection, registry.expression(where)
         milvus.open(collection, image_schema)
         total = milvus.count(collection, condition)
         pages = milvus.pages(collection, ["id", *_COLUMNS, "vector"], size=_GROUP, where=condition)
@@ -48,4 +48,4 @@ def export_from_milvus(
             [(key_of(row["id"]), *(row[name] for name in _COLUMNS), vector_of(row).tobytes()) for row in rows]
             for rows in pages
         )
-        return write_parquet(target, model, groups, lambda done: advance(done, max(done, total)))
+        return write_parquet(target, registry.model(collection), groups, lambda done: advance(done, max(done, total)))

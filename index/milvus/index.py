@@ -1,8 +1,9 @@
 """The index on Milvus: implements `ImageIndex`, and is shared by all replicas of the service with the same address.
 
-Guarantees: an add or delete that returned is in Milvus, and every later search of every replica sees it. An image is
-one row, and changes as a whole. Results (distances, order, filters) are those of a local index. Vectors of two models
-are never compared: each model has a collection of its own.
+Guarantees: an add or delete that returned is in Milvus, and every later search of every replica sees it, except in the
+5 seconds after a switch to another model. A switch keeps it (see aliases.py). An image is one row, and changes as a
+whole. Results (distances, order, filters) are those of a local index. Vectors of two models are never compared: each
+model has a collection of its own.
 Out of scope: making a call with several images atomic. If Milvus fails in the middle, some images are stored, each one
 completely, and repeating the call is safe. If two replicas change the same image at the same time, the later change
 wins. Images are listed by key, because replicas cannot agree on the order of addition.
@@ -15,8 +16,12 @@ search mode is `fast`: more candidates than needed are fetched, and are ranked b
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +29,17 @@ from numpy.typing import NDArray
 from index import errors, records
 from index.cursor import make_cursor, read_cursor
 from index.filters import Where
-from index.interface import Answers, ImageIndex, Neighbours, Outcomes, Pairs, Update, check_at_least_one
+from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, check_at_least_one
 from index.milvus import schema
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
-from index.milvus.search import MAX_K, find_near_pairs, nearest
+from index.milvus.search import MAX_K, find_duplicates, nearest
 from index.milvus.spaces import Spaces, stats_of
 from index.milvus.upsert import Upsert
 from index.search.searcher import Mode
+from model_store.image import PREPARATION
 
+T = TypeVar("T")
 _DELETE_BATCH = 500
 
 
@@ -48,14 +55,14 @@ class MilvusImageIndex(ImageIndex):
         """Use `open`; the constructor only stores its arguments."""
         super().__init__(spaces, keep_pictures=options.keep_pictures)
         self._milvus, self._registry = milvus, spaces.registry
-        self._read_only = options.read_only
-        self._writing = spaces.writing
+        self._read_only, self._opened = options.read_only, options.fingerprint
+        self._writing = threading.Lock()  # held while rows are read and written back
 
     @classmethod
     def open(cls, address: records.MilvusAddress, options: records.IndexOptions) -> MilvusImageIndex:
         """Open the index at `address`, and create it if it does not exist.
 
-        With `switch`, only images that have a vector of this model stay in the index. With `migrate`, search switches
+        With `switch`, the index of another model is replaced by an empty one. With `migrate`, search switches
         after `fc7 index reembed` has computed the vectors (`spaces.finish`).
         Raises IndexUriError, MissingExtraError, IndexUnreachableError, IndexModelError if the vectors are of another
         model, IndexUnavailableError if there is no index to read.
@@ -87,23 +94,17 @@ class MilvusImageIndex(ImageIndex):
         More than 128 images are written with several calls; if one call fails, the images of the earlier calls stay.
         Also raises IndexLimitError for a picture that is too large.
         """
-        self._check_writable()
-        entries = self._encode(images)
+        # The index may have switched since these images were embedded: name the model of their vectors.
+        labeled = [each if each.vectors else replace(each, vectors={self._opened: each.vector}) for each in images]
+        entries = self._encode(labeled)
         pictures = [schema.picture_fields(entry.key, entry.picture) for entry in entries]
-        with self._writing:
-            models = self.spaces.required
-            if entries and models[0].fingerprint not in entries[0].vectors:
-                raise errors.IndexSwitchedError(
-                    self._milvus.uri, f"{entries[0].key!r} was embedded for the previous model"
-                )
-            collection = self.spaces.collection(models[0])
-            ids = sorted({schema.id_of(entry.key) for entry in entries})
+        ids = sorted({schema.id_of(entry.key) for entry in entries})
+
+        def add(model: records.VectorModel) -> Outcomes:
+            if entries and model.fingerprint not in entries[0].vectors:
+                raise errors.IndexSwitchedError(self._milvus.uri, f"{entries[0].key!r} was embedded for another model")
+            collection = self.spaces.collection(model)
             upsert = Upsert(self._milvus.rows(collection, ids, schema.STATE))
-            for model in models[1:]:
-                embedded = self._milvus.rows(self.spaces.collection(model), ids, ["id", "sha256"])
-                upsert.missing_vectors |= {
-                    i for i, row in upsert.stored.items() if embedded.get(i, {}).get("sha256") != row["sha256"]
-                }
             for entry, picture in zip(entries, pictures, strict=True):
                 upsert.add(entry, picture)
             upsert.keep_pictures(
@@ -112,19 +113,18 @@ class MilvusImageIndex(ImageIndex):
             self._registry.add_fields(
                 set().union(*(fields_of(json.loads(row["metadata"])) for row in upsert.rows.values()))
             )
-            for model in reversed(models):  # the searched one last: what search finds is in every collection
-                self._milvus.write(self.spaces.collection(model), upsert.rows_for(model.fingerprint))
-        return upsert.outcomes
+            self._milvus.write(collection, upsert.rows_for(model.fingerprint))
+            return upsert.outcomes
+
+        return self._change(add)
 
     def lookup(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return {key: sha256} of those `keys` that have a vector of every required model. Raises InvalidKeyError."""
+        """Return {key: sha256} of those `keys` that are complete (see `ImageIndex`). Raises InvalidKeyError."""
         ids = [schema.id_of(records.check_key(key)) for key in keys]
-        found: dict[str, str] | None = None
-        for model in self.spaces.required:
-            rows = self._milvus.rows(self.spaces.collection(model), ids, ["id", "sha256"])
-            here = {schema.key_of(row["id"]): str(row["sha256"]) for row in rows.values()}
-            found = here if found is None else {key: sha for key, sha in found.items() if here.get(key) == sha}
-        return found or {}
+        rows = self._milvus.rows(self._collection(), ids, ["id", "sha256", "preparation"])
+        return {
+            schema.key_of(row["id"]): str(row["sha256"]) for row in rows.values() if row["preparation"] == PREPARATION
+        }
 
     def get(self, key: str) -> records.ImageRecord:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
@@ -132,7 +132,7 @@ class MilvusImageIndex(ImageIndex):
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""
-        return bool(self._milvus.rows(self.spaces.collection(), [schema.id_of(records.check_key(key))], ["id"]))
+        return bool(self._milvus.rows(self._collection(), [schema.id_of(records.check_key(key))], ["id"]))
 
     def picture(self, key: str) -> bytes:
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
@@ -148,41 +148,39 @@ class MilvusImageIndex(ImageIndex):
         identity = self._registry.identity
         after = "" if cursor is None else read_cursor(cursor, identity, where, str, schema.is_id)
         condition = self._registry.expression(where)
-        rows = self._milvus.page(self.spaces.collection(), schema.RECORD, after=after, limit=limit + 1, where=condition)
+        rows = self._milvus.page(self._collection(), schema.RECORD, after=after, limit=limit + 1, where=condition)
         next_cursor = make_cursor(identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
         return records.Page([schema.record_of(row) for row in rows[:limit]], next_cursor)
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
-        self._check_writable()
-        with self._writing:
-            self._delete([self._row(key, ["id"])["id"]])
+        row_id = schema.id_of(records.check_key(key))
+        if not self._delete([row_id]):
+            raise errors.KeyNotFoundError(key)
 
-    def delete_where(self, where: Where) -> int:
+    def delete_where(self, where: Where, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Delete the images that match now, with one call for each 500, and return how many were deleted."""
         self._check_writable()
         condition, deleted = self._registry.expression(where), 0
-        for rows in self._milvus.pages(self.spaces.collection(), ["id"], size=_DELETE_BATCH, where=condition):
-            with self._writing:
-                self._delete([row["id"] for row in rows])
-            deleted += len(rows)
+        for rows in self._milvus.pages(self._collection(), ["id"], size=_DELETE_BATCH, where=condition):
+            if stopped():
+                break
+            deleted += self._delete([row["id"] for row in rows])
         return deleted
 
     def change_metadata(self, key: str, update: Update) -> records.ImageRecord:
         """Replace an image's metadata by `update(metadata)`; another replica's change may be lost."""
-        self._check_writable()
-        with self._writing:
-            row = self._row(key, schema.WHOLE)
+
+        def change(model: records.VectorModel) -> records.ImageRecord:
+            row = self._row(key, schema.WHOLE, model)
             metadata = records.encode_metadata(update(json.loads(row["metadata"])))
             if metadata != row["metadata"]:
-                change = schema.searchable(metadata) | {"updated": records.now()}
                 self._registry.add_fields(fields_of(json.loads(metadata)))
-                for model in reversed(self.spaces.required):
-                    collection = self.spaces.collection(model)
-                    stored = self._milvus.rows(collection, [row["id"]], schema.WHOLE)
-                    self._milvus.write(collection, [each | change for each in stored.values()])
-                row |= change
-        return schema.record_of(row)
+                row |= schema.searchable(metadata) | {"updated": records.now()}
+                self._milvus.write(self.spaces.collection(model), [row])
+            return schema.record_of(row)
+
+        return self._change(change)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -205,7 +203,7 @@ class MilvusImageIndex(ImageIndex):
 
     def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
         """Return the `k` matching images nearest to an indexed image, without that image itself."""
-        model = self.searched
+        model = self.spaces.model(None)
         query = schema.vector_of(self._row(key, ["id", "vector"], model))
         [neighbours] = self._nearest(model, query[np.newaxis], k, exclude=key, where=where, mode=mode)
         return neighbours
@@ -220,14 +218,22 @@ class MilvusImageIndex(ImageIndex):
         return _resolve_mode(model, self._milvus.index_type(self.spaces.collection(model)), requested)
 
     def duplicates(
-        self, threshold: float, limit: int, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
-    ) -> Pairs:
-        """Return the nearest `limit` pairs of matching images that are at most `threshold` apart, nearest first.
+        self,
+        threshold: float,
+        limit: int,
+        *,
+        where: Where | None = None,
+        images: int = MAX_LISTED,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> records.Duplicates:
+        """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first.
 
         Fetches the vectors of all matching images. Also raises IndexLimitError for more than 100,000 images.
         """
         condition = self._registry.expression(where)
-        return find_near_pairs(self._milvus, self.spaces.collection(), condition, threshold, limit, stopped=stopped)
+        return find_duplicates(
+            self._milvus, self._collection(), condition, threshold, limit, images=images, stopped=stopped
+        )
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
@@ -242,8 +248,10 @@ class MilvusImageIndex(ImageIndex):
 
     def stats(self) -> records.IndexStats:
         """Return counts. The sizes are 0, because only Milvus knows them."""
-        model = self.searched
-        return stats_of(model, self._milvus.count(self.spaces.collection(model)), self.mode())
+        model = self.spaces.model(None)
+        collection = self.spaces.collection(model)
+        outdated = self._milvus.count(collection, schema.OUTDATED)
+        return stats_of(model, self._milvus.count(collection), self.mode(), outdated)
 
     def _nearest(
         self,
@@ -271,14 +279,39 @@ class MilvusImageIndex(ImageIndex):
     def _row(self, key: str, fields: Sequence[str], model: records.VectorModel | None = None) -> schema.Row:
         """Return an image's row. Raises InvalidKeyError, KeyNotFoundError."""
         row_id = schema.id_of(records.check_key(key))
-        row = self._milvus.rows(self.spaces.collection(model), [row_id], fields).get(row_id)
+        collection = self._collection() if model is None else self.spaces.collection(model)
+        row = self._milvus.rows(collection, [row_id], fields).get(row_id)
         if row is None:
             raise errors.KeyNotFoundError(key)
         return row
 
-    def _delete(self, ids: Sequence[str]) -> None:
-        for model in reversed(self.spaces.required):
-            self._milvus.delete(self.spaces.collection(model), ids)
+    def _delete(self, ids: Sequence[str]) -> int:
+        """Delete those of these rows that exist, and return how many these were."""
+        deleted: set[str] = set()
+
+        def delete(model: records.VectorModel) -> int:
+            found = self._milvus.rows(self.spaces.collection(model), ids, ["id"])
+            self._milvus.delete(self.spaces.collection(model), list(found))
+            deleted.update(found)  # also those that were deleted before the index switched
+            return len(deleted)
+
+        return self._change(delete)
+
+    def _collection(self) -> str:
+        """Return the searched collection, after following a switch of another process."""
+        self.spaces.refresh()
+        return self.spaces.collection()
+
+    def _change(self, change: Callable[[records.VectorModel], T]) -> T:
+        """Make a change of the searched model's collection; make it again if the index switched meanwhile."""
+        self._check_writable()
+        while True:
+            started = time.monotonic()
+            model = self.spaces.wait_until_writable()
+            with self._writing:
+                result = change(model)
+            if self.spaces.confirm(model, started):
+                return result
 
     def _check_writable(self) -> None:
         if self._read_only:

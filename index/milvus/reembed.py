@@ -1,10 +1,11 @@
 """Migrate an index on Milvus to another model: fill its collection from the searched one, then switch.
 
-Guarantees: search uses the previous vectors until every image that can be embedded has a vector of the new model. If
-interrupted, the same call resumes. Changes that replicas make meanwhile are found by the next pass; passes are repeated
-until one finds no difference.
+Passes over both collections repeat until few differences are left. Then changes are paused (see aliases.py), a last
+pass copies what is left, and the switch lets changes continue in the new collection.
+Guarantees: until the switch only this process writes to the new collection, and nothing is ever deleted from the
+searched one. The last pass compares every image while no replica acknowledges a change, so the new collection has what
+was acknowledged. It can be killed anywhere: search is not affected, and the same call resumes.
 Out of scope: images without a usable picture. They are listed, and are no longer in the index after the switch.
-A replica that does not migrate to this model may change images after the last pass: repeat the call to include these.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import numpy as np
 
 from index.bulk.pipeline import batches, decode_picture, embed
 from index.bulk.report import ReembedReport, interruptible
-from index.errors import FolderError
+from index.errors import FolderError, IndexSwitchedError
+from index.milvus.aliases import Aliases
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
-from index.milvus.schema import RECORD, Row, collection_of, image_schema, key_of, picture_of, searchable
+from index.milvus.schema import WITH_PICTURE, Row, collection_of, image_schema, key_of, picture_of, searchable
 from index.records import MilvusAddress, VectorModel, encode_vectors
 from model_store.runtime.runner import Runner
 
 _PAGE = 2000
 _COMPARED = ["id", "sha256", "updated"]
+_LAST_PASS = 64  # differences that are left for the last pass, during which changes are paused
 
 
 def reembed_on_milvus(
@@ -39,38 +42,35 @@ def reembed_on_milvus(
 ) -> ReembedReport:
     """Compute every image's vector of the runner's model from its stored picture, then search these vectors.
 
-    As `index.bulk.reembed.reembed`. Raises IndexUnavailableError if there is no index,
-    IndexUnreachableError, FolderError if no image could be embedded.
+    As `index.bulk.reembed.reembed`. Raises IndexUnavailableError if there is no index or if another process does this
+    already, IndexUnreachableError, FolderError if most images could not be embedded, IndexSwitchedError if another
+    process allowed changes, or switched to another model, during the last comparison.
     """
     model = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
+    target = collection_of(address.name, model.fingerprint)
     with closing(Milvus(address)) as milvus:
-        registry = Registry(milvus)
-        active = registry.active
+        registry, aliases = Registry(milvus), Aliases(milvus)
         report = ReembedReport()
-        if active is None or active.fingerprint == model.fingerprint:
+        searched = aliases.read()
+        if searched is None:
             return report
-        source, target = (collection_of(address.name, each.fingerprint) for each in (active, model))
-        milvus.open(source, image_schema)
-        milvus.open(target, image_schema)
-        registry.add_model(model)
-        with interruptible(report), ThreadPoolExecutor(workers, "fc7-decode") as executor:
-            copy = _CollectionCopy(milvus, source, target, runner, executor, report)
-            while outdated := copy.find_outdated():
-                for ids in batches(outdated, batch_size):
-                    copy.update(ids)
-                    progress(report)
-        if not report.interrupted:
-            if report.skipped and not report.embedded and not milvus.count(target):
-                raise FolderError(
-                    milvus.uri, "has no stored pictures to embed. Index the images again: fc7 index build DIR --rebuild"
-                )
-            registry.activate(model)
-        return report
+        with registry.sole_reembedder():
+            if searched.collection == target:
+                aliases.resume(target)  # if it was killed while it migrated to yet another model
+                return report
+            for collection in (searched.collection, target):
+                milvus.open(collection, image_schema)
+            registry.add_model(model)
+            with interruptible(report), ThreadPoolExecutor(workers, "fc7-decode") as executor:
+                copy = _CollectionCopy(milvus, searched.collection, target, runner, executor, report)
+                copy.update_all(batch_size, progress)
+                copy.switch(aliases, batch_size, progress)
+            return report
 
 
 @dataclass(slots=True)
 class _CollectionCopy:
-    """Fills the collection `target` from `source`. skipped: (id, SHA-256) of the rows that cannot be embedded."""
+    """Fills the collection `target` from `source`. skipped: (SHA-256, reason) of unusable rows, by id."""
 
     milvus: Milvus
     source: str
@@ -78,10 +78,47 @@ class _CollectionCopy:
     runner: Runner
     executor: ThreadPoolExecutor
     report: ReembedReport
-    skipped: set[tuple[str, str]] = field(default_factory=set)
+    skipped: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def update_all(self, batch_size: int, progress: Callable[[ReembedReport], None], left: int = _LAST_PASS) -> None:
+        """Repeat passes until one finds at most `left` outdated rows, and update these too."""
+        while True:
+            outdated = self.find_outdated()
+            for ids in batches(outdated, batch_size):
+                self.update(ids)
+                progress(self.report)
+            if len(outdated) <= left:
+                return
+
+    def switch(self, aliases: Aliases, batch_size: int, progress: Callable[[ReembedReport], None]) -> None:
+        """Pause changes, copy what is left, and search the target.
+
+        Raises FolderError if most images would no longer be found, IndexSwitchedError if another process ended the
+        pause.
+        """
+        rows = self.milvus.count(self.source)
+        if 2 * len(self.skipped) > rows:
+            raise FolderError(
+                self.milvus.uri,
+                f"has no usable picture of {len(self.skipped)} of its {rows} images, so it still uses the previous "
+                "vectors. Index the images again: fc7 index build DIR --rebuild",
+            )
+        aliases.pause(self.source)
+        try:
+            self.update_all(batch_size, progress, left=0)
+            switched = aliases.resume(self.target)
+        except BaseException:
+            aliases.resume(self.source)
+            raise
+        if not switched:
+            # Not tried again here: a call that timed out must not take effect during another pause.
+            raise IndexSwitchedError(
+                self.milvus.uri,
+                "or changes were allowed again, because this command seemed dead for a minute",
+            )
 
     def find_outdated(self) -> list[str]:
-        """Delete the target rows that the source no longer has; return the ids of missing and outdated rows."""
+        """Delete the target rows that the source does not have; return the ids of missing and outdated rows."""
         copied = _rows(self.milvus, self.target)
         copy = next(copied, None)
         outdated, deleted = [], []
@@ -89,7 +126,7 @@ class _CollectionCopy:
             while copy is not None and copy["id"] < row["id"]:
                 deleted.append(copy["id"])
                 copy = next(copied, None)
-            if copy != row and (row["id"], row["sha256"]) not in self.skipped:
+            if copy != row and self.skipped.get(row["id"], ("",))[0] != row["sha256"]:
                 outdated.append(row["id"])
             if copy is not None and copy["id"] == row["id"]:
                 copy = next(copied, None)
@@ -101,24 +138,27 @@ class _CollectionCopy:
 
     def update(self, ids: Sequence[str]) -> None:
         """Write these rows to the target, with the current content of the source."""
-        rows = self.milvus.rows(self.source, ids, [*RECORD, "picture"])
-        copies = self.milvus.rows(self.target, ids, ["id", "sha256", "vector"])
+        rows = self.milvus.rows(self.source, ids, WITH_PICTURE)
+        copies = self.milvus.rows(self.target, ids, ["id", "sha256", "preparation", "vector"])
         to_embed: list[Row] = []
         ready: list[Row] = []
         for row_id, row in rows.items():
             row |= {**searchable(row["metadata"]), "picture": list(row["picture"])}
             copy = copies.get(row_id)
-            if copy is not None and copy["sha256"] == row["sha256"]:  # only the metadata has changed
+            same = copy is not None and all(copy[name] == row[name] for name in ("sha256", "preparation"))
+            if copy is not None and same:  # only the metadata has changed
                 ready.append(row | {"vector": copy["vector"]})
             else:
                 to_embed.append(row)
         usable = []
         for row, decoded in zip(to_embed, self.executor.map(decode_picture, map(picture_of, to_embed)), strict=True):
             if isinstance(decoded, str):
-                self.skipped.add((row["id"], row["sha256"]))
-                self.report.skipped.append((key_of(row["id"]), decoded))
+                self.skipped[row["id"]] = (row["sha256"], decoded)
+                self.milvus.delete(self.target, [row["id"]])  # a vector of the file that this one has replaced
             else:
+                self.skipped.pop(row["id"], None)
                 usable.append((row, decoded))
+        self.report.skipped = [(key_of(row_id), reason) for row_id, (_, reason) in self.skipped.items()]
         if usable:
             vectors = encode_vectors(embed(self.runner, [pixels for _, pixels in usable])).astype(np.float32)
             ready += [row | {"vector": vector} for (row, _), vector in zip(usable, vectors, strict=True)]

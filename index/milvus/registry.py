@@ -1,18 +1,22 @@
-"""The state that all replicas of an index on Milvus share: its identity, the searched model, and the known fields.
+"""What all replicas of an index on Milvus share: its format and identity, the names of models, and the known fields.
 
 Guarantees: nothing is cached that another replica may change. A field is registered before the first row has it.
 Out of scope: removing a field when its last value is deleted; ordering two replicas that write the same entry (the
-later one wins).
+later one wins); which model is searched (see aliases.py).
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import count
 
-from index.errors import IndexUnavailableError
+from index.errors import IndexFormatError, IndexUnavailableError
 from index.fields import FieldType
 from index.filters import Where
 from index.milvus.client import Milvus
@@ -20,8 +24,11 @@ from index.milvus.filters import expression, field_id
 from index.milvus.schema import META_SUFFIX, collection_of, meta_schema
 from index.records import Space, VectorModel
 
-_ACTIVE, _IDENTITY, _SPACE, _FIELD = "active", "identity", "space-", "field-"
+_FORMAT, _IDENTITY, _SPACE, _FIELD, _REEMBED = "format", "identity", "space-", "field-", "reembed"
 _PAGE = 1000
+_KNOWN_FORMAT = 1
+_BEAT_S = 1.0
+_DEAD_AFTER_BEATS = 5
 
 
 class Registry:
@@ -37,6 +44,11 @@ class Registry:
             reason = f"there is no index named {milvus.name}; create one with fc7 index build DIR"
             raise IndexUnavailableError(milvus.uri, reason)
         milvus.open(self._collection, meta_schema)
+        found = int(self._get(_FORMAT) or 0)
+        if found > _KNOWN_FORMAT:
+            raise IndexFormatError(f"{milvus.name} on Milvus at {milvus.uri}", found, _KNOWN_FORMAT)
+        if create and not found:
+            self._put({_FORMAT: str(_KNOWN_FORMAT)})
 
     @property
     def identity(self) -> str:
@@ -48,42 +60,70 @@ class Registry:
         return found
 
     @property
-    def active(self) -> VectorModel | None:
-        """The model whose vectors the replicas should search; None in a new index."""
-        fingerprint = self._get(_ACTIVE)
-        return None if fingerprint is None else self.model(fingerprint)
+    def searched_in_format_0(self) -> VectorModel | None:
+        """The searched model of an index that was made before it had aliases."""
+        fingerprint = self._get("active")
+        return None if fingerprint is None else self.model(collection_of(self._milvus.name, fingerprint))
 
-    def activate(self, model: VectorModel) -> None:
-        """Store that the vectors of this model are complete, so that the replicas that migrate to it search them."""
-        self.add_model(model)
-        self._put({_ACTIVE: model.fingerprint})
-
-    def model(self, fingerprint: str) -> VectorModel:
-        """Return a model by its fingerprint, with its last registered name."""
-        name = self._get(_SPACE + fingerprint)
-        return VectorModel(fingerprint, "an unknown model" if name is None else str(json.loads(name)["model"]))
+    def model(self, collection: str) -> VectorModel:
+        """Return the model of a collection, with its last registered name."""
+        for entry, value in self._all(_SPACE).items():
+            fingerprint = entry.removeprefix(_SPACE)
+            if collection_of(self._milvus.name, fingerprint) == collection:
+                return VectorModel(fingerprint, str(json.loads(value)["model"]))
+        return VectorModel(collection, "an unknown model")
 
     def add_model(self, model: VectorModel) -> None:
         """Register the name of a model that has vectors here, or will have."""
         self._put({_SPACE + model.fingerprint: json.dumps({"model": model.model})})
 
-    def spaces(self) -> list[Space]:
+    def spaces(self, searched: VectorModel) -> list[Space]:
         """Return the vector spaces that exist, the searched one first."""
-        active = self._get(_ACTIVE)
-        models = [self.model(each.removeprefix(_SPACE)) for each in self._all(_SPACE)]
-        models.sort(key=lambda each: (each.fingerprint != active, each.model))
+        names = {entry.removeprefix(_SPACE): json.loads(value)["model"] for entry, value in self._all(_SPACE).items()}
+        models = [VectorModel(fingerprint, name) for fingerprint, name in names.items()]
+        models.sort(key=lambda each: (each.fingerprint != searched.fingerprint, each.model))
         existing = self._milvus.collections()
         found: list[Space] = []
         for model in models:
             collection = collection_of(self._milvus.name, model.fingerprint)
             if collection in existing:
-                searched = model.fingerprint == active
+                active = model.fingerprint == searched.fingerprint
                 vectors = self._milvus.count(collection)
                 missing = max(0, (found[0].vectors if found else vectors) - vectors)
                 found.append(
-                    Space(len(found) + 1, model.fingerprint, model.model, searched, vectors, missing, not searched)
+                    Space(len(found) + 1, model.fingerprint, model.model, active, vectors, missing, not active)
                 )
         return found
+
+    @property
+    def heartbeat(self) -> str:
+        """A text that the process that re-embeds the index changes every second; "" if there is none."""
+        return self._get(_REEMBED) or ""
+
+    @contextmanager
+    def sole_reembedder(self) -> Iterator[None]:
+        """Change the heartbeat during the block. Raises IndexUnavailableError if another process does so already."""
+        before = self.heartbeat
+        if before:  # another process, or one that was killed
+            time.sleep(_DEAD_AFTER_BEATS * _BEAT_S)
+            if self.heartbeat not in ("", before):
+                raise IndexUnavailableError(self._milvus.uri, "another fc7 index reembed is running")
+        name, ended = uuid.uuid4().hex, threading.Event()
+
+        def beat() -> None:
+            for number in count():
+                with suppress(IndexUnavailableError):  # the block gets the same error, and this one tries again
+                    self._put({_REEMBED: f"{name} {number}"})
+                if ended.wait(_BEAT_S):
+                    return
+
+        with ThreadPoolExecutor(1, "fc7-heartbeat") as executor:
+            executor.submit(beat)
+            try:
+                yield
+            finally:
+                ended.set()
+        self._milvus.delete(self._collection, [_REEMBED])
 
     def add_fields(self, fields: Iterable[tuple[str, FieldType]]) -> None:
         """Register these fields. Must be called before a row with them is written."""

@@ -21,13 +21,17 @@ from numpy.typing import NDArray
 from index.errors import IndexLimitError
 from index.milvus.filters import MAX_TOKENS, TOKEN_LENGTH, bounds, tokens
 from index.records import DIMENSIONS, MAX_KEY_LENGTH, ImageRecord
+from model_store.image import PREPARATION
 
 Row = dict[str, Any]
 MAX_ROWS = 16_384  # limit of Milvus for one call
 RECORD = ["id", "sha256", "size", "width", "height", "metadata", "added", "updated", "has_picture"]
-STATE = ["id", "sha256", "metadata", "added", "updated", "has_picture"]
-WHOLE = [*RECORD, "picture", "vector"]
+STATE = ["id", "sha256", "preparation", "metadata", "added", "updated", "has_picture"]
+WITH_PICTURE = [*RECORD, "preparation", "picture"]
+WHOLE = [*WITH_PICTURE, "vector"]
 META_SUFFIX = "_meta"
+OUTDATED = f"preparation < {PREPARATION}"
+"""Expression that matches the images of an earlier preparation."""
 _VARCHAR = 65_535  # bytes; limit of Milvus for a text
 _PART = 49_149  # bytes of a picture that fit into one text as base64
 _PARTS = 8
@@ -47,7 +51,7 @@ def image_schema(milvus: Any) -> Any:
     # float32, although the values are float16: Milvus Lite has no FLOAT16_VECTOR, and both use the same schema.
     schema.add_field("vector", kinds.FLOAT_VECTOR, dim=DIMENSIONS)
     schema.add_field("sha256", kinds.VARCHAR, max_length=64)
-    for name in ("size", "width", "height", "added", "updated"):
+    for name in ("size", "width", "height", "added", "updated", "preparation"):
         schema.add_field(name, kinds.INT64)
     schema.add_field("metadata", kinds.VARCHAR, max_length=_VARCHAR)
     schema.add_field(

@@ -1,4 +1,4 @@
-"""Search on Milvus: rank the candidates that Milvus finds by exact distance, and find near-duplicate pairs.
+"""Search on Milvus: rank the candidates that Milvus finds by exact distance, and find near-duplicates.
 
 Guarantees: distances are computed here from the stored vectors, so they are exact, and the distance of an image's own
 vector is 0. Equal distances are ordered by key, also at the end of a result, unless more than 4,096 images have the
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import IndexLimitError
-from index.interface import Pairs
+from index.interface import describe_groups
 from index.milvus.client import Milvus
 from index.milvus.schema import Row, key_of, vector_of
-from index.records import NearPair, Neighbour
-from index.search.duplicates import near_pairs
-from index.search.searcher import View
+from index.records import Duplicates, Neighbour
+from index.search.duplicates import NearGroups, near_groups
 from index.search.segment import Segment
+from index.search.view import View
 
 MAX_K = 2000
 _MAX_COMPARED = 100_000
@@ -53,15 +53,22 @@ def nearest(
     return results
 
 
-def find_near_pairs(
-    milvus: Milvus, collection: str, where: str, threshold: float, limit: int, *, stopped: Callable[[], bool]
-) -> Pairs:
-    """Return the nearest `limit` pairs at most `threshold` apart, of the images that match `where`."""
+def find_duplicates(
+    milvus: Milvus,
+    collection: str,
+    where: str,
+    threshold: float,
+    limit: int,
+    *,
+    images: int,
+    stopped: Callable[[], bool],
+) -> Duplicates:
+    """Return groups of the images that match `where`, linked by pairs at most `threshold` apart, the largest first."""
     ids: list[str] = []
     view: View = []
     for rows in milvus.pages(collection, ["id", "vector"], size=_PAGE, where=where):
         if stopped():
-            return []
+            return describe_groups(NearGroups([], stopped=True, shortened=False), {})
         segment = Segment(len(rows))
         segment.append(np.arange(len(ids), len(ids) + len(rows)), np.stack([vector_of(row) for row in rows]))
         segment.alive[:] = True
@@ -71,8 +78,8 @@ def find_near_pairs(
             raise IndexLimitError(
                 f"More than {_MAX_COMPARED:,} images would have to be compared: use a filter", _MAX_COMPARED
             )
-    pairs = near_pairs(view, threshold, limit, stopped)
-    return [NearPair(key_of(ids[first]), key_of(ids[second]), distance) for distance, first, second in pairs]
+    found = near_groups(view, threshold, groups=limit, vectors=images, stopped=stopped)
+    return describe_groups(found, {number: key_of(ids[number]) for number in found.ids})
 
 
 def _search_params(index_type: str, count: int) -> Row:

@@ -17,14 +17,13 @@ from index.records import AddOutcome, now
 class Upsert:
     """Collects the rows to write, in the order of the added images.
 
-    stored: the rows in Milvus, by id, with the fields STATE. missing_vectors: ids without a vector in some collection.
-    kept_pictures: ids of the rows whose picture must be copied from Milvus.
+    stored: the rows in Milvus, by id, with the fields STATE. kept_pictures: ids of the rows whose picture must be
+    copied from Milvus.
     outcomes: of each add. rows: the rows to write, by id, without their vectors.
     """
 
     def __init__(self, stored: dict[str, Row]) -> None:
         self.stored = stored
-        self.missing_vectors: set[str] = set()
         self.kept_pictures: set[str] = set()
         self.outcomes: list[AddOutcome] = []
         self.rows: dict[str, Row] = {}
@@ -34,19 +33,19 @@ class Upsert:
         """Add or replace one image. picture: the fields of the row that hold its picture."""
         row_id = id_of(entry.key)
         stored = self.stored.get(row_id)
-        same = stored is not None and stored["sha256"] == entry.sha256
+        content = {"sha256": entry.sha256, "preparation": entry.preparation}
+        same = stored is not None and all(stored[name] == value for name, value in content.items())
         metadata = entry.metadata
         if metadata is None:
             metadata = "{}" if stored is None else str(stored["metadata"])
         new_picture = picture["has_picture"] and stored is not None and not stored["has_picture"]
-        complete = not new_picture and row_id not in self.missing_vectors
-        if stored is not None and same and metadata == stored["metadata"] and complete:
+        if stored is not None and same and metadata == stored["metadata"] and not new_picture:
             self.outcomes.append(AddOutcome.UNCHANGED)
             return
         time_us = now()
         row = {
             "id": row_id,
-            "sha256": entry.sha256,
+            **content,
             "size": entry.size,
             "width": entry.width,
             "height": entry.height,
@@ -62,7 +61,6 @@ class Upsert:
         else:
             self.kept_pictures.discard(row_id)
         self.outcomes.append(AddOutcome.ADDED if stored is None else AddOutcome.REPLACED)
-        self.missing_vectors.discard(row_id)
         self.stored[row_id] = self.rows[row_id] = row
         self._entries[row_id] = entry
 
@@ -73,9 +71,8 @@ class Upsert:
             self.rows[row_id] |= {"has_picture": bool(old["has_picture"]), "picture": list(old["picture"])}
 
     def rows_for(self, fingerprint: str) -> list[Row]:
-        """Return the rows with their vectors of one model; none if the images were not embedded with it."""
+        """Return the rows with their vectors of one model. Raises KeyError if they were not embedded with it."""
         return [
             row | {"vector": self._entries[row_id].vectors[fingerprint].astype(np.float32)}
             for row_id, row in self.rows.items()
-            if fingerprint in self._entries[row_id].vectors
         ]

@@ -1,8 +1,9 @@
 """The short code of the search mode `fast`: principal components of a row and the length of the rest, a byte each.
 
-Guarantees: 128 bytes for each row. Training takes seconds and is never repeated when rows are added or removed: a row
-unlike the sample only gets a worse estimate, and exact distances decide. A damaged file is never loaded.
-Out of scope: the final ranking; the searcher compares the candidates exactly.
+Guarantees: 128 bytes for each row. Training takes seconds. A row unlike the sample only gets a worse estimate, and
+exact distances decide; `Learned` tells how many such rows there may be. A damaged file is never loaded.
+Out of scope: the final ranking; the searcher compares the candidates exactly. When to train again (see
+index/local/code_builder.py).
 References: subspace iteration for principal components (Halko, Martinsson and Tropp, 2011); FAISS's 8-bit quantizer.
 
 Split a row x into its principal part p and the rest r. Then |x - q|^2 = |p_x - p_q|^2 + |r_x|^2 + |r_q|^2 - 2 r_x r_q.
@@ -12,10 +13,14 @@ for the query.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import threading
+import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -28,7 +33,7 @@ from model_store.durable import atomic_file
 
 BYTES: Final = 128
 SAMPLE: Final = 8192
-_FORMAT: Final = b"fc7 projection 1\n"
+_FORMAT: Final = b"fc7 projection 2\n"
 _COMPONENTS: Final = BYTES - 1
 _OVERSAMPLING: Final = 24  # extra directions, which make the needed ones converge
 _ITERATIONS: Final = 4
@@ -40,6 +45,29 @@ class _StoppedError(Exception):
     """Another thread requested to stop the training."""
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a code was trained on. rows: number of vectors; last_id: greatest of their ids; time: seconds since 1970.
+
+    recall: share of the 10 exact neighbors that `fast` found after the training; None if it was not measured.
+    """
+
+    rows: int
+    last_id: int
+    time: float
+    recall: float | None = None
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64]) -> Self:
+        """Describe a training now on the vectors with these ids, ascending."""
+        return cls(len(ids), int(ids[-1]) if len(ids) else 0, time.time())
+
+    def changed(self, ids: NDArray[np.int64]) -> float:
+        """Return the number of vectors added and removed since, relative to those that exist: `ids`, ascending."""
+        kept = int(np.searchsorted(ids, self.last_id, side="right"))  # ids are never reused
+        return (len(ids) - kept + self.rows - kept) / max(1, len(ids))
+
+
 @dataclass(frozen=True)
 class Projection:
     """A trained code. mean: float32 [4096]; axes: float32 [4096, 127]; ranges: float32 [2, 128], minimum and width."""
@@ -47,11 +75,27 @@ class Projection:
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
     ranges: NDArray[np.float32]
+    learned: Learned = Learned(0, 0, 0.0)
     width = BYTES
 
+    @cached_property
+    def name(self) -> str:
+        """Identifies the code: equal if and only if all codes are equal."""
+        return hashlib.sha256(self.mean.tobytes() + self.axes.tobytes() + self.ranges.tobytes()).hexdigest()[:32]
+
     @classmethod
-    def train(cls, sample: NDArray[np.float16], *, seed: int = 0, stop: threading.Event | None = None) -> Self | None:
-        """Train on rows, float16 [n, 4096], n >= 1; some thousand rows suffice. Returns None once `stop` is set."""
+    def train(
+        cls,
+        sample: NDArray[np.float16],
+        *,
+        learned: Learned | None = None,
+        seed: int = 0,
+        stop: threading.Event | None = None,
+    ) -> Self | None:
+        """Train on rows, float16 [n, 4096], n >= 1; some thousand rows suffice. Returns None once `stop` is set.
+
+        learned: describes the vectors that the rows are a sample of.
+        """
         rows = sample.astype(np.float32)
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows -= mean
@@ -65,7 +109,8 @@ class Projection:
         low, high = coordinates.min(axis=0), coordinates.max(axis=0)
         # A margin, so that rows somewhat beyond the sample's extremes are not all clipped to the same value.
         margin = np.maximum(high - low, 1e-6) * 0.1
-        return cls(mean, axes.astype(np.float32), np.stack([low - margin, high - low + 2 * margin]).astype(np.float32))
+        ranges = np.stack([low - margin, high - low + 2 * margin]).astype(np.float32)
+        return cls(mean, axes.astype(np.float32), ranges, learned or Learned(len(sample), 0, time.time()))
 
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
         """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128]."""
@@ -92,7 +137,15 @@ class Projection:
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the code to `path`, for the vectors of the model with this fingerprint. Raises OSError."""
         buffer = io.BytesIO()
-        np.savez(buffer, fingerprint=np.array(fingerprint), mean=self.mean, axes=self.axes, ranges=self.ranges)
+        learned = np.array(json.dumps(asdict(self.learned)))
+        np.savez(
+            buffer,
+            fingerprint=np.array(fingerprint),
+            mean=self.mean,
+            axes=self.axes,
+            ranges=self.ranges,
+            learned=learned,
+        )
         data = buffer.getvalue()
         with atomic_file(path) as file:
             file.write(_FORMAT + zlib.crc32(data).to_bytes(4, "little") + data)
@@ -108,7 +161,8 @@ class Projection:
             with np.load(io.BytesIO(data), allow_pickle=False) as values:
                 if str(values["fingerprint"]) != fingerprint:
                     return None
-                return cls(values["mean"], values["axes"], values["ranges"])
+                learned = Learned(**json.loads(str(values["learned"])))
+                return cls(values["mean"], values["axes"], values["ranges"], learned)
         except OSError:
             return None
 

@@ -11,21 +11,20 @@ References: the paper, section 6.1 (Euclidean distance between 4096-d activation
 
 from __future__ import annotations
 
-import contextlib
+import bisect
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from index.records import DIMENSIONS
 from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment, rows_nearest
+from index.search.view import View, ids_at, live_slots, rows_at, slots_of
 
 Mode = Literal["exact", "fast", "codes"]
 _FIRST_ROWS = 256
@@ -39,11 +38,6 @@ _CANDIDATES = 200
 _CANDIDATES_EACH = 4
 _BATCH = 1024
 _RANK_BATCH = 32  # rows of 4,096 float64 values that fit into the processor's cache
-
-
-# The segments and a copy of their alive flags: the state of a searcher at one moment. A row is addressed by its slot:
-# the segment's number in the view x SEGMENT_ROWS, plus the row's number in the segment.
-View = list[tuple[Segment, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +63,6 @@ class Searcher:
         self._lock = threading.Lock()  # held while a few flags change, never during a scan
         self._change = threading.Lock()  # held while rows are written or segments are replaced
         self._codes: dict[str, Code] = {}
-        self._folder: Path | None = None
         self._segments: tuple[Segment, ...] = ()
         self._live = 0
         # The least number of candidates that `fast` compares exactly; may be changed at any time.
@@ -124,14 +117,41 @@ class Searcher:
                 for segment, span in appended:
                     segment.alive[span] = True
                 self._live += len(ids)
+                used = [segment for segment in segments if segment.count]
+                starts = [int(segment.ids[0]) for segment in used]
                 for vector_id in removed:
-                    if (found := self._find(vector_id)) is not None:
+                    if (found := _find(used, starts, vector_id)) is not None:
                         segment, row = found
                         segment.alive[row] = False
                         segment.dead += 1
                         self._live -= 1
             if any(_mostly_dead(segment) for segment in segments):
                 self._compact()
+
+    def adopt(self, segment: Segment) -> None:
+        """Append a full segment. Its ids must be greater than all earlier ones."""
+        with self._change, self._lock:
+            self._segments = (*self._segments, segment)
+            self._live += segment.capacity - segment.dead
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments, in the order of their ids."""
+        return self._segments
+
+    def replace(self, old: Segment, new: Segment) -> bool:
+        """Use `new`, which has the ids and rows of the full segment `old`. Returns False if `old` is not used any more.
+
+        `new` gets the flags and the codes of `old`.
+        """
+        with self._change:
+            if old not in self._segments:
+                return False
+            new.blocks = old.blocks
+            with self._lock:
+                new.alive[:], new.dead = old.alive, old.dead
+                self._segments = tuple(new if each is old else each for each in self._segments)
+        return True
 
     def ids(self) -> NDArray[np.int64]:
         """Return the ids of all live vectors, ascending."""
@@ -155,13 +175,18 @@ class Searcher:
     def install(self, mode: Mode, code: Code, *, stop: threading.Event | None = None) -> None:
         """Compute the codes of all rows during searches and writes, then enable this mode.
 
-        Replaces the installed code of `mode`, if any. stop: another thread can set it to cancel without any change.
+        Replaces the installed code of `mode`, if any. Codes that `code` computed before are used again. stop: another
+        thread can set it to cancel without any change.
         """
         made: dict[int, tuple[Segment, CodeBlock]] = {}
         while True:
             missing = 0
             for segment in self._segments:
-                block = made.setdefault(id(segment), (segment, CodeBlock(code, segment.capacity)))[1]
+                if id(segment) not in made:
+                    old = segment.blocks.get(mode)
+                    reused = old is not None and old.code is code and old.count == segment.capacity
+                    made[id(segment)] = segment, old if old and reused else CodeBlock(code, segment.capacity)
+                block = made[id(segment)][1]
                 missing += segment.count - block.count
                 while missing > _BATCH and block.count < segment.count:
                     if stop is not None and stop.is_set():
@@ -177,21 +202,10 @@ class Searcher:
                 segment.blocks = {**segment.blocks, mode: block}
             self._codes = {**self._codes, mode: code}
 
-    def map_rows(self, folder: Path, *, stop: threading.Event | None = None) -> None:
-        """Move the rows to memory-mapped files in `folder`, now and for later additions.
-
-        The operating system caches them. Raises OSError if the disk is full; then the rest of the rows stays in memory.
-        """
-        while stop is None or not stop.is_set():
-            with self._change:
-                segment = next((each for each in self._segments if not each.mapped), None)
-                if segment is None:
-                    self._folder = folder
-                    return
-                mapped = segment.to_mapped(folder)
-                with self._lock:
-                    mapped.alive[:], mapped.dead = segment.alive, segment.dead
-                    self._segments = tuple(mapped if each is segment else each for each in self._segments)
+    def disable(self, mode: Mode) -> None:
+        """Search without the codes of this mode, which stay in memory, until it is installed again."""
+        with self._change:
+            self._codes = {each: code for each, code in self._codes.items() if each != mode}
 
     def search(
         self, queries: NDArray[np.float16], k: int, view: View | None = None, mode: Mode = "exact"
@@ -209,16 +223,26 @@ class Searcher:
         if total == 0 or k < 1:
             return [Hits(np.empty(0, np.int64), np.empty(0)) for _ in queries]
         floats = np.ascontiguousarray(queries, dtype=np.float32)
-        # The segments of a view taken before the code was installed have no codes.
-        if code is not None and all(mode in each.blocks and each.blocks[mode].code is code for each, _ in view):
-            return self._search_codes(view, floats, k, mode, code)
+        # Looked up once, because another thread can install another code. The segments of a view taken before the code
+        # was installed have none.
+        blocks = [segment.blocks.get(mode) for segment, _ in view]
+        known = [block for block in blocks if block is not None and block.code is code]
+        if code is not None and len(known) == len(view):
+            return self._search_codes(view, known, floats, min(k, total), mode)
         return self._search_exactly(view, floats, k, total)
 
-    def _search_codes(self, view: View, floats: NDArray[np.float32], k: int, mode: Mode, code: Code) -> list[Hits]:
+    def _search_codes(
+        self,
+        view: View,
+        blocks: Sequence[CodeBlock],
+        floats: NDArray[np.float32],
+        k: int,
+        mode: Mode,
+    ) -> list[Hits]:
+        """Search with the codes of the segments of `view`."""
         total = sum(int(alive.sum()) for _, alive in view)
-        k = min(k, total)
         wide = k if mode == "codes" else min(total, max(self.candidates, _CANDIDATES_EACH * k))
-        distances, slots = self._scan(view, code.query(floats), wide, mode)
+        distances, slots = self._scan(view, blocks[0].code.query(floats), wide, blocks)
 
         def finish(row: int) -> Hits:
             order = np.lexsort((slots[row], distances[row]))[:wide]
@@ -253,42 +277,27 @@ class Searcher:
         with self._lock:
             return [(segment, segment.alive[: segment.count].copy()) for segment in self._segments]
 
-    def _scan(self, view: View, queries: NDArray[np.float32], k: int, mode: Mode = "exact") -> Found:
-        """Return the best `k` of each segment side by side: distances and slots."""
+    def _scan(self, view: View, queries: NDArray[Any], k: int, blocks: Sequence[CodeBlock] | None = None) -> Found:
+        """Return the best `k` of each segment side by side: distances and slots. blocks: compare these codes."""
 
         def scan_segment(number: int) -> Found:
             segment, alive = view[number]
             count = min(k, int(alive.sum()))
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-            block = segment if mode == "exact" else segment.blocks[mode]
-            distances, rows = block.search(queries, count, alive)
-            return distances, rows + number * SEGMENT_ROWS
+            distances, rows = (blocks[number] if blocks else segment).search(queries, count, alive)
+            return distances, slots_of(number, rows)
 
         # Scanning the codes of one segment takes no longer than a task switch, so each task scans several.
-        size = 1 if mode == "exact" else -(-len(view) // self._threads)
+        size = 1 if blocks is None else -(-len(view) // self._threads)
         tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
         results = self._pool.map(lambda numbers: [scan_segment(number) for number in numbers], tasks)
         parts = [part for result in results for part in result]
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
 
-    def _find(self, vector_id: int) -> tuple[Segment, int] | None:
-        """Return the segment and row of a live vector, or None. The caller holds the lock."""
-        for segment in self._segments:
-            if segment.count and segment.ids[0] <= vector_id <= segment.ids[segment.count - 1]:
-                row = int(np.searchsorted(segment.ids[: segment.count], vector_id))
-                if segment.ids[row] == vector_id and segment.alive[row]:
-                    return segment, row
-        return None
-
     def _make(self, capacity: int) -> Segment:
-        """Return an empty segment with a block for each code. After `map_rows`, it is mapped."""
-        segment = None
-        if self._folder is not None:
-            # If the disk is full, the rows are kept in memory instead.
-            with contextlib.suppress(OSError):
-                segment = Segment(capacity, self._folder)
-        segment = segment or Segment(capacity)
+        """Return an empty segment with a block for each code."""
+        segment = Segment(capacity)
         segment.blocks = {mode: CodeBlock(code, capacity) for mode, code in self._codes.items()}
         return segment
 
@@ -307,49 +316,15 @@ class Searcher:
             self._segments = tuple(segments)
 
 
-def live_slots(view: View) -> NDArray[np.int64]:
-    """Return the slots of all live rows, int64 [n]."""
-    parts = [np.flatnonzero(alive) + number * SEGMENT_ROWS for number, (_, alive) in enumerate(view)]
-    return np.concatenate([np.empty(0, np.int64), *parts])
-
-
-def rows_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.float16]:
-    """Return the rows at `slots`, int64 [n] -> float16 [n, 4096]."""
-    rows = np.empty((len(slots), DIMENSIONS), np.float16)
-    for segment, offsets, here in _by_segment(view, slots):
-        rows[here] = segment.rows[offsets]
-    return rows
-
-
-def ids_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the vector ids at `slots`, int64 [n] -> int64 [n]."""
-    ids = np.empty(len(slots), np.int64)
-    for segment, offsets, here in _by_segment(view, slots):
-        ids[here] = segment.ids[offsets]
-    return ids
-
-
-def _by_segment(view: View, slots: NDArray[np.int64]) -> Iterator[tuple[Segment, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield each segment that has some of the slots, the rows of these slots in it, and their positions in `slots`."""
-    numbers, offsets = np.divmod(slots, SEGMENT_ROWS)
-    for number in np.unique(numbers):
-        here = np.flatnonzero(numbers == number)
-        yield view[number][0], offsets[here], here
-
-
-def restrict(view: View, ids: NDArray[np.int64]) -> View:
-    """Return `view` reduced to the rows whose ids are in `ids` (ascending); segments without rows are dropped."""
-    restricted = []
-    for segment, alive in view:
-        if not alive.size:
-            continue
-        own = segment.ids[: len(alive)]
-        allowed = ids[np.searchsorted(ids, own[0]) : np.searchsorted(ids, own[-1], side="right")]
-        flags = np.zeros_like(alive)
-        rows = np.searchsorted(own, allowed)
-        flags[rows[own[rows] == allowed]] = True
-        restricted.append((segment, flags & alive))
-    return restricted
+def _find(segments: Sequence[Segment], starts: Sequence[int], vector_id: int) -> tuple[Segment, int] | None:
+    """Return the segment and row of a live vector, or None. starts: the first id of each segment, ascending."""
+    number = bisect.bisect_right(starts, vector_id) - 1
+    if number >= 0:
+        segment = segments[number]
+        row = int(np.searchsorted(segment.ids[: segment.count], vector_id))
+        if row < segment.count and segment.ids[row] == vector_id and segment.alive[row]:
+            return segment, row
+    return None
 
 
 def _mostly_dead(segment: Segment) -> bool:

@@ -1,7 +1,6 @@
 """Segments: fixed-size blocks of vectors and of their short codes, in memory or memory-mapped, scanned by FAISS.
 
-Guarantees: rows never move during a search. A scan finds only rows that are marked alive. The disk space of a mapped
-segment is allocated before its first row is written, and its file never outlives the process.
+Guarantees: rows never move during a search. A scan finds only rows that are marked alive.
 Out of scope: locking (see searcher.py) and the meaning of the ids.
 
 FAISS's own `add` may reallocate memory during a search, and its `remove_ids` shifts rows. Therefore NumPy allocates the
@@ -11,17 +10,14 @@ is only flagged.
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from index.records import DIMENSIONS
+from index.search.segment_file import SegmentFile
 
 SEGMENT_ROWS = 8192
 ROW_BYTES = 2 * DIMENSIONS
@@ -49,10 +45,12 @@ class Code(Protocol):
 class CodeBlock:
     """The codes of a segment's rows, in the same order."""
 
-    def __init__(self, code: Code, capacity: int) -> None:
-        self.code, self.count = code, 0
-        self.memory: NDArray[np.uint8] = np.zeros((capacity, code.width), np.uint8)
+    def __init__(self, code: Code, capacity: int, codes: NDArray[np.uint8] | None = None) -> None:
+        """codes: of all rows, uint8 [capacity, width]; None if there are no rows yet."""
+        self.code, self.count = code, 0 if codes is None else capacity
+        self.memory: NDArray[np.uint8] = np.zeros((capacity, code.width), np.uint8) if codes is None else codes
         self._index = code.scanner(self.memory)
+        self._index.ntotal = self.count
 
     def append(self, rows: NDArray[np.float16]) -> None:
         """Append the codes of more rows."""
@@ -74,18 +72,36 @@ class Segment:
     One thread at a time may append; any number may search meanwhile.
     """
 
-    def __init__(self, capacity: int, folder: Path | None = None) -> None:
-        """folder: keeps the rows in an unnamed file there; None keeps them in memory. Raises OSError."""
+    def __init__(self, capacity: int, file: SegmentFile | None = None) -> None:
+        """file: has all rows, so nothing can be appended; None keeps the rows in memory."""
         self.capacity = capacity
-        self.count = 0
-        self.dead = 0
-        self.ids = np.zeros(capacity, dtype=np.int64)
+        self.count = self.dead = 0 if file is None else capacity
+        self.ids = np.zeros(capacity, dtype=np.int64) if file is None else file.ids
         self.alive = np.zeros(capacity, dtype=np.bool_)
         self.blocks: dict[str, CodeBlock] = {}
-        self.mapped = folder is not None
-        memory = np.zeros(capacity * ROW_BYTES, np.uint8) if folder is None else _map(capacity * ROW_BYTES, folder)
+        self.file = file
+        memory = np.zeros(capacity * ROW_BYTES, np.uint8) if file is None else file.rows
         self.rows: NDArray[np.float16] = memory.view(np.float16).reshape(capacity, DIMENSIONS)
         self._index = _over(memory)
+        self._index.ntotal = self.count
+
+    @classmethod
+    def of_file(cls, file: SegmentFile, alive: NDArray[np.bool_]) -> Self:
+        """Return a segment with the mapped rows of a file. alive: bool [n]."""
+        segment = cls(len(file.ids), file)
+        segment.alive[:] = alive
+        segment.dead = segment.capacity - int(alive.sum())
+        return segment
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the rows are in a file."""
+        return self.file is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether no more rows can be appended."""
+        return self.count == self.capacity
 
     @property
     def bytes_in_memory(self) -> int:
@@ -107,13 +123,6 @@ class Segment:
         """Return squared distances and row numbers, both [n, k]; -1 if fewer than `k` rows are alive."""
         distances, rows = self._index.search(queries, k, params=_only(alive))
         return distances, rows
-
-    def to_mapped(self, folder: Path) -> Segment:
-        """Return a copy with mapped rows that shares the codes. Nothing may be appended meanwhile. Raises OSError."""
-        copy = Segment(self.capacity, folder)
-        copy.append(self.ids[: self.count], self.rows[: self.count])
-        copy.blocks = self.blocks
-        return copy
 
 
 def rows_nearest(
@@ -144,10 +153,3 @@ def _over(memory: NDArray[np.uint8]) -> Any:
     index = _faiss.IndexScalarQuantizer(DIMENSIONS, _faiss.ScalarQuantizer.QT_fp16, _faiss.METRIC_L2)
     lend(index.codes, memory)
     return index
-
-
-def _map(size: int, folder: Path) -> NDArray[np.uint8]:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # Without allocated space, a write into the mapping on a full disk would kill the process (SIGBUS).
-        os.posix_fallocate(file.fileno(), 0, size)
-        return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)

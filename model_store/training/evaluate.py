@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from model_store.cores import usable_cores
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError
-from model_store.image import CROP, PREPARATION, SIZE, find_images, views
+from model_store.image import CROP, PREPARATION, SIZE, views
+from model_store.image_files import SkipKind, Skipped, escape_name
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner, average_views, top_k
-from model_store.training.data.class_folders import PREFETCH, class_folders
-from model_store.training.data.image_file import ImageFile, Skipped, load_image
+from model_store.training.data.class_folders import PREFETCH, class_folders, image_files
+from model_store.training.data.image_file import load_image
 from model_store.training.data.shards import is_sharded, read_folder, read_images
 from model_store.training.nets.alexnet import AlexNet
 
@@ -36,12 +39,13 @@ class SplitImages:
     """The images of `<root>/<split>/<class>/*`, or of a split of prepared shards, decoded during iteration.
 
     Unlike `open_dataset`, this needs only one split and keeps no pixels, so a test set can have any size. After a
-    complete iteration, `skipped` lists the images that could not be read, and `sha256` identifies the others.
+    complete iteration, `skipped` lists the files that were not used, and `sha256` identifies the others.
     """
 
     def __init__(self, root: Path, split: str = "val") -> None:
         """List the images. Raises DatasetError if the folder is missing or has no images in class folders."""
         self.skipped: list[Skipped] = []
+        self._not_images: list[Skipped] = []
         self.sha256 = ""
         if is_sharded(root):
             self.folder = root
@@ -50,11 +54,12 @@ class SplitImages:
         self.folder = root / split
         if not self.folder.is_dir():
             raise DatasetError(f"{self.folder} is not a folder. Images are expected as {self.folder}/<class>/*.")
-        self.files = [
-            ImageFile(path.relative_to(root).as_posix(), folder.name, path)
-            for folder in class_folders(self.folder)
-            for path in find_images(folder)
-        ]
+
+        def skip(item: Skipped) -> None:
+            if item.kind is not SkipKind.HIDDEN:
+                self._not_images.append(item)
+
+        self.files = [image for folder in class_folders(self.folder, skip) for image in image_files(root, folder, skip)]
         if not self.files:
             raise DatasetError(f"{self.folder} has no images in class folders. They are expected as <class>/*.")
 
@@ -63,15 +68,19 @@ class SplitImages:
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], str]]:
         """Yield (prepared pixels uint8 [256, 256, 3], label) in the order of `files`."""
-        self.skipped.clear()
+        self.skipped = list(self._not_images)
         digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
-        with prefetch(load_image, self.files, usable_cores(), PREFETCH) as results:
+        with (
+            Decoder() as decoder,
+            prefetch(partial(load_image, decoder=decoder), self.files, usable_cores(), PREFETCH) as results,
+        ):
             for image, future in results:
                 loaded = future.result()
                 if isinstance(loaded, Skipped):
                     self.skipped.append(loaded)
                     continue
-                digest.update(f"{image.file.relative_to(self.folder).as_posix()}\0{loaded.sha256}\n".encode())
+                name = escape_name(image.file.relative_to(self.folder).as_posix())
+                digest.update(f"{name}\0{loaded.sha256}\n".encode())
                 yield loaded.pixels, image.label
         self.sha256 = digest.hexdigest()
 
@@ -88,7 +97,8 @@ class SplitImages:
         Images that cannot be read are left out. Raises DatasetError if none can be read.
         """
         step = max(1, len(self.files) // count)
-        tried = [load_image(image) for image in self.files[::step][:count]]
+        with Decoder() as decoder:
+            tried = [load_image(image, decoder) for image in self.files[::step][:count]]
         pixels = [loaded.pixels for loaded in tried if not isinstance(loaded, Skipped)]
         if not pixels:
             first = next(loaded for loaded in tried if isinstance(loaded, Skipped))
@@ -210,7 +220,7 @@ class Evaluation:
             "majority_class_error": self.majority_error,
             "per_class": [asdict(result) for result in self.per_class()],
             "confusion": self.confusion.tolist(),
-            "skipped": [{"file": str(skip.path), "reason": skip.reason} for skip in self.skipped],
+            "skipped": [{"file": skip.path, "reason": skip.reason, "kind": skip.kind} for skip in self.skipped],
         }
 
 
@@ -244,7 +254,7 @@ def evaluate(
         np.add.at(top5_wrong, truth, (best != truth[:, None]).all(axis=1))
         progress(len(truth))
     if not confusion.any():
-        first = images.skipped[0]
+        first = next(item for item in images.skipped if item.kind is not SkipKind.NOT_AN_IMAGE)
         raise DatasetError(
             f"None of the {len(images)} images in {images.folder} can be read, for example {first.path}: {first.reason}"
         )

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_store.cores import usable_cores
+from model_store.decoder.decoder import Decoder
 from model_store.errors import CheckpointError, DatasetError
 from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.dataset import Dataset, ImageSet
@@ -81,9 +82,10 @@ class Resources:
         return DataParallel(AlexNet(info.architecture), info.recipe, self.group)
 
     def open_data(self, stack: ExitStack, data: Path, reporter: Reporter) -> Dataset:
-        """Open the data set, with decoding threads that end with `stack`. Raises DatasetError."""
+        """Open the data set, with decoding threads and processes that end with `stack`. Raises DatasetError."""
         workers = stack.enter_context(ThreadPoolExecutor(self.workers or usable_cores(), "decode"))
-        dataset = open_data(data, self.memory_budget, workers, reporter)
+        decoder = stack.enter_context(Decoder(workers=self.workers))
+        dataset = open_data(data, self.memory_budget, workers, decoder, reporter)
         self.group.require_same_data(dataset.hash)
         return dataset
 

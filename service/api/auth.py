@@ -3,9 +3,9 @@
 Guarantees:
 - Keys are compared in constant time.
 - Without keys the server listens on loopback only, unless FC7_ALLOW_ANONYMOUS is set.
-- Without a key, pages of other web sites cannot change anything: browsers send the origin of a request.
 
-Out of scope: encryption (use a TLS proxy), counting failed attempts.
+Out of scope: web pages of other origins (see `service.api.origin`), encryption (use a TLS proxy), counting failed
+attempts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from service.errors import ForbiddenError, SettingError, UnauthorizedError
-from service.settings import ApiKey, Scope, Settings
+from service.settings import ApiKey, Scope, Settings, variable
 
 _BEARER = HTTPBearer(auto_error=False, description="A key of FC7_API_KEYS. Required only if keys are configured.")
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in its own header.")
@@ -41,8 +41,6 @@ class Keyring:
         if not secret:
             if self._anonymous is None or (self._anonymous < needed and self._keys):
                 raise UnauthorizedError
-            if needed > Scope.READ and request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
-                raise ForbiddenError("Pages of other web sites cannot change anything without an API key.")
             return
         scope = self._scope_of(secret)
         if scope is None and self._keys:
@@ -75,12 +73,17 @@ def require(needed: Scope) -> Callable[..., Awaitable[None]]:
 
 
 def check_binding(settings: Settings) -> None:
-    """Raise SettingError if the server would listen on more than loopback without keys or explicit permission."""
-    if settings.api_keys or settings.allow_anonymous or _is_loopback(settings.host):
+    """Raise SettingError if the server could be reached from other machines without keys or explicit permission.
+
+    In a container the process listens on all addresses, and the address that counts is where the port is published.
+    """
+    field = "bind" if settings.bind else "host"
+    address = settings.bind or settings.host
+    if settings.api_keys or settings.allow_anonymous or _is_loopback(address):
         return
     raise SettingError(
-        "FC7_HOST",
-        settings.host,
+        variable(field),
+        address,
         "a loopback address, because no key is set. Other addresses require FC7_API_KEYS, or FC7_ALLOW_ANONYMOUS=true "
         "to give everyone access",
     )

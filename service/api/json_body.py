@@ -8,14 +8,14 @@ References: RFC 7396 (JSON Merge Patch).
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from starlette.requests import Request
 
 from index.errors import MetadataError
 from index.records import MAX_METADATA_DEPTH
-from service.api.upload import media_type, read_body
+from service.api.bounded_json import loads
+from service.api.upload import UNSPECIFIC_TYPES, media_type, read_body
 from service.errors import BodyMalformedError, BodyTypeError
 
 PATCH_TYPES = ("application/merge-patch+json", "application/json")
@@ -23,18 +23,18 @@ _MAX_BYTES = 64 * 1024
 
 
 async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
-    """Read a JSON object of at most 64 KiB whose Content-Type is in `PATCH_TYPES`.
+    """Read a JSON object of at most 64 KiB. Its Content-Type is in `PATCH_TYPES`, or says nothing.
 
     Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError, BodyMalformedError, ClientGoneError.
     """
     kind = media_type(request)
-    if kind not in PATCH_TYPES:
+    if kind not in (*PATCH_TYPES, *UNSPECIFIC_TYPES):
         raise BodyTypeError(kind, f"Send {' or '.join(PATCH_TYPES)}.")
     data = b"".join([chunk async for chunk in read_body(request, _MAX_BYTES, timeout_s)])
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BodyMalformedError(f"The body is not valid JSON ({error}).") from None
+        document = loads(data)
+    except ValueError as error:
+        raise BodyMalformedError(f"The body {error}.") from None
     if not isinstance(document, dict):
         raise BodyMalformedError(f"The body must be a JSON object, but is a {type(document).__name__}.")
     return document

@@ -3,7 +3,9 @@
 Guarantees:
 - Every response has an `X-Request-ID` (the client's, if it matches the allowed pattern) and the security headers, and
   `Server-Timing` if the model ran.
-- An unexpected exception is logged with its traceback and answered with a 500 problem.
+- An unexpected exception is logged with its traceback and answered with a 500 problem, or with 503 or 507 if the
+  operating system refused memory, a thread, a file or disk space.
+- A request that the shutdown cuts off is answered with 503.
 - If a response is sent before the whole body was read, the rest is read for a moment before the connection is closed.
   An immediate close would reset the connection, and the client would lose the response.
 
@@ -22,7 +24,8 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import problem_of_bug
+from service.api.problems import kind_of, problem_of, problem_of_bug
+from service.errors import DrainingError, translate_system_error
 from service.observability.request_log import Notes
 from service.observability.tracing import RequestSpan
 from service.state import State
@@ -37,6 +40,9 @@ _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", _CONTENT_SECURITY_POLICY.encode()),
+    # Pages of other origins can neither show a thumbnail nor keep a handle on a window of this page.
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
 )
 
 
@@ -79,10 +85,20 @@ class Observe:
         self._state.in_flight += 1
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception:
-            self._state.log.exception("bug", request_id=notes.request_id, path=scope["path"])
+        except asyncio.CancelledError:
+            if self._state.draining_since is None or status:
+                raise
+            notes.reason = "draining"
+            await problem_of(scope["path"], DrainingError())(scope, receive, send_with_headers)
+        except Exception as error:
+            known = translate_system_error(error)
+            if known is None:
+                self._state.log.exception("bug", request_id=notes.request_id, path=scope["path"])
+            else:
+                notes.reason = kind_of(known).slug
             if not status:
-                await problem_of_bug(scope["path"])(scope, receive, send_with_headers)
+                answer = problem_of_bug(scope["path"]) if known is None else problem_of(scope["path"], known)
+                await answer(scope, receive, send_with_headers)
         finally:
             self._state.in_flight -= 1
             # Deferred to the next turn of the event loop, which sends the response first.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from model_store.artifact import Artifact
 from model_store.image import CROP
 from model_store.runtime.runner import Outputs, top_k
+from service.api.bounded_json import Numbers, cut_numbers, loads
 from service.errors import BodyEncodingError, BodyMalformedError, BodyTooLargeError, TooManyImagesError
 
 PIXELS: Final = "pixels"
@@ -42,7 +43,7 @@ _KNOWN_DATATYPES: Final = frozenset(
 )
 _WINDOW_BITS: Final = {"gzip": (31,), "deflate": (15, -15)}  # for zlib; clients send "deflate" with or without a header
 _MAX_SHOWN: Final = 60  # characters of a client's value in an error message
-_MAX_LISTS_PER_IMAGE: Final = 60_000  # a nested [224,224,3] list has 224 x 224 + 224 + 1
+_NUMBERS: Final = "(a long list of numbers)"  # in its place, see `cut_numbers`
 _LENGTH_BYTES: Final = 4  # before each element of a BYTES tensor
 
 
@@ -75,7 +76,7 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     if name == "identity":
         return body
     if name not in _WINDOW_BITS:
-        raise BodyEncodingError(_show(name))
+        raise BodyEncodingError(_show(name), ", ".join(_WINDOW_BITS))
     reason = ""
     for window in _WINDOW_BITS[name]:
         stream = zlib.decompressobj(window)
@@ -104,20 +105,17 @@ def parse(body: bytes, header_length: str | None, max_images: int, classes: int)
     """
     length = len(body) if header_length is None else _header_length(header_length, len(body))
     text, raw = body[:length], memoryview(body)[length:]
-    # Python's lists take about twenty times the bytes of "[],". Without this check, a small compressed body could
-    # exhaust the memory.
-    if sum(text.count(opening) for opening in (b"[", b"{", b'"')) > _MAX_LISTS_PER_IMAGE * max_images:
-        raise BodyMalformedError(f"The request has more lists and strings than {max_images} images can have.")
+    text, numbers = cut_numbers(text, _NUMBERS)
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise BodyMalformedError(f"The request is not valid JSON: {exc}.") from None
+        document = loads(text)
+    except ValueError as exc:
+        raise BodyMalformedError(f"The request {exc}. Large tensors can be sent as raw bytes after the JSON.") from None
     document = _object(document, "the request")
     parameters = _parameters(document, "the request", {"binary_data_output", "views"})
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BodyMalformedError(f"id must be a string, but is {_show(identity)}.")
-    tensor = _Tensor.of(document, max_images)
+    tensor = _Tensor.of(document, numbers, max_images)
     if len(raw) != (tensor.size or 0):
         raise BodyMalformedError(
             f"{len(raw):,} bytes follow the JSON, but input {tensor.name} announces {tensor.size or 0:,} "
@@ -142,7 +140,7 @@ def write(request: InferRequest, outputs: Outputs, artifact: Artifact) -> tuple[
 
     The body has the requested outputs in their order, and the raw tensors in the same order.
     """
-    described: list[dict[str, Any]] = []
+    described: list[str] = []
     raw: list[bytes] = []
     for output in request.outputs:
         values = outputs.probabilities if output.name == PROBABILITIES else outputs.fc7
@@ -155,18 +153,24 @@ def write(request: InferRequest, outputs: Outputs, artifact: Artifact) -> tuple[
         if output.binary:
             raw.append(values.astype("<f4", copy=False).tobytes() if texts is None else _elements(texts))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
-            entry["data"] = values.ravel().tolist() if texts is None else texts
-        described.append(entry)
-    document: dict[str, Any] = {
-        "model_name": artifact.name,
-        "model_version": str(artifact.version),
-        "outputs": described,
-    }
+        elif texts is not None:
+            entry["data"] = texts
+        described.append(_with_data(entry, values) if "data" not in entry and not output.binary else _dump(entry))
+    document = {"model_name": artifact.name, "model_version": str(artifact.version)}
     if request.id is not None:
         document["id"] = request.id
-    head = json.dumps(document, separators=(",", ":")).encode()
+    head = f'{_dump(document)[:-1]},"outputs":[{",".join(described)}]}}'.encode()
     return b"".join([head, *raw]), len(head) if raw else None
+
+
+def _with_data(entry: dict[str, Any], values: NDArray[np.float32]) -> str:
+    """Return `entry` and the values as JSON. One row at a time, so that other threads can run in between."""
+    rows = ",".join(_dump(row.tolist())[1:-1] for row in values)
+    return f'{_dump(entry)[:-1]},"data":[{rows}]}}'
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ class _Tensor:
     data: Any
 
     @classmethod
-    def of(cls, document: Mapping[str, Any], max_images: int) -> _Tensor:
+    def of(cls, document: Mapping[str, Any], numbers: Numbers | None, max_images: int) -> _Tensor:
         inputs = document.get("inputs")
         if not isinstance(inputs, list) or len(inputs) != 1:
             found = f"a list of {len(inputs)}" if isinstance(inputs, list) else _show(inputs)
@@ -211,7 +215,8 @@ class _Tensor:
             raise BodyMalformedError(
                 f"Input {name} must have its values either in data or in binary_data_size raw bytes."
             )
-        return cls(name, tuple(shape), size, entry.get("data"))
+        data = entry.get("data")
+        return cls(name, tuple(shape), size, numbers if numbers is not None and data == _NUMBERS else data)
 
     def views(self, raw: memoryview) -> NDArray[np.uint8]:
         needed = math.prod(self.shape)
@@ -222,6 +227,12 @@ class _Tensor:
                     f"but binary_data_size is {self.size:,}."
                 )
             return np.frombuffer(raw, np.uint8).reshape(self.shape)
+        if isinstance(self.data, Numbers):
+            try:
+                return self.data.parse((needed,), self.shape).reshape(self.shape)
+            except ValueError as exc:
+                need = f"The shape {list(self.shape)} requires {needed:,} values, flat or nested."
+                raise BodyMalformedError(f"Input {self.name}: {exc}. {need}") from None
         try:
             values = np.asarray(self.data)
         except (ValueError, OverflowError):

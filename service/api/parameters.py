@@ -6,19 +6,19 @@ Out of scope: checks that depend on the model, such as the number of classes.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_COUNT = 1000
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
 def _count(value: object) -> int:
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
+    text = str(value)
+    number = int(text) if _WHOLE.fullmatch(text) else 0  # `int` also accepts digits of other scripts, "1_0" and " 1"
     if not 1 <= number <= MAX_COUNT:
         raise PydanticCustomError("range", "expected a whole number from 1 to {high}", {"high": MAX_COUNT})
     return number
@@ -105,6 +105,6 @@ class ListQuery(_Query):
 class DuplicatesQuery(_Query):
     """Parameters of `GET /v1/index/duplicates`."""
 
-    threshold: float = Field(ge=0, le=1e6, description="Maximum Euclidean distance of a pair.")
-    limit: _Count = Field(100, description=f"Number of pairs to return, from 1 to {MAX_COUNT}, nearest first.")
+    threshold: float = Field(ge=0, le=1e6, description="Maximum Euclidean distance between two near-duplicates.")
+    limit: _Count = Field(100, description=f"Number of groups to return, from 1 to {MAX_COUNT}, largest first.")
     where: list[str] = Field([], description=_WHERE)

@@ -2,27 +2,31 @@
 
 Guarantees: every `Fc7Error` has a status in `STATUS`, through its class or its nearest ancestor. All error responses,
 including those of the framework, are RFC 9457 problems or, below `/v2`, the Open Inference Protocol's `{"error": ...}`.
-Unexpected exceptions become a 500 without details.
+Unexpected exceptions become a 500 without details. No response contains an absolute path of the server's folders.
 Out of scope: describing bugs to clients; the log has the traceback.
 References: RFC 9457 (Problem Details for HTTP APIs).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from index import errors as index_errors
 from model_store import errors as model_errors
 from model_store.errors import Fc7Error
 from service import errors
 from service.observability.request_log import notes_of
+from service.settings import Settings, variable
 
 PROBLEM_TYPE = "application/problem+json"
 INFERENCE_PATH = "/v2"
@@ -42,9 +46,12 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ImageUnreadableError: Kind(400, "image-unreadable", "Unreadable image"),
     errors.BodyMalformedError: Kind(400, "body-malformed", "Malformed body"),
     errors.RequestError: Kind(400, "bad-request", "Bad request"),
-    # 401, 403: API keys
+    errors.HostMalformedError: Kind(400, "host-malformed", "Invalid Host header"),
+    errors.HostNotAllowedError: Kind(421, "host-not-allowed", "Host not allowed"),
+    # 401, 403: API keys and origins
     errors.UnauthorizedError: Kind(401, "unauthorized", "API key required"),
     errors.AccessError: Kind(403, "forbidden", "Forbidden"),
+    errors.OriginNotAllowedError: Kind(403, "origin-not-allowed", "Origin not allowed"),
     # 404, 409: the requested resource
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
     errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
@@ -54,6 +61,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ModelInUseError: Kind(409, "model-in-use", "Model in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "Index belongs to another model"),
     errors.ConflictError: Kind(409, "conflict", "Conflict"),
+    errors.JobStateError: Kind(409, "job-state", "Job cannot be retried"),
     errors.ActivationRunningError: Kind(409, "activation-running", "Activation already running"),
     errors.TooManyModelsError: Kind(409, "too-many-models", "Too many models loaded"),
     # 408, 413, 415, 422: limits, formats and parameters
@@ -67,6 +75,9 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.BadImageError: Kind(422, "bad-image", "Invalid image"),
     model_errors.ImageError: Kind(422, "image", "Invalid image"),
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels in the image"),
+    model_errors.DecodeTimeError: Kind(422, "decode-time", "Decoding the image takes too long"),
+    model_errors.DecodeMemoryError: Kind(422, "decode-memory", "Decoding the image takes too much memory"),
+    model_errors.DecoderCrashError: Kind(422, "decoder-crash", "Image decoder stopped"),
     model_errors.ModelNameError: Kind(422, "model-name", "Invalid model name"),
     index_errors.MilvusUnsupportedError: Kind(409, "index-on-milvus", "Not supported with Milvus"),
     index_errors.IndexLimitError: Kind(422, "index-limit", "Index limit exceeded"),
@@ -79,18 +90,26 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.ClientGoneError: Kind(499, "client-gone", "Client disconnected"),
     # 503, 504, 507: temporary
     errors.UnavailableError: Kind(503, "unavailable", "Service unavailable"),
+    model_errors.DecoderBusyError: Kind(503, "decoder-busy", "Too many expensive images"),
     errors.QueueFullError: Kind(503, "queue-full", "Queue full"),
     errors.DrainingError: Kind(503, "draining", "Shutting down"),
     errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),
+    errors.JobStoreError: Kind(503, "jobs-unavailable", "Jobs unavailable"),
     errors.MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
+    errors.ResourcesExhaustedError: Kind(503, "resources-exhausted", "Out of resources"),
+    errors.VersionsPinnedError: Kind(503, "too-many-models", "Too many models loaded"),
     errors.ModelNotLoadedError: Kind(503, "model-not-loaded", "Model not loaded"),
     errors.RunnerDeadError: Kind(503, "model-stopped", "Model stopped"),
     model_errors.NoActiveModelError: Kind(503, "no-model", "No active model"),
     index_errors.IndexUnavailableError: Kind(503, "index-unavailable", "Index unavailable"),
     index_errors.IndexUnreachableError: Kind(503, "index-unreachable", "Milvus unreachable"),
+    index_errors.IndexLockedError: Kind(503, "index-locked", "Index locked"),
     index_errors.IndexReadOnlyError: Kind(503, "index-read-only", "Index is read-only"),
+    model_errors.ActivationError: Kind(503, "activation-not-saved", "Activation not saved"),
     errors.DeadlineError: Kind(504, "deadline", "Deadline exceeded"),
     index_errors.IndexFullError: Kind(507, "index-full", "Disk full"),
+    errors.StorageError: Kind(507, "storage", "Disk full or failing"),
+    model_errors.ActivationDiskFullError: Kind(507, "disk-full", "Disk full"),
     # 500: server errors that a client cannot fix
     errors.SettingError: Kind(500, "setting", "Invalid setting"),
     errors.ServiceError: Kind(500, "service", "Service error"),
@@ -117,6 +136,7 @@ def problem(
     path: str, kind: Kind, detail: str, headers: Mapping[str, str] | None = None, **more: object
 ) -> JSONResponse:
     """Return an RFC 9457 problem or, for a `path` below `/v2`, an error of the Open Inference Protocol."""
+    detail = detail.encode("utf-8", "backslashreplace").decode()  # a name from the request can have lone surrogates
     if path == INFERENCE_PATH or path.startswith(INFERENCE_PATH + "/"):
         return JSONResponse({"error": detail}, kind.status, headers)
     slug = f"urn:fc7:problem:{kind.slug}"
@@ -132,7 +152,7 @@ async def handle_error(request: Request, error: Exception) -> JSONResponse:
         notes.reason = kind.slug
         if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             request.app.state.fc7.log.error("failed", request_id=notes.request_id, exc_info=error)
-        return problem_of(path, error)
+        return problem_of(path, error, request.app.state.fc7.settings)
     if isinstance(error, RequestValidationError):
         notes.reason = STATUS[errors.ParameterError].slug
         return _validation_problem(path, error)
@@ -143,10 +163,32 @@ async def handle_error(request: Request, error: Exception) -> JSONResponse:
     raise error
 
 
-def problem_of(path: str, error: Fc7Error) -> JSONResponse:
-    """Return the response for an `Fc7Error`, with `limit`, `index` and `parameter` if the error has them."""
+def refuse(scope: Scope, error: Fc7Error) -> JSONResponse:
+    """Return the response with which a middleware rejects a request, and note the reason for its log line."""
+    notes_of(scope).reason = kind_of(error).slug
+    return problem_of(scope["path"], error)
+
+
+def without_folders(text: str, settings: Settings) -> str:
+    """Replace the absolute paths of the server's folders in a message by the names of their settings."""
+    if os.sep not in text:
+        return text
+    places = [(settings.home, variable("home"))]
+    if settings.index_uri and "://" not in settings.index_uri:
+        places.append((Path(settings.index_uri), variable("index_uri")))
+    for place, name in places:
+        for path in (os.path.realpath(place), os.path.abspath(place)):  # noqa: PTH100 - `Path` keeps "..", and so differs
+            text = text.replace(path, name) if len(path) > 1 else text
+    return text
+
+
+def problem_of(path: str, error: Fc7Error, settings: Settings | None = None) -> JSONResponse:
+    """Return the response for an `Fc7Error`, with `limit`, `index` and `parameter` if the error has them.
+
+    settings: the folders that the detail must not show.
+    """
     more: dict[str, object] = {}
-    detail = str(error)
+    detail = str(error) if settings is None else without_folders(str(error), settings)
     if isinstance(error, errors.BadImageError):
         more["index"] = error.index
         error = error.error
@@ -159,6 +201,8 @@ def problem_of(path: str, error: Fc7Error) -> JSONResponse:
     headers = {}
     if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(getattr(error, "retry_after", errors.NotReadyError.retry_after))
+    elif isinstance(error, errors.BodyEncodingError):
+        headers["Accept-Encoding"] = error.accepted
     elif kind.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="fc7"'
     return problem(path, kind, detail, headers, **more)

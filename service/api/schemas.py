@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
-from service.indexing.jobs import JobInfo
+from service.indexing.job import JobInfo, SkippedEntry
 from service.indexing.reembedder import MigrationState, Progress
 
 
@@ -80,12 +80,17 @@ class SearchResult(BaseModel):
     neighbours: list[NeighbourInfo]
 
     @classmethod
-    def of(cls, neighbours: list[Neighbour]) -> SearchResult:
-        """Convert the neighbours of one image."""
+    def of(cls, neighbours: list[Neighbour], root_path: str) -> SearchResult:
+        """Convert the neighbours of one image. root_path: the prefix of its links."""
         return cls(
             neighbours=[
-                NeighbourInfo(key=n.key, distance=n.distance, metadata=n.metadata, thumbnail=thumbnail_path(n.key))
-                for n in neighbours
+                NeighbourInfo(
+                    key=near.key,
+                    distance=near.distance,
+                    metadata=near.metadata,
+                    thumbnail=thumbnail_path(near.key, root_path),
+                )
+                for near in neighbours
             ]
         )
 
@@ -112,9 +117,9 @@ class ImageInfo(BaseModel):
     thumbnail: str | None = Field(description="Path of the thumbnail. Null if none is stored.")
 
     @classmethod
-    def of(cls, record: ImageRecord) -> ImageInfo:
-        """Convert a record of the index."""
-        thumbnail = thumbnail_path(record.key) if record.has_picture else None
+    def of(cls, record: ImageRecord, root_path: str) -> ImageInfo:
+        """Convert a record of the index. root_path: the prefix of its links."""
+        thumbnail = thumbnail_path(record.key, root_path) if record.has_picture else None
         return cls.model_validate(asdict(record) | {"thumbnail": thumbnail})
 
 
@@ -170,6 +175,18 @@ class MigrationInfo(BaseModel):
     detail: str
 
 
+class FastCodeInfo(BaseModel):
+    """The short codes of the mode fast.
+
+    `recall`: share of the 10 exact neighbors that it finds, as last measured. `changed`: number of vectors added and
+    removed since the codes were learned, relative to the vectors that exist. `learned`: when that was.
+    """
+
+    recall: float | None
+    changed: float
+    learned: datetime
+
+
 class IndexInfo(BaseModel):
     """Counts and sizes of the index (in bytes), and the model whose vectors are searched."""
 
@@ -180,9 +197,14 @@ class IndexInfo(BaseModel):
     mode: str
     model: str
     fingerprint: str
+    outdated: int = Field(
+        description="Number of images that an earlier version of fc7 prepared. They are prepared again when they are "
+        "added again: `fc7 index build DIR`."
+    )
     missing_vectors: int = Field(
         description="Number of images that searches cannot find, because they have no vector of this model."
     )
+    fast: FastCodeInfo | None = Field(description="The short codes of the mode fast. Null if there are none.")
     spaces: list[SpaceInfo]
     migration: MigrationInfo | None = Field(description="The last migration to another model. Null if there was none.")
 
@@ -197,22 +219,37 @@ class IndexInfo(BaseModel):
         )
 
 
-class PairInfo(BaseModel):
-    """Two near-duplicate images and their Euclidean distance."""
+class NearImageInfo(BaseModel):
+    """An image of a group of near-duplicates, and its Euclidean distance from the first image of the group."""
 
-    first: str
-    second: str
+    key: str
     distance: float
 
 
-class DuplicatesAnswer(BaseModel):
-    """Pairs of images, nearest first."""
+class DuplicateGroupInfo(BaseModel):
+    """Images that are linked by pairs of near-duplicates. `key` is the image that was stored first.
 
-    pairs: list[PairInfo]
+    `size` counts all images of the group; `images` lists the others, the nearest to the first one first.
+    """
+
+    key: str
+    size: int
+    images: list[NearImageInfo]
+
+
+class DuplicatesAnswer(BaseModel):
+    """Groups of near-duplicate images, largest first.
+
+    `complete` is false if groups or images are missing; `note` then says why, and how to find them.
+    """
+
+    groups: list[DuplicateGroupInfo]
+    complete: bool
+    note: str
 
 
 class SnapshotInfo(BaseModel):
-    """A snapshot of the index. `path` is its folder on the server; `size` is in bytes."""
+    """A snapshot of the index. `path` is its folder below FC7_HOME; `size` is in bytes."""
 
     name: str
     path: str
@@ -233,6 +270,13 @@ class JobsAnswer(BaseModel):
     """All jobs, newest first."""
 
     jobs: list[JobInfo]
+
+
+class SkippedAnswer(BaseModel):
+    """Skipped entries of a job, in the order of the archive. next_cursor: null on the last page."""
+
+    skipped: list[SkippedEntry]
+    next_cursor: int | None
 
 
 class DeletedAnswer(BaseModel):
@@ -350,11 +394,11 @@ class InferenceProblem(BaseModel):
     error: str
 
 
-def image_path(key: str) -> str:
-    """Return the path of an image, with its key encoded as a single path segment."""
-    return f"/v1/images/{quote(key, safe='')}"
+def image_path(key: str, root_path: str) -> str:
+    """Return the path of an image below `root_path`, with its key encoded as a single path segment."""
+    return f"{root_path}/v1/images/{quote(key, safe='')}"
 
 
-def thumbnail_path(key: str) -> str:
+def thumbnail_path(key: str, root_path: str) -> str:
     """Return the path of the thumbnail of `key`."""
-    return f"{image_path(key)}/thumbnail"
+    return f"{image_path(key, root_path)}/thumbnail"

@@ -2,7 +2,7 @@
 
 Guarantees:
 - A body over the limit is rejected as early as possible: by its Content-Length before any byte is read, otherwise at
-  the chunk that exceeds the limit. Too many images and slow bodies are rejected in the same way.
+  the chunk that exceeds the limit. Too many images, long metadata and slow bodies are rejected in the same way.
 - The number of bytes in memory, of all requests together, is limited (`BodyBudget`).
 - Nothing is written to disk.
 
@@ -12,7 +12,6 @@ Out of scope: decoding images, fetching URLs, decompression.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,13 +22,22 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 from starlette.requests import ClientDisconnect, Request
 
 from index.errors import MetadataError
+from model_store.decoding.formats import format_of
+from model_store.errors import ImageFormatError, ImageUnreadableError
 from service import errors
+from service.api.bounded_json import loads
 from service.settings import Settings
 
+# Of the multipart part `metadata`, for all images together.
+_MAX_METADATA_BYTES = 1_000_000
 _ACCEPTED = (
-    "Send one image as image/* or application/octet-stream, "
+    "Send one image as the body, as image/* or application/octet-stream, "
     "or use multipart/form-data with one part named 'file' for each image."
 )
+
+
+UNSPECIFIC_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Types that clients send for any file: none, the general one, and the default of `curl --data-binary`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +81,31 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def announced_length(request: Request) -> int | None:
+    """Return the Content-Length, in bytes; None if there is none, or if it is not a number."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
 async def read_body(
-    request: Request, limit: int, timeout_s: float, *, timeout_per_chunk: bool = False
+    request: Request, limit: int, timeout_s: float, *, slowest_rate: float | None = None
 ) -> AsyncIterator[bytes]:
     """Yield the chunks of a request body of at most `limit` bytes.
 
-    timeout_s: seconds until the whole body must have arrived or, with `timeout_per_chunk`, the next chunk.
-    Raises BodyTooLargeError, BodyTimeoutError, ClientGoneError.
+    timeout_s: seconds until the whole body must have arrived. slowest_rate: bytes per second; each `slowest_rate` bytes
+    that arrive extend the time by a second. Raises BodyTooLargeError, BodyTimeoutError, ClientGoneError.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
+    if (announced_length(request) or 0) > limit:
         raise errors.BodyTooLargeError(limit)
-    now = asyncio.get_running_loop().time
-    deadline = now() + timeout_s
+    started = asyncio.get_running_loop().time()
     stream, count = request.stream(), 0
     while True:
+        allowed_s = timeout_s + (count / slowest_rate if slowest_rate else 0)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(started + allowed_s):
                 chunk = await anext(stream, b"")
         except TimeoutError:
-            raise errors.BodyTimeoutError(timeout_s) from None
+            raise errors.BodyTimeoutError(round(allowed_s, 1)) from None
         except ClientDisconnect:
             raise errors.ClientGoneError from None
         if not chunk:
@@ -101,13 +114,11 @@ async def read_body(
         if count > limit:
             raise errors.BodyTooLargeError(limit)
         yield chunk
-        if timeout_per_chunk:
-            deadline = now() + timeout_s
 
 
 @asynccontextmanager
 async def receive(request: Request) -> AsyncIterator[Body]:
-    """Read an image, or multipart/form-data with parts named `file` and `metadata`.
+    """Read an image of any Content-Type, or multipart/form-data with parts named `file` and `metadata`.
 
     The bytes count towards the budget until the block ends. An empty body is one image of 0 bytes: decoding it fails.
     Raises BodyTooLargeError, TooManyImagesError, BodyTimeoutError, BodyTypeError, BodyMalformedError, MetadataError,
@@ -121,11 +132,22 @@ async def receive(request: Request) -> AsyncIterator[Body]:
                 yield multipart.finish()
         except FormParserError as exc:
             raise errors.BodyMalformedError(f"The multipart/form-data body is malformed: {exc}.") from exc
-    elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
-        async with receive_raw(request) as data:
-            yield Body([data], [None])
     else:
-        raise errors.BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
+        async with receive_raw(request) as data:
+            if not (kind in (b"", b"application/octet-stream") or kind.startswith(b"image/") or _is_image(data)):
+                raise errors.BodyTypeError(kind.decode("latin-1"), _ACCEPTED)
+            yield Body([data], [None])
+
+
+def _is_image(data: bytes) -> bool:
+    """Return whether the data is an image, supported or not. `curl --data-binary` names it a form."""
+    try:
+        format_of(data)
+    except ImageFormatError:
+        return True
+    except ImageUnreadableError:
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -181,7 +203,7 @@ class _MultipartReader:
                 "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._on_header_end,
                 "on_headers_finished": self._on_headers_finished,
-                "on_part_data": lambda data, start, end: self._data.extend(data[start:end]),
+                "on_part_data": self._on_part_data,
                 "on_part_end": self._on_part_end,
             },
         )
@@ -221,6 +243,11 @@ class _MultipartReader:
         if self._part == "metadata" and self._metadata is not None:
             raise errors.BodyMalformedError("The multipart/form-data body has more than one part named 'metadata'.")
 
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data.extend(memoryview(data)[start:end])
+        if self._part == "metadata" and len(self._data) > _MAX_METADATA_BYTES:
+            raise MetadataError(f"has more than {_MAX_METADATA_BYTES:,} bytes for all images of the request together")
+
     def _on_part_end(self) -> None:
         if self._part == "file":
             self._images.append(bytes(self._data))
@@ -231,9 +258,9 @@ class _MultipartReader:
 
 def _parse_metadata(data: bytes) -> dict[str, Any]:
     try:
-        metadata = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        raise MetadataError(f"is not JSON ({exc})") from None
+        metadata = loads(data)
+    except ValueError as exc:
+        raise MetadataError(str(exc)) from None
     if not isinstance(metadata, dict):
         raise MetadataError(f"is a JSON {type(metadata).__name__}")
     return metadata

@@ -19,6 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from model_store.image_files import Skipped, summarize
+
 _MOST_LISTED: Final = 20
 _UNWRAPPED: Final = 100_000  # columns
 
@@ -31,29 +33,34 @@ def open_console(*, stderr: bool) -> Console:
     return console
 
 
+def printable(text: str) -> str:
+    r"""Return the text with bytes of file names that are not UTF-8 as `\xNN`, which every terminal can print."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def show(result: object, *, markup: bool = True) -> None:
     """Print a table, or a line of text, on standard output. markup: the text contains rich's markup."""
-    open_console(stderr=False).print(result, markup=markup)
+    open_console(stderr=False).print(printable(result) if isinstance(result, str) else result, markup=markup)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document on standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    typer.echo(printable(json.dumps(value, ensure_ascii=False, indent=2)))
 
 
 def say(text: object) -> None:
     """Print plain text on standard error."""
-    open_console(stderr=True).print(str(text), markup=False)
+    open_console(stderr=True).print(printable(str(text)), markup=False)
 
 
 def warn(text: object) -> None:
     """Print a warning on standard error."""
-    open_console(stderr=True).print("[bold yellow]warning:[/]", escape(str(text)))
+    open_console(stderr=True).print("[bold yellow]warning:[/]", escape(printable(str(text))))
 
 
 def error(text: object) -> None:
     """Print an error on standard error."""
-    open_console(stderr=True).print("[bold red]error:[/]", escape(str(text)))
+    open_console(stderr=True).print("[bold red]error:[/]", escape(printable(str(text))))
 
 
 def next_step(text: str) -> None:
@@ -69,9 +76,10 @@ def say_first(lines: Sequence[str]) -> None:
         say(f"... and {len(lines) - _MOST_LISTED} more")
 
 
-def say_skipped(skipped: Iterable[tuple[object, str]]) -> None:
-    """Print the first skipped files with the reasons on standard error."""
-    say_first([f"skipped {name}: {reason}" for name, reason in skipped])
+def say_skipped(skipped: Iterable[Skipped]) -> None:
+    """Print a line on standard error for each kind of reason why files were skipped, with the first of them."""
+    for line in summarize(skipped):
+        say(line)
 
 
 def exit_interrupted(text: str) -> NoReturn:

@@ -102,7 +102,7 @@ for command in (versions.quantize, versions.compare, versions.save, versions.loa
     models.app.command()(command)
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)
 app.add_typer(imports.app, rich_help_panel=Panel.MODELS)
-for file_command in (files.snapshot, files.restore, files.export, files.duplicates, files.verify):
+for file_command in (files.snapshot, files.restore, files.export, files.duplicates, files.verify, files.optimize):
     index.app.command()(file_command)
 app.add_typer(index.app, rich_help_panel=Panel.INDEX)
 app.add_typer(codes.app, rich_help_panel=Panel.INDEX)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from model_store.artifact import Artifact
 from model_store.errors import ImageError
-from model_store.image import prepare, views
+from model_store.image import views
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.options import AsJson, Home, ModelOption, Views, find_version
@@ -123,15 +123,19 @@ def _read_images(
     paths: Sequence[Path], settings: Settings, skipped: list[tuple[Path, str]]
 ) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
     """Yield each readable image as uint8 [256, 256, 3]; report the others and add them to `skipped`."""
-    for path in paths:
-        try:
-            pixels = prepare(path.read_bytes(), max_pixels=settings.max_pixels)
-        except (OSError, ImageError) as error:
-            reason = str((isinstance(error, OSError) and error.strerror) or error)
-            skipped.append((path, reason))
-            console.error(f"{path}: {reason}")
-        else:
-            yield path, pixels
+    from model_store.decoder.decoder import Decoder  # noqa: PLC0415
+    from service.factory import decode_limits  # noqa: PLC0415
+
+    with Decoder(decode_limits(settings)) as decoder:
+        for path in paths:
+            try:
+                pixels = decoder.prepare(path.read_bytes())
+            except (OSError, ImageError) as error:
+                reason = str((isinstance(error, OSError) and error.strerror) or error)
+                skipped.append((path, reason))
+                console.error(f"{path}: {reason}")
+            else:
+                yield path, pixels
 
 
 def _table(path: Path, model: str, *columns: str) -> Table:

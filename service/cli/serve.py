@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,21 +29,30 @@ def serve(
     device: Device = None,
 ) -> None:
     """Serve the active model and the index over HTTP until stopped by Ctrl-C or SIGTERM."""
-    # Imported here so that the other commands start faster.
+    # Imported here so that the other commands start faster. Signals first: the other imports take a second.
+    from service.process import Shutdown, raise_descriptor_limit  # noqa: PLC0415
+
+    shutdown = Shutdown()
+    raise_descriptor_limit()
+
+    from model_store.memory import limit_arenas  # noqa: PLC0415
     from service.app import create_app  # noqa: PLC0415
-    from service.inference.memory import limit_arenas  # noqa: PLC0415
-    from service.observability.logs import configure_process, make_logger  # noqa: PLC0415
+    from service.observability.background_stream import background_output, open_standard_descriptors  # noqa: PLC0415
+    from service.observability.logs import configure_process, lost_line, make_logger  # noqa: PLC0415
     from service.server import bind, run  # noqa: PLC0415
 
+    open_standard_descriptors()
     limit_arenas()
     endpoint = None if os.environ.get(variable("otlp_endpoint")) else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     settings = load_settings(home=home, host=host, port=port, device=device, otlp_endpoint=endpoint or None)
-    configure_process(settings.log_format, settings.log_level)
-    log = make_logger(settings.log_format, settings.log_level)
-    for sentence in unknown_variables(os.environ):
-        log.warning("unknown setting", detail=sentence)
-    listener = bind(settings)
-    sys.exit(run(create_app(settings), settings, listener))
+    with background_output(partial(lost_line, settings.log_format)) as lost_log_lines:
+        configure_process(settings.log_format, settings.log_level)
+        log = make_logger(settings.log_format, settings.log_level)
+        for sentence in unknown_variables(os.environ):
+            log.warning("unknown setting", detail=sentence)
+        listener = bind(settings)
+        code = run(create_app(settings, lost_log_lines=lost_log_lines), settings, listener, shutdown)
+    sys.exit(code)
 
 
 def config(*, as_json: AsJson = False) -> None:

@@ -1,214 +1,352 @@
-"""Background jobs that outlive their request: stored on disk, run one after the other, observed and cancelled.
+"""Background jobs that outlive their request: run one after the other, observed, cancelled and retried.
 
-Guarantees: an accepted job survives a restart; an interrupted job starts again, which is safe because images it already
-added are skipped; a cancelled job stops after the current batch of images; a finished job leaves only its record, and
-the records of the last `_KEPT_RECORDS` finished jobs are kept.
+    waiting --> running --> done
+       ^  \\        |  \\----> failed     an error of the archive, or a defect of fc7; `retry` makes it wait again
+       |   \\       |   \\---> cancelled  a job can be cancelled while it waits or runs
+       +------------+      an error of the environment (disk, Milvus, model): tried again after a growing pause
+
+Guarantees: an accepted job is kept until it is done, failed or cancelled, also if the process is killed. Each entry of
+its archive is counted once. An error ends or delays one job, never the thread that runs them. The archive of a job that
+is done or cancelled is removed, and that of a failed one is kept until it is deleted, unless it is damaged itself. At
+most `_MAX_JOBS` archives are on disk, and the records of the last `_KEPT_RECORDS` ended jobs are kept.
 Out of scope: what a job does (`Work`); running two jobs at the same time.
-
-On disk, a job is a folder with `job.json` and, until the job has ended, `archive`. A folder without `job.json` is an
-upload that was never accepted.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import secrets
-import shutil
 import threading
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from enum import StrEnum
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
-
-from index.errors import translate_os_error
-from model_store.durable import write_atomic
+from index.errors import DamagedArchiveError, ImageArchiveError
+from index.records import now
 from model_store.errors import Fc7Error
-from service.errors import JobNotFoundError, QueueFullError
+from service.errors import JobStateError, JobStoreError, QueueFullError
+from service.indexing.former_jobs import import_former_jobs
+from service.indexing.job import JobInfo, JobState, SkippedEntry
+from service.indexing.job_store import JobStore, StoredJob
 
-ARCHIVE = "archive"
-_RECORD = "job.json"
 _INTERNAL_ERROR = "Internal error. The log of the server has the details."
 _KEPT_RECORDS = 100
-_MAX_WAITING = 16
+_MAX_JOBS = 16
 _MAX_LISTED = 100
+_MAX_PAUSE_S = 60.0
+_FREE_INTERRUPTIONS = 3  # a job may have ended the process only by chance
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# (job, store, archive, stopped) -> finished: does the job from its position on, and saves its progress in the store,
+# until it is finished or `stopped()` is true.
+Work = Callable[[StoredJob, JobStore, Path, Callable[[], bool]], bool]
 
 
-class JobState(StrEnum):
-    """The state of a job."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def ended(self) -> bool:
-        """Whether the job has finished, failed or was cancelled."""
-        return self not in (JobState.WAITING, JobState.RUNNING)
+# Named because inside the class below `list` is a method.
+SkippedEntries = list[SkippedEntry]
+Notes = list[str]
 
 
-class Skipped(BaseModel):
-    """An image that was not added, and the reason."""
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """Why a job waits, how often it was tried, and when it is tried again (monotonic, and for users)."""
 
-    name: str
     reason: str
+    tries: int
+    until: float
+    next_try: datetime
 
-
-class JobInfo(BaseModel):
-    """A job and its progress. seen = added + replaced + unchanged + skipped; times are in UTC.
-
-    skipped_images: the first 100 skipped images; error: why the job failed.
-    """
-
-    id: str
-    state: JobState = JobState.WAITING
-    created: datetime
-    ended: datetime | None = None
-    total: int
-    seen: int = 0
-    added: int = 0
-    replaced: int = 0
-    unchanged: int = 0
-    skipped: int = 0
-    skipped_images: list[Skipped] = Field(default_factory=list)
-    error: str | None = None
-
-    def skip(self, name: str, reason: str) -> None:
-        """Count an image that was not added, and record the reason."""
-        self.skipped += 1
-        self.seen += 1
-        if len(self.skipped_images) < _MAX_LISTED:
-            self.skipped_images.append(Skipped(name=name, reason=reason))
-
-
-# (job, its folder, stopped) -> None: does the job, and counts in it, until it is done or `stopped()` is true.
-Work = Callable[[JobInfo, Path, Callable[[], bool]], None]
+    @classmethod
+    def of(cls, reason: str, tries: int, pause_s: float) -> _Hold:
+        return cls(reason, tries, time.monotonic() + pause_s, datetime.now(UTC) + timedelta(seconds=pause_s))
 
 
 class Jobs:
-    """The jobs of a home, and the thread that runs them."""
+    """The jobs of a home, and the thread that runs them. Thread-safe."""
 
-    def __init__(self, folder: Path, work: Work, on_error: Callable[[str, BaseException], None]) -> None:
-        """Start the jobs that an earlier process left unfinished. on_error: called with the id of a failed job."""
-        self._folder, self._work, self._on_error = folder, work, on_error
-        self._lock = threading.Lock()
-        self._jobs: dict[str, JobInfo] = {}
+    def __init__(self, folder: Path, work: Work, log: Any) -> None:
+        """Continue the jobs that an earlier process left unfinished."""
+        self._folder, self._work, self._log = folder, work, log
+        self._lock = threading.RLock()
+        self._held: dict[str, _Hold] = {}
         self._cancelled: set[str] = set()
-        self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._current: str | None = None
         self._closing = threading.Event()
-        self._load()
-        self._thread = threading.Thread(target=self._run, name="fc7-jobs", daemon=True)
-        self._thread.start()
+        self._woken = threading.Event()
+        self._notes: list[str] = []
+        self._restarts = -1
+        self._store: JobStore | None = None
+        self._trouble: JobStoreError | None = None
+        self._open()
+        self._thread = self._start()
 
-    def close(self) -> None:
-        """Stop after the current batch of images. The next process starts the job again."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Stop after the current batch of images, and wait for that. The next process continues the jobs."""
         self._closing.set()
-        self._waiting.put(None)
-        self._thread.join()
+        self._woken.set()
+        self._thread.join(timeout_s)
+        if self._store is not None and not self._thread.is_alive():
+            self._store.close()
+
+    # --- requests ---------------------------------------------------------------------------------------------------
 
     def new_folder(self) -> Path:
-        """Create the folder of a job that is not accepted yet. Raises IndexFullError, IndexReadOnlyError."""
-        folder = self._folder / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f-") + secrets.token_hex(4))
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise translate_os_error(error, self._folder) from error
-        return folder
+        """Create the folder of an upload. Raises IndexFullError, IndexReadOnlyError, JobStoreError."""
+        return self._opened.new_upload(datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f-") + secrets.token_hex(4))
 
     def check_capacity(self) -> None:
-        """Raise QueueFullError if too many jobs are waiting."""
-        with self._lock:
-            if sum(not job.state.ended for job in self._jobs.values()) >= _MAX_WAITING:
-                raise QueueFullError("jobs", _MAX_WAITING, 60)
+        """Raise QueueFullError if too many jobs wait or keep their archive, JobStoreError."""
+        jobs = [job for job in self._opened.select() if job.archive_bytes or not job.state.ended]
+        if len(jobs) >= _MAX_JOBS:
+            failed = sum(job.state.ended for job in jobs)
+            kept = f" ({failed} failed ones keep their archive until DELETE /v1/jobs/ID)" if failed else ""
+            raise QueueFullError(f"jobs{kept}", _MAX_JOBS, 60)
 
     def accept(self, folder: Path, total: int) -> JobInfo:
-        """Queue the job in `folder`. Raises QueueFullError, IndexFullError, IndexReadOnlyError."""
+        """Queue the upload in `folder`. Raises QueueFullError, IndexFullError, IndexReadOnlyError, JobStoreError."""
         self.check_capacity()
-        job = JobInfo(id=folder.name, created=datetime.now(UTC), total=total)
+        store, job = self._opened, folder.name
+        # In this order: a process that is killed in between finds the archive, and runs it.
+        size = store.keep_upload(job)
         try:
-            self._save(job)
-        except OSError as error:
-            raise translate_os_error(error, self._folder) from error
-        with self._lock:
-            self._jobs[job.id] = job
-        self._waiting.put(job.id)
-        return self.get(job.id)
+            store.insert(StoredJob(job, JobState.WAITING, now(), archive_bytes=size, total=total))
+        except BaseException:
+            store.discard_archive(job)
+            raise
+        self._ensure_thread()
+        self._woken.set()
+        return self.get(job)
 
     def list(self) -> list[JobInfo]:
-        """Return all jobs, newest first."""
-        with self._lock:
-            return [job.model_copy(deep=True) for _, job in sorted(self._jobs.items(), reverse=True)]
+        """Return all jobs, newest first. Raises JobStoreError."""
+        return [self._describe(job) for job in reversed(self._opened.select())]
 
     def get(self, job_id: str) -> JobInfo:
-        """Return the current state of a job. Raises JobNotFoundError."""
-        with self._lock:
-            if job_id not in self._jobs:
-                raise JobNotFoundError(job_id)
-            return self._jobs[job_id].model_copy(deep=True)
+        """Return the current state of a job. Raises JobNotFoundError, JobStoreError."""
+        return self._describe(self._opened.get(job_id))
+
+    def skipped(self, job_id: str, after: int, limit: int) -> tuple[SkippedEntries, int | None]:
+        """Return up to `limit` skipped entries after the number `after`, and the number to continue after, or None.
+
+        Raises JobNotFoundError, JobStoreError.
+        """
+        self._opened.get(job_id)
+        rows = self._opened.skipped(job_id, after, limit + 1)
+        return [SkippedEntry.of(item) for _, item in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None
 
     def cancel(self, job_id: str) -> JobInfo:
-        """Cancel a job; a job that has ended does not change. Raises JobNotFoundError."""
+        """Cancel a job, or delete the archive of a failed one. Another job that has ended does not change.
+
+        Raises JobNotFoundError, JobStoreError.
+        """
+        store = self._opened
         with self._lock:
-            job = self._jobs.get(job_id)
-            if job is None:
-                raise JobNotFoundError(job_id)
-            waiting = job.state is JobState.WAITING
-            if not job.state.ended:
+            job = store.get(job_id)
+            if job_id == self._current:
                 self._cancelled.add(job_id)
-            if not waiting:
-                return job.model_copy(deep=True)
-        self._end(job, JobState.CANCELLED)
+            elif not job.state.ended:
+                store.move(job_id, JobState.WAITING, JobState.RUNNING, to=JobState.CANCELLED)
+                self._held.pop(job_id, None)
+            if job.archive_bytes and job_id != self._current:
+                store.remove_archive(job_id)
         return self.get(job_id)
 
-    def _load(self) -> None:
-        if not self._folder.is_dir():
-            return
-        for folder in sorted(self._folder.iterdir()):
-            try:
-                job = JobInfo.model_validate_json((folder / _RECORD).read_bytes())
-            except (OSError, ValidationError):
-                shutil.rmtree(folder, ignore_errors=True)  # an upload that was interrupted
-                continue
-            if not job.state.ended:
-                job = JobInfo(id=job.id, created=job.created, total=job.total)
-                self._waiting.put(job.id)
-            self._jobs[job.id] = job
+    def retry(self, job_id: str) -> JobInfo:
+        """Continue a failed job after its last batch. Raises JobNotFoundError, JobStateError, JobStoreError."""
+        store = self._opened
+        job = store.get(job_id)
+        if not job.archive_bytes or not store.move(job_id, JobState.FAILED, to=JobState.WAITING):
+            raise JobStateError(job_id, job.state)
+        self._woken.set()
+        return self.get(job_id)
+
+    def notes(self) -> Notes:
+        """Return what an operator should know: jobs that wait for something, and trouble of the jobs themselves.
+
+        Starts the thread again if it has died. Never blocks.
+        """
+        self._ensure_thread()
+        notes = [*([str(self._trouble)] if self._trouble else []), *self._notes]
+        if self._restarts:
+            notes.append(f"The thread that runs import jobs died and was started again ({self._restarts} times).")
+        held = list(self._held.items())[:_MAX_JOBS]
+        return notes + [
+            f"Import job {job} waits: {hold.reason} Next try: {hold.next_try:%Y-%m-%d %H:%M:%S} UTC."
+            for job, hold in held
+        ]
+
+    @property
+    def _opened(self) -> JobStore:
+        if self._store is None:
+            raise self._trouble or JobStoreError(self._folder, "they are being opened")
+        return self._store
+
+    def _describe(self, job: StoredJob) -> JobInfo:
+        hold = None if job.state.ended else self._held.get(job.id)
+        running = job.state is JobState.RUNNING and job.id == self._current
+        return JobInfo(
+            id=job.id,
+            state=job.state if job.state.ended or running else JobState.WAITING,
+            created=_EPOCH + timedelta(microseconds=job.created),
+            ended=None if job.ended is None else _EPOCH + timedelta(microseconds=job.ended),
+            total=job.total or 0,
+            seen=job.seen,
+            added=job.added,
+            replaced=job.replaced,
+            unchanged=job.unchanged,
+            skipped=job.skipped,
+            skipped_by_reason=job.kinds,
+            skipped_images=[SkippedEntry.of(item) for _, item in self._opened.skipped(job.id, 0, _MAX_LISTED)],
+            ignored=job.ignored,
+            archive_bytes=job.archive_bytes,
+            waiting_for=hold.reason if hold and not running else None,
+            next_try=hold.next_try if hold and not running else None,
+            error=job.error,
+        )
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> threading.Thread:
+        self._restarts += 1
+        thread = threading.Thread(target=self._run, name="fc7-jobs", daemon=True)
+        thread.start()
+        return thread
+
+    def _ensure_thread(self) -> None:
+        with self._lock:
+            if not self._thread.is_alive() and not self._closing.is_set():
+                self._current = None
+                self._thread = self._start()
 
     def _run(self) -> None:
-        while (job_id := self._waiting.get()) is not None and not self._closing.is_set():
-            with self._lock:
-                job = self._jobs.get(job_id)
-                if job is None or job.state.ended:  # cancelled while waiting
-                    continue
-                job.state = JobState.RUNNING
+        pause_s = 1.0
+        while not self._closing.is_set():
             try:
-                self._work(job, self._folder / job_id, lambda: self._closing.is_set() or job_id in self._cancelled)
-            except Exception as error:
-                job.error = str(error) if isinstance(error, Fc7Error) else _INTERNAL_ERROR
-                self._on_error(job_id, error)
-                self._end(job, JobState.FAILED)
-            else:
-                if job_id in self._cancelled:
-                    self._end(job, JobState.CANCELLED)
-                elif not self._closing.is_set() or job.seen == job.total:
-                    self._end(job, JobState.DONE)
+                self._woken.clear()
+                if self._store is None:
+                    self._open()
+                if self._store is None or not self._run_next(self._store):
+                    self._woken.wait(self._seconds_to_next_try())
+                pause_s = 1.0
+            except BaseException as error:  # whatever happens, the next job must run
+                self._log.error("jobs interrupted", detail=str(error), exc_info=error)
+                self._closing.wait(pause_s)
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    def _end(self, job: JobInfo, state: JobState) -> None:
-        ended = datetime.now(UTC)
-        with contextlib.suppress(OSError):  # if the disk is full, the next process runs the job again
-            self._save(job.model_copy(update={"state": state, "ended": ended}))
-            (self._folder / job.id / ARCHIVE).unlink(missing_ok=True)
+    def _seconds_to_next_try(self) -> float:
+        untils = [hold.until - time.monotonic() for hold in list(self._held.values())]
+        return max(0.05, min([_MAX_PAUSE_S, *untils]))
+
+    def _open(self) -> None:
+        """Open the table, and put what earlier processes left in order."""
+        store = None
+        try:
+            store = JobStore(self._folder)
+            self._notes = import_former_jobs(store)
+            self._recover(store)
+        except (Fc7Error, OSError) as error:
+            if store is not None:
+                store.close()
+            known = isinstance(error, JobStoreError)
+            self._trouble = error if known else JobStoreError(self._folder, str(error).rstrip("."))  # type: ignore[assignment]
+            self._log.error("jobs unavailable", detail=str(error))
+        else:
+            self._store, self._trouble = store, None
+
+    def _recover(self, store: JobStore) -> None:
+        store.remove_uploads()
+        for job in store.select(JobState.DONE, JobState.CANCELLED):
+            if job.archive_bytes:
+                store.remove_archive(job.id)
+        for name in store.unknown_archives():  # the process was killed while it accepted them, or jobs.db was moved
+            size = store.archive(name).stat().st_size
+            store.insert(StoredJob(name, JobState.WAITING, now(), archive_bytes=size))
+        for job in store.select(JobState.RUNNING):
+            interruptions = job.interruptions + 1
+            store.update(job.id, state=JobState.WAITING, interruptions=interruptions)
+            if interruptions > _FREE_INTERRUPTIONS:
+                pause_s = min(2.0 ** (interruptions - _FREE_INTERRUPTIONS), 3600)
+                reason = f"The server ended {interruptions} times while it worked on the same images of this job."
+                self._held[job.id] = _Hold.of(reason, 0, pause_s)
+
+    def _run_next(self, store: JobStore) -> bool:
+        """Run the oldest job that may run now; return False if there is none."""
         with self._lock:
-            job.state, job.ended = state, ended
-            expired = sorted(each.id for each in self._jobs.values() if each.state.ended)[:-_KEPT_RECORDS]
-            for job_id in expired:
-                del self._jobs[job_id]
-        for job_id in expired:
-            shutil.rmtree(self._folder / job_id, ignore_errors=True)
+            # A job is `running` without being the current one if a full disk prevented its change to `waiting`.
+            jobs = store.select(JobState.WAITING, JobState.RUNNING)
+            ready = [j for j in jobs if j.id not in self._held or self._held[j.id].until <= time.monotonic()]
+            if not ready:
+                return False
+            job = ready[0]
+            self._current = job.id
+        try:
+            store.move(job.id, JobState.WAITING, to=JobState.RUNNING)
+            self._do(store, job)
+        except BaseException as error:
+            self._hold(store, job, error)
+        finally:
+            with self._lock:
+                self._current = None
+                self._cancelled.discard(job.id)
+        return True
 
-    def _save(self, job: JobInfo) -> None:
-        write_atomic(self._folder / job.id / _RECORD, job.model_dump_json(indent=2).encode())
+    def _do(self, store: JobStore, job: StoredJob) -> None:
+        position = job.position
+        try:
+            finished = self._work(
+                job, store, store.archive(job.id), lambda: self._closing.is_set() or job.id in self._cancelled
+            )
+        except (Fc7Error, OSError, MemoryError, CancelledError) as error:
+            if isinstance(error, ImageArchiveError | DamagedArchiveError | FileNotFoundError):
+                self._fail(store, job, error)
+                return
+            if job.position > position:
+                self._held.pop(job.id, None)
+            raise
+        except BaseException as error:
+            if self._closing.is_set():
+                raise  # the pools of the process are closed: the next process continues
+            self._fail(store, job, error)
+            return
+        self._held.pop(job.id, None)
+        if job.id in self._cancelled:
+            self._end(store, job, JobState.CANCELLED)
+        elif finished:
+            self._end(store, job, JobState.DONE)
+        else:
+            store.move(job.id, JobState.RUNNING, to=JobState.WAITING)
+
+    def _hold(self, store: JobStore, job: StoredJob, error: BaseException) -> None:
+        """Let the job wait, and try again after a pause."""
+        former = self._held.get(job.id)
+        tries = 1 if former is None else former.tries + 1
+        reason = str(error) or type(error).__name__
+        if tries == 1:
+            self._log.warning("job waiting", job=job.id, detail=reason)
+        self._held[job.id] = _Hold.of(reason, tries, min(2.0 ** (tries - 1), _MAX_PAUSE_S))
+        if job.id in self._cancelled:
+            self._end(store, job, JobState.CANCELLED)
+        else:
+            store.move(job.id, JobState.RUNNING, to=JobState.WAITING)
+
+    def _fail(self, store: JobStore, job: StoredJob, error: BaseException) -> None:
+        known = str(error) if isinstance(error, Fc7Error) else _INTERNAL_ERROR
+        text = "The archive is missing on the disk." if isinstance(error, FileNotFoundError) else known
+        if isinstance(error, DamagedArchiveError):
+            text += f" Before it, {job.added + job.replaced + job.unchanged:,} images were added or found unchanged."
+        cause = None if isinstance(error, ImageArchiveError | DamagedArchiveError) else error
+        self._log.error("job failed", job=job.id, detail=text, exc_info=cause)
+        self._held.pop(job.id, None)
+        self._end(store, job, JobState.FAILED, text, keep=not isinstance(error, DamagedArchiveError))
+
+    def _end(
+        self, store: JobStore, job: StoredJob, state: JobState, error: str | None = None, *, keep: bool = False
+    ) -> None:
+        store.move(job.id, JobState.WAITING, JobState.RUNNING, to=state, error=error)
+        self._held.pop(job.id, None)
+        if not keep:
+            store.remove_archive(job.id)
+        store.forget(_KEPT_RECORDS)

@@ -48,6 +48,10 @@ class Ticket(Slots):
         """Wait for a core and hold it to decode one image. Raises CancelledError if the slots were released."""
         return self._batcher._scheduler.core_for(self)
 
+    def set_aside(self) -> None:
+        """Do not let batches wait for one image of this request: decoding it takes long."""
+        self._batcher._set_aside(self)
+
     def submit(self, pixels: NDArray[np.uint8], views: int = 1) -> Future[Prediction]:
         """Queue one prepared image, uint8 [256,256,3], with 1 or 10 views.
 
@@ -136,6 +140,11 @@ class Batcher:
             self._admission.mark_queued(ticket)
             self._scheduler.run_may_start.notify()
         return image.future
+
+    def _set_aside(self, ticket: Ticket) -> None:
+        with self._lock:
+            self._admission.mark_queued(ticket)
+            self._scheduler.run_may_start.notify()
 
     def _release(self, ticket: Ticket) -> None:
         with self._lock:

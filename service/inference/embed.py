@@ -11,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.decoder.decoder import Decoder, is_ordinary
+from model_store.decoder.priority_pool import PriorityPool
+from model_store.decoding.decode_cost import DecodeCost
 from model_store.errors import Fc7Error
-from model_store.image import CROP, SIZE, PreparedImage, encode_jpeg, inspect_and_prepare
+from model_store.image import CROP, SIZE, PreparedImage, encode_jpeg
 from service.errors import BadImageError
 from service.inference.admission import Prediction
 from service.inference.batcher import Ticket
@@ -29,6 +32,8 @@ from service.observability.metrics import Metrics
 from service.observability.request_log import Notes
 
 _T = TypeVar("_T")
+# A JPEG of 5 MB takes 0.07 s to decode; smaller images that arrive in the next second go first.
+_DELAY_PER_BYTE: Final = 2e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +47,16 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """Embeds the images of requests. All methods run on the event loop; decoding runs in `decode_pool`."""
+    """Embeds the images of requests. All methods run on the event loop; decoding runs in `decode_pool`, or in the
+    processes of `decoder`.
 
-    decode_pool: ThreadPoolExecutor
+    longest_wait_s: if an expensive image would wait longer for a process, it is refused.
+    """
+
+    decode_pool: PriorityPool
+    decoder: Decoder
     metrics: Metrics
-    max_pixels: int
+    longest_wait_s: float
 
     async def embed(
         self, notes: Notes, serving: Serving, images: Sequence[bytes], *, views: int = 1, pictures: bool = False
@@ -95,27 +105,61 @@ class Embedder:
         # The event loop wakes up only once, when the prediction is ready: the decoding thread queues the image itself.
         outcome: Future[Embedded] = Future()
 
+        def queue(prepared: PreparedImage, started: float) -> None:
+            jpeg = encode_jpeg(prepared.pixels) if picture else None
+            seconds = time.perf_counter() - started
+            prediction = ticket.submit(prepared.pixels, views)
+            self.metrics.stage_seconds.labels("decode").observe(seconds)
+            notes.stage("decode", seconds)
+            prediction.add_done_callback(lambda done: _forward(done, outcome, prepared, jpeg))
+
         def decode() -> None:
-            if not outcome.set_running_or_notify_cancel():
+            if outcome.cancelled():
                 return
             try:
-                with ticket.decoding():
-                    started = time.perf_counter()
-                    prepared = inspect_and_prepare(data, max_pixels=self.max_pixels)
-                    jpeg = encode_jpeg(prepared.pixels) if picture else None
-                    seconds = time.perf_counter() - started
-                    prediction = ticket.submit(prepared.pixels, views)
-                self.metrics.stage_seconds.labels("decode").observe(seconds)
-                notes.stage("decode", seconds)
+                cost = self.decoder.check(data)
+                if not is_ordinary(cost):
+                    self._decode_in_worker(data, cost, ticket, outcome, queue)
+                elif outcome.set_running_or_notify_cancel():
+                    with ticket.decoding():
+                        started = time.perf_counter()
+                        queue(self.decoder.decode_here(data, cost), started)
             except BaseException as error:
-                outcome.set_exception(error)
-            else:
-                prediction.add_done_callback(lambda done: _forward(done, outcome, prepared, jpeg))
+                _fail(outcome, error)
 
-        self.decode_pool.submit(decode)
+        # Until its header is read, the size of an image is the best estimate of its cost.
+        self.decode_pool.schedule(decode, delay=len(data) * _DELAY_PER_BYTE)
         embedded = await asyncio.wrap_future(outcome)
         self._record(embedded.prediction, notes)
         return embedded
+
+    def _decode_in_worker(
+        self,
+        data: bytes,
+        cost: DecodeCost,
+        ticket: Ticket,
+        outcome: Future[Embedded],
+        queue: Callable[[PreparedImage, float], None],
+    ) -> None:
+        """Decode an expensive image without keeping a decoding thread or a core, then `queue` it.
+
+        Raises DecoderBusyError.
+        """
+        started = time.perf_counter()
+        decoding = self.decoder.schedule(data, cost, longest_wait=self.longest_wait_s)
+        ticket.set_aside()  # batches do not wait for it
+
+        def finish(done: Future[PreparedImage]) -> None:
+            if done.cancelled() or not outcome.set_running_or_notify_cancel():
+                outcome.cancel()
+                return
+            try:
+                queue(done.result(), started)
+            except BaseException as error:
+                _fail(outcome, error)
+
+        outcome.add_done_callback(lambda _: decoding.cancel())  # the request ended: if it still waits, it never starts
+        decoding.add_done_callback(finish)
 
     async def _run_one(self, pixels: NDArray[np.uint8], ticket: Ticket, notes: Notes) -> Prediction:
         prediction = await asyncio.wrap_future(ticket.submit(pixels))
@@ -126,6 +170,12 @@ class Embedder:
         self.metrics.stage_seconds.labels("queue").observe(prediction.queue_seconds)
         notes.stage("queue", prediction.queue_seconds, ago=prediction.run_seconds)
         notes.stage("run", prediction.run_seconds)
+
+
+def _fail(outcome: Future[Embedded], error: BaseException) -> None:
+    """Set the exception of `outcome`, unless the request was cancelled."""
+    if outcome.running() or outcome.set_running_or_notify_cancel():
+        outcome.set_exception(error)
 
 
 def _forward(

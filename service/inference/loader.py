@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from model_store.artifact import Artifact
+from model_store.memory import available, return_freed_memory
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from service.errors import MemoryShortError, RunnerDeadError
 from service.inference.admission import BatchLimits
 from service.inference.batcher import Batcher
-from service.inference.memory import available, needed_to_load, return_freed_memory
-from service.inference.model_pool import Serving
+from service.inference.memory import needed_to_load
+from service.inference.model_pool import Serving, key_of
 
 MakeRunner = Callable[[Artifact, RunnerOptions], Runner]
 
@@ -26,7 +27,7 @@ class ModelLoader:
     """Loads versions for serving.
 
     make_runner: creates a Runner (tests pass a subclass). on_run: called with the rows and seconds of each run.
-    on_death: called with the version's reference and the error when a model stops working.
+    on_death: called with the version's key (see `key_of`) and the error when a model stops working.
     """
 
     make_runner: MakeRunner
@@ -41,7 +42,7 @@ class ModelLoader:
         needed = needed_to_load(artifact)
         if check_memory and memory is not None and memory < needed:
             raise MemoryShortError(artifact.id, needed, memory)
-        stamps = artifact.stamps()
+        stamps, key = artifact.stamps(), key_of(artifact)
         runner = self.make_runner(artifact, self.options)
         try:
             runner.warm_up((1, self.limits.max_batch))
@@ -54,9 +55,9 @@ class ModelLoader:
             self.limits,
             cores=runner.options.threads if runner.device == "cpu" else None,
             on_run=self.on_run,
-            on_death=lambda error: self.on_death(artifact.id, error),
+            on_death=lambda error: self.on_death(key, error),
         )
-        return Serving(runner.artifact, runner, batcher, stamps)
+        return Serving(key, runner.artifact, runner, batcher, stamps)
 
 
 def changed_files(serving: Serving) -> list[str]:

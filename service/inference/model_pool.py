@@ -1,31 +1,42 @@
-"""Model versions in memory: loading, switching between requests, and freeing those that are no longer used.
+"""Model versions in memory: loading, sharing between requests, and freeing those that are no longer used.
 
 Guarantees: a request uses the same version from its first image to its last, even if another one is activated
 meanwhile. A retired version accepts no new users, serves those it has, and is then closed, which frees its memory.
-The active version and the one that the index needs are never retired to free a slot.
-Out of scope: reading from disk, choosing the version to serve, and loading itself (see `loader`).
+A pinned version is never retired to free a slot.
+Out of scope: reading from disk, choosing the version to serve and those to pin (see service/indexing/versions.py), and
+loading itself (see `loader`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from model_store.artifact import Artifact
+from model_store.memory import return_freed_memory
 from model_store.runtime.runner import Runner
-from service.errors import ModelNotLoadedError, TooManyModelsError
+from service.errors import ModelNotLoadedError, TooManyModelsError, VersionsPinnedError
 from service.inference.batcher import Batcher
-from service.inference.memory import return_freed_memory
+
+
+def key_of(artifact: Artifact) -> str:
+    """Return what identifies a version in memory. It differs if the version was replaced under the same number."""
+    return f"{artifact.embedder}@{hashlib.sha256(artifact.manifest.to_bytes()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A loaded version: its files on disk, its sessions and its queue. `file_stamps` is from the time of loading."""
+    """A loaded version: its files on disk, its sessions and its queue.
 
+    key: identifies it in the pool, see `key_of`. file_stamps: from the time of loading.
+    """
+
+    key: str
     artifact: Artifact
     runner: Runner
     batcher: Batcher
@@ -47,17 +58,16 @@ class _Slot:
 
 
 class ModelPool:
-    """The loaded versions by reference ("solar:1"), one of which is active. All methods are thread-safe."""
+    """The loaded versions by key (see `key_of`). All methods are thread-safe."""
 
     def __init__(self, load: Callable[[Artifact], Serving], limit: int) -> None:
         """load: loads a version, or raises. limit: how many versions may stay in memory."""
         self._load = load
         self._limit = limit
         self._loading = threading.Lock()  # one at a time: loading uses most cores, and much memory for a moment
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # reentrant
         self._slots: dict[str, _Slot] = {}
-        self._active: str | None = None
-        self._needed: str | None = None
+        self._pinned: Sequence[str] = ()
         self._requests = 0
         self._last_request = time.monotonic()
         self._closer = ThreadPoolExecutor(1, "fc7-retire")
@@ -72,28 +82,25 @@ class ModelPool:
             serving.close()
         self._closer.shutdown()
 
-    @property
-    def active(self) -> Serving | None:
-        """The version that answers requests that name none, or None."""
-        with self._changed:
-            return None if self._active is None else self._slots[self._active].serving
-
-    def get(self, model: str) -> Serving | None:
+    def get(self, key: str) -> Serving | None:
         """Return a loaded version for inspection, or None. To run it, use `use`."""
         with self._changed:
-            slot = self._slots.get(model)
+            slot = self._slots.get(key)
             return None if slot is None else slot.serving
 
+    def named(self, reference: str) -> Serving | None:
+        """Return the loaded version with this reference ("solar:1") for inspection, a pinned one first, or None."""
+        return self._first(lambda artifact: artifact.id == reference)
+
     def find(self, fingerprint: str) -> str | None:
-        """Return the reference of a loaded version with this fingerprint, preferably the active one, or None."""
-        with self._changed:
-            names = sorted(self._slots, key=lambda name: name != self._active)
-            return next((n for n in names if self._slots[n].serving.artifact.fingerprint == fingerprint), None)
+        """Return the key of a loaded version with this fingerprint, a pinned one first, or None."""
+        found = self._first(lambda artifact: artifact.fingerprint == fingerprint)
+        return None if found is None else found.key
 
     def ids(self) -> list[str]:
-        """Return the references of all loaded versions."""
+        """Return the references ("solar:1") of all loaded versions."""
         with self._changed:
-            return list(self._slots)
+            return [slot.serving.artifact.id for slot in self._slots.values()]
 
     @property
     def admitted(self) -> int:
@@ -102,15 +109,15 @@ class ModelPool:
             return sum(slot.serving.batcher.admitted for slot in self._slots.values())
 
     @contextmanager
-    def use(self, model: str | None = None, *, background: bool = False) -> Iterator[Serving]:
-        """Keep a loaded version open inside the block: the active one unless `model` is given.
+    def use(self, key: str, *, background: bool = False) -> Iterator[Serving]:
+        """Keep a loaded version open inside the block.
 
         background: the work can wait, so `wait_for_quiet` does not count it as a request. Raises ModelNotLoadedError.
         """
         with self._changed:
-            slot = self._slots.get(model or self._active or "")
+            slot = self._slots.get(key)
             if slot is None:
-                raise ModelNotLoadedError(model or "active")
+                raise ModelNotLoadedError(key.partition("@")[0])
             slot.users += 1
             self._requests += not background
         try:
@@ -126,40 +133,41 @@ class ModelPool:
                 if slot.retired and not slot.users:
                     self._closer.submit(slot.serving.close)
 
-    def load(self, artifact: Artifact, *, beyond_limit: bool = False) -> None:
-        """Load a version unless it is loaded; the least recently used one is retired if the limit is reached.
+    def load(self, artifact: Artifact, *, beyond_limit: bool = False) -> Serving:
+        """Return a version, loaded if needed. Without a free slot, the least recently used one is retired.
 
-        beyond_limit: load it without retiring another; `activate` retires one later. Raises TooManyModelsError and the
-        errors of loading.
+        A pinned version, or one with `beyond_limit`, is loaded without retiring another one. Raises TooManyModelsError,
+        VersionsPinnedError and the errors of loading.
         """
+        key = key_of(artifact)
         with self._loading:
             with self._changed:
-                if artifact.id in self._slots:
-                    return
-                if not beyond_limit:
+                if key in self._slots:
+                    return self._slots[key].serving
+                if key not in self._pinned and not beyond_limit:
                     self._shrink_to(self._limit - 1)
             serving = self._load(artifact)
             with self._changed:
-                self._slots[artifact.id] = _Slot(serving)
+                self._slots[key] = _Slot(serving)
+            return serving
 
-    def activate(self, model: str, *, needed: str | None = None) -> Serving:
-        """Use a loaded version from the next request on, and retire the previously active one.
+    def pin(self, keys: Sequence[str]) -> None:
+        """Pin exactly these versions, loaded or not, in the order in which `find` prefers them.
 
-        needed: the version that made the vectors which search uses; it stays loaded. None: the active version.
+        Until the next call, they are not retired to free a slot. The others share the slots that are left.
         """
         with self._changed:
-            previous = {self._active, self._needed}
-            self._active, self._needed = model, needed
-            for name in previous - {model, needed, None}:
-                self._retire(str(name))
+            self._pinned = tuple(dict.fromkeys(keys))
             self._shrink_to(self._limit, strict=False)
-            return self._slots[model].serving
 
-    def retire(self, model: str) -> None:
-        """Stop using a version once its current users are done. The active version stays."""
+    def retire(self, key: str) -> None:
+        """Stop using a version, pinned or not, once its current users are done."""
         with self._changed:
-            if model != self._active:
-                self._retire(model)
+            slot = self._slots.pop(key, None)
+            if slot is not None:
+                slot.retired = True
+                if not slot.users:
+                    self._closer.submit(slot.serving.close)
 
     def wait_for_quiet(self, quiet_s: float, latest: float, stopped: Callable[[], bool]) -> None:
         """Wait until no request has used a model for `quiet_s` seconds, at most until `latest` (monotonic).
@@ -181,19 +189,18 @@ class ModelPool:
         with self._changed:
             self._changed.notify_all()
 
+    def _first(self, matches: Callable[[Artifact], bool]) -> Serving | None:
+        with self._changed:
+            servings = [self._slots[key].serving for key in (*self._pinned, *self._slots) if key in self._slots]
+        return next((each for each in servings if matches(each.artifact)), None)
+
     def _shrink_to(self, limit: int, *, strict: bool = True) -> None:
         """Retire the least recently used versions until at most `limit` are loaded. The lock must be held."""
         while len(self._slots) > limit:
-            spare = [name for name in self._slots if name not in (self._active, self._needed)]
+            spare = [key for key in self._slots if key not in self._pinned]
             if not spare:
-                if strict:
-                    raise TooManyModelsError(self._limit, list(self._slots))
-                return
-            self._retire(min(spare, key=lambda name: (self._slots[name].users > 0, self._slots[name].last_used)))
-
-    def _retire(self, model: str) -> None:
-        slot = self._slots.pop(model, None)
-        if slot is not None:
-            slot.retired = True
-            if not slot.users:
-                self._closer.submit(slot.serving.close)
+                if not strict:
+                    return
+                ids = [slot.serving.artifact.id for slot in self._slots.values()]
+                raise (TooManyModelsError if len(self._pinned) <= 1 else VersionsPinnedError)(self._limit, ids)
+            self.retire(min(spare, key=lambda key: (self._slots[key].users > 0, self._slots[key].last_used)))

@@ -7,7 +7,11 @@ Out of scope: history, and pushing to a gateway.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
@@ -16,9 +20,11 @@ _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 class Metrics:
     """The metrics of one application."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost_log_lines: Callable[[], int] = lambda: 0) -> None:
+        """lost_log_lines: returns how many log lines were lost so far."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        registry.register(_LostLogLines(lost_log_lines))
         self.requests = Counter(
             "fc7_requests_total", "Answered requests.", ("route", "method", "status"), registry=registry
         )
@@ -39,11 +45,30 @@ class Metrics:
         )
         self.batch_rows = Histogram("fc7_batch_rows", "Rows in one run of the model.", buckets=_ROWS, registry=registry)
         self.admitted = Gauge("fc7_admitted_images", "Images admitted and not yet answered.", registry=registry)
+        self.decoding = Gauge(
+            "fc7_decoding_images", "Images that are being decoded or wait for it.", ("state",), registry=registry
+        )
+        self.decode_failures = Counter(
+            "fc7_decode_failures_total",
+            "Images refused by their estimated cost, stopped at a limit of time or memory, or lost to a crash.",
+            ("reason",),
+            registry=registry,
+        )
         self.refusals = Counter(
             "fc7_refusals_total", "Refused requests, by the slug of the problem.", ("reason",), registry=registry
         )
         self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
         self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
+        self.index_fast_recall = Gauge(
+            "fc7_index_fast_recall",
+            "Share of the 10 exact neighbors that the mode fast finds, as last measured; NaN without short codes.",
+            registry=registry,
+        )
+        self.index_fast_age = Gauge(
+            "fc7_index_fast_age_seconds",
+            "Time since the short codes of the mode fast were learned; NaN without short codes.",
+            registry=registry,
+        )
         self.model = Gauge(
             "fc7_model_info", "1 for the active model.", ("name", "version", "precision", "device"), registry=registry
         )
@@ -57,3 +82,15 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _LostLogLines(Collector):
+    """A counter whose value is read when metrics are rendered: the log must not wait for a metric's lock."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(
+            "fc7_log_lines_lost", "Log lines that could not be written.", value=float(self._count())
+        )

@@ -9,14 +9,18 @@ References: OpenTelemetry's semantic conventions for HTTP; W3C Trace Context.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from model_store.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+
+_CLOSE_S: Final = 0.4
 
 
 class Stage(NamedTuple):
@@ -53,7 +57,9 @@ class Tracing:
         except ImportError as exc:
             raise MissingExtraError("opentelemetry-sdk", "otel") from exc
         resource = Resource({"service.name": "fc7", "service.version": version("fc7")})
-        self._provider: TracerProvider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()))
+        self._provider: TracerProvider = TracerProvider(
+            resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+        )
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("fc7")
@@ -85,5 +91,10 @@ class Tracing:
         return trace.format_trace_id(span.get_span_context().trace_id)
 
     def close(self) -> None:
-        """Send the remaining spans, and stop."""
-        self._provider.shutdown()
+        """Send the remaining spans, for a moment, and stop.
+
+        The SDK would wait for a slow or missing collector for up to 30 s, so that its thread is left behind.
+        """
+        thread = threading.Thread(target=self._provider.shutdown, name="fc7-traces", daemon=True)
+        thread.start()
+        thread.join(_CLOSE_S)

@@ -2,7 +2,7 @@
 
 import { $, el } from "./dom.js";
 import { distanceText, fileSize, percent } from "./format.js";
-import { apiKey, request } from "./server.js";
+import { apiKey, imagePath, request } from "./server.js";
 
 const CLASSES = 5; // the server's default, and the number in figure 4 of the 2012 paper
 export const NEIGHBOURS = 6;
@@ -32,12 +32,13 @@ async function showThumbnail(frame, url, alt) {
   return frame.replaceChildren(image);
 }
 
-/** Return a list item with a button that selects the indexed image `key`. */
-export function tile(key, url, alt, ...caption) {
+/** Return a list item with a button that selects the indexed image `key`. `stored`: whether it has a thumbnail. */
+export function tile(key, stored, alt, ...caption) {
   const thumb = el("span", { className: "thumb" });
   const button = el("button", { type: "button", className: "tile", title: key }, thumb, ...caption);
   button.dataset.key = key;
-  showThumbnail(thumb, url, alt);
+  // A relative address, so that the page also works below a path prefix that the server does not know.
+  showThumbnail(thumb, stored && `${imagePath(key)}/thumbnail`, alt);
   return el("li", {}, button);
 }
 

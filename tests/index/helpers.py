@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from index.interface import ImageIndex
 from index.local.index import LocalImageIndex
 from index.milvus.index import MilvusImageIndex
-from index.records import IndexOptions, MilvusAddress, NewImage
+from index.records import Duplicates, IndexOptions, MilvusAddress, NewImage
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
 _RANK = 40
@@ -93,8 +93,8 @@ def exact(vectors: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[n
 
 
 def add_labeled_images(home: Path) -> None:
-    """Add three images with metadata, one at a time, under the keys LABELS, and write the vector cache."""
-    with open_index(home, cache_after=1) as index:
+    """Add three images with metadata, one at a time, under the keys LABELS."""
+    with open_index(home) as index:
         for n, label in enumerate(LABELS):
             index.add_many([image(label, n, {"label": label, "n": n, "tags": ["a", label]})])
 
@@ -107,6 +107,11 @@ def all_rows(catalog: Path) -> dict[str, list[tuple[Any, ...]]]:
         return {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in tables}
     finally:
         connection.close()
+
+
+def grouped(found: Duplicates) -> list[list[str]]:
+    """Return the keys of each group of near-duplicates, the first image first."""
+    return [[group.key, *(image.key for image in group.images)] for group in found.groups]
 
 
 def truncate_to_half(path: Path) -> None:

@@ -15,16 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_store.decoding.formats import FORMATS
 from model_store.errors import ImageError, ImageFormatError, ImageTooLargeError, ImageUnreadableError
-from model_store.image import FORMATS, prepare
+from model_store.image import prepare
 from tests.model_store.test_image import encoded, photograph
 
+WRITABLE = [form for form in FORMATS if form != "HEIC"]  # see tests/model_store/decoding/test_heif.py
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "JPEG": [{}, {"progressive": True}],
     "PNG": [{}],
     "WEBP": [{}, {"lossless": True}],
     "GIF": [{}],
     "BMP": [{}],
+    "AVIF": [{}],
     "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}],
 }
 
@@ -62,7 +65,7 @@ def test_data_that_is_not_an_image_is_rejected_with_the_reason(data: bytes, reas
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITABLE)
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_truncated_image_is_rejected(form: str, share: float) -> None:
     for options in OPTIONS[form]:
@@ -79,10 +82,12 @@ def test_truncated_large_jpeg_is_rejected_even_if_the_decoder_scales_it() -> Non
 
 @pytest.mark.parametrize(
     ("form", "name"),
-    [("PDF", "PDF"), ("ICO", "ICO"), ("AVIF", "AVIF"), ("JPEG2000", "JPEG 2000"), ("PPM", "PNM"), ("DDS", "DDS")],
+    [("PDF", "PDF"), ("ICO", "ICO"), ("JPEG2000", "JPEG 2000"), ("PPM", "PNM"), ("DDS", "DDS")],
 )
 def test_the_error_for_an_unsupported_format_lists_the_supported_ones(form: str, name: str) -> None:
-    with pytest.raises(ImageFormatError, match=f"{name} is not supported.*JPEG, PNG, WEBP, GIF, BMP, TIFF") as caught:
+    with pytest.raises(
+        ImageFormatError, match=f"{name} is not supported.*JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"
+    ) as caught:
         prepare(encoded(photograph(64, 64), form))
     assert (caught.value.found, caught.value.supported) == (name, FORMATS)
 
@@ -91,8 +96,6 @@ def test_the_error_for_an_unsupported_format_lists_the_supported_ones(form: str,
     ("data", "name"),
     [
         (b"8BPS\0\1" + b"\0" * 20, "PSD"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "MP4"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
         (b"<!-- a --> <!-- b -->\n<!DOCTYPE svg>\n<svg/>", "SVG"),
@@ -120,7 +123,7 @@ def test_image_of_exactly_the_pixel_limit_is_accepted() -> None:
     assert (caught.value.pixels, caught.value.limit) == (8000, 7999)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITABLE)
 def test_pixel_limit_applies_to_every_format(form: str) -> None:
     with pytest.raises(ImageTooLargeError, match="1,000,000 pixels"):
         prepare(encoded(Image.new("RGB", (1000, 1000)), form), max_pixels=999_999)
@@ -188,7 +191,7 @@ def repair_checksums(png: bytearray) -> None:
         offset = end + 4
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITABLE)
 def test_damaged_files_give_an_array_or_an_image_error_and_no_warnings(
     form: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

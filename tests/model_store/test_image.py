@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_store.errors import DatasetError, ShapeError
-from model_store.image import SUFFIXES, encode_jpeg, find_images, inspect_and_prepare, prepare, views
+from model_store.errors import ShapeError
+from model_store.image import encode_jpeg, inspect_and_prepare, prepare, views
 
 LOSSLESS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -273,29 +271,3 @@ def test_encoded_jpeg_decodes_to_nearly_the_same_picture() -> None:
     assert len(encode_jpeg(pixels, quality=30)) < len(data)
     with pytest.raises(ShapeError, match="float32"):
         encode_jpeg(pixels.astype(np.float32))
-
-
-def test_find_images_is_sorted_and_skips_hidden_files_and_linked_folders(tmp_path: Path) -> None:
-    names = ["b/2.JPG", "b/10.png", "a.tiff", "c.webp", "z/y/x.gif", "b.bmp", "d.jpeg", "e.tif"]
-    for name in [*names, "notes.txt", ".hidden.jpg", ".cache/x.jpg", "jpg", "folder.jpg/inside.png"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "loop").symlink_to(tmp_path)
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
-    assert found == [
-        "a.tiff",
-        "b/10.png",
-        "b/2.JPG",
-        "b.bmp",
-        "c.webp",
-        "d.jpeg",
-        "e.tif",
-        "folder.jpg/inside.png",
-        "z/y/x.gif",
-    ]
-    assert {os.path.splitext(name)[1].lower() for name in found} == set(SUFFIXES)  # noqa: PTH122
-
-
-def test_the_error_names_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="nowhere"):
-        list(find_images(tmp_path / "nowhere"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_an_unexpected_exception_returns_500_and_its_traceback_is_logged(tmp_pat
 
     async def get_bug() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/bug", headers={"X-Request-ID": "my-request"})
 
     answer = asyncio.run(get_bug())
@@ -78,3 +79,36 @@ def test_an_unexpected_exception_returns_500_and_its_traceback_is_logged(tmp_pat
     trace = next(line for line in lines if line["event"] == "bug")
     assert "ZeroDivisionError: secret detail" in trace["exception"]
     assert trace["request_id"] == answer.headers["x-request-id"] == "my-request"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), 503, "no more open files"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 503, "no more memory"),
+        (MemoryError(), 503, "no more memory"),
+        (RuntimeError("can't start new thread"), 503, "no more threads"),
+        (OSError(errno.ENOSPC, "No space left on device"), 507, "No space left on device"),
+        (OSError(errno.EIO, "Input/output error"), 507, "Input/output error"),
+    ],
+)
+def test_errors_of_the_operating_system_have_a_status_and_no_traceback(
+    tmp_path: Path, error: BaseException, status: int, words: str
+) -> None:
+    app = create_app(Settings(home=tmp_path))
+    log = io.StringIO()
+    app.state.fc7.log = make_logger("json", "info", log)
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise error
+
+    async def get() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            return await client.get("/fails")
+
+    answer = asyncio.run(get())
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert words in answer.json()["detail"]
+    assert ("retry-after" in answer.headers) == (status == 503)
+    assert "Traceback" not in log.getvalue()

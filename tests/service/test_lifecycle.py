@@ -140,7 +140,8 @@ def test_a_client_that_disconnects_is_removed_from_the_queue(home: Path) -> None
         runner.pause()
         body = pictures.jpeg()
         head = (
-            f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         for _ in range(2):
             with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -160,7 +161,8 @@ def test_a_slow_body_returns_408(home: Path) -> None:
         socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
     ):
         connection.sendall(
-            b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nhalf"
+            b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nhalf"
         )
         assert b" 408 " in connection.recv(65536).splitlines()[0]
 
@@ -182,7 +184,10 @@ def test_a_dead_model_fails_waiting_requests_and_the_server_exits_with_code_1(ho
 def half_sent(server: ProcessServer, body: bytes) -> socket.socket:
     """Send a request without the end of its body."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     connection.sendall(head.encode() + body[:-10])
     return connection
 
@@ -208,24 +213,6 @@ def test_sigterm_waits_at_most_the_shutdown_timeout(home: Path) -> None:
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(15) == 0
-
-
-def test_sigterm_stops_the_process_even_while_a_log_line_is_written(home: Path) -> None:
-    before = """
-import io, signal, sys
-class RaisesSigterm(io.TextIOBase):
-    def __init__(self, stream): self.stream = stream
-    def write(self, text):
-        if '"path": "/v1/classify"' in text:
-            signal.raise_signal(signal.SIGTERM)
-        return self.stream.write(text)
-    def flush(self): self.stream.flush()
-sys.stdout = RaisesSigterm(sys.stdout)
-"""
-    with process_server(home, before=before) as server:
-        assert classify(server.url).status_code == 200
-        assert server.process.wait(15) == 0
-        assert '"event": "draining"' in server.log.read_text()
 
 
 def test_acknowledged_images_survive_kill_9(home: Path) -> None:
@@ -266,7 +253,7 @@ def test_endless_headers_are_rejected(shared_server: ThreadServer) -> None:
     assert shared_server.client.get("/livez").status_code == 200
 
 
-_LIVEZ = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+_LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _HALF = b"GET /livez HTTP/1.1\r\nX-Half: "
 
 
@@ -294,7 +281,7 @@ def test_a_response_on_a_kept_connection_does_not_wait_for_an_acknowledgement(
         times = []
         for _ in range(8):
             started = time.perf_counter()
-            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = b""
             while not answer.endswith(b"}"):
                 answer += connection.recv(65536)
@@ -303,7 +290,7 @@ def test_a_response_on_a_kept_connection_does_not_wait_for_an_acknowledgement(
 
 
 def test_ten_thousand_pipelined_requests_are_answered_and_so_is_the_next_one(shared_server: ThreadServer) -> None:
-    request = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1\r\n\r\nx"
+    request = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 1\r\n\r\nx"
     connections = [socket.create_connection(("127.0.0.1", shared_server.port), timeout=60) for _ in range(100)]
     for connection in connections:
         connection.sendall(request * 100)

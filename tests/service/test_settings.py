@@ -30,6 +30,21 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FC7_THREADS", "0", "a whole number from 1"),
         ("FC7_QUEUE_SIZE", "3", "at least FC7_MAX_IMAGES"),
         ("FC7_MAX_BUFFER_BYTES", "5000", "at least FC7_MAX_BODY_BYTES"),
+        ("FC7_HOST", "0.0.0.0:80", "an IP address, such as 127.0.0.1 or ::1, or a host name, without a port"),
+        ("FC7_HOST", "[::1]:80", "an IP address"),
+        ("FC7_HOST", "[127.0.0.1]", "an IP address"),
+        ("FC7_HOST", "http://localhost", "an IP address"),
+        ("FC7_HOST", "local host", "an IP address"),
+        ("FC7_BIND", "0.0.0.0:80", "an IP address"),
+        ("FC7_ROOT_PATH", "fc7", "a path such as /fc7"),
+        ("FC7_ROOT_PATH", "/a/../b", "a path such as /fc7"),
+        ("FC7_ROOT_PATH", "/a?b", "a path such as /fc7"),
+        ("FC7_ALLOWED_HOSTS", "https://example.org", "host names separated by commas"),
+        ("FC7_ALLOWED_HOSTS", "example.org:8000", "host names separated by commas"),
+        ("FC7_ALLOWED_HOSTS", "ex*mple.org", "host names separated by commas"),
+        ("FC7_ALLOWED_ORIGINS", "example.org", "origins separated by commas"),
+        ("FC7_ALLOWED_ORIGINS", "https://example.org/", "origins separated by commas"),
+        ("FC7_ALLOWED_ORIGINS", "*", "a list of origins, because requests without an API key are accepted"),
     ],
 )
 def test_the_error_for_an_invalid_value_says_what_is_expected(
@@ -76,6 +91,26 @@ def test_the_source_of_each_value_is_described(monkeypatch: pytest.MonkeyPatch) 
 def test_an_unknown_variable_is_reported_with_the_closest_name() -> None:
     [warning] = unknown_variables({"FC7_MAXBATCH": "4", "FC7_PORT": "1", "PATH": ""})
     assert warning == "FC7_MAXBATCH is set, but fc7 has no such setting. Did you mean FC7_MAX_BATCH?"
+
+
+def test_addresses_and_lists_are_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("FC7_HOST", "[::1]"),
+        ("FC7_BIND", "Localhost."),
+        ("FC7_ROOT_PATH", "/fc7/"),
+        ("FC7_ALLOWED_HOSTS", " Example.org,,*.LAN "),
+        ("FC7_ALLOWED_ORIGINS", "https://App.example.org:8443, chrome-extension://abc"),
+    ):
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.host, settings.bind, settings.root_path) == ("::1", "localhost", "/fc7")
+    assert settings.allowed_hosts == ("example.org", "*.lan")
+    assert settings.allowed_origins == ("https://app.example.org:8443", "chrome-extension://abc")
+    lines = {line.variable: line.value for line in describe(settings)}
+    assert lines["FC7_ALLOWED_HOSTS"] == "example.org,*.lan"
+    monkeypatch.setenv("FC7_API_KEYS", f"admin:{KEY}")
+    monkeypatch.setenv("FC7_ALLOWED_ORIGINS", "*")
+    assert load_settings(root_path="/").root_path == ""
 
 
 def test_every_setting_is_described() -> None:

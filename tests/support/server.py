@@ -27,7 +27,7 @@ from service.server import bind, run
 from service.settings import PREFIX, Settings
 from service.state import State
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0  # a busy machine takes long to start a process
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class ProcessServer:
     url: str
     process: subprocess.Popen[str]
     log: Path
+    home: Path
 
     @property
     def port(self) -> int:
@@ -103,16 +104,20 @@ class ProcessServer:
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
+def environment_of(home: Path) -> dict[str, str]:
+    """Return the environment of `fc7 serve` on `home`, on a free port."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return environment | {"FC7_HOME": str(home), "FC7_PORT": "0", "PYTHONUNBUFFERED": "1"}
+
+
 @contextmanager
 def process_server(home: Path, *, before: str = "", **variables: str) -> Iterator[ProcessServer]:
     """Run `fc7 serve` on `home` with these environment variables, after the Python code `before`. On exit, kill it."""
     log = home.parent / f"{home.name}-serve-{time.monotonic_ns()}.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment |= {"FC7_HOME": str(home), "FC7_PORT": "0", "PYTHONUNBUFFERED": "1"} | variables
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", f"{before}\nfrom service.cli import main; main()", "serve"],
-            env=environment,
+            env=environment_of(home) | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
@@ -130,7 +135,7 @@ def process_server(home: Path, *, before: str = "", **variables: str) -> Iterato
 
         wait_until(listening)
         wait_until(lambda: _answers(urls[0]))
-        yield ProcessServer(urls[0], process, log)
+        yield ProcessServer(urls[0], process, log, home)
     finally:
         if process.poll() is None:
             process.kill()

@@ -31,6 +31,7 @@ from index.errors import ClusterError, FolderError, ImageIndexError, InvalidKeyE
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
 from model_store.artifact import Artifact
+from model_store.image_files import SkipKind, Skipped, escape_name
 from model_store.remote_artifact import ship
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _FILES_PER_ROUND = (
 _BATCHES_PER_BLOCK = 4
 _LOOKUP_SIZE = 1_000
 _MAX_RETRIES = 3
+_BLOCK_RETRIES = 1  # then each of its files is tried alone
 _MAX_FAILED_BLOCKS = 64
 _STALL_TIMEOUT_S = 600.0
 
@@ -105,7 +107,7 @@ class ClusterBuild:
         report = self.report
         threading.Thread(target=self._count_files, daemon=True).start()
         with interruptible(report), ThreadPoolExecutor(1) as executor:
-            listing = self._source.list()
+            listing = self._source.list(report.skip)
             names = list(islice(listing, _FILES_PER_ROUND))
             if not names:
                 raise FolderError(self._source.location, NO_IMAGES)
@@ -118,7 +120,8 @@ class ClusterBuild:
 
     def _count_files(self) -> None:
         try:
-            total = sum(1 for _ in self._source.list())
+            skipped = BuildReport()
+            total = sum(1 for _ in self._source.list(skipped.skip)) + skipped.seen
         except ImageIndexError:
             return  # `run` lists the source too, and raises the error
         self.report.total = max(total, self.report.total)
@@ -130,7 +133,7 @@ class ClusterBuild:
             try:
                 check_key(self._prefix + name)
             except InvalidKeyError as error:
-                self._skip(name, str(error))
+                self._skip(name, str(error), SkipKind.INVALID_KEY)
             else:
                 valid.append(name)
         known: dict[str, str] = {}
@@ -147,7 +150,9 @@ class ClusterBuild:
         if pending:  # the files of failed blocks: at least one in each block killed its workers
             self._process(pending, 1)
         for name in pending:
-            self._skip(name, f"The workers that read this file died, {_MAX_RETRIES + 1} times in a row.")
+            self._skip(
+                name, f"The workers that read this file died, {_MAX_RETRIES + 1} times in a row.", SkipKind.NOT_EMBEDDED
+            )
         self._progress(self.report)
 
     def _process(self, pending: dict[str, str], block_size: int) -> None:
@@ -172,7 +177,8 @@ class ClusterBuild:
             pyarrow.Table.from_pylist([{"name": name, "known": sha256} for name, sha256 in block], schema)
             for block in batches(files, block_size)
         ]
-        queued = 1 if block_size == 1 else 2  # the blocks that are queued at a dying actor fail with it
+        # The blocks that are queued at a dying actor fail with it.
+        queued, retries = (1, _MAX_RETRIES) if block_size == 1 else (2, _BLOCK_RETRIES)
         with warnings.catch_warnings():
             # There is no other way to limit the retries; without a limit the pool retries forever.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -184,7 +190,7 @@ class ClusterBuild:
                 num_cpus=self._placement.threads,
                 num_gpus=self._placement.gpus,
                 compute=data.ActorPoolStrategy(size=self._placement.actors, max_tasks_in_flight_per_actor=queued),
-                max_task_retries=_MAX_RETRIES,
+                max_task_retries=retries,
             )
         try:
             yield from results.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -205,7 +211,7 @@ class ClusterBuild:
             stats.images += 1
             stats.seconds += row["seconds"]
             if row["status"] not in (EMBEDDED, UNCHANGED):
-                self._skip(row["name"], row["reason"])
+                self._skip(row["name"], row["reason"], SkipKind(row["kind"]))
         outcomes = self._index.add_many([self._new_image(row) for row in rows if row["status"] == EMBEDDED])
         unchanged = sum(row["status"] == UNCHANGED for row in rows)
         count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * unchanged])
@@ -215,7 +221,6 @@ class ClusterBuild:
         columns = {name: row[name] for name in IMAGE_COLUMNS}
         return NewImage(key=self._prefix + row["name"], metadata=None, vector=vector, **columns)
 
-    def _skip(self, name: str, reason: str) -> None:
-        """Record the reason, and count the file as seen."""
-        self.report.skipped.append((f"{self._source.location.rstrip('/')}/{name}", reason))
-        self.report.seen += 1
+    def _skip(self, name: str, reason: str, kind: SkipKind) -> None:
+        """Record the reason, and count the file as seen. name: escaped."""
+        self.report.skip(Skipped(f"{escape_name(self._source.location.rstrip('/'))}/{name}", reason, kind))

@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.bulk.add import PreparedBatch, PreparedFile, prepare_file
+from index.bulk.add import PreparedBatch, PreparedFile, prepare_file, skipped_file
 from index.bulk.pipeline import batches, embed
 from index.bulk.sources import open_source
 from index.errors import ClusterError
 from index.records import encode_vectors
+from model_store.decoder.decoder import Decoder
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import Fc7Error
 from model_store.prefetch import prefetch
 from model_store.remote_artifact import ShippedArtifact, ShippedVersion
@@ -72,7 +74,7 @@ class WorkerPlan:
     options: RunnerOptions
     batch_size: int
     threads: int
-    max_pixels: int
+    limits: DecodeLimits
     keep_pictures: bool
     code: str = field(default_factory=code_identity)
 
@@ -90,6 +92,7 @@ class Embedder:
             self._source = open_source(plan.location)
             self._source.check()
             options = dataclasses.replace(plan.options, precision=None, intra_op_threads=plan.threads)
+            self._decoder = Decoder(plan.limits, workers=plan.threads)
             self._runner = Runner(ShippedArtifact(version), options)
         except Exception as error:  # any error: Ray would start a worker that raises again and again
             self.failure = _describe(error)
@@ -121,13 +124,16 @@ class Embedder:
         name, known = file
         plan = self._plan
         data = self._source.read(name)
-        return prepare_file(name, data, known, max_pixels=plan.max_pixels, keep_picture=plan.keep_pictures)
+        return prepare_file(name, data, known, decoder=self._decoder, keep_picture=plan.keep_pictures)
 
     def _embed_batch(self, results: Sequence[tuple[_File, Future[PreparedFile | None]]]) -> dict[str, dict[str, Any]]:
         """Return the row of each file, by name."""
         batch = PreparedBatch.of(results)
         rows: dict[str, dict[str, Any]] = {name: {"status": UNCHANGED} for name, _ in batch.unchanged}
-        rows |= {name: {"status": SKIPPED, "reason": reason} for (name, _), reason in batch.skipped}
+        skipped = {name: skipped_file(name, error) for (name, _), error in batch.skipped}
+        rows |= {
+            name: {"status": SKIPPED, "reason": item.reason, "kind": item.kind.value} for name, item in skipped.items()
+        }
         files = [file for _, file in batch.files]
         vectors = encode_vectors(embed(self._runner, [file.image.pixels for file in files])) if files else ()
         for file, vector in zip(files, vectors, strict=True):
@@ -142,7 +148,7 @@ def _table(names: Sequence[str], rows: dict[str, dict[str, Any]], worker: str, s
     import pyarrow  # noqa: PLC0415 - an extra, needed only by workers
 
     text, number, binary = pyarrow.string(), pyarrow.int64(), pyarrow.binary()
-    types = dict.fromkeys(("name", "status", "reason", "sha256", "worker"), text)
+    types = dict.fromkeys(("name", "status", "reason", "kind", "sha256", "worker"), text)
     types |= dict.fromkeys(("size", "width", "height"), number) | dict.fromkeys(("picture", "vector"), binary)
     common = {"worker": worker, "seconds": seconds / len(names)}
     return pyarrow.Table.from_pylist(

@@ -1,12 +1,12 @@
 """Data sets in class folders: `<root>/train/<class>/*` and `<root>/val/<class>/*`.
 
-Guarantees: each file is read and hashed once. A file that cannot be read is skipped and listed with the reason.
+Guarantees: each file is read and hashed once. Every file that is not used is listed with the reason.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,19 +14,40 @@ from typing import Final
 
 import numpy as np
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError
-from model_store.image import PREPARATION, SIZE, SUFFIXES, find_images
+from model_store.image import PREPARATION, SIZE
+from model_store.image_files import SkipKind, Skipped, escape_name, find_images, is_hidden
 from model_store.prefetch import prefetch
 from model_store.training.data.dataset import IMAGE_BYTES, SPLITS, Dataset, ImageSet, Progress, Split
-from model_store.training.data.image_file import ImageFile, Skipped, Source, load_image
+from model_store.training.data.image_file import ImageFile, Source, load_image
 from model_store.training.statistics import Sums
 
 PREFETCH: Final = 32  # images decoded ahead of the one that is processed
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """Return the class folders directly in `folder`, in alphabetical order. Hidden folders are ignored."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+def class_folders(folder: Path, skip: Callable[[Skipped], None] = lambda _: None) -> list[Path]:
+    """Return the class folders directly in `folder`, in alphabetical order, and call `skip` for everything else.
+
+    Hidden and system folders such as `__MACOSX` are no classes. A link to a folder is one.
+    """
+    found = []
+    for entry in sorted(folder.iterdir()):
+        if is_hidden(entry.name):
+            skip(Skipped(escape_name(str(entry)), "Hidden and system files are ignored.", SkipKind.HIDDEN))
+        elif entry.is_dir():
+            found.append(entry)
+        else:
+            skip(Skipped(escape_name(str(entry)), "It is not in a class folder.", SkipKind.NOT_AN_IMAGE))
+    return found
+
+
+def image_files(root: Path, folder: Path, skip: Callable[[Skipped], None] = lambda _: None) -> list[ImageFile]:
+    """Return the images of a class folder. Names and labels are escaped by `escape_name`."""
+    label = escape_name(folder.name)
+    return [
+        ImageFile(escape_name(path.relative_to(root).as_posix()), label, path) for path in find_images(folder, skip)
+    ]
 
 
 def find_class_folders(root: Path) -> Source:
@@ -35,6 +56,7 @@ def find_class_folders(root: Path) -> Source:
     Raises DatasetError if a folder is missing or has no classes, or if a class has no images in one of the splits.
     """
     folders: dict[Split, list[Path]] = {}
+    ignored: list[Skipped] = []
     for split in SPLITS:
         folder = root / split
         if not folder.is_dir():
@@ -42,26 +64,24 @@ def find_class_folders(root: Path) -> Source:
                 f"{folder} is not a folder. Images are expected as {root}/train/<class>/* and {root}/val/<class>/*. "
                 "To create an example, run: fc7 data demo DIR"
             )
-        folders[split] = class_folders(folder)
+        folders[split] = class_folders(folder, ignored.append)
         if not folders[split]:
             raise DatasetError(f"{folder} has no class folders. One folder per class is expected: {folder}/<class>/*")
-    classes = tuple(folder.name for folder in folders["train"])
-    if different := set(classes) ^ {folder.name for folder in folders["val"]}:
+    classes = tuple(escape_name(folder.name) for folder in folders["train"])
+    if different := set(classes) ^ {escape_name(folder.name) for folder in folders["val"]}:
         raise DatasetError(
             f"train and val in {root} must have the same classes. Only one of them has: {', '.join(sorted(different))}."
         )
     splits: dict[str, tuple[ImageFile, ...]] = {}
-    ignored: list[Skipped] = []
-    unsupported = f"not a supported image suffix ({' '.join(SUFFIXES)})"
     for split in SPLITS:
         images: list[ImageFile] = []
         for folder in folders[split]:
-            paths = list(find_images(folder))
-            if not paths:
-                raise DatasetError(f"Class {folder.name!r} has no images in {folder}. Add images or remove the class.")
-            images += [ImageFile(path.relative_to(root).as_posix(), folder.name, path) for path in paths]
-            visible = {path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
-            ignored += [Skipped(path, unsupported) for path in sorted(visible.difference(paths))]
+            found = image_files(root, folder, ignored.append)
+            if not found:
+                raise DatasetError(
+                    f"Class {escape_name(folder.name)!r} has no images in {folder}. Add images or remove the class."
+                )
+            images += found
         splits[split] = tuple(images)
     return Source(root, "class folders", classes, splits, tuple(ignored))
 
@@ -71,6 +91,7 @@ def open_dataset(
     *,
     memory_budget: int,
     workers: ThreadPoolExecutor,
+    decoder: Decoder | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> Dataset:
     """Read every image under `root` once: prepare it, hash it, and add it to the training set's statistics.
@@ -78,6 +99,7 @@ def open_dataset(
     memory_budget: bytes available for prepared pixels (196,608 per image). If not all of them fit, none are kept.
     Raises DatasetError as `find_class_folders` does, and if a class has no readable image in one of the splits.
     """
+    decoder = decoder or Decoder()
     source = find_class_folders(root)
     total = sum(len(images) for images in source.splits.values())
     keep = total * IMAGE_BYTES <= memory_budget
@@ -91,7 +113,7 @@ def open_dataset(
         images = source.splits[split]
         pixels = np.empty((len(images), SIZE, SIZE, 3), np.uint8) if keep else None
         readable: list[ImageFile] = []
-        with prefetch(partial(load_image, with_sums=True), images, workers, PREFETCH) as results:
+        with prefetch(partial(load_image, decoder=decoder, with_sums=True), images, workers, PREFETCH) as results:
             for image, future in results:
                 done += 1
                 loaded = future.result()
@@ -107,7 +129,9 @@ def open_dataset(
                         sums.add(loaded.pixels, loaded.sums)
                 progress(done, total)
         _require_every_class(source, split, readable)
-        sets[split] = ImageSet(readable, source.classes, workers, None if pixels is None else pixels[: len(readable)])
+        sets[split] = ImageSet(
+            readable, source.classes, workers, decoder, None if pixels is None else pixels[: len(readable)]
+        )
     train, val = paths_by_sha256["train"], paths_by_sha256["val"]
     return Dataset(
         root,
@@ -117,7 +141,9 @@ def open_dataset(
         sums.statistics(),
         digest.hexdigest(),
         tuple(skipped),
-        duplicates=tuple(sorted((str(train[key]), str(val[key])) for key in train.keys() & val.keys())),
+        duplicates=tuple(
+            sorted((escape_name(str(train[key])), escape_name(str(val[key]))) for key in train.keys() & val.keys())
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """A data set that was read and checked: labels, prepared pixels and statistics of both splits.
 
-Guarantees: every image is prepared by `model_store.image.prepare`, as in serving. Prepared pixels stay in memory if all
+Guarantees: every image is prepared by a `Decoder`, as in serving. Prepared pixels stay in memory if all
 of them fit the memory budget; otherwise worker threads decode them again when they are needed.
 Out of scope: augmentation (augment.py), and a cache on disk (prepare.py writes shards).
 References: the paper, sections 2 (preparation) and 4.1 (components).
@@ -17,9 +17,11 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError, ImageError
-from model_store.image import SIZE, prepare
-from model_store.training.data.image_file import ImageFile, Skipped
+from model_store.image import SIZE
+from model_store.image_files import Skipped
+from model_store.training.data.image_file import ImageFile
 from model_store.training.statistics import Statistics
 
 Split = Literal["train", "val"]
@@ -37,12 +39,14 @@ class ImageSet:
         images: Sequence[ImageFile],
         classes: Sequence[str],
         workers: ThreadPoolExecutor,
+        decoder: Decoder,
         pixels: NDArray[np.uint8] | None = None,
     ) -> None:
         index_of = {label: index for index, label in enumerate(classes)}
         self.images = tuple(images)
         self.labels = np.array([index_of[image.label] for image in images], dtype=np.int64)
         self._workers = workers
+        self._decoder = decoder
         self._pixels = pixels
 
     def __len__(self) -> int:
@@ -66,7 +70,9 @@ class ImageSet:
         if self._pixels is not None:
             return self._pixels[positions]
         try:
-            return np.stack(list(self._workers.map(lambda at: prepare(self.images[at].read()), positions)))
+            return np.stack(
+                list(self._workers.map(lambda at: self._decoder.prepare(self.images[at].read()), positions))
+            )
         except (OSError, ImageError) as error:
             raise DatasetError(
                 f"An image was changed or removed during training. {str(error).rstrip('.')}. "

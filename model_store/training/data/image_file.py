@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.decoder.decoder import Decoder
 from model_store.durable import write_atomic
 from model_store.errors import ImageError
-from model_store.image import prepare
+from model_store.image_files import SkipKind, Skipped
 from model_store.training.runs.run import SKIPPED_FILE
 from model_store.training.statistics import ChannelSums, channel_sums
 
@@ -41,18 +42,6 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was left out, and the reason."""
-
-    path: Path
-    reason: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Return an entry of skipped.json."""
-        return {"path": str(self.path), "reason": self.reason}
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """The images of each split: train, val, and test if the data set has a labelled one."""
 
@@ -60,7 +49,7 @@ class Source:
     kind: str  # shown to users, such as "class folders"
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[ImageFile, ...]]
-    ignored: tuple[Skipped, ...] = ()  # files in class folders without the suffix of an image
+    ignored: tuple[Skipped, ...] = ()  # files and folders that are not taken for images
     notes: tuple[str, ...] = ()  # for the user, such as classes with fewer images than announced
 
     def index_of(self) -> dict[str, int]:
@@ -87,13 +76,13 @@ class LoadedImage:
     sums: ChannelSums | None
 
 
-def load_image(image: ImageFile, *, with_sums: bool = False) -> LoadedImage | Skipped:
+def load_image(image: ImageFile, decoder: Decoder, *, with_sums: bool = False) -> LoadedImage | Skipped:
     """Read and prepare an image. Returns a `Skipped` if it cannot be read."""
     try:
         content = image.read()
-        pixels = prepare(content)
+        pixels = decoder.prepare(content)
     except (ImageError, OSError) as error:
-        return Skipped(image.file, str(error))
+        return Skipped.of(image.file, error)
     return LoadedImage(pixels, hashlib.sha256(content).hexdigest(), channel_sums(pixels) if with_sums else None)
 
 
@@ -103,7 +92,12 @@ def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
     write_atomic(folder / SKIPPED_FILE, json.dumps(entries, indent=2, ensure_ascii=False).encode())
 
 
+def skipped_of(entry: Mapping[str, str]) -> Skipped:
+    """Return an entry of skipped.json. Raises KeyError, ValueError."""
+    return Skipped(entry["path"], entry["reason"], SkipKind(entry.get("kind", SkipKind.BROKEN_IMAGE)))
+
+
 def read_skipped(folder: Path) -> tuple[Skipped, ...]:
     """Read skipped.json of `folder`. Raises OSError, ValueError."""
     entries = json.loads((folder / SKIPPED_FILE).read_text(encoding="utf-8"))
-    return tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in entries)
+    return tuple(skipped_of(entry) for entry in entries)

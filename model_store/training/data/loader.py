@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.decoder.decoder import Decoder
+from model_store.image_files import SkipKind, summarize
 from model_store.prefetch import prefetch
 from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.dataset import Dataset, ImageSet
@@ -28,23 +30,28 @@ _READERS: Final = 2
 _EXAMPLES: Final = 5  # listed in a message
 
 
-def open_data(data: Path, memory_budget: int, workers: ThreadPoolExecutor, reporter: Reporter) -> Dataset:
+def open_data(
+    data: Path, memory_budget: int, workers: ThreadPoolExecutor, decoder: Decoder, reporter: Reporter
+) -> Dataset:
     """Open class folders or prepared shards, and report size, skipped files and duplicates. Raises DatasetError."""
     if is_sharded(data):
-        dataset = open_shards(data, memory_budget=memory_budget, workers=workers)
+        dataset = open_shards(data, memory_budget=memory_budget, workers=workers, decoder=decoder)
     else:
-        dataset = open_dataset(data, memory_budget=memory_budget, workers=workers, progress=reporter.reading)
+        dataset = open_dataset(
+            data, memory_budget=memory_budget, workers=workers, decoder=decoder, progress=reporter.reading
+        )
     where = "in memory" if dataset.train.in_memory else "decoded on demand (they exceed the memory budget)"
     reporter.note(
         f"{len(dataset.train)} training images, {len(dataset.val)} validation images, {len(dataset.classes)} classes; "
         f"images are {where}."
     )
     if dataset.skipped:
-        examples = "; ".join(f"{item.path}: {item.reason.rstrip('.')}" for item in dataset.skipped[:_EXAMPLES])
-        reporter.warn(
-            f"Skipped {len(dataset.skipped)} files that cannot be used; {SKIPPED_FILE} lists all of them. "
-            f"Examples: {examples}"
-        )
+        lines = [
+            f"{len(dataset.skipped)} files are not used; {SKIPPED_FILE} in the run's folder lists all of them:",
+            *summarize(dataset.skipped),
+        ]
+        only_hidden = all(item.kind is SkipKind.HIDDEN for item in dataset.skipped)
+        (reporter.note if only_hidden else reporter.warn)("\n  ".join(lines))
     if dataset.duplicates:
         examples = "; ".join(f"{val} is the same as {train}" for train, val in dataset.duplicates[:_EXAMPLES])
         reporter.warn(

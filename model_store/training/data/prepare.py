@@ -25,12 +25,14 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from model_store.decoder.decoder import Decoder
 from model_store.durable import atomic_file, locked, sha256_of, write_atomic
 from model_store.errors import DatasetError
 from model_store.image import PREPARATION
+from model_store.image_files import Skipped, escape_name
 from model_store.prefetch import prefetch
 from model_store.training.data.class_folders import PREFETCH
-from model_store.training.data.image_file import ImageFile, LoadedImage, Skipped, Source, load_image, write_skipped
+from model_store.training.data.image_file import ImageFile, LoadedImage, Source, load_image, skipped_of, write_skipped
 from model_store.training.data.shards import FORMAT, INDEX_SUFFIX, SHARDS_FILE, Shard, is_sharded, read_index
 from model_store.training.runs.run import write_statistics
 from model_store.training.statistics import Sums
@@ -96,7 +98,7 @@ def prepare_shards(
             for leftover in out.glob(".*.tar.*"):  # of a shard that was being written when the process was killed
                 leftover.unlink()
             done, total = 0, sum(map(len, source.splits.values()))
-            with ThreadPoolExecutor(workers, "prepare") as pool:
+            with ThreadPoolExecutor(workers, "prepare") as pool, preparation.decoder:
                 for split, images in source.splits.items():
                     for number, chunk in enumerate(_chunks(split, images, shard_images)):
                         if number >= len(preparation.shards[split]):
@@ -128,6 +130,7 @@ class _Preparation:
     def __init__(self, source: Source, out: Path, encoding: Encoding, plan: str) -> None:
         self._source, self._out, self._encoding, self._plan = source, out, encoding, plan
         self._index_of = source.index_of()
+        self.decoder = Decoder()
         self.shards: dict[str, list[Shard]] = {split: [] for split in source.splits}
         self._skipped: list[Skipped] = []
         self._sums = Sums()
@@ -136,8 +139,8 @@ class _Preparation:
         """Load what is finished, and return whether everything is. Raises DatasetError if the plan is another one."""
         file = self._out / PROGRESS_FILE
         different = DatasetError(
-            f"{self._out} was prepared from other images, or with other options. Choose another folder, or remove this "
-            "one."
+            f"{self._out} was prepared from other images, with other options, or by another version of fc7. Choose "
+            "another folder, or remove this one."
         )
         if is_sharded(self._out):
             if json.loads((self._out / SHARDS_FILE).read_text(encoding="utf-8")).get("plan") != self._plan:
@@ -153,7 +156,7 @@ class _Preparation:
                 self.shards = {
                     split: [Shard(**shard) for shard in values["shards"][split]] for split in self._source.splits
                 }
-                self._skipped = [Skipped(Path(item["path"]), item["reason"]) for item in values["skipped"]]
+                self._skipped = [skipped_of(item) for item in values["skipped"]]
                 sums = (opened.get_tensor(key) for key in ("image", "products", "totals"))
                 self._sums = Sums(values["images"], *sums)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -182,7 +185,7 @@ class _Preparation:
             for position, (image, future) in enumerate(results, start=first):
                 loaded, encoded = future.result()
                 if isinstance(loaded, Skipped):
-                    self._skipped.append(Skipped(Path(split) / image.name, loaded.reason))
+                    self._skipped.append(Skipped(f"{split}/{image.name}", loaded.reason, loaded.kind))
                     continue
                 label = self._index_of[image.label]
                 index["offsets"].append(_add(tar, f"{position:08d}.{self._encoding.suffix}", encoded))
@@ -202,7 +205,7 @@ class _Preparation:
         self.shards[split].append(shard)
 
     def _load(self, image: ImageFile) -> tuple[LoadedImage | Skipped, bytes]:
-        loaded = load_image(image, with_sums=True)
+        loaded = load_image(image, self.decoder, with_sums=True)
         return loaded, b"" if isinstance(loaded, Skipped) else self._encoding.encode(loaded.pixels)
 
     def finish(self) -> None:
@@ -224,7 +227,7 @@ class _Preparation:
             "format": FORMAT,
             "preparation": PREPARATION,
             "encoding": str(self._encoding),
-            "source": f"{source.kind} in {source.root.resolve()}",
+            "source": escape_name(f"{source.kind} in {source.root.resolve()}"),
             "plan": self._plan,
             "hash": digest.hexdigest(),
             "classes": source.classes,

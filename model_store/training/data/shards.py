@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from model_store.decoder.decoder import Decoder
 from model_store.durable import sha256_of
 from model_store.errors import CheckpointError, DatasetError
+from model_store.image import PREPARATION
 from model_store.training.data.dataset import IMAGE_BYTES, Dataset, ImageSet
 from model_store.training.data.image_file import ImageFile, read_skipped
 from model_store.training.runs.run import read_statistics
@@ -73,6 +75,11 @@ def read_folder(root: Path) -> ShardFolder:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise DatasetError(f"{file} was written by another version of fc7. This version reads format {FORMAT}.")
+        if values["preparation"] != PREPARATION:
+            raise DatasetError(
+                f"The images in {root} were prepared by another version of fc7, and would differ from those that are "
+                "served. Prepare them again into another folder: fc7 data prepare"
+            )
         splits = {split: tuple(Shard(**shard) for shard in shards) for split, shards in values["splits"].items()}
         classes, duplicates = tuple(values["classes"]), tuple((train, val) for train, val in values["duplicates"])
         folder = ShardFolder(root, classes, values["encoding"], values["source"], splits, duplicates, values["hash"])
@@ -116,7 +123,9 @@ def read_index(shard: Path) -> dict[str, NDArray[Any]]:
         raise DatasetError(f"{path} is not a valid index of a shard ({error!r}). {_FIX}") from error
 
 
-def open_shards(root: Path, *, memory_budget: int, workers: ThreadPoolExecutor) -> Dataset:
+def open_shards(
+    root: Path, *, memory_budget: int, workers: ThreadPoolExecutor, decoder: Decoder | None = None
+) -> Dataset:
     """Open a folder of shards. Pixels stay in memory if all fit into `memory_budget` bytes. Raises DatasetError."""
     folder = read_folder(root)
     try:
@@ -124,7 +133,8 @@ def open_shards(root: Path, *, memory_budget: int, workers: ThreadPoolExecutor) 
         skipped = read_skipped(root)
     except (CheckpointError, OSError, ValueError) as error:
         raise DatasetError(f"{root} is incomplete ({error}). {_FIX}") from error
-    train, val = (ImageSet(read_images(folder, split), folder.classes, workers) for split in ("train", "val"))
+    decoder = decoder or Decoder()
+    train, val = (ImageSet(read_images(folder, split), folder.classes, workers, decoder) for split in ("train", "val"))
     if (len(train) + len(val)) * IMAGE_BYTES <= memory_budget:
         train.load_into_memory()
         val.load_into_memory()

@@ -24,9 +24,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.decoder.decoder import Decoder
 from model_store.durable import write_atomic
 from model_store.errors import DatasetError, ImageError
-from model_store.image import prepare, views
+from model_store.image import views
 from model_store.training.data.image_file import ImageFile
 from model_store.training.evaluate import BATCH_ROWS, Predictor, SplitImages
 from model_store.training.export.publish import Progress, evaluate_with_progress
@@ -130,7 +131,11 @@ def _figure4_right(
         [(files[index], float(distance)) for index, distance in zip(*row, strict=True)]
         for row in zip(indices, distances, strict=True)
     ]
-    neighbors = [[(LabeledImage(prepare(file.read()), file.label), distance) for file, distance in row] for row in rows]
+    with Decoder() as decoder:
+        neighbors = [
+            [(LabeledImage(decoder.prepare(file.read()), file.label), distance) for file, distance in row]
+            for row in rows
+        ]
     title = f"{name}: nearest of {len(files):,} training images, Euclidean distance of fc7"
     draw_figure4_right(out, queries, neighbors, title)
     same = [file.label == query.label for query, row in zip(queries, rows, strict=True) for file, _ in row]
@@ -143,11 +148,12 @@ def _figure4_right(
 
 def _readable(files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, LabeledImage]]:
     """Yield the files that can be read, with their images."""
-    for file in files:
-        try:
-            yield file, LabeledImage(prepare(file.read()), file.label)
-        except (ImageError, OSError):
-            continue
+    with Decoder() as decoder:
+        for file in files:
+            try:
+                yield file, LabeledImage(decoder.prepare(file.read()), file.label)
+            except (ImageError, OSError):
+                continue
 
 
 def _none_readable(files: Sequence[ImageFile]) -> DatasetError:

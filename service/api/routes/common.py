@@ -1,12 +1,13 @@
-"""Dependencies, deadlines and OpenAPI fragments shared by the routers."""
+"""Dependencies, deadlines, cache headers and OpenAPI fragments shared by the routers."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 
 from service.api.auth import require
 from service.api.schemas import InferenceProblem, Problem
@@ -53,12 +54,12 @@ def image_body(*, metadata: str | None = None, many: bool = True) -> dict[str, A
 _DESCRIPTIONS = {
     400: "The body is malformed, or an image cannot be read.",
     401: "An API key is required.",
-    403: "The API key does not have the required scope.",
+    403: "The API key does not have the required scope, or a web page of another origin sent the request.",
     404: "The image, job or model was not found.",
     408: "The body did not arrive in time.",
     409: "The request conflicts with the current state of the index or of the loaded models.",
     413: "The body has too many bytes or images.",
-    415: "The image format or the Content-Type is not supported.",
+    415: "The image format, the Content-Type or the Content-Encoding is not supported.",
     422: "A parameter is invalid, or an image has too many pixels.",
     503: "The queue is full, or the service is not ready or is shutting down. Retry-After says when to try again.",
     504: "The request exceeded its deadline.",
@@ -76,12 +77,27 @@ def inference_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": InferenceProblem, "description": _DESCRIPTIONS[status]} for status in sorted(statuses)}
 
 
+def revalidated(request: Request, content: bytes, media_type: str) -> Response:
+    """Return content that clients store and revalidate: 304 without it if they still have the same bytes.
+
+    The ETag is a hash of the bytes. `private`: a shared cache would not know that the response required a key.
+    """
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if known & {etag, "*"}:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
+
+
 READY_RETRY = {"Retry-After": "5"}  # seconds
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)
 
 
-async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T]) -> _T:
+async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T], *, deadline: bool = True) -> _T:
     """Await `work` until the deadline, as long as the client stays connected. The body must have been read before.
+
+    deadline: whether there is one.
 
     Raises DeadlineError or ClientGoneError; `work` is then cancelled.
     """
@@ -96,7 +112,7 @@ async def within_limits(request: Request, state: State, work: Coroutine[Any, Any
     watcher = asyncio.create_task(_wait_for_disconnect(request))
     watcher.add_done_callback(cancel)
     try:
-        async with asyncio.timeout(state.settings.deadline_s):
+        async with asyncio.timeout(state.settings.deadline_s if deadline else None):
             return await work
     except TimeoutError:
         raise DeadlineError(state.settings.deadline_s) from None

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api.problems import STATUS, problem
+from service.api.problems import STATUS, problem, without_folders
 from service.api.routes.common import READY_RETRY, StateDep, problems
 from service.api.schemas import Alive, ModelName, Ready
 from service.errors import NotReadyError
@@ -23,12 +23,15 @@ async def livez() -> Alive:
 @router.get("/readyz", operation_id="readyz", summary="Check readiness", response_model=Ready, responses=problems(503))
 async def readyz(state: StateDep) -> Ready | JSONResponse:
     """Return 200, or 503 with the reasons and how to fix them."""
-    reasons = state.why_not_ready()
+    reasons = [without_folders(reason, state.settings) for reason in state.why_not_ready()]
     if reasons:
         return problem("/readyz", STATUS[NotReadyError], " ".join(reasons), READY_RETRY, reasons=reasons)
     serving = state.serving()
     return Ready(
-        status="ready", model=ModelName.of(serving.artifact), device=serving.runner.device, notes=state.notes()
+        status="ready",
+        model=ModelName.of(serving.artifact),
+        device=serving.runner.device,
+        notes=[without_folders(note, state.settings) for note in state.notes()],
     )
 
 

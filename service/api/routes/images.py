@@ -11,6 +11,7 @@ Out of scope: fetching URLs.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -30,9 +31,19 @@ from index.records import AddOutcome, NewImage, check_key, encode_metadata
 from service.api import schemas
 from service.api.json_body import PATCH_TYPES, merge_patch, receive_patch
 from service.api.parameters import ListQuery, SearchQuery, WhereQuery
-from service.api.routes.common import READ, WITH_BODY, WORK, WRITE, StateDep, image_body, problems, within_limits
+from service.api.routes.common import (
+    READ,
+    WITH_BODY,
+    WORK,
+    WRITE,
+    StateDep,
+    image_body,
+    problems,
+    revalidated,
+    within_limits,
+)
 from service.api.upload import receive
-from service.errors import BodyMalformedError, ModelNotLoadedError
+from service.errors import BodyMalformedError, DrainingError, ModelNotLoadedError
 from service.inference.embed import Embedded
 from service.observability.request_log import notes_of
 from service.state import State
@@ -80,7 +91,8 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
     index, where = state.index(), parse_where(query.where)
     page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
     return schemas.ImagePage(
-        images=[schemas.ImageInfo.of(record) for record in page.images], next_cursor=page.next_cursor
+        images=[schemas.ImageInfo.of(record, state.settings.root_path) for record in page.images],
+        next_cursor=page.next_cursor,
     )
 
 
@@ -113,12 +125,15 @@ async def add_images(request: Request, response: Response, state: StateDep) -> s
     dependencies=[READ],
     response_class=Response,
     responses=problems(401, 403, 404, 409, 422, 503)
-    | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."}},
+    | {
+        200: {"content": {"image/jpeg": {}}, "description": "A JPEG image."},
+        304: {"description": "The thumbnail still has the ETag in If-None-Match."},
+    },
 )
-async def get_thumbnail(key: Key, state: StateDep) -> Response:
+async def get_thumbnail(request: Request, key: Key, state: StateDep) -> Response:
     """Return the stored 256x256 thumbnail."""
     picture = await state.in_index(state.index().picture, key)
-    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
+    return revalidated(request, picture, "image/jpeg")
 
 
 @router.get(
@@ -136,7 +151,8 @@ async def similar_images(
     work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    return schemas.SearchAnswer(model=model, mode=neighbours.mode, results=[schemas.SearchResult.of(neighbours)])
+    result = schemas.SearchResult.of(neighbours, state.settings.root_path)
+    return schemas.SearchAnswer(model=model, mode=neighbours.mode, results=[result])
 
 
 @router.get(
@@ -148,7 +164,7 @@ async def similar_images(
 )
 async def get_image(key: Key, state: StateDep) -> schemas.ImageInfo:
     """Return the size, the SHA-256, the times and the metadata of an image."""
-    return schemas.ImageInfo.of(await state.in_index(state.index().get, key))
+    return schemas.ImageInfo.of(await state.in_index(state.index().get, key), state.settings.root_path)
 
 
 @router.put(
@@ -170,7 +186,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
         response.status_code = status.HTTP_201_CREATED
-        response.headers["Location"] = schemas.image_path(key)
+        response.headers["Location"] = schemas.image_path(key, state.settings.root_path)
     return result
 
 
@@ -192,7 +208,7 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.Im
     record = await state.in_index(
         index.change_metadata, key, lambda old: {} if changes is None else merge_patch(old, changes)
     )
-    return schemas.ImageInfo.of(record)
+    return schemas.ImageInfo.of(record, state.settings.root_path)
 
 
 @router.delete(
@@ -202,13 +218,29 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.Im
     dependencies=[WRITE],
     responses=problems(401, 403, 409, 422, 503, 507),
 )
-async def delete_images(query: Annotated[WhereQuery, Query()], state: StateDep) -> schemas.DeletedAnswer:
-    """Delete all images that match, a few hundred per commit.
+async def delete_images(
+    request: Request, query: Annotated[WhereQuery, Query()], state: StateDep
+) -> schemas.DeletedAnswer:
+    """Delete all images that match, a hundred per commit, so that other requests can run in between.
 
-    If interrupted, some images may already be deleted; repeat the request.
+    There is no deadline. If the client disconnects or the server shuts down, the rest is not deleted: repeat the
+    request to continue.
     """
-    index, where = state.index(), parse_where(query.where)
-    return schemas.DeletedAnswer(deleted=0 if where is None else await state.in_index(index.delete_where, where))
+    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    if where is None:
+        return schemas.DeletedAnswer(deleted=0)
+
+    def stopped() -> bool:
+        return stop.is_set() or state.draining_since is not None
+
+    try:
+        work = state.in_index(lambda: index.delete_where(where, stopped=stopped))
+        deleted = await within_limits(request, state, work, deadline=False)
+    finally:
+        stop.set()
+    if state.draining_since is not None and await state.in_index(lambda: bool(index.list(1, where=where).images)):
+        raise DrainingError
+    return schemas.DeletedAnswer(deleted=deleted)
 
 
 @router.delete(
@@ -260,7 +292,8 @@ async def _add(
         outcomes = dict(zip(new, index.add_many(images), strict=True)) if images else {}
         return [
             schemas.AddResult(
-                outcome=outcomes.get(i, AddOutcome.UNCHANGED), image=schemas.ImageInfo.of(index.get(name))
+                outcome=outcomes.get(i, AddOutcome.UNCHANGED),
+                image=schemas.ImageInfo.of(index.get(name), state.settings.root_path),
             )
             for i, name in enumerate(names)
         ]
@@ -281,7 +314,7 @@ async def _add(
             if required_fingerprints(index) == fingerprints:
                 raise  # otherwise the index switched to another model in the meantime: embed again
         else:
-            state.index_sync.images_added()
+            state.versions.images_added()
             return results
 
 

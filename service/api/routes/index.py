@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,10 +12,13 @@ from fastapi import APIRouter, Query, Request, status
 
 from index.catalog.backup import snapshot_name
 from index.filters import parse_where
+from index.records import Duplicates
 from service.api.parameters import DuplicatesQuery
 from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems, within_limits
-from service.api.schemas import DuplicatesAnswer, IndexInfo, PairInfo, SnapshotInfo
+from service.api.schemas import DuplicatesAnswer, IndexInfo, SnapshotInfo
+from service.errors import QueueFullError
 
+_DUPLICATES_SHARE = 0.8  # of the deadline; the rest is for listing what was found
 router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])
 
 
@@ -27,7 +32,7 @@ router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])
 async def index_stats(state: StateDep) -> IndexInfo:
     """Return the number of images, the sizes, the vector spaces, and the progress of a migration to another model."""
     index = state.index()
-    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.spaces.describe(), state.index_sync.progress))
+    return await state.in_index(lambda: IndexInfo.of(index.stats(), index.spaces.describe(), state.versions.progress))
 
 
 @router.post(
@@ -45,7 +50,7 @@ async def take_snapshot(state: StateDep) -> SnapshotInfo:
     """
     target = state.settings.home / "snapshots" / snapshot_name()
     manifest = await state.in_index(state.index().snapshot, target)
-    return SnapshotInfo(name=target.name, path=str(target), **manifest.model_dump())
+    return SnapshotInfo(name=target.name, path=f"snapshots/{target.name}", **manifest.model_dump())
 
 
 @router.get(
@@ -58,13 +63,31 @@ async def take_snapshot(state: StateDep) -> SnapshotInfo:
 async def list_duplicates(
     request: Request, query: Annotated[DuplicatesQuery, Query()], state: StateDep
 ) -> DuplicatesAnswer:
-    """List the nearest pairs of images within a distance. All pairs are compared: for an index with more than about
-    10,000 images, use a filter, or `fc7 index duplicates`, which has no deadline.
+    """List groups of images that are linked by pairs within a distance.
+
+    Shortly before the deadline the groups found so far are returned, with `complete` set to false. At most 10,000
+    images are listed. One such search runs at a time; another one is refused with 503. `fc7 index duplicates` has no
+    deadline.
     """
     index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    end = time.monotonic() + _DUPLICATES_SHARE * state.settings.deadline_s
+
+    def find() -> Duplicates:
+        # Acquired in the thread that does the work, so that it is released when the work ends, not the request.
+        if not state.duplicates.acquire(blocking=False):
+            raise QueueFullError("searches for near-duplicates", 1, retry_after=math.ceil(state.settings.deadline_s))
+        try:
+            return index.duplicates(
+                query.threshold,
+                query.limit,
+                where=where,
+                stopped=lambda: stop.is_set() or time.monotonic() > end,
+            )
+        finally:
+            state.duplicates.release()
+
     try:
-        work = state.in_index(lambda: index.duplicates(query.threshold, query.limit, where=where, stopped=stop.is_set))
-        pairs = await within_limits(request, state, work)
+        found = await within_limits(request, state, state.in_index(find))
     finally:
         stop.set()
-    return DuplicatesAnswer(pairs=[PairInfo(**asdict(pair)) for pair in pairs])
+    return DuplicatesAnswer.model_validate(asdict(found))

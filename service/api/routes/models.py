@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
+from fastapi import Path as PathParameter
 
 from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems
 from service.api.schemas import ActivationAnswer, ModelInfo, ModelName, ModelsAnswer
-from service.inference.activation import Activated
+from service.indexing.versions import Activated
 from service.state import State
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -35,11 +37,11 @@ async def list_models(state: StateDep) -> ModelsAnswer:
     operation_id="rollback_model",
     summary="Roll back to the previous version",
     dependencies=[ADMIN, WORK],
-    responses=problems(401, 403, 404, 409, 503),
+    responses=problems(401, 403, 404, 409, 503, 507),
 )
 async def rollback(state: StateDep) -> ActivationAnswer:
     """Activate the previously active version."""
-    return _answer(state, await asyncio.to_thread(state.activator.rollback))
+    return _answer(state, await asyncio.to_thread(state.versions.rollback))
 
 
 @router.post(
@@ -47,14 +49,14 @@ async def rollback(state: StateDep) -> ActivationAnswer:
     operation_id="activate_model",
     summary="Activate a version",
     dependencies=[ADMIN, WORK],
-    responses=problems(401, 403, 404, 409, 422, 503),
+    responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
-async def activate(name: str, version: Annotated[int, Path(ge=1)], state: StateDep) -> ActivationAnswer:
+async def activate(name: str, version: Annotated[int, PathParameter(ge=1)], state: StateDep) -> ActivationAnswer:
     """Load, verify and warm up a version while the current one answers, then switch without interrupting requests.
 
     The response is sent after the switch. If any step fails, the current version continues to answer.
     """
-    return _answer(state, await asyncio.to_thread(state.activator.activate, name, version))
+    return _answer(state, await asyncio.to_thread(state.versions.activate, name, version))
 
 
 def _answer(state: State, done: Activated) -> ActivationAnswer:
@@ -78,7 +80,7 @@ def _list(state: State) -> ModelsAnswer:
                 created=artifact.manifest.created,
                 architecture=artifact.manifest.architecture,
                 classes=list(artifact.labels),
-                metrics=artifact.manifest.metrics,
+                metrics=_without_folders(artifact.manifest.metrics, state.settings.home),
                 fingerprint=artifact.fingerprint,
                 active=(artifact.name, artifact.version) == reference,
                 serving=artifact.id == state.served,
@@ -87,3 +89,13 @@ def _list(state: State) -> ModelsAnswer:
             for artifact in state.store.list()
         ]
     )
+
+
+def _without_folders(value: Any, home: Path) -> Any:
+    """Replace absolute paths in metrics: by their path below FC7_HOME, or by their last part."""
+    if isinstance(value, dict):
+        return {name: _without_folders(entry, home) for name, entry in value.items()}
+    if not (isinstance(value, str) and Path(value).is_absolute()):
+        return value
+    path, home = Path(value), home.resolve()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else path.name

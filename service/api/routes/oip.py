@@ -17,7 +17,7 @@ from model_store.artifact import FEATURES
 from model_store.image import CROP
 from model_store.runtime.runner import Outputs
 from service.api import oip_codec as codec
-from service.api.problems import INFERENCE_PATH, STATUS, problem
+from service.api.problems import INFERENCE_PATH, STATUS, problem, without_folders
 from service.api.routes.common import READ, READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems, within_limits
 from service.api.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
 from service.api.upload import BodyBudget, receive_raw
@@ -89,7 +89,8 @@ async def ready(request: Request, state: StateDep) -> Response:
     """Return 200, or 503 with the reasons."""
     reasons = state.why_not_ready()
     if reasons:
-        return problem(request.scope["path"], STATUS[NotReadyError], " ".join(reasons), READY_RETRY)
+        detail = without_folders(" ".join(reasons), state.settings)
+        return problem(request.scope["path"], STATUS[NotReadyError], detail, READY_RETRY)
     return Response()
 
 

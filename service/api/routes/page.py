@@ -11,11 +11,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 import service
+from service.api.paths import TRAILING_SLASH
+from service.api.routes.common import revalidated
 
 router = APIRouter(include_in_schema=False)
 
@@ -24,15 +26,15 @@ _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
 @router.get("/")
-async def page() -> FileResponse:
+def page(request: Request) -> Response:
     """Return the page."""
-    return _file("index.html")
+    return _file(request, "index.html")
 
 
 @router.get("/web/{name}")
-async def web(name: str) -> FileResponse:
+def web(request: Request, name: str) -> Response:
     """Return a file of the page."""
-    return _file(name)
+    return _file(request, name)
 
 
 @router.get("/docs")
@@ -40,6 +42,7 @@ async def docs(request: Request) -> HTMLResponse:
     """Return a page that describes every operation of the OpenAPI document."""
     document = request.app.openapi()
     info = document["info"]
+    up = "../" if request.scope.get(TRAILING_SLASH) else ""  # links are relative: a proxy may add a prefix
     operations = [
         _operation(method, path, operation)
         for path, methods in document["paths"].items()
@@ -47,9 +50,9 @@ async def docs(request: Request) -> HTMLResponse:
     ]
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(info['title'])} API</title><link rel=stylesheet href=web/style.css>"
+        f"<title>{escape(info['title'])} API</title><link rel=stylesheet href={up}web/style.css>"
         f"<main><h1>{escape(info['title'])} API</h1><p>{escape(info['description'])}</p>"
-        f"<p>For programs: <a href=openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"
+        f"<p>For programs: <a href={up}openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"
     )
 
 
@@ -72,8 +75,8 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     )
 
 
-def _file(name: str) -> FileResponse:
-    path = _WEB / name
-    if path.suffix not in _TYPES or not path.is_file():
-        raise HTTPException(404, f"The page has no file {name}.")
-    return FileResponse(path, media_type=_TYPES[path.suffix], headers={"Cache-Control": "no-cache"})
+def _file(request: Request, name: str) -> Response:
+    path = next((path for path in _WEB.iterdir() if path.name == name and path.suffix in _TYPES), None)
+    if path is None:
+        raise HTTPException(404, f"The page has no file {name[:80]!r}.")
+    return revalidated(request, path.read_bytes(), _TYPES[path.suffix])

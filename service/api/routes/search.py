@@ -64,5 +64,5 @@ async def _search(
     return SearchAnswer(
         model=ModelName.of(serving.artifact),
         mode=found[0].mode,
-        results=[SearchResult.of(neighbours) for neighbours in found],
+        results=[SearchResult.of(neighbours, state.settings.root_path) for neighbours in found],
     )

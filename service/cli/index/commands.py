@@ -6,6 +6,7 @@ Out of scope: working through a server. While a server has a local index open, o
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,12 +24,20 @@ from index.bulk.sources import is_uri
 from index.errors import FolderError, SourceError
 from index.milvus.reembed import reembed_on_milvus
 from index.records import IndexOptions, IndexStats
+from model_store.durable import write_atomic
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.index.ray import BuildOptions, build_on_ray, report_values
 from service.cli.options import AsJson, Home, ModelOption, find_version
-from service.factory import milvus_address, open_index_of, read_stats_of, runner_options
+from service.factory import (
+    decode_limits,
+    milvus_address,
+    open_index_of,
+    outdated_note,
+    read_stats_of,
+    runner_options,
+)
 from service.settings import Settings, load_settings
 
 _INTERRUPTED: Final = "Interrupted. The images counted above are in the index; run the same command again to resume."
@@ -65,6 +74,14 @@ def build(
         int | None,
         typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
     ] = None,
+    skipped: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the files that were not added to FILE, one JSON object per line.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add every image in SOURCE to the index; images that are already indexed are skipped, so it can be resumed."""
@@ -85,6 +102,9 @@ def build(
         else:
             report, stats = build_on_ray(settings, source, options, show, address=ray, actors=actors)
     seconds = time.perf_counter() - started
+    if skipped is not None:
+        lines = (json.dumps(item.to_dict(), ensure_ascii=False) for item in [*report.skipped, *report.ignored])
+        write_atomic(skipped, "".join(f"{line}\n" for line in lines).encode())
     if as_json:
         console.print_json(report_values(report, seconds))
     _print_summary(report, stats, seconds)
@@ -96,9 +116,9 @@ def build(
 
 
 def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> None:
-    console.say_skipped(report.skipped)
+    console.say_skipped([*report.skipped, *report.ignored])
     console.say(
-        f"{report.seen} of {report.total} images seen: {report.added} added, {report.replaced} replaced, "
+        f"{report.seen} of {report.total} files seen: {report.added} added, {report.replaced} replaced, "
         f"{report.unchanged} unchanged, {len(report.skipped)} skipped, in {seconds:.1f} s "
         f"({report.seen / seconds:.1f} images/s). The index has {stats.vectors} images of {stats.model}."
     )
@@ -125,7 +145,7 @@ def _build_here(
             workers=settings.decode_threads or 2,
             progress=progress,
             key_prefix=options.key_prefix,
-            max_pixels=settings.max_pixels,
+            limits=decode_limits(settings),
             keep_pictures=settings.keep_pictures,
         )
         return report, index.stats()
@@ -145,7 +165,7 @@ def reembed_command(home: Home = None, model: ModelOption = None, batch_size: Ba
             workers=settings.decode_threads or 2,
             progress=lambda so_far: bar.update(so_far.embedded + len(so_far.skipped), so_far.total),
         )
-    console.say_skipped(report.skipped)
+    console.say_first([f"skipped {key}: {reason}" for key, reason in report.skipped])
     console.say(
         f"{report.embedded} of {report.total} images embedded with {runner.artifact.embedder}, "
         f"{len(report.skipped)} skipped."
@@ -167,6 +187,8 @@ def stats(*, home: Home = None, as_json: AsJson = False) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("images", f"{found.images:,}")
     table.add_row("with a vector", f"{found.vectors:,}")
+    if found.outdated:
+        table.add_row("outdated", f"{found.outdated:,}")
     table.add_row("model", found.model or "none yet")
     table.add_row("fingerprint", found.fingerprint[:16])
     table.add_row("mode", found.mode)
@@ -175,6 +197,8 @@ def stats(*, home: Home = None, as_json: AsJson = False) -> None:
     else:
         table.add_row("on Milvus", settings.index_uri)
     console.show(table)
+    if found.outdated:
+        console.say(outdated_note(found.outdated))
     console.next_step("fc7 search IMAGE" if found.vectors else "fc7 index build DIR")
 
 

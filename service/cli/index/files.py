@@ -1,6 +1,6 @@
-"""`fc7 index snapshot|restore|verify|export|duplicates`: copy, restore, verify and export the index, find duplicates.
+"""`fc7 index snapshot|restore|verify|optimize|export|duplicates`: work with the index as a whole.
 
-They need no server. All of them work while one is running, except `restore` and `verify --repair`.
+They need no server. All of them work while one is running, except `restore`, `optimize` and `verify --repair`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import typer
 
 from index.catalog.backup import restore_snapshot, take_snapshot
 from index.filters import parse_where
+from index.local import optimize as optimization
 from index.local import verify as verification
 from index.milvus.export import export_from_milvus
 from index.records import IndexOptions
 from service.cli import console
 from service.cli.options import AsJson, Home
-from service.factory import check_local, milvus_address, open_index_of, read_stats_of
+from service.factory import check_local, milvus_address, open_index_of, outdated_note, read_stats_of
 from service.settings import load_settings
 
 Where = Annotated[
@@ -37,7 +38,7 @@ def snapshot(
     """Copy the whole index to a new folder; also while a server is running."""
     settings = load_settings(home=home)
     check_local(settings, "no snapshot of it can be taken here", "Use Milvus's own: milvus-backup create -n NAME")
-    with console.ProgressBar("copying") as bar:
+    with console.ProgressBar("copying", "bytes") as bar:
         manifest = take_snapshot(settings.home, target, advance=bar.update)
     console.say(f"{target}: {manifest.images} images, {manifest.size / 1e6:,.1f} MB.")
     console.next_step(f"fc7 index verify {target}; to restore it elsewhere, fc7 index restore {target}")
@@ -84,11 +85,35 @@ def verify(
     counts = f"{target}: {report.images} images, {report.pictures} pictures, {report.vectors} vectors"
     if not report.findings:
         console.say(f"{counts}: all checksums match.")
+        if report.outdated:
+            console.say(outdated_note(report.outdated))
         console.next_step("fc7 index snapshot DIR" if folder is None else f"fc7 index restore {folder}")
         return
     repaired = f", {report.repaired} repaired" if repair else ""
     console.say(f"{counts}: {len(report.findings)} damaged{repaired}.")
     raise typer.Exit(1)
+
+
+def optimize(*, home: Home = None, as_json: AsJson = False) -> None:
+    """Return free disk space, and learn the codes of the search mode fast again; not while a server is running."""
+    settings = load_settings(home=home)
+    check_local(settings, "Milvus optimizes its own storage", "Compact its collections with Milvus's tools")
+    report = optimization.optimize(
+        settings.home, fast_from=settings.fast_from or None, step=lambda name: console.say(f"{name}...")
+    )
+    if as_json:
+        console.print_json(asdict(report))
+        return
+    console.say(
+        f"{settings.home / 'index'}: {report.bytes_after / 1e6:,.1f} MB on disk, "
+        f"{report.bytes_before / 1e6:,.1f} MB before."
+    )
+    fast = report.fast_after
+    if fast is not None and fast.recall is not None:
+        before = report.fast_before
+        earlier = "" if before is None or before.recall is None else f", {before.recall:.3f} before"
+        console.say(f"The mode fast finds {fast.recall:.3f} of the 10 exact neighbors{earlier}.")
+    console.next_step("fc7 index verify, then fc7 serve")
 
 
 def export(
@@ -110,20 +135,28 @@ def export(
 
 def duplicates(
     threshold: Annotated[float, typer.Option(min=0, help="Largest Euclidean distance between the two images.")],
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of pairs to list, nearest first.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of groups to list, largest first.")] = 1000,
     where: Where = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """List pairs of images that are nearly the same, nearest first."""
+    """List groups of images that are nearly the same, largest first."""
     settings = load_settings(home=home)
     stats = read_stats_of(settings)
     with open_index_of(settings, IndexOptions(stats.fingerprint, stats.model, read_only=True)) as index:
-        pairs = index.duplicates(threshold, limit, where=parse_where(where or []))
+        found = index.duplicates(threshold, limit, where=parse_where(where or []), images=max(1, stats.vectors))
     if as_json:
-        console.print_json({"pairs": [asdict(pair) for pair in pairs]})
+        console.print_json(asdict(found))
         return
-    for pair in pairs:
-        typer.echo(f"{pair.distance:9.3f}  {pair.first}  {pair.second}")
-    console.say(f"{len(pairs)} pairs at most {threshold:g} apart among {stats.vectors} images.")
+    for group in found.groups:
+        typer.echo(f"{group.size} images  {group.key}")
+        for image in group.images:
+            typer.echo(f"{image.distance:9.3f}  {image.key}")
+    extra = sum(group.size - 1 for group in found.groups)
+    console.say(
+        f"{len(found.groups)} groups with {extra} images besides the first ones, linked by pairs at most "
+        f"{threshold:g} apart, among {stats.vectors} images."
+    )
+    if not found.complete:
+        console.warn(found.note)
     console.next_step("raise or lower --threshold, or delete an image: DELETE /v1/images/KEY on a running server")

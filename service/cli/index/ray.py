@@ -12,12 +12,12 @@ from typing import Any, Final
 from index.bulk.ray.build import ClusterBuild, ClusterReport
 from index.bulk.ray.cluster import join
 from index.bulk.ray.worker import WorkerPlan
-from index.bulk.report import BuildReport
+from index.bulk.report import BuildReport, count_kinds
 from index.bulk.sources import open_source
 from index.records import IndexOptions, IndexStats
 from model_store.store import ModelStore
 from service.cli.options import find_version
-from service.factory import open_index_of, runner_options
+from service.factory import decode_limits, open_index_of, runner_options
 from service.settings import Settings
 
 _BLOCK_BYTES: Final = 400_000_000  # object store memory for blocks of images
@@ -63,7 +63,7 @@ def build_on_ray(
             options=runner_options(settings),
             batch_size=options.batch_size,
             threads=placement.threads,
-            max_pixels=settings.max_pixels,
+            limits=decode_limits(settings),
             keep_pictures=settings.keep_pictures,
         )
         build = ClusterBuild(
@@ -82,7 +82,9 @@ def build_on_ray(
 def report_values(report: BuildReport, seconds: float) -> dict[str, Any]:
     """Return a build's report as JSON values, with the rates of its workers if it ran on a cluster."""
     values = {field.name: getattr(report, field.name) for field in fields(BuildReport)} | {
-        "skipped": [{"image": str(image), "reason": reason} for image, reason in report.skipped],
+        "skipped": [{"image": item.path, "reason": item.reason, "kind": item.kind} for item in report.skipped],
+        "ignored": [item.path for item in report.ignored],
+        "skipped_by_reason": count_kinds(report.skipped),
         "seconds": round(seconds, 3),
         "images_per_second": round(report.seen / seconds, 2),
     }

@@ -194,7 +194,7 @@ def _document(result: Comparison) -> dict[str, Any]:
         ],
         "images": result.images,
         "labelled": labelled,
-        "skipped": [{"path": str(path), "reason": reason} for path, reason in result.skipped],
+        "skipped": [item.to_dict() for item in result.skipped],
         "same_top1": result.same_top1 / result.images,
         "same_top5": result.same_top5 / result.images,
         "fc7_cosine": {"mean": float(np.mean(cosines)), "least": min(cosines)} if cosines else None,

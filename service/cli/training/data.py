@@ -5,7 +5,6 @@ Out of scope: downloading.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -75,6 +74,7 @@ def prepare(
     """Resize all images to 256x256 once and store them in tar shards (WebDataset); it can be resumed."""
     from model_store.training.data.class_folders import find_class_folders  # noqa: PLC0415
     from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
+    from model_store.training.data.image_file import read_skipped  # noqa: PLC0415
     from model_store.training.data.prepare import Encoding, prepare_shards  # noqa: PLC0415
     from model_store.training.data.shards import read_folder  # noqa: PLC0415
     from model_store.training.signals import stop_on_signals  # noqa: PLC0415
@@ -102,9 +102,9 @@ def prepare(
         f"{sum(shard.images for shard in shards):,} images in {len(shards):,} shards, "
         f"{sum(shard.size for shard in shards) / 1e6:,.1f} MB, {folder.encoding}"
     )
-    skipped = len(json.loads((out / "skipped.json").read_text(encoding="utf-8")))
-    if skipped:
-        console.say(f"{skipped:,} files were skipped. {out / 'skipped.json'} lists them.")
+    if skipped := read_skipped(out):
+        console.say(f"{len(skipped):,} files are not used. {out / 'skipped.json'} lists all of them:")
+        console.say_skipped(skipped)
     if folder.duplicates:
         console.warn(
             f"{len(folder.duplicates):,} training images are also in val, byte for byte. "

@@ -49,7 +49,7 @@ def evaluate(
     images = SplitImages(folder, split)
     with console.ProgressBar("evaluating", "images", total=len(images)) as bar:
         result = evaluate_images(predictors, images, view_count=views, progress=bar.advance)
-    console.say_skipped((skipped.path, skipped.reason) for skipped in result.skipped)
+    console.say_skipped(result.skipped)
     if as_json:
         console.print_json(result.to_dict())
     else:

@@ -55,7 +55,7 @@ def export(
             view_counts=(1,) if views == 1 else (1, views),
             progress=bar.step,
         )
-    console.say_skipped((skipped.path, skipped.reason) for skipped in exported.evaluations[-1].skipped)
+    console.say_skipped(exported.evaluations[-1].skipped)
     for result in exported.evaluations:
         console.show(errors_line(result))
     console.show(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from index.bulk.folder import build_index
 from index.bulk.report import BuildReport
 from index.errors import FolderError
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import DatasetError
 from model_store.image import prepare, views
 from model_store.runtime.runner import Outputs, Runner
@@ -48,13 +49,13 @@ def test_unreadable_files_are_listed_with_reasons_and_the_rest_is_added(
     (folder / "a/cut.png").write_bytes(cut[: len(cut) // 2])
     save_image(folder / ("x" * 120) / ("y" * 100 + ".png"), 1)
     with open_index(home, runner) as index:
-        report = build_index(folder, index, runner, batch_size=2, max_pixels=100_000)
+        report = build_index(folder, index, runner, batch_size=2, limits=DecodeLimits(pixels=100_000))
         assert (report.total, report.seen, report.added) == (13, 13, 9)
-        reasons = {Path(path).name[:9]: reason for path, reason in report.skipped}
+        reasons = {Path(item.path).name[:9]: item.reason for item in report.skipped}
         assert set(reasons) == {"text.jpg", "empty.png", "cut.png", "y" * 9}
         assert "225 characters" in reasons["y" * 9]
         assert index.stats().images == 9
-        assert build_index(folder, index, runner, max_pixels=1000).unchanged == 9
+        assert build_index(folder, index, runner, limits=DecodeLimits(pixels=1000)).unchanged == 9
 
 
 def test_folder_without_images_raises(home: Path, tmp_path: Path, runner: Runner) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +13,11 @@ from numpy.typing import NDArray
 
 from index.errors import ModeUnavailableError
 from index.filters import parse_where
+from index.local.vector_files import VectorFiles
 from index.records import NewImage
 from index.search.pca_code import Projection
-from index.search.searcher import Searcher, restrict
-from index.search.segment import Segment
+from index.search.searcher import Searcher
+from index.search.view import restrict
 from tests.index.helpers import open_index, sha256
 
 RANK = 40
@@ -129,6 +129,7 @@ def test_a_code_installed_during_writes_covers_every_row(
 ) -> None:
     monkeypatch.setattr("index.search.searcher.SEGMENT_ROWS", 256)
     monkeypatch.setattr("index.search.searcher._BATCH", 64)
+    monkeypatch.setattr("index.local.vector_files.SAVED_ROWS", 256)
     monkeypatch.setattr("index.search.searcher._CANDIDATES", 4000)
     searcher = Searcher(threads=1)
     searcher.apply(np.arange(600), rows[:600])
@@ -142,50 +143,13 @@ def test_a_code_installed_during_writes_covers_every_row(
     writer = threading.Thread(target=write)
     writer.start()
     searcher.install("fast", trained)
-    searcher.map_rows(tmp_path)
+    VectorFiles(tmp_path, "catalog", "f" * 64).save(searcher, threading.Event())
     writer.join()
     alive = searcher.ids()
     assert len(alive) == 600 + 1800 - 60 * 20
     assert sorted(searcher.search(rows[:1], 3000, mode="fast")[0].ids.tolist()) == alive.tolist()
     searcher.apply([9000], activations(1, seed=5))
     assert searcher.search(activations(1, seed=5), 1, mode="fast")[0].ids.tolist() == [9000]
-    searcher.close()
-
-
-def test_memory_mapped_rows_use_no_memory_and_leave_no_file(
-    rows: NDArray[np.float16], trained: Projection, tmp_path: Path
-) -> None:
-    searcher = Searcher(threads=1)
-    searcher.apply(np.arange(2048), rows[:2048])
-    before = searcher.search(rows[7:8], 5)[0]
-    searcher.install("fast", trained)
-    assert searcher.bytes_in_memory > 2048 * 8192
-    searcher.map_rows(tmp_path)
-    assert searcher.bytes_in_memory <= 160 * 2048
-    assert list(tmp_path.iterdir()) == []
-    after = searcher.search(rows[7:8], 5)[0]
-    assert (after.ids.tolist(), after.distances.tolist()) == (before.ids.tolist(), before.distances.tolist())
-    searcher.apply([], rows[:0], [7])
-    searcher.apply([3000], rows[2999:])
-    assert searcher.search(rows[7:8], 5)[0].ids.tolist()[:4] == before.ids.tolist()[1:]
-    assert searcher.bytes_in_memory <= 2 * 160 * 2048
-    searcher.close()
-
-
-def test_rows_stay_in_memory_if_the_disk_is_full(
-    rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    searcher = Searcher(threads=1)
-    searcher.apply(np.arange(100), rows[:100])
-    searcher.map_rows(tmp_path)
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        Segment(10, tmp_path)
-    searcher.apply(np.arange(100, 700), rows[100:700])
-    assert searcher.search(rows[650:651], 1)[0].ids.tolist() == [650]
     searcher.close()
 
 

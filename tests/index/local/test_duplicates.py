@@ -8,21 +8,27 @@ import numpy as np
 
 from index.filters import parse_where
 from index.records import NewImage
-from tests.index.helpers import image, open_index, vector
+from tests.index.helpers import grouped, image, open_index, vector
 
 
 def test_duplicates_have_keys_and_respect_filters(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
-        assert index.duplicates(10, 10) == []
+        assert index.duplicates(10, 10).groups == []
         index.add_many([image(str(n), n, {"even": n % 2 == 0}) for n in range(10)])
         near = vector(4) + np.float32(0.01)
         index.add_many(
             [NewImage("near 4", "a" * 64, 1, 1, 1, {"even": True}, None, near), image("as 3", 3, {"even": False})]
         )
         found = index.duplicates(5, 10)
-        assert [(pair.first, pair.second) for pair in found] == [("3", "as 3"), ("4", "near 4")]
-        assert found[0].distance == 0
-        assert 0 < found[1].distance < 1
-        assert [pair.second for pair in index.duplicates(5, 10, where=parse_where(["even:true"]))] == ["near 4"]
+        assert (grouped(found), found.complete, found.note) == ([["3", "as 3"], ["4", "near 4"]], True, "")
+        assert found.groups[0].images[0].distance == 0
+        assert 0 < found.groups[1].images[0].distance < 1
+        assert grouped(index.duplicates(5, 10, where=parse_where(["even:true"]))) == [["4", "near 4"]]
+        shortened = index.duplicates(5, 1)
+        assert (grouped(shortened), shortened.complete) == ([["3", "as 3"]], False)
+        assert "limit" in shortened.note
+        stopped = index.duplicates(5, 10, stopped=lambda: True)
+        assert (stopped.groups, stopped.complete) == ([], False)
+        assert "Use a filter" in stopped.note
         index.delete("3")
-        assert [pair.second for pair in index.duplicates(5, 10)] == ["near 4"]
+        assert grouped(index.duplicates(5, 10)) == [["4", "near 4"]]

@@ -41,7 +41,7 @@ def work(thread):
             index.add_many([image(key, number)])
             report(f"done + {key} {number}")
 
-index = open_index(Path(sys.argv[1]), cache_after=1)
+index = open_index(Path(sys.argv[1]))
 for thread in range(4):
     threading.Thread(target=work, args=(thread,), daemon=True).start()
 sys.stdin.read()
@@ -53,7 +53,7 @@ from pathlib import Path
 from index.errors import IndexFullError
 from tests.index.helpers import image, open_index, vector
 
-index = open_index(Path(sys.argv[1]), cache_after=1)
+index = open_index(Path(sys.argv[1]))
 index.add_many([image("first", 0)])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 number = 0
@@ -96,7 +96,7 @@ def test_after_a_kill_every_acknowledged_change_is_complete(tmp_path: Path) -> N
             process.send_signal(signal.SIGKILL)
             lines += process.stdout.readlines()
         expected = possible_values([line for line in lines if line.endswith("\n")], expected)
-        with open_index(tmp_path, cache_after=1) as index:
+        with open_index(tmp_path) as index:
             records = {record.key: record for record in index.list(1000).images}
             assert len(expected) > 4
             for key, possible in expected.items():
@@ -130,65 +130,6 @@ def test_a_full_disk_rejects_the_write_and_loses_nothing(tmp_path: Path) -> None
         for key in added:
             assert index.similar(key, 1)
         index.add_many([image("later", 5000)])
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:0],
-        lambda data: b"{}" + data[2:],
-        lambda data: b"[]".ljust(4096) + data[4096:],
-        lambda data: data.replace(b'"format": 2', b'"format": 1'),
-        lambda data: data[:4096] + data[4104:4112] + data[4104:],
-        lambda data: data[:-8000] + bytes([data[-8000] ^ 1]) + data[-7999:],
-        lambda data: data.replace(b'"rows": 30', b'"rows": 29'),
-    ],
-)
-def test_a_damaged_vector_cache_is_replaced_from_the_catalog(tmp_path: Path, damage: object) -> None:
-    with open_index(tmp_path, cache_after=1) as index:
-        index.add_many([image(str(n), n) for n in range(30)])
-    cache = tmp_path / "index" / "vectors.snapshot"
-    whole = cache.read_bytes()
-    cache.write_bytes(damage(whole))  # type: ignore[operator]
-    for _ in range(2):
-        with open_index(tmp_path, cache_after=1) as index:
-            assert [index.search(vector(n)[np.newaxis], 1)[0][0].distance for n in range(30)] == [0] * 30
-        assert cache.read_bytes() == whole
-
-
-def test_a_vector_cache_of_another_index_is_not_used(tmp_path: Path) -> None:
-    for home in ("one", "two"):
-        with open_index(tmp_path / home, cache_after=1) as index:
-            index.add_many([image(f"{home}{n}", n + 100 * (home == "two")) for n in range(3)])
-    (tmp_path / "one/index/vectors.snapshot").replace(tmp_path / "two/index/vectors.snapshot")
-    with open_index(tmp_path / "two") as index:
-        assert index.search(vector(100)[np.newaxis], 1)[0][0].distance == 0
-
-
-def test_writing_the_vector_cache_removes_temporary_files_of_killed_processes(tmp_path: Path) -> None:
-    (tmp_path / "index").mkdir()
-    leftover = tmp_path / "index" / ".vectors.snapshot.0123abcd"
-    leftover.write_bytes(b"incomplete")
-    with open_index(tmp_path, cache_after=1) as index:
-        index.add_many([image("a", 1)])
-    assert (tmp_path / "index" / "vectors.snapshot").exists()
-    assert not leftover.exists()
-
-
-def test_a_vector_cache_is_used_with_the_changes_made_since(tmp_path: Path) -> None:
-    with open_index(tmp_path, cache_after=1) as index:
-        index.add_many([image(str(n), n) for n in range(30)])
-    with open_index(tmp_path, cache_after=10**6) as index:
-        index.delete("7")
-        index.add_many([image("8", 108), image("new", 200)])
-    cache = tmp_path / "index" / "vectors.snapshot"
-    assert b'"rows": 30' in cache.read_bytes()[:4096]
-    with open_index(tmp_path) as index:
-        assert index.spaces.active.uncached == 2, "only the two new vectors were read from the catalog"
-        found = {n.key: n.distance for n in index.search(vector(108)[np.newaxis], 100)[0]}
-        assert set(found) == {str(n) for n in range(30) if n != 7} | {"new"}
-        assert found["8"] == 0
 
 
 def test_a_flipped_bit_in_a_stored_vector_is_detected(tmp_path: Path) -> None:

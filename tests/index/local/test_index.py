@@ -105,7 +105,7 @@ def test_a_deleted_image_is_found_nowhere(open_index: Opener, tmp_path: Path) ->
 def test_random_changes_agree_with_a_dictionary_and_numpy(open_index: Opener, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     expected: dict[str, int] = {}
-    index = open_index(tmp_path, cache_after=1)
+    index = open_index(tmp_path)
     for step in range(120):
         key = f"key{random.integers(40)}"
         if random.random() < 0.3 and key in expected:
@@ -116,7 +116,7 @@ def test_random_changes_agree_with_a_dictionary_and_numpy(open_index: Opener, tm
             expected[key] = step
         if step % 30 == 29:
             index.close()
-            index = open_index(tmp_path, cache_after=1)
+            index = open_index(tmp_path)
         if step % 10 == 9:
             query = vector(1000 + step)
             distances = exact(np.stack([vector(n) for n in expected.values()]), query)

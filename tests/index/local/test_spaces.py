@@ -37,7 +37,7 @@ def distances(index: LocalImageIndex, number: int) -> dict[str, float]:
 def test_search_switches_only_when_every_image_has_a_vector(tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(4)])
-        assert index.spaces.start_migration(VectorModel(NEW, "solar:2")) is False
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
         target = index.spaces.target
         assert target is not None
         add_missing_vectors(index)
@@ -69,7 +69,7 @@ def test_a_rollback_is_immediate_and_a_third_model_makes_the_first_unused(tmp_pa
     with open_index(tmp_path) as index:
         index.add_many([image(str(n), n) for n in range(3)])
         for fingerprint, model in ((NEW, "solar:2"), ("d" * 64, "solar:3")):
-            assert index.spaces.start_migration(VectorModel(fingerprint, model)) is False
+            index.spaces.start_migration(VectorModel(fingerprint, model))
             add_missing_vectors(index)
             assert index.spaces.target is not None
             assert index.spaces.finish(index.spaces.target, frozenset()) is SwitchResult.DONE
@@ -78,7 +78,8 @@ def test_a_rollback_is_immediate_and_a_third_model_makes_the_first_unused(tmp_pa
             ("solar:2", False, True),
             ("solar:3", True, False),
         ]
-        assert index.spaces.start_migration(VectorModel(NEW, "solar:2")) is True
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
+        assert index.spaces.finish(VectorModel(NEW, "solar:2")) is SwitchResult.DONE
         assert distances(index, 1001)["1"] == 0
         with pytest.raises(IndexModelError):
             index.search(vector(1)[np.newaxis], 1, fingerprint=OLD)
@@ -128,8 +129,9 @@ def test_a_vector_space_loaded_during_writes_is_complete(tmp_path: Path) -> None
         writer.start()
         while len(done) < 10:
             stop.wait(0.01)
-        # Every image has both vectors, so the space is loaded from disk, and search switches immediately.
-        index.spaces.start_migration(VectorModel(NEW, "solar:2"))
+        index.spaces.start_migration(VectorModel(NEW, "solar:2"))  # loads the space from disk
+        while index.spaces.finish(VectorModel(NEW, "solar:2")) is SwitchResult.INCOMPLETE:
+            add_missing_vectors(index)
         stop.wait(0.2)
         stop.set()
         writer.join()

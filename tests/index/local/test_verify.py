@@ -70,9 +70,8 @@ def test_repair_drops_only_what_is_damaged(tmp_path: Path) -> None:
     connection.execute("DELETE FROM attributes WHERE image_id = 3")
     connection.commit()
     connection.close()
-    flip_bit(tmp_path / "index/vectors.snapshot", 20_000)
     report = verify(tmp_path, repair=True)
-    assert len(report.findings) == report.repaired == 4
+    assert len(report.findings) == report.repaired == 3
     assert not verify(tmp_path).findings
     with open_index(tmp_path) as index:
         assert index.lookup(LABELS).keys() == {"gull", "ferry"}
@@ -85,7 +84,7 @@ def test_repair_drops_only_what_is_damaged(tmp_path: Path) -> None:
 
 def test_any_flipped_bit_is_found_or_has_no_effect(tmp_path: Path) -> None:
     add_labeled_images(tmp_path)
-    catalog, snapshot = tmp_path / "index/catalog.db", tmp_path / "index/vectors.snapshot"
+    catalog = tmp_path / "index/catalog.db"
     original, rows = catalog.read_bytes(), all_rows(catalog)
     rng = random.Random(5)
     content = [b"gull", sha256(1).encode(), b'"label":"gull"', b"solar:1", b"f" * 64, b"CREATE TABLE vectors"]
@@ -107,10 +106,6 @@ def test_any_flipped_bit_is_found_or_has_no_effect(tmp_path: Path) -> None:
         flip_bit(catalog, rng.randrange(len(original)), rng.randrange(8))
         assert verify(tmp_path).findings or all_rows(catalog) == rows, "only unused bytes may change unnoticed"
         catalog.write_bytes(original)
-    for offset in (5, 4096, 4096 + 24, 4096 + 24 + 8000, snapshot.stat().st_size - 1):
-        flip_bit(snapshot, offset)
-        assert "vectors.snapshot" in problems(verify(tmp_path)), offset
-        flip_bit(snapshot, offset)
     assert not verify(tmp_path).findings
 
 

@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from pymilvus.exceptions import MilvusException
 
 from index.catalog.export import export_parquet
-from index.catalog.spaces import SwitchResult
 from index.errors import (
     FilterError,
+    IndexFormatError,
+    IndexFullError,
     IndexLimitError,
-    IndexModelError,
     IndexReadOnlyError,
     IndexUnavailableError,
     IndexUnreachableError,
@@ -36,17 +39,29 @@ from index.milvus import export as milvus_export
 from index.milvus.client import Milvus
 from index.milvus.export import export_from_milvus
 from index.milvus.index import MilvusImageIndex
-from index.milvus.reembed import reembed_on_milvus
-from index.records import AddOutcome, MilvusAddress, NewImage, VectorModel
+from index.records import AddOutcome, MilvusAddress, NewImage
 from model_store.errors import MissingExtraError
-from model_store.image import encode_jpeg
-from model_store.runtime.runner import Runner
-from tests.index.helpers import MODEL, Opener, exact, image, index_options, open_on_milvus, picture, sha256, vector
+from tests.index.helpers import (
+    Opener,
+    exact,
+    grouped,
+    image,
+    index_options,
+    open_on_milvus,
+    picture,
+    sha256,
+    vector,
+)
 from tests.index.helpers import open_index as open_locally
 from tests.support.milvus import free_port, milvus_server
-from tests.support.tiny_model import publish_tiny_model
 
 TOKEN = "root:s3cret"
+
+
+class GrpcCode(Enum):
+    """A code of gRPC, which pymilvus raises too."""
+
+    UNAUTHENTICATED = 16
 
 
 @pytest.fixture
@@ -186,15 +201,8 @@ def test_the_type_of_the_vector_index_determines_the_mode(open_index: Opener, tm
 def test_near_duplicates_are_found(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
         index.add_many([image("a", 1, {"n": 1}), image("b", 1, {"n": 1}), image("c", 2, {"n": 1}), image("d", 1)])
-        pairs = index.duplicates(1.0, 10)
-        assert [(pair.first, pair.second, pair.distance) for pair in pairs] == [
-            ("a", "b", 0),
-            ("a", "d", 0),
-            ("b", "d", 0),
-        ]
-        assert [(pair.first, pair.second) for pair in index.duplicates(1.0, 10, where=parse_where(["n:1"]))] == [
-            ("a", "b")
-        ]
+        assert grouped(index.duplicates(1.0, 10)) == [["a", "b", "d"]]
+        assert grouped(index.duplicates(1.0, 10, where=parse_where(["n:1"]))) == [["a", "b"]]
         with pytest.raises(MilvusUnsupportedError, match="milvus-backup"):
             index.snapshot(tmp_path / "copy")
 
@@ -252,7 +260,12 @@ def test_an_unreachable_milvus_raises_an_error_in_time() -> None:
 
 
 def test_nothing_is_lost_when_milvus_is_killed_and_restarted(tmp_path: Path) -> None:
-    with milvus_server(tmp_path / "data") as server, open_with_token(server.uri) as index:
+    with (
+        milvus_server(tmp_path / "data") as server,
+        open_with_token(server.uri) as index,
+        MilvusImageIndex.open(MilvusAddress(server.uri, timeout_s=30.0), index_options()) as patient,
+        ThreadPoolExecutor(1) as executor,
+    ):
         index.add_many([image(str(n), n, {"n": n}) for n in range(20)])
         server.kill()
         where = parse_where(["n>3"])
@@ -269,14 +282,17 @@ def test_nothing_is_lost_when_milvus_is_killed_and_restarted(tmp_path: Path) -> 
                 call()
             assert time.monotonic() - started < 4
         assert "FC7_INDEX_TIMEOUT_S=1" in index.trouble
+        waiting = executor.submit(patient.add_many, [image("waited", 98)])
         server.start()
+        assert waiting.result(40) == [AddOutcome.ADDED], "a call with more time waits for the restart"
+        assert patient.trouble == ""
         deadline = time.monotonic() + 20
         while index.trouble and time.monotonic() < deadline:
             try:
                 index.stats()
             except IndexUnreachableError:
                 time.sleep(0.1)
-        assert {record.key for record in index.list().images} >= {str(n) for n in range(20)}
+        assert {record.key for record in index.list().images} >= {"waited", *map(str, range(20))}
         assert index.add_many([image("new", 99)]) in ([AddOutcome.ADDED], [AddOutcome.UNCHANGED])
         assert index.search(vector(99)[np.newaxis], 1)[0][0].key == "new"
 
@@ -301,56 +317,41 @@ def test_a_missing_closed_or_read_only_index_raises_an_error(open_index: Opener,
                 change()
 
 
-# --- another model --------------------------------------------------------------------------------------------------
+def test_errors_of_milvus_say_how_to_fix_them() -> None:
+    def error(code: object, text: str) -> str:
+        milvus = Milvus.__new__(Milvus)
+        milvus.uri, milvus.timeout_s, milvus._token = "http://milvus:19530", 4.0, "root:s3cret"
+
+        def fail() -> None:
+            raise MilvusException(code, text)
+
+        with pytest.raises(IndexUnavailableError) as caught:
+            milvus._translate_errors(fail)
+        assert text in milvus.trouble
+        return f"{type(caught.value).__name__} {caught.value}"
+
+    assert error(9, "quota exceeded[reason=disk quota exceeded]").startswith(IndexFullError.__name__)
+    assert "Check FC7_INDEX_TOKEN" in error(65535, "auth check failure, please check username and password")
+    assert "Check FC7_INDEX_TOKEN" in error(1401, "privilege not permitted")
+    assert "Check FC7_INDEX_TOKEN" in error(GrpcCode.UNAUTHENTICATED, "no")
+    dropped = error(100, "collection not found[collection=fc7_images_x]")
+    assert "milvus-backup" in dropped
+    assert "Acknowledged changes are kept" not in dropped
+    assert "safe to send it again" in error(8, "rate limit exceeded")
 
 
-def test_an_index_migrates_to_another_model_once_its_vectors_are_complete(open_index: Opener, tmp_path: Path) -> None:
-    publish_tiny_model(tmp_path)
-    runner = Runner(publish_tiny_model(tmp_path, seed=7))
-    other = VectorModel(runner.artifact.fingerprint, runner.artifact.embedder)
-    options = {"fingerprint": other.fingerprint, "model": other.model}
-    jpeg = encode_jpeg(np.random.default_rng(5).integers(0, 255, (256, 256, 3), np.uint8))
-
-    def kept(key: str, number: int) -> NewImage:
-        return NewImage(key, sha256(number), 3000, 640, 480, {"n": number}, jpeg, vector(number))
-
-    def reembed() -> tuple[int, list[tuple[str, str]]]:
-        report = reembed_on_milvus(MilvusAddress(str(tmp_path / "milvus.db")), runner, batch_size=4)
-        return report.embedded, report.skipped
-
+def test_a_newer_format_and_a_dropped_collection_are_named(open_index: Opener, tmp_path: Path) -> None:
     with open_index(tmp_path) as index:
-        index.add_many([kept(str(n), n) for n in range(9)] + [image("broken", 20)])
-        with pytest.raises(IndexModelError, match=r"solar:1, and 10 of its images.*fc7 index reembed"):
-            open_index(tmp_path, **options)
-        with open_index(tmp_path, **options, migrate=True) as replica:
-            assert (replica.searched.model, replica.spaces.target) == ("solar:1", other)
-            both = {MODEL["fingerprint"]: vector(30), other.fingerprint: vector(31)}
-            new = NewImage("new", sha256(30), 1, 1, 1, {"n": 30}, jpeg, vector(30), both)
-            assert replica.lookup(["0"]) == {}, "its vector of the other model is still missing"
-            assert replica.add_many([new]) == [AddOutcome.ADDED]
-            assert replica.spaces.finish(other) is SwitchResult.INCOMPLETE
-            assert replica.search(vector(30)[np.newaxis], 1)[0][0].distance == 0
-            embedded, skipped = reembed()
-            assert (embedded, [key for key, _ in skipped]) == (9, ["broken"])
-            assert replica.spaces.finish(other) is SwitchResult.DONE
-            assert replica.search(vector(31)[np.newaxis], 1)[0][0].distance == 0
-            assert replica.lookup(["0", "new"]) == {"0": sha256(0), "new": sha256(30)}
-            assert [(s.model, s.active, s.vectors) for s in replica.spaces.describe()] == [
-                (other.model, True, 10),
-                ("solar:1", False, 11),
-            ]
-            assert index.searched.model == "solar:1", "a replica that does not migrate keeps its model"
-            with pytest.raises(IndexModelError):
-                index.search(vector(1)[np.newaxis], 1, fingerprint=other.fingerprint)
-    with open_index(tmp_path, **options) as index:
-        assert index.get("3").metadata == {"n": 3}
-        assert index.picture("3") == jpeg
-        assert [record.key for record in index.list(where=parse_where(["n>7"])).images] == ["8", "new"]
-        index.delete("3")
-        index.change_metadata("4", lambda _: {"n": -4})
-    runner.close()
-    with pytest.raises(IndexModelError):
-        open_index(tmp_path)
+        index.add_many([image("a", 1)])
+        milvus = Milvus(MilvusAddress(str(tmp_path / "milvus.db")))
+        collection = next(each for each in milvus.collections() if "_images_" in each)
+        milvus._client.drop_collection(collection)
+        with pytest.raises(IndexUnavailableError, match="dropped"):
+            index.get("a")
+        milvus.write("fc7_meta", [{"id": "format", "value": "2", "vector": [0.0, 0.0]}])
+        milvus.close()
+        with pytest.raises(IndexFormatError, match=r"has format 2, but .* Upgrade fc7"):
+            open_index(tmp_path)
 
 
 def test_the_parquet_file_equals_that_of_a_local_index_ordered_by_key(

@@ -177,7 +177,7 @@ def test_skipped_files_and_duplicates_are_reported(tmp_path: Path) -> None:
     run = train_trial(data, tmp_path, replace(RECIPE, epochs=1), reporter).run
     skipped = json.loads((run / SKIPPED_FILE).read_text())
     assert [entry["path"] for entry in skipped] == [str(data / "train" / "red" / "0.png")]
-    assert "Skipped 1 files" in reporter.warnings[0]
+    assert "1 files are not used" in reporter.warnings[0]
     assert "0.png" in reporter.warnings[0]
     assert "1 validation images are also in train, byte for byte" in reporter.warnings[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from service.api.auth import check_binding
 from service.errors import SettingError
+from service.server import bind
 from service.settings import Settings
 from tests.support import pictures
 from tests.support.server import thread_server
@@ -75,17 +77,26 @@ def test_with_keys_and_anonymous_access_everyone_can_read(home: Path) -> None:
         assert server.client.put("/v1/images/a", content=b"").status_code == 401
 
 
-def test_pages_of_other_sites_change_nothing_without_a_key(tmp_path: Path) -> None:
-    publish_tiny_model(tmp_path)
-    with thread_server(tmp_path) as server:
-        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 201)):
-            answer = server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG | {"Sec-Fetch-Site": site})
-            assert answer.status_code == status
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "::1%lo", "localhost", "LocalHost."])
 def test_loopback_requires_no_keys(host: str) -> None:
     check_binding(Settings(host=host))
+    check_binding(Settings(host="0.0.0.0", bind=host))
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.5"])
+def test_a_container_published_on_other_addresses_requires_keys(address: str) -> None:
+    for host in ("0.0.0.0", "127.0.0.1"):
+        with pytest.raises(SettingError, match=f"FC7_BIND={address}"):
+            check_binding(Settings(host=host, bind=address))
+    check_binding(Settings(host="0.0.0.0", bind=address, allow_anonymous=True))
+    check_binding(Settings.model_validate({"host": "0.0.0.0", "bind": address, "api_keys": KEYS}))
+
+
+@pytest.mark.parametrize("host", ["[::1]", "::1%lo", "localhost.", "127.0.0.1"])
+def test_the_server_listens_on_every_form_of_an_address(host: str) -> None:
+    with bind(Settings(host=host, port=0)) as listener:
+        listener.listen()
+        socket.create_connection(listener.getsockname()[:2], timeout=5).close()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])

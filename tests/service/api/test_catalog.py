@@ -206,9 +206,9 @@ def test_keys_with_special_characters_are_accepted_and_invalid_ones_rejected(
         assert client.patch(path, json={"metadata": {}}).json()["type"] == "urn:fc7:problem:image-key"
 
 
-def test_an_empty_key_is_rejected(client: httpx.Client) -> None:
-    answer = client.put("/v1/images/", content=pictures.jpeg(1), headers=JPEG)
-    assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:image-key")
+def test_without_a_key_the_path_is_that_of_the_list(client: httpx.Client) -> None:
+    assert client.put("/v1/images/", content=pictures.jpeg(1), headers=JPEG).status_code == 405
+    assert client.get("/v1/images/").json()["images"] == []
 
 
 @pytest.mark.parametrize("metadata", ['{"a": "' + "x" * 17_000 + '"}', '{"a":' * 9 + "1" + "}" * 9, "[]", "3", "{"])
@@ -228,9 +228,9 @@ def test_a_restored_snapshot_returns_the_same_results(
     assert answer.status_code == 201, answer.text
     snapshot = answer.json()
     assert (snapshot["images"], snapshot["vectors"]) == (12, 12)
-    assert Path(snapshot["path"]).parent == home / "snapshots"
+    assert snapshot["path"] == f"snapshots/{snapshot['name']}"
     own_client.delete("/v1/images?where=rare:true")
-    done = run(tmp_path / "other", "index", "restore", snapshot["path"])
+    done = run(tmp_path / "other", "index", "restore", str(home / snapshot["path"]))
     assert done.returncode == 0, done.stderr
     assert "12 images, 12 vectors of tiny:1" in done.stderr
     publish_tiny_model(tmp_path / "other")
@@ -238,7 +238,7 @@ def test_a_restored_snapshot_returns_the_same_results(
         assert len(keys(other.client.get("/v1/images"))) == 12
         assert keys(other.client.get("/v1/images/00/similar?k=1&where=rare:true"))
         assert other.client.get("/v1/images/03/thumbnail").status_code == 200
-    again = run(tmp_path / "other", "index", "restore", snapshot["path"])
+    again = run(tmp_path / "other", "index", "restore", str(home / snapshot["path"]))
     assert again.returncode == 1
     assert "already exists" in again.stderr
 
@@ -288,9 +288,11 @@ def test_duplicates_are_listed_and_matching_images_exported_while_a_server_runs(
     fill(own_client, 6)
     own_client.put("/v1/images/twin", content=pictures.jpeg(3, 64, 64), headers=JPEG)
     answer = own_client.get("/v1/index/duplicates?threshold=0.001")
-    assert [(pair["first"], pair["second"]) for pair in answer.json()["pairs"]] == [("03", "twin")], answer.text
-    assert own_client.get("/v1/index/duplicates?threshold=0.001&where=year>2000").json() == {"pairs": []}
-    assert len(own_client.get("/v1/index/duplicates?threshold=100000&limit=5").json()["pairs"]) == 5
+    twins = {"key": "03", "size": 2, "images": [{"key": "twin", "distance": 0}]}
+    assert answer.json() == {"groups": [twins], "complete": True, "note": ""}, answer.text
+    none = own_client.get("/v1/index/duplicates?threshold=0.001&where=year>2000").json()
+    assert (none["groups"], none["complete"]) == ([], True)
+    assert own_client.get("/v1/index/duplicates?threshold=100000").json()["groups"][0]["size"] == 7
     for bad in ("", "?threshold=-1", "?threshold=nan", "?threshold=1&limit=0"):
         assert own_client.get(f"/v1/index/duplicates{bad}").status_code == 422, bad
     home = own_server.state.settings.home
@@ -298,7 +300,16 @@ def test_duplicates_are_listed_and_matching_images_exported_while_a_server_runs(
     assert done.returncode == 0, done.stderr
     assert "3 images" in done.stderr
     printed = run(home, "index", "duplicates", "--threshold", "0.001", "--json")
-    assert [pair["second"] for pair in json.loads(printed.stdout)["pairs"]] == ["twin"]
+    assert json.loads(printed.stdout)["groups"] == [twins]
+
+
+def test_only_one_search_for_duplicates_runs_at_a_time(own_server: ThreadServer, own_client: httpx.Client) -> None:
+    fill(own_client, 2)
+    with own_server.state.duplicates:
+        refused = own_client.get("/v1/index/duplicates?threshold=1")
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:fc7:problem:queue-full")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert own_client.get("/v1/index/duplicates?threshold=1").status_code == 200
 
 
 def test_a_full_disk_returns_507_and_loses_nothing(home: Path) -> None:

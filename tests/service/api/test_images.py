@@ -115,7 +115,7 @@ def test_put_accepts_metadata_with_the_file(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("metadata", "words"),
-    [("[1]", "list"), ("{", "not JSON"), ('{"other.jpg": {}}', "other.jpg"), ('{"a.jpg": 3}', "int")],
+    [("[1]", "list"), ("{", "not valid JSON"), ('{"other.jpg": {}}', "other.jpg"), ('{"a.jpg": 3}', "int")],
 )
 def test_invalid_metadata_adds_no_image(client: httpx.Client, metadata: str, words: str) -> None:
     answer = client.post(

@@ -83,21 +83,24 @@ def _the_next_request_is_served(client: httpx.Client) -> Iterator[None]:
         (pixels(shape=[True, 224, 224, 3]), bytes(VIEW), 400, ["[N, 224, 224, 3]"]),
         (pixels(shape=[]), bytes(VIEW), 400, ["[N, 224, 224, 3]"]),
         (pixels(shape="1"), bytes(VIEW), 400, ["[N, 224, 224, 3]"]),
-        (pixels(shape=[1] * 100_000), bytes(VIEW), 400, ["list of 100,000 entries"]),
+        (pixels(shape=[1] * 50_000), bytes(VIEW), 400, ["list of 50,000 entries"]),
+        (pixels(shape=[1] * 100_001), bytes(VIEW), 400, ["more than 100,000 values"]),
         (pixels(shape=[2**62, 224, 224, 3]), bytes(VIEW), 413, ["at most 32 images"]),
         (pixels(shape=[10**40, 224, 224, 3]), bytes(VIEW), 413, ["at most 32 images"]),
         (pixels(shape=[33, 224, 224, 3], parameters={"binary_data_size": 33 * VIEW}), bytes(33 * VIEW), 413, ["32"]),
-        (pixels(data=[0] * (VIEW - 1)), b"", 400, ["150,528 values", "[150527]"]),
+        (pixels(data=[0] * (VIEW - 1)), b"", 400, ["150,528 values", "has 150,527 values"]),
         (pixels(data=[0] * VIEW), b"tail", 400, ["4 bytes follow"]),
         (pixels(data=[0] * (VIEW - 1) + [256]), b"", 400, ["0 to 255"]),
         (pixels(data=[0] * (VIEW - 1) + [-1]), b"", 400, ["0 to 255"]),
         (pixels(data=[0] * (VIEW - 1) + [10**30]), b"", 400, ["0 to 255"]),
         (pixels(data=[0.5] * VIEW), b"", 400, ["whole numbers"]),
-        (pixels(data=["0"] * VIEW), b"", 400, ["whole numbers"]),
+        (pixels(data=["0"] * VIEW), b"", 400, ["more than 100,000 values"]),
+        (pixels(data=["0"] * 9), b"", 400, ["whole numbers"]),
+        (pixels(data=[0] * (VIEW - 1) + [[0]]), b"", 400, ["nested differently"]),
         (pixels(data=[[0, 1], [2]]), b"", 400, ["regular list"]),
         (pixels(data={}), b"", 400, ["whole numbers"]),
         (pixels(data=None), b"", 400, ["whole numbers"]),
-        (pixels(data=[[0] * 224 * 3] * 224), b"", 400, ["flat or nested", "[224, 672]"]),
+        (pixels(data=[[0] * 224 * 3] * 224), b"", 400, ["flat or nested"]),
         (
             pixels(data=[0] * VIEW, parameters={"binary_data_size": VIEW}),
             bytes(VIEW),
@@ -226,9 +229,9 @@ def test_decompression_bombs_are_rejected_without_using_much_memory(process: Pro
     bombs = [
         ("gzip", gzip.compress(bytes(300_000_000)), 413, "larger than 20,000,000 bytes"),
         ("deflate", zlib.compress(bytes(300_000_000)), 413, "larger than 20,000,000 bytes"),
-        ("gzip", gzip.compress(b"[" + b"[]," * 6_000_000 + b"[]]"), 400, "more lists"),
-        ("gzip", gzip.compress(b"[" + b"{}," * 6_000_000 + b"{}]"), 400, "more lists"),
-        ("gzip", gzip.compress(b"[" + b'"a",' * 4_500_000 + b'""]'), 400, "more lists"),
+        ("gzip", gzip.compress(b"[" + b"[]," * 6_000_000 + b"[]]"), 400, "more than 100,000 values"),
+        ("gzip", gzip.compress(b"[" + b"{}," * 6_000_000 + b"{}]"), 400, "more than 100,000 values"),
+        ("gzip", gzip.compress(b"[" + b'"a",' * 4_500_000 + b'""]'), 400, "more than 100,000 values"),
     ]
     assert max(len(bomb) for _, bomb, _, _ in bombs) < 300_000
     with httpx.Client(base_url=process.url, timeout=20) as client:
@@ -273,7 +276,7 @@ def test_errors_for_unknown_paths_have_the_format_of_the_protocol(
 
 def test_a_body_over_the_limit_is_rejected_before_it_is_sent(shared_server: ThreadServer) -> None:
     with socket.create_connection(("127.0.0.1", shared_server.port), timeout=20) as connection:
-        connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 25000000\r\n\r\nonly".encode())
+        connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 25000000\r\n\r\nonly".encode())
         answer = HTTPResponse(connection)
         answer.begin()
         assert (answer.status, answer.getheader("connection")) == (413, "close")
@@ -282,7 +285,10 @@ def test_a_body_over_the_limit_is_rejected_before_it_is_sent(shared_server: Thre
 
 def test_an_incomplete_body_times_out(home: Path) -> None:
     head = json.dumps({"inputs": [pixels()]}).encode()
-    start = f"POST {PATH} HTTP/1.1\r\nHost: a\r\n{LENGTH}: {len(head)}\r\nContent-Length: {len(head) + VIEW}\r\n\r\n"
+    start = (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n"
+        f"{LENGTH}: {len(head)}\r\nContent-Length: {len(head) + VIEW}\r\n\r\n"
+    )
     with thread_server(home, upload_timeout_s=0.3) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
             connection.sendall(start.encode() + head + bytes(1000))

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "tiny:1", "--data", "{data}"],
     "index build": ["index", "build", "{data}"],
     "index duplicates": ["index", "duplicates", "--threshold", "1"],
+    "index optimize": ["index", "optimize"],
     "index stats": ["index", "stats"],
     "models compare": ["models", "compare", "tiny:1", "tiny:1", "--data", "{data}"],
     "models list": ["models", "list"],

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from index.errors import MilvusUnsupportedError
 from service.cli.main import app
-from service.indexing import milvus_watcher
+from service.indexing import reembedder
 from service.settings import PREFIX
 from tests.support import pictures
 from tests.support.milvus import MilvusServer, free_port, milvus_server
@@ -77,8 +77,8 @@ def test_every_index_endpoint_works_with_a_file_of_milvus_lite(home: Path, tmp_p
         assert client.get("/v1/images?cursor=WyJ4IiwgIiIsIDNd").json()["type"] == "urn:fc7:problem:cursor"
         assert client.get("/v1/images?where=colour:red").json()["type"] == "urn:fc7:problem:where"
         put(client, "again", 5)
-        pairs = client.get("/v1/index/duplicates?threshold=0.5").json()["pairs"]
-        assert [(pair["first"], pair["second"]) for pair in pairs] == [("again", "birds/5")]
+        [group] = client.get("/v1/index/duplicates?threshold=0.5").json()["groups"]
+        assert group == {"key": "again", "size": 2, "images": [{"key": "birds/5", "distance": 0}]}
         assert client.delete("/v1/images?where=label:gull").json() == {"deleted": 3}
         assert client.delete("/v1/images/again").status_code == 204
         assert client.delete("/v1/images/again").status_code == 404
@@ -173,8 +173,8 @@ def test_commands_work_on_milvus_or_name_an_alternative(home: Path, tmp_path: Pa
     assert "4" in run("index", "stats").stdout
     found = command(home, milvus.uri, "search", str(tmp_path / "photos" / "1.jpg"), "-k", "1", "--json")
     assert json.loads(found.stdout)["results"][0]["neighbours"][0]["key"] == "1.jpg"
-    pairs = run("index", "duplicates", "--threshold", "0.5", "--json")
-    assert json.loads(pairs.stdout) == {"pairs": [{"first": "0.jpg", "second": "3.jpg", "distance": 0}]}
+    found = json.loads(run("index", "duplicates", "--threshold", "0.5", "--json").stdout)
+    assert found["groups"] == [{"key": "0.jpg", "size": 2, "images": [{"key": "3.jpg", "distance": 0}]}]
     exported = run("index", "export", str(tmp_path / "all.parquet"))
     assert "4 images" in exported.stderr
     assert pyarrow.parquet.read_table(tmp_path / "all.parquet")["key"].to_pylist() == [f"{n}.jpg" for n in range(4)]
@@ -193,7 +193,7 @@ def test_commands_work_on_milvus_or_name_an_alternative(home: Path, tmp_path: Pa
 def test_search_switches_to_another_model_once_the_command_has_computed_its_vectors(
     home: Path, milvus: MilvusServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus_watcher, "_POLL_S", 0.05)
+    monkeypatch.setattr(reembedder, "POLL_S", 0.05)
     publish_tiny_model(home, seed=7, activate=False)
     with thread_server(home, index_uri=milvus.uri) as server:
         client = server.client
@@ -208,7 +208,7 @@ def test_search_switches_to_another_model_once_the_command_has_computed_its_vect
         assert keys(found)[0] == "3"
         done = command(home, milvus.uri, "index", "reembed", "--model", "tiny:2")
         assert done.returncode == 0, done.stderr
-        assert "5 of 5 images embedded" in done.stderr
+        assert "6 of 6 images embedded" in done.stderr
         wait_until(lambda: not client.get("/readyz").json().get("notes"))
         found = client.post("/v1/search?k=10", content=pictures.jpeg(3, 64, 64), headers=JPEG)
         assert found.json()["model"] == {"name": "tiny", "version": 2}

@@ -158,7 +158,7 @@ def test_a_second_activation_at_the_same_time_returns_409(home: Path) -> None:
     with thread_server(home, make_runner=SlowRunner) as server, ThreadPoolExecutor(1) as other:
         running = other.submit(httpx.post, f"{server.url}/v1/models/tiny/2/activate", timeout=30)
         try:
-            wait_until(lambda: server.state.activator.running == "tiny:2")
+            wait_until(lambda: server.state.versions.running == "tiny:2")
             refused = server.client.post("/v1/models/rollback")
             assert (refused.status_code, refused.json()["type"]) == (409, "urn:fc7:problem:activation-running")
             assert "tiny:2" in refused.json()["detail"]

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model_store.decoding.formats import SUFFIXES
 from model_store.durable import sha256_of, write_atomic
 from model_store.errors import DatasetError
-from model_store.image import SUFFIXES
+from model_store.image_files import escape_name
 from model_store.training.paper.cifar.nets import IMAGE_SIZE
 
 SPLITS: Final = ("train", "test")
@@ -124,9 +125,9 @@ def _read(source: Path) -> Classes:
             if len(parts) < 2 or parts[-2] not in SPLITS or parts[-1].startswith("."):
                 continue
             if read is None:
-                classes[parts[-2]].setdefault(parts[-1], {})
+                classes[parts[-2]].setdefault(escape_name(parts[-1]), {})
             elif path.suffix.lower() in SUFFIXES:
-                classes[parts[-2]].setdefault(parts[-1], {})[path.name] = read()
+                classes[parts[-2]].setdefault(escape_name(parts[-1]), {})[escape_name(path.name)] = read()
     except (tarfile.TarError, OSError, EOFError) as error:
         problem = "cannot be read" if source.is_dir() else "is not a complete tar file"
         raise DatasetError(f"{source} {problem}: {error}.") from error

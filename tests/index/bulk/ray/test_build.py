@@ -166,7 +166,7 @@ def test_killed_worker_loses_and_duplicates_nothing_on_milvus(ray: Ray, home: Pa
         process = start(ray, home, photos.as_uri(), "--batch-size", "1", FC7_INDEX_URI=milvus.uri)
         deadline = time.monotonic() + 60
         while process.poll() is None and images_on(milvus.uri) < 10 and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.2)  # each call connects anew, which takes a core from the workers
         os.kill(ray.workers()[0], signal.SIGKILL)
         assert process.poll() is None
         code, out, errors = finish(process)
@@ -236,13 +236,13 @@ def test_image_that_kills_its_workers_is_skipped_and_the_rest_is_indexed(ray: Ra
 
 @pytest.mark.slow
 def test_local_ray_leaves_no_processes_when_the_command_is_killed(ray: Ray, home: Path, tmp_path: Path) -> None:
-    for n in range(400):
+    for n in range(200):
         save_image(tmp_path / "photos" / f"{n}.png", n)
-    command = [*COMMAND, str(tmp_path / "photos"), "--ray", "local", "--batch-size", "1"]
+    command = [*COMMAND, str(tmp_path / "photos"), "--ray", "local"]
     mark = secrets.token_hex(16)
     environment = {**ray.environment, "FC7_HOME": str(home), "TEST_MARK": mark, "TMPDIR": "/tmp"}
     log = home / "index" / "catalog.db-wal"
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([*command, "--batch-size", "1"], env=environment, stderr=subprocess.DEVNULL) as process:
         while not (log.exists() and log.stat().st_size > 200_000) and process.poll() is None:
             time.sleep(0.01)
         local = Ray("local", environment, mark)
@@ -255,4 +255,4 @@ def test_local_ray_leaves_no_processes_when_the_command_is_killed(ray: Ray, home
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     assert " 0 unchanged" not in done.stderr
-    assert "The index has 400 images" in done.stderr
+    assert "The index has 200 images" in done.stderr

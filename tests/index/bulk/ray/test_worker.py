@@ -10,8 +10,9 @@ import pytest
 
 from index.bulk.ray.worker import Embedder, WorkerPlan, code_identity
 from model_store.artifact import MODEL_FILE
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import ArtifactCorruptError
-from model_store.image import DEFAULT_MAX_PIXELS, prepare, views
+from model_store.image import prepare, views
 from model_store.remote_artifact import ShippedArtifact, ShippedVersion, ship
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
@@ -40,7 +41,7 @@ def plan(source: Path, code: str | None = None) -> WorkerPlan:
         options=RunnerOptions(device="cpu"),
         batch_size=2,
         threads=2,
-        max_pixels=DEFAULT_MAX_PIXELS,
+        limits=DecodeLimits(),
         keep_pictures=True,
         code=code or code_identity(),
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +16,7 @@ from PIL import Image
 
 from model_store.errors import DatasetError
 from model_store.image import prepare
+from model_store.image_files import SkipKind
 from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import IMAGE_BYTES, Dataset
 from tests.support.class_folders import write_class_folders
@@ -95,7 +99,7 @@ def test_unreadable_files_are_listed_with_the_reason(root: Path, workers: Thread
     (root / "val" / "red" / "note.jpg").write_text("no picture")
     (root / "val" / "red" / "labels.txt").write_text("no picture either")
     dataset = opened(root, workers)
-    assert {item.path.name: item.path.parent.parent.name for item in dataset.skipped} == {
+    assert {Path(item.path).name: Path(item.path).parent.parent.name for item in dataset.skipped} == {
         "0.png": "train",
         "note.jpg": "val",
         "labels.txt": "val",
@@ -106,6 +110,28 @@ def test_unreadable_files_are_listed_with_the_reason(root: Path, workers: Thread
     positions = np.arange(8)
     expected = [prepare(image.read()) for image in dataset.train.images]
     np.testing.assert_array_equal(dataset.train.pixels(positions), expected)
+
+
+def test_names_that_are_not_utf8_are_escaped_and_other_files_are_reported(
+    root: Path, workers: ThreadPoolExecutor
+) -> None:
+    for split in ("train", "val"):
+        (root / split / "red").rename(root / split / os.fsdecode(b"r\xf6d"))
+        (root / split / "__MACOSX").mkdir()
+    folder = root / "train" / os.fsdecode(b"r\xf6d")
+    (folder / "0.png").rename(folder / os.fsdecode(b"\xfc.png"))
+    (folder / "loop").symlink_to(root)
+    (root / "train" / "notes.txt").write_text("x")
+    dataset = opened(root, workers)
+    assert dataset.classes == ("blue", "green", "r\\xf6d")
+    assert "train/r\\xf6d/\\xfc.png" in {image.name for image in dataset.train.images}
+    assert Counter(item.kind for item in dataset.skipped) == {
+        SkipKind.HIDDEN: 2,
+        SkipKind.LINK: 1,
+        SkipKind.NOT_AN_IMAGE: 1,
+    }
+    assert json.dumps([item.to_dict() for item in dataset.skipped]).encode()
+    assert len(find_class_folders(root).digest()) == 64
 
 
 def test_a_class_with_only_broken_images_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:

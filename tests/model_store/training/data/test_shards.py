@@ -17,7 +17,7 @@ import pytest
 import webdataset
 
 from model_store.errors import CheckpointError, DatasetError
-from model_store.image import prepare
+from model_store.image import PREPARATION, prepare
 from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
@@ -271,5 +271,9 @@ def test_the_commands_ilsvrc_prepare_and_verify_work(
     assert "All checksums match: 6 of train, 5 of val" in fc7("verify", str(out))
     values = json.loads((out / SHARDS_FILE).read_text())
     assert values["classes"] == list(LABELS)
+    assert values["preparation"] == PREPARATION
     expected = prepare(picture(10))
     assert np.abs(next(iter(SplitImages(out, "val")))[0].astype(int) - expected).max() <= 2
+    (out / SHARDS_FILE).write_text(json.dumps(values | {"preparation": PREPARATION - 1}))
+    with pytest.raises(DatasetError, match=r"prepared by another version.*fc7 data prepare"):
+        read_folder(out)

@@ -1,0 +1,208 @@
+"""The files of a vector space: memory-mapped segments, so that an index of any size is opened in seconds.
+
+Every full segment of a searcher is written to a file once; the vectors after the last full segment, at most 8,192, are
+read from the catalog when the index is opened. Files are derived from the catalog and can be deleted while the index is
+closed.
+Guarantees: a file is used only if the catalog has all of its live vectors with the same checksums, also after a kill.
+The vectors of all other files are read from the catalog, and compared with its checksums. Rows that were damaged on
+disk are found in the background after the start, and read from the catalog.
+Out of scope: which process may write (see index/catalog/lock.py), and when files are written (see code_builder.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.catalog.catalog import Catalog
+from index.errors import IndexCorruptError
+from index.records import checksum
+from index.search.pca_code import Projection
+from index.search.searcher import Searcher
+from index.search.segment import CodeBlock, Segment
+from index.search.segment_file import (
+    SUFFIX,
+    SegmentFile,
+    codes_path,
+    open_segment,
+    read_codes,
+    write_codes,
+    write_segment,
+)
+
+SAVED_ROWS = 1024  # smaller segments are read from the catalog
+_DERIVED = (SUFFIX, ".codes", ".code")
+_BLOCK = 1024
+_CHECKED_AT_ONCE = 256
+
+
+class VectorFiles:
+    """The files of one vector space in the folder of an index."""
+
+    def __init__(self, folder: Path, identity: str, fingerprint: str) -> None:
+        """identity: of the catalog. fingerprint: of the model that made the vectors."""
+        self._folder, self._fingerprint = folder, fingerprint
+        self._owner = f"{identity} {fingerprint}"
+
+    def load(self, searcher: Searcher, catalog: Catalog, space: int, projection: Projection | None) -> bool:
+        """Fill an empty searcher with all vectors of `space`.
+
+        projection: the code of `fast`, already installed in the searcher. Returns whether all mapped rows have codes.
+        Raises IndexCorruptError if a vector in the catalog does not match its checksum.
+        """
+        ids, checksums = catalog.vector_checksums(space)
+        position, with_codes = 0, True
+        for file in sorted(self._open(), key=lambda each: int(each.ids[0])):
+            start, end = np.searchsorted(ids, [file.ids[0], file.ids[-1] + 1]).tolist()
+            rows = np.searchsorted(file.ids, ids[start:end])
+            if start < position or start == end or not np.array_equal(file.ids[rows], ids[start:end]):
+                continue  # it overlaps with the file before, has no live vector, or lacks some
+            if not np.array_equal(file.checksums[rows], checksums[start:end]):
+                continue
+            _load_from_catalog(searcher, catalog, ids[position:start], checksums[position:start])
+            alive = np.zeros(len(file.ids), np.bool_)
+            alive[rows] = True
+            segment = Segment.of_file(file, alive)
+            if projection is not None:
+                codes = read_codes(file.path, projection.name, segment.capacity, projection.width)
+                if codes is not None:
+                    segment.blocks = {"fast": CodeBlock(projection, segment.capacity, codes)}
+                with_codes = with_codes and codes is not None
+            searcher.adopt(segment)
+            position = end
+        _load_from_catalog(searcher, catalog, ids[position:], checksums[position:])
+        return with_codes
+
+    def save(self, searcher: Searcher, stop: threading.Event) -> None:
+        """Write the full segments that have no file, and missing codes; map their rows; delete unused files.
+
+        Raises OSError if the disk is full; then the rest of the rows stays in memory.
+        """
+        for segment in unsaved(searcher):
+            if stop.is_set():
+                return
+            path = self._folder / f"{self._prefix}{secrets.token_hex(8)}{SUFFIX}"
+            file = write_segment(path, self._owner, segment.ids, segment.rows)
+            searcher.replace(segment, Segment.of_file(file, np.ones(segment.capacity, np.bool_)))
+        for segment in searcher.segments:
+            block = segment.blocks.get("fast")
+            if stop.is_set():
+                return
+            if segment.file is not None and block is not None and isinstance(block.code, Projection):
+                name = block.code.name
+                if not _has_codes(segment.file.path, name):
+                    write_codes(segment.file.path, name, block.memory)
+        for unfinished in self._folder.glob(f".{self._prefix}*"):  # left by a process that was killed
+            unfinished.unlink(missing_ok=True)
+        used = {segment.file.path for segment in searcher.segments if segment.file is not None}
+        for path in self._folder.glob(f"{self._prefix}*{SUFFIX}"):
+            if path not in used:
+                remove(path)
+
+    def repair_rows(self, searcher: Searcher, catalog: Path, stop: threading.Event) -> int:
+        """Compare all mapped rows with their checksums; return how many live rows were damaged.
+
+        A segment with damaged rows gets those of the catalog, in memory, and its file is deleted. Uses half of the time
+        of one core.
+        """
+        repaired = 0
+        for segment in searcher.segments:
+            damaged = []
+            for rows in _damaged_rows(segment):
+                damaged += rows
+                if stop.is_set():
+                    return repaired
+                stop.wait(0.001)
+            damaged = [row for row in damaged if segment.alive[row]]
+            if damaged and segment.file is not None:
+                copy = Segment(segment.capacity)
+                copy.append(segment.ids, segment.rows)
+                with Catalog(catalog, read_only=True) as reader:
+                    existing = reader.describe([int(segment.ids[row]) for row in damaged])
+                    for row in damaged:
+                        if (vector_id := int(segment.ids[row])) in existing:
+                            copy.rows[row] = reader.vectors([vector_id])[0]
+                searcher.replace(segment, copy)
+                remove(segment.file.path)
+                repaired += len(damaged)
+        return repaired
+
+    def find_damage(self) -> Iterator[tuple[Path, str]]:
+        """Yield each damaged file, and what is damaged."""
+        for path in sorted(self._folder.glob(f"{self._prefix}*{SUFFIX}")):
+            file = open_segment(path, self._owner)
+            if file is None:
+                yield path, "is damaged, or belongs to another index"
+                continue
+            segment = Segment.of_file(file, np.ones(len(file.ids), np.bool_))
+            if damaged := [row for rows in _damaged_rows(segment) for row in rows]:
+                yield path, f"has a damaged copy of vector {file.ids[damaged[0]]}"
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._fingerprint[:16]}-"
+
+    def _open(self) -> Iterator[SegmentFile]:
+        for path in self._folder.glob(f"{self._prefix}*{SUFFIX}"):
+            try:
+                file = open_segment(path, self._owner)
+            except OSError:
+                continue  # its vectors are read from the catalog
+            if file is not None:
+                yield file
+
+
+def unsaved(searcher: Searcher) -> list[Segment]:
+    """Return the full segments that have no file yet."""
+    return [each for each in searcher.segments if each.full and not each.mapped and each.capacity >= SAVED_ROWS]
+
+
+def remove(path: Path) -> None:
+    """Delete the file of a segment and its codes. Running searches keep using the mapped rows."""
+    path.unlink(missing_ok=True)
+    codes_path(path).unlink(missing_ok=True)
+
+
+def remove_unused_files(folder: Path, fingerprints: list[str]) -> None:
+    """Delete the files of all spaces except those of these models, and files that a killed process left unfinished."""
+    used = tuple(fingerprint[:16] for fingerprint in fingerprints)
+    for path in folder.iterdir():
+        name = path.name.removeprefix("fast-")
+        derived = path.suffix in _DERIVED
+        unfinished = path.name.startswith(".") and any(f"{suffix}." in path.name for suffix in _DERIVED)
+        if unfinished or (derived and not name.startswith(used)) or path.name == "vectors.snapshot":
+            path.unlink(missing_ok=True)
+
+
+def _has_codes(path: Path, name: str) -> bool:
+    try:
+        with codes_path(path).open("rb") as file:
+            return f'"code": "{name}"'.encode() in file.read(4096)
+    except OSError:
+        return False
+
+
+def _damaged_rows(segment: Segment) -> Iterator[list[int]]:
+    """Yield the damaged rows of each part of a mapped segment."""
+    if segment.file is None:
+        return
+    for start in range(0, segment.capacity, _CHECKED_AT_ONCE):
+        rows, expected = (part[start : start + _CHECKED_AT_ONCE] for part in (segment.rows, segment.file.checksums))
+        yield [start + n for n, (row, crc) in enumerate(zip(rows, expected, strict=True)) if checksum(row.data) != crc]
+
+
+def _load_from_catalog(
+    searcher: Searcher, catalog: Catalog, ids: NDArray[np.int64], checksums: NDArray[np.uint32]
+) -> None:
+    for start in range(0, len(ids), _BLOCK):
+        block, rows = ids[start : start + _BLOCK], catalog.vectors(ids[start : start + _BLOCK].tolist())
+        for vector_id, row, expected in zip(block.tolist(), rows, checksums[start : start + _BLOCK], strict=True):
+            if checksum(row.data) != expected:
+                key = catalog.describe([vector_id])[vector_id][0]
+                raise IndexCorruptError(catalog.path, f"the vector of {key!r} differs from its checksum")
+        searcher.apply(block, rows)

@@ -1,0 +1,1 @@
+"""Decoding under limits of time and memory: in the calling thread, or in a replaceable process."""

@@ -1,0 +1,69 @@
+"""A job as the HTTP API shows it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, Field
+
+from model_store.image_files import SkipKind, Skipped
+
+ARCHIVE = "archive"
+"""The file name of an archive in the folder of its job."""
+
+
+class JobState(StrEnum):
+    """The state of a job. A waiting job is queued, or an error stopped it and it is tried again (`waiting_for`)."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is done, has failed or was cancelled."""
+        return self not in (JobState.WAITING, JobState.RUNNING)
+
+
+class SkippedEntry(BaseModel):
+    """An entry of the archive that was not added, and the reason. kind: the category of the reason."""
+
+    name: str
+    reason: str
+    kind: SkipKind
+
+    @classmethod
+    def of(cls, item: Skipped) -> SkippedEntry:
+        """Return the entry of a report."""
+        return cls(name=item.path, reason=item.reason, kind=item.kind)
+
+
+class JobInfo(BaseModel):
+    """A job and its progress. seen = added + replaced + unchanged + skipped; times are in UTC.
+
+    Counts continue after a restart: each entry of the archive is counted once. total: the entries to be seen; ignored:
+    hidden and system files, which are not among them. skipped_by_reason: the number of skipped entries by kind;
+    skipped_images: the first 100 of them. error: why the job failed; images that were added before stay. waiting_for:
+    the error that a waiting job waits out; next_try: when it is tried again. archive_bytes: disk space of its archive.
+    """
+
+    id: str
+    state: JobState
+    created: datetime
+    ended: datetime | None = None
+    total: int
+    seen: int = 0
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    skipped_by_reason: dict[str, int] = Field(default_factory=dict)
+    skipped_images: list[SkippedEntry] = Field(default_factory=list)
+    ignored: int = 0
+    archive_bytes: int = 0
+    waiting_for: str | None = None
+    next_try: datetime | None = None
+    error: str | None = None
