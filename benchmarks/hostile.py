@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +60,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="duration of each phase")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    files = {name: make() for name, make in FILES.items()}
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "home"
+        home, files = Path(folder) / "home", Path(folder) / "files"
         publish_tiny_model(home)
+        files.mkdir()
+        for name, make in FILES.items():
+            (files / name).write_bytes(make())
         with process_server(home) as server:
             result = measure(server, files, given.clients, given.seconds)
     print(json.dumps(result, indent=1))
@@ -67,30 +73,32 @@ def main() -> None:
         given.json.write_text(json.dumps(result, indent=1))
 
 
-def measure(server: ProcessServer, files: dict[str, bytes], clients: int, seconds: float) -> dict[str, Any]:
+def measure(server: ProcessServer, files: Path, clients: int, seconds: float) -> dict[str, Any]:
     """Return the latencies of an ordinary client alone and among hostile ones, and the peak memory."""
     ordinary(server.url, 2.0)
     alone = ordinary(server.url, seconds)
     memory_before = resident(server.process.pid)
-    stop, answers = threading.Event(), Counter[str]()
-    peak = [0]
-    threads = [
-        threading.Thread(target=attack, args=(server.url, list(files.items()), number, stop, answers), daemon=True)
-        for number in range(clients)
-    ]
-    threads.append(threading.Thread(target=watch_memory, args=(server.process.pid, peak, stop), daemon=True))
-    for thread in threads:
-        thread.start()
+    stop, peak = threading.Event(), [0]
+    watcher = threading.Thread(target=watch_memory, args=(server.process.pid, peak, stop), daemon=True)
+    watcher.start()
+    # In a process of its own, so that the ordinary client does not wait for the interpreter lock of the others.
+    spawn = multiprocessing.get_context("spawn")
+    started, answers = spawn.Event(), spawn.SimpleQueue()
+    hostile = spawn.Process(target=attack, args=(server.url, files, clients, seconds + 2, (started, answers)))
+    hostile.start()
+    started.wait()
+    time.sleep(2.0)
     attacked = ordinary(server.url, seconds)
+    counted = answers.get()
+    hostile.join()
     stop.set()
-    for thread in threads:
-        thread.join(30)
+    watcher.join()
     after = ordinary(server.url, 2.0)
     return {
         "alone": alone,
         "attacked": attacked,
         "afterwards": after,
-        "hostile_answers": dict(sorted(answers.items())),
+        "hostile_answers": dict(sorted(counted.items())),
         "memory_before_mb": round(memory_before / 1e6),
         "memory_peak_mb": round(peak[0] / 1e6),
     }
@@ -119,13 +127,31 @@ def ordinary(url: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def attack(url: str, files: list[tuple[str, bytes]], number: int, stop: threading.Event, answers: Counter[str]) -> None:
-    """Send the files in turn, and count the answers."""
-    with httpx.Client(base_url=url, timeout=30) as client:
-        while not stop.is_set():
+def attack(
+    url: str, folder: Path, clients: int, seconds: float, channel: tuple[Event, SimpleQueue[Counter[str]]]
+) -> None:
+    """Send the files of `folder` from this many threads. channel: an event for the start, a queue for the counts."""
+    started, result = channel
+    os.nice(5)  # the clients share the cores with the server
+    files = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
+    answers: Counter[str] = Counter()
+
+    def run(client: httpx.Client, number: int) -> None:
+        while time.monotonic() < end:
             name, data = files[number % len(files)]
             answers[f"{name}: {send(client, data)}"] += 1
             number += 1
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    with httpx.Client(base_url=url, timeout=30, limits=limits) as client:
+        end = time.monotonic() + seconds
+        threads = [threading.Thread(target=run, args=(client, number)) for number in range(clients)]
+        started.set()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    result.put(answers)
 
 
 def send(client: httpx.Client, data: bytes) -> str:

@@ -26,15 +26,10 @@ Fc7Error
 │       └── ActivationDiskFullError  because the disk is full
 ├── RunnerError                the inference engine failed
 │   └── DeviceUnavailableError CUDA was requested and is not available
-└── TrainingError
+└── TrainingError              more in model_store/training/errors.py
     ├── DatasetError           the data set cannot be used for training or evaluation
     ├── RecipeError            an unknown recipe, or an invalid value in one
-    ├── CheckpointError        the checkpoint is missing, broken or of another run
-    ├── ImportFormatError      the weight file cannot be imported
-    ├── DownloadError          a public weight file could not be downloaded, or is not the expected one
-    ├── NonFiniteLossError     the loss became NaN or infinite
-    ├── ParityError            the exported graph differs from the trained net
-    └── AgreementError         the net in another precision differs too much from fp32
+    └── CheckpointError        the checkpoint is missing, broken or of another run
 """
 
 from __future__ import annotations
@@ -358,60 +353,3 @@ class RecipeError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, broken, or of another run. The message names the file and the command that helps."""
-
-
-@dataclass(eq=False)
-class ImportFormatError(TrainingError):
-    """A weight, mean or label file cannot be imported. Nothing was published."""
-
-    path: Path
-    reason: str
-    message = "{path} cannot be imported: {reason}."
-
-
-@dataclass(eq=False)
-class DownloadError(TrainingError):
-    """A public file could not be downloaded, or is not the expected one. `fix` says how to continue by hand."""
-
-    address: str
-    reason: str
-    fix: str
-    message = "{address} was not downloaded: {reason}. {fix}."
-
-
-@dataclass(eq=False)
-class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite. `checkpoint` is the last good checkpoint, if there is one."""
-
-    step: int
-    checkpoint: Path | None
-
-    def __str__(self) -> str:
-        kept = f"The last good checkpoint is {self.checkpoint}." if self.checkpoint else "There is no checkpoint yet."
-        return f"The loss is not finite at step {self.step}. Lower the learning rate (--set learning_rate=...). {kept}"
-
-
-@dataclass(eq=False)
-class ParityError(TrainingError):
-    """An output of the exported graph differs from the trained net by more than the limit."""
-
-    difference: float
-    limit: float
-    output: str = "probabilities"
-    message = (
-        "The exported graph differs from the trained net by {difference:.2e} in {output}, and the limit is "
-        "{limit:.0e}. Nothing was published."
-    )
-
-
-@dataclass(eq=False)
-class AgreementError(TrainingError):
-    """The net in another precision differs too much from fp32 to be published."""
-
-    precision: str
-    agreement: float
-    limit: float
-    message = (
-        "In {precision}, only {agreement:.2%} of the photographs have the best class of fp32 among their best, and "
-        "{limit:.0%} is required. Nothing was published. Calibrate on more photographs (--calibrate)."
-    )

@@ -28,6 +28,7 @@ _SYSTEM_NAMES = frozenset(
     ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db",
      "desktop.ini")
 )  # fmt: skip
+_SUFFIXES = frozenset(SUFFIXES)
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9_~-]*", re.IGNORECASE)
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _EXAMPLES = 3
@@ -98,7 +99,8 @@ def kind_of(error: Exception) -> SkipKind:
         return SkipKind.UNREADABLE
     if isinstance(error, errors.ImageFormatError):
         return SkipKind.UNSUPPORTED_FORMAT
-    return SkipKind.BROKEN_IMAGE if isinstance(error, errors.ImageUnreadableError) else SkipKind.TOO_LARGE
+    limits = (errors.ImageTooLargeError, errors.DecodeTimeError, errors.DecodeMemoryError)
+    return SkipKind.TOO_LARGE if isinstance(error, limits) else SkipKind.BROKEN_IMAGE
 
 
 def find_images(folder: Path, skip: Callable[[Skipped], None] = lambda _: None) -> Iterator[Path]:
@@ -163,8 +165,9 @@ def kind_of_name(name: str) -> bool | None:
 
     What does not start with a letter (`scan.2024`, `1.2.840.1`) is not a suffix.
     """
-    suffix = Path(name.rpartition("/")[2]).suffix.lower()
-    return suffix in SUFFIXES if _SUFFIX.fullmatch(suffix) else None
+    stem, dot, end = name.rpartition("/")[2].rpartition(".")
+    suffix = dot + end.lower() if stem else ""
+    return True if suffix in _SUFFIXES else False if _SUFFIX.fullmatch(suffix) else None
 
 
 def why_no_image(start: bytes) -> tuple[SkipKind, str] | None:

@@ -130,6 +130,7 @@ def read_entries(path: Path, limits: ArchiveLimits, after: int = 0) -> Generator
 def _zip_entries(path: Path, limits: ArchiveLimits) -> Generator[ArchiveEntry]:
     with ZipReader(path) as archive:
         _check_count(archive.announced, limits)
+        _check_count(archive.count(limits.entries), limits)
         for position, entry in enumerate(archive.entries(), start=1):
             _check_count(position, limits)
             if entry.damage:
@@ -180,9 +181,9 @@ def _make_entry(
     position, raw_name, size = header
     parts = [part for part in raw_name.split("/") if part not in ("", ".")]
     name = "/".join(parts)
-    if any(is_hidden(part) and part != ".." for part in parts):
+    if any(is_hidden(part) for part in parts if part != ".."):
         skip = SkippedEntryError(SkipKind.HIDDEN, "Hidden and system files are ignored.")
-    elif raw_name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", raw_name) or _DRIVE.match(raw_name):
+    elif raw_name.startswith(("/", "\\")) or ".." in raw_name.replace("\\", "/").split("/") or _DRIVE.match(raw_name):
         skip = SkippedEntryError(SkipKind.UNSAFE_PATH, "Its path leads out of the archive.")
         name = raw_name
     is_image = kind_of_name(name)

@@ -31,6 +31,8 @@ _LOCATOR = struct.Struct("<4sLQL")  # zip64 end of central directory locator
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_LENGTHS = struct.Struct("<28x3H")  # of name, extra field and comment in a header of the directory
+_COUNT_CHUNK = 1 << 20
 _MAX_COMMENT = 65_535
 _CHUNK = 1 << 16
 _ZIP64, _UNICODE_PATH = 0x0001, 0x7075
@@ -97,6 +99,21 @@ class ZipReader:
     def announced(self) -> int:
         """How many entries the end record announces. Some writers count modulo 65,536."""
         return self._directory.entries
+
+    def count(self, limit: int) -> int:
+        """Return how many headers the directory has, or a number above `limit`. It only reads their lengths."""
+        at, end = self._directory.offset, self._directory.offset + self._directory.size
+        count = 0
+        while at < end and count <= limit:
+            buffer, position = self._read(at, min(_COUNT_CHUNK, end - at)), 0
+            while position + _CENTRAL.size <= len(buffer):
+                name, extra, comment = _LENGTHS.unpack_from(buffer, position)
+                position += _CENTRAL.size + name + extra + comment
+                count += 1
+            at += max(position, 1)
+            if not buffer:
+                break
+        return count
 
     def entries(self) -> Iterator[ZipEntry]:
         """Yield the entries of the directory. A damaged part of it is yielded as one entry with `damage`."""
@@ -264,10 +281,25 @@ def _find_end64(file: BinaryIO, end: int, offset: int) -> tuple[int, tuple[int, 
 
 def _entry(values: tuple[int, ...], tail: bytes, shift: int) -> ZipEntry:
     """Return an entry from the fields of its central header, and the name, extra field and comment after them."""
-    made_by, flags, method, crc, compressed, size, name_length, extra_length = (
-        values[number] for number in (1, 3, 4, 7, 8, 9, 10, 11)
-    )
-    attributes, offset = values[-2:]
+    (
+        _,
+        made_by,
+        _,
+        flags,
+        method,
+        _,
+        _,
+        crc,
+        compressed,
+        size,
+        name_length,
+        extra_length,
+        _,
+        _,
+        _,
+        attributes,
+        offset,
+    ) = values
     raw, extra = tail[:name_length], tail[name_length : name_length + extra_length]
     unicode_name: str | None = None
     while len(extra) >= 4:

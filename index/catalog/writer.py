@@ -20,14 +20,14 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from index.catalog.database import roll_back, transaction, translate
+from index.catalog.database import BUSY_S, roll_back, transaction, translate
 from index.errors import IndexUnavailableError
 
 T = TypeVar("T")
 _MAX_GROUP = 256
 _IDLE_S = 0.5  # without jobs, until space is returned
 _PAUSE_S = 0.01  # between two steps
-_PAGES_PER_STEP = 256
+_PAGES_PER_STEP = 512  # 2 MB
 _KEPT_PAGES = 1024  # free pages that stay in the file for the next additions
 
 
@@ -112,10 +112,13 @@ class Writer:
         try:
             if run("PRAGMA freelist_count").fetchone()[0] > _KEPT_PAGES:
                 before = run("PRAGMA page_count").fetchone()[0]
-                run(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})").fetchall()
+                # `execute` would end the statement after its first page, because it has no result columns.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")
                 # A catalog that was created without auto_vacuum does not shrink, except by `fc7 index optimize`.
                 return _PAUSE_S if run("PRAGMA page_count").fetchone()[0] < before else None
-            run("PRAGMA wal_checkpoint(PASSIVE)").fetchone()  # waits for nobody
+            run("PRAGMA busy_timeout = 0").fetchone()  # the log is emptied only if no reader uses it now
+            run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            run(f"PRAGMA busy_timeout = {int(1000 * BUSY_S)}").fetchone()
         except sqlite3.Error as error:  # for example a full disk; tried again after the next commit
             structlog.get_logger(__name__).warning("space not returned", path=str(self._path), detail=str(error))
         return None

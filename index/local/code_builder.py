@@ -77,6 +77,9 @@ class CodeBuilder:
             space.learned = projection.learned
             space.searcher.install("fast", projection)
         complete = self._files(space).load(space.searcher, catalog, space.record.id, projection)
+        if projection is not None:
+            ids = space.searcher.ids()
+            space.unchecked = int(projection.learned.changed(ids) * len(ids))
         if projection is not None and not complete:
             space.searcher.disable("fast")
             if not self._read_only:
@@ -191,7 +194,7 @@ class CodeBuilder:
         space.searcher.install("fast", projection, stop=self._stop)
         if self._stop.is_set():
             return
-        space.learned = projection.learned
+        space.learned, space.recall = projection.learned, None
         recall = projection.learned.recall
         space.recall = measure_recall(space.searcher, self._stop) if recall is None else recall
         space.learned = replace(projection.learned, recall=space.recall)
@@ -212,7 +215,9 @@ class CodeBuilder:
         if recall is None:
             return
         space.recall = recall
-        if learned.recall is None or recall < learned.recall - _RECALL_LOSS:
+        if learned.recall is None:  # the process ended before it was measured
+            space.learned = replace(learned, recall=recall)
+        elif recall < learned.recall - _RECALL_LOSS:
             self._learn(space)
 
     def _save(self, space: SearchSpace) -> None:

@@ -308,7 +308,12 @@ class Searcher:
             if not _mostly_dead(segment):
                 segments.append(segment)
             elif len(rows := np.flatnonzero(segment.alive[: segment.count])):
-                smaller = self._make(len(rows))
+                smaller = Segment(len(rows))
+                smaller.blocks = {
+                    mode: CodeBlock(block.code, len(rows), block.memory[rows])
+                    for mode, block in segment.blocks.items()
+                    if block.count == segment.capacity
+                }
                 smaller.append(segment.ids[rows], segment.rows[rows])
                 smaller.alive[:] = True
                 segments.append(smaller)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 NS: Final = 1e-9
-MAX_STEPS: Final = 20_000
+MAX_STEPS: Final = 5_000
 """Segments, chunks or blocks of a file that are examined. The cost of the rest is extrapolated from these."""
 
 BAND_BYTES: Final = 12_000_000

@@ -31,8 +31,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from model_store.code_store import INPUT, OUTPUT
-from model_store.errors import NonFiniteLossError, ParityError
 from model_store.training.device import autocast_dtype
+from model_store.training.errors import NonFiniteLossError, ParityError
 from model_store.training.export.graph import OPSET, PRODUCER
 
 HIDDEN: Final = (1024, 256)

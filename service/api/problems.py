@@ -97,7 +97,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.JobStoreError: Kind(503, "jobs-unavailable", "Jobs unavailable"),
     errors.MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
     errors.ResourcesExhaustedError: Kind(503, "resources-exhausted", "Out of resources"),
-    errors.VersionsPinnedError: Kind(503, "too-many-models", "Too many models loaded"),
+    errors.VersionsPinnedError: Kind(503, "models-in-use", "All loaded models are in use"),
     errors.ModelNotLoadedError: Kind(503, "model-not-loaded", "Model not loaded"),
     errors.RunnerDeadError: Kind(503, "model-stopped", "Model stopped"),
     model_errors.NoActiveModelError: Kind(503, "no-model", "No active model"),

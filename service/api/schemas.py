@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from index.records import AddOutcome, ImageRecord, IndexStats, Neighbour, Space
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
-from service.indexing.job import JobInfo, SkippedEntry
 from service.indexing.reembedder import MigrationState, Progress
 
 
@@ -219,35 +218,6 @@ class IndexInfo(BaseModel):
         )
 
 
-class NearImageInfo(BaseModel):
-    """An image of a group of near-duplicates, and its Euclidean distance from the first image of the group."""
-
-    key: str
-    distance: float
-
-
-class DuplicateGroupInfo(BaseModel):
-    """Images that are linked by pairs of near-duplicates. `key` is the image that was stored first.
-
-    `size` counts all images of the group; `images` lists the others, the nearest to the first one first.
-    """
-
-    key: str
-    size: int
-    images: list[NearImageInfo]
-
-
-class DuplicatesAnswer(BaseModel):
-    """Groups of near-duplicate images, largest first.
-
-    `complete` is false if groups or images are missing; `note` then says why, and how to find them.
-    """
-
-    groups: list[DuplicateGroupInfo]
-    complete: bool
-    note: str
-
-
 class SnapshotInfo(BaseModel):
     """A snapshot of the index. `path` is its folder below FC7_HOME; `size` is in bytes."""
 
@@ -264,19 +234,6 @@ class MetadataPatch(BaseModel):
     """A JSON merge patch (RFC 7396) of an image's metadata. Names with the value null are removed."""
 
     metadata: dict[str, Any] | None
-
-
-class JobsAnswer(BaseModel):
-    """All jobs, newest first."""
-
-    jobs: list[JobInfo]
-
-
-class SkippedAnswer(BaseModel):
-    """Skipped entries of a job, in the order of the archive. next_cursor: null on the last page."""
-
-    skipped: list[SkippedEntry]
-    next_cursor: int | None
 
 
 class DeletedAnswer(BaseModel):

@@ -1,4 +1,4 @@
-"""A job as the HTTP API shows it."""
+"""Jobs as the HTTP API shows them."""
 
 from __future__ import annotations
 
@@ -67,3 +67,16 @@ class JobInfo(BaseModel):
     waiting_for: str | None = None
     next_try: datetime | None = None
     error: str | None = None
+
+
+class JobsAnswer(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[JobInfo]
+
+
+class SkippedAnswer(BaseModel):
+    """Skipped entries of a job, in the order of the archive. next_cursor: null on the last page."""
+
+    skipped: list[SkippedEntry]
+    next_cursor: int | None

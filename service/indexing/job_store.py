@@ -18,7 +18,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -170,7 +170,7 @@ class JobStore:
         return size
 
     def discard_archive(self, job: str) -> None:
-        """Delete the archive of a job that could not be accepted."""
+        """Delete the archive of a job that has ended or was not accepted. If that fails, the next start tries again."""
         shutil.rmtree(self._archives / job, ignore_errors=True)
 
     def remove_uploads(self) -> None:
@@ -225,13 +225,17 @@ class JobStore:
         )
         return [(number, Skipped(path, reason, SkipKind(kind))) for number, path, reason, kind in rows]
 
-    def move(self, job: str, *before: JobState, to: JobState, error: str | None = None) -> bool:
-        """Change the state of a job if it is one of `before`; return whether it was changed."""
+    def move(self, job: str, *before: JobState, to: JobState, error: str | None = None, keep: bool = True) -> bool:
+        """Change the state of a job if it is one of `before`; return whether it was changed.
+
+        keep: its archive stays; otherwise discard it afterwards.
+        """
         marks = ", ".join("?" * len(before))
         with self._writing(durable=to.ended) as database:
             changed = database.execute(
-                f"UPDATE jobs SET state = ?, ended = ?, error = ? WHERE id = ? AND state IN ({marks})",  # noqa: S608
-                (to, now() if to.ended else None, error, job, *before),
+                f"""UPDATE jobs SET state = ?, ended = ?, error = ?, archive_bytes = archive_bytes * ?
+                    WHERE id = ? AND state IN ({marks})""",  # noqa: S608
+                (to, now() if to.ended else None, error, keep, job, *before),
             ).rowcount
         return bool(changed)
 
@@ -253,12 +257,6 @@ class JobStore:
                 ),
             )
             self._insert_skipped(database, job.id, job.skipped - len(skipped), skipped)
-
-    def remove_archive(self, job: str) -> None:
-        """Delete the archive of a job that has ended. Raises OSError if that fails; the next start tries again."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._archives / job)
-        self.update(job, archive_bytes=0)
 
     def forget(self, keep: int) -> None:
         """Delete the records of all ended jobs without an archive, except the last `keep`."""

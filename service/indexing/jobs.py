@@ -147,19 +147,21 @@ class Jobs:
             job = store.get(job_id)
             if job_id == self._current:
                 self._cancelled.add(job_id)
-            elif not job.state.ended:
-                store.move(job_id, JobState.WAITING, JobState.RUNNING, to=JobState.CANCELLED)
+            else:
+                to = job.state if job.state.ended else JobState.CANCELLED
+                if job.archive_bytes or not job.state.ended:
+                    store.move(job_id, job.state, to=to, error=job.error, keep=False)
+                    store.discard_archive(job_id)
                 self._held.pop(job_id, None)
-            if job.archive_bytes and job_id != self._current:
-                store.remove_archive(job_id)
         return self.get(job_id)
 
     def retry(self, job_id: str) -> JobInfo:
         """Continue a failed job after its last batch. Raises JobNotFoundError, JobStateError, JobStoreError."""
         store = self._opened
-        job = store.get(job_id)
-        if not job.archive_bytes or not store.move(job_id, JobState.FAILED, to=JobState.WAITING):
-            raise JobStateError(job_id, job.state)
+        with self._lock:
+            job = store.get(job_id)
+            if not job.archive_bytes or not store.move(job_id, JobState.FAILED, to=JobState.WAITING):
+                raise JobStateError(job_id, job.state)
         self._woken.set()
         return self.get(job_id)
 
@@ -226,10 +228,10 @@ class Jobs:
         while not self._closing.is_set():
             try:
                 self._woken.clear()
-                if self._store is None:
-                    self._open()
                 if self._store is None or not self._run_next(self._store):
                     self._woken.wait(self._seconds_to_next_try())
+                if self._store is None and not self._closing.is_set():
+                    self._open()
                 pause_s = 1.0
             except BaseException as error:  # whatever happens, the next job must run
                 self._log.error("jobs interrupted", detail=str(error), exc_info=error)
@@ -258,9 +260,9 @@ class Jobs:
 
     def _recover(self, store: JobStore) -> None:
         store.remove_uploads()
-        for job in store.select(JobState.DONE, JobState.CANCELLED):
-            if job.archive_bytes:
-                store.remove_archive(job.id)
+        for job in store.select():
+            if job.state.ended and not job.archive_bytes:  # the process was killed before it removed the archive
+                store.discard_archive(job.id)
         for name in store.unknown_archives():  # the process was killed while it accepted them, or jobs.db was moved
             size = store.archive(name).stat().st_size
             store.insert(StoredJob(name, JobState.WAITING, now(), archive_bytes=size))
@@ -345,8 +347,10 @@ class Jobs:
     def _end(
         self, store: JobStore, job: StoredJob, state: JobState, error: str | None = None, *, keep: bool = False
     ) -> None:
-        store.move(job.id, JobState.WAITING, JobState.RUNNING, to=state, error=error)
-        self._held.pop(job.id, None)
+        with self._lock:  # `cancel` and `retry` see the job either as the current one, or as ended
+            store.move(job.id, JobState.WAITING, JobState.RUNNING, to=state, error=error, keep=keep)
+            self._held.pop(job.id, None)
+            self._current = None
         if not keep:
-            store.remove_archive(job.id)
+            store.discard_archive(job.id)
         store.forget(_KEPT_RECORDS)

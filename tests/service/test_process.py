@@ -114,7 +114,7 @@ _SLOW: dict[str, tuple[str, Start, int | None]] = {
     "a client does not read": ("", reader_stops, None),
     "slow snapshot": (patch("index.local.index.take_snapshot"), in_background("POST", "/v1/index/snapshot"), TIMED_OUT),
     "slow search for duplicates": (
-        patch("index.local.index.near_pairs"),
+        patch("index.local.index.near_groups"),
         in_background("GET", "/v1/index/duplicates?threshold=1"),
         TIMED_OUT,
     ),

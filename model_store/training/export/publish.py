@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import FEATURES, REPORT_FOLDER, Artifact, Manifest, ManifestDraft, class_labels
-from model_store.errors import CheckpointError, ParityError
+from model_store.errors import CheckpointError
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore, entries_of
+from model_store.training.errors import ParityError
 from model_store.training.evaluate import Evaluation, Predictor, RunnerPredictor, SplitImages, TorchPredictor, evaluate
 from model_store.training.export import report
 from model_store.training.export.agreement import measure_bf16

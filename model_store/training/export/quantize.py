@@ -24,11 +24,11 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft
-from model_store.errors import AgreementError
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
+from model_store.training.errors import AgreementError
 from model_store.training.evaluate import SplitImages
 from model_store.training.export.agreement import BATCH, compare
 from model_store.training.export.graph import PIXELS

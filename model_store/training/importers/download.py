@@ -22,7 +22,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from model_store.durable import locked, sync
-from model_store.errors import DownloadError
+from model_store.training.errors import DownloadError
 
 _CHUNK: Final = 1 << 20
 _TIMEOUT_S: Final = 30.0

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.durable import sha256_of
-from model_store.errors import ImportFormatError
 from model_store.image import SIZE
+from model_store.training.errors import ImportFormatError
 from model_store.training.export.graph import parameter_shapes
 from model_store.training.importers.file_kind import readable
 from model_store.training.nets.alexnet import PAPER_LAYERS, Architecture, Conv, Hidden, Layer, Norm, Pool

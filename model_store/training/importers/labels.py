@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from model_store.errors import ImportFormatError
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.file_kind import readable
 
 IMAGENET_CLASSES: Final = 1000

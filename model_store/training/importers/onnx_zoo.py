@@ -18,8 +18,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from model_store.errors import ImportFormatError
 from model_store.image import CROP
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers import imported_net
 from model_store.training.importers.caffe import CAFFE_CROP, MAX_BYTES, caffe_architecture, caffe_net
 from model_store.training.importers.file_kind import Kind, expect

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_store.artifact import FEATURES, Artifact, ManifestDraft, class_labels
-from model_store.errors import ImportFormatError
 from model_store.image import SIZE
 from model_store.store import ModelStore
+from model_store.training.errors import ImportFormatError
 from model_store.training.evaluate import TorchPredictor
 from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.publish import Parity, check_parity, staged_runner

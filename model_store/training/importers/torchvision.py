@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model_store.errors import ImportFormatError
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers import imported_net
 from model_store.training.importers.file_kind import Kind, expect
 from model_store.training.importers.imported_net import OWT_LAYERS, ImportedNet, SourceFile

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model_store.durable import atomic_file, sync
-from model_store.errors import CheckpointError, NonFiniteLossError
+from model_store.errors import CheckpointError
 from model_store.training.device import rng_states, set_rng_states
+from model_store.training.errors import NonFiniteLossError
 from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, read_tensors
 
 _VELOCITY_PREFIX: Final = "velocity."

@@ -8,8 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response, status
 
 from service.api.archive_upload import ARCHIVE_TYPES, receive_archive
 from service.api.routes.common import READ, WORK, WRITE, StateDep, problems
-from service.api.schemas import JobsAnswer, SkippedAnswer
-from service.indexing.job import JobInfo
+from service.indexing.job import JobInfo, JobsAnswer, SkippedAnswer
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[WORK])
 

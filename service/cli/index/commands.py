@@ -46,6 +46,28 @@ app = typer.Typer(name="index", help="Build, inspect, copy and export the image 
 BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="Images per run and per commit.")]
 
 
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Embed on a Ray cluster: local (started here), auto (a running one) or HOST:PORT.",
+        show_default=False,
+    ),
+]
+Actors = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
+]
+SkippedFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the files that were not added to FILE, one JSON object per line.",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def build(
     source: Annotated[
@@ -62,26 +84,9 @@ def build(
     key_prefix: Annotated[
         str, typer.Option(metavar="TEXT", help="Text before each key, which is the path within SOURCE.")
     ] = "",
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Embed on a Ray cluster: local (started here), auto (a running one) or HOST:PORT.",
-            show_default=False,
-        ),
-    ] = None,
-    actors: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
-    ] = None,
-    skipped: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the files that were not added to FILE, one JSON object per line.",
-            show_default=False,
-        ),
-    ] = None,
+    ray: RayAddress = None,
+    actors: Actors = None,
+    skipped: SkippedFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Add every image in SOURCE to the index; images that are already indexed are skipped, so it can be resumed."""

@@ -19,7 +19,7 @@ from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from model_store.training.export.served_graph import write_served_graph
-from tests.support.run_folder import small_architecture, small_net
+from tests.support.training.run_folder import small_architecture, small_net
 from tests.support.tiny_model import tiny_draft
 
 AGREES = {"top1_agreement": 1.0, "fc7_cosine": 0.99999, "fc7_distance": 0.004}

@@ -13,7 +13,7 @@ from model_store.training.loop import Result, train
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
 from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, read_tensors
-from tests.support.class_folders import TRIAL_RECIPE
+from tests.support.training.class_folders import TRIAL_RECIPE
 
 RECIPE = replace(TRIAL_RECIPE, epochs=3, batch_size=5)  # 18 images: 4 steps per epoch, the last one with 3 images
 

@@ -19,8 +19,9 @@ from index.local.index import LocalImageIndex
 from index.records import IndexOptions
 from index.search.code_quality import EvaluationSet, hamming_search, measure_code
 from model_store.code_store import BinaryEncoder, CodesManifest, CodeStore
-from model_store.errors import ArtifactCorruptError, ArtifactFormatError, NonFiniteLossError, ShapeError
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ShapeError
 from model_store.training.autoencoder import CodeOptions, TrainedCodes, export_codes, train_codes
+from model_store.training.errors import NonFiniteLossError
 from service.cli.main import app
 from tests.index.helpers import MODEL, activations, image, open_index, vector
 from tests.index.local.test_code_builder import images, wait_until

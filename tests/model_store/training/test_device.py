@@ -10,7 +10,7 @@ import torch
 from model_store.errors import DeviceUnavailableError
 from model_store.training.device import training_device
 from model_store.training.train import main
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 
 def test_an_unavailable_or_invalid_device_is_rejected() -> None:

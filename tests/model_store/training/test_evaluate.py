@@ -22,8 +22,8 @@ from model_store.training.evaluate import RunnerPredictor, SplitImages, TorchPre
 from model_store.training.export.publish import export_run
 from model_store.training.runs.run import load_run
 from service.cli.main import app
-from tests.support.run_folder import CLASSES, write_pictures, write_run
 from tests.support.tiny_model import publish_tiny_model
+from tests.support.training.run_folder import CLASSES, write_pictures, write_run
 
 LABELS = tuple("abcdefg")
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from model_store.errors import CheckpointError, NonFiniteLossError
+from model_store.errors import CheckpointError
 from model_store.image import prepare
 from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.class_folders import open_dataset
+from model_store.training.errors import NonFiniteLossError
 from model_store.training.loop import Resources, resume, train
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
@@ -29,7 +30,7 @@ from model_store.training.runs.run import (
     read_metrics,
 )
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, same_weights, train_trial
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 
 @pytest.fixture(scope="module")

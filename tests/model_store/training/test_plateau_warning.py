@@ -11,7 +11,7 @@ import pytest
 from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, train_trial
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 
 from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, find_run, read_tensors
 from service.cli import main
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 TRIAL = """\
 width = 0.015625

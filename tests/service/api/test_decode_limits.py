@@ -57,7 +57,7 @@ def test_a_refusal_names_the_limit_and_is_counted(server: ThreadServer) -> None:
 def test_text_that_looks_like_svg_is_refused_immediately(server: ThreadServer) -> None:
     started = time.monotonic()
     assert classify(server, b"<!---->" * 40 + b"x").status_code == 400
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5  # an exponential search would take years
 
 
 def test_ordinary_requests_do_not_wait_for_expensive_ones(server: ThreadServer) -> None:

@@ -12,8 +12,8 @@ import typer.main
 
 from service.cli.main import app
 from tests.service.cli.helpers import invoke, run
-from tests.support.class_folders import CHANNELS, write_class_folders
 from tests.support.tiny_model import publish_tiny_model
+from tests.support.training.class_folders import CHANNELS, write_class_folders
 
 COMMANDS = {
     "classify": ["classify", "{image}", "{broken}"],

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.index.bulk.archives import Files, changed, images, tarred, zipped
 from tests.support import pictures
-from tests.support.archives import Files, changed, images, tarred, zipped
 from tests.support.server import ThreadServer, thread_server
 from tests.support.tiny_model import publish_tiny_model
 

@@ -19,7 +19,7 @@ from model_store.image import prepare
 from model_store.image_files import SkipKind
 from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import IMAGE_BYTES, Dataset
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 
 from model_store import image
 from model_store.image import prepare, views
-from tests.support.run_folder import small_architecture, small_net
+from tests.support.training.run_folder import small_architecture, small_net
 
 
 def photograph(seed: int, size: tuple[int, int]) -> bytes:
@@ -34,7 +34,7 @@ def test_scaling_in_the_decoder_hardly_changes_fc7_and_keeps_the_order_of_classe
 ) -> None:
     files = [photograph(0, (2048, 1536)), photograph(1, (1200, 1800))]
     scaled = np.stack([prepare(data) for data in files])
-    monkeypatch.setattr(image, "_DRAFT_SIZE", 10**6)
+    monkeypatch.setattr(image, "_LEAST_SIZE", 10**6)
     full = np.stack([prepare(data) for data in files])
     assert (scaled != full).any(), "the decoder did not scale"
     assert np.abs(scaled.astype(int) - full).mean() < 1.5

@@ -28,8 +28,8 @@ from model_store.training.evaluate import SplitImages
 from model_store.training.loop import resume
 from service.cli import main
 from tests.model_store.training.helpers import RecordingReporter, final_weights, train_trial
-from tests.support.class_folders import write_class_folders
-from tests.support.ilsvrc import LABELS, TRAIN, VAL, picture, write_ilsvrc
+from tests.support.training.class_folders import write_class_folders
+from tests.support.training.ilsvrc import LABELS, TRAIN, VAL, picture, write_ilsvrc
 
 PNG = Encoding(None)
 

@@ -23,8 +23,8 @@ from model_store.training.runs.run import (
     read_tensors,
 )
 from model_store.training.train import main
-from tests.support.class_folders import write_class_folders
 from tests.support.processes import run_together, start_together
+from tests.support.training.class_folders import write_class_folders
 
 # 21 images in batches of 4: six steps per epoch. The last batch is a single image, so one process has none.
 TRIAL = """\

@@ -20,8 +20,8 @@ from model_store.training.optim import build_optimizer, set_rate
 from model_store.training.recipe import Recipe, load_recipe
 from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, RunInfo, find_run, read_metrics, read_tensors
 from model_store.training.train import main
-from tests.support.class_folders import write_class_folders
 from tests.support.processes import run_together
+from tests.support.training.class_folders import write_class_folders
 
 RECIPE = replace(load_recipe("original"), width=1 / 8, initialisation="he", input_scale=1 / 64)
 CLASSES = 7  # fc8 is not split by neurons, so an odd number works

@@ -10,16 +10,24 @@ import pytest
 import torch
 
 from model_store.artifact import Artifact
-from model_store.errors import CheckpointError, DatasetError, ParityError
+from model_store.errors import CheckpointError, DatasetError
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.errors import ParityError
 from model_store.training.evaluate import TorchPredictor
 from model_store.training.export.publish import check_parity, export_run
 from model_store.training.nets.alexnet import Architecture, Hidden
 from model_store.training.runs.run import load_run
-from tests.support.run_folder import CLASSES, SMALL_LAYERS, small_architecture, small_net, write_pictures, write_run
+from tests.support.training.run_folder import (
+    CLASSES,
+    SMALL_LAYERS,
+    small_architecture,
+    small_net,
+    write_pictures,
+    write_run,
+)
 
 
 @pytest.fixture

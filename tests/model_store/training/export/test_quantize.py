@@ -14,16 +14,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model_store.artifact import Artifact, ManifestDraft, class_labels
-from model_store.errors import AgreementError, ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
+from model_store.errors import ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
 from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.errors import AgreementError
 from model_store.training.export.graph import OPSET
 from model_store.training.export.quantize import add_precisions
 from model_store.training.export.served_graph import write_served_graph
 from service.cli.main import app
-from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures
+from tests.support.training.run_folder import CLASSES, small_architecture, small_net, write_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
 

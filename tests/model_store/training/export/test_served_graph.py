@@ -15,7 +15,7 @@ from torch import nn
 from model_store.errors import ShapeError
 from model_store.training.export.served_graph import write_served_graph
 from model_store.training.nets.alexnet import AlexNet, Architecture, Dropout, initialise
-from tests.support.run_folder import small_architecture, small_net
+from tests.support.training.run_folder import small_architecture, small_net
 
 # A plain export writes normalization with Pow, Pad and three-dimensional pooling, which are slow.
 FAST_OPERATORS = {

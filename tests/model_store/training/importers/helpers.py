@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
-from model_store.errors import ImportFormatError
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.caffe import IMAGENET_MEAN_BGR
 from model_store.training.importers.imported_net import ImportedNet
 from model_store.training.importers.labels import labels_for

@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model_store.errors import Fc7Error, ImportFormatError
+from model_store.errors import Fc7Error
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.caffe import mean_image, read_caffemodel, read_mean
 from model_store.training.importers.imported_net import ALEXNET_LAYERS, ImportedNet, pool_first
 from tests.model_store.training.importers.helpers import (
@@ -22,7 +23,7 @@ from tests.model_store.training.importers.helpers import (
     published_outputs,
     served_outputs,
 )
-from tests.support import weight_files as files
+from tests.support.training import weight_files as files
 
 CLASSES = 7
 

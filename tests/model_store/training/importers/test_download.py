@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store.errors import DownloadError
+from model_store.training.errors import DownloadError
 from model_store.training.importers.download import PUBLIC_FILES, PublicFile, fetch
 
 CONTENT = bytes(range(256)) * 12_000  # three chunks

@@ -10,7 +10,7 @@ import torch
 
 from model_store.training.importers.caffe import read_caffemodel
 from tests.model_store.training.importers.helpers import error_message
-from tests.support import weight_files as files
+from tests.support.training import weight_files as files
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store.errors import ImportFormatError
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.labels import labels_for
 
 

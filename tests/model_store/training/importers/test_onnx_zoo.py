@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper
 
-from model_store.errors import Fc7Error, ImportFormatError
+from model_store.errors import Fc7Error
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.imported_net import ALEXNET_LAYERS, ImportedNet
 from model_store.training.importers.onnx_zoo import read_onnx
 from model_store.training.nets.alexnet import Pool
@@ -23,7 +24,7 @@ from tests.model_store.training.importers.helpers import (
     published_outputs,
     served_outputs,
 )
-from tests.support import weight_files as files
+from tests.support.training import weight_files as files
 
 CLASSES = 6
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from model_store.errors import ImportFormatError
 from model_store.store import ModelStore
+from model_store.training.errors import ImportFormatError
 from model_store.training.importers.caffe import read_caffemodel
 from model_store.training.nets.alexnet import Hidden
 from tests.model_store.training.importers.helpers import publish
-from tests.support import weight_files as files
+from tests.support.training import weight_files as files
 
 
 def test_the_manifest_records_the_origin_of_the_net(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.model_store.training.importers.helpers import (
     publish,
     served_outputs,
 )
-from tests.support import weight_files as files
+from tests.support.training import weight_files as files
 
 CLASSES = 5
 

@@ -18,7 +18,7 @@ from model_store.training.paper.ablation import CSV_FILE, JSON_FILE, Ablation, R
 from model_store.training.reporting import Reporter
 from model_store.training.runs.run import load_run
 from service.cli.main import app
-from tests.support.class_folders import TRIAL_RECIPE, write_class_folders
+from tests.support.training.class_folders import TRIAL_RECIPE, write_class_folders
 
 RECIPE = TRIAL_RECIPE
 RECIPES = [RECIPE, replace(RECIPE, variant="no-lrn")]

@@ -19,7 +19,7 @@ from model_store.training.export.publish import export_run
 from model_store.training.paper.report import alternate_classes
 from model_store.training.runs.run import load_run
 from service.cli.main import app
-from tests.support.run_folder import CLASSES, write_pictures, write_run
+from tests.support.training.run_folder import CLASSES, write_pictures, write_run
 
 FILES = ("figure3.png", "figure4-left.png", "figure4-right.png", "tables.md", "report.json")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.errors import CheckpointError, NonFiniteLossError
+from model_store.errors import CheckpointError
+from model_store.training.errors import NonFiniteLossError
 from model_store.training.loop import resume
 from model_store.training.runs.checkpoint import Position, finish, write_checkpoint
 from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, load_run
 from tests.model_store.training.helpers import RecordingReporter, same_weights, train_trial
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 
 @pytest.fixture(scope="module")

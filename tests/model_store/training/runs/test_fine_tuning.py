@@ -20,9 +20,9 @@ from model_store.training.recipe import Recipe
 from model_store.training.runs.fine_tuning import Parent, child_architecture, load_parent_weights
 from model_store.training.runs.run import load_run
 from service.cli.main import app
-from tests.support.class_folders import write_class_folders
-from tests.support.run_folder import CLASSES, small_architecture, small_net, write_pictures, write_run
 from tests.support.tiny_model import publish_tiny_model
+from tests.support.training.class_folders import write_class_folders
+from tests.support.training.run_folder import CLASSES, small_architecture, small_net, write_pictures, write_run
 
 X = torch.from_numpy(np.random.default_rng(0).normal(0, 60, (3, 3, 224, 224)).astype(np.float32))
 FORMS = [("paper", 1 / 64), ("inverted", 1.0), ("paper", 1.0), ("inverted", 1 / 64)]

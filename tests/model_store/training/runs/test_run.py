@@ -11,7 +11,7 @@ import pytest
 from model_store.errors import CheckpointError
 from model_store.training.runs.run import RUN_FILE, find_run, load_run
 from tests.model_store.training.helpers import RECIPE, train_trial
-from tests.support.class_folders import write_class_folders
+from tests.support.training.class_folders import write_class_folders
 
 
 @pytest.fixture(scope="module")

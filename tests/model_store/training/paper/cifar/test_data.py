@@ -13,7 +13,7 @@ from PIL import Image
 
 from model_store.errors import DatasetError
 from model_store.training.paper.cifar.data import load_cifar
-from tests.support.cifar import CLASSES, write_cifar, write_tar
+from tests.support.training.cifar import CLASSES, write_cifar, write_tar
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from model_store.training.paper.cifar.experiments import (
 )
 from model_store.training.paper.cifar.train import Curve, Epoch, Plan
 from service.cli.main import app
-from tests.support.cifar import small_cifar, write_cifar
+from tests.support.training.cifar import small_cifar, write_cifar
 
 
 class RecordingReporter:

@@ -16,7 +16,7 @@ from model_store.training.paper.cifar import train as cifar_train
 from model_store.training.paper.cifar.data import CifarData
 from model_store.training.paper.cifar.nets import CifarNet
 from model_store.training.paper.cifar.train import Plan, Trainer, crops, epochs_to, mean_image, sample
-from tests.support.cifar import small_cifar
+from tests.support.training.cifar import small_cifar
 
 
 def plan(data: CifarData, **values: object) -> Plan:

@@ -1,0 +1,1 @@
+"""Helpers for tests of training: data sets, runs and files of weights."""
