@@ -1,8 +1,7 @@
 """One version of a model on disk: the manifest, the files, and the fingerprint.
 
 A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the graph's external data) and `report/`. It
-may also hold a variant of the net that is faster for batches on a CPU (`batches.onnx`, `batches.bin`), and the net in
-other precisions, in the folders `int8` and `fp16`, each with its own graph and weights.
+may also hold the net in other precisions, in the folders `int8` and `fp16`, each with its own graph and weights.
 Guarantees: a manifest that was read is complete and has a known format. The files of a verified version match the
 SHA-256 in the manifest; a file that does not is named.
 Out of scope: writing versions (`store`), loading the graph (`runtime`), signatures that prove who made a version.
@@ -13,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import copy
 from datetime import datetime
 from functools import cached_property
@@ -39,10 +39,13 @@ FORMAT: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 MODEL_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
-BATCHES_FILE: Final = "batches.onnx"
-BATCHES_WEIGHTS_FILE: Final = "batches.bin"
 REPORT_FOLDER: Final = "report"
 FEATURES: Final = 4096
+# bf16 replaces f32 if the best class agrees for this share of images, the mean cosine of an image's two fc7 vectors is
+# at least this, and their median distance is at most this share of the distance to the nearest other image.
+MIN_BF16_AGREEMENT: Final = 0.999
+MIN_BF16_COSINE: Final = 0.9999
+MAX_BF16_DISTANCE: Final = 0.01
 _FULL: Final = "fp32"  # its files are not in a folder of their own
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -264,6 +267,29 @@ class Artifact:
             if name in self._unverified:
                 self._check(name, sha256_of)
 
+    @contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """Compare the graph and its weights with the manifest, and yield the graph's path, for code that opens files.
+
+        Raises as `verify`, and ArtifactFormatError at the end if a file changed meanwhile.
+        """
+        stamps = self.stamps()
+        for name in graph_files(self.precision):
+            self._check(name, sha256_of)
+        yield self.model_path
+        if self.stamps() != stamps:
+            raise ArtifactFormatError(self.path, "its files changed while they were loaded. Try again")
+
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Return the size and modification time (ns) of each file; (-1, 0) for a missing file."""
+        stamps = {}
+        for name in self.manifest.files:
+            stamps[name] = (-1, 0)
+            with suppress(OSError):
+                status = (self.path / name).stat()
+                stamps[name] = status.st_size, status.st_mtime_ns
+        return stamps
+
     def differing(self) -> list[str]:
         """Return the names of all files that are missing or differ from the manifest. Raises ArtifactFormatError."""
         names = []
@@ -338,17 +364,20 @@ class Artifact:
             return self.manifest.fingerprint
         return self.manifest.precisions[self.precision].fingerprint
 
+    @property
+    def allows_bf16(self) -> bool:
+        """Whether bf16 was measured to give the answers of f32: the manifest's metrics `bf16` are within the limits."""
+        measured = self.manifest.metrics.get("bf16") or {}
+        return bool(
+            measured.get("top1_agreement", 0) >= MIN_BF16_AGREEMENT
+            and measured.get("fc7_cosine", 0) >= MIN_BF16_COSINE
+            and measured.get("fc7_distance", 1) <= MAX_BF16_DISTANCE
+        )
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of the columns of `probabilities`."""
         return tuple(entry.label for entry in self.manifest.classes)
-
-    @property
-    def batches(self) -> tuple[str, str, str] | None:
-        """Paths of the graph and weights for batches on a CPU, relative to the version's folder, or None."""
-        if self.precision != _FULL or not {BATCHES_FILE, BATCHES_WEIGHTS_FILE} <= self.manifest.files.keys():
-            return None
-        return BATCHES_FILE, WEIGHTS_FILE, BATCHES_WEIGHTS_FILE
 
     @property
     def model_path(self) -> Path:

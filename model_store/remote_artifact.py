@@ -7,9 +7,11 @@ Out of scope: the report and other precisions, writing files, the transfer itsel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +31,7 @@ class ShippedVersion:
 
 def ship(artifact: Artifact) -> ShippedVersion:
     """Read the files that a runner needs for this version. Raises ArtifactCorruptError, ArtifactFormatError."""
-    names = {*graph_files(artifact.precision), *(artifact.batches or ())}
+    names = graph_files(artifact.precision)
     return ShippedVersion(
         artifact.manifest.to_bytes(),
         artifact.precision,
@@ -54,3 +56,12 @@ class ShippedArtifact(Artifact):
         if found != expected:
             raise ArtifactCorruptError(self.path / name, expected, found)
         return content
+
+    @contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """Write the files into a temporary folder, and yield the path of the graph there."""
+        with TemporaryDirectory(prefix="fc7-version-") as folder:
+            for name in self._files:
+                path = Path(folder) / PurePosixPath(name).name  # the graph refers to its weights without a folder
+                path.write_bytes(self.read(name))
+            yield Path(folder) / PurePosixPath(graph_files(self.precision)[0]).name

@@ -13,11 +13,9 @@ from index.errors import MilvusUnsupportedError
 from index.factory import open_index, read_stats
 from index.interface import ImageIndex
 from index.records import IndexOptions, IndexStats, MilvusAddress
-from model_store.artifact import Artifact
 from model_store.decoder.decoder import Decoder, Event
 from model_store.decoder.limits import DecodeLimits
 from model_store.runtime.options import RunnerOptions
-from service.inference.memory import needed_to_load
 from service.settings import Settings
 
 _DECODER_NICENESS: Final = 5  # about a third of the share of a thread of the model
@@ -36,35 +34,18 @@ def decoder_of(settings: Settings, *, workers: int, on_event: Callable[[Event], 
     )
 
 
-def runner_options(settings: Settings, *, batches: bool = False) -> RunnerOptions:
-    """Return the options of a runner. batches: optimize for many images instead of one at a time.
-
-    Raises DeviceUnavailableError if the settings contradict each other.
-    """
+def runner_options(settings: Settings) -> RunnerOptions:
+    """Return the options of a runner. Raises DeviceUnavailableError if the settings contradict each other."""
     return RunnerOptions(
         device=settings.device,
+        engine=settings.engine,
+        arithmetic=settings.arithmetic,
         intra_op_threads=settings.threads,
-        batches=batches,
         cuda_memory_limit=None if settings.cuda_memory_mb is None else settings.cuda_memory_mb * 1_000_000,
         cuda_graphs=settings.cuda_graphs,
         precision=settings.precision,
         tensorrt=settings.home / "tensorrt" if settings.tensorrt else None,
     )
-
-
-def serving_options(settings: Settings, artifact: Artifact, available: int | None) -> RunnerOptions:
-    """Return the options of a runner for serving, with parallel runs if a second copy of the weights fits in memory.
-
-    available: bytes that the process can still allocate; None if unknown. Raises DeviceUnavailableError if the settings
-    contradict each other.
-    """
-    options = runner_options(settings)
-    if settings.streams is not None:
-        return replace(options, streams=settings.streams)
-    if options.threads == 1 or options.device.startswith("cuda"):
-        return options
-    fits = available is None or available >= needed_to_load(artifact, streams=2)
-    return replace(options, streams=2 if fits else 1)
 
 
 def open_index_of(settings: Settings, options: IndexOptions) -> ImageIndex:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model_store.runtime.options import EngineName
 from service.addresses import Address, HostPatterns, Origins, RootPath
 from service.errors import SettingError
 
@@ -78,6 +79,20 @@ class Settings(BaseSettings):
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Device that runs the model: auto (CUDA if available, otherwise the CPU), cpu, cuda or cuda:N.",
+    )
+    engine: EngineName = Field(
+        default="auto",
+        description=(
+            "Engine that runs the model: onnxruntime, openvino, or auto (OpenVINO on x86 CPUs where it is installed, "
+            "otherwise ONNX Runtime; CUDA always uses ONNX Runtime)."
+        ),
+    )
+    arithmetic: Literal["auto", "f32"] = Field(
+        default="auto",
+        description=(
+            "Arithmetic of the float layers on a CPU: f32, or auto (bf16 if the CPU has it, the engine is OpenVINO, "
+            "and the version was measured to give the same answers; otherwise f32)."
+        ),
     )
     precision: Literal["fp32", "int8", "fp16"] = Field(
         default="fp32", description="Precision of the model; the start fails if the active version has no files for it."
@@ -247,16 +262,7 @@ class Settings(BaseSettings):
         description="Maximum share of time for re-embedding while requests arrive; an idle server uses all of it.",
     )
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Number of ONNX Runtime threads (unset: one per core)."
-    )
-    streams: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description=(
-            "Number of parallel runs on the CPU, each on an equal share of FC7_THREADS (unset: 2 if there are two"
-            " cores and memory for a second copy of the weights, otherwise 1)."
-        ),
+        default=None, ge=1, le=1024, description="Number of threads that run the model (unset: one per core)."
     )
     decode_threads: int | None = Field(
         default=None,

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
@@ -28,7 +27,7 @@ from model_store.errors import NoActiveModelError
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
-from service.factory import decoder_of, open_index_of, outdated_note, serving_options
+from service.factory import decoder_of, open_index_of, outdated_note, runner_options
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
@@ -58,7 +57,7 @@ class Resources:
         self.store = ModelStore(settings.home, precision=settings.precision)
         self._loader = ModelLoader(
             make_runner,
-            partial(serving_options, settings),
+            runner_options(settings),
             BatchLimits(
                 settings.max_batch, settings.max_delay_ms / 1000, settings.queue_size, deadline_s=settings.deadline_s
             ),

@@ -27,9 +27,9 @@ from benchmarks.serving.servers import Server, fc7_server, litserve_server
 BUSY, MAX_CLIENTS = 32, 128
 OVERLOAD = 3
 FC7 = "fc7"
-LITSERVE, BATCHES, POOL, PLAIN = (
+LITSERVE, OPENVINO, POOL, PLAIN = (
     "LitServe",
-    "LitServe, graph for batches",
+    "LitServe, OpenVINO",
     "LitServe, decoding in a pool",
     "LitServe, plain export",
 )
@@ -37,10 +37,10 @@ LITSERVE, BATCHES, POOL, PLAIN = (
 MEASURED = {
     1: (FC7, LITSERVE, PLAIN),
     8: (FC7, LITSERVE),
-    BUSY: (FC7, LITSERVE, BATCHES, POOL, PLAIN),
+    BUSY: (FC7, LITSERVE, OPENVINO, POOL, PLAIN),
     MAX_CLIENTS: (FC7, LITSERVE),
 }
-LIMITS = {1: ("one",), BUSY: ("alternating", "overlapping", "parallel")}
+LIMITS = {1: ("one",), BUSY: ("alternating", "overlapping")}
 _BOUNDARY = "4d1f0f5e"
 
 
@@ -123,14 +123,14 @@ class ServingBenchmark:
         log = scratch / "litserve.log"
         self.log("exporting the net with torch.onnx")
         plain = write_plain_graph(self.home, scratch)
-        for name, threads, batches, graph in (
-            (LITSERVE, 1, False, None),
-            (BATCHES, 1, True, None),
-            (POOL, os.cpu_count() or 1, False, None),
-            (PLAIN, 1, False, plain),
+        for name, threads, engine, graph in (
+            (LITSERVE, 1, "onnxruntime", None),
+            (OPENVINO, 1, "openvino", None),
+            (POOL, os.cpu_count() or 1, "onnxruntime", None),
+            (PLAIN, 1, "onnxruntime", plain),
         ):
             servers[name] = stack.enter_context(
-                litserve_server(self.home, log, threads=threads, batches=batches, graph=graph)
+                litserve_server(self.home, log, threads=threads, engine=engine, graph=graph)
             )
             servers[name].suspend()
 

@@ -1,10 +1,8 @@
-"""The limit: decoding and ONNX Runtime in one process with nothing in between. No server can be faster.
+"""The limit: decoding and the engine in one process with nothing in between. No server can be faster.
 
-A thread pool decodes, and the version's graph for batches runs in batches. There are two ways to share the cores:
-alternating (all cores decode a batch, then all run it) and overlapping (the next batch is decoded while one runs). The
-faster of the two is the limit. Two more figures: `parallel`, where each core decodes and runs its own batches with a
-second session of one thread per run, which is the limit if a second copy of the weights fits in memory; and `one`, a
-single image alone.
+A thread pool decodes, and the engine that serves runs batches. There are two ways to share the cores: alternating (all
+cores decode a batch, then all run it) and overlapping (the next batch is decoded while one runs). The faster of the two
+is the limit. One more figure: `one`, a single image alone.
 Out of scope: HTTP, queues, and responses beyond the arrays.
 """
 
@@ -14,7 +12,6 @@ import itertools
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from model_store.cores import usable_cores
-from model_store.image import CROP, prepare, views
+from model_store.image import prepare, views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
@@ -74,13 +71,9 @@ class _Limits:
     def __init__(self, home: Path, images: list[bytes]) -> None:
         self.cores = usable_cores()
         artifact = ModelStore(home).active_artifact()
-        self.single = Runner(artifact, RunnerOptions(device="cpu"))
-        self.runner = Runner(artifact, RunnerOptions(device="cpu", streams=self.cores, batches=True))
-        self.single.warm_up()
-        self.runner.warm_up((BATCH,))
-        self.runner.run(np.zeros((BATCH, CROP, CROP, 3), np.uint8))
+        self.runner = Runner(artifact, RunnerOptions(device="cpu"))
+        self.runner.warm_up((1, BATCH))
         self.source = itertools.cycle(images)
-        self.source_lock = threading.Lock()
         self.pool = ThreadPoolExecutor(self.cores)
 
     def _batch(self) -> list[bytes]:
@@ -90,7 +83,7 @@ class _Limits:
         times = []
         while time.perf_counter() < until:
             data, started = next(self.source), time.perf_counter()
-            self.single.run(views(prepare(data)))
+            self.runner.run(views(prepare(data)))
             times.append(time.perf_counter() - started)
         return float(np.median(times)) * 1000
 
@@ -108,18 +101,6 @@ class _Limits:
             pixels = np.stack([future.result() for future in decoding])
             decoding = [self.pool.submit(prepare, data) for data in self._batch()]
             self.runner.run(views(pixels))
-            done += BATCH
-        return done
-
-    def parallel(self, until: float) -> int:
-        return sum(self.pool.map(self._run_batches, [until] * self.cores))
-
-    def _run_batches(self, until: float) -> int:
-        done = 0
-        while time.perf_counter() < until:
-            with self.source_lock:
-                data = self._batch()
-            self.runner.run_in_stream(views(np.stack([prepare(each) for each in data])))
             done += BATCH
         return done
 

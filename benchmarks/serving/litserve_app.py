@@ -1,9 +1,9 @@
 """A LitServe application with the same graph, preprocessing, batches and responses as fc7.
 
-    python -m benchmarks.serving.litserve_app HOME PORT THREADS [--batches] [--graph FILE]
+    python -m benchmarks.serving.litserve_app HOME PORT THREADS [--engine NAME] [--graph FILE]
 
-With `--batches` it runs the version's graph for batches; with FILE it runs that graph in a default session.
-The session (`Runner`), `prepare`, `views` and `top_k` are those of fc7. HTTP, queues, processes and batching (16
+It runs the version in the engine NAME (onnxruntime or openvino); with FILE it runs that graph in a default session.
+The engine (`Runner`), `prepare`, `views` and `top_k` are those of fc7. HTTP, queues, processes and batching (16
 images, 10 ms) are those of LitServe, with the options that its documentation recommends for throughput
 (`fast_queue`). Images are multipart uploads. With one thread, images are decoded one by one in `decode_request`, as in
 LitServe's documentation; with more, a thread pool decodes them in `batch`, which is half of what fc7 does.
@@ -21,7 +21,7 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from model_store.image import CROP, prepare, views
-from model_store.runtime.options import RunnerOptions
+from model_store.runtime.options import EngineName, RunnerOptions
 from model_store.runtime.runner import Outputs, Runner, top_k
 from model_store.store import ModelStore
 
@@ -32,9 +32,9 @@ WAIT_S = 0.01
 class Classify(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
     """Classify an image: return the five most probable classes."""
 
-    def __init__(self, home: Path, threads: int, *, batches: bool, graph: Path | None) -> None:
+    def __init__(self, home: Path, threads: int, *, engine: EngineName, graph: Path | None) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=WAIT_S)
-        self.home, self.threads, self.batches, self.graph = home, threads, batches, graph
+        self.home, self.threads, self.engine, self.graph = home, threads, engine, graph
 
     def setup(self, device: str) -> None:
         """Load the active version in the worker process."""
@@ -42,7 +42,7 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
         artifact = ModelStore(self.home).active_artifact()
         self.labels = artifact.labels
         if self.graph is None:
-            self.run = Runner(artifact, RunnerOptions(device="cpu", batches=self.batches)).run
+            self.run = Runner(artifact, RunnerOptions(device="cpu", engine=self.engine)).run
         else:
             session = onnxruntime.InferenceSession(self.graph, providers=["CPUExecutionProvider"])
             self.run = lambda pixels: Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))
@@ -84,10 +84,10 @@ def _main() -> None:
     parser.add_argument("home", type=Path)
     parser.add_argument("port", type=int)
     parser.add_argument("threads", type=int)
-    parser.add_argument("--batches", action="store_true")
+    parser.add_argument("--engine", default="onnxruntime", choices=("onnxruntime", "openvino"))
     parser.add_argument("--graph", type=Path)
     given = parser.parse_args()
-    served = Classify(given.home, given.threads, batches=given.batches, graph=given.graph)
+    served = Classify(given.home, given.threads, engine=given.engine, graph=given.graph)
     server = litserve.LitServer(served, accelerator="cpu", fast_queue=True)
     server.run(host="127.0.0.1", port=given.port, num_api_servers=1, generate_client_file=False, log_level="warning")
 

@@ -72,12 +72,12 @@ def fc7_server(home: Path, log: Path, environment: Mapping[str, str]) -> Iterato
 
 @contextmanager
 def litserve_server(
-    home: Path, log: Path, *, threads: int, batches: bool = False, graph: Path | None = None
+    home: Path, log: Path, *, threads: int, engine: str = "onnxruntime", graph: Path | None = None
 ) -> Iterator[Server]:
     """Serve the active version of `home` with LitServe. The parameters are those of `litserve_app`."""
     port = _free_port()
     command = [sys.executable, "-m", "benchmarks.serving.litserve_app", str(home), str(port), str(threads)]
-    command += ["--batches"] * batches + ([] if graph is None else ["--graph", str(graph)])
+    command += ["--engine", engine] + ([] if graph is None else ["--graph", str(graph)])
     with _running("LitServe", command, log, {}, port=port, ready="/health", path="/predict") as server:
         yield server
 

@@ -1,12 +1,16 @@
-"""Options of a Runner: device, threads, precision."""
+"""Options of a Runner: device, engine, arithmetic, threads, precision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from model_store.cores import usable_cores
 from model_store.errors import DeviceUnavailableError
+
+EngineName = Literal["auto", "onnxruntime", "openvino"]
+Arithmetic = Literal["auto", "f32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,22 +18,22 @@ class RunnerOptions:
     """Options for running a version.
 
     device: "auto" (CUDA if it works, otherwise the CPU), "cpu", "cuda" (the first device) or "cuda:N".
+    engine: what runs the graph. "auto" takes OpenVINO on x86 CPUs where it is installed, otherwise ONNX Runtime. CUDA
+    always uses ONNX Runtime.
+    arithmetic: of the float layers in OpenVINO. "auto" takes bf16 if the CPU computes it natively and the version was
+    measured to agree with f32 (`Artifact.allows_bf16`), otherwise f32. "bf16" forces it, for that measurement.
     intra_op_threads: threads of one run on the CPU; None for the cores that this process may use.
-    streams: number of concurrent runs that share these threads on the CPU (`Runner.run_in_stream`). More than one needs
-    a second copy of the weights. CUDA always uses one.
-    batches: let `Runner.run` use the graph for batches on the CPU. It is faster for batches (indexing, evaluation) and
-    slower for a single image. `Runner.run_in_stream` always uses it.
     cuda_memory_limit: limit of the CUDA memory arena in bytes; None for no limit.
-    bind: keep inputs and outputs in fixed device buffers (IO binding); None for only on CUDA.
+    bind: keep inputs and outputs in fixed device buffers (IO binding) in ONNX Runtime; None for only on CUDA.
     cuda_graphs: capture a CUDA graph for each batch size at its first run. tensorrt: run with TensorRT and cache its
     engines in this folder. Both raise DeviceUnavailableError where they are not available.
     precision: the precision to run in; None for the one that the artifact was opened in.
     """
 
     device: str = "auto"
+    engine: EngineName = "auto"
+    arithmetic: Arithmetic = "auto"
     intra_op_threads: int | None = None
-    streams: int = 1
-    batches: bool = False
     cuda_memory_limit: int | None = None
     bind: bool | None = None
     cuda_graphs: bool = False
@@ -42,8 +46,6 @@ class RunnerOptions:
             raise DeviceUnavailableError(self.device, (), 'the device must be "auto", "cpu", "cuda" or "cuda:N"')
         if self.intra_op_threads is not None and self.intra_op_threads < 1:
             raise ValueError(f"intra_op_threads must be at least 1, but is {self.intra_op_threads}.")
-        if self.streams < 1:
-            raise ValueError(f"streams must be at least 1, but is {self.streams}.")
         if self.cuda_only and self.device == "cpu":
             raise DeviceUnavailableError(self.cuda_only, (), "it requires CUDA, but the device is cpu")
 

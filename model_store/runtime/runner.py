@@ -7,23 +7,20 @@ Out of scope: decoding, batching, averaging views, retries.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from model_store.artifact import FEATURES, Artifact
-from model_store.errors import RunnerError, ShapeError
+from model_store.errors import DeviceUnavailableError, RunnerError, ShapeError
 from model_store.image import CROP
+from model_store.runtime.engine import Engine
+from model_store.runtime.onnxruntime_engine import OnnxRuntimeEngine, has_cuda
+from model_store.runtime.openvino_engine import OpenVinoEngine, is_available
 from model_store.runtime.options import RunnerOptions
-from model_store.runtime.ort import CPU, bind_io, load_sessions
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 
 class Outputs(NamedTuple):
@@ -36,101 +33,88 @@ class Outputs(NamedTuple):
 class Runner:
     """A loaded version on one device.
 
-    device: "cpu" or "cuda:N". provider: ONNX Runtime's execution provider. streams: the best number of concurrent calls
-    of `run_in_stream`.
+    engine: "onnxruntime" or "openvino". device: "cpu" or "cuda:N". provider: ONNX Runtime's execution provider, or
+    "OpenVINO". arithmetic: "f32", "bf16", "int8" or "fp16".
     """
 
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
-        """Load `artifact`. Files that were not verified yet are compared with the manifest, each read once.
+        """Load `artifact`. Files that were not verified yet are compared with the manifest.
 
         Raises ArtifactCorruptError, PrecisionNotFoundError, DeviceUnavailableError (CUDA was requested and is not
-        available), RunnerError (the graph cannot be loaded, or has other inputs or outputs), MissingExtraError (ONNX
-        Runtime is not installed).
+        available), RunnerError (the graph cannot be loaded, or has other inputs or outputs), MissingExtraError (the
+        engine is not installed).
         """
         self.options = options or RunnerOptions()
         if self.options.precision is not None:
             artifact = artifact.at(self.options.precision)
         self.artifact = artifact
         self.classes = len(artifact.manifest.classes)
-        self._session: onnxruntime.InferenceSession | None
-        (self._session, *shared), self.provider = load_sessions(artifact, self.options)
-        artifact.verify()  # the files that were not loaded; `load_sessions` verified the others as it read them
-        self._shared: onnxruntime.InferenceSession | None = shared[0] if shared else None
-        self.streams = self.options.streams if shared else 1
-        self.device = "cpu" if self.provider == CPU else f"cuda:{self.options.cuda_device}"
-        for session in (self._session, *shared):
-            self._check_contract(session)
-        self._bound = bind_io(self._session, self.provider, self.options)
-        self._running = threading.Lock()  # protects the shared buffers of IO binding
+        engine = open_engine(artifact, self.options)
+        artifact.verify()  # the files that the engine did not load
+        self._engine: Engine | None = engine
+        self.engine, self.device, self.provider = engine.name, engine.device, engine.provider
+        self.arithmetic = engine.arithmetic
+        self._check_contract(engine)
         structlog.get_logger(__name__).info(
             "model loaded",
             model=artifact.embedder,
             device=self.device,
             requested=self.options.device,
+            engine=self.engine,
             provider=self.provider,
-            streams=self.streams,
+            arithmetic=self.arithmetic,
         )
 
-    def _check_contract(self, session: onnxruntime.InferenceSession) -> None:
-        inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
-        outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
-        wanted_inputs = {"pixels": ("tensor(uint8)", [CROP, CROP, 3])}
-        wanted_outputs = {"probabilities": ("tensor(float)", [self.classes]), "fc7": ("tensor(float)", [FEATURES])}
-        if inputs != wanted_inputs:
-            raise RunnerError(self.artifact.id, f"the inputs of the graph are {inputs}, but must be {wanted_inputs}")
+    def _check_contract(self, engine: Engine) -> None:
+        wanted_inputs = {"pixels": ("u8", [CROP, CROP, 3])}
+        wanted_outputs = {"probabilities": ("f32", [self.classes]), "fc7": ("f32", [FEATURES])}
+        if engine.inputs != wanted_inputs:
+            raise RunnerError(
+                self.artifact.id, f"the inputs of the graph are {engine.inputs}, but must be {wanted_inputs}"
+            )
         for name, wanted in wanted_outputs.items():
-            if outputs.get(name) != wanted:
-                raise RunnerError(
-                    self.artifact.id, f"the output {name} of the graph is {outputs.get(name)}, but must be {wanted}"
-                )
+            if engine.outputs.get(name) != wanted:
+                found = engine.outputs.get(name)
+                raise RunnerError(self.artifact.id, f"the output {name} of the graph is {found}, but must be {wanted}")
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         """Run the network on pixels, uint8 [n,224,224,3], RGB, n >= 1. Returns one row for each image.
 
         Raises ShapeError for other arrays, RunnerError if the engine fails or the runner is closed.
         """
-        return self._run(pixels, self._session)
-
-    def run_in_stream(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """As `run`, but with one stream's share of the threads, for up to `streams` concurrent calls.
-
-        Concurrent runs give more images a second: the threads of one run wait for each other after every operator, the
-        threads of different runs do not. Uses the graph for batches if the version has one, so the outputs can differ
-        from those of `run` by rounding.
-        """
-        return self._run(pixels, self._shared or self._session)
-
-    def _run(self, pixels: NDArray[np.uint8], session: onnxruntime.InferenceSession | None) -> Outputs:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (CROP, CROP, 3) or not len(pixels):
             raise ShapeError("pixels", f"uint8 [n,{CROP},{CROP},3], n >= 1", f"{pixels.dtype} {list(pixels.shape)}")
-        if session is None:
+        engine = self._engine
+        if engine is None:
             raise RunnerError(self.artifact.id, "the runner is closed")
-        pixels = np.ascontiguousarray(pixels)
-        bound = self._bound if session is self._session else None
         try:
-            if bound is None:
-                return Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))
-            with self._running:
-                return Outputs(*bound.run(pixels))
-        except Exception as exc:  # ONNX Runtime has an exception class for each status code
+            return Outputs(*engine.run(np.ascontiguousarray(pixels)))
+        except Exception as exc:  # each engine has exception classes of its own
             raise RunnerError(self.artifact.id, str(exc)) from exc
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
-        """Run each batch size once, so that memory is allocated and algorithms are chosen before the first request.
-
-        Batches of several images run on all streams.
-        """
+        """Run each batch size once, so that memory is allocated and algorithms are chosen before the first request."""
         for size in batch_sizes:
-            pixels = np.zeros((size, CROP, CROP, 3), np.uint8)
-            if size == 1 or self._shared is None:
-                self.run(pixels)
-            else:
-                with ThreadPoolExecutor(self.streams) as pool:
-                    list(pool.map(self.run_in_stream, [pixels] * self.streams))
+            self.run(np.zeros((size, CROP, CROP, 3), np.uint8))
 
     def close(self) -> None:
-        """Free the sessions. Runs in progress finish; a later `run` raises RunnerError."""
-        self._session = self._shared = self._bound = None
+        """Free the engine's memory. Runs in progress finish; a later `run` raises RunnerError."""
+        self._engine = None
+
+
+def open_engine(artifact: Artifact, options: RunnerOptions) -> Engine:
+    """Load `artifact` in the engine that the options name. Raises as `Runner`."""
+    if options.engine == "openvino":
+        if options.device not in ("auto", "cpu") or options.cuda_only:
+            wanted = options.cuda_only or options.device
+            raise DeviceUnavailableError(wanted, (), "FC7_ENGINE is openvino, which runs on the CPU")
+        return OpenVinoEngine(artifact, options)
+    cpu_only = options.device == "cpu" or (options.device == "auto" and not options.cuda_only and not has_cuda())
+    openvino = options.engine == "auto" and options.bind is None and is_available()
+    if cpu_only and openvino:
+        return OpenVinoEngine(artifact, options)
+    engine = OnnxRuntimeEngine(artifact, options)
+    return OpenVinoEngine(artifact, options) if engine.device == "cpu" and openvino else engine
 
 
 def average_views(values: NDArray[np.float32], n: int) -> NDArray[np.float32]:

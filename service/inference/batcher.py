@@ -8,7 +8,7 @@ Guarantees:
 - An image whose future is cancelled or whose slots are released is not run.
 - If a batch fails, its images are run one by one, so that one image cannot fail the others. If all of them and a blank
   image fail too, the model is dead: all waiting requests fail immediately, and `on_death` is called.
-- Each prediction is the one that the image would get alone. With a graph for batches, it may differ by rounding.
+- Each prediction is the one that the image would get alone, except for rounding.
 
 Out of scope: decoding (decoding threads reserve a core with `Ticket.decoding`) and deadlines (the caller's timeout
 cancels the futures). Admission and core scheduling have modules of their own.
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,47 +69,36 @@ class Ticket(Slots):
         self._batcher._release(self)
 
 
-class _Batch(NamedTuple):
-    images: list[QueuedImage]
-    infer: InferFn
-    cores: int
-
-
 class Batcher:
-    """A queue of images, and one thread per stream that runs batches of them."""
+    """A queue of images, and a thread that runs batches of them."""
 
     def __init__(
         self,
         infer: InferFn,
         limits: BatchLimits,
         *,
-        infer_in_stream: InferFn | None = None,
-        streams: int = 1,
         cores: int | None = None,
         on_run: Callable[[int, float], None] = lambda _rows, _seconds: None,
         on_death: Callable[[RunnerDeadError], None] = lambda _error: None,
     ) -> None:
-        """Start the threads.
+        """Start the thread.
 
-        infer: runs a batch on all cores. infer_in_stream: runs a batch on one stream's share of the cores, called by up
-        to `streams` threads in parallel; `infer` by default. cores: shared by runs and decoding; None if the model
-        runs on a device of its own (CUDA), where a batch starts as soon as possible. `on_run(rows, seconds)` is
-        called after each run and `on_death(error)` once, in the thread of the run.
+        infer: runs a batch. cores: shared by runs and decoding; None if the model runs on a device of its own (CUDA),
+        where a batch starts as soon as possible. `on_run(rows, seconds)` is called after each run and
+        `on_death(error)` once, in the thread of the run.
         """
         self._infer = infer
-        self._infer_in_stream = infer_in_stream or infer
         self._limits = limits
         self._on_run = on_run
         self._on_death = on_death
         self._lock = threading.Lock()
         self._admission = Admission(limits)
-        self._scheduler = CoreScheduler(self._lock, streams=streams, cores=cores, batch_is_ready=self._batch_is_ready)
+        self._scheduler = CoreScheduler(self._lock, cores=cores, batch_is_ready=self._batch_is_ready)
         self._ready: deque[Ticket] = deque()  # requests with queued images; the first one is served next
         self._last_run_seconds = 0.0
         self._last_run_ended = 0.0  # monotonic
-        self._threads = [threading.Thread(target=self._serve, name="fc7-model", daemon=True) for _ in range(streams)]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._serve, name="fc7-model", daemon=True)
+        self._thread.start()
 
     @property
     def admitted(self) -> int:
@@ -133,12 +122,11 @@ class Batcher:
             return self._admission.refusal(1)
 
     def close(self) -> None:
-        """Admit no more images, answer the queued ones and end the threads. Safe to call twice."""
+        """Admit no more images, answer the queued ones and end the thread. Safe to call twice."""
         with self._lock:
             self._admission.closing = True
             self._scheduler.run_may_start.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def _enqueue(self, ticket: Ticket, image: QueuedImage) -> Future[Prediction]:
         with self._lock:
@@ -171,29 +159,27 @@ class Batcher:
             image.future.cancel()
 
     def _serve(self) -> None:
-        while (batch := self._next_batch()) is not None:
+        alive = True
+        while alive and (images := self._next_batch()) is not None:
             try:
-                alive = not batch.images or self._answer(batch)
+                alive = not images or self._answer(images)
             finally:
                 with self._lock:
                     self._last_run_ended = time.monotonic()
-                    self._scheduler.end_run(batch.cores)
-            if not alive:
-                return
+                    self._scheduler.end_run()
 
-    def _next_batch(self) -> _Batch | None:
+    def _next_batch(self) -> list[QueuedImage] | None:
         """Wait for the next batch and take it; return None when there will be no more."""
         scheduler = self._scheduler
         with self._lock:
             while not (self._batch_is_ready() and scheduler.has_free_core()):
-                if self.death is not None or (self._admission.closing and not self._ready):
-                    scheduler.run_may_start.notify()  # the next thread ends too: it may wait without a timeout
+                if self._admission.closing and not self._ready:
                     return None
                 scheduler.run_may_start.wait(self._wait_budget() if scheduler.has_free_core() else None)
             return self._take()
 
     def _batch_is_ready(self) -> bool:
-        return bool(self._ready) and self._scheduler.running < self._scheduler.streams and self._wait_budget() == 0
+        return bool(self._ready) and not self._scheduler.running and self._wait_budget() == 0
 
     def _wait_budget(self) -> float | None:
         """Return for how many seconds a batch should still wait for more images; None if no image is queued."""
@@ -203,7 +189,7 @@ class Batcher:
         pending, scheduler = self._admission.pending, self._scheduler
         oldest = min(image.queued_at for image in images)
         full = sum(image.views for image in images) >= self._limits.max_batch or len(images) >= self._fair_share()
-        device_was_idle = not scheduler.shares_cores and not scheduler.running and oldest > self._last_run_ended
+        device_was_idle = scheduler.cores is None and oldest > self._last_run_ended
         if full or device_was_idle or self._admission.closing or not pending:
             return 0
         longest = self._limits.max_delay_s
@@ -217,15 +203,12 @@ class Batcher:
         Unequal batches would stay unequal, because clients that are answered together send their next requests
         together. Requests in the longer batches would always wait longer.
         """
-        admitted, streams = self._admission.admitted, self._scheduler.streams
-        rounds = -(-admitted // (streams * self._limits.max_batch)) or 1
-        return -(-admitted // (streams * rounds))
+        admitted = self._admission.admitted
+        rounds = -(-admitted // self._limits.max_batch) or 1
+        return -(-admitted // rounds)
 
-    def _take(self) -> _Batch:
+    def _take(self) -> list[QueuedImage]:
         """Take images in turn, one of each request, while they fit in the batch; at least one."""
-        scheduler = self._scheduler
-        queued = sum(len(ticket.queued) for ticket in self._ready)
-        alone = not scheduler.running and (scheduler.streams == 1 or (queued == 1 and not self._admission.pending))
         share = self._fair_share()
         images: list[QueuedImage] = []
         rows = 0
@@ -240,32 +223,30 @@ class Batcher:
             if image.future.set_running_or_notify_cancel():
                 images.append(image)
                 rows += image.views
-        cores = scheduler.start_run(alone=alone)
-        if self._ready:
-            scheduler.run_may_start.notify()
-        return _Batch(images, self._infer if alone else self._infer_in_stream, cores)
+        self._scheduler.start_run()
+        return images
 
-    def _answer(self, batch: _Batch) -> bool:
+    def _answer(self, images: list[QueuedImage]) -> bool:
         """Run a batch and set its futures; return False if the model is dead."""
         try:
-            predictions = self._run(batch.images, batch.infer)
+            predictions = self._run(images)
         except Exception:
-            return self._answer_one_by_one(batch)
+            return self._answer_one_by_one(images)
         with self._lock:
             self._last_run_seconds = predictions[0].run_seconds
-            # Batches may overlap or follow one another, so the rate is measured from the end of one to the next.
-            started = max(self._last_run_ended, min(image.queued_at for image in batch.images))
-            self._admission.record_rate((time.monotonic() - started) / len(batch.images))
-        for image, prediction in zip(batch.images, predictions, strict=True):
+            # Decoding between two batches counts too, so the rate is measured from the end of one to the next.
+            started = max(self._last_run_ended, min(image.queued_at for image in images))
+            self._admission.record_rate((time.monotonic() - started) / len(images))
+        for image, prediction in zip(images, predictions, strict=True):
             image.future.set_result(prediction)
         return True
 
-    def _answer_one_by_one(self, batch: _Batch) -> bool:
+    def _answer_one_by_one(self, images: list[QueuedImage]) -> bool:
         alive = False
         failed: list[tuple[QueuedImage, Exception]] = []
-        for image in batch.images:
+        for image in images:
             try:
-                [prediction] = self._run([image], batch.infer)
+                [prediction] = self._run([image])
             except Exception as error:
                 failed.append((image, error))
             else:
@@ -273,16 +254,16 @@ class Batcher:
                 alive = True
         if not alive:
             try:
-                batch.infer(np.zeros((1, CROP, CROP, 3), np.uint8))
+                self._infer(np.zeros((1, CROP, CROP, 3), np.uint8))
             except Exception as error:
-                self._die(error, batch.images)
+                self._die(error, images)
                 return False
         for image, failure in failed:
             image.future.set_exception(failure)
         return True
 
-    def _run(self, images: list[QueuedImage], infer: InferFn) -> list[Prediction]:
-        predictions = run_batch(infer, images)
+    def _run(self, images: list[QueuedImage]) -> list[Prediction]:
+        predictions = run_batch(self._infer, images)
         self._on_run(sum(image.views for image in images), predictions[0].run_seconds)
         return predictions
 
@@ -291,23 +272,20 @@ class Batcher:
         death = RunnerDeadError(str(cause) or type(cause).__name__)
         death.__cause__ = cause
         with self._lock:
-            first = self.death is None  # another stream may have found the model dead before
-            self._admission.death = self.death or death
+            self._admission.death = death
             queued = [image for ticket in self._ready for image in ticket.queued]
             for ticket in self._ready:
                 ticket.queued.clear()
             self._ready.clear()
-            self._scheduler.run_may_start.notify_all()
         for image in queued:
             if image.future.set_running_or_notify_cancel():
                 image.future.set_exception(death)
         for image in images:
             image.future.set_exception(death)
-        if first:
-            self._on_death(death)
+        self._on_death(death)
 
 
-# Runs the model (`Runner.run` or `Runner.run_in_stream`): returns one output row for each row, uint8 [n,224,224,3].
+# Runs the model (`Runner.run`): returns one output row for each row, uint8 [n,224,224,3].
 InferFn = Callable[[NDArray[np.uint8]], Outputs]
 
 

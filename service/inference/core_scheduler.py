@@ -1,9 +1,8 @@
-"""Core scheduling: which thread may decode an image or run a batch, and on how many cores.
+"""Core scheduling: when an image may be decoded and when a batch may run, if both use the same cores.
 
 Guarantees:
-- A batch that is alone uses all cores. Otherwise up to `streams` batches run in parallel, each on an equal share.
-- If runs and decoding share cores, images are decoded only on cores that no run uses, in order of arrival. A batch
-  that is ready to run takes precedence over decoding.
+- A batch runs alone on all cores: threads that share a core with decoding would keep the others waiting.
+- Images are decoded in order of arrival, one on each core. A batch that is ready to run takes precedence.
 - A thread that waits for a core stops waiting when the slots of its request are released.
 
 Out of scope: choosing the images of a batch. All methods but `core_for` must be called with the lock held.
@@ -27,23 +26,16 @@ class CoreScheduler:
     thread that wakes up without work competes for the GIL with a thread that has a result to deliver.
     """
 
-    def __init__(
-        self, lock: threading.Lock, *, streams: int, cores: int | None, batch_is_ready: Callable[[], bool]
-    ) -> None:
+    def __init__(self, lock: threading.Lock, *, cores: int | None, batch_is_ready: Callable[[], bool]) -> None:
         """cores: shared by runs and decoding, or None if the model runs on a device of its own (CUDA)."""
         self.run_may_start = threading.Condition(lock)
         self.core_may_be_free = threading.Condition(lock)
-        self.streams = streams
-        self.shares_cores = cores is not None
-        self._total = cores or 0
-        # With one stream, the operating system divides the cores between the run and decoding.
-        self._limit = cores if streams > 1 else None
+        self.cores = cores
         self._batch_is_ready = batch_is_ready
         self._lock = lock
         self._waiting_to_decode: deque[Slots] = deque()  # in order of arrival
-        self._cores_in_use = 0  # by runs
         self.decoding = 0  # images that have a core now
-        self.running = 0  # batches that run now
+        self.running = False
 
     @contextmanager
     def core_for(self, slots: Slots) -> Iterator[None]:
@@ -68,23 +60,19 @@ class CoreScheduler:
 
     def has_free_core(self) -> bool:
         """Return whether a core is free, or runs and decoding need not wait for one another."""
-        return self._limit is None or self.decoding + self._cores_in_use < self._limit
+        return self.cores is None or (not self.running and self.decoding < self.cores)
 
-    def start_run(self, *, alone: bool) -> int:
-        """Reserve all cores for a batch that is alone, else one stream's share. Return how many are reserved."""
-        cores = self._total // (1 if alone else self.streams)
-        self.running += 1
-        self._cores_in_use += cores
+    def start_run(self) -> None:
+        """Reserve all cores for a batch."""
+        self.running = True
         self.core_may_be_free.notify_all()  # decoding threads gave precedence to this batch
-        return cores
 
-    def end_run(self, cores: int) -> None:
-        """Return the cores of a finished batch."""
-        self._cores_in_use -= cores
-        self.running -= 1
+    def end_run(self) -> None:
+        """Free the cores of a finished batch."""
+        self.running = False
         self.core_may_be_free.notify_all()
 
     def _may_decode(self, slots: Slots) -> bool:
-        if self._limit is None:
+        if self.cores is None:
             return True
         return self._waiting_to_decode[0] is slots and self.has_free_core() and not self._batch_is_ready()

@@ -7,7 +7,6 @@ Out of scope: deciding which versions are loaded (see `model_pool`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from model_store.artifact import Artifact
@@ -27,13 +26,12 @@ MakeRunner = Callable[[Artifact, RunnerOptions], Runner]
 class ModelLoader:
     """Loads versions for serving.
 
-    make_runner: creates a Runner (tests pass a subclass). make_options: returns the runner's options for a version and
-    the available bytes of memory (None if unknown). on_run: called with the rows and seconds of each run. on_death:
-    called with the version's key (see `key_of`) and the error when a model stops working.
+    make_runner: creates a Runner (tests pass a subclass). on_run: called with the rows and seconds of each run.
+    on_death: called with the version's key (see `key_of`) and the error when a model stops working.
     """
 
     make_runner: MakeRunner
-    make_options: Callable[[Artifact, int | None], RunnerOptions]
+    options: RunnerOptions
     limits: BatchLimits
     on_run: Callable[[int, float], None]
     on_death: Callable[[str, RunnerDeadError], None]
@@ -41,12 +39,11 @@ class ModelLoader:
     def load(self, artifact: Artifact, *, check_memory: bool) -> Serving:
         """Return the version, ready to answer. Raises MemoryShortError and the errors of `make_runner`."""
         memory = available()
-        options = self.make_options(artifact, memory)
-        needed = needed_to_load(artifact, options.streams)
+        needed = needed_to_load(artifact)
         if check_memory and memory is not None and memory < needed:
             raise MemoryShortError(artifact.id, needed, memory)
-        stamps, key = _file_stamps(artifact), key_of(artifact)
-        runner = self.make_runner(artifact, options)
+        stamps, key = artifact.stamps(), key_of(artifact)
+        runner = self.make_runner(artifact, self.options)
         try:
             runner.warm_up((1, self.limits.max_batch))
         except BaseException:
@@ -56,8 +53,6 @@ class ModelLoader:
         batcher = Batcher(
             runner.run,
             self.limits,
-            infer_in_stream=runner.run_in_stream,
-            streams=runner.streams,
             cores=runner.options.threads if runner.device == "cpu" else None,
             on_run=self.on_run,
             on_death=lambda error: self.on_death(key, error),
@@ -67,16 +62,5 @@ class ModelLoader:
 
 def changed_files(serving: Serving) -> list[str]:
     """Return the names of the files whose size or modification time changed since the version was loaded."""
-    stamps = _file_stamps(serving.artifact)
+    stamps = serving.artifact.stamps()
     return [name for name, stamp in stamps.items() if serving.file_stamps.get(name) != stamp]
-
-
-def _file_stamps(artifact: Artifact) -> dict[str, tuple[int, int]]:
-    """Return the size and modification time of each file of a version; (-1, 0) for a missing file."""
-    stamps = {}
-    for name in artifact.manifest.files:
-        stamps[name] = (-1, 0)
-        with suppress(OSError):
-            stat = (artifact.path / name).stat()
-            stamps[name] = (stat.st_size, stat.st_mtime_ns)
-    return stamps

@@ -15,15 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from model_store.artifact import (
-    BATCHES_FILE,
-    BATCHES_WEIGHTS_FILE,
-    MODEL_FILE,
-    WEIGHTS_FILE,
-    Artifact,
-    ManifestDraft,
-    class_labels,
-)
+from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft, class_labels
 from model_store.store import ModelStore
 
 GRID = 7
@@ -91,22 +83,4 @@ def publish_tiny_model(
         artifact = store.publish(folder, tiny_draft(name, classes))
     if activate:
         store.activate(artifact.name, artifact.version)
-    return artifact
-
-
-def publish_with_other_batches(home: Path, name: str = "two", outputs: int = 2) -> Artifact:
-    """Publish and activate a version whose graph for batches is a different net, to see which of the two was run."""
-    store = ModelStore(home)
-    with store.staging(name) as folder, store.staging("other") as other:
-        write_tiny_graph(folder)
-        write_tiny_graph(other, seed=1, outputs=outputs)
-        onnx.save_model(
-            onnx.load(other / MODEL_FILE),
-            folder / BATCHES_FILE,
-            save_as_external_data=True,
-            location=BATCHES_WEIGHTS_FILE,
-            size_threshold=16,
-        )
-        artifact = store.publish(folder, tiny_draft(name))
-    store.activate(artifact.name, artifact.version)
     return artifact

@@ -2,7 +2,7 @@
 
 Guarantees: the input is `pixels`, uint8 [N, 224, 224, 3] RGB. The outputs are `probabilities`, float32 [N, classes],
 and `fc7`, float32 [N, neurons]: the last hidden layer after its ReLU and before dropout. The batch size N is dynamic.
-The graph has only operators that ONNX Runtime executes fast on a CPU; Pow, LRN and Pad are avoided.
+The graph has only operators that the engines execute fast on a CPU; Pow, LRN and Pad are avoided.
 Out of scope: folding dropout into the weights (`AlexNet.folded` does it); saving the graph (served_graph.py does it).
 References: ONNX operator set 17, the oldest with all operators used here; the paper, sections 3 and 4.2.
 """
@@ -10,7 +10,6 @@ References: ONNX operator set 17, the oldest with all operators used here; the p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, BinaryIO, Final
 
@@ -37,12 +36,9 @@ _POOLING_BUFFER: Final = 2560
 class Graph:
     """A graph under construction: its nodes in order, and its tensors, whose values are already written to a file."""
 
-    def __init__(
-        self, net: AlexNet, weights: BinaryIO, location: str, existing: Mapping[str, onnx.TensorProto] | None = None
-    ) -> None:
-        """Write values to `weights`, which the graph refers to as `location`; reuse tensors in `existing` by name."""
+    def __init__(self, net: AlexNet, weights: BinaryIO, location: str) -> None:
+        """Write values to `weights`, which the graph refers to as `location`."""
         self.net, self.weights, self.location = net, weights, location
-        self.existing = existing or {}
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.scaled_layer = scaled_layer(net.architecture)
@@ -58,7 +54,7 @@ class Graph:
         for layer, maps in zip(layers, self.net.architecture.maps(), strict=False):
             match layer:
                 case Conv():
-                    x = self.convolution(layer, x, maps)
+                    x = self.convolution(layer, x)
                 case Norm():
                     x = self.normalization(layer, x, maps)
                 case Pool():
@@ -88,9 +84,8 @@ class Graph:
             return x
         return self.node("Mul", [x, self.tensor("input_scale", np.array(scale))], "scaled")
 
-    def convolution(self, layer: Conv, x: str, maps: MapSize) -> str:
+    def convolution(self, layer: Conv, x: str) -> str:
         """Append a convolution and its ReLU. `edge` becomes padding: the mean color is zero after the subtraction."""
-        del maps  # the size of the output, which BatchGraph needs
         pad, far = layer.padding, layer.padding + layer.edge
         x = self.node(
             "Conv",
@@ -163,10 +158,7 @@ class Graph:
         return [self.tensor(f"{name}.weight", weight), self.tensor(f"{name}.bias", bias)]
 
     def tensor(self, name: str, values: NDArray[np.floating[Any]]) -> str:
-        """Write `values` as little-endian float32, unless a tensor of this name exists; return the name."""
-        if name in self.existing:
-            self.tensors.append(self.existing[name])
-            return name
+        """Write `values` as little-endian float32; return the name."""
         self.weights.write(bytes(-self.weights.tell() % _ALIGNMENT))
         offset = self.weights.tell()
         self.weights.write(np.ascontiguousarray(values, dtype="<f4").data)

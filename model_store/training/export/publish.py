@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from model_store.store import ModelStore, entries_of
 from model_store.training.errors import ParityError
 from model_store.training.evaluate import Evaluation, Predictor, RunnerPredictor, SplitImages, TorchPredictor, evaluate
 from model_store.training.export import report
+from model_store.training.export.agreement import measure_bf16
 from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.served_graph import write_served_graph
 from model_store.training.nets.alexnet import Conv
@@ -103,7 +105,9 @@ def export_run(
             evaluations = tuple(
                 evaluate_with_progress(RunnerPredictor(runner), images, count, progress) for count in view_counts
             )
-        draft = draft.model_copy(update={"metrics": _metrics(run, split, parity, evaluations)})
+        bf16 = measure_bf16(staged_version(staged, draft), images, partial(progress, "comparing bf16 with f32"))
+        metrics = _metrics(run, split, parity, evaluations) | ({"bf16": bf16} if bf16 else {})
+        draft = draft.model_copy(update={"metrics": metrics})
         progress("publishing", 0, 1)
         write_report(staged / REPORT_FOLDER, run, draft, evaluations[-1])
         return ExportResult(store.publish(staged, draft), parity, evaluations)
@@ -116,14 +120,13 @@ def staged_version(staged: Path, draft: ManifestDraft) -> Artifact:
 
 
 def staged_runner(staged: Path, draft: ManifestDraft) -> closing[Runner]:
-    """Load the staged version on the CPU, including its graph for batches. Use the result as a context manager."""
-    return closing(Runner(staged_version(staged, draft), RunnerOptions(device="cpu", streams=2)))
+    """Load the staged version on the CPU, in f32. Use the result as a context manager."""
+    return closing(Runner(staged_version(staged, draft), RunnerOptions(device="cpu", arithmetic="f32")))
 
 
 def check_parity(runner: Runner, trained: TorchPredictor, images: NDArray[np.uint8]) -> Parity:
     """Compare the graph with the trained net on `images`, uint8 [n, 256, 256, 3], in batches of several sizes.
 
-    The graph for batches is compared too if the runner has streams to run it on; the larger difference counts.
     Raises ParityError if probabilities or fc7 exceed their limit or are not finite, in two attempts.
     """
     try:
@@ -140,10 +143,9 @@ def _compare(runner: Runner, trained: TorchPredictor, images: NDArray[np.uint8])
         batch = rows[start : start + next(batches)]
         probabilities, fc7 = trained.both(batch)
         largest = max(float(np.abs(fc7).max()), float(np.finfo(np.float32).tiny))
-        for run in (runner.run, runner.run_in_stream) if runner.streams > 1 else (runner.run,):
-            outputs = run(batch)
-            difference = float(np.abs(outputs.probabilities - probabilities).max())
-            differences.append((difference, float(np.abs(outputs.fc7 - fc7).max()) / largest))
+        outputs = runner.run(batch)
+        difference = float(np.abs(outputs.probabilities - probabilities).max())
+        differences.append((difference, float(np.abs(outputs.fc7 - fc7).max()) / largest))
         start += len(batch)
     # NumPy's maximum keeps NaN, unlike Python's, and `not x <= limit` is true for NaN.
     by_probabilities, by_fc7 = (float(value) for value in np.max(differences, axis=0))

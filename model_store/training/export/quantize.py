@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,15 +26,15 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
-from model_store.runtime.runner import Runner, top_k
+from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
 from model_store.training.errors import AgreementError
-from model_store.training.evaluate import TOP, SplitImages
+from model_store.training.evaluate import SplitImages
+from model_store.training.export.agreement import BATCH, compare
 from model_store.training.export.graph import PIXELS
 from model_store.training.export.publish import Progress, staged_version
 
 MIN_AGREEMENT: Final = 0.99
-_BATCH: Final = 16
 _FP16_OPERATORS: Final = ("Conv", "Relu", "MaxPool", "Flatten", "Gemm")
 
 
@@ -75,7 +76,7 @@ def add_precisions(
                 write_int8(artifact.model_path, folder, sample)
             else:
                 write_fp16(artifact.model_path, folder)
-            measured |= compare(artifact, staged_version(folder, draft), images, precision, progress)
+            measured |= _compare(artifact, staged_version(folder, draft), images, precision, progress)
             if not measured["top5_agreement"] >= MIN_AGREEMENT:
                 raise AgreementError(precision, measured["top5_agreement"], MIN_AGREEMENT)
             metrics[precision] = measured | {"data": str(data), "split": split, "data_sha256": images.sha256}
@@ -175,50 +176,21 @@ class _Fp16Conversion:
         return output
 
 
-def compare(
+def _compare(
     reference: Artifact, other: Artifact, images: SplitImages, precision: str, progress: Progress
 ) -> dict[str, Any]:
-    """Return how the outputs of `other` differ from those of `reference`, for one view per image on the CPU.
+    options, done = RunnerOptions(device="cpu"), 0
 
-    `top1_agreement`: share of images with the same best class. `top5_agreement`: share of images whose best class in
-    `reference` is among the best `k` of `other`; `k` is five, or one less than the number of classes if that is less.
-    `fc7_cosine`, `fc7_cosine_least`: mean and minimum over the images. Errors are shares of the images whose class the
-    model knows, or None if there are none.
-    """
-    labels = reference.labels
-    k = max(1, min(TOP, len(labels) - 1))
-    index_of = {label: index for index, label in enumerate(labels)}
-    agreement: list[tuple[bool, bool]] = []  # of each image: top-1, top-5
-    cosines: list[float] = []
-    wrong: list[tuple[bool, bool, bool, bool]] = []  # of each image: top-1 and top-5 in fp32, top-1 and top-5 in other
-    options = RunnerOptions(device="cpu")
-    with closing(Runner(reference, options)) as first, closing(Runner(other, options)) as second:
-        for pixels, names in images.batches(_BATCH):
-            expected, actual = (runner.run(views(pixels)) for runner in (first, second))
-            norms = np.linalg.norm(expected.fc7, axis=1) * np.linalg.norm(actual.fc7, axis=1)
-            products = (expected.fc7 * actual.fc7).sum(axis=1)
-            cosines += (products / np.maximum(norms, np.finfo(np.float32).tiny)).tolist()
-            best = [top_k(outputs.probabilities, k)[0].tolist() for outputs in (expected, actual)]
-            for label, a, b in zip(names, *best, strict=True):
-                agreement.append((a[0] == b[0], a[0] in b))
-                if (index := index_of.get(label)) is not None:
-                    wrong.append((a[0] != index, index not in a, b[0] != index, index not in b))
-            progress(f"comparing {precision} with fp32", len(agreement), len(images))
-    top1, top5 = np.mean(agreement, axis=0).tolist()
-    errors: list[float | None] = [None] * 4
-    if wrong:
-        before1, before5, after1, after5 = np.mean(wrong, axis=0).tolist()
-        errors = [after1, after5, after1 - before1, after5 - before5]
-    names = ("top1_error", "top5_error", "top1_error_change", "top5_error_change")
-    return {
-        "images": len(agreement),
-        "k": k,
-        "top1_agreement": top1,
-        "top5_agreement": top5,
-        "fc7_cosine": float(np.mean(cosines)),
-        "fc7_cosine_least": min(cosines),
-        **dict(zip(names, errors, strict=True)),
-    }
+    def count(outputs: Outputs, _: Outputs) -> None:
+        nonlocal done
+        done += len(outputs.fc7)
+        progress(f"comparing {precision} with fp32", done, len(images))
+
+    with (
+        closing(Runner(reference, replace(options, arithmetic="f32"))) as first,
+        closing(Runner(other, options)) as second,
+    ):
+        return compare(first, second, images.batches(BATCH), count)
 
 
 class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types

@@ -2,8 +2,7 @@
 
 Guarantees: the graph contains the mean image, the pixel layout, the recipe's input scale and the scaling of dropout.
 Tensors keep the names of the net's parameters (`conv1.weight`), so weights can be read back: they are the trained ones
-times an exact power of two. `batches.onnx` is the same net in the form that is fastest for batches on a CPU; tensors
-that are not in `weights.bin` are in `batches.bin`. Both files are absent if no layer has a faster form.
+times an exact power of two.
 Out of scope: comparing the graph with the net and publishing it (publish.py); other precisions (quantize.py).
 """
 
@@ -16,11 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from model_store.artifact import BATCHES_FILE, BATCHES_WEIGHTS_FILE, MODEL_FILE, WEIGHTS_FILE
+from model_store.artifact import MODEL_FILE, WEIGHTS_FILE
 from model_store.errors import CheckpointError, ShapeError
 from model_store.image import CROP, SIZE
 from model_store.training.export.graph import Graph, parameter_shapes, scaled_layer
-from model_store.training.export.winograd import BatchGraph
 from model_store.training.nets.alexnet import DROPOUT_RATE, AlexNet, Architecture
 
 
@@ -38,22 +36,9 @@ def write_served_graph(net: AlexNet, mean: NDArray[np.float32], folder: Path) ->
     center = mean[edge : edge + CROP, edge : edge + CROP]
     net = net.folded()
     with (folder / WEIGHTS_FILE).open("wb") as weights:
-        graph = Graph(net, weights, WEIGHTS_FILE)
-        model = graph.build(center)
-    _save(model, folder / MODEL_FILE)
-    tensors = {tensor.name: tensor for tensor in graph.tensors}
-    with (folder / BATCHES_WEIGHTS_FILE).open("wb") as weights:
-        batches = BatchGraph(net, weights, BATCHES_WEIGHTS_FILE, tensors)
-        model = batches.build(center)
-    if batches.rewritten:
-        _save(model, folder / BATCHES_FILE)
-    else:
-        (folder / BATCHES_WEIGHTS_FILE).unlink()
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    onnx.save_model(model, path)
-    onnx.checker.check_model(path, full_check=True)
+        model = Graph(net, weights, WEIGHTS_FILE).build(center)
+    onnx.save_model(model, folder / MODEL_FILE)
+    onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
 
 
 def read_served_weights(folder: Path, architecture: Architecture) -> dict[str, NDArray[np.float32]]:

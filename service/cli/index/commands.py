@@ -208,4 +208,4 @@ def stats(*, home: Home = None, as_json: AsJson = False) -> None:
 
 
 def _runner(settings: Settings, model: str | None) -> Runner:
-    return Runner(find_version(ModelStore(settings.home), model), runner_options(settings, batches=True))
+    return Runner(find_version(ModelStore(settings.home), model), runner_options(settings))

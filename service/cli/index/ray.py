@@ -60,7 +60,7 @@ def build_on_ray(
         cluster.check(files.location)
         plan = WorkerPlan(
             location=files.location,
-            options=runner_options(settings, batches=True),
+            options=runner_options(settings),
             batch_size=options.batch_size,
             threads=placement.threads,
             limits=decode_limits(settings),

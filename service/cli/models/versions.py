@@ -23,12 +23,11 @@ from model_store.archive import export_version, import_version
 from model_store.artifact import graph_files
 from model_store.compare import Comparison
 from model_store.errors import ModelInUseError
-from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.options import AsJson, Home, Model, model_argument
-from service.factory import read_stats_of
+from service.factory import read_stats_of, runner_options
 from service.settings import load_settings
 
 
@@ -53,7 +52,7 @@ def compare(
     """Run two versions on a folder of images and compare their predictions, errors and speed."""
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
-    options = RunnerOptions(device=settings.device, intra_op_threads=settings.threads, batches=batch > 1)
+    options = runner_options(settings)
     one, other = (Runner(store.resolve(reference), options) for reference in (first, second))
     with console.ProgressBar("comparing", "images") as bar:
         result = comparison.compare(one, other, data, batch=batch, progress=bar.update)

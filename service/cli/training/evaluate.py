@@ -69,7 +69,7 @@ def load_predictors(
     from model_store.training.runs.run import load_run  # noqa: PLC0415
 
     store = ModelStore(settings.home)
-    options = runner_options(settings, batches=True)
+    options = runner_options(settings)
     predictors: list[Predictor] = []
     for model in models:
         run = find_run_folder(settings.home, model)

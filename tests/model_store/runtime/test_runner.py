@@ -1,4 +1,4 @@
-"""Running a version with the real ONNX Runtime on the CPU."""
+"""Running a version in the real engines on the CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,19 @@ from onnx import numpy_helper
 from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, DeviceUnavailableError, RunnerError, ShapeError
 from model_store.image import CROP
+from model_store.runtime.onnxruntime_engine import OnnxRuntimeEngine, _cuda_options, _tensorrt_options
 from model_store.runtime.options import RunnerOptions
-from model_store.runtime.ort import _cuda_options, _tensorrt_options
 from model_store.runtime.runner import Runner, average_views, top_k
 from model_store.store import ModelStore
 from tests.support.tiny_model import publish_tiny_model, tiny_draft, write_tiny_graph
 
-CPU = RunnerOptions(device="cpu")
+CPU = RunnerOptions(device="cpu", engine="onnxruntime")
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def cpu(request: pytest.FixtureRequest) -> RunnerOptions:
+    """Each engine."""
+    return RunnerOptions(device="cpu", engine=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +56,12 @@ def expected_outputs(artifact: Artifact, pixels: NDArray[np.uint8]) -> tuple[NDA
     return raised / raised.sum(axis=1, keepdims=True), fc7
 
 
-def test_outputs_equal_the_graphs_for_every_batch_size(artifact: Artifact) -> None:
-    runner = Runner(artifact, CPU)
-    assert (runner.device, runner.provider, runner.classes) == ("cpu", "CPUExecutionProvider", 6)
-    for n in (3, 1, 16):
+def test_outputs_equal_the_graphs_for_every_batch_size(artifact: Artifact, cpu: RunnerOptions) -> None:
+    runner = Runner(artifact, cpu)
+    provider = "OpenVINO" if cpu.engine == "openvino" else "CPUExecutionProvider"
+    assert (runner.engine, runner.device, runner.provider) == (cpu.engine, "cpu", provider)
+    assert (runner.arithmetic, runner.classes) == ("f32", 6)
+    for n in (3, 1, 16, 29):
         pixels = pictures(n, seed=n)
         outputs = runner.run(pixels)
         assert outputs.probabilities.dtype == outputs.fc7.dtype == np.float32
@@ -62,8 +71,8 @@ def test_outputs_equal_the_graphs_for_every_batch_size(artifact: Artifact) -> No
         np.testing.assert_allclose(outputs.fc7, fc7, atol=1e-5)
 
 
-def test_non_contiguous_arrays_give_the_same_outputs(artifact: Artifact) -> None:
-    runner, pixels = Runner(artifact, CPU), pictures(4)
+def test_non_contiguous_arrays_give_the_same_outputs(artifact: Artifact, cpu: RunnerOptions) -> None:
+    runner, pixels = Runner(artifact, cpu), pictures(4)
     np.testing.assert_array_equal(runner.run(pixels[::-2]).fc7, runner.run(pixels[::-2].copy()).fc7)
 
 
@@ -77,13 +86,15 @@ def test_non_contiguous_arrays_give_the_same_outputs(artifact: Artifact) -> None
         (np.zeros((0, 224, 224, 3), np.uint8), r"\[0, 224, 224, 3\]"),
     ],
 )
-def test_other_shapes_and_dtypes_are_rejected(artifact: Artifact, pixels: NDArray[np.uint8], found: str) -> None:
+def test_other_shapes_and_dtypes_are_rejected(
+    artifact: Artifact, pixels: NDArray[np.uint8], found: str, cpu: RunnerOptions
+) -> None:
     with pytest.raises(ShapeError, match=found):
-        Runner(artifact, CPU).run(pixels)
+        Runner(artifact, cpu).run(pixels)
 
 
-def test_runner_is_thread_safe(artifact: Artifact) -> None:
-    runner = Runner(artifact, CPU)
+def test_runner_is_thread_safe(artifact: Artifact, cpu: RunnerOptions) -> None:
+    runner = Runner(artifact, cpu)
     batches = [pictures(1 + seed % 3, seed) for seed in range(12)]
     alone = [runner.run(batch).fc7 for batch in batches]
     with ThreadPoolExecutor(4) as pool:
@@ -91,8 +102,8 @@ def test_runner_is_thread_safe(artifact: Artifact) -> None:
             np.testing.assert_allclose(fc7, expected, atol=1e-6)
 
 
-def test_closed_runner_raises_a_clear_error(artifact: Artifact) -> None:
-    runner = Runner(artifact, CPU)
+def test_closed_runner_raises_a_clear_error(artifact: Artifact, cpu: RunnerOptions) -> None:
+    runner = Runner(artifact, cpu)
     runner.warm_up((1, 2))
     runner.close()
     runner.close()
@@ -118,7 +129,8 @@ def test_a_requested_cuda_device_that_is_not_available_is_rejected(artifact: Art
 )
 def test_auto_uses_the_cpu_without_cuda_and_logs_it(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     assert Runner(artifact, RunnerOptions()).device == "cpu"
-    assert "device=cpu model=tiny:1 provider=CPUExecutionProvider requested=auto" in capsys.readouterr().out
+    line = "arithmetic=f32 device=cpu engine=openvino model=tiny:1 provider=OpenVINO requested=auto"
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cpu:0", "auto:1"])
@@ -127,36 +139,36 @@ def test_unknown_device_is_rejected(device: str) -> None:
         RunnerOptions(device=device)
 
 
-def test_modified_version_is_not_loaded(tmp_path: Path) -> None:
+def test_modified_version_is_not_loaded(tmp_path: Path, cpu: RunnerOptions) -> None:
     artifact = publish_tiny_model(tmp_path)
     with artifact.weights_path.open("r+b") as file:
         file.write(b"\x00\x01\x02\x03")
     with pytest.raises(ArtifactCorruptError, match=r"weights\.bin"):
-        Runner(ModelStore(tmp_path).get("tiny", verify=False), CPU)
+        Runner(ModelStore(tmp_path).get("tiny", verify=False), cpu)
 
 
-def test_graph_with_other_inputs_or_outputs_is_rejected(tmp_path: Path) -> None:
+def test_graph_with_other_inputs_or_outputs_is_rejected(tmp_path: Path, cpu: RunnerOptions) -> None:
     store = ModelStore(tmp_path)
     with store.staging("bare") as staged:
         write_tiny_graph(staged, outputs=1)
         bare = store.publish(staged, tiny_draft("bare"))
     with pytest.raises(RunnerError, match=r"bare:1.*output fc7 of the graph is None"):
-        Runner(bare, CPU)
+        Runner(bare, cpu)
     with store.staging("few") as staged:
         write_tiny_graph(staged, classes=5)
         few = store.publish(staged, tiny_draft("few"))
     with pytest.raises(RunnerError, match=r"few:1.*probabilities.*\[5\].*\[6\]"):
-        Runner(few, CPU)
+        Runner(few, cpu)
 
 
-def test_invalid_graph_raises_runner_error(tmp_path: Path) -> None:
+def test_invalid_graph_raises_runner_error(tmp_path: Path, cpu: RunnerOptions) -> None:
     store = ModelStore(tmp_path)
     with store.staging("none") as staged:
         (staged / "model.onnx").write_bytes(b"no graph")
         (staged / "weights.bin").write_bytes(b"")
         none = store.publish(staged, tiny_draft("none"))
     with pytest.raises(RunnerError, match=r"none:1.*model\.onnx cannot be loaded"):
-        Runner(none, CPU)
+        Runner(none, cpu)
 
 
 def test_failure_inside_onnx_runtime_raises_runner_error(tmp_path: Path) -> None:
@@ -193,37 +205,11 @@ def test_number_of_threads_of_a_run_is_limited(artifact: Artifact) -> None:
         RunnerOptions(intra_op_threads=0)
 
     before = count_threads()
-    one = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=1))
+    one = Runner(artifact, replace(CPU, intra_op_threads=1))
     assert count_threads(before) == before
-    three = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=3))
+    three = Runner(artifact, replace(CPU, intra_op_threads=3))
     assert count_threads(before + 2) == before + 2
     np.testing.assert_allclose(one.run(pictures(2)).fc7, three.run(pictures(2)).fc7, atol=1e-5)
-
-
-def test_concurrent_runs_give_the_same_outputs_on_their_share_of_the_threads(artifact: Artifact) -> None:
-    with pytest.raises(ValueError, match="streams must be at least 1"):
-        RunnerOptions(streams=0)
-    before = count_threads()
-    runner = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=4, streams=2))
-    assert count_threads(before + 3 + 1) == before + 3 + 1
-    assert runner.streams == 2
-    runner.warm_up((1, 4))
-    batches = [pictures(3), pictures(5)]
-    with ThreadPoolExecutor(2) as pool:
-        for pixels, outputs in zip(batches, pool.map(runner.run_in_stream, batches), strict=True):
-            np.testing.assert_allclose(outputs.probabilities, runner.run(pixels).probabilities, atol=1e-6)
-            np.testing.assert_allclose(outputs.fc7, runner.run(pixels).fc7, atol=1e-5)
-    with pytest.raises(ShapeError):
-        runner.run_in_stream(pictures(1)[0])
-    runner.close()
-    with pytest.raises(RunnerError, match="closed"):
-        runner.run_in_stream(pictures(1))
-
-
-def test_one_stream_has_no_second_copy_of_the_weights(artifact: Artifact) -> None:
-    runner = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=2))
-    assert runner.streams == 1
-    np.testing.assert_allclose(runner.run_in_stream(pictures(2)).fc7, runner.run(pictures(2)).fc7, atol=1e-5)
 
 
 def test_the_error_without_onnx_runtime_names_the_extra(tmp_path: Path) -> None:
@@ -233,10 +219,11 @@ def test_the_error_without_onnx_runtime_names_the_extra(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from model_store.errors import MissingExtraError
+from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 try:
-    Runner(ModelStore(Path(sys.argv[1])).active_artifact())
+    Runner(ModelStore(Path(sys.argv[1])).active_artifact(), RunnerOptions(engine="onnxruntime"))
 except MissingExtraError as error:
     print(error)
 assert "torch" not in sys.modules
@@ -252,8 +239,8 @@ assert "torch" not in sys.modules
     assert "pip install 'fc7[cpu]' or pip install 'fc7[gpu]'" in done.stdout
 
 
-def test_closing_lets_running_calls_finish(artifact: Artifact) -> None:
-    runner, stop, failures = Runner(artifact, CPU), threading.Event(), []
+def test_closing_lets_running_calls_finish(artifact: Artifact, cpu: RunnerOptions) -> None:
+    runner, stop, failures = Runner(artifact, cpu), threading.Event(), []
 
     def work() -> None:
         while not stop.is_set():
@@ -302,9 +289,9 @@ def test_top_k_rejects_k_outside_the_number_of_classes(k: int) -> None:
         top_k(np.zeros(5, np.float32))
 
 
-def test_changing_the_folder_while_serving_does_not_change_outputs(tmp_path: Path) -> None:
+def test_changing_the_folder_while_serving_does_not_change_outputs(tmp_path: Path, cpu: RunnerOptions) -> None:
     artifact = publish_tiny_model(tmp_path)
-    runner, pixels = Runner(artifact, CPU), pictures(2)
+    runner, pixels = Runner(artifact, cpu), pictures(2)
     before = runner.run(pixels)
     with artifact.weights_path.open("r+b") as file:
         file.write(bytes(1_000_000))
@@ -316,17 +303,19 @@ def test_changing_the_folder_while_serving_does_not_change_outputs(tmp_path: Pat
     assert np.array_equal(runner.run(pixels).fc7, before.fc7)
 
 
-def test_the_error_names_a_file_that_changed_between_verification_and_loading(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_changed_between_verification_and_loading(
+    tmp_path: Path, cpu: RunnerOptions
+) -> None:
     artifact = publish_tiny_model(tmp_path)
     assert artifact.verified
     with artifact.weights_path.open("r+b") as file:
         file.write(b"edited")
     with pytest.raises(ArtifactCorruptError, match=r"weights\.bin"):
-        Runner(artifact, CPU)
+        Runner(artifact, cpu)
 
 
 def test_io_binding_gives_the_same_outputs_as_new_arrays(artifact: Artifact) -> None:
-    plain, bound = Runner(artifact, CPU), Runner(artifact, RunnerOptions(device="cpu", bind=True))
+    plain, bound = Runner(artifact, CPU), Runner(artifact, replace(CPU, bind=True))
     kept = [(pictures(n, seed), bound.run(pictures(n, seed))) for seed, n in enumerate((3, 1, 3, 16, 1))]
     for pixels, outputs in kept:  # after later runs of the same size wrote to the same buffers
         for found, wanted in zip(outputs, plain.run(pixels), strict=True):
@@ -334,7 +323,7 @@ def test_io_binding_gives_the_same_outputs_as_new_arrays(artifact: Artifact) -> 
 
 
 def test_io_binding_is_thread_safe(artifact: Artifact) -> None:
-    plain, bound = Runner(artifact, CPU), Runner(artifact, RunnerOptions(device="cpu", bind=True))
+    plain, bound = Runner(artifact, CPU), Runner(artifact, replace(CPU, bind=True))
     batches = [pictures(2, seed) for seed in range(24)]
     with ThreadPoolExecutor(6) as pool:
         for pixels, outputs in zip(batches, pool.map(bound.run, batches), strict=True):
@@ -345,13 +334,15 @@ def test_io_binding_is_thread_safe(artifact: Artifact) -> None:
 
 
 def test_failure_with_io_binding_raises_runner_error(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = Runner(artifact, RunnerOptions(device="cpu", bind=True))
+    bound = Runner(artifact, replace(CPU, bind=True))
 
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
 
-    assert bound._bound is not None
-    monkeypatch.setattr(bound._bound._session, "run_with_iobinding", fail)
+    engine = bound._engine
+    assert isinstance(engine, OnnxRuntimeEngine)
+    assert engine._bound is not None
+    monkeypatch.setattr(engine._bound._session, "run_with_iobinding", fail)
     with pytest.raises(RunnerError, match="CUDA error 700"):
         bound.run(pictures(1))
 

@@ -12,20 +12,15 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from index.factory import open_index
 from index.local.index import LocalImageIndex
 from index.records import IndexOptions
-from model_store.image import prepare, views
-from model_store.runtime.options import RunnerOptions
-from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from tests.index.bulk.helpers import save_image
 from tests.service.cli import helpers
 from tests.support.server import thread_server
-from tests.support.tiny_model import publish_tiny_model, publish_with_other_batches
+from tests.support.tiny_model import publish_tiny_model
 
 
 def run(home: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -62,19 +57,6 @@ def test_build_stats_and_reembed(home: Path, tmp_path: Path) -> None:
     assert "other:1" in run(home, "stats").stdout
     assert "3 replaced" not in run(home, "build", tmp_path / "photos", "--model", "tiny:1").stderr
     assert run(home, "build", tmp_path / "photos", "--rebuild").returncode == 0
-
-
-def test_build_uses_the_graph_for_batches(tmp_path: Path) -> None:
-    artifact = publish_with_other_batches(tmp_path / "home")
-    save_image(tmp_path / "photos" / "0.png", 0)
-    assert run(tmp_path / "home", "build", tmp_path / "photos").returncode == 0
-    pixels = views(prepare((tmp_path / "photos" / "0.png").read_bytes()))
-    expected = Runner(artifact, RunnerOptions(device="cpu", batches=True)).run(pixels).fc7
-    with closing(open_index(tmp_path / "home", None, IndexOptions(artifact.fingerprint, artifact.embedder))) as index:
-        assert isinstance(index, LocalImageIndex)
-        found = index.vectors(["0.png"])["0.png"]
-    np.testing.assert_allclose(found, expected[0], atol=1e-2)
-    assert np.abs(found - Runner(artifact, RunnerOptions(device="cpu")).run(pixels).fc7[0]).max() > 0.1
 
 
 def test_a_folder_of_only_broken_images_fails_after_listing_them(home: Path, tmp_path: Path) -> None:

@@ -24,16 +24,16 @@ class MakeBatcher(Protocol):
     ) -> Batcher: ...
 
 
-class MakeParallelBatcher(Protocol):
-    """Creates a batcher with parallel runs that is closed after the test."""
+class MakeSharingBatcher(Protocol):
+    """Creates a batcher whose runs share two cores with decoding, and that is closed after the test."""
 
-    def __call__(self, *, max_delay_s: float = 0.0, streams: int = 2) -> Batcher: ...
+    def __call__(self, *, max_delay_s: float = 0.0, cores: int | None = 2) -> Batcher: ...
 
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     artifact = publish_tiny_model(tmp_path_factory.mktemp("home"))
-    loaded = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=2, streams=2))
+    loaded = Runner(artifact, RunnerOptions(device="cpu", intra_op_threads=2))
     yield loaded
     loaded.close()
 
@@ -44,22 +44,15 @@ def model(runner: Runner) -> PausableModel:
 
 
 @pytest.fixture
-def parallel_model(runner: Runner) -> PausableModel:
-    """The model that runs batches in parallel; `model` runs those that are alone."""
-    return PausableModel(runner)
-
-
-@pytest.fixture
 def deaths() -> list[RunnerDeadError]:
     return []
 
 
 @pytest.fixture
-def open_batchers(model: PausableModel, parallel_model: PausableModel) -> Iterator[list[Batcher]]:
+def open_batchers(model: PausableModel) -> Iterator[list[Batcher]]:
     batchers: list[Batcher] = []
     yield batchers
     model.resume()
-    parallel_model.resume()
     for batcher in batchers:
         batcher.close()
 
@@ -76,14 +69,12 @@ def make_batcher(model: PausableModel, open_batchers: list[Batcher]) -> MakeBatc
 
 
 @pytest.fixture
-def make_parallel_batcher(
-    model: PausableModel, parallel_model: PausableModel, deaths: list[RunnerDeadError], open_batchers: list[Batcher]
-) -> MakeParallelBatcher:
-    def make(*, max_delay_s: float = 0.0, streams: int = 2) -> Batcher:
+def make_sharing_batcher(
+    model: PausableModel, deaths: list[RunnerDeadError], open_batchers: list[Batcher]
+) -> MakeSharingBatcher:
+    def make(*, max_delay_s: float = 0.0, cores: int | None = 2) -> Batcher:
         limits = BatchLimits(max_batch=8, max_delay_s=max_delay_s, queue_size=64)
-        open_batchers.append(
-            Batcher(model, limits, infer_in_stream=parallel_model, streams=streams, cores=2, on_death=deaths.append)
-        )
+        open_batchers.append(Batcher(model, limits, cores=cores, on_death=deaths.append))
         return open_batchers[-1]
 
     return make

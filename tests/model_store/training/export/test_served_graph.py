@@ -43,10 +43,10 @@ def random_pixels(count: int) -> Array:
     return np.random.default_rng(count).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
 
 
-def graph_outputs(folder: Path, pixels: Array, graph: str = "model.onnx") -> tuple[Array, Array]:
+def graph_outputs(folder: Path, pixels: Array) -> tuple[Array, Array]:
     import onnxruntime  # noqa: PLC0415
 
-    session = onnxruntime.InferenceSession(folder / graph, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     probabilities, fc7 = session.run(["probabilities", "fc7"], {"pixels": pixels})
     return probabilities, fc7
 
@@ -63,9 +63,9 @@ def torch_outputs(net: AlexNet, pixels: Array) -> tuple[Array, Array]:
 def test_graph_outputs_match_the_trained_net(tmp_path: Path, dropout: Dropout, input_scale: float) -> None:
     net = small_net(small_architecture(dropout, input_scale))
     write_served_graph(net, MEAN, tmp_path)
-    for count, graph in ((1, "model.onnx"), (2, "batches.onnx"), (5, "model.onnx"), (5, "batches.onnx")):
+    for count in (1, 2, 5):
         pixels = random_pixels(count)
-        probabilities, fc7 = graph_outputs(tmp_path, pixels, graph)
+        probabilities, fc7 = graph_outputs(tmp_path, pixels)
         expected_probabilities, expected_fc7 = torch_outputs(net, pixels)
         assert probabilities.dtype == fc7.dtype == np.float32
         assert expected_probabilities.max() > 0.4  # not uniform, so that a difference is visible
@@ -95,7 +95,7 @@ def test_the_graph_has_the_served_interface_and_only_fast_operators(tmp_path: Pa
     assert inside == {"norm2.rows.shape", "norm2.shape"}
     assert (tmp_path / "model.onnx").stat().st_size < 10_000
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["batches.bin", "batches.onnx", "model.onnx", "weights.bin"]
+    assert files == ["model.onnx", "weights.bin"]
 
 
 @pytest.mark.parametrize(("dropout", "factor"), [("paper", 0.5), ("inverted", 1.0)])
@@ -130,10 +130,9 @@ def test_the_full_paper_net_matches_torch_with_its_own_normalization(tmp_path: P
     pixels = random_pixels(3)
     expected_probabilities, expected_fc7 = torch_outputs(net, pixels)
     assert expected_probabilities.max() > 0.005
-    for graph in ("model.onnx", "batches.onnx"):
-        probabilities, fc7 = graph_outputs(tmp_path, pixels, graph)
-        assert np.abs(probabilities - expected_probabilities).max() <= 1e-5
-        np.testing.assert_allclose(fc7, expected_fc7, atol=1e-5 * expected_fc7.max())
+    probabilities, fc7 = graph_outputs(tmp_path, pixels)
+    assert np.abs(probabilities - expected_probabilities).max() <= 1e-5
+    np.testing.assert_allclose(fc7, expected_fc7, atol=1e-5 * expected_fc7.max())
 
 
 def test_a_mean_image_of_another_shape_is_rejected(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: create sessions, choose execution providers and set their options.
+"""ONNX Runtime on CUDA, TensorRT or any CPU: sessions, execution providers and their options.
 
 Guarantees: a session is created from bytes in memory that match the manifest. Changing or deleting the files later has
 no effect. A requested CUDA device is used or refused, never silently replaced by the CPU.
@@ -8,16 +8,19 @@ References: ONNX Runtime's documentation of session options and of the CUDA and 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from model_store.artifact import Artifact, graph_files
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError
+from model_store.runtime.engine import Ports
 from model_store.runtime.io_binding import BoundSession
 from model_store.runtime.options import RunnerOptions
 
@@ -28,9 +31,33 @@ CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 CPU: Final = "CPUExecutionProvider"
 _SPIN_US: Final = "200"
+_TYPES: Final = {"tensor(uint8)": "u8", "tensor(float)": "f32"}
 
 
-def bind_io(session: Any, provider: str, options: RunnerOptions) -> BoundSession | None:
+class OnnxRuntimeEngine:
+    """A session on CUDA, TensorRT or any CPU. `Engine` describes its attributes and methods."""
+
+    name = "onnxruntime"
+
+    def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
+        """Load `artifact`. Raises ArtifactCorruptError, DeviceUnavailableError, RunnerError, MissingExtraError."""
+        self._session, self.provider = _open_session(artifact, options)
+        self.device = "cpu" if self.provider == CPU else f"cuda:{options.cuda_device}"
+        self.arithmetic = "f32" if artifact.precision == "fp32" else artifact.precision
+        self.inputs, self.outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
+        self._bound = _bind_io(self._session, self.provider, options)
+        self._running = threading.Lock()  # protects the shared buffers of IO binding
+
+    def run(self, pixels: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        """Return probabilities and fc7, as new arrays, of uint8 [n,224,224,3], C-contiguous."""
+        if self._bound is None:
+            outputs: list[NDArray[np.float32]] = self._session.run(["probabilities", "fc7"], {"pixels": pixels})
+            return outputs
+        with self._running:
+            return self._bound.run(pixels)
+
+
+def _bind_io(session: Any, provider: str, options: RunnerOptions) -> BoundSession | None:
     """Return the session with IO binding, or None if IO binding is not used."""
     import onnxruntime  # noqa: PLC0415 - an optional dependency
 
@@ -40,14 +67,23 @@ def bind_io(session: Any, provider: str, options: RunnerOptions) -> BoundSession
     return BoundSession(onnxruntime, session, device, options.cuda_device or 0, graphs=options.cuda_graphs)
 
 
-def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnxruntime.InferenceSession], str]:
-    """Return the sessions and the provider in use. A second session, for concurrent runs, exists with streams > 1."""
+def has_cuda() -> bool:
+    """Return whether the installed ONNX Runtime has a CUDA provider. There may still be no such device."""
+    try:
+        import onnxruntime  # noqa: PLC0415 - an optional dependency
+    except ImportError:
+        return False
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def _open_session(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.InferenceSession, str]:
+    """Return the session and the provider in use."""
     try:
         import onnxruntime  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
         raise MissingExtraError("onnxruntime", "cpu|gpu") from exc
-    own = graph_files(artifact.precision)
-    files = {name: artifact.read(name) for name in own}
+    names = graph_files(artifact.precision)
+    files = {name: artifact.read(name) for name in names}
     available = tuple(onnxruntime.get_available_providers())
     reason = "the installed ONNX Runtime is the CPU package and has no CUDA provider"
     if options.cuda_device is not None and CUDA in available:
@@ -60,26 +96,19 @@ def load_sessions(artifact: Artifact, options: RunnerOptions) -> tuple[list[onnx
         try:
             if wanted not in available:
                 raise RunnerError(artifact.id, f"ONNX Runtime has no {wanted}")
-            session = _session(artifact, own, files, options.threads, providers)
+            session = _session(artifact, names, files, options.threads, providers)
         except RunnerError as exc:
             reason = exc.reason
         else:
             if wanted in session.get_providers():
-                return [session], wanted
+                return session, wanted
             missing = printed.getvalue().partition("\n")[0]
             reason = missing or "the CUDA libraries are loaded, but no such device was found"
     if options.device not in ("auto", "cpu") or options.cuda_only:
         raise DeviceUnavailableError(options.cuda_only or options.device, available, reason)
     if options.device == "auto" and CUDA in available:
         structlog.get_logger(__name__).warning("CUDA cannot be used, running on the CPU", reason=reason)
-    batches = artifact.batches or own
-    graphs: list[tuple[tuple[str, ...], int]] = [(batches if options.batches else own, options.threads)]
-    if options.streams > 1:
-        graphs += [(batches, max(1, options.threads // options.streams))]
-    files |= {name: artifact.read(name) for names, _ in graphs for name in names if name not in files}
-    with ThreadPoolExecutor(len(graphs)) as pool:  # creating a session takes most of a second
-        made = [pool.submit(_session, artifact, names, files, threads, [CPU]) for names, threads in graphs]
-        return [session.result() for session in made], CPU
+    return _session(artifact, names, files, options.threads, [CPU]), CPU
 
 
 def _session(
@@ -138,3 +167,7 @@ def _tensorrt_options(options: RunnerOptions, cache: Path) -> dict[str, str]:
     if options.cuda_graphs:
         settings["trt_cuda_graph_enable"] = "True"
     return settings
+
+
+def _ports(nodes: Sequence[Any]) -> Ports:
+    return {node.name: (_TYPES.get(node.type, node.type), node.shape[1:]) for node in nodes}
