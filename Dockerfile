@@ -1,5 +1,6 @@
 # Targets: cpu (serving, no torch), gpu (serving on CUDA), train (training, export and indexing).
 #   docker build --target cpu -t fc7:cpu .
+# EXTRAS adds extras of pyproject.toml to a target, separated by commas: --build-arg EXTRAS=scale,heic
 # The CUDA runtime libraries are installed as Python wheels, so all targets share one base image.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -17,7 +18,16 @@ RUN touch README.md
 COPY LICENSE wheel[s]/* /wheels/
 
 FROM build AS build-cpu
-RUN pip install --constraint constraints/cpu.txt '.[cpu,scale]'
+ARG EXTRAS=
+RUN pip install --constraint constraints/cpu.txt ".[cpu${EXTRAS:+,$EXTRAS}]"
+# Serving does not need tests, or OpenVINO's headers, plugins for GPUs and NPUs, and frontends other than ONNX.
+RUN cd /opt/fc7/lib/python3*/site-packages \
+    && find . -type d -name tests -prune -exec rm -r {} + \
+    && if [ -d openvino ]; then \
+        rm -r openvino/include openvino/libs/cache.json openvino/libs/libopenvino_intel_[gn]pu_plugin.so \
+        && find openvino/libs -name 'libopenvino_*_frontend.so*' ! -name '*_onnx_*' ! -name '*_ir_*' -delete \
+        && python -c "from openvino import Core; assert Core().available_devices == ['CPU']"; \
+    fi
 COPY service service
 COPY model_store model_store
 COPY index index
@@ -25,7 +35,8 @@ RUN pip install --no-deps --force-reinstall . \
     && pip uninstall --yes pip setuptools
 
 FROM build AS build-gpu
-RUN pip install --constraint constraints/gpu.txt '.[gpu,scale]'
+ARG EXTRAS=
+RUN pip install --constraint constraints/gpu.txt ".[gpu${EXTRAS:+,$EXTRAS}]"
 COPY service service
 COPY model_store model_store
 COPY index index
@@ -35,8 +46,9 @@ RUN pip install --no-deps --force-reinstall . \
 # TORCH_INDEX: URL of the wheel index with the torch build for your device. Unset, the package registry's build is used.
 FROM build AS build-train
 ARG TORCH_INDEX=
+ARG EXTRAS=
 RUN pip install --constraint constraints/cpu.txt --find-links /wheels ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
-RUN pip install --constraint constraints/cpu.txt --find-links /wheels '.[cpu,train,import,scale,demo]'
+RUN pip install --constraint constraints/cpu.txt --find-links /wheels ".[cpu,train,import,demo${EXTRAS:+,$EXTRAS}]"
 COPY service service
 COPY model_store model_store
 COPY index index

@@ -54,8 +54,10 @@ bench-search: $(READY) ## Benchmark search: make bench-search VECTORS=folder (.n
 	$(BIN)/python -m benchmarks.search $(VECTORS)
 
 lock: $(READY) ## Write the installed versions to constraints/cpu.txt
-	@{ echo "# Exact versions for serving and training on a CPU (extras: cpu, train, import, export, ray, scale, demo, otel, heic, dev). Made by \`make lock\`."; \
-	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' | tr A-Z a-z; } > constraints/cpu.txt.new
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
+	@{ echo "# Exact versions for serving and training on a CPU (all extras but gpu). Made by \`make lock\`."; \
+	$(BIN)/pip list --format freeze --exclude-editable --exclude pip --exclude setuptools \
+	| sed 's/+cpu==/==/; s/+cpu$$//' | tr A-Z_ a-z- | LC_ALL=C sort -t= -k1,1; } > constraints/cpu.txt.new
 	mv constraints/cpu.txt.new constraints/cpu.txt
 
 clean: ## Remove the environment and caches, but not FC7_HOME

@@ -41,6 +41,9 @@ _ENV_HEAD = """\
 # Run on a CUDA device.
 #COMPOSE_FILE=docker-compose.yml:docker-compose.gpu.yml
 
+# Extras to add to the images when they are built, separated by commas: scale (Milvus), heic, otel (tracing).
+#EXTRAS=
+
 # Wheel index with the torch build for the device that trains (empty: the package registry's build).
 #TORCH_INDEX=
 """
