@@ -20,11 +20,12 @@ COPY LICENSE wheel[s]/* /wheels/
 FROM build AS build-cpu
 ARG EXTRAS=
 RUN pip install --constraint constraints/cpu.txt ".[cpu${EXTRAS:+,$EXTRAS}]"
-# Serving does not need tests, or OpenVINO's headers, plugins for GPUs and NPUs, and frontends other than ONNX.
+# Serving does not need tests, nor OpenVINO's telemetry, headers, plugins for GPUs and NPUs, and frontends except ONNX.
 RUN cd /opt/fc7/lib/python3*/site-packages \
     && find . -type d -name tests -prune -exec rm -r {} + \
     && if [ -d openvino ]; then \
-        rm -r openvino/include openvino/libs/cache.json openvino/libs/libopenvino_intel_[gn]pu_plugin.so \
+        pip uninstall --yes openvino-telemetry \
+        && rm -r openvino/include openvino/libs/cache.json openvino/libs/libopenvino_intel_[gn]pu_plugin.so \
         && find openvino/libs -name 'libopenvino_*_frontend.so*' ! -name '*_onnx_*' ! -name '*_ir_*' -delete \
         && python -c "from openvino import Core; assert Core().available_devices == ['CPU']"; \
     fi

@@ -5,7 +5,7 @@ weights, so they are compiled for several fixed batch sizes, and a batch runs as
 layers have the other weights. In f32 they are as fast with a dynamic batch size, so they are compiled once. In bf16
 they are compiled for one row and for `_MANY` rows, and a batch in between is padded.
 
-Guarantees: the graph that runs matches the manifest. Weights are copied into memory, so changing or deleting the files
+Guarantees: the graph that runs matches the manifest. Nothing is sent to OpenVINO's makers. Weights are copied into memory, so changing or deleting the files
 later has no effect. A run uses all threads of the runner.
 Out of scope: choosing the engine; runs at the same time (they take turns).
 References: OpenVINO's documentation of the CPU device, of model caching and of precision control.
@@ -14,6 +14,7 @@ References: OpenVINO's documentation of the CPU device, of model caching and of 
 from __future__ import annotations
 
 import platform
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -120,14 +121,12 @@ class _Stage:
 
 def _parts(model: Any) -> tuple[Any | None, Any]:
     """Cut the graph: return the convolutions, and the layers after them. A graph without the cut is only the latter."""
-    import openvino  # noqa: PLC0415 - an optional dependency
-    from openvino import opset13  # noqa: PLC0415
-
+    openvino = import_openvino()
     flat = next((node for node in model.get_ordered_ops() if node.get_friendly_name() == _CUT), None)
     if flat is None:
         return None, model
     features = flat.output(0)
-    cut = opset13.parameter(features.partial_shape, features.element_type)
+    cut = openvino.opset13.parameter(features.partial_shape, features.element_type)
     for reader in features.get_target_inputs():
         reader.replace_source_output(cut.output(0))
     return openvino.Model([features], model.get_parameters()), openvino.Model(model.get_results(), [cut])
@@ -138,12 +137,20 @@ def is_available() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64") and find_spec("openvino") is not None
 
 
-def _core() -> Any:
+def import_openvino() -> Any:
+    """Return the module `openvino` without its converter. Raises MissingExtraError."""
+    # Importing the converter sends an event to Google Analytics, and takes 0.2 s.
+    blocked: dict[str, Any] = sys.modules
+    blocked.setdefault("openvino.tools.ovc", None)
     try:
         import openvino  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
         raise MissingExtraError("openvino", "cpu") from exc
-    core = openvino.Core()
+    return openvino
+
+
+def _core() -> Any:
+    core = import_openvino().Core()
     # With memory mapping, editing a file would change results, and cutting it would end the process with SIGBUS.
     core.set_property({"ENABLE_MMAP": False})
     return core

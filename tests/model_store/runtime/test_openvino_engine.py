@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError
 from model_store.image import CROP
 from model_store.remote_artifact import ShippedArtifact, ship
+from model_store.runtime.openvino_engine import import_openvino
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
@@ -23,7 +26,7 @@ from tests.support.tiny_model import tiny_draft
 from tests.support.training.run_folder import small_architecture, small_net
 
 AGREES = {"top1_agreement": 1.0, "fc7_cosine": 0.99999, "fc7_distance": 0.004}
-NATIVE = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+NATIVE = "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def publish(home: Path, **metrics: Any) -> Artifact:
@@ -98,3 +101,22 @@ def test_openvino_is_not_combined_with_cuda(artifact: Artifact, tmp_path: Path) 
     for options in ({"device": "cuda"}, {"device": "auto", "tensorrt": tmp_path}):
         with pytest.raises(DeviceUnavailableError, match="FC7_ENGINE is openvino, which runs on the CPU"):
             Runner(artifact, RunnerOptions(engine="openvino", **options))
+
+
+def test_nothing_about_its_use_is_sent_to_anyone(artifact: Artifact, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from model_store.runtime.options import RunnerOptions\n"
+        "from model_store.runtime.runner import Runner\n"
+        "from model_store.store import ModelStore\n"
+        "Runner(ModelStore(Path(sys.argv[1])).get('small', 1), RunnerOptions(device='cpu', engine='openvino'))\n"
+        "assert 'openvino' in sys.modules\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, artifact.path.parents[2]], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == [], "OpenVINO's telemetry writes its client ID there"
