@@ -3,6 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Parallel processes of the tests.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: help setup demo serve test test-slow coverage crash lint format bench bench-search lock clean
 
@@ -24,13 +27,13 @@ serve: $(READY) ## Serve the models in FC7_HOME (default ./var)
 	$(BIN)/fc7 serve
 
 test: $(READY) ## Run the tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(READY) ## Run the slow tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
 coverage: $(READY) ## Run the tests and report the lines that they do not execute
-	$(BIN)/pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 crash: $(READY) ## Kill a server 200 times under concurrent writes and verify every acknowledged write
 	$(BIN)/python -m tests.crash.kill_rounds --rounds 200

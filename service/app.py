@@ -26,8 +26,9 @@ from service.api.middleware import LingeringClose, Observe
 from service.api.oip_codec import HEADER_LENGTH
 from service.api.origin import RequestOrigin
 from service.api.paths import Paths
-from service.api.problems import INFERENCE_PATH, PROBLEM_TYPE, handle_error
+from service.api.problems import handle_error
 from service.api.routes import ROUTERS
+from service.api.schemas import InferenceProblem, Problem
 from service.api.upload import BodyBudget
 from service.inference.loader import MakeRunner
 from service.settings import Settings
@@ -41,20 +42,14 @@ _DESCRIPTION = (
 
 
 class _Application(FastAPI):
-    """FastAPI with an OpenAPI document that declares errors as application/problem+json."""
+    """FastAPI with an OpenAPI document that contains the schemas of errors, which operations refer to."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
-        if self.openapi_schema is None:
-            document = super().openapi()
-            for path, methods in document["paths"].items():
-                if path.startswith(INFERENCE_PATH):
-                    continue
-                for operation in methods.values():
-                    for status, answer in operation["responses"].items():
-                        if status >= "400" and "content" in answer:
-                            answer["content"] = {PROBLEM_TYPE: answer["content"]["application/json"]}
-        return super().openapi()
+        document = super().openapi()
+        errors = {model.__name__: model.model_json_schema() for model in (InferenceProblem, Problem)}
+        document["components"]["schemas"] = dict(sorted((document["components"]["schemas"] | errors).items()))
+        return document
 
 
 def create_app(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C end the processes of tests: they inherit that a shell ignores SIGINT in background jobs."""
+    """Prepare the process, before the tests import NumPy and torch.
+
+    Processes that run tests side by side compute with one thread each: threads of several would wait for each other.
+    HTTPX reads no file of certificates, which takes 0.1 s for each client: all servers of tests speak plain HTTP.
+    Ctrl-C ends the processes of tests: they inherit that a shell ignores SIGINT in background jobs.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("SSL_CERT_FILE", None)
+    os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -72,17 +72,21 @@ def test_every_command_and_setting_that_is_named_exists(page: os.PathLike[str]) 
     settings = set(re.findall(r"FC7_[A-Z_]*[A-Z]", text)) - {"FC7_PUBLISH"}  # read only by docker-compose.yml
     assert [name for name in settings if f"`{name}`" not in known] == []
     named = set(re.findall(r"(?:^ *\$? ?|`)(fc7(?: [a-z][a-z0-9-]*)+)", text, re.MULTILINE))
-    assert sorted(line for line in named if not _exists(line)) == []
+    assert unknown_commands(named) == []
 
 
 def test_every_command_named_in_the_code_exists() -> None:
     groups = {name.split()[1] for name, _ in commands() if name.count(" ") > 1}
     pattern = re.compile(rf"fc7 (?:{'|'.join(sorted(groups))}) [a-z][a-z0-9-]*")
-    for path in source_files(".py", below=PACKAGES):
-        named = pattern.findall((ROOT / path).read_text(encoding="utf-8"))
-        assert [line for line in named if not _exists(line)] == [], path
+    texts = [(ROOT / path).read_text(encoding="utf-8") for path in source_files(".py", below=PACKAGES)]
+    assert unknown_commands({line for text in texts for line in pattern.findall(text)}) == []
 
 
-def _exists(line: str) -> bool:
-    """Return whether the line starts with a command, or is a group of commands."""
-    return any(f"{line} ".startswith(f"{name} ") or name.startswith(f"{line} ") for name, _ in commands())
+def unknown_commands(lines: set[str]) -> list[str]:
+    """Return the lines that neither start with a command nor are a group of commands."""
+    names = [name for name, _ in commands()]
+    return sorted(
+        line
+        for line in lines
+        if not any(f"{line} ".startswith(f"{name} ") or name.startswith(f"{line} ") for name in names)
+    )

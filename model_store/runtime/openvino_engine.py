@@ -5,8 +5,8 @@ weights, so they are compiled for several fixed batch sizes, and a batch runs as
 layers have the other weights. In f32 they are as fast with a dynamic batch size, so they are compiled once. In bf16
 they are compiled for one row and for `_MANY` rows, and a batch in between is padded.
 
-Guarantees: the graph that runs matches the manifest. Nothing is sent to OpenVINO's makers. Weights are copied into memory, so changing or deleting the files
-later has no effect. A run uses all threads of the runner.
+Guarantees: the graph that runs matches the manifest. Weights are copied into memory, so changing or deleting the files
+later has no effect. A run uses all threads of the runner. Nothing is sent to OpenVINO's makers.
 Out of scope: choosing the engine; runs at the same time (they take turns).
 References: OpenVINO's documentation of the CPU device, of model caching and of precision control.
 """

@@ -8,8 +8,10 @@ from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
+from pydantic import BaseModel
 
 from service.api.auth import require
+from service.api.problems import PROBLEM_TYPE
 from service.api.schemas import InferenceProblem, Problem
 from service.errors import ClientGoneError, DeadlineError, DrainingError
 from service.settings import Scope
@@ -69,12 +71,18 @@ _DESCRIPTIONS = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses for the problems that an operation can return."""
-    return {status: {"model": Problem, "description": _DESCRIPTIONS[status]} for status in sorted(statuses)}
+    return _errors(statuses, PROBLEM_TYPE, Problem)
 
 
 def inference_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses for the errors that an operation of the Open Inference Protocol can return."""
-    return {status: {"model": InferenceProblem, "description": _DESCRIPTIONS[status]} for status in sorted(statuses)}
+    return _errors(statuses, "application/json", InferenceProblem)
+
+
+def _errors(statuses: tuple[int, ...], media_type: str, model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    # A reference instead of FastAPI's `model`, which would build a validator for each status of each route.
+    content = {media_type: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {status: {"description": _DESCRIPTIONS[status], "content": content} for status in sorted(statuses)}
 
 
 def revalidated(request: Request, content: bytes, media_type: str) -> Response:

@@ -56,7 +56,7 @@ async def list_jobs(state: StateDep) -> JobsAnswer:
     operation_id="get_job",
     summary="Get the progress of a job",
     dependencies=[READ],
-    responses=problems(401, 403, 404, 409, 503),
+    responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def get_job(job: Id, state: StateDep) -> JobInfo:
     """Return the state of a job, and how many entries of its archive were seen, added and skipped so far."""
@@ -86,7 +86,7 @@ async def list_skipped(
     operation_id="retry_job",
     summary="Retry a failed job",
     dependencies=[WRITE],
-    responses=problems(401, 403, 404, 409, 503, 507),
+    responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
 async def retry_job(job: Id, state: StateDep) -> JobInfo:
     """Continue a failed job whose archive was kept. Its counts and its position in the archive stay."""
@@ -98,7 +98,7 @@ async def retry_job(job: Id, state: StateDep) -> JobInfo:
     operation_id="cancel_job",
     summary="Cancel a job",
     dependencies=[WRITE],
-    responses=problems(401, 403, 404, 409, 503, 507),
+    responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
 async def cancel_job(job: Id, state: StateDep) -> JobInfo:
     """Stop a job after its current batch, or delete the archive of a failed one. Images that it has added stay."""

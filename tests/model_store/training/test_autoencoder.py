@@ -38,7 +38,7 @@ def rows() -> NDArray[np.float16]:
 
 @pytest.fixture(scope="module")
 def trained(rows: NDArray[np.float16]) -> TrainedCodes:
-    return train_codes(rows, CodeOptions(64, epochs=12, batch_size=64))
+    return train_codes(rows, CodeOptions(64, epochs=8, batch_size=64))
 
 
 def publish(home: Path, trained: TrainedCodes, rows: NDArray[np.float16]) -> Path:
@@ -169,7 +169,7 @@ def test_the_commands_train_evaluate_and_plot(
 
     assert fc7("train", "--bits", "64", "--epochs", "1", "--plain").exit_code == 0
     options = ("--queries", "20", "--epochs", "1", "--plain", "--plot", str(plot))
-    done = fc7("evaluate", "--bits", "128", "--bits", "64", *options)
+    done = fc7("evaluate", "--bits", "128", *options)
     assert done.exit_code == 0, done.output
     assert "fc7 codes train --bits 128" in done.output
     assert "300 images, 20 of them queries, 3 classes" in done.output

@@ -223,12 +223,12 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
         evaluated = cli.invoke(app, ["evaluate", *models, "--views", "10", "--json", *home])
         assert evaluated.exit_code == 0, evaluated.output
         result = json.loads(evaluated.stdout)
-        shown = cli.invoke(app, ["evaluate", *models, "--views", "10", *home])
         assert (result["images_seen"], result["images_skipped"], result["views"]) == (6, 1, 10)
         assert result["top1_error"] == metrics["top1_error"]
-        assert f"top-1 error {result['top1_error']:.1%}" in shown.output
         assert [entry["label"] for entry in result["per_class"]] == list(CLASSES)
         assert [int(cell) for cell in np.array(result["confusion"]).sum(axis=1)] == [2, 2, 2]
+    shown = cli.invoke(app, ["evaluate", "small", "solar:1", "--views", "10", *home])
+    assert f"top-1 error {metrics['top1_error']:.1%}" in shown.output
 
     assert cli.invoke(app, ["evaluate", "small", "--views", "3", *home]).exit_code == 2
     publish_tiny_model(tmp_path, activate=False)
@@ -238,7 +238,7 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_versions_are_averaged_by_their_probabilities(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "data", images=12)
+    write_pictures(tmp_path / "data", images=6)
     for name, seed in (("a", 1), ("b", 2), ("b", 3)):
         publish_tiny_model(tmp_path, name, CLASSES, seed)
     home = ["--home", str(tmp_path), "--data", str(tmp_path / "data")]
@@ -261,7 +261,7 @@ def test_versions_are_averaged_by_their_probabilities(tmp_path: Path) -> None:
                 answers = [session.run(["probabilities"], {"pixels": rows})[0].mean(axis=0) for session in sessions]
                 confusion[label, np.mean(answers, axis=0).argmax()] += 1
         assert np.array_equal(result["confusion"], confusion)
-        assert result["top1_error"] == pytest.approx(1 - np.trace(confusion) / 36)
+        assert result["top1_error"] == pytest.approx(1 - np.trace(confusion) / 18)
         wrong[models] = result["confusion"]
     assert (
         len({str(confusion) for confusion in wrong.values()}) == 4
