@@ -79,7 +79,7 @@ def open_on_milvus() -> Iterator[Opener]:
         home.mkdir(exist_ok=True)
         uri = str(home / "milvus.db")
         opened.add(uri)
-        return MilvusImageIndex.open(MilvusAddress(uri), index_options(**options))
+        return MilvusImageIndex.open(MilvusAddress(uri, timeout_s=60), index_options(**options))
 
     yield open_index
     for uri in opened:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, find_run, read_tensors
+from model_store.training.train import main as train
 from service.cli import main
 from tests.support.training.class_folders import write_class_folders
 
@@ -35,20 +36,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(data: Path, home: Path, *more: str) -> list[str]:
-    module = [sys.executable, "-W", "error", "-m", "model_store.training.train"]
-    return [*module, "--data", str(data), "--recipe", str(data.parent / "trial.toml"), "--home", str(home), *more]
+    return ["--data", str(data), "--recipe", str(data.parent / "trial.toml"), "--home", str(home), *more]
 
 
 def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
     return read_tensors(find_run(home, name) / MODEL_FILE, WEIGHTS_PREFIX)
 
 
-def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> None:
-    whole = subprocess.run(arguments(data, tmp_path, "--name", "whole"), capture_output=True, text=True, check=False)
-    assert whole.returncode == 0, whole.stderr
-    assert "Next: fc7 evaluate whole, then fc7 export whole" in whole.stderr
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(arguments(data, tmp_path, "--name", "whole")) == 0
+    assert "Next: fc7 evaluate whole, then fc7 export whole" in capsys.readouterr().err
 
-    stopped = subprocess.Popen(arguments(data, tmp_path, "--name", "stopped"), stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-W", "error", "-m", "model_store.training.train"]
+    stopped = subprocess.Popen(
+        [*command, *arguments(data, tmp_path, "--name", "stopped")], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/stopped-*/" + CHECKPOINT_FILE)) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -58,8 +62,7 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(data: Path, tmp_path: 
     assert "fc7 train --resume --name stopped" in output
     assert not (find_run(tmp_path, "stopped") / MODEL_FILE).exists()
 
-    resumed = arguments(data, tmp_path, "--name", "stopped", "--resume")
-    assert subprocess.run(resumed, capture_output=True, check=False).returncode == 0
+    assert train(arguments(data, tmp_path, "--name", "stopped", "--resume")) == 0
     one, other = weights(tmp_path, "whole"), weights(tmp_path, "stopped")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
