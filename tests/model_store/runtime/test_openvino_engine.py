@@ -15,6 +15,7 @@ from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError
 from model_store.image import CROP
 from model_store.remote_artifact import ShippedArtifact, ship
+from model_store.runtime.openvino_engine import agrees_in_bf16
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
@@ -82,7 +83,7 @@ def test_bf16_is_used_if_the_version_agrees_and_the_cpu_has_it(
     tmp_path: Path, metrics: dict[str, Any], allowed: bool
 ) -> None:
     version = publish(tmp_path, **metrics)
-    assert version.allows_bf16 is allowed
+    assert agrees_in_bf16(version) is allowed
     with runner(version) as found:
         assert found.arithmetic == ("bf16" if allowed and NATIVE else "f32")
     with runner(version, arithmetic="f32") as found:
