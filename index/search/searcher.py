@@ -23,6 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from index.records import DeviceUse
+from index.search.gpu.device import SearchDevice
+from index.search.gpu.mirror import DeviceMirror
+from index.search.gpu.search import search_exactly
 from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment, rows_nearest
 from index.search.view import View, ids_at, live_slots, rows_at, slots_of
 
@@ -65,6 +69,7 @@ class Searcher:
         self._codes: dict[str, Code] = {}
         self._segments: tuple[Segment, ...] = ()
         self._live = 0
+        self._mirror: DeviceMirror | None = None
         # The least number of candidates that `fast` compares exactly; may be changed at any time.
         self.candidates = _CANDIDATES
         self._pool = ThreadPoolExecutor(
@@ -80,7 +85,20 @@ class Searcher:
 
     def close(self) -> None:
         """Wait for running searches and stop the threads."""
+        self.use_device(None)
         self._pool.shutdown()
+
+    def use_device(self, device: SearchDevice | None) -> None:
+        """Copy the vectors to a device in the background, and search them there; None: free its memory again."""
+        old, self._mirror = self._mirror, None if device is None else DeviceMirror(device, lambda: self._segments)
+        if old is not None:
+            old.close()
+
+    @property
+    def on_device(self) -> DeviceUse | None:
+        """What is on the device; None if no device is used."""
+        mirror = self._mirror
+        return None if mirror is None else mirror.use
 
     @property
     def bytes_in_memory(self) -> int:
@@ -127,12 +145,14 @@ class Searcher:
                         self._live -= 1
             if any(_mostly_dead(segment) for segment in segments):
                 self._compact()
+        self._changed()
 
     def adopt(self, segment: Segment) -> None:
         """Append a full segment. Its ids must be greater than all earlier ones."""
         with self._change, self._lock:
             self._segments = (*self._segments, segment)
             self._live += segment.capacity - segment.dead
+        self._changed()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -147,7 +167,7 @@ class Searcher:
         with self._change:
             if old not in self._segments:
                 return False
-            new.blocks = old.blocks
+            new.blocks, new.identity = old.blocks, old.identity
             with self._lock:
                 new.alive[:], new.dead = old.alive, old.dead
                 self._segments = tuple(new if each is old else each for each in self._segments)
@@ -248,15 +268,18 @@ class Searcher:
             order = np.lexsort((slots[row], distances[row]))[:wide]
             best = slots[row][order]
             if mode != "codes":
-                return _rank(view, floats[row], _nearest_in_float32(view, floats[row], best, k), k)
+                return _rank_candidates(view, floats[row], best, k)
             return Hits(ids_at(view, best), distances[row][order].astype(np.float64))
 
         return list(self._pool.map(finish, range(len(floats))))
 
     def _search_exactly(self, view: View, floats: NDArray[np.float32], k: int, total: int) -> list[Hits]:
         hits: list[Hits | None] = [None] * len(floats)
+        mirror = self._mirror
+        if mirror is not None and len(mirror.rows):
+            hits = search_exactly(mirror.rows, view, floats, k, scan=self._scan, rank=_rank_candidates)
         wide = min(total, k + _MARGIN)
-        pending = list(range(len(floats)))
+        pending = [number for number, found in enumerate(hits) if found is None]
         while pending:
             distances, slots = self._scan(view, floats[pending], wide)
             unresolved = []
@@ -294,6 +317,11 @@ class Searcher:
         results = self._pool.map(lambda numbers: [scan_segment(number) for number in numbers], tasks)
         parts = [part for result in results for part in result]
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
+
+    def _changed(self) -> None:
+        mirror = self._mirror
+        if mirror is not None:
+            mirror.update()
 
     def _make(self, capacity: int) -> Segment:
         """Return an empty segment with a block for each code."""
@@ -334,6 +362,11 @@ def _find(segments: Sequence[Segment], starts: Sequence[int], vector_id: int) ->
 
 def _mostly_dead(segment: Segment) -> bool:
     return segment.count == segment.capacity and 2 * segment.dead >= segment.capacity
+
+
+def _rank_candidates(view: View, query: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Hits:
+    """Return the `k` nearest of many candidates, and all that tie with the last one."""
+    return _rank(view, query, _nearest_in_float32(view, query, slots, k), k)
 
 
 def _nearest_in_float32(view: View, query: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> NDArray[np.int64]:

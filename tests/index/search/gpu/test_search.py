@@ -1,0 +1,189 @@
+"""With a device, exact search returns the same ids and distances as without."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from index.search import searcher as searcher_module
+from index.search import view as view_module
+from index.search.gpu import rows as rows_module
+from index.search.gpu.device import SearchDevice
+from index.search.searcher import Searcher
+from index.search.view import restrict
+from tests.index.helpers import activations
+from tests.index.search.gpu.helpers import assert_equal, cpu_device, float16_index, halves, searchers, wait_for_copies
+
+Pair = tuple[Searcher, Searcher]
+
+
+@pytest.fixture(autouse=True)
+def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several segments and blocks with few rows."""
+    for module in (searcher_module, view_module, rows_module):
+        monkeypatch.setattr(module, "SEGMENT_ROWS", 256, raising=False)
+    monkeypatch.setattr("index.search.gpu.search.SEGMENT_ROWS", 256)
+    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 600 * 8196)
+    monkeypatch.setattr(rows_module, "_FEWEST_ROWS", 16)
+    monkeypatch.setattr(rows_module, "_COPIED_ROWS", 100)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with searchers() as both:
+        yield both
+
+
+def apply(pair: Pair, first: int, n: int, removed: list[int] | None = None) -> None:
+    """Add `n` vectors with ids from `first` on to both searchers, and remove others."""
+    for searcher in pair:
+        searcher.apply(np.arange(first, first + n), activations(n, seed=first), removed or [])
+
+
+def compare(pair: Pair, ks: tuple[int, ...] = (1, 10, 100)) -> None:
+    queries = np.concatenate([activations(3, seed=99), pair[1].sample(2)])
+    for k in ks:
+        assert_equal(pair[0].search(queries, k), pair[1].search(queries, k))
+
+
+def test_added_vectors_are_found_before_during_and_after_their_copy(pair: Pair) -> None:
+    for first, n in ((0, 700), (700, 5), (705, 300)):
+        apply(pair, first, n)
+        compare(pair)
+    # The last 237 rows of 1,005 are in a segment that has room for more.
+    wait_for_copies(pair[0], 1005)
+    compare(pair, (1, 10, 990, 1005, 3000))
+    apply(pair, 2000, 5)
+    assert pair[0].search(activations(5, seed=2000)[4:], 1)[0].ids.tolist() == [2004], "it is not on the device yet"
+    compare(pair)
+
+
+def test_removed_vectors_are_not_found_although_they_stay_on_the_device(pair: Pair) -> None:
+    apply(pair, 0, 1000)
+    wait_for_copies(pair[0], 1000)
+    queries = activations(3, seed=99)
+    nearest = [int(number) for hits in pair[1].search(queries, 40) for number in hits.ids]
+    apply(pair, 1000, 0, nearest)
+    assert not set(nearest) & {int(number) for hits in pair[0].search(queries, 40) for number in hits.ids}
+    compare(pair)
+
+
+def test_memory_of_removed_vectors_is_freed_on_the_device(pair: Pair) -> None:
+    apply(pair, 0, 1024)
+    wait_for_copies(pair[0], 1024)
+    apply(pair, 2000, 0, [number for number in range(1024) if number % 16])
+    wait_for_copies(pair[0], 64)
+    compare(pair)
+    use = pair[0].on_device
+    assert use is not None
+    assert use.bytes == 64 * 8196
+
+
+def test_a_view_of_an_earlier_state_is_searched_as_it_was(pair: Pair) -> None:
+    apply(pair, 0, 1000)
+    wait_for_copies(pair[0], 1000)
+    views = [searcher.view() for searcher in pair]
+    apply(pair, 1000, 300, list(range(600)))
+    wait_for_copies(pair[0], 1300 - 512)  # two segments of removed vectors were replaced
+    queries = activations(3, seed=99)
+    assert_equal(pair[0].search(queries, 20, views[0]), pair[1].search(queries, 20, views[1]))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
+def test_filters_apply_on_the_device(pair: Pair, share: float) -> None:
+    apply(pair, 0, 1500)
+    wait_for_copies(pair[0], 1500)
+    chosen = np.sort(np.random.default_rng(1).permutation(1500)[: int(1500 * share)])
+    queries = activations(3, seed=99)
+    found, expected = (searcher.search(queries, 5, restrict(searcher.view(), chosen)) for searcher in pair)
+    assert_equal(found, expected)
+    assert {int(number) for hits in found for number in hits.ids} <= set(chosen.tolist())
+
+
+def test_near_identical_vectors_are_ranked_exactly_and_all_ties_are_returned(pair: Pair) -> None:
+    base = np.maximum(halves(1)[0], np.float16(1))
+    copies = np.tile(base, (600, 1))
+    for n in range(100):  # each differs in one more value, by the last bit
+        copies[n, : n + 1] = np.nextafter(copies[n, : n + 1], np.float16(np.inf))
+    for searcher in pair:
+        searcher.apply(np.arange(600), copies)
+    wait_for_copies(pair[0], 600)
+    for k in (3, 520, 550):
+        [found], [expected] = (searcher.search(base[np.newaxis], k) for searcher in pair)
+        assert_equal([found], [expected])
+    assert pair[0].search(base[np.newaxis], 3)[0].ids.tolist() == list(range(100, 600))
+
+
+def test_vectors_that_do_not_fit_are_searched_on_the_cpu() -> None:
+    with searchers(cpu_device(memory=700 * 8196)) as pair:
+        apply(pair, 0, 1000)
+        wait_for_copies(pair[0], 356)  # for the next 100, FAISS would copy these 356
+        compare(pair)
+        apply(pair, 1000, 0, list(range(768)))
+        wait_for_copies(pair[0], 232)
+        compare(pair)
+
+
+def test_values_whose_squares_overflow_float16_are_searched_on_the_cpu(pair: Pair) -> None:
+    apply(pair, 0, 500)
+    wait_for_copies(pair[0], 500)
+    large = activations(300, seed=5)
+    large[7, 0] = 300
+    for searcher in pair:
+        searcher.apply(np.arange(1000, 1300), large)
+    compare(pair)
+    assert_equal(pair[0].search(large[7:8], 3), pair[1].search(large[7:8], 3))
+
+
+class _Failing:
+    """Fails as FAISS does when the device has no memory left."""
+
+    def __init__(self, dimensions: int) -> None:
+        self._index = float16_index(dimensions)
+
+    def add(self, rows: object) -> None:
+        self._index.add(rows)
+
+    def search(self, *_: object) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail (cudaMalloc error out of memory [2])")
+
+
+def test_a_failing_device_is_given_up_and_the_search_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
+    with searchers(SearchDevice("cuda:0", _Failing, 1 << 40)) as pair:
+        apply(pair, 0, 400)
+        wait_for_copies(pair[0], 400)
+        compare(pair)
+        assert "the device failed, searching on the CPU" in capsys.readouterr().out
+        compare(pair)
+        assert "failed" not in capsys.readouterr().out, "it is not tried again"
+
+
+def test_searches_are_correct_during_adds_removals_and_copies(pair: Pair) -> None:
+    mine, reference = pair
+    done = threading.Event()
+    errors: list[BaseException] = []
+
+    def search() -> None:
+        try:
+            while not done.is_set():
+                view = mine.view()
+                query = activations(1, seed=99)
+                assert_equal(mine.search(query, 10, view), reference.search(query, 10, view))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for step in range(40):
+        first = step * 60
+        mine.apply(np.arange(first, first + 60), activations(60, seed=first), list(range(first - 300, first - 250)))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    mine.use_device(None)
+    assert mine.on_device is None
