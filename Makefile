@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+GPU_VENV := .venv-gpu
+GPU_READY := $(GPU_VENV)/.ready
 
-.PHONY: help setup demo serve test test-slow coverage crash lint format bench bench-search lock clean
+.PHONY: help setup demo serve test test-slow gpu-check coverage crash lint format bench bench-search lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,6 +14,11 @@ help: ## List the commands
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,dev]'
+	@touch $@
+
+$(GPU_READY): pyproject.toml constraints/gpu.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install --disable-pip-version-check --quiet --constraint constraints/gpu.txt --editable '.[gpu,train,dev]'
 	@touch $@
 
 setup: $(READY) ## Install everything into .venv
@@ -28,6 +35,11 @@ test: $(READY) ## Run the tests
 
 test-slow: $(READY) ## Run the slow tests that `make test` leaves out
 	$(BIN)/pytest -m slow
+
+gpu-check: ## Check everything that runs on an NVIDIA GPU, and print a table of results
+	@$(PYTHON) tests/gpu/driver.py
+	@$(MAKE) --no-print-directory $(GPU_READY)
+	$(GPU_VENV)/bin/python -m tests.gpu
 
 coverage: $(READY) ## Run the tests and report the lines that they do not execute
 	$(BIN)/pytest --cov --cov-report=term
@@ -59,5 +71,5 @@ lock: $(READY) ## Write the installed versions to constraints/cpu.txt
 	mv constraints/cpu.txt.new constraints/cpu.txt
 
 clean: ## Remove the environment and caches, but not FC7_HOME
-	rm -rf $(VENV) build .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(GPU_VENV) build .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -147,10 +147,14 @@ class FastCode:
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """What a device holds. name: such as "cuda:0"; vectors: number of copied vectors; bytes: memory of all copies."""
+    """What a device holds for searches. name: such as "cuda:0". vectors, codes: how many were copied.
+
+    bytes: memory of all copies.
+    """
 
     name: str
     vectors: int
+    codes: int
     bytes: int
 
 

@@ -41,7 +41,8 @@ from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.search.duplicates import near_groups
 from index.search.gpu.device import open_device
-from index.search.searcher import Hits, Mode
+from index.search.ranking import Hits
+from index.search.searcher import Mode
 from index.search.view import View, restrict
 from model_store.cores import usable_cores
 

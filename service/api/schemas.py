@@ -187,10 +187,11 @@ class FastCodeInfo(BaseModel):
 
 
 class DeviceInfo(BaseModel):
-    """Copies of the index on a CUDA device. The CPU searches the other vectors."""
+    """Copies of the index on a CUDA device. The CPU searches the other vectors and codes of `fast`."""
 
     name: str
     vectors: int
+    codes: int
     bytes: int
 
 

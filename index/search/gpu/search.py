@@ -1,8 +1,8 @@
-"""The exact nearest vectors, found with a device.
+"""Search with a device: the exact nearest vectors, and the candidates of `fast`.
 
-The device selects candidates, and the CPU computes their exact distances. If these are all smaller than the bound that
-the device guarantees for the other vectors, the result is complete. Otherwise the search is repeated with more
-candidates, and at last left to the CPU.
+For an exact search, the device selects candidates, and the CPU computes their exact distances. If these are all smaller
+than the bound that the device guarantees for the other vectors, the result is complete. Otherwise the search is
+repeated with more candidates, and at last left to the CPU.
 
 Guarantees: the results equal those of the CPU.
 """
@@ -10,31 +10,25 @@ Guarantees: the results equal those of the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.search.gpu.device import MAX_FOUND
-from index.search.gpu.rows import DeviceRows
-from index.search.segment import SEGMENT_ROWS, Found
+from index.search.gpu.rows import DeviceRows, Found
+from index.search.ranking import TIE, Hits, rank_candidates
+from index.search.segment import SEGMENT_ROWS
+from index.search.segment import Found as Scanned
 from index.search.view import View
 
 _EXTRA: Final = 64  # candidates beyond k in the first attempt; most searches need no second one
 _GROWTH: Final = 4
-_CPU_ERROR: Final = 1e-5  # relative error of squared distances on the CPU
 
 
-class Ranked(Protocol):
-    """The nearest candidates of a query."""
-
-    @property
-    def distances(self) -> NDArray[np.float64]:
-        """Exact distances, float64 [n], ascending."""
-
-
-R = TypeVar("R", bound=Ranked)
-Scan = Callable[[View, NDArray[Any], int], Found]
+# Scans a part of a view for the best candidates of queries on the CPU, as `Searcher._scan` does. The last argument has
+# the numbers of the part's segments in the view.
+Scan = Callable[[View, NDArray[Any], int, list[int]], Scanned]
 
 
 def search_exactly(
@@ -44,22 +38,20 @@ def search_exactly(
     k: int,
     *,
     scan: Scan,
-    rank: Callable[[View, NDArray[np.float32], NDArray[np.int64], int], R],
-) -> list[R | None]:
+) -> list[Hits | None]:
     """Return the `k` nearest rows of the view for each query, float32 [n, 4096]; None where the CPU must search.
 
-    scan: returns candidates among rows that are not on the device. rank: returns the `k` nearest candidates by exact
-    distance, and all that tie with the last one.
+    scan: returns candidates among rows that are not on the device.
     """
-    results: list[R | None] = [None] * len(queries)
+    results: list[Hits | None] = [None] * len(queries)
     pending = list(range(len(queries)))
     wide = k + _EXTRA
     while pending and wide <= MAX_FOUND:
         unresolved = []
-        for number, (slots, bound) in zip(pending, _candidates(rows, view, queries[pending], wide, scan), strict=True):
-            if len(slots) >= k or (len(slots) and bound == np.inf):
-                ranked = rank(view, queries[number], slots, k)
-                if ranked.distances[min(k, len(ranked.distances)) - 1] ** 2 < bound:
+        for number, found in zip(pending, candidates(rows, view, queries[pending], wide, scan), strict=True):
+            if len(found.slots) >= k or (len(found.slots) and found.bound == np.inf):
+                ranked = rank_candidates(view, queries[number], found.slots, k)
+                if ranked.distances[min(k, len(ranked.distances)) - 1] ** 2 < found.bound:
                     results[number] = ranked
                     continue
             unresolved.append(number)
@@ -67,28 +59,27 @@ def search_exactly(
     return results
 
 
-def _candidates(
-    rows: DeviceRows,
-    view: View,
-    queries: NDArray[np.float32],
-    wide: int,
-    scan: Scan,
-) -> list[tuple[NDArray[np.int64], float]]:
-    """Return candidates of each query from the device and the CPU, and the bound for all other rows."""
+def candidates(rows: DeviceRows, view: View, queries: NDArray[np.float32], wide: int, scan: Scan) -> list[Found]:
+    """Return the best `wide` candidates, or more, of each query from the device and from a scan of what is not on it.
+
+    queries: as the rows on the device, float32 [n, dimensions]. There can be fewer if the view excludes many rows.
+    """
     found, rest = rows.scan(view, queries, wide)
     numbers = [number for number, (_, alive) in enumerate(rest) if alive.any()]
     if not numbers:
-        return [(each.slots, each.bound) for each in found]
+        return found
     left = [rest[number] for number in numbers]
     total = sum(int(alive.sum()) for _, alive in left)
-    distances, slots = scan(left, queries, min(wide, total))
+    distances, slots = scan(left, queries, min(wide, total), numbers)
     segments, offsets = np.divmod(slots, SEGMENT_ROWS)
     slots = np.asarray(numbers)[segments] * SEGMENT_ROWS + offsets
     merged = []
     for row, each in enumerate(found):
         order = np.argsort(distances[row], kind="stable")[:wide]
-        bound = each.bound
+        estimates, bound = distances[row][order], each.bound
         if total > wide:
-            bound = min(bound, float(distances[row][order[-1]]) * (1 - _CPU_ERROR))
-        merged.append((np.concatenate([each.slots, slots[row][order]]), bound))
+            bound = min(bound, float(estimates[-1]) * (1 - TIE))
+        merged.append(
+            Found(np.concatenate([each.slots, slots[row][order]]), np.concatenate([each.estimates, estimates]), bound)
+        )
     return merged

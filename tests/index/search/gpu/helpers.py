@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.search.gpu.device import SearchDevice
-from index.search.searcher import Hits, Searcher
+from index.search.ranking import Hits
+from index.search.searcher import Searcher
 from tests.support.server import wait_until
 
 _faiss: Any = faiss
@@ -38,12 +39,12 @@ def searchers(device: SearchDevice | None = None) -> Iterator[tuple[Searcher, Se
         reference.close()
 
 
-def wait_for_copies(searcher: Searcher, vectors: int) -> None:
-    """Wait until that many vectors are on the device."""
+def wait_for_copies(searcher: Searcher, vectors: int, codes: int = 0) -> None:
+    """Wait until that many vectors and codes are on the device."""
 
     def copied() -> bool:
         use = searcher.on_device
-        return use is not None and use.vectors == vectors
+        return use is not None and (use.vectors, use.codes) == (vectors, codes)
 
     wait_until(copied)
 

@@ -12,6 +12,8 @@ from index.search import searcher as searcher_module
 from index.search import view as view_module
 from index.search.gpu import rows as rows_module
 from index.search.gpu.device import SearchDevice
+from index.search.pca_code import Projection
+from index.search.ranking import Hits
 from index.search.searcher import Searcher
 from index.search.view import restrict
 from tests.index.helpers import activations
@@ -136,6 +138,47 @@ def test_values_whose_squares_overflow_float16_are_searched_on_the_cpu(pair: Pai
         searcher.apply(np.arange(1000, 1300), large)
     compare(pair)
     assert_equal(pair[0].search(large[7:8], 3), pair[1].search(large[7:8], 3))
+
+
+def recall(found: list[Hits], expected: list[Hits]) -> float:
+    pairs = zip(found, expected, strict=True)
+    return float(np.mean([len({*one.ids[:10]} & {*other.ids[:10]}) / 10 for one, other in pairs]))
+
+
+def test_fast_finds_as_many_with_the_codes_on_the_device(pair: Pair) -> None:
+    apply(pair, 0, 1000)
+    code = Projection.train(pair[1].sample(1000))
+    assert code is not None
+    for searcher in pair:
+        searcher.candidates = 40
+        searcher.install("fast", code)
+    wait_for_copies(pair[0], 1000, codes=1000)
+    apply(pair, 2000, 300, list(range(0, 1000, 3)))  # some segments are on the device, others are not
+    wait_for_copies(pair[0], 1300, codes=1300)
+    apply(pair, 3000, 10)
+    queries = np.concatenate([activations(20, seed=99), activations(10, seed=3000)])
+    expected = pair[1].search(queries, 10)
+    recalls = [recall(searcher.search(queries, 10, mode="fast"), expected) for searcher in pair]
+    assert recalls[0] >= recalls[1] - 0.02
+    assert recalls[1] < 1, "the codes are compared, not the vectors"
+    chosen = np.array([1, 2, 700, 2001, 3001])
+    found = pair[0].search(queries, 10, restrict(pair[0].view(), chosen), "fast")
+    assert_equal(found, pair[1].search(queries, 10, restrict(pair[1].view(), chosen)))
+
+
+def test_codes_that_replace_others_replace_them_on_the_device(pair: Pair) -> None:
+    apply(pair, 0, 600)
+    for seed in (0, 1):
+        code = Projection.train(pair[1].sample(300, seed=seed), seed=seed)
+        assert code is not None
+        for searcher in pair:
+            searcher.install("fast", code)
+        wait_for_copies(pair[0], 600, codes=600)
+        queries = activations(5, seed=99)
+        assert_equal(pair[0].search(queries, 5, mode="fast"), pair[1].search(queries, 5, mode="fast"))
+    use = pair[0].on_device
+    assert use is not None
+    assert use.bytes == 600 * (8196 + 260), "the previous codes were freed"
 
 
 class _Failing:
