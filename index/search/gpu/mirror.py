@@ -40,9 +40,9 @@ class DeviceMirror:
     @property
     def use(self) -> DeviceUse:
         """What is on the device now."""
-        kinds = [self.rows] if self._codes is None else [self.rows, self._codes[1]]
-        codes = sum(len(rows) for rows in kinds[1:])
-        return DeviceUse(self.device.name, len(self.rows), codes, sum(rows.bytes for rows in kinds))
+        codes = self._codes
+        count, size = (len(codes[1]), codes[1].bytes) if codes is not None else (0, 0)
+        return DeviceUse(self.device.name, len(self.rows), count, self.rows.bytes + size)
 
     def codes(self, code: Code) -> DeviceRows | None:
         """Return the copies of the codes that `code` computed; None if there are none."""
