@@ -150,17 +150,18 @@ class Searcher:
         return self._segments
 
     def replace(self, old: Segment, new: Segment) -> bool:
-        """Use `new`, which has the ids and rows of the full segment `old`. Returns False if `old` is not used any more.
+        """Use `new`, which has the ids of the full segment `old`. Returns False if `old` is not used any more.
 
         `new` gets the flags and the codes of `old`.
         """
         with self._change:
             if old not in self._segments:
                 return False
-            new.blocks, new.identity = old.blocks, old.identity
+            new.blocks = old.blocks
             with self._lock:
                 new.alive[:], new.dead = old.alive, old.dead
                 self._segments = tuple(new if each is old else each for each in self._segments)
+        self._changed()
         return True
 
     def ids(self) -> NDArray[np.int64]:

@@ -121,10 +121,7 @@ class DeviceRows:
                         if scanned is not None:
                             found.append(scanned)
                             for number in numbers:
-                                segment, alive = view[number]
-                                left = alive.copy()
-                                left[: self._placed[segment.identity][1]] = False
-                                rest[number] = segment, left
+                                rest[number] = self._without_copied(*view[number])
             except RuntimeError as error:  # of FAISS: the device has no memory left, or does not work
                 self._fail(error)
                 found, rest = [], list(view)
@@ -154,7 +151,10 @@ class DeviceRows:
         wide: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]] | None:
         """Return slots [n, k] (-1: not in the view), estimates [n, k] and bounds [n]; None if the CPU is faster."""
-        alive = sum(int(view[number][1][: self._placed[view[number][0].identity][1]].sum()) for number in numbers)
+        alive = 0
+        for number in numbers:
+            segment, flags = view[number]
+            alive += int(np.count_nonzero(flags[: self._placed[segment.identity][1]]))
         if not alive:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32), _unbounded(queries)
         k = min(block.count, -(-wide * block.count // alive))
@@ -167,6 +167,15 @@ class DeviceRows:
             lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
             bounds = estimates[:, -1].astype(np.float64) - error_bound(block.norm, lengths, self._dimensions)
         return slots, estimates, bounds
+
+    def _without_copied(self, segment: Segment, alive: NDArray[np.bool_]) -> tuple[Segment, NDArray[np.bool_]]:
+        """Return a segment of a view with the flags of the rows that are not on the device."""
+        copied = self._placed[segment.identity][1]
+        if copied >= len(alive):
+            return segment, alive[:0]
+        left = alive.copy()
+        left[:copied] = False
+        return segment, left
 
     def _copy(self, segment: Segment, start: int, end: int) -> None:
         """Copy rows start:end of a segment, or note why not."""

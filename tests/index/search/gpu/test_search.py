@@ -15,6 +15,7 @@ from index.search.gpu.device import SearchDevice
 from index.search.pca_code import Projection
 from index.search.ranking import Hits
 from index.search.searcher import Searcher
+from index.search.segment import Segment
 from index.search.view import restrict
 from tests.index.helpers import activations
 from tests.index.search.gpu.helpers import assert_equal, cpu_device, float16_index, halves, searchers, wait_for_copies
@@ -127,6 +128,20 @@ def test_vectors_that_do_not_fit_are_searched_on_the_cpu() -> None:
         apply(pair, 1000, 0, list(range(768)))
         wait_for_copies(pair[0], 232)
         compare(pair)
+
+
+def test_repaired_rows_are_searched_instead_of_their_copies(pair: Pair) -> None:
+    apply(pair, 0, 512)
+    wait_for_copies(pair[0], 512)
+    for searcher in pair:
+        damaged = searcher.segments[0]
+        repaired = Segment(damaged.capacity)
+        repaired.append(damaged.ids, activations(damaged.capacity, seed=77))
+        assert searcher.replace(damaged, repaired)
+    compare(pair)
+    wait_for_copies(pair[0], 256 + 512)  # the block still contains the damaged rows, and half of it is used
+    compare(pair)
+    assert pair[0].search(activations(9, seed=77)[8:], 1)[0].ids.tolist() == [8]
 
 
 def test_values_whose_squares_overflow_float16_are_searched_on_the_cpu(pair: Pair) -> None:
