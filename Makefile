@@ -16,9 +16,10 @@ $(READY): pyproject.toml constraints/cpu.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,dev]'
 	@touch $@
 
-$(GPU_READY): pyproject.toml constraints/gpu.txt
+$(GPU_READY): pyproject.toml constraints/cpu.txt constraints/gpu.txt
 	$(PYTHON) -m venv $(GPU_VENV)
-	$(GPU_VENV)/bin/pip install --disable-pip-version-check --quiet --constraint constraints/gpu.txt --editable '.[gpu,train,dev]'
+	grep -v '^nvidia-' constraints/gpu.txt > $(GPU_VENV)/constraints.txt  # torch requires its own versions of the CUDA libraries
+	$(GPU_VENV)/bin/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --constraint $(GPU_VENV)/constraints.txt --editable '.[gpu,train,dev]'
 	@touch $@
 
 setup: $(READY) ## Install everything into .venv
