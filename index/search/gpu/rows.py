@@ -44,7 +44,7 @@ _FEWEST_ROWS: Final = 256  # fewer new rows than that are not worth a copy; the 
 Values = Callable[[Segment, int, int], NDArray[np.float32] | None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Block:
     """An index on the device. Rows of a segment may be in several spans of its block, in ascending order.
 
@@ -52,11 +52,23 @@ class _Block:
     segments have or may still get. norm: length of its longest row.
     """
 
-    index: Any
+    index: Any = None
     count: int = 0
     reserved: int = 0
     norm: float = 0.0
     spans: list[tuple[int, object, int]] = field(default_factory=list)
+
+
+class _Scanned(NamedTuple):
+    """What a block returns. slots: int64 [n, k], -1 for rows that are not in the view; estimates: float32 [n, k].
+
+    errors: largest error of the estimates of each query, float64 [n]. complete: whether it has all rows of the block.
+    """
+
+    slots: NDArray[np.int64]
+    estimates: NDArray[np.float32]
+    errors: NDArray[np.float64]
+    complete: bool
 
 
 class Found(NamedTuple):
@@ -74,11 +86,12 @@ class DeviceRows:
         """values: what to copy. dimensions: the number of its columns."""
         self._device, self._dimensions, self._values = device, dimensions, values
         self._row_bytes = 2 * dimensions + 4  # FAISS stores the length of each row
-        self._block_rows = max(SEGMENT_ROWS, min(_BLOCK_ROWS, _BLOCK_BYTES // self._row_bytes))
+        self._block_rows = max(SEGMENT_ROWS, min(_BLOCK_ROWS, _BLOCK_BYTES // (2 * dimensions)))
         self._blocks: list[_Block] = []
         self._placed: dict[object, tuple[_Block, int]] = {}  # by the segment's identity: its block, and rows copied
         self._refused: set[object] = set()  # segments without values, or with values that the device cannot compare
         self._full = False  # the last copy found no room
+        self._exhausted = False  # the device has less memory than the limit
         self._warned = self._failed = False
 
     def __len__(self) -> int:
@@ -96,7 +109,7 @@ class DeviceRows:
         Only one thread at a time may call it. segments: all that the searcher has now.
         """
         self._drop_unused(segments)
-        self._full = False
+        self._full = self._exhausted
         for segment in segments:
             while not (stop.is_set() or self._full or self._failed):
                 start = self._placed.get(segment.identity, (None, 0))[1]
@@ -107,12 +120,12 @@ class DeviceRows:
                 self._copy(segment, start, end)
 
     def scan(self, view: View, queries: NDArray[np.float32], wide: int) -> tuple[list[Found], View]:
-        """Return at least `wide` candidates of each query if there are that many, and the rows still to be scanned.
+        """Return the best `wide` candidates of each query (fewer if there are no more), and what is still to be scanned.
 
         queries: float32 [n, dimensions]. The rest is a view like `view`, in which the scanned rows are not alive.
         """
         rest: View = list(view)
-        found: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]] = []
+        found: list[_Scanned] = []
         if not self._failed and (not queries.size or float(np.abs(queries).max()) <= LARGEST):
             try:
                 with self._device.lock:
@@ -125,7 +138,7 @@ class DeviceRows:
             except RuntimeError as error:  # of FAISS: the device has no memory left, or does not work
                 self._fail(error)
                 found, rest = [], list(view)
-        return [_merge(found, row) for row in range(len(queries))], rest
+        return [_merge(found, row, wide) for row in range(len(queries))], rest
 
     def close(self) -> None:
         """Free the memory on the device. Later scans leave everything to the caller."""
@@ -143,30 +156,24 @@ class DeviceRows:
         return list(blocks.values())
 
     def _search(
-        self,
-        block: _Block,
-        numbers: Sequence[int],
-        view: View,
-        queries: NDArray[np.float32],
-        wide: int,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]] | None:
-        """Return slots [n, k] (-1: not in the view), estimates [n, k] and bounds [n]; None if the CPU is faster."""
+        self, block: _Block, numbers: Sequence[int], view: View, queries: NDArray[np.float32], wide: int
+    ) -> _Scanned | None:
+        """Search a block, of which the segments with these numbers are in the view; None if the CPU has to."""
         alive = 0
         for number in numbers:
             segment, flags = view[number]
             alive += int(np.count_nonzero(flags[: self._placed[segment.identity][1]]))
+        lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
+        errors = error_bound(block.norm, lengths, self._dimensions)
         if not alive:
-            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32), _unbounded(queries)
+            empty = np.empty((len(queries), 0))
+            return _Scanned(empty.astype(np.int64), empty.astype(np.float32), errors, complete=True)
         k = min(block.count, -(-wide * block.count // alive))
         if k > MAX_FOUND:
             return None
         estimates, positions = block.index.search(queries, k)
         slots = _slots(block, {view[number][0].identity: number for number in numbers}, view, positions)
-        bounds = _unbounded(queries)
-        if k < block.count:
-            lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
-            bounds = estimates[:, -1].astype(np.float64) - error_bound(block.norm, lengths, self._dimensions)
-        return slots, estimates, bounds
+        return _Scanned(slots, estimates, errors, complete=k == block.count)
 
     def _without_copied(self, segment: Segment, alive: NDArray[np.bool_]) -> tuple[Segment, NDArray[np.bool_]]:
         """Return a segment of a view with the flags of the rows that are not on the device."""
@@ -188,12 +195,16 @@ class DeviceRows:
             block = self._block_for(segment)
             if not self._device.has_room((end - start) * self._row_bytes, block.count * self._row_bytes):
                 self._full = True
-                self._warn_once()
+                self._warn("the memory limit is reached")
                 return
             try:
+                if block.index is None:
+                    block.index = self._device.index(self._dimensions)
                 block.index.add(values)
-            except RuntimeError as error:
-                self._fail(error)
+            except RuntimeError as error:  # of FAISS: the device has less memory than the limit
+                self._full = self._exhausted = True
+                self._warn(str(error))
+                self._remove([block])  # it may be incomplete
                 return
             if block not in self._blocks:
                 self._blocks.append(block)
@@ -212,7 +223,7 @@ class DeviceRows:
             return placed[0]
         if self._blocks and self._blocks[-1].reserved + segment.capacity <= self._block_rows:
             return self._blocks[-1]
-        return _Block(self._device.index(self._dimensions))
+        return _Block()
 
     def _drop_unused(self, segments: Sequence[Segment]) -> None:
         """Drop the blocks of which less than half of the rows belong to these segments."""
@@ -227,18 +238,19 @@ class DeviceRows:
     def _remove(self, blocks: Sequence[_Block]) -> None:
         """Free blocks. The device's lock must be held, because FAISS's memory manager is not thread-safe."""
         for block in blocks:
-            self._blocks.remove(block)
+            self._blocks = [each for each in self._blocks if each is not block]
             self._placed = {each: placed for each, placed in self._placed.items() if placed[0] is not block}
             self._device.used -= block.count * self._row_bytes
             block.index = None
 
-    def _warn_once(self) -> None:
+    def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
             _log(self._device).warning(
                 "not all vectors fit on the device, searching the others on the CPU",
                 copied=len(self),
-                fix="raise FC7_CUDA_INDEX_MB",
+                reason=reason,
+                setting="FC7_CUDA_INDEX_MB",
             )
 
     def _fail(self, error: RuntimeError) -> None:
@@ -273,12 +285,17 @@ def _slots(block: _Block, numbers: dict[object, int], view: View, positions: NDA
     return slots
 
 
-def _merge(found: Sequence[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]], row: int) -> Found:
-    """Return the candidates of one query from all blocks."""
-    slots = np.concatenate([np.empty(0, np.int64), *(slots[row] for slots, _, _ in found)])
-    estimates = np.concatenate([np.empty(0, np.float32), *(estimates[row] for _, estimates, _ in found)])
-    bound = min((float(bounds[row]) for _, _, bounds in found), default=np.inf)
-    return Found(slots[slots >= 0], estimates[slots >= 0], bound)
+def _merge(found: Sequence[_Scanned], row: int, wide: int) -> Found:
+    """Return the best candidates of one query from all blocks."""
+    slots = np.concatenate([np.empty(0, np.int64), *(each.slots[row] for each in found)])
+    estimates = np.concatenate([np.empty(0, np.float32), *(each.estimates[row] for each in found)])
+    bounds = [float(each.estimates[row, -1]) - float(each.errors[row]) for each in found if not each.complete]
+    slots, estimates = slots[slots >= 0], estimates[slots >= 0]
+    if len(slots) > wide:
+        order = np.argsort(estimates, kind="stable")[:wide]
+        slots, estimates = slots[order], estimates[order]
+        bounds.append(float(estimates[-1]) - max(float(each.errors[row]) for each in found))
+    return Found(slots, estimates, min(bounds, default=np.inf))
 
 
 def _extend(block: _Block, identity: object, row: int) -> None:
@@ -288,10 +305,6 @@ def _extend(block: _Block, identity: object, row: int) -> None:
         if last is identity and first + block.count - start == row:
             return
     block.spans.append((block.count, identity, row))
-
-
-def _unbounded(queries: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.full(len(queries), np.inf)
 
 
 def _log(device: SearchDevice) -> Any:

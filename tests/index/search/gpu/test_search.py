@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from index.search import searcher as searcher_module
 from index.search import view as view_module
@@ -19,6 +21,7 @@ from index.search.segment import Segment
 from index.search.view import restrict
 from tests.index.helpers import activations
 from tests.index.search.gpu.helpers import assert_equal, cpu_device, float16_index, halves, searchers, wait_for_copies
+from tests.support.server import wait_until
 
 Pair = tuple[Searcher, Searcher]
 
@@ -29,7 +32,7 @@ def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (searcher_module, view_module, rows_module):
         monkeypatch.setattr(module, "SEGMENT_ROWS", 256, raising=False)
     monkeypatch.setattr("index.search.gpu.search.SEGMENT_ROWS", 256)
-    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 600 * 8196)
+    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 600 * 8192)
     monkeypatch.setattr(rows_module, "_FEWEST_ROWS", 16)
     monkeypatch.setattr(rows_module, "_COPIED_ROWS", 100)
 
@@ -197,16 +200,39 @@ def test_codes_that_replace_others_replace_them_on_the_device(pair: Pair) -> Non
 
 
 class _Failing:
-    """Fails as FAISS does when the device has no memory left."""
+    """Fails as FAISS does without memory on the device: in searches, or when it gets more than `rows` rows."""
 
-    def __init__(self, dimensions: int) -> None:
-        self._index = float16_index(dimensions)
+    def __init__(self, dimensions: int, rows: int | None = None) -> None:
+        self._index, self._rows = float16_index(dimensions), rows
 
-    def add(self, rows: object) -> None:
+    def add(self, rows: NDArray[np.float32]) -> None:
+        if self._rows is not None and self._index.ntotal + len(rows) > self._rows:
+            raise RuntimeError("StandardGpuResources: alloc fail (cudaMalloc error out of memory [2])")
         self._index.add(rows)
 
-    def search(self, *_: object) -> None:
-        raise RuntimeError("StandardGpuResources: alloc fail (cudaMalloc error out of memory [2])")
+    def search(self, *arguments: Any) -> Any:
+        if self._rows is None:
+            raise RuntimeError("StandardGpuResources: alloc fail (cudaMalloc error out of memory [2])")
+        return self._index.search(*arguments)
+
+
+def test_a_device_with_less_memory_than_the_limit_is_used_as_far_as_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[_Failing] = []
+
+    def make(dimensions: int) -> _Failing:
+        made.append(_Failing(dimensions, rows=400 if made else 512))
+        return made[-1]
+
+    with searchers(SearchDevice("cuda:0", make, 1 << 40)) as pair:
+        apply(pair, 0, 1024)
+        wait_until(lambda: "not all vectors fit" in capsys.readouterr().out)
+        wait_for_copies(pair[0], 512)
+        compare(pair)
+        apply(pair, 2000, 300)
+        compare(pair)
+        use = pair[0].on_device
+        assert use is not None
+        assert use.vectors == 512
 
 
 def test_a_failing_device_is_given_up_and_the_search_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
