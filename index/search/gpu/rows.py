@@ -120,7 +120,7 @@ class DeviceRows:
                 self._copy(segment, start, end)
 
     def scan(self, view: View, queries: NDArray[np.float32], wide: int) -> tuple[list[Found], View]:
-        """Return the best `wide` candidates of each query (fewer if there are no more), and what is still to be scanned.
+        """Return the best `wide` candidates of each query (fewer if there are no more), and the rows left to scan.
 
         queries: float32 [n, dimensions]. The rest is a view like `view`, in which the scanned rows are not alive.
         """
