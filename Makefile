@@ -6,8 +6,10 @@ READY := $(VENV)/.ready
 # Parallel processes of the tests.
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+GPU_VENV := .venv-gpu
+GPU_READY := $(GPU_VENV)/.ready
 
-.PHONY: help setup demo serve test test-slow coverage crash lint format bench bench-search lock clean
+.PHONY: help setup demo serve test test-slow gpu-check coverage crash lint format bench bench-search lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +17,12 @@ help: ## List the commands
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,dev]'
+	@touch $@
+
+$(GPU_READY): pyproject.toml constraints/cpu.txt constraints/gpu.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	grep -v '^nvidia-' constraints/gpu.txt > $(GPU_VENV)/constraints.txt  # torch requires its own versions of the CUDA libraries
+	$(GPU_VENV)/bin/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --constraint $(GPU_VENV)/constraints.txt --editable '.[gpu,train,dev]'
 	@touch $@
 
 setup: $(READY) ## Install everything into .venv
@@ -31,6 +39,11 @@ test: $(READY) ## Run the tests
 
 test-slow: $(READY) ## Run the slow tests that `make test` leaves out
 	$(BIN)/pytest -m slow
+
+gpu-check: ## Check everything that runs on an NVIDIA GPU, and print a table of results
+	@$(PYTHON) tests/gpu/driver.py
+	@$(MAKE) --no-print-directory $(GPU_READY)
+	$(GPU_VENV)/bin/python -m tests.gpu
 
 coverage: $(READY) ## Run the tests and report the lines that they do not execute
 	$(PYTEST) --cov --cov-report=term
@@ -64,5 +77,5 @@ lock: $(READY) ## Write the installed versions to constraints/cpu.txt
 	mv constraints/cpu.txt.new constraints/cpu.txt
 
 clean: ## Remove the environment and caches, but not FC7_HOME
-	rm -rf $(VENV) build .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(GPU_VENV) build .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -146,11 +146,25 @@ class FastCode:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What a device holds for searches. name: such as "cuda:0". vectors, codes: how many were copied.
+
+    bytes: memory of all copies.
+    """
+
+    name: str
+    vectors: int
+    codes: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class IndexStats:
     """Counts and sizes in bytes. images: all images; vectors: the searchable ones, made by `model`.
 
     outdated: images that an earlier version of the preparation prepared.
     fast: the code of the mode `fast`; None if there is none, or if the index is not open.
+    device: what a CUDA device holds; None if the CPU searches.
     """
 
     images: int
@@ -162,6 +176,7 @@ class IndexStats:
     fingerprint: str
     outdated: int
     fast: FastCode | None = None
+    device: DeviceUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +199,8 @@ class IndexOptions:
     read_only: take no lock, reject writes, and show the state at the time of opening.
     threads: CPU cores for one search; by default all that this process may use (local index only).
     fast_from: number of vectors from which on the codes of the mode `fast` are trained; None: never (local index only).
+    device: what searches: "cpu", "cuda", "cuda:N", or "auto" for CUDA if FAISS can use it (local index only).
+    device_memory: limit of the vectors and codes on the CUDA device, in bytes.
     """
 
     fingerprint: str
@@ -195,6 +212,8 @@ class IndexOptions:
     read_only: bool = False
     threads: int | None = None
     fast_from: int | None = None
+    device: str = "cpu"
+    device_memory: int = 4_000_000_000
 
     @property
     def vector_model(self) -> VectorModel:

@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="Device that runs the model: auto (CUDA if available, otherwise the CPU), cpu, cuda or cuda:N.",
+        description="Device for the model and for search: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.",
     )
     engine: EngineName = Field(
         default="auto",
@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     )
     cuda_memory_mb: int | None = Field(
         default=None, ge=64, description="Maximum memory (MB) of ONNX Runtime on the CUDA device (unset: no limit)."
+    )
+    cuda_index_mb: int = Field(
+        default=4_000, ge=512, description="Maximum memory (MB) of the index on the CUDA device (8.2 KB a vector)."
     )
     cuda_graphs: bool = Field(default=False, description="Replay each batch size as one CUDA graph (requires CUDA).")
     tensorrt: bool = Field(

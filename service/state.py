@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
@@ -124,6 +125,8 @@ class Resources:
 
     def _open_index(self, options: IndexOptions) -> ImageIndex:
         """Open the index and its jobs."""
+        device_memory = self.settings.cuda_index_mb * 1_000_000
+        options = replace(options, device=self.settings.device, device_memory=device_memory)
         index = open_index_of(self.settings, options)
         try:
             self._outdated = index.stats().outdated
@@ -253,6 +256,7 @@ class State(Resources):
         self.metrics.index_images.set(stats.images)
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
+        self.metrics.index_bytes.labels("device").set(stats.device.bytes if stats.device else 0)
         fast = stats.fast
         self.metrics.index_fast_recall.set(math.nan if fast is None or fast.recall is None else fast.recall)
         self.metrics.index_fast_age.set(math.nan if fast is None else time.time() - fast.learned)

@@ -40,7 +40,9 @@ from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
 from index.search.duplicates import near_groups
-from index.search.searcher import Hits, Mode
+from index.search.gpu.device import open_device
+from index.search.ranking import Hits
+from index.search.searcher import Mode
 from index.search.view import View, restrict
 from model_store.cores import usable_cores
 
@@ -71,9 +73,10 @@ class LocalImageIndex(ImageIndex):
         """Open the index of `home`, and create it if it does not exist.
 
         Raises IndexModelError if the vectors are of another model, IndexLockedError, IndexCorruptError,
-        IndexFormatError, IndexReadOnlyError, IndexFullError, IndexUnavailableError.
+        IndexFormatError, IndexReadOnlyError, IndexFullError, IndexUnavailableError, DeviceUnavailableError.
         """
         folder = home / "index"
+        device = open_device(options.device, options.device_memory)
         with contextlib.ExitStack() as stack:
             lock = None
             if options.read_only:
@@ -85,7 +88,7 @@ class LocalImageIndex(ImageIndex):
             codes = CodeBuilder(folder, fast_from=options.fast_from, read_only=options.read_only)
             stack.callback(codes.close)
             threads = options.threads or usable_cores()
-            spaces = Spaces(folder, catalog, codes, threads=threads, keep_previous=options.keep_previous)
+            spaces = Spaces(folder, catalog, codes, threads=threads, keep_previous=options.keep_previous, device=device)
             stack.callback(spaces.close)
             spaces.open(options)
             stack.pop_all()
@@ -285,6 +288,7 @@ class LocalImageIndex(ImageIndex):
             fingerprint=space.record.fingerprint,
             outdated=self._catalog.outdated(),
             fast=self._codes.fast_code(space),
+            device=space.searcher.on_device,
         )
 
 

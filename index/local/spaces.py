@@ -39,6 +39,7 @@ from index.errors import IndexModelError, IndexSwitchedError, IndexUnavailableEr
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.records import IndexOptions, Space, Unembedded, VectorModel, encode_vectors
+from index.search.gpu.device import SearchDevice
 from index.search.searcher import Searcher
 
 
@@ -63,11 +64,21 @@ class Spaces:
     """The vector spaces of one index. All methods may be called from any thread."""
 
     def __init__(
-        self, folder: Path, catalog: Catalog, codes: CodeBuilder, *, threads: int, keep_previous: bool
+        self,
+        folder: Path,
+        catalog: Catalog,
+        codes: CodeBuilder,
+        *,
+        threads: int,
+        keep_previous: bool,
+        device: SearchDevice | None = None,
     ) -> None:
-        """keep_previous: keep the previously active space, on disk and in memory, instead of dropping it."""
+        """keep_previous: keep the previously active space, on disk and in memory, instead of dropping it.
+
+        device: where the active space is searched; None for the CPU. The CPU searches all other spaces.
+        """
         self._folder, self._catalog, self._threads, self._keep_previous = folder, catalog, threads, keep_previous
-        self.codes = codes
+        self.codes, self._device = codes, device
         self._changing = threading.Lock()  # held while a role changes and while unused vectors are deleted
         self._loaded = LoadedSpaces()  # replaced while the catalog's commit lock is held
 
@@ -99,6 +110,7 @@ class Spaces:
     def _open_active(self, record: Space) -> None:
         with self._changing, self._load(record) as space:
             self._replace(active=space)
+            space.searcher.use_device(self._device)
 
     @property
     def active(self) -> SearchSpace:
@@ -252,6 +264,9 @@ class Spaces:
         if space is not active:
             # Searchers of other spaces are not closed: searches may still use them, and their threads end with those.
             self._loaded = LoadedSpaces(active=space, kept=active if self._keep_previous else None)
+            if active is not None:
+                active.searcher.use_device(None)
+            space.searcher.use_device(self._device)
 
     def _replace(self, **changes: SearchSpace | None) -> None:
         with self._catalog.commit_lock:

@@ -88,7 +88,9 @@ class VectorFiles:
                 return
             path = self._folder / f"{self._prefix}{secrets.token_hex(8)}{SUFFIX}"
             file = write_segment(path, self._owner, segment.ids, segment.rows)
-            searcher.replace(segment, Segment.of_file(file, np.ones(segment.capacity, np.bool_)))
+            mapped = Segment.of_file(file, np.ones(segment.capacity, np.bool_))
+            mapped.identity = segment.identity
+            searcher.replace(segment, mapped)
         for segment in searcher.segments:
             block = segment.blocks.get("fast")
             if stop.is_set():

@@ -122,6 +122,11 @@ class Projection:
         codes: NDArray[np.uint8] = quantizer.sa_encode(np.concatenate(parts)).reshape(-1, BYTES)
         return codes
 
+    def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the coordinates of codes, uint8 [n, 128] -> float32 [n, 128]; compare them with `query`."""
+        coordinates: NDArray[np.float32] = self._quantizer().sa_decode(codes)
+        return coordinates
+
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 128]."""
         coordinates = _coordinates(queries - self.mean, self.axes)

@@ -15,7 +15,6 @@ import bisect
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import faiss
@@ -23,32 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment, rows_nearest
+from index.records import DeviceUse
+from index.search.gpu.device import SearchDevice
+from index.search.gpu.mirror import DeviceMirror
+from index.search.gpu.search import candidates, search_exactly
+from index.search.ranking import TIE, Hits, rank, rank_candidates
+from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment
 from index.search.view import View, ids_at, live_slots, rows_at, slots_of
 
 Mode = Literal["exact", "fast", "codes"]
 _FIRST_ROWS = 256
-# Rounding in float32 can swap neighbors whose squared distances differ by less than the relative _TIE. Therefore a scan
-# fetches _MARGIN more rows than needed, and is repeated with more rows while the last row is that close to the k-th.
+# A scan fetches _MARGIN more rows than needed, and is repeated with more rows while the last row is so close to the
+# k-th that rounding may have swapped them.
 _MARGIN = 16
-_TIE = 1e-5
 _MAX_TIES = 1024
 # How many candidates `fast` compares exactly: at least _CANDIDATES, and _CANDIDATES_EACH for each requested neighbor.
 _CANDIDATES = 200
 _CANDIDATES_EACH = 4
 _BATCH = 1024
-_RANK_BATCH = 32  # rows of 4,096 float64 values that fit into the processor's cache
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """Results of one query: vector ids and distances (float64), nearest first; equal distances by id.
-
-    Distances are Euclidean; in the mode `codes` they are Hamming distances.
-    """
-
-    ids: NDArray[np.int64]
-    distances: NDArray[np.float64]
 
 
 class Searcher:
@@ -65,6 +56,7 @@ class Searcher:
         self._codes: dict[str, Code] = {}
         self._segments: tuple[Segment, ...] = ()
         self._live = 0
+        self._mirror: DeviceMirror | None = None
         # The least number of candidates that `fast` compares exactly; may be changed at any time.
         self.candidates = _CANDIDATES
         self._pool = ThreadPoolExecutor(
@@ -80,7 +72,23 @@ class Searcher:
 
     def close(self) -> None:
         """Wait for running searches and stop the threads."""
+        self.use_device(None)
         self._pool.shutdown()
+
+    def use_device(self, device: SearchDevice | None) -> None:
+        """Copy the vectors to a device in the background, and search them there; None: free its memory again."""
+        old, self._mirror = (
+            self._mirror,
+            None if device is None else DeviceMirror(device, lambda: self._segments, lambda: self._codes.get("fast")),
+        )
+        if old is not None:
+            old.close()
+
+    @property
+    def on_device(self) -> DeviceUse | None:
+        """What is on the device; None if no device is used."""
+        mirror = self._mirror
+        return None if mirror is None else mirror.use
 
     @property
     def bytes_in_memory(self) -> int:
@@ -127,12 +135,14 @@ class Searcher:
                         self._live -= 1
             if any(_mostly_dead(segment) for segment in segments):
                 self._compact()
+        self._changed()
 
     def adopt(self, segment: Segment) -> None:
         """Append a full segment. Its ids must be greater than all earlier ones."""
         with self._change, self._lock:
             self._segments = (*self._segments, segment)
             self._live += segment.capacity - segment.dead
+        self._changed()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -140,7 +150,7 @@ class Searcher:
         return self._segments
 
     def replace(self, old: Segment, new: Segment) -> bool:
-        """Use `new`, which has the ids and rows of the full segment `old`. Returns False if `old` is not used any more.
+        """Use `new`, which has the ids of the full segment `old`. Returns False if `old` is not used any more.
 
         `new` gets the flags and the codes of `old`.
         """
@@ -151,6 +161,7 @@ class Searcher:
             with self._lock:
                 new.alive[:], new.dead = old.alive, old.dead
                 self._segments = tuple(new if each is old else each for each in self._segments)
+        self._changed()
         return True
 
     def ids(self) -> NDArray[np.int64]:
@@ -201,6 +212,7 @@ class Searcher:
                 block.append(segment.rows[block.count : segment.count])
                 segment.blocks = {**segment.blocks, mode: block}
             self._codes = {**self._codes, mode: code}
+        self._changed()
 
     def disable(self, mode: Mode) -> None:
         """Search without the codes of this mode, which stay in memory, until it is installed again."""
@@ -242,21 +254,51 @@ class Searcher:
         """Search with the codes of the segments of `view`."""
         total = sum(int(alive.sum()) for _, alive in view)
         wide = k if mode == "codes" else min(total, max(self.candidates, _CANDIDATES_EACH * k))
-        distances, slots = self._scan(view, blocks[0].code.query(floats), wide, blocks)
+        found = self._first_pass(view, blocks, floats, wide, mode)
 
         def finish(row: int) -> Hits:
-            order = np.lexsort((slots[row], distances[row]))[:wide]
-            best = slots[row][order]
+            distances, slots = found[row]
+            order = np.lexsort((slots, distances))[:wide]
+            best = slots[order]
             if mode != "codes":
-                return _rank(view, floats[row], _nearest_in_float32(view, floats[row], best, k), k)
-            return Hits(ids_at(view, best), distances[row][order].astype(np.float64))
+                return rank_candidates(view, floats[row], best, k)
+            return Hits(ids_at(view, best), distances[order].astype(np.float64))
 
         return list(self._pool.map(finish, range(len(floats))))
 
+    def _first_pass(
+        self, view: View, blocks: Sequence[CodeBlock], floats: NDArray[np.float32], wide: int, mode: Mode
+    ) -> list[Found]:
+        """Compare the codes: return estimated distances and slots of `wide` candidates, or more, of each query."""
+        code, mirror = blocks[0].code, self._mirror
+        queries = code.query(floats)
+        rows = None if mirror is None or mode != "fast" else mirror.codes(code)
+        if rows is not None:
+            found = candidates(
+                rows,
+                view,
+                queries,
+                wide,
+                lambda left, part, k, own: self._scan(left, part, k, [blocks[n] for n in own]),
+            )
+            if all(len(each.slots) >= wide for each in found):
+                return [(each.estimates, each.slots) for each in found]
+        distances, slots = self._scan(view, queries, wide, blocks)
+        return list(zip(distances, slots, strict=True))
+
     def _search_exactly(self, view: View, floats: NDArray[np.float32], k: int, total: int) -> list[Hits]:
         hits: list[Hits | None] = [None] * len(floats)
+        mirror = self._mirror
+        if mirror is not None and len(mirror.rows):
+            hits = search_exactly(
+                mirror.rows,
+                view,
+                floats,
+                k,
+                scan=lambda left, part, wide, _: self._scan(left, part, wide),
+            )
         wide = min(total, k + _MARGIN)
-        pending = list(range(len(floats)))
+        pending = [number for number, found in enumerate(hits) if found is None]
         while pending:
             distances, slots = self._scan(view, floats[pending], wide)
             unresolved = []
@@ -264,10 +306,10 @@ class Searcher:
                 order = np.lexsort((slots[row], distances[row]))[:wide]
                 squared = distances[row][order]
                 # A row beyond the last candidate may belong among the first k: scan again with more candidates.
-                if wide < min(total, k + _MAX_TIES) and squared[-1] <= squared[k - 1] * (1 + _TIE):
+                if wide < min(total, k + _MAX_TIES) and squared[-1] <= squared[k - 1] * (1 + TIE):
                     unresolved.append(number)
                 else:
-                    hits[number] = _rank(view, floats[number], slots[row][order], k)
+                    hits[number] = rank(view, floats[number], slots[row][order], k)
             wide = min(total, k + _MAX_TIES, wide * 4)
             pending = unresolved
         return [hit for hit in hits if hit is not None]
@@ -294,6 +336,11 @@ class Searcher:
         results = self._pool.map(lambda numbers: [scan_segment(number) for number in numbers], tasks)
         parts = [part for result in results for part in result]
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
+
+    def _changed(self) -> None:
+        mirror = self._mirror
+        if mirror is not None:
+            mirror.update()
 
     def _make(self, capacity: int) -> Segment:
         """Return an empty segment with a block for each code."""
@@ -334,29 +381,3 @@ def _find(segments: Sequence[Segment], starts: Sequence[int], vector_id: int) ->
 
 def _mostly_dead(segment: Segment) -> bool:
     return segment.count == segment.capacity and 2 * segment.dead >= segment.capacity
-
-
-def _nearest_in_float32(view: View, query: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """Return the candidates that may be among the `k` nearest, judged by float32 distances.
-
-    This takes a tenth of the time of `_rank`, which then has fewer candidates.
-    """
-    squared, found = rows_nearest(rows_at(view, slots), query)
-    within = np.searchsorted(squared, squared[min(k, len(squared)) - 1] * (1 + _TIE), side="right")
-    return slots[found[:within]]
-
-
-def _rank(view: View, query: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Hits:
-    """Sort candidates by distance in float64; keep the first `k` and all that tie with the last of them."""
-    ids = ids_at(view, slots)
-    squared = np.empty(len(slots))
-    for start in range(0, len(slots), _RANK_BATCH):
-        batch = slice(start, start + _RANK_BATCH)
-        # float32 is precise enough for differences of float16 values, but not for the sum of their squares.
-        differences = (rows_at(view, slots[batch]).astype(np.float32) - query).astype(np.float64)
-        squared[batch] = np.einsum("ij,ij->i", differences, differences)
-    distances = np.sqrt(squared)
-    order = np.lexsort((ids, distances))
-    ids, distances = ids[order], distances[order]
-    keep = int(np.searchsorted(distances, distances[min(k, len(distances)) - 1], side="right"))
-    return Hits(ids[:keep], distances[:keep])

@@ -79,6 +79,7 @@ class Segment:
         self.ids = np.zeros(capacity, dtype=np.int64) if file is None else file.ids
         self.alive = np.zeros(capacity, dtype=np.bool_)
         self.blocks: dict[str, CodeBlock] = {}
+        self.identity: object = object()  # the same for a segment that replaces this one with equal rows
         self.file = file
         memory = np.zeros(capacity * ROW_BYTES, np.uint8) if file is None else file.rows
         self.rows: NDArray[np.float16] = memory.view(np.float16).reshape(capacity, DIMENSIONS)

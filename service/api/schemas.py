@@ -186,6 +186,15 @@ class FastCodeInfo(BaseModel):
     learned: datetime
 
 
+class DeviceInfo(BaseModel):
+    """Copies of the index on a CUDA device. The CPU searches the other vectors and codes of `fast`."""
+
+    name: str
+    vectors: int
+    codes: int
+    bytes: int
+
+
 class IndexInfo(BaseModel):
     """Counts and sizes of the index (in bytes), and the model whose vectors are searched."""
 
@@ -204,6 +213,7 @@ class IndexInfo(BaseModel):
         description="Number of images that searches cannot find, because they have no vector of this model."
     )
     fast: FastCodeInfo | None = Field(description="The short codes of the mode fast. Null if there are none.")
+    device: DeviceInfo | None = Field(description="The CUDA device that searches. Null if the CPU does.")
     spaces: list[SpaceInfo]
     migration: MigrationInfo | None = Field(description="The last migration to another model. Null if there was none.")
 

@@ -29,7 +29,8 @@ from index.factory import read_stats
 from index.interface import ImageIndex
 from index.local.index import LocalImageIndex
 from index.records import AddOutcome
-from index.search.searcher import Hits, Mode
+from index.search.ranking import Hits
+from index.search.searcher import Mode
 from model_store.errors import ShapeError
 from tests.index.helpers import Opener, exact, image, picture, sha256, vector
 from tests.index.helpers import open_index as open_local

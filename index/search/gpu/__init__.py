@@ -1,0 +1,1 @@
+"""Vector search with FAISS on a CUDA device."""

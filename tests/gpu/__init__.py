@@ -1,0 +1,1 @@
+"""Checks of everything that runs on an NVIDIA GPU: `make gpu-check`."""
