@@ -86,7 +86,7 @@ def onnx(
     home: Home = None,
 ) -> None:
     """Import bvlcalexnet or caffenet of the ONNX model zoo (.onnx)."""
-    from model_store.training.importers.onnx_zoo import read_onnx  # noqa: PLC0415 - torch
+    from model_store.training.importers.onnx_net import read_onnx  # noqa: PLC0415 - torch
 
     _import(
         "onnx", file, lambda path: read_onnx(path, mean=mean), labels, name,
