@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import time
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from model_store.training.runs.metrics_log import SENT_PREFIX
+
+_LINE_EVERY_S: Final = 15.0
 
 
 class Reporter:
@@ -30,10 +33,14 @@ class Reporter:
 
 
 class TerminalReporter(Reporter):
-    """Shows progress bars, and a line for each epoch. Use it as a context manager."""
+    """Shows progress bars, and a line for each epoch. Use it as a context manager.
+
+    If standard error is not a terminal, a line is printed every `_LINE_EVERY_S` seconds instead of bars.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
+        self._next_line = time.monotonic() + _LINE_EVERY_S
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -80,6 +87,11 @@ class TerminalReporter(Reporter):
             self.note(f"bytes sent by a tower per image: {layers}; {sum(sent.values()):,} in this epoch")
 
     def _update(self, name: str, done: int, total: int, state: str) -> None:
+        if not self.console.is_terminal:
+            if time.monotonic() >= self._next_line:
+                self._next_line = time.monotonic() + _LINE_EVERY_S
+                self.note(f"{name}: {done:,} of {total:,} ({done / max(total, 1):.0%})  {state}".rstrip())
+            return
         if name not in self._tasks:
             self._bars.start()
             self._tasks[name] = self._bars.add_task(name, total=total, state=state, completed=done)

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from model_store.durable import write_atomic
-from model_store.training.runs.run import METRICS_FILE, read_metrics
+from model_store.training.runs.run import METRICS_FILE, read_metrics, unwritable
 
 LOG_EVERY: Final = 10  # steps
 SENT_PREFIX: Final = "sent_"
@@ -29,6 +29,7 @@ class MetricsLog:
     """Appends to `metrics.jsonl` and TensorBoard, starting after `step`."""
 
     def __init__(self, run: Path, step: int) -> None:
+        self._run = run
         kept = [record for record in read_metrics(run) if record["step"] <= step]
         write_atomic(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self._file = (run / METRICS_FILE).open("a", encoding="utf-8")
@@ -42,9 +43,12 @@ class MetricsLog:
         self._board.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line, and its numbers to TensorBoard."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Append a line, and its numbers to TensorBoard. Raises CheckpointError if the disk is full."""
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise unwritable(self._run, error) from error
         for key, value in record.items():
             if key not in ("kind", "step", "epoch"):
                 self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from service.cli.completion import complete_recipe, complete_run, complete_run_or_model
-from service.cli.options import Changes, Device, Home, MemoryBudget, Seed, Workers
+from service.cli.options import Changes, Device, Home, MemoryBudget, Workers
 from service.settings import load_settings
 
 Recipe = Annotated[
@@ -45,7 +45,10 @@ def train(
     ] = None,
     recipe: Recipe = None,
     changes: Changes = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of weights, order, crops and dropout.", show_default="0, or that of the run"),
+    ] = None,
     parent: Parent = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
