@@ -362,17 +362,10 @@ class TrainingMemoryError(TrainingError):
 
     needed: int
     available: int
-    message = (
-        "Training needs about {needed_mb:,.0f} MB of memory, and {available_mb:,.0f} MB are available. Use a smaller net "
-        "(--set width=0.5) or smaller batches (--set batch_size=16), or raise the memory limit."
-    )
 
-    @property
-    def needed_mb(self) -> float:
-        """Megabytes that are needed."""
-        return self.needed / 1e6
-
-    @property
-    def available_mb(self) -> float:
-        """Megabytes that are available."""
-        return self.available / 1e6
+    def __str__(self) -> str:
+        return (
+            f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.available / 1e6:,.0f} MB are "
+            "available. Use a smaller net (--set width=0.5) or smaller batches (--set batch_size=16), or raise the "
+            "memory limit."
+        )

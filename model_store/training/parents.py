@@ -41,8 +41,8 @@ def find_run_folder(home: Path, reference: str, say: Callable[[str], None] = lam
 def find_parent(home: Path, reference: str, say: Callable[[str], None] = lambda _: None) -> Parent:
     """Return the version `name:version`, the newest run `reference`, or (if there is none) the newest version.
 
-    say: as in `find_run_folder`. Raises ModelNotFoundError or CheckpointError if it does not exist, or CheckpointError if the version's manifest does
-    not describe its architecture.
+    say: as in `find_run_folder`. Raises ModelNotFoundError or CheckpointError if it does not exist, or CheckpointError
+    if the version's manifest does not describe its architecture.
     """
     folder = find_run_folder(home, reference, say)
     if folder is None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from model_store.training.runs.metrics_log import SENT_PREFIX
-
-_LINE_EVERY_S: Final = 15.0
 
 
 class Reporter:
@@ -35,12 +33,13 @@ class Reporter:
 class TerminalReporter(Reporter):
     """Shows progress bars, and a line for each epoch. Use it as a context manager.
 
-    If standard error is not a terminal, a line is printed every `_LINE_EVERY_S` seconds instead of bars.
+    If standard error is not a terminal, a line is printed every `line_every_s` seconds instead of bars.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, line_every_s: float = 15.0) -> None:
         self.console = Console(stderr=True)
-        self._next_line = time.monotonic() + _LINE_EVERY_S
+        self._line_every_s = line_every_s
+        self._next_line = time.monotonic() + line_every_s
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -89,7 +88,7 @@ class TerminalReporter(Reporter):
     def _update(self, name: str, done: int, total: int, state: str) -> None:
         if not self.console.is_terminal:
             if time.monotonic() >= self._next_line:
-                self._next_line = time.monotonic() + _LINE_EVERY_S
+                self._next_line = time.monotonic() + self._line_every_s
                 self.note(f"{name}: {done:,} of {total:,} ({done / max(total, 1):.0%})  {state}".rstrip())
             return
         if name not in self._tasks:

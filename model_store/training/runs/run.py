@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,16 +147,17 @@ def has_weights(run: Path) -> tuple[bool, bool]:
 @contextmanager
 def locked_run(run: Path) -> Iterator[None]:
     """Keep other processes from training the run. Raises CheckpointError if one is training it."""
-    try:
-        with locked(run / LOCK_FILE, wait=False) as held:
-            if not held:
-                raise CheckpointError(
-                    f"{run} is being trained by another process. Stop that one first, or start another run with "
-                    "another --name."
-                )
-            yield
-    except OSError as error:
-        raise unwritable(run, error) from error
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(locked(run / LOCK_FILE, wait=False))
+        except OSError as error:
+            raise unwritable(run, error) from error
+        if not held:
+            raise CheckpointError(
+                f"{run} is being trained by another process. Stop that one first, or start another run with another "
+                "--name."
+            )
+        yield
 
 
 def unwritable(run: Path, error: OSError) -> CheckpointError:
