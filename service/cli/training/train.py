@@ -10,6 +10,7 @@ import typer
 
 from service.cli.completion import complete_recipe, complete_run, complete_run_or_model
 from service.cli.options import Changes, Device, Home, MemoryBudget, Workers
+from service.cli.training.imports import IMAGENET, imagenet_version
 from service.settings import load_settings
 
 Recipe = Annotated[
@@ -23,7 +24,7 @@ Parent = Annotated[
     typer.Option(
         "--from",
         metavar="MODEL",
-        help="Fine-tune: start from the weights of a version (solar:1) or a run (solar).",
+        help="Fine-tune: start from the weights of a version (solar:1), a run (solar), or imagenet (downloaded once).",
         show_default=False,
         autocompletion=complete_run_or_model,
     ),
@@ -71,7 +72,7 @@ def train(
         recipe=recipe,
         settings=changes or (),
         seed=seed,
-        parent=parent,
+        parent=imagenet_version(settings) if parent == IMAGENET else parent,
         resume=resume,
         force=force,
         memory_budget=memory_budget << 20,
