@@ -229,6 +229,7 @@ class Normalized(nn.Module):
         self.net = files.TorchvisionAlexNet(net)
         self.register_buffer("mean", torch.tensor([mean, 0.456, 0.406])[:, None, None])
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+        self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return probabilities."""
