@@ -19,7 +19,7 @@ import shlex
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +39,7 @@ _MOST_NESTED: Final = 4  # mappings inside mappings
 _WRAPPERS: Final = frozenset({"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module"})
 _AVERAGES: Final = re.compile(r"(^|[._])(ema|swa|avg|averaged|shadow)([._]|$)", re.IGNORECASE)
 # What training scripts store beside the weights, and what is safe to create: plain values without code of their own.
-_PLAIN: Final = (
+_PLAIN: Final[tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...]] = (
     argparse.Namespace,
     pathlib.PosixPath,
     np.dtype,
