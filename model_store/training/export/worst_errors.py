@@ -63,7 +63,7 @@ class WorstErrors:
         self._seen += len(truth)
 
     def write(self, folder: Path, labels: Sequence[str], names: Sequence[str], title: str) -> None:
-        """Write both files, worst errors first, unless there are none. names: of all images that were added, in order."""
+        """Write both files, worst errors first, unless there are none. names: of all images, in the order of `add`."""
         errors = sorted(self._heap, reverse=True)
         if not errors:
             return

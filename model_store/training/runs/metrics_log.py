@@ -13,6 +13,8 @@ Guarantees: after a resume, the log has each step once. Lines after the checkpoi
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -39,16 +41,22 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        with self._errors_in_words():
+            self._file.close()
+            self._board.close()
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a line, and its numbers to TensorBoard. Raises CheckpointError if the disk is full."""
-        try:
+        with self._errors_in_words():
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        except OSError as error:
+            for key, value in record.items():
+                if key not in ("kind", "step", "epoch"):
+                    self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+
+    @contextmanager
+    def _errors_in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # TensorBoard raises what its thread got
             raise unwritable(self._run, error) from error
-        for key, value in record.items():
-            if key not in ("kind", "step", "epoch"):
-                self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
