@@ -117,6 +117,7 @@ def _rows(outputs: Outputs | None, view_count: int) -> Iterable[tuple[NDArray[np
 
 def _archive_images(path: Path, skip: Skip) -> Iterator[NamedImage]:
     """Yield the images of an archive. Their bytes are read here, one after the other, and decoded elsewhere."""
+    entry = None
     try:
         with closing(read_entries(path, _LIMITS)) as entries:
             for entry in entries:
@@ -132,6 +133,8 @@ def _archive_images(path: Path, skip: Skip) -> Iterator[NamedImage]:
                 else:
                     yield NamedImage(entry.name, partial(bytes, content))
     except DamagedArchiveError as error:
+        if entry is None:
+            raise SourceError(str(path), f"it is damaged or not an archive ({error.reason})") from error
         skip(Skipped(str(path), f"The rest of the archive was not read: {error}", SkipKind.DAMAGED_ENTRY))
     except ImageArchiveError as error:
         raise SourceError(str(path), str(error)) from error
