@@ -255,7 +255,7 @@ def evaluate(
         total = np.zeros((len(truth), len(labels)), np.float32)
         for predictor, order in zip(predictors, orders, strict=True):
             total += average_views(predictor.both(rows)[0][:, order], view_count)
-        observe(pixels, truth, total / len(predictors))
+        observe(pixels, truth, total / np.float32(len(predictors)))
         # The sum gives the same ranking as the mean.
         best, _ = top_k(total, min(TOP, len(labels)))
         np.add.at(confusion, (truth, best[:, 0]), 1)

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.errors import TrainingMemoryError
+from model_store.errors import TrainingError, TrainingMemoryError
 from model_store.training.device import out_of_memory_in_words
-from model_store.training.errors import TrainingError
 from model_store.training.memory_plan import checkpoint_bytes, picture_budget, training_bytes
 from model_store.training.recipe import Recipe
 from tests.support.training.class_folders import write_class_folders

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -50,10 +51,10 @@ def test_each_image_gets_a_row_and_the_formats_agree(home: Path, folder: Path, t
     assert [row["path"] for row in rows] == [line["path"] for line in lines] == [line["path"] for line in table]
     assert rows[0]["label_1"] == ""
     assert rows[0]["error"] == lines[0]["error"] == table[0]["error"] != ""
-    [shown] = json.loads(run("classify", str(folder / "cats/3.jpg"), "--json", "-k", "2", FC7_HOME=str(home)).stdout)[
-        "results"
+    shown = json.loads(invoke(home, "classify", folder / "cats/3.jpg", "--json", "-k", "2").stdout)["results"][0]
+    expected: list[Any] = [
+        (entry["label"], pytest.approx(entry["probability"], abs=1e-5)) for entry in shown["predictions"]
     ]
-    expected = [(entry["label"], pytest.approx(entry["probability"], abs=1e-5)) for entry in shown["predictions"]]
     assert [(rows[4][f"label_{rank}"], float(rows[4][f"probability_{rank}"])) for rank in (1, 2)] == expected
     for line in (lines[4], table[4]):
         assert [(entry["label"], entry["probability"]) for entry in line["predictions"]] == expected

@@ -21,8 +21,8 @@ def test_the_images_whose_own_class_is_least_probable_are_kept_worst_first(tmp_p
     probabilities = random.dirichlet([1, 1, 1], 40).astype(np.float32)
     pixels = random.integers(0, 256, (40, 256, 256, 3), np.uint8)
     worst = WorstErrors(5)
-    for rows in (slice(0, 16), slice(16, 32), slice(32, 40)):
-        worst.add(pixels[rows], truth[rows], probabilities[rows])
+    for part in (slice(0, 16), slice(16, 32), slice(32, 40)):
+        worst.add(pixels[part], truth[part], probabilities[part])
     worst.write(tmp_path, ("a", "b$c", "d"), [f"{number}.png" for number in range(40)], "title")
     own = probabilities[np.arange(40), truth]
     wrong = [number for number in np.argsort(own).tolist() if probabilities[number].argmax() != truth[number]]

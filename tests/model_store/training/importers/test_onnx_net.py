@@ -234,6 +234,7 @@ class Normalized(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return probabilities."""
         assert isinstance(self.mean, torch.Tensor)
+        assert isinstance(self.deviation, torch.Tensor)
         return torch.softmax(self.net((x - self.mean) / self.deviation), 1)
 
 
