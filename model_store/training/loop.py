@@ -77,15 +77,15 @@ class Resources:
     group: Group = field(default_factory=Group)
     towers: bool = False
 
-    def fitted(self, architecture: Architecture, recipe: Recipe) -> Resources:
-        """Return the resources with the budget for images that the memory allows beside training.
-
-        Raises RecipeError if these processes cannot share the net or the batches, TrainingMemoryError.
-        """
+    def require_fit(self, architecture: Architecture, recipe: Recipe) -> None:
+        """Raise RecipeError if these processes cannot share the net or the batches."""
         if self.towers:
             require_towers(architecture, self.group)
         else:
             require_divisible(recipe, self.group)
+
+    def fitted(self, architecture: Architecture, recipe: Recipe) -> Resources:
+        """Return the resources with the budget for images that training leaves. Raises TrainingMemoryError."""
         needed = training_bytes(architecture, recipe, self.group.device)
         return replace(self, memory_budget=picture_budget(self.memory_budget, needed, available()))
 
@@ -138,6 +138,7 @@ def train(
     architecture = child_architecture(parent, recipe, 1) if parent else recipe.architecture(1)
     if group.first:
         require_space(home / "runs", checkpoint_bytes(architecture))
+    resources.require_fit(architecture, recipe)
     resources = resources.fitted(architecture, recipe)
     with ExitStack() as stack:
         dataset = resources.open_data(stack, data, reporter)
@@ -195,6 +196,7 @@ def resume(
                 f"--set epochs={2 * info.recipe.epochs}"
             )
             return Result(run, finished=True, val_error=_last_val_error(run) if group.first else None)
+        resources.require_fit(info.architecture, info.recipe)
         resources = resources.fitted(info.architecture, info.recipe)
         dataset = resources.open_data(stack, data or Path(info.data), reporter)
         _require_same_data(dataset, run, info, force=force)
