@@ -10,17 +10,21 @@ import math
 import os
 from pathlib import Path
 
+from model_store.control_groups import control_groups
+
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Return the number of cores that the CPU affinity and the container's CPU quota allow, at least 1.
 
-    A fractional quota is rounded up. root: the folder that contains `sys` (tests pass another one).
+    A fractional quota is rounded up. root: the folder that contains `proc` and `sys` (tests pass another one).
     """
-    cores, groups = len(os.sched_getaffinity(0)), root / "sys/fs/cgroup"
-    share = _share(_words(groups / "cpu.max"))
-    if share is None:
-        share = _share([*_words(groups / "cpu/cpu.cfs_quota_us"), *_words(groups / "cpu/cpu.cfs_period_us")])
-    return cores if share is None else max(1, min(cores, math.ceil(share)))
+    shares = [_share(_words(group / "cpu.max")) for group in control_groups(root)]
+    shares += [
+        _share([*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")])
+        for group in control_groups(root, "cpu")
+    ]
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min([cores, *(math.ceil(share) for share in shares if share is not None)]))
 
 
 def _share(words: list[str]) -> float | None:

@@ -29,7 +29,8 @@ Fc7Error
 └── TrainingError              more in model_store/training/errors.py
     ├── DatasetError           the data set cannot be used for training or evaluation
     ├── RecipeError            an unknown recipe, or an invalid value in one
-    └── CheckpointError        the checkpoint is missing, broken or of another run
+    ├── CheckpointError        the checkpoint is missing, broken or of another run
+    └── TrainingMemoryError    training needs more memory than there is
 """
 
 from __future__ import annotations
@@ -353,3 +354,18 @@ class RecipeError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, broken, or of another run. The message names the file and the command that helps."""
+
+
+@dataclass(eq=False)
+class TrainingMemoryError(TrainingError):
+    """Training needs more memory than the machine, the container or `ulimit -v` allows. needed, available: bytes."""
+
+    needed: int
+    available: int
+
+    def __str__(self) -> str:
+        return (
+            f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.available / 1e6:,.0f} MB are "
+            "available. Use a smaller net (--set width=0.5) or smaller batches (--set batch_size=16), or raise the "
+            "memory limit."
+        )

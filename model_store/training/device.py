@@ -1,7 +1,7 @@
 """The hardware and software that a run uses: device, bfloat16, random number generators, memory, versions.
 
-Guarantees: importing has no effect. `keep_freed_memory` changes the whole process, so only entry points call it.
-Out of scope: the number of threads (set OMP_NUM_THREADS).
+Guarantees: importing has no effect. `keep_freed_memory` and `limit_threads` change the whole process, so only entry
+points call them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import subprocess
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from model_store.errors import DeviceUnavailableError
+from model_store.cores import usable_cores
+from model_store.errors import DeviceUnavailableError, TrainingError
 from model_store.training.recipe import Precision
 
 _M_TRIM_THRESHOLD: Final = -1  # glibc's malloc.h
@@ -82,6 +83,32 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def limit_threads() -> None:
+    """Let torch use no more threads than there are cores for this process; OMP_NUM_THREADS can set fewer."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+
+
+@contextmanager
+def out_of_memory_in_words() -> Iterator[None]:
+    """Turn an allocation that fails in the block into a TrainingError that says what to change."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _out_of_memory(error) from error
+    except RuntimeError as error:  # torch has no class of its own for the main memory
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise _out_of_memory(error) from error
+
+
+def _out_of_memory(error: Exception) -> TrainingError:
+    reason = (str(error).splitlines() or ["memory could not be allocated"])[0][:200]
+    return TrainingError(
+        f"There is not enough memory for training ({reason}). Use a smaller net (--set width=0.5), smaller batches "
+        "(--set batch_size=16) or fewer images in memory (--memory-budget 0), or raise the memory limit."
+    )
 
 
 def environment_versions() -> dict[str, str]:

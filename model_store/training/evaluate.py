@@ -35,17 +35,22 @@ TOP: Final = 5
 BATCH_ROWS: Final = 40  # views per batch: enough for full speed on two cores, and a multiple of ten views
 
 
+# Called with prepared pixels uint8 [n, 256, 256, 3], true classes int64 [n], and probabilities float32 [n, classes].
+Observer = Callable[[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]], None]
+
+
 class SplitImages:
     """The images of `<root>/<split>/<class>/*`, or of a split of prepared shards, decoded during iteration.
 
     Unlike `open_dataset`, this needs only one split and keeps no pixels, so a test set can have any size. After a
-    complete iteration, `skipped` lists the files that were not used, and `sha256` identifies the others.
+    complete iteration, `skipped` lists the files that were not used, `names` the others, and `sha256` identifies these.
     """
 
     def __init__(self, root: Path, split: str = "val") -> None:
         """List the images. Raises DatasetError if the folder is missing or has no images in class folders."""
         self.skipped: list[Skipped] = []
         self._not_images: list[Skipped] = []
+        self.names: list[str] = []
         self.sha256 = ""
         if is_sharded(root):
             self.folder = root
@@ -68,7 +73,7 @@ class SplitImages:
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], str]]:
         """Yield (prepared pixels uint8 [256, 256, 3], label) in the order of `files`."""
-        self.skipped = list(self._not_images)
+        self.skipped, self.names = list(self._not_images), []
         digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
         with (
             Decoder() as decoder,
@@ -81,6 +86,7 @@ class SplitImages:
                     continue
                 name = escape_name(image.file.relative_to(self.folder).as_posix())
                 digest.update(f"{name}\0{loaded.sha256}\n".encode())
+                self.names.append(name)
                 yield loaded.pixels, image.label
         self.sha256 = digest.hexdigest()
 
@@ -230,11 +236,12 @@ def evaluate(
     *,
     view_count: int = 1,
     progress: Callable[[int], None] = lambda _: None,
+    observe: Observer = lambda *_: None,
 ) -> Evaluation:
     """Classify `images` by the average of all `predictors`, and count the errors.
 
     view_count: 1 (the center) or 10 (section 4.1).
-    progress: called with the number of images counted since its last call.
+    progress: called with the number of images counted since its last call. observe: called with each batch.
     Raises DatasetError if no image can be read, if a label is not a class of the nets, or if their classes differ.
     """
     labels = predictors[0].labels
@@ -248,6 +255,7 @@ def evaluate(
         total = np.zeros((len(truth), len(labels)), np.float32)
         for predictor, order in zip(predictors, orders, strict=True):
             total += average_views(predictor.both(rows)[0][:, order], view_count)
+        observe(pixels, truth, total / np.float32(len(predictors)))
         # The sum gives the same ranking as the mean.
         best, _ = top_k(total, min(TOP, len(labels)))
         np.add.at(confusion, (truth, best[:, 0]), 1)

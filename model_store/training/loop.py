@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -33,6 +33,7 @@ from torch.nn import functional
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
 from model_store.errors import CheckpointError, DatasetError
+from model_store.memory import available
 from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.dataset import Dataset, ImageSet
 from model_store.training.data.image_file import write_skipped
@@ -41,6 +42,7 @@ from model_store.training.device import autocast_dtype, environment_versions, pr
 from model_store.training.distributed.data_parallel import DataParallel, require_divisible
 from model_store.training.distributed.group import Group
 from model_store.training.distributed.towers import TowerParallel, require_towers
+from model_store.training.memory_plan import checkpoint_bytes, picture_budget, training_bytes
 from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.optim import build_schedule, set_rate
 from model_store.training.plateau_warning import PlateauDetector
@@ -50,6 +52,13 @@ from model_store.training.runs import run as run_folder
 from model_store.training.runs.checkpoint import Position, non_finite_error
 from model_store.training.runs.fine_tuning import Parent, child_architecture
 from model_store.training.runs.metrics_log import LOG_EVERY, SENT_PREFIX, MetricsLog
+from model_store.training.runs.resuming import (
+    Changes,
+    read_resumed,
+    remove_leftovers,
+    require_space,
+    write_resumed,
+)
 from model_store.training.runs.run import RunInfo, read_metrics
 
 DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels, enough for about 10,900 images
@@ -74,6 +83,11 @@ class Resources:
             require_towers(architecture, self.group)
         else:
             require_divisible(recipe, self.group)
+
+    def fitted(self, architecture: Architecture, recipe: Recipe) -> Resources:
+        """Return the resources with the budget for images that training leaves. Raises TrainingMemoryError."""
+        needed = training_bytes(architecture, recipe, self.group.device)
+        return replace(self, memory_budget=picture_budget(self.memory_budget, needed, available()))
 
     def build_scheme(self, info: RunInfo) -> DataParallel:
         """Build the run's net, or this process's tower."""
@@ -122,7 +136,10 @@ def train(
     resources, reporter = resources or Resources(), reporter or Reporter()
     group = resources.group
     architecture = child_architecture(parent, recipe, 1) if parent else recipe.architecture(1)
+    if group.first:
+        require_space(home / "runs", checkpoint_bytes(architecture))
     resources.require_fit(architecture, recipe)
+    resources = resources.fitted(architecture, recipe)
     with ExitStack() as stack:
         dataset = resources.open_data(stack, data, reporter)
         info = RunInfo(
@@ -141,7 +158,7 @@ def train(
         )
         stack.enter_context(preserved_rng(group.device))
         scheme = resources.build_scheme(info)
-        run: Path = group.broadcast(_create_run(home, info, dataset) if group.first else None)
+        run: Path = group.broadcast(_create_run(home, info, dataset, stack) if group.first else None)
         return _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).start(parent)
 
 
@@ -149,56 +166,73 @@ def resume(
     run: Path,
     *,
     data: Path | None = None,
-    recipe: Recipe | None = None,
+    changes: Changes | None = None,
     force: bool = False,
+    find_parent: Callable[[str], Parent] | None = None,
     resources: Resources | None = None,
     reporter: Reporter | None = None,
     stop: threading.Event | None = None,
 ) -> Result:
-    """Continue from the checkpoint in the run's folder. A finished run is not changed.
+    """Continue a run from its checkpoint, or from its start if it has none. A finished run can get more epochs.
 
-    data: the folder of the images, if they were moved. recipe: if given, it must equal that of the run.
-    force: continue even if the images changed.
-    Raises CheckpointError if there is no checkpoint, or if the recipe or the images differ.
+    data: the folder of the images, if they were moved. changes: to the recipe. force: continue even if the images
+    changed. find_parent: returns the net that the run started from, by its name.
+    Raises CheckpointError if a change is not possible, if the images differ, or if another process trains the run.
     """
     resources, reporter = resources or Resources(), reporter or Reporter()
     group = resources.group
-    # Only the first process needs the run's folder. The others may be on machines that do not have it.
-    state = (run_folder.read_info(run), *run_folder.has_weights(run)) if group.first else None
-    info, finished, has_checkpoint = group.broadcast(state)
-    resources.require_fit(info.architecture, info.recipe)
-    if recipe is not None and recipe != info.recipe:
-        old, new = info.recipe.to_dict(), recipe.to_dict()
-        changes = ", ".join(f"{key} {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key])
-        raise CheckpointError(
-            f"{run} was started with another recipe ({changes}). Resume it without a recipe, or start a new run."
-        )
-    if finished:
-        reporter.note(f"{run} is finished, so there is nothing to resume.")
-        return Result(run, finished=True, val_error=_last_val_error(run) if group.first else None)
-    if not has_checkpoint:
-        raise CheckpointError(f"{run} was stopped before its first checkpoint. Start again without --resume.")
     with ExitStack() as stack:
+        resumed = None
+        # Only the first process needs the run's folder. The others may be on machines that do not have it.
+        if group.first:
+            stack.enter_context(run_folder.locked_run(run))
+            remove_leftovers(run)
+            resumed = read_resumed(run, changes or Changes())
+        resumed = group.broadcast(resumed)
+        info = resumed.info
+        if resumed.finished:
+            reporter.note(
+                f"{run} is finished, so there is nothing to resume. To train on, give a higher number of epochs: "
+                f"--set epochs={2 * info.recipe.epochs}"
+            )
+            return Result(run, finished=True, val_error=_last_val_error(run) if group.first else None)
+        resources.require_fit(info.architecture, info.recipe)
+        resources = resources.fitted(info.architecture, info.recipe)
         dataset = resources.open_data(stack, data or Path(info.data), reporter)
-        if dataset.hash != info.data_hash and not force:
-            raise CheckpointError(
-                f"The images in {dataset.root} changed since {run} was started (data hash {dataset.hash[:12]} instead "
-                f"of {info.data_hash[:12]}). Restore them, start a new run, or use --force to continue anyway."
-            )
-        if dataset.classes != info.classes:
-            raise CheckpointError(
-                f"The classes in {dataset.root} are not those that {run} was started with. Start a new run."
-            )
+        _require_same_data(dataset, run, info, force=force)
         stack.enter_context(preserved_rng(group.device))
+        if group.first:
+            write_resumed(run, resumed, math.ceil(len(dataset.train) / info.recipe.batch_size))
         scheme = resources.build_scheme(info)
-        return _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).resume()
+        trainer = _Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop)
+        if resumed.has_checkpoint:
+            return trainer.resume()
+        reporter.note(f"{run} ended before its first checkpoint, so it starts again.")
+        return trainer.start(find_parent(info.parent) if find_parent and info.parent else None)
 
 
-def _create_run(home: Path, info: RunInfo, dataset: Dataset) -> Path:
-    run = run_folder.new_run_folder(home, info.name)
-    run_folder.write_statistics(run, dataset.statistics)
-    write_skipped(run, dataset.skipped)
-    run_folder.write_info(run, info)
+def _require_same_data(dataset: Dataset, run: Path, info: RunInfo, *, force: bool) -> None:
+    if dataset.hash != info.data_hash and not force:
+        raise CheckpointError(
+            f"The images in {dataset.root} changed since {run} was started (data hash {dataset.hash[:12]} instead "
+            f"of {info.data_hash[:12]}). Restore them, start a new run, or use --force to continue anyway."
+        )
+    if dataset.classes != info.classes:
+        raise CheckpointError(
+            f"The classes in {dataset.root} are not those that {run} was started with. Start a new run."
+        )
+
+
+def _create_run(home: Path, info: RunInfo, dataset: Dataset, stack: ExitStack) -> Path:
+    """Create the run's folder, and lock it until `stack` is closed. Raises CheckpointError."""
+    try:
+        run = run_folder.new_run_folder(home, info.name)
+        stack.enter_context(run_folder.locked_run(run))
+        run_folder.write_statistics(run, dataset.statistics)
+        write_skipped(run, dataset.skipped)
+        run_folder.write_info(run, info)
+    except OSError as error:
+        raise run_folder.unwritable(home / "runs", error) from error
     return run
 
 

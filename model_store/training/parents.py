@@ -8,7 +8,7 @@ References: the paper, section 6 (nets pre-trained on more classes and then fine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,31 +19,32 @@ from model_store.store import ModelStore
 from model_store.training.export.served_graph import read_served_weights
 from model_store.training.nets.alexnet import Architecture
 from model_store.training.runs.fine_tuning import Parent
-from model_store.training.runs.run import find_run, load_run
+from model_store.training.runs.run import find_trained_run, load_run
 
 
-def find_run_folder(home: Path, reference: str) -> Path | None:
+def find_run_folder(home: Path, reference: str, say: Callable[[str], None] = lambda _: None) -> Path | None:
     """Return the folder of the newest run `reference`, or None for `name:version` or if only a version has that name.
 
-    Raises CheckpointError if neither a run nor a version has that name.
+    say: told in words if a newer run is not used because it has no weights. Raises CheckpointError if neither a run nor
+    a version has that name, or if the run has no weights.
     """
     if ":" in reference:
         return None
     try:
-        return find_run(home, reference)
+        return find_trained_run(home, reference, say)
     except CheckpointError:
         if any(artifact.name == reference for artifact in ModelStore(home).list()):
             return None
         raise
 
 
-def find_parent(home: Path, reference: str) -> Parent:
+def find_parent(home: Path, reference: str, say: Callable[[str], None] = lambda _: None) -> Parent:
     """Return the version `name:version`, the newest run `reference`, or (if there is none) the newest version.
 
-    Raises ModelNotFoundError or CheckpointError if it does not exist, or CheckpointError if the version's manifest does
-    not describe its architecture.
+    say: as in `find_run_folder`. Raises ModelNotFoundError or CheckpointError if it does not exist, or CheckpointError
+    if the version's manifest does not describe its architecture.
     """
-    folder = find_run_folder(home, reference)
+    folder = find_run_folder(home, reference, say)
     if folder is None:
         return _from_version(ModelStore(home).resolve(reference))
     run = load_run(folder)

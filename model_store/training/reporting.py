@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Self
 
 from rich.console import Console
@@ -30,10 +31,15 @@ class Reporter:
 
 
 class TerminalReporter(Reporter):
-    """Shows progress bars, and a line for each epoch. Use it as a context manager."""
+    """Shows progress bars, and a line for each epoch. Use it as a context manager.
 
-    def __init__(self) -> None:
+    If standard error is not a terminal, a line is printed every `line_every_s` seconds instead of bars.
+    """
+
+    def __init__(self, line_every_s: float = 15.0) -> None:
         self.console = Console(stderr=True)
+        self._line_every_s = line_every_s
+        self._next_line = time.monotonic() + line_every_s
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -80,6 +86,11 @@ class TerminalReporter(Reporter):
             self.note(f"bytes sent by a tower per image: {layers}; {sum(sent.values()):,} in this epoch")
 
     def _update(self, name: str, done: int, total: int, state: str) -> None:
+        if not self.console.is_terminal:
+            if time.monotonic() >= self._next_line:
+                self._next_line = time.monotonic() + self._line_every_s
+                self.note(f"{name}: {done:,} of {total:,} ({done / max(total, 1):.0%})  {state}".rstrip())
+            return
         if name not in self._tasks:
             self._bars.start()
             self._tasks[name] = self._bars.add_task(name, total=total, state=state, completed=done)

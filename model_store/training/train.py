@@ -1,7 +1,8 @@
 """The training command: `python -m model_store.training.train`, and the implementation of `fc7 train`.
 
-Guarantees: the first Ctrl-C or SIGTERM stops the run with a checkpoint after the current step, the second one
-immediately without a checkpoint. The exit code is 0 if the run is finished, 130 if it was stopped.
+Guarantees: the first Ctrl-C, SIGTERM or SIGHUP (a closed terminal) stops the run with a checkpoint after the current
+step, the second one immediately without a checkpoint. The exit code is 0 if the run is finished, 130 if it was stopped.
+torch uses no more threads than the process has cores, and memory that cannot be allocated is an error in words.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +23,13 @@ from rich.markup import escape
 
 from model_store.artifact import check_name
 from model_store.errors import CheckpointError, DatasetError, Fc7Error
-from model_store.training.device import keep_freed_memory
+from model_store.training.device import keep_freed_memory, limit_threads, out_of_memory_in_words
 from model_store.training.distributed.group import Group, join_group
 from model_store.training.loop import DEFAULT_MEMORY_BUDGET, Resources, Result, resume, train
 from model_store.training.parents import find_parent
 from model_store.training.recipe import load_recipe
 from model_store.training.reporting import Reporter, TerminalReporter
+from model_store.training.runs.resuming import Changes
 from model_store.training.runs.run import find_run
 from model_store.training.signals import stop_on_signals
 
@@ -43,7 +46,7 @@ class Request:
     data: Path | None = None  # None: the data of the resumed run
     recipe: str | None = None  # None: `small`, or the recipe of the resumed run
     settings: Sequence[str] = ()  # key=value changes to the recipe
-    seed: int = 0
+    seed: int | None = None  # None: 0, or the seed of the resumed run
     parent: str | None = None  # version or run to start from
     resume: bool = False
     force: bool = False
@@ -58,9 +61,11 @@ def run_command(request: Request, environment: Mapping[str, str] | None = None) 
 
     environment: variables of the process, in which torchrun describes the other processes. None: a single process.
     """
+    limit_threads()
     with (
         join_group(environment or {}, request.device) as group,
         terminal(quiet=not group.first) as (reporter, stop),
+        out_of_memory_in_words(),
     ):
         result = _run(request, group, reporter, stop)
     if not result.finished:
@@ -77,23 +82,23 @@ def run_command(request: Request, environment: Mapping[str, str] | None = None) 
 
 def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Event) -> Result:
     resources = Resources(request.memory_budget, request.workers, group, request.towers)
-    recipe = None
-    if request.recipe is not None or request.settings or not request.resume:
-        recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
     if request.resume:
         if request.parent is not None:
             raise CheckpointError("A resumed run continues from its own checkpoint. Use either --resume or --from.")
         run: Path = group.broadcast(find_run(request.home, request.name) if group.first else None)
+        recipe = load_recipe(request.recipe) if request.recipe is not None else None
         return resume(
             run,
             data=request.data,
-            recipe=recipe,
+            changes=Changes(recipe, request.settings, request.seed),
             force=request.force,
+            find_parent=partial(find_parent, request.home),
             resources=resources,
             reporter=reporter,
             stop=stop,
         )
-    if request.data is None or recipe is None:
+    recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
+    if request.data is None:
         raise DatasetError(
             "A folder of images is required: fc7 train --data DIR, with DIR/train/<class>/* and DIR/val/<class>/*"
         )
@@ -102,8 +107,8 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
         recipe,
         home=request.home,
         name=check_name(request.name),
-        seed=request.seed,
-        parent=find_parent(request.home, request.parent) if request.parent else None,
+        seed=request.seed or 0,
+        parent=find_parent(request.home, request.parent, reporter.note) if request.parent else None,
         resources=resources,
         reporter=reporter,
         stop=stop,
@@ -139,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     parser.add_argument("--from", dest="parent", metavar="MODEL", help="start from the weights of a version or run")
     parser.add_argument("--resume", action="store_true", help="resume the newest run with this name")
     parser.add_argument("--force", action="store_true", help="resume even if the images changed")

@@ -7,6 +7,7 @@ The index is opened read-only, also while a server is running.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from model_store.runtime.runner import Runner
+    from service.cli.predictions import Options
 
 _BAR = 24  # characters
 
@@ -35,22 +37,47 @@ Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files
 
 
 def classify(
-    images: Images,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|SOURCE",
+            help="Image files; with --out a folder, an archive or a URI such as s3://BUCKET/PATH.",
+            show_default=False,
+        ),
+    ],
     *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a row for each image of SOURCE to a .csv, .jsonl or .parquet file.",
+            show_default=False,
+        ),
+    ] = None,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="With --out: include the fc7 vectors.")] = False,
     top: Annotated[int, typer.Option("-k", "--top", min=1, help="Number of classes per image.")] = 5,
     view_count: Views = 1,
     model: ModelOption = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the most probable classes of each image."""
+    """Print the most probable classes of each image, or write those of many images to a file; it can be resumed."""
     from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
 
     settings = load_settings(home=home)
+    if out is not None:
+        from service.cli.predictions import Options  # noqa: PLC0415
+
+        _classify_to_file(images, out, Options(top, embeddings, view_count), settings, model, as_json=as_json)
+        return
+    if embeddings:
+        raise typer.BadParameter("it requires --out.", param_hint="--embeddings")
+    if folder := next((image for image in images if "://" in image or Path(image).is_dir()), None):
+        raise typer.BadParameter(f"to classify all images of {folder}, add --out FILE.", param_hint="--out")
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with _load_runner(settings, model) as (artifact, runner):
-        for path, pixels in _read_images(images, settings, skipped):
+        for path, pixels in _read_images([Path(image) for image in images], settings, skipped):
             outputs = runner.run(views(pixels, view_count))
             indices, values = top_k(average_views(outputs.probabilities, view_count), min(top, runner.classes))
             predictions = [
@@ -65,6 +92,64 @@ def classify(
                     table.add_row(escape(entry["label"]), f"{entry['probability']:7.2%} {bar}")
                 console.show(table)
     _finish({"model": artifact.id, "results": found}, skipped, "fc7 search IMAGE finds similar images", as_json=as_json)
+
+
+def _classify_to_file(
+    sources: Sequence[str], out: Path, options: Options, settings: Settings, model: str | None, *, as_json: bool
+) -> None:
+    """Classify all images of the only source, and write the results to `out`."""
+    from index.bulk.pipeline import run_in_background  # noqa: PLC0415
+    from index.bulk.predict import list_images, predict  # noqa: PLC0415
+    from index.errors import FolderError  # noqa: PLC0415
+    from model_store.decoder.decoder import Decoder  # noqa: PLC0415
+    from model_store.image_files import Skipped  # noqa: PLC0415
+    from service.cli.predictions import FORMATS, PredictionFile  # noqa: PLC0415
+    from service.factory import decode_limits  # noqa: PLC0415
+
+    if len(sources) != 1:
+        raise typer.BadParameter("give one folder, archive or URI with --out.", param_hint="SOURCE")
+    if out.suffix not in FORMATS or (options.embeddings and out.suffix == ".csv"):
+        kinds = ".jsonl or .parquet, for embeddings" if options.embeddings else ".csv, .jsonl or .parquet"
+        raise typer.BadParameter(f"the file must end with {kinds}.", param_hint="--out")
+    source = sources[0] if "://" in sources[0] else str(Path(sources[0]).expanduser().absolute())
+    others: list[Skipped] = []
+    counts = {"images": 0, "failed": 0}
+    started, workers = time.perf_counter(), settings.decode_threads or 2
+    try:
+        with (
+            _load_runner(settings, model) as (artifact, runner),
+            PredictionFile(out, source, artifact, options) as file,
+            Decoder(decode_limits(settings), workers=workers) as decoder,
+            console.ProgressBar("classifying", "images") as bar,
+        ):
+            if file.done:
+                console.say(f"Resuming: {len(file.done):,} images are done already.")
+            images = list_images(source, others.append)
+            is_archive = Path(source).is_file()
+            listed = images if is_archive else list(images)  # the bytes of an archive are not kept in memory
+            total = None if isinstance(listed, Iterator) else len(listed) - len(file.done)
+            waiting = (image for image in listed if image.name not in file.done)
+            predicted = predict(waiting, runner, decoder, workers=workers, view_count=options.views)
+            for rows in run_in_background(file.add, predicted):
+                counts["images"] += len(rows)
+                for row in rows:
+                    if row.error is not None:
+                        counts["failed"] += 1
+                        others.append(Skipped(row.name, row.error))
+                bar.update(counts["images"], total)
+            if not counts["images"] and not file.done:
+                raise FolderError(source, "has no images")
+    except KeyboardInterrupt:
+        console.exit_interrupted("Interrupted. Run the same command again to resume.")
+    seconds = time.perf_counter() - started
+    console.say_skipped(others)
+    console.say(
+        f"{counts['images']:,} images classified with {artifact.id} in {seconds:.1f} s "
+        f"({counts['images'] / seconds:.1f} images/s); {counts['failed']:,} of them could not be read. "
+        f"{out} has a row for each."
+    )
+    if as_json:
+        console.print_json({"model": artifact.id, "file": str(out), "seconds": round(seconds, 3), **counts})
 
 
 def search(

@@ -36,3 +36,14 @@ def test_container_cpu_quota_limits_the_cores(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert usable_cores(tmp_path) == cores
+
+
+def test_the_quota_of_an_outer_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    group = tmp_path / "sys/fs/cgroup/jobs/run"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text("max 100000")
+    (group.parent / "cpu.max").write_text("300000 100000")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/jobs/run\n")
+    assert usable_cores(tmp_path) == 3

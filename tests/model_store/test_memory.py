@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,28 @@ def test_available_memory_is_the_smaller_limit_of_machine_and_container(tmp_path
     assert available(tmp_path) == 2_048_000
     (first / "memory.limit_in_bytes").write_text("1000000\n")
     assert available(tmp_path) == 250_000
+
+
+def test_limits_of_outer_groups_and_of_the_process_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "sys/fs/cgroup/jobs/run"
+    for folder, limit in ((inner, "max"), (inner.parent, "3000000")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(limit)
+        (folder / "memory.current").write_text("1000000")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/jobs/run\n")
+    assert available(tmp_path) == 2_000_000
+    (tmp_path / "proc/self/statm").write_text("100 50 10 5 0 20 0\n")
+    page = resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (300 * page, 300 * page))
+    assert available(tmp_path) == 200 * page
+
+
+def test_limits_of_version_1_are_read_from_the_groups_own_folder(tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup/memory/jobs"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("5000000")
+    (group / "memory.usage_in_bytes").write_text("1000000")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("5:cpu,cpuacct:/jobs\n4:memory:/jobs\n")
+    assert available(tmp_path) == 4_000_000

@@ -27,11 +27,20 @@ from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore, entries_of
 from model_store.training.errors import ParityError
-from model_store.training.evaluate import Evaluation, Predictor, RunnerPredictor, SplitImages, TorchPredictor, evaluate
+from model_store.training.evaluate import (
+    Evaluation,
+    Observer,
+    Predictor,
+    RunnerPredictor,
+    SplitImages,
+    TorchPredictor,
+    evaluate,
+)
 from model_store.training.export import report
 from model_store.training.export.agreement import measure_bf16
 from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.served_graph import write_served_graph
+from model_store.training.export.worst_errors import WorstErrors
 from model_store.training.nets.alexnet import Conv
 from model_store.training.runs.run import TrainedRun
 
@@ -102,14 +111,19 @@ def export_run(
         with staged_runner(staged, draft) as runner:
             progress("comparing with torch", 0, 1)
             parity = check_parity(runner, trained, images.sample(sum(PARITY_BATCHES)))
+            worst = {count: WorstErrors() for count in view_counts}
             evaluations = tuple(
-                evaluate_with_progress(RunnerPredictor(runner), images, count, progress) for count in view_counts
+                evaluate_with_progress(RunnerPredictor(runner), images, count, progress, errors.add)
+                for count, errors in worst.items()
             )
+            names = tuple(images.names)
         bf16 = measure_bf16(staged_version(staged, draft), images, partial(progress, "comparing bf16 with f32"))
         metrics = _metrics(run, split, parity, evaluations) | ({"bf16": bf16} if bf16 else {})
         draft = draft.model_copy(update={"metrics": metrics})
         progress("publishing", 0, 1)
         write_report(staged / REPORT_FOLDER, run, draft, evaluations[-1])
+        title = f"{draft.name}: the worst errors on {evaluations[-1].seen:,} images"
+        worst[view_counts[-1]].write(staged / REPORT_FOLDER, run.info.classes, names, title)
         return ExportResult(store.publish(staged, draft), parity, evaluations)
 
 
@@ -157,9 +171,13 @@ def _compare(runner: Runner, trained: TorchPredictor, images: NDArray[np.uint8])
 
 
 def evaluate_with_progress(
-    predictor: Predictor, images: SplitImages, view_count: int, progress: Progress
+    predictor: Predictor,
+    images: SplitImages,
+    view_count: int,
+    progress: Progress,
+    observe: Observer = lambda *_: None,
 ) -> Evaluation:
-    """Evaluate one net and report the number of images done so far. Raises as `evaluate`."""
+    """Evaluate one net and report the number of images done so far. observe, errors: as of `evaluate`."""
     step, done = f"evaluating ({views_text(view_count)})", 0
 
     def count(more: int) -> None:
@@ -167,7 +185,7 @@ def evaluate_with_progress(
         done += more
         progress(step, done, len(images))
 
-    return evaluate([predictor], images, view_count=view_count, progress=count)
+    return evaluate([predictor], images, view_count=view_count, progress=count, observe=observe)
 
 
 def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation: Evaluation) -> None:

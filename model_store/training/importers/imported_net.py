@@ -3,7 +3,7 @@
 Guarantees: an `ImportedNet` has all weights of its architecture as finite float32 tensors of the right shapes. They
 accept RGB pixels 0-255 minus the mean image, like those of `AlexNet`, so that trained and imported nets are written by
 the same code.
-Out of scope: reading files (caffe.py, onnx_zoo.py and torchvision.py do that).
+Out of scope: reading files (caffe.py, onnx_net.py and torchvision.py do that).
 References: deploy.prototxt of Caffe's bvlc_alexnet and bvlc_reference_caffenet; torchvision's alexnet.py.
 """
 
@@ -48,18 +48,25 @@ OWT_LAYERS: Final[tuple[Layer, ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """The file that a net was read from. sha256: hexadecimal. size: bytes."""
+    """The file that a net was read from. sha256: hexadecimal. size: bytes. parts: other files that have its weights."""
 
     kind: str
     path: Path
     sha256: str
     size: int
+    parts: tuple[SourceFile, ...] = ()
 
     @classmethod
-    def of(cls, kind: str, path: Path) -> SourceFile:
-        """Hash `path`. Raises ImportFormatError if it cannot be read."""
+    def of(cls, kind: str, path: Path, parts: Sequence[Path] = ()) -> SourceFile:
+        """Hash `path` and `parts`. Raises ImportFormatError if one cannot be read."""
         with readable(path):
-            return cls(kind, path, sha256_of(path), path.stat().st_size)
+            own_parts = tuple(cls.of(kind, part) for part in parts)
+            return cls(kind, path, sha256_of(path), path.stat().st_size, own_parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types, without the folder."""
+        values = {"kind": self.kind, "file": self.path.name, "sha256": self.sha256, "size": self.size}
+        return values | ({"parts": [part.to_dict() for part in self.parts]} if self.parts else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def publish_import(
         architecture=net.architecture.name,
         classes=class_labels(labels.names),
         recipe={
-            "imported": {"kind": source.kind, "file": source.path.name, "sha256": source.sha256, "size": source.size},
+            "imported": source.to_dict(),
             "preprocessing": net.preprocessing,
             "remarks": list(net.remarks),
             "architecture": net.architecture.to_dict(),

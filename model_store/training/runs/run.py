@@ -7,6 +7,7 @@
     checkpoint.safetensors   weights, optimizer, random states, position in the run; removed when the run is finished
     model.safetensors        the final weights of a finished run
     tensorboard/             the metrics for TensorBoard
+    .lock                    held by the process that trains the run
 
 Guarantees: no pickle is ever loaded. A missing or broken file raises a CheckpointError that names it. Files are written
 atomically (temporary file, fsync, rename).
@@ -16,7 +17,8 @@ Out of scope: choosing the best epoch. The weights of a finished run are those o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save as arrays_to_bytes
 from torch import Tensor
 
-from model_store.durable import write_atomic
+from model_store.durable import locked, write_atomic
 from model_store.errors import CheckpointError
 from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.recipe import Recipe
@@ -41,6 +43,7 @@ METRICS_FILE: Final = "metrics.jsonl"
 SKIPPED_FILE: Final = "skipped.json"
 CHECKPOINT_FILE: Final = "checkpoint.safetensors"
 MODEL_FILE: Final = "model.safetensors"
+LOCK_FILE: Final = ".lock"
 WEIGHTS_PREFIX: Final = "model."
 
 
@@ -113,18 +116,54 @@ def find_run(home: Path, name: str) -> Path:
     return matches[-1]
 
 
+def find_trained_run(home: Path, name: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Return the newest folder of the run `name` that has weights, as `find_run` does.
+
+    say: told in words if a newer run of that name has none. Raises CheckpointError if no run has weights.
+    """
+    newest = find_run(home, name)
+    if any(has_weights(newest)):
+        return newest
+    for older in reversed([] if newest.name == name else runs_named(home, name)):
+        if any(has_weights(older)):
+            say(f"{newest.name} has no weights, as it ended before its first checkpoint. {older.name} is used instead.")
+            return older
+    raise CheckpointError(
+        f"{newest} has no weights, as it ended before its first checkpoint. To continue it, run: "
+        f"fc7 train --resume --name {name}"
+    )
+
+
 def can_resume(home: Path, name: str) -> bool:
-    """Return whether the newest run `name` in `home`/runs has a checkpoint or is finished."""
-    try:
-        run = find_run(home, name)
-    except CheckpointError:
-        return False
-    return any(has_weights(run))
+    """Return whether there is a run `name` in `home`/runs."""
+    return bool(runs_named(home, name))
 
 
 def has_weights(run: Path) -> tuple[bool, bool]:
     """Return whether the run is finished, and whether it has a checkpoint."""
     return (run / MODEL_FILE).exists(), (run / CHECKPOINT_FILE).exists()
+
+
+@contextmanager
+def locked_run(run: Path) -> Iterator[None]:
+    """Keep other processes from training the run. Raises CheckpointError if one is training it."""
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(locked(run / LOCK_FILE, wait=False))
+        except OSError as error:
+            raise unwritable(run, error) from error
+        if not held:
+            raise CheckpointError(
+                f"{run} is being trained by another process. Stop that one first, or start another run with another "
+                "--name."
+            )
+        yield
+
+
+def unwritable(run: Path, error: OSError) -> CheckpointError:
+    """Return the error for a file of the run that cannot be written."""
+    name = Path(error.filename) if isinstance(error.filename, str) else run
+    return CheckpointError(f"{name} cannot be written: {error.strerror or error}. Free some disk space, and try again.")
 
 
 def runs_named(home: Path, name: str) -> list[Path]:

@@ -72,7 +72,7 @@ def load_predictors(
     options = runner_options(settings)
     predictors: list[Predictor] = []
     for model in models:
-        run = find_run_folder(settings.home, model)
+        run = find_run_folder(settings.home, model, console.warn)
         if run is None:
             predictors.append(RunnerPredictor(Runner(store.resolve(model), options)))
             continue

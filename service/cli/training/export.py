@@ -38,11 +38,11 @@ def export(
     With --views 10, the errors with one view and with ten are both measured.
     """
     from model_store.training.export.publish import export_run  # noqa: PLC0415 - torch
-    from model_store.training.runs.run import find_run, load_run  # noqa: PLC0415
+    from model_store.training.runs.run import find_trained_run, load_run  # noqa: PLC0415
 
     settings = load_settings(home=home)
     store = ModelStore(settings.home)
-    trained = load_run(find_run(settings.home, run))
+    trained = load_run(find_trained_run(settings.home, run, console.warn))
     if not trained.finished:
         console.warn(f"{trained.path} is not finished. The weights of its last checkpoint are published.")
     with console.ProgressBar() as bar:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.markup import escape
 
+from model_store.durable import locked
 from model_store.store import ModelStore
+from model_store.training.errors import DownloadError
 from model_store.training.importers.download import PUBLIC_FILES, fetch
 from service.cli import console
 from service.cli.options import Activate, Home
 from service.cli.training.export import activate_or_advise
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from model_store.training.importers.imported_net import ImportedNet
 
+IMAGENET: Final = "imagenet"  # the model that `fc7 train --from imagenet` starts from
 app = typer.Typer(name="import", help="Publish a version from public AlexNet weights.", no_args_is_help=True)
 
 
@@ -44,7 +47,7 @@ Labels = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Text file with one class name per line.",
+        help="Class names: one per line, numbered, with WordNet IDs, or as JSON.",
         show_default="ImageNet's labels if there are 1,000 classes",
     ),
 ]
@@ -85,8 +88,8 @@ def onnx(
     activate: Activate = None,
     home: Home = None,
 ) -> None:
-    """Import bvlcalexnet or caffenet of the ONNX model zoo (.onnx)."""
-    from model_store.training.importers.onnx_zoo import read_onnx  # noqa: PLC0415 - torch
+    """Import bvlcalexnet or caffenet of the ONNX model zoo, or an export of torchvision's alexnet by torch.onnx."""
+    from model_store.training.importers.onnx_net import read_onnx  # noqa: PLC0415 - torch
 
     _import(
         "onnx", file, lambda path: read_onnx(path, mean=mean), labels, name,
@@ -104,10 +107,41 @@ def torchvision(
     activate: Activate = None,
     home: Home = None,
 ) -> None:
-    """Import torchvision's alexnet (.pth or .safetensors), the net of the paper "One weird trick"."""
+    """Import torchvision's alexnet (.pth, .ckpt or .safetensors), the net of the paper "One weird trick"."""
     from model_store.training.importers.torchvision import read_torchvision  # noqa: PLC0415 - torch
 
     _import("torchvision", file, read_torchvision, labels, name, download=download, activate=activate, home=home)
+
+
+def imagenet_version(settings: Settings) -> str:
+    """Return the version `imagenet`. If there is none, download torchvision's weights and publish them as it.
+
+    Raises DownloadError, which says how to get the file by hand if there is no network.
+    """
+    from model_store.training.importers.labels import labels_for  # noqa: PLC0415
+    from model_store.training.importers.publish import publish_import  # noqa: PLC0415 - torch
+    from model_store.training.importers.torchvision import read_torchvision  # noqa: PLC0415
+
+    store, folder = ModelStore(settings.home), settings.home / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".imagenet.lock"):  # each process of torchrun asks for it
+        found = [artifact for artifact in store.list() if artifact.name == IMAGENET]
+        if found:
+            return found[-1].id
+        console.say(f"Importing weights that were trained on ImageNet, once, as the model {IMAGENET}.")
+        try:
+            path = _download("torchvision", None, folder)
+        except DownloadError as error:
+            public = next(iter(PUBLIC_FILES["torchvision"].values()))
+            fix = (
+                f"To do it by hand, download {public.file} on a machine with a network, check its {public.algorithm} "
+                f"({public.digest}), copy it to {folder}, and run the same command again"
+            )
+            raise DownloadError(error.address, error.reason, fix) from error
+        with console.open_console(stderr=True).status("importing") as status:
+            net = read_torchvision(path)
+            labels = labels_for(net.architecture.classes)
+            return publish_import(net, store, labels, name=IMAGENET, progress=status.update).artifact.id
 
 
 def _import(

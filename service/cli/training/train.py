@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from service.cli.completion import complete_recipe, complete_run, complete_run_or_model
-from service.cli.options import Changes, Device, Home, MemoryBudget, Seed, Workers
+from service.cli.options import Changes, Device, Home, MemoryBudget, Workers
+from service.cli.training.imports import IMAGENET, imagenet_version
 from service.settings import load_settings
 
 Recipe = Annotated[
@@ -23,7 +24,7 @@ Parent = Annotated[
     typer.Option(
         "--from",
         metavar="MODEL",
-        help="Fine-tune: start from the weights of a version (solar:1) or a run (solar).",
+        help="Fine-tune: start from the weights of a version (solar:1), a run (solar), or imagenet (downloaded once).",
         show_default=False,
         autocompletion=complete_run_or_model,
     ),
@@ -45,7 +46,10 @@ def train(
     ] = None,
     recipe: Recipe = None,
     changes: Changes = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of weights, order, crops and dropout.", show_default="0, or that of the run"),
+    ] = None,
     parent: Parent = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
@@ -68,7 +72,7 @@ def train(
         recipe=recipe,
         settings=changes or (),
         seed=seed,
-        parent=parent,
+        parent=imagenet_version(settings) if parent == IMAGENET else parent,
         resume=resume,
         force=force,
         memory_budget=memory_budget << 20,

@@ -21,6 +21,7 @@ from model_store.training.errors import NonFiniteLossError
 from model_store.training.loop import Resources, resume, train
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
+from model_store.training.runs.resuming import Changes
 from model_store.training.runs.run import (
     CHECKPOINT_FILE,
     METRICS_FILE,
@@ -203,9 +204,9 @@ def test_a_run_resumes_after_its_images_were_moved(tmp_path: Path, finished_run:
 
 def test_resuming_with_another_recipe_is_rejected(data: Path, tmp_path: Path) -> None:
     run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
-    with pytest.raises(CheckpointError, match="epochs 3 -> 4"):
-        resume(run, recipe=replace(RECIPE, epochs=4))
-    assert resume(run, recipe=RECIPE).finished
+    with pytest.raises(CheckpointError, match="batch_size 5 -> 4"):
+        resume(run, changes=Changes(replace(RECIPE, batch_size=4)))
+    assert resume(run, changes=Changes(RECIPE)).finished
 
 
 def test_resuming_a_finished_run_does_not_change_it(finished_run: Path) -> None:

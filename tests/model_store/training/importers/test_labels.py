@@ -33,8 +33,48 @@ def test_wordnet_ids_are_removed_if_every_line_has_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "0,tench\n1,goldfish, golden\n2,crane\n",
+        "2: crane\n0: tench\n1: goldfish, golden\n",
+        "index,label\n0,tench\n1,'goldfish, golden'\n2,crane\n",
+        "1 tench\n2 goldfish, golden\n3 crane\n",
+        "tench,0\ngoldfish, golden,1\ncrane,2\n",
+        "names:\n  0: tench\n  1: goldfish, golden\n  2: crane\n",
+        '["tench", "goldfish, golden", "crane"]',
+        '{"0": "tench", "2": "crane", "1": "goldfish, golden"}',
+        '{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish, golden"], "2": ["n02012849", "crane"]}',
+        "{0: 'tench',\n 1: 'goldfish, golden',\n 2: \"crane\"}\n",
+        '{"tench": 0, "crane": 2, "goldfish, golden": 1}',
+        "n01440764 2 tench\nn01443537 3 goldfish, golden\nn02012849 1 crane\n",
+        "n01440764, tench\nn01443537, goldfish, golden\nn02012849, crane\n",
+    ],
+)
+def test_numbers_and_ids_are_read_as_such(tmp_path: Path, text: str) -> None:
+    assert labels_for(3, write(tmp_path, text)).names == ("tench", "goldfish, golden", "crane")
+
+
+def test_names_that_start_with_other_numbers_are_kept(tmp_path: Path) -> None:
+    assert labels_for(2, write(tmp_path, "7 up\n4 wheels\n")).names == ("7 up", "4 wheels")
+    assert labels_for(3, write(tmp_path, "2\n0\n1\n")).names == ("2", "0", "1")
+
+
+def test_two_wordnet_ids_with_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    text = "n02012849 crane\nn02012850 heron\nn03126707 crane\n"
+    assert labels_for(3, write(tmp_path, text)).names == ("crane (n02012849)", "heron", "crane (n03126707)")
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("n02119789 1 kit_fox\nn02100735 2 English_setter\nn02110185 3 husky\n", r"not in ascending order \(line 2\)"),
+        ("n02119789 fox\nn02100735 setter\nn02110185 husky\n", "Sort the lines"),
+        ("cat\ndog\ncat\n", r"the classes 0, 2 .* all have the label 'cat'"),
+        ('{"0": "a", "1": "b", "5": "c"}', "not all numbers from 0 on"),
+        ('{"0": 5.5, "1": "b", "2": "c"}', "something else than labels"),
+        ('{"x": "a", "1": "b", "2": "c"}', "its keys are not the numbers"),
+        ('["a", "", "c"]', "a label is empty"),
+        ("{0: " * 5000, "it has 1 labels"),
         ("a\nb\n", "it has 2 labels, but the net has 3 classes"),
         ("a\nb\nc\nd\n", "it has 4 labels, but the net has 3 classes"),
         ("a\n\nc\n", "line 2 is empty"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import pickle
+import shlex
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -64,12 +68,47 @@ def test_outputs_match_torchvisions_module_with_its_transforms(tmp_path: Path, s
     assert ".485 .456 .406" in manifest.recipe["preprocessing"]
 
 
+def sequential_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("classifier.6.", "classifier.6.0."): value for name, value in state.items()}
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
 def test_every_common_form_of_a_state_dict_is_read(tmp_path: Path, net: nn.Module) -> None:
     state = net.state_dict()
+    ema = {"n_averaged": torch.tensor(9), **prefixed({k: v + 1 for k, v in state.items()}, "module.")}
     forms = {
         "older.pth": state,
         "wrapped.pth": {"model": state, "epoch": 3},
-        "parallel.pth": {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+        "parallel.pth": {"state_dict": prefixed(state, "module.")},
+        "features in parallel.pth": {
+            "state_dict": {name.replace("features.", "features.module."): value for name, value in state.items()},
+            "best_acc1": torch.tensor(56.5),
+            "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.01}]},
+        },
+        "compiled.pth": prefixed(state, "_orig_mod."),
+        "compiled and parallel.pth": {"model": prefixed(state, "module._orig_mod.")},
+        "lightning.ckpt": {
+            "state_dict": {"criterion.weight": torch.ones(5), **prefixed(state, "model.")},
+            "hyper_parameters": {"lr": 0.1},
+            "callbacks": {},
+        },
+        "tutorial.pth": {"epoch": 5, "model_state_dict": state, "optimizer_state_dict": {"state": {}}, "loss": 0.4},
+        "head.pth": sequential_head(state),
+        "own classifier.pth": {
+            name.replace("classifier.1.", "classifier.0.").replace("classifier.4.", "classifier.3."): value
+            for name, value in state.items()
+        },
+        "reference.pth": {
+            "model_ema": ema,
+            "model": state,
+            "args": argparse.Namespace(lr=0.01, output_dir=Path("out"), device="cuda"),
+            "best": np.float64(56.5),
+            "history": np.array([1.0, 2.0]),
+        },
+        "averaged only.pth": {"ema": prefixed(state, "module.")},
         "double.pth": {name: value.double() for name, value in state.items()},
     }
     expected = read_state(tmp_path / "plain.pth", state)
@@ -77,9 +116,17 @@ def test_every_common_form_of_a_state_dict_is_read(tmp_path: Path, net: nn.Modul
         path = tmp_path / name
         torch.save(content, path, _use_new_zipfile_serialization=name != "older.pth")
         for key, value in read(path).weights.items():
-            torch.testing.assert_close(value, expected.weights[key])
+            torch.testing.assert_close(value, expected.weights[key], msg=name)
     save_file(state, tmp_path / "net.safetensors")
     assert read(tmp_path / "net.safetensors").weights.keys() == expected.weights.keys()
+
+
+def test_remarks_say_which_weights_of_a_file_were_imported(tmp_path: Path, net: nn.Module) -> None:
+    state, path = net.state_dict(), tmp_path / "net.pth"
+    torch.save({"ema_model": state, "model": state}, path)
+    assert "The file also has ema_model. Only model was imported." in read(path).remarks
+    torch.save({"state_dict": {**prefixed(state, "net."), "head.weight": torch.ones(2, 5)}}, path)
+    assert any("outside of state_dict, net.*" in remark and "head.weight" in remark for remark in read(path).remarks)
 
 
 def read_state(path: Path, state: dict[str, torch.Tensor]) -> ImportedNet:
@@ -124,9 +171,32 @@ def test_only_weights_are_unpickled(tmp_path: Path, net: nn.Module, zipped: bool
     assert not created.exists()
 
 
-def test_the_error_for_a_pickled_module_says_how_to_save_its_weights(tmp_path: Path, net: nn.Module) -> None:
-    torch.save(net, tmp_path / "module.pth")
-    assert "torch.save(model.state_dict(), FILE)" in error_message(read, tmp_path / "module.pth")
+class Options:
+    """Settings of a training script, which fc7 does not know."""
+
+
+@pytest.mark.parametrize("kind", ["module", "older module", "wrapped", "script", "exported"])
+def test_the_command_in_the_error_saves_weights_that_can_be_imported(tmp_path: Path, net: nn.Module, kind: str) -> None:
+    path, module = tmp_path / "it's.pth", files.TorchvisionAlexNet(net)
+    example = (torch.zeros(1, 3, 224, 224),)
+    match kind:
+        case "script":
+            with warnings.catch_warnings(action="ignore"):
+                torch.jit.trace(module, example).save(path)  # type: ignore[no-untyped-call]
+        case "exported":
+            path = path.with_suffix(".pt2")
+            torch.export.save(torch.export.export(module, example), path)
+        case "wrapped":
+            torch.save({"state_dict": net.state_dict(), "options": Options()}, path)
+        case _:
+            torch.save(module, path, _use_new_zipfile_serialization=kind == "module")
+    command = error_message(read, path).partition("import the result: ")[2].rstrip(".")
+    with warnings.catch_warnings(action="ignore"), contextlib.chdir(tmp_path):
+        exec(shlex.split(command)[2])  # the command of the message
+    assert (
+        read(tmp_path / "weights.pth").weights.keys()
+        == read_state(tmp_path / "plain.pth", net.state_dict()).weights.keys()
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -156,7 +226,11 @@ def test_wrong_shapes_and_names_are_rejected(tmp_path: Path, net: nn.Module) -> 
     torch.save([1, 2], path)
     assert "it contains a list" in error_message(read, path)
     torch.save({"epoch": 3}, path)
-    assert "its entry epoch is a int instead of a tensor" in error_message(read, path)
+    assert "it contains no weights by name (it has epoch)" in error_message(read, path)
+    torch.save({name.replace("features", "stem"): value for name, value in state.items()}, path)
+    assert "its layer stem.0 is not one of torchvision's AlexNet" in error_message(read, path)
+    torch.save({**sequential_head(state), "classifier.6.3.weight": torch.zeros(2, 5)}, path)
+    assert "its layer classifier.6.0 is not one of torchvision's AlexNet" in error_message(read, path)
 
 
 def test_values_that_are_not_finite_are_rejected(tmp_path: Path, net: nn.Module) -> None:

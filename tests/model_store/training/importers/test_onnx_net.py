@@ -1,8 +1,10 @@
-"""The ONNX zoo's files: the version outputs what the zoo's own graph outputs in ONNX Runtime, and what torch does."""
+"""ONNX files: the version outputs what the zoo's own graph and exported modules output."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,16 +13,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper
+from torch import nn
 
 from model_store.errors import Fc7Error
 from model_store.training.errors import ImportFormatError
 from model_store.training.importers.imported_net import ALEXNET_LAYERS, ImportedNet
-from model_store.training.importers.onnx_zoo import read_onnx
+from model_store.training.importers.onnx_net import read_onnx
 from model_store.training.nets.alexnet import Pool
 from tests.model_store.training.importers.helpers import (
     IMAGENET_COLOR,
+    assert_outputs_match,
     error_message,
     import_by_command,
+    publish,
     published_outputs,
     served_outputs,
 )
@@ -161,13 +166,13 @@ def changed(path: Path, change: str) -> Path:  # noqa: PLR0912 - one branch per 
         ("pads", r"pads \[0, 1, 1, 0\]"),
         ("auto_pad", "auto_pad SAME_UPPER"),
         ("beta", "size 5, beta 0.5"),
-        ("branch", "MaxPool does not follow the previous node"),
+        ("branch", "neither the zoo's AlexNet or CaffeNet"),
         ("two inputs", r"it has 2 inputs \(data_0, other\)"),
         ("input size", "has the shape 1x3x299x224 instead of Nx3x224x224"),
         ("quantized", "Use the one without -int8"),
         ("no weights", "has no weights 'conv1_w_0'"),
         ("alpha", "is not a plain fully-connected layer"),
-        ("broken weights", "the weights of Conv are damaged"),
+        ("broken weights", "the weights conv1_w_0 are damaged"),
         ("integer weights", "the bias of layer .* is torch.int64 instead of floating point"),
         ("shape", r"the weight of layer .* \(fc6\) has the shape 24x200, but bvlc_alexnet has 24x216"),
     ],
@@ -177,15 +182,126 @@ def test_a_graph_of_another_net_is_rejected_with_the_reason(zoo: Path, change: s
         read(changed(zoo, change))
 
 
-def test_external_weights_are_not_read(tmp_path: Path, zoo: Path) -> None:
-    model = onnx.load_model(zoo)
-    external_data_helper.convert_model_to_external_data(model, location="../secret.bin", size_threshold=0)
+def in_another_file(model: Path, location: str) -> onnx.ModelProto:
+    """Return the model with its weights in the file `location`."""
+    content = onnx.load_model(model)
+    external_data_helper.convert_model_to_external_data(content, location=location, size_threshold=0)
+    return content
+
+
+def test_external_weights_are_read_from_the_file_beside_the_model(tmp_path: Path, zoo: Path) -> None:
+    path = tmp_path / "external.onnx"
+    onnx.save_model(in_another_file(zoo, "external.onnx.data"), path)
+    net, expected = read(path), read(zoo)
+    for key, value in net.weights.items():
+        torch.testing.assert_close(value, expected.weights[key])
+    imported = publish(net, tmp_path).artifact.manifest.recipe["imported"]
+    data = tmp_path / "external.onnx.data"
+    assert [(part["file"], part["size"]) for part in imported["parts"]] == [(data.name, data.stat().st_size)]
+    data.write_bytes(data.read_bytes()[:-100])
+    assert "external.onnx.data" in error_message(read, path)
+    data.unlink()
+    assert f"the file external.onnx.data, which is missing in {tmp_path}" in error_message(read, path)
+
+
+def test_external_weights_outside_of_the_folder_are_not_read(tmp_path: Path, zoo: Path) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    onnx.save_model(in_another_file(zoo, "data.bin"), folder / "net.onnx")
+    (folder / "data.bin").rename(tmp_path / "data.bin")
+    model = onnx.load_model(folder / "net.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-    path = tmp_path / "elsewhere.onnx"
-    path.write_bytes(model.SerializeToString())
-    assert "is in another file, which is not supported" in error_message(read, path)
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "../data.bin"
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    assert "../data.bin cannot be read" in error_message(read, folder / "net.onnx")
+    (folder / "data.bin").symlink_to(tmp_path / "data.bin")
+    onnx.save_model(in_another_file(zoo, "other.bin"), folder / "other.onnx")
+    (folder / "other.bin").rename(tmp_path / "other.bin")
+    (folder / "other.bin").symlink_to(tmp_path / "other.bin")
+    assert "other.bin cannot be read" in error_message(read, folder / "other.onnx")
+
+
+class Normalized(nn.Module):
+    """torchvision's net with its normalization inside, for pixels 0-1."""
+
+    def __init__(self, net: nn.Module, *, mean: float = 0.485) -> None:
+        super().__init__()
+        self.net = files.TorchvisionAlexNet(net)
+        self.register_buffer("mean", torch.tensor([mean, 0.456, 0.406])[:, None, None])
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return probabilities."""
+        assert isinstance(self.mean, torch.Tensor)
+        assert isinstance(self.deviation, torch.Tensor)
+        return torch.softmax(self.net((x - self.mean) / self.deviation), 1)
+
+
+def export(module: nn.Module, path: Path, *, dynamo: bool, **options: Any) -> Path:
+    example = (torch.zeros(1, 3, 224, 224),)
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(module, example, path, dynamo=dynamo, verbose=False, **options)
+    return path
+
+
+def read_export(path: Path) -> ImportedNet:
+    return read_onnx(path, owt=files.SMALL_OWT)
+
+
+@pytest.mark.parametrize("form", ["dynamo", "torchscript", "not folded", "normalized", "matmul"])
+def test_an_export_of_torchvisions_net_gives_its_outputs(tmp_path: Path, form: str) -> None:
+    torch.manual_seed(13)
+    net = files.torchvision_alexnet(CLASSES, (8, 12, 8, 8, 6), 24)
+    last = net.get_submodule("classifier.6")
+    assert isinstance(last, nn.Linear)
+    nn.init.normal_(last.weight, 0, 0.5)
+    module, path = files.TorchvisionAlexNet(net), tmp_path / "export.onnx"
+    match form:
+        case "dynamo":
+            export(module, path, dynamo=True, external_data=True)
+            assert (tmp_path / "export.onnx.data").exists()
+        case "torchscript":
+            export(module, path, dynamo=False, opset_version=13, dynamic_axes={"x": {0: "n"}}, input_names=["x"])
+        case "not folded":
+            options = {"do_constant_folding": False, "keep_initializers_as_inputs": True, "opset_version": 9}
+            export(module, path, dynamo=False, **options)
+        case "normalized":
+            export(Normalized(net), path, dynamo=False, opset_version=17)
+        case "matmul":
+            export(module, path, dynamo=False, opset_version=13)
+            as_matmul(path)
+    rgb = files.random_images(3)
+    net_read = read_export(path)
+    assert net_read.architecture.name == "owt"
+    assert_outputs_match(published_outputs(net_read, tmp_path, rgb), files.torchvision_outputs(net, rgb))
+    assert "--mean is for nets of Caffe" in error_message(
+        lambda file: read_onnx(file, mean="1,2,3", owt=files.SMALL_OWT), path
+    )
+
+
+def as_matmul(path: Path) -> None:
+    """Replace each Gemm by a MatMul with transposed weights and an Add, as other exporters write it."""
+    model = onnx.load_model(path)
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "Gemm":
+            nodes.append(node)
+            continue
+        x, weight, bias = node.input
+        product, turned = f"{node.output[0]}_product", f"{weight}_turned"
+        nodes.append(helper.make_node("Transpose", [weight], [turned], perm=[1, 0]))
+        nodes.append(helper.make_node("MatMul", [x, turned], [product]))
+        nodes.append(helper.make_node("Add", [bias, product], list(node.output)))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save_model(model, path)
+
+
+def test_an_export_with_another_normalization_is_rejected(tmp_path: Path) -> None:
+    net = files.torchvision_alexnet(CLASSES, (8, 12, 8, 8, 6), 24)
+    path = export(Normalized(net, mean=0.5), tmp_path / "net.onnx", dynamo=False, opset_version=17)
+    assert "not as torchvision's transforms do" in error_message(read_export, path)
 
 
 def test_a_truncated_file_is_rejected_wherever_it_ends(tmp_path: Path, zoo: Path) -> None:

@@ -1,0 +1,140 @@
+"""Run the model on all images of a folder, an archive or a bucket, for results that are written to a file.
+
+Guarantees: images come in the order of the source, each once; an image that cannot be read has an error instead of
+outputs, and does not affect the others. Decoding and the model run at the same time.
+Out of scope: the index, and the format of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bulk.archive import ArchiveLimits, SkippedEntryError, read_entries
+from index.bulk.pipeline import batches
+from index.bulk.sources import MAX_FILE_BYTES, Skip, is_uri, open_source
+from index.errors import DamagedArchiveError, ImageArchiveError, SourceError
+from model_store.decoder.decoder import Decoder
+from model_store.errors import ImageError
+from model_store.image import views
+from model_store.image_files import SkipKind, Skipped
+from model_store.prefetch import prefetch
+from model_store.runtime.runner import Outputs, Runner, average_views
+
+_LIMITS: Final = ArchiveLimits(entries=100_000_000, image_bytes=MAX_FILE_BYTES, bytes=1 << 60)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """An image of a source. name: its path within the source, escaped. read: returns the bytes, or raises OSError."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedImage:
+    """The outputs for an image: probabilities float32 [K] and fc7 float32 [4096], or the reason why there are none."""
+
+    name: str
+    probabilities: NDArray[np.float32] | None
+    fc7: NDArray[np.float32] | None
+    error: str | None
+
+
+def list_images(source: str, skip: Skip) -> Iterator[NamedImage]:
+    """Yield the images of a folder, an archive (.zip, .tar, .tar.gz, .tar.bz2) or a URI, in a fixed order.
+
+    skip: called for every other file. Raises SourceError, MissingExtraError.
+    """
+    path = Path(source)
+    if is_uri(source) or path.is_dir():
+        opened = open_source(source)
+        opened.check()
+        for name in opened.list(skip):
+            yield NamedImage(name, partial(opened.read, name))
+    elif path.is_file():
+        yield from _archive_images(path, skip)
+    else:
+        raise SourceError(source, "there is no such folder or archive")
+
+
+def predict(
+    images: Iterable[NamedImage],
+    runner: Runner,
+    decoder: Decoder,
+    *,
+    workers: int,
+    view_count: int = 1,
+    batch_size: int = 32,
+) -> Iterator[list[PredictedImage]]:
+    """Yield the outputs of the images in batches. view_count: 1 or 10; probabilities are averaged over the views.
+
+    fc7 is that of the first view. workers: threads that read and decode. Raises RunnerError and the errors of `images`.
+    """
+
+    def prepare(image: NamedImage) -> NDArray[np.uint8]:
+        return decoder.prepare(image.read())
+
+    with prefetch(prepare, images, workers, 2 * batch_size) as results:
+        for batch in batches(results, batch_size):
+            yield _predict_batch(batch, runner, view_count)
+
+
+def _predict_batch(
+    batch: list[tuple[NamedImage, Future[NDArray[np.uint8]]]], runner: Runner, view_count: int
+) -> list[PredictedImage]:
+    pixels: list[NDArray[np.uint8]] = []
+    errors: dict[int, str] = {}
+    for number, (_, future) in enumerate(batch):
+        try:
+            pixels.append(future.result())
+        except (OSError, ImageError) as error:
+            errors[number] = str((isinstance(error, OSError) and error.strerror) or error)
+    outputs = runner.run(views(np.stack(pixels), view_count)) if pixels else None
+    rows = iter(_rows(outputs, view_count))
+    return [
+        PredictedImage(image.name, None, None, errors[number])
+        if number in errors
+        else PredictedImage(image.name, *next(rows), None)
+        for number, (image, _) in enumerate(batch)
+    ]
+
+
+def _rows(outputs: Outputs | None, view_count: int) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    if outputs is None:
+        return ()
+    return zip(average_views(outputs.probabilities, view_count), outputs.fc7[::view_count], strict=True)
+
+
+def _archive_images(path: Path, skip: Skip) -> Iterator[NamedImage]:
+    """Yield the images of an archive. Their bytes are read here, one after the other, and decoded elsewhere."""
+    entry = None
+    try:
+        with closing(read_entries(path, _LIMITS)) as entries:
+            for entry in entries:
+                try:
+                    if entry.skip is not None:
+                        raise entry.skip
+                    content = entry.read()
+                except SkippedEntryError as error:
+                    skip(Skipped(entry.name, error.reason, error.kind))
+                except DamagedArchiveError as error:
+                    skip(Skipped(entry.name, str(error), SkipKind.DAMAGED_ENTRY))
+                    raise
+                else:
+                    yield NamedImage(entry.name, partial(bytes, content))
+    except DamagedArchiveError as error:
+        if entry is None:
+            raise SourceError(str(path), f"it is damaged or not an archive ({error.reason})") from error
+        skip(Skipped(str(path), f"The rest of the archive was not read: {error}", SkipKind.DAMAGED_ENTRY))
+    except ImageArchiveError as error:
+        raise SourceError(str(path), str(error)) from error

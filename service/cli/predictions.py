@@ -1,0 +1,206 @@
+"""Write predictions to a CSV, JSON Lines or Parquet file, part by part, so that an interrupted run can resume.
+
+    .answers.csv.parts/      beside answers.csv while it is being made
+        run.json             source, model and options; another run does not continue with these parts
+        000000.names         the images of the part, a JSON list
+        000000.csv           their rows
+
+Guarantees: a part is complete or absent after a kill at any moment, and images in complete parts are not classified
+again. The file appears under its name when it is complete, and an existing file is never replaced.
+Out of scope: images that were changed, added or removed between two runs of one command.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from index.bulk.predict import PredictedImage
+from index.errors import TargetExistsError, translate_os_error
+from model_store.artifact import Artifact
+from model_store.durable import atomic_file, locked, write_atomic
+from model_store.errors import Fc7Error, MissingExtraError
+from model_store.runtime.runner import top_k
+
+FORMATS: Final = (".csv", ".jsonl", ".parquet")
+_PART_ROWS: Final = 1024
+_DIMENSIONS: Final = 4096
+_DIGITS: Final = 6  # of a number in text
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a row contains. top: number of classes. embeddings: whether fc7 is included. views: 1 or 10."""
+
+    top: int
+    embeddings: bool
+    views: int
+
+
+class PredictionFile:
+    """The file to write. Use as a context manager: if the block ends with an error, the rows so far are kept."""
+
+    def __init__(self, target: Path, source: str, artifact: Artifact, options: Options) -> None:
+        self._target, self._artifact, self._options = target, artifact, options
+        self._parts = target.with_name(f".{target.name}.parts")
+        self._run = {"source": source, "model": artifact.id, "fingerprint": artifact.fingerprint, **asdict(options)}
+        self._rows: list[PredictedImage] = []
+        self._number = 0
+        self._stack = ExitStack()
+        self.done: set[str] = set()  # names of the images in complete parts
+
+    def __enter__(self) -> Self:
+        """Open the parts of an interrupted run, or start. Raises TargetExistsError, MissingExtraError, Fc7Error."""
+        if self._target.suffix == ".parquet":
+            _pyarrow()
+        if self._target.exists():
+            raise TargetExistsError(self._target, "Choose the name of a new file, or delete this one")
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+            if not self._stack.enter_context(locked(self._parts / ".lock", wait=False)):
+                raise Fc7Error(f"{self._target} is being written by another process.")
+            self._open_run()
+        except OSError as error:
+            raise translate_os_error(error, self._target.parent) from error
+        return self
+
+    def _open_run(self) -> None:
+        file = self._parts / "run.json"
+        if file.exists() and json.loads(file.read_bytes()) != self._run:
+            raise Fc7Error(
+                f"{self._parts} has results of an interrupted run with another source, model or options. To start "
+                "again, delete it; to finish it, use the same command as before."
+            )
+        write_atomic(file, json.dumps(self._run).encode())
+        for part in self._part_files():
+            self.done.update(json.loads(part.with_suffix(".names").read_bytes()))
+            self._number = int(part.stem) + 1
+
+    def _part_files(self) -> list[Path]:
+        return sorted(self._parts.glob(f"[0-9]*{self._target.suffix}"))
+
+    def add(self, rows: Sequence[PredictedImage]) -> Sequence[PredictedImage]:
+        """Add rows and return them. They are on disk when a part is full, or after the block. Raises IndexFullError."""
+        self._rows += rows
+        if len(self._rows) >= _PART_ROWS:
+            self._write_part()
+        return rows
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            self._write_part()
+            if kind is None:
+                self._join()
+            elif not self._part_files():
+                shutil.rmtree(self._parts)
+
+    def _write_part(self) -> None:
+        if not self._rows:
+            return
+        part = self._parts / f"{self._number:06}{self._target.suffix}"
+        names = json.dumps([row.name for row in self._rows]).encode()
+        try:
+            write_atomic(part.with_suffix(".names"), names)
+            with atomic_file(part) as file:
+                self._write_rows(file)
+        except OSError as error:
+            raise translate_os_error(error, self._parts) from error
+        self._number += 1
+        self._rows = []
+
+    def _write_rows(self, file: Any) -> None:
+        documents = [_document(row, self._artifact.labels, self._options) for row in self._rows]
+        match self._target.suffix:
+            case ".csv":
+                file.write(_csv(_columns(document, self._options.top) for document in documents))
+            case ".jsonl":
+                file.writelines(json.dumps(document, ensure_ascii=False).encode() + b"\n" for document in documents)
+            case _:
+                parquet = _pyarrow().parquet
+                table = _table(documents, self._options, f"{self._artifact.id} {self._artifact.fingerprint}")
+                parquet.write_table(table, file, compression="zstd")
+
+    def _join(self) -> None:
+        """Write all parts into one file, and remove them."""
+        parts = self._part_files()
+        try:
+            with atomic_file(self._target, replace=False) as file:
+                if self._target.suffix == ".parquet":
+                    _join_parquet(parts, file)
+                else:
+                    if self._target.suffix == ".csv":
+                        file.write(_csv([_heading(self._options.top)]))
+                    for part in parts:
+                        with part.open("rb") as content:
+                            shutil.copyfileobj(content, file)
+        except OSError as error:
+            raise translate_os_error(error, self._target.parent) from error
+        shutil.rmtree(self._parts)
+
+
+def _document(row: PredictedImage, labels: Sequence[str], options: Options) -> dict[str, Any]:
+    """Return a row as JSON types."""
+    predictions = []
+    if row.probabilities is not None:
+        indices, values = top_k(row.probabilities[np.newaxis], min(options.top, len(labels)))
+        predictions = [
+            {"label": labels[index], "probability": round(value, _DIGITS)}
+            for index, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)
+        ]
+    document: dict[str, Any] = {"path": row.name, "predictions": predictions, "error": row.error}
+    if options.embeddings:
+        document["embedding"] = None if row.fc7 is None else np.round(row.fc7.astype(np.float64), _DIGITS).tolist()
+    return document
+
+
+def _heading(top: int) -> list[str]:
+    return ["path", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("label", "probability")), "error"]
+
+
+def _columns(document: Mapping[str, Any], top: int) -> list[Any]:
+    """Return a row of the CSV file. Classes that do not exist are empty."""
+    cells = [cell for entry in document["predictions"] for cell in (entry["label"], entry["probability"])]
+    return [document["path"], *cells, *[""] * (2 * top - len(cells)), document["error"] or ""]
+
+
+def _csv(rows: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _table(documents: list[dict[str, Any]], options: Options, model: str) -> Any:
+    pyarrow = _pyarrow()
+    prediction = pyarrow.struct([("label", pyarrow.string()), ("probability", pyarrow.float32())])
+    columns = [("path", pyarrow.string()), ("predictions", pyarrow.list_(prediction)), ("error", pyarrow.string())]
+    if options.embeddings:
+        columns.append(("embedding", pyarrow.list_(pyarrow.float32(), _DIMENSIONS)))
+    return pyarrow.Table.from_pylist(documents, schema=pyarrow.schema(columns, metadata={"fc7.model": model}))
+
+
+def _join_parquet(parts: Sequence[Path], file: Any) -> None:
+    parquet = _pyarrow().parquet
+    with parquet.ParquetWriter(file, parquet.read_schema(parts[0]), compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(parquet.read_table(part))
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError:
+        raise MissingExtraError("pyarrow", "export") from None
+    return pyarrow

@@ -1,0 +1,50 @@
+"""The worst errors in a version's report."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from model_store.store import ModelStore
+from model_store.training.export.publish import export_run
+from model_store.training.export.worst_errors import WorstErrors
+from model_store.training.runs.run import load_run
+from tests.support.training.run_folder import write_pictures, write_run
+
+
+def test_the_images_whose_own_class_is_least_probable_are_kept_worst_first(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    truth = random.integers(0, 3, 40)
+    probabilities = random.dirichlet([1, 1, 1], 40).astype(np.float32)
+    pixels = random.integers(0, 256, (40, 256, 256, 3), np.uint8)
+    worst = WorstErrors(5)
+    for part in (slice(0, 16), slice(16, 32), slice(32, 40)):
+        worst.add(pixels[part], truth[part], probabilities[part])
+    worst.write(tmp_path, ("a", "b$c", "d"), [f"{number}.png" for number in range(40)], "title")
+    own = probabilities[np.arange(40), truth]
+    wrong = [number for number in np.argsort(own).tolist() if probabilities[number].argmax() != truth[number]]
+    rows = list(csv.reader((tmp_path / "worst_errors.csv").open()))[1:]
+    assert [row[0] for row in rows] == [f"{number}.png" for number in wrong[:5]]
+    assert [float(row[2]) for row in rows] == [round(float(own[number]), 6) for number in wrong[:5]]
+    assert Image.open(tmp_path / "worst_errors.png").size[0] > 1000
+
+
+def test_a_net_without_errors_has_no_files(tmp_path: Path) -> None:
+    worst = WorstErrors()
+    worst.add(np.zeros((1, 256, 256, 3), np.uint8), np.array([1]), np.array([[0.1, 0.9]], np.float32))
+    worst.write(tmp_path, ("a", "b"), ["x"], "title")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_version_names_its_worst_errors(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "data")
+    run = load_run(write_run(tmp_path, tmp_path / "data"))
+    exported = export_run(run, ModelStore(tmp_path), view_counts=(1, 10))
+    rows = list(csv.DictReader((exported.artifact.path / "report" / "worst_errors.csv").open()))
+    wrong = exported.evaluations[-1].seen - int(np.trace(exported.evaluations[-1].confusion))
+    assert len(rows) == wrong > 0
+    assert all(row["image"].startswith(row["class"] + "/") for row in rows)
+    assert (exported.artifact.path / "report" / "worst_errors.png").exists()

@@ -1,0 +1,146 @@
+"""`fc7 classify SOURCE --out FILE`: rows for all images of a folder or an archive, and resuming."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from index.bulk.predict import PredictedImage
+from index.errors import TargetExistsError
+from model_store.artifact import Artifact
+from model_store.errors import Fc7Error
+from model_store.store import ModelStore
+from service.cli.predictions import Options, PredictionFile
+from tests.service.cli.helpers import invoke
+from tests.support import pictures
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    (root / "cats").mkdir(parents=True)
+    for seed in range(5):
+        (root / "cats" / f"{seed}.jpg").write_bytes(pictures.jpeg(seed))
+    (root / "broken.png").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("notes")
+    return root
+
+
+def test_each_image_gets_a_row_and_the_formats_agree(home: Path, folder: Path, tmp_path: Path) -> None:
+    for suffix in ("csv", "jsonl", "parquet"):
+        done = invoke(home, "classify", folder, "--out", tmp_path / f"a.{suffix}", "-k", "2")
+        assert done.exit_code == 0, done.output
+        assert "6 images classified with tiny:1" in done.stderr
+        assert "1 of them could not be read" in done.stderr
+        assert "notes.txt" in done.stderr
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    table = pyarrow.parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [row["path"] for row in rows] == ["broken.png", *(f"cats/{seed}.jpg" for seed in range(5))]
+    assert [row["path"] for row in rows] == [line["path"] for line in lines] == [line["path"] for line in table]
+    assert rows[0]["label_1"] == ""
+    assert rows[0]["error"] == lines[0]["error"] == table[0]["error"] != ""
+    shown = json.loads(invoke(home, "classify", folder / "cats/3.jpg", "--json", "-k", "2").stdout)["results"][0]
+    expected: list[Any] = [
+        (entry["label"], pytest.approx(entry["probability"], abs=1e-5)) for entry in shown["predictions"]
+    ]
+    assert [(rows[4][f"label_{rank}"], float(rows[4][f"probability_{rank}"])) for rank in (1, 2)] == expected
+    for line in (lines[4], table[4]):
+        assert [(entry["label"], entry["probability"]) for entry in line["predictions"]] == expected
+    assert not list(tmp_path.glob(".a.*"))
+
+
+def test_an_archive_gives_the_same_rows_with_embeddings(home: Path, folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.*")):
+            archive.write(path, path.relative_to(folder))
+    for name, source in (("a", folder), ("b", tmp_path / "photos.zip")):
+        done = invoke(home, "classify", source, "--out", tmp_path / f"{name}.parquet", "--embeddings")
+        assert done.exit_code == 0, done.output
+    first, second = (pyarrow.parquet.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in "ab")
+    assert [row["path"] for row in first] == [row["path"] for row in second]
+    np.testing.assert_array_equal(first[2]["embedding"], second[2]["embedding"])
+    assert len(first[2]["embedding"]) == 4096
+    assert first[0]["embedding"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{folder}"], "add --out FILE"),
+        (["{folder}", "--out", "{tmp}/a.xml"], "the file must end with .csv, .jsonl or .parquet"),
+        (["{folder}", "--out", "{tmp}/a.csv", "--embeddings"], ".jsonl or .parquet, for embeddings"),
+        (["{folder}/none", "--out", "{tmp}/a.csv"], "there is no such folder or archive"),
+        (["{folder}/notes.txt", "--out", "{tmp}/a.csv"], "notes.txt cannot be read"),
+        (["{folder}/empty", "--out", "{tmp}/a.csv"], "empty has no images"),
+    ],
+)
+def test_wrong_use_is_explained(home: Path, folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (folder / "empty").mkdir()
+    words = [word.format(folder=folder, tmp=tmp_path) for word in arguments]
+    done = invoke(home, "classify", *words)
+    assert done.exit_code in (1, 2)
+    assert message in " ".join(f"{done.stderr} {done.exception}".replace("│", " ").split())
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith((".a", "a."))]
+
+
+def row(name: str) -> PredictedImage:
+    return PredictedImage(name, np.full(6, 1 / 6, np.float32), np.zeros(4096, np.float32), None)
+
+
+@pytest.fixture
+def artifact(home: Path) -> Artifact:
+    return ModelStore(home).active_artifact()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_an_interrupted_file_continues_after_its_parts(tmp_path: Path, artifact: Artifact, suffix: str) -> None:
+    target, options = tmp_path / f"a{suffix}", Options(1, embeddings=False, views=1)
+    file = PredictionFile(target, "here", artifact, options).__enter__()
+    file.add([row("a"), row("b")])
+    file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert not target.exists()
+    with pytest.raises(Fc7Error, match="another source, model or options"):
+        PredictionFile(target, "here", artifact, Options(2, embeddings=False, views=1)).__enter__()
+    with PredictionFile(target, "here", artifact, options) as file:
+        assert file.done == {"a", "b"}
+        with pytest.raises(Fc7Error, match="being written by another process"):
+            PredictionFile(target, "here", artifact, options).__enter__()
+        file.add([row("c")])
+    if suffix == ".parquet":
+        assert pyarrow.parquet.read_table(target)["path"].to_pylist() == ["a", "b", "c"]
+    else:
+        assert len(target.read_text().splitlines()) == (4 if suffix == ".csv" else 3)
+    with pytest.raises(TargetExistsError):
+        PredictionFile(target, "here", artifact, options).__enter__()
+    assert not list(tmp_path.glob(".a.*"))
+
+
+def test_a_killed_run_resumes_and_each_image_has_one_row(home: Path, tmp_path: Path) -> None:
+    folder, target = tmp_path / "many", tmp_path / "a.jsonl"
+    folder.mkdir()
+    picture = pictures.jpeg(1, 40, 30)
+    for number in range(1200):
+        (folder / f"{number:04}.jpg").write_bytes(picture)
+    command = [sys.executable, "-c", "from service.cli import main; main()", "classify", str(folder), "--out"]
+    process = subprocess.Popen([*command, str(target), "--home", str(home)], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".a.jsonl.parts/*.jsonl")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    done = invoke(home, "classify", folder, "--out", target)
+    assert "Resuming: 1,024 images are done already" in done.stderr
+    names = [json.loads(line)["path"] for line in target.read_text().splitlines()]
+    assert names == [f"{number:04}.jpg" for number in range(1200)]
