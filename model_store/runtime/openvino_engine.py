@@ -142,15 +142,13 @@ def _parts(model: Any) -> tuple[Any | None, Any]:
 def _round_weights(layers: Any) -> None:
     """Store the weight matrices in bf16, as the layers use them.
 
-    OpenVINO keeps a model's constants beside the copies that it rearranges for the CPU: 114 MB less for the paper's net.
+    OpenVINO keeps a model's constants beside the copies that it rearranges for the CPU. This saves 114 MB for the
+    paper's net.
     """
     openvino = import_openvino()
+    f32 = openvino.Type.f32
     for node in layers.get_ordered_ops():
-        if (
-            node.get_type_name() == "Constant"
-            and node.get_output_element_type(0) == openvino.Type.f32
-            and len(node.shape) == 2
-        ):
+        if node.get_type_name() == "Constant" and node.get_output_element_type(0) == f32 and len(node.shape) == 2:
             readers = node.output(0).get_target_inputs()
             rounded = openvino.opset13.convert(_in_bf16(node.get_data()), "f32")
             rounded.get_rt_info()["decompression_0"] = ""  # otherwise the conversion is done when it is compiled

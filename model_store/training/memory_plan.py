@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from model_store.errors import TrainingMemoryError
-from model_store.training.nets.alexnet import AlexNet, Architecture
+from model_store.training.nets.alexnet import Architecture, Conv, Hidden
 from model_store.training.recipe import Recipe
 
 _COPIES: Final = 3  # weights, gradients, velocities
@@ -50,5 +50,11 @@ def picture_budget(wanted: int, needed: int, available: int | None) -> int:
 
 
 def _weight_bytes(architecture: Architecture) -> int:
-    with torch.device("meta"):
-        return 4 * sum(weight.numel() for weight in AlexNet(architecture).parameters())
+    inputs, maps, weights = 3, 1, 0  # maps: pixels of an input map that a fully-connected layer reads
+    for layer, output in zip((*architecture.layers, None), architecture.maps(), strict=True):
+        if isinstance(layer, Conv):
+            weights += layer.kernels * (inputs // layer.towers * layer.size**2 + 1)
+        elif layer is None or isinstance(layer, Hidden):
+            weights += output.channels * (inputs * maps + 1)
+        inputs, maps = output.channels, output.size**2
+    return 4 * weights

@@ -11,6 +11,7 @@ References: PyTorch's "Saving and loading models"; the names that torch.nn.DataP
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import pickle
 import pickletools
@@ -136,10 +137,10 @@ def _load_torch(path: Path) -> Any:
 
 def _advice(path: Path) -> str:
     """Return how to save only the weights of a file that contains other objects."""
-    load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
+    load = f'torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=False)'
     weights = f"{load}.state_dict()"
     if not _is_module(path):
-        weights = f"{{k: v for k, v in {load}.items() if k in ('state_dict', 'model_state_dict', 'model')}}"
+        weights = f'{{k: v for k, v in {load}.items() if k in ("state_dict", "model_state_dict", "model")}}'
     return (
         "Save only the weights, where its code is installed and if you trust the file, and import the result: "
         f"{_python(weights)}"
@@ -147,8 +148,7 @@ def _advice(path: Path) -> str:
 
 
 def _python(weights: str) -> str:
-    code = f'import torch; torch.save({weights}, "weights.pth")'
-    return f"python -c {shlex.quote(code.replace(chr(39), chr(34)))}"
+    return "python -c " + shlex.quote(f'import torch; torch.save({weights}, "weights.pth")')
 
 
 def _is_module(path: Path) -> bool:
@@ -188,14 +188,14 @@ def _check_zip(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     for program, entry, load in (
-        ("a TorchScript program", "/constants.pkl", "torch.jit.load({!r}, map_location='cpu').state_dict()"),
-        ("a program of torch.export", "archive_format", "torch.export.load({!r}).state_dict"),
+        ("a TorchScript program", "/constants.pkl", 'torch.jit.load({}, map_location="cpu").state_dict()'),
+        ("a program of torch.export", "archive_format", "torch.export.load({}).state_dict"),
     ):
         if any(name.endswith(entry) for name in names):
             raise ImportFormatError(
                 path,
                 f"it is {program}, which is not run. If you trust the file, save its weights and import the result: "
-                f"{_python(load.format(str(path)))}",
+                f"{_python(load.format(json.dumps(str(path))))}",
             )
     if not any(name.endswith("data.pkl") for name in names):
         raise ImportFormatError(path, "it is a zip archive that PyTorch did not write")
