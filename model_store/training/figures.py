@@ -9,7 +9,7 @@ References: Wilson 1927 (interval of a share); Guo et al. 2017 (expected calibra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -179,6 +179,13 @@ class FigureCounter:
         np.add.at(self.confusion, (truth, predicted), 1)
         bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
         np.add.at(self.calibration, bins, np.stack([np.ones(len(truth)), confidence, truth == predicted], axis=1))
+
+    def sum_over(self, add_up: Callable[[Sequence[float]], list[float]]) -> None:
+        """Replace the counts by their sums over several processes, which `add_up` returns for a list of numbers."""
+        sums = np.array(add_up([*self.confusion.ravel().tolist(), *self.calibration.ravel().tolist()]))
+        cells = self.confusion.size
+        self.confusion = sums[:cells].round().astype(np.int64).reshape(self.confusion.shape)
+        self.calibration = sums[cells:].reshape(self.calibration.shape)
 
     def figures(self, labels: Sequence[str]) -> Figures:
         """Return the figures of all images counted so far."""

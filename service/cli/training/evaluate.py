@@ -92,10 +92,10 @@ def errors_line(result: Evaluation) -> str:
     low, high = (1 - share for share in reversed(figures.top1_interval))
     balanced_low, balanced_high = figures.balanced_interval
     return (
-        f"top-1 error [bold]{result.top1_error:.1%}[/] (95 % interval {low:.1%} to {high:.1%}; always predicting the most "
-        f"frequent class: {1 - figures.majority_accuracy:.1%}), top-5 error [bold]{result.top5_error:.1%}[/]\n"
-        f"balanced accuracy [bold]{figures.balanced_accuracy:.1%}[/] ({balanced_low:.1%} to {balanced_high:.1%}), macro "
-        f"F1 {figures.macro_f1:.2f}, expected calibration error {figures.expected_calibration_error:.1%}\n"
+        f"top-1 error [bold]{result.top1_error:.1%}[/] (95 % interval {low:.1%} to {high:.1%}; always predicting the "
+        f"most frequent class: {1 - figures.majority_accuracy:.1%}), top-5 error [bold]{result.top5_error:.1%}[/]\n"
+        f"balanced accuracy [bold]{figures.balanced_accuracy:.1%}[/] ({balanced_low:.1%} to {balanced_high:.1%}), "
+        f"macro F1 {figures.macro_f1:.2f}, expected calibration error {figures.expected_calibration_error:.1%}\n"
         f"{result.views} view{'s' if result.views > 1 else ''}; {result.seen} images of {escape(result.data)}, "
         f"{len(result.skipped)} skipped"
     )

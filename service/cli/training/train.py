@@ -47,6 +47,14 @@ def train(
     changes: Changes = None,
     seed: Seed = 0,
     parent: Parent = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            help="Time for training: chooses the number of epochs. Reading the images is not included.",
+            show_default="about 24,000 images seen",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
     memory_budget: MemoryBudget = 2048,
@@ -69,6 +77,7 @@ def train(
         settings=changes or (),
         seed=seed,
         parent=parent,
+        minutes=minutes,
         resume=resume,
         force=force,
         memory_budget=memory_budget << 20,
