@@ -166,8 +166,8 @@ class Trainer:
         self._scheme.finish(self._run, position.step, best=earlier)
         if earlier:
             self._scheme.load_final(self._run)
-        figures, _ = self._validate(self._dataset.val)
-        return Result(self._run, finished=True, val_error=1 - figures.top1_accuracy, figures=figures)
+        figures, errors = self._validate(self._dataset.val)
+        return Result(self._run, finished=True, val_error=errors["val_error"], figures=figures)
 
     def _checkpoint_if_due(self, position: Position) -> None:
         """Write a checkpoint, unless that would take more than a tenth of the time."""

@@ -14,9 +14,7 @@ from service.settings import load_settings
 
 Recipe = Annotated[
     str | None,
-    typer.Option(
-        help="small, modern, paper, original, or a .toml file.", show_default="small", autocompletion=complete_recipe
-    ),
+    typer.Option(help="small, paper, original, or a .toml file.", show_default="small", autocompletion=complete_recipe),
 ]
 Parent = Annotated[
     str | None,

@@ -28,6 +28,21 @@ def test_a_loss_on_the_plateau_causes_one_warning_with_a_likely_cause(data: Path
     assert "--recipe small" in warning
 
 
+def test_a_run_that_ends_on_the_plateau_before_the_step_of_the_check_causes_the_warning(
+    data: Path, tmp_path: Path
+) -> None:
+    reporter = RecordingReporter()
+    train_trial(data, tmp_path, replace(RECIPE, initialisation="paper", dropout="paper"), reporter)
+    (warning,) = reporter.warnings
+    assert "after 12 steps" in warning
+
+
+def test_a_short_run_that_learns_causes_no_warning(data: Path, tmp_path: Path) -> None:
+    reporter = RecordingReporter()
+    train_trial(data, tmp_path, replace(RECIPE, epochs=12), reporter)
+    assert not reporter.warnings
+
+
 def test_a_decreasing_loss_causes_no_warning() -> None:
     counts = np.array([90, 5, 5])
     recipe = replace(RECIPE, flat_loss_steps=4)
