@@ -175,7 +175,10 @@ class FigureCounter:
         self.calibration = np.zeros((BINS, 3), np.float64)
 
     def add(self, truth: NDArray[np.int64], predicted: NDArray[np.int64], confidence: NDArray[np.floating]) -> None:
-        """Count n images. truth, predicted: class indices, [n]. confidence: probability of the predicted class, [n]. NaN counts as 0."""
+        """Count n images. truth, predicted: class indices, [n].
+
+        confidence: probability of the predicted class, [n]; NaN counts as 0.
+        """
         confidence = np.nan_to_num(confidence)
         np.add.at(self.confusion, (truth, predicted), 1)
         bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)

@@ -1,11 +1,10 @@
-"""Figures, intervals and baselines agree with plain counts and with scikit-learn."""
+"""Figures, intervals and baselines agree with plain counts."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn import metrics
 
 from model_store.training.figures import FigureCounter, Figures, wilson_interval
 
@@ -17,18 +16,22 @@ def figures_of(truth: NDArray[np.int64], predicted: NDArray[np.int64], confidenc
     return counter.figures([str(index) for index in range(classes)])
 
 
-def test_figures_agree_with_scikit_learn() -> None:
+def test_figures_agree_with_plain_counts() -> None:
     random = np.random.default_rng(0)
     truth = random.choice(5, 300, p=[0.5, 0.3, 0.1, 0.06, 0.04])
     predicted = np.where(random.random(300) < 0.6, truth, random.integers(0, 5, 300))
     figures = figures_of(truth, predicted)
-    assert figures.top1_accuracy == pytest.approx(metrics.accuracy_score(truth, predicted))
-    assert figures.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(truth, predicted))
-    assert figures.macro_f1 == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+    assert figures.top1_accuracy == np.mean(truth == predicted)
     assert figures.majority_accuracy == np.bincount(truth).max() / 300
-    precisions, recalls, _, counts = metrics.precision_recall_fscore_support(truth, predicted)
-    for entry, precision, recall, count in zip(figures.per_class(), precisions, recalls, counts, strict=True):
-        assert (entry.images, entry.precision, entry.recall) == (count, pytest.approx(precision), pytest.approx(recall))
+    recalls = [np.mean(predicted[truth == index] == index) for index in range(5)]
+    precisions = [np.mean(truth[predicted == index] == index) for index in range(5)]
+    assert figures.balanced_accuracy == pytest.approx(np.mean(recalls))
+    assert figures.macro_f1 == pytest.approx(
+        np.mean([2 * p * r / (p + r) for p, r in zip(precisions, recalls, strict=True)])
+    )
+    for index, entry in enumerate(figures.per_class()):
+        assert (entry.images, entry.label) == (np.sum(truth == index), str(index))
+        assert (entry.precision, entry.recall) == (pytest.approx(precisions[index]), pytest.approx(recalls[index]))
 
 
 @pytest.mark.parametrize(
