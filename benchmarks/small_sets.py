@@ -57,7 +57,12 @@ COARSE: Final = {
     "mammal": ((1872401, 1882714), (2066245, 2077923), (2114548, 2134418), (2325366, 2510000)),
     "food or plant": ((7565083, 7930000), (11939491, 13060000)),
 }
-VEHICLES: Final = ["airship", "ambulance", "balloon", "bobsled", "canoe", "container_ship", "dogsled", "electric_locomotive", "fire_engine", "freight_car", "golfcart", "harvester", "jinrikisha", "lifeboat", "limousine", "moped", "motor_scooter", "moving_van", "oxcart", "passenger_car", "pickup", "plow", "schooner", "recreational_vehicle", "snowmobile", "space_shuttle", "sports_car", "steam_locomotive", "tank", "trailer_truck", "tricycle", "unicycle", "warplane"]
+VEHICLES: Final = (
+    "airship ambulance balloon bobsled canoe container_ship dogsled electric_locomotive fire_engine freight_car golfcart "
+    "harvester jinrikisha lifeboat limousine moped motor_scooter moving_van oxcart passenger_car pickup plow schooner "
+    "recreational_vehicle snowmobile space_shuttle sports_car steam_locomotive tank trailer_truck tricycle unicycle "
+    "warplane"
+)
 PHOTOGRAPHS: Final = 323
 
 
@@ -68,7 +73,7 @@ def coarse_class(name: str) -> str | None:
     for label, ranges in COARSE.items():
         if any(low <= value <= high for low, high in ranges):
             return label
-    return "vehicle" if words in VEHICLES else "thing" if value < 5_000_000 else None
+    return "vehicle" if words in VEHICLES.split() else "thing" if value < 5_000_000 else None
 
 
 def make_set(name: str, archives: Path, work: Path) -> Path | None:

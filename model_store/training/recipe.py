@@ -84,7 +84,7 @@ class Recipe:
     noise_shrinks: bool = False  # the original code divides a noisy image by 1 + colour_noise
     noise_off_below: float = _within(0, 0, 1)  # no noise while the rate is below this share of the highest
     # Regularization that the paper does not have (Bag of Tricks).
-    label_smoothing: float = _within(0.0, 0, 0.99)  # share of a label that is spread evenly over all classes
+    label_smoothing: float = _within(0.0, 0, 0.99, auto=True)  # share of a label that is spread evenly over all classes
     mixup: float = _within(0.0, 0, 10, auto=True)  # alpha of the Beta distribution that blends two images; 0: off
     # How the run is executed. Apart from the rounding by `precision`, these do not change the result.
     precision: Precision = "auto"

@@ -6,7 +6,7 @@
 | `epoch_images` | all images, or less if the time allows less than an epoch |
 | `validate_every` | about 40 validations in a run |
 | `early_stop` | half of the validations |
-| `smallest_crop`, `colour_jitter`, `mixup` | the stronger, the more often each image is seen |
+| `smallest_crop`, `colour_jitter`, `label_smoothing`, `mixup` | the stronger, the more often each image is seen |
 | `frozen_layers`, `head_share`, `body_rate_factor` | for a net that starts from another one's weights |
 
 Guarantees: the same numbers give the same recipe. No value that the recipe sets is changed.
@@ -31,8 +31,9 @@ _FROZEN_LAYERS: Final = 2  # edges and colors, which any photographs have in com
 _HEAD_SHARE: Final = 0.1
 _BODY_RATE_FACTOR: Final = 0.2
 _TRAINING_SHARE: Final = 0.9  # of the time allowed; the rest is for validations and checkpoints
-# (epochs from which it applies, smallest crop, color jitter, mixup)
-_STRENGTHS: Final = ((30, 0.25, 0.3, 0.2), (10, 0.4, 0.2, 0.0), (1, 0.6, 0.1, 0.0))
+# (epochs from which it applies, smallest crop, color jitter, label smoothing, mixup). In few epochs, these only slow down
+# the training: with label smoothing and mixup, seven epochs on the demo ended with 1.4 points more errors.
+_STRENGTHS: Final = ((30, 0.25, 0.3, 0.1, 0.2), (10, 0.5, 0.1, 0.1, 0.0), (0, 0.0, 0.0, 0.0, 0.0))
 
 
 def sized(
@@ -56,7 +57,7 @@ def sized(
     epochs = recipe.epochs if recipe.epochs != AUTO else epochs
     validate_every = math.ceil(epochs / VALIDATIONS) if recipe.validate_every == AUTO else recipe.validate_every
     passes = epochs * (epoch_images or images) / images
-    _, crop, jitter, mixup = next((level for level in _STRENGTHS if passes >= level[0]), _STRENGTHS[-1])
+    _, crop, jitter, smoothing, mixup = next(level for level in _STRENGTHS if passes >= level[0])
     values: dict[str, Any] = {
         "epochs": epochs,
         "epoch_images": epoch_images,
@@ -64,6 +65,7 @@ def sized(
         "early_stop": max(3, math.ceil(epochs / validate_every / 2)),
         "smallest_crop": crop,
         "colour_jitter": jitter,
+        "label_smoothing": smoothing,
         "mixup": mixup,
         "frozen_layers": _FROZEN_LAYERS if fine_tuning else 0,
         "head_share": _HEAD_SHARE if fine_tuning else 0.0,

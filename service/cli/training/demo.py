@@ -23,7 +23,7 @@ from service.settings import Settings, load_settings
 
 NAME: Final = "solar"
 RECIPE: Final = "small"
-SETTINGS: Final = ("flip_vertical=true",)  # solar cells have no upright orientation
+SETTINGS: Final = ("flip_vertical=true", "epochs=9")  # solar cells have no upright orientation
 COMPLETE: Final = "complete"  # file written after the last step
 
 
