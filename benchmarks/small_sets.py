@@ -58,10 +58,10 @@ COARSE: Final = {
     "food or plant": ((7565083, 7930000), (11939491, 13060000)),
 }
 VEHICLES: Final = (
-    "airship ambulance balloon bobsled canoe container_ship dogsled electric_locomotive fire_engine freight_car golfcart "
-    "harvester jinrikisha lifeboat limousine moped motor_scooter moving_van oxcart passenger_car pickup plow schooner "
-    "recreational_vehicle snowmobile space_shuttle sports_car steam_locomotive tank trailer_truck tricycle unicycle "
-    "warplane"
+    "airship ambulance balloon bobsled canoe container_ship dogsled electric_locomotive fire_engine freight_car "
+    "golfcart harvester jinrikisha lifeboat limousine moped motor_scooter moving_van oxcart passenger_car pickup plow "
+    "schooner recreational_vehicle snowmobile space_shuttle sports_car steam_locomotive tank trailer_truck tricycle "
+    "unicycle warplane"
 )
 PHOTOGRAPHS: Final = 323
 

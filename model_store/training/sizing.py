@@ -31,8 +31,8 @@ _FROZEN_LAYERS: Final = 2  # edges and colors, which any photographs have in com
 _HEAD_SHARE: Final = 0.1
 _BODY_RATE_FACTOR: Final = 0.2
 _TRAINING_SHARE: Final = 0.9  # of the time allowed; the rest is for validations and checkpoints
-# (epochs from which it applies, smallest crop, color jitter, label smoothing, mixup). In few epochs, these only slow down
-# the training: with label smoothing and mixup, seven epochs on the demo ended with 1.4 points more errors.
+# (epochs from which it applies, smallest crop, color jitter, label smoothing, mixup). In few epochs, these only slow
+# down the training: with label smoothing and mixup, seven epochs on the demo ended with 1.4 points more errors.
 _STRENGTHS: Final = ((30, 0.25, 0.3, 0.1, 0.2), (10, 0.5, 0.1, 0.1, 0.0), (0, 0.0, 0.0, 0.0, 0.0))
 
 
