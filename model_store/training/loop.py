@@ -1,14 +1,11 @@
-"""The training loop, from the first step to the final weights, and resuming after a stop.
+"""Start a training run in a new folder, or resume one: data, recipe, net and the run's files.
 
     python -m model_store.training.train --data DIR --recipe small --name solar      (or: fc7 train ...)
 
-Guarantees: the same seed, data and recipe on the same machine give the same bits, whether the run was resumed or not. A
-checkpoint is written at the end of each epoch and when the run is stopped. A loss that is not finite ends the run, and
-the error names the last good checkpoint. A loss that does not decrease causes a warning. Files that could not be read
-are listed in the run's folder.
-Out of scope: choosing the best epoch (the final weights are those of the last step), evaluating with several views
-(evaluate.py), starting processes (torchrun), and how processes share the work (distributed/).
-References: the paper, sections 4 and 5.
+Guarantees: the same seed, data and recipe on the same machine give the same bits, whether the run was resumed or not. The
+recipe in the run's folder has no open values. Files that could not be read are listed in the run's folder.
+Out of scope: steps, epochs and validation (trainer.py), evaluating with several views (evaluate.py), starting processes
+(torchrun), and how processes share the work (distributed/).
 """
 
 from __future__ import annotations
