@@ -43,7 +43,7 @@ from model_store.training.figures import FigureCounter, Figures
 from model_store.training.loop import train
 from model_store.training.optim import build_schedule
 from model_store.training.recipe import load_recipe
-from model_store.training.sizing import sized
+from model_store.training.recipes.sizing import sized
 
 SETS: Final = ("imagenet", "elpv", "cifar-1000", "cifar-5000", "clothing")
 NETS: Final = ("fc7", "resnet18", "mobilenet_v3_small")

@@ -2,7 +2,7 @@
 
     python -m model_store.training.train --data DIR --recipe small --name solar      (or: fc7 train ...)
 
-Guarantees: the same seed, data and recipe on the same machine give the same bits, whether the run was resumed or not. The
+Guarantees: the same seed, data and recipe on the same machine give the same bits, also after a resume. The
 recipe in the run's folder has no open values. Files that could not be read are listed in the run's folder.
 Out of scope: steps, epochs and validation (trainer.py), evaluating with several views (evaluate.py), starting processes
 (torchrun), and how processes share the work (distributed/).
@@ -30,11 +30,11 @@ from model_store.training.distributed.group import Group
 from model_store.training.distributed.towers import TowerParallel, require_towers
 from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.recipe import Recipe
+from model_store.training.recipes.sizing import describe, sized
 from model_store.training.reporting import Reporter
 from model_store.training.runs import run as run_folder
 from model_store.training.runs.fine_tuning import Parent, child_architecture
 from model_store.training.runs.run import RunInfo
-from model_store.training.sizing import describe, sized
 from model_store.training.trainer import Result, Trainer, last_val_error
 
 DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels, enough for about 10,900 images

@@ -1,7 +1,7 @@
 """Trains a run in this process: epochs, steps, validation, and the choice of the best weights.
 
 Guarantees: the same seed, data and recipe on the same machine give the same bits, whether the run was resumed or not. A
-checkpoint is written after the first epoch, when the run is stopped, and after every further epoch unless that would take
+checkpoint is written after the first epoch, when the run is stopped, and after other epochs unless that would take
 more than a tenth of the time. A loss that is not finite ends the run, and the error names the last good checkpoint. A
 loss that does not decrease causes a warning.
 Out of scope: opening the data and creating the run's folder (loop.py); how processes share the work (distributed/).

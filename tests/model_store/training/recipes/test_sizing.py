@@ -9,7 +9,7 @@ import pytest
 
 from model_store.errors import RecipeError
 from model_store.training.recipe import AUTO, load_recipe
-from model_store.training.sizing import describe, sized
+from model_store.training.recipes.sizing import describe, sized
 
 SMALL = load_recipe("small")
 

@@ -1,0 +1,1 @@
+"""The built-in recipes (.toml), and the values that they leave open."""
