@@ -34,7 +34,7 @@ from model_store.training.distributed.data_parallel import DataParallel
 from model_store.training.distributed.group import Group
 from model_store.training.figures import FigureCounter, Figures
 from model_store.training.optim import build_schedule, set_rate
-from model_store.training.plateau_warning import PlateauDetector
+from model_store.training.recipes.plateau_warning import PlateauDetector
 from model_store.training.reporting import Reporter
 from model_store.training.runs.checkpoint import Position, non_finite_error
 from model_store.training.runs.fine_tuning import Parent

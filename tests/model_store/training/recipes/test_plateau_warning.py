@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe
+from model_store.training.recipes.plateau_warning import PlateauDetector
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, train_trial
 from tests.support.training.class_folders import write_class_folders
 
