@@ -10,6 +10,7 @@ References: the paper, sections 4 and 5; Menon et al. 2021 (logits adjusted by t
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -104,20 +105,22 @@ class Trainer:
             self._reporter.note(f"The initial weights are those of {parent.name} ({last}).")
         return self._train_epochs(Position(schedule=self._schedule.state(), head_steps=self._head_steps))
 
-    def images_per_second(self, parent: Parent | None, steps: int = 4) -> float:
+    def images_per_second(self, parent: Parent | None, steps: int = 8) -> float:
         """Measure the speed of training steps after a first one. The weights are useless afterwards."""
         self._scheme.initialise(self._info, parent)
         self._scheme.module.train()
         seen, started = 0, 0.0
-        with closing(batches(self._dataset.train, self._order(0, 0), pinned=False)) as inputs:
-            for number, (pixels, labels) in zip(range(min(steps + 1, self._batches)), inputs, strict=False):
-                count = self._batch_images(number)
-                self._train_step(pixels, labels, count, 0.0, (0, number))
+        order = itertools.chain.from_iterable(self._order(epoch, 0) for epoch in itertools.count())
+        with closing(batches(self._dataset.train, order)) as inputs:
+            for number in range(steps + 1):
+                pixels, labels = next(inputs)
+                images = self._batch_images(number % self._batches)
+                self._train_step(pixels, labels, images, 0.0, divmod(number, self._batches))
                 if number:
-                    seen += count
+                    seen += images
                 else:
                     started = time.perf_counter()  # the first step also allocates memory
-        return max(seen, 1) / max(time.perf_counter() - started, 1e-3)
+        return seen / (time.perf_counter() - started)
 
     def resume(self) -> Result:
         """Train from the checkpoint in the run's folder."""
@@ -129,7 +132,7 @@ class Trainer:
 
     def _train_epochs(self, position: Position) -> Result:
         """Train until the last epoch, or until the schedule or early stopping ends the run."""
-        training = True
+        training, figures = True, None
         with MetricsLog(self._run, position.step) if self._group.first else nullcontext() as log:
             while training and position.epoch < self._recipe.epochs:
                 position, wait = self._train_epoch(position, log)
@@ -158,10 +161,10 @@ class Trainer:
         warning = self._plateau.at_end(position.step)
         if warning:
             self._reporter.warn(warning)
-        return self._finished(position)
+        return self._finished(position, figures)
 
-    def _finished(self, position: Position) -> Result:
-        """Write the final weights and measure them once more, as they may be those of an earlier epoch."""
+    def _finished(self, position: Position, figures: Figures | None) -> Result:
+        """Write the final weights. figures: of the last validation; those of an earlier epoch are measured again."""
         best = position.best
         earlier = self._recipe.keep_best and bool(best) and best["step"] != position.step
         if earlier:
@@ -169,8 +172,9 @@ class Trainer:
         self._scheme.finish(self._run, position.step, best=earlier)
         if earlier:
             self._scheme.load_final(self._run)
-        figures, errors = self._validate(self._dataset.val)
-        return Result(self._run, finished=True, val_error=errors["val_error"], figures=figures)
+            figures, errors = self._validate(self._dataset.val)
+            self._val_error = errors["val_error"]
+        return Result(self._run, finished=True, val_error=self._val_error, figures=figures)
 
     def _checkpoint_if_due(self, position: Position) -> None:
         """Write a checkpoint, unless that would take more than a tenth of the time."""
