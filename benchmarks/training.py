@@ -1,11 +1,13 @@
-"""Compare the speed of a training step with that of a plain torch loop, with the same net and batch size.
+"""Compare the speed of a training step with a plain torch loop, and with the arithmetic limit of the cores.
 
     python -m benchmarks.training [--batch 64] [--steps 6] [--rounds 3] [--precision bfloat16] [--profile] [--json FILE]
 
 The plain loop is the paper's net written with torch's modules: nn.LocalResponseNorm, nn.Dropout, images in NCHW layout,
 and SGD with default options. Both nets start from the same weights, and their outputs are compared before the timing.
 Each measurement runs in its own process (fc7's memory settings apply to a whole process). The two alternate, so that a
-change in the load of the machine affects both.
+change in the load of the machine affects both. The limit is the rate of large matrix products in the same precision,
+measured in the same rounds. The share of it counts only the multiply-adds that a step cannot do without: those of the
+convolutions, the fully-connected layers and the normalization, forward and backward.
 Out of scope: reading images (both nets get a batch in memory), accuracy.
 """
 
@@ -27,11 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_store.training.device import environment_versions, keep_freed_memory
-from model_store.training.nets.alexnet import AlexNet, Architecture, initialise
+from model_store.training.nets.alexnet import AlexNet, Architecture, Conv, Hidden, Norm, initialise
 from model_store.training.optim import build_optimizer, set_rate
 from model_store.training.recipe import Recipe
 
 CLASSES = 1000
+SIDE = 2048  # of the matrices whose product gives the limit
 RATE = 1e-4  # so small that the loss stays finite on noise
 # Parts of operator names, by kind of work. An operator counts for the first kind that matches.
 KINDS = {
@@ -73,6 +76,37 @@ def our_net() -> AlexNet:
     net = AlexNet(Architecture(CLASSES, dropout="inverted"))
     initialise(net, "he", torch.Generator().manual_seed(0))
     return net
+
+
+def multiply_adds() -> int:
+    """Return the multiply-adds of a training step per image: forward, gradients of the inputs, and of the weights."""
+    architecture = Architecture(CLASSES)
+    total, channels, size, first = 0, 3, 224, True
+    for layer, output in zip((*architecture.layers, None), architecture.maps(), strict=True):
+        pixels = output.size**2
+        match layer:
+            case Conv():
+                products = pixels * layer.kernels * (channels // layer.towers) * layer.size**2
+                total += products * (2 if first else 3)  # the images need no gradient
+                first = False
+            case Norm():
+                total += 2 * pixels * channels * channels  # a banded matrix, forward and backward
+            case Hidden() | None:
+                total += 3 * output.channels * channels * size**2
+        channels, size = output.channels, output.size
+    return total
+
+
+def product_rate(precision: str) -> float:
+    """Return the multiply-adds per second of large matrix products, the median of ten."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    left, right = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(11):
+        started = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - started)
+    return SIDE**3 / statistics.median(times[1:])
 
 
 def output_difference() -> float:
@@ -153,6 +187,24 @@ def in_own_process(*task: str) -> Any:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def compare_with_limit(precision: str, speeds: list[float], limits: list[float]) -> dict[str, Any]:
+    """Print and return the share of the limit. speeds: images per second. limits: multiply-adds per second."""
+    rates = [speed * multiply_adds() for speed in speeds]
+    share = statistics.median(rate / limit for rate, limit in zip(rates, limits, strict=True))
+    reached, limit = (statistics.median(values) / 1e9 for values in (rates, limits))
+    print(f"{precision}, billion multiply-adds per second: fc7 {reached:.0f}, limit {limit:.0f}; share {share:.2f}")
+    return {"multiply_adds_per_image": multiply_adds(), "multiply_adds_per_second": limits, "share": share}
+
+
+def run_task(kind: str, which: str, precision: str, *numbers: str) -> Any:
+    """Run a measurement of this process: "limit", "profile" (batch) or "measure" (batch, steps)."""
+    if kind == "limit":
+        return product_rate(precision)
+    if kind == "profile":
+        return profile(which, precision, int(numbers[0]))
+    return measure(which, precision, int(numbers[0]), int(numbers[1]))
+
+
 def main() -> None:
     """Measure both loops alternately and print the results."""
     parser = argparse.ArgumentParser(description="Training speed compared with a plain torch loop.")
@@ -167,15 +219,7 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.task:
-        kind, which, precision, *numbers = given.task
-        size = int(numbers[0])
-        print(
-            json.dumps(
-                profile(which, precision, size)
-                if kind == "profile"
-                else measure(which, precision, size, int(numbers[1]))
-            )
-        )
+        print(json.dumps(run_task(*given.task)))
         return
     difference = output_difference()
     print(f"relative difference of the logits for the same weights: {difference:.1e}")
@@ -190,7 +234,9 @@ def main() -> None:
     results: dict[str, Any] = {"machine": versions, "batch": given.batch, "load_before": os.getloadavg()[0]}
     for precision in given.precision or ("bfloat16", "float32"):
         found: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
+        limits = []
         for _ in range(given.rounds):
+            limits.append(in_own_process("limit", "", precision))
             for which, speeds in found.items():
                 speeds.append(in_own_process("measure", which, precision, str(given.batch), str(given.steps)))
         results[precision] = {}
@@ -202,6 +248,7 @@ def main() -> None:
             print(f"{precision}, {clock}: plain {statistics.median(plain):.1f}, ", end="")
             print(f"fc7 {statistics.median(ours):.1f} images/s; ratio {ratio:.2f} ", end="")
             print(f"(rounds: {', '.join(f'{each:.2f}' for each in ratios)})", flush=True)
+        results[precision]["limit"] = compare_with_limit(precision, [speeds[0] for speeds in found["ours"]], limits)
         if given.profile:
             for which in found:
                 shares = in_own_process("profile", which, precision, str(given.batch))

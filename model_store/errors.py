@@ -21,6 +21,7 @@ Fc7Error
 ├── NoActiveModelError         no version is active
 ├── NoPreviousModelError       there is no version to roll back to
 ├── ModelInUseError            the version is in use and cannot be removed
+├── NoBetterThanBaselineError  the version predicts no better than always the same class
 ├── PublishError               a version could not be written (disk full, no permission)
 │   └── ActivationError        `active.json` could not be written
 │       └── ActivationDiskFullError  because the disk is full
@@ -283,6 +284,19 @@ class ModelInUseError(Fc7Error):
     model: str
     use: str
     message = "{model} is {use} and was not removed. Activate another version first: fc7 models activate."
+
+
+@dataclass(eq=False)
+class NoBetterThanBaselineError(Fc7Error):
+    """The version is not activated, because its validation does not show that it has learned anything."""
+
+    model: str
+    figures: str
+    message = (
+        "{model} was not activated, because it is no better than always predicting the same class: {figures}. Train "
+        "with more images, train longer (fc7 train --minutes 20), or start from public weights: fc7 import torchvision "
+        "--download, then fc7 train --from. To activate it anyway, use --force (force=true over HTTP)."
+    )
 
 
 @dataclass(eq=False)

@@ -301,6 +301,23 @@ class ModelStore:
             raise
 
 
+def require_better_than_baseline(artifact: Artifact) -> None:
+    """Raise NoBetterThanBaselineError if the version's validation shows nothing better than a constant prediction.
+
+    Versions without such figures (imported weights) pass.
+    """
+    metrics = artifact.manifest.metrics
+    if metrics.get("better_than_baseline", True):
+        return
+    low, high = (f"{1 - error:.1%}" for error in reversed(metrics["top1_error_interval"]))
+    raise errors.NoBetterThanBaselineError(
+        artifact.id,
+        f"{1 - metrics['top1_error']:.1%} of {metrics['images']} validation images are correct (95 % interval {low} to "
+        f"{high}), the most frequent class has {1 - metrics['majority_class_error']:.1%} of them, and the mean recall "
+        f"of the classes is {metrics['balanced_accuracy']:.1%}",
+    )
+
+
 def _reference(values: dict[str, object]) -> ModelRef:
     name, version = values["name"], values["version"]
     if not isinstance(name, str) or not isinstance(version, int):

@@ -1,4 +1,4 @@
-"""Measure the error of a net, or of the average of several nets: top-1, top-5, confusion matrix, errors by class.
+"""Measure a net, or the average of several nets: top-1, top-5, confusion matrix, figures by class, calibration.
 
 Guarantees: every image is counted once, either as seen or as skipped with the reason. Views (section 4.1) and nets
 (section 6) are averaged after the softmax. Ties are broken as in serving (`top_k`). Classes are matched by label.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from model_store.runtime.runner import Runner, average_views, top_k
 from model_store.training.data.class_folders import PREFETCH, class_folders, image_files
 from model_store.training.data.image_file import load_image
 from model_store.training.data.shards import is_sharded, read_folder, read_images
+from model_store.training.figures import FigureCounter, Figures
 from model_store.training.nets.alexnet import AlexNet
 
 TOP: Final = 5
@@ -156,64 +157,55 @@ class RunnerPredictor:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassResult:
-    """The number of images of a class that were seen, and the share of wrong answers (None without images)."""
-
-    label: str
-    images: int
-    top1_error: float | None
-    top5_error: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The result of an evaluation.
 
-    confusion: int64 [classes, classes]; row i, column j is the number of images of class i that were classified as j.
     top5_wrong: int64 [classes]; the number of images of each class whose label was not among the five most probable.
     """
 
     models: tuple[str, ...]
-    labels: tuple[str, ...]
     views: int
-    confusion: NDArray[np.int64]
+    figures: Figures
     top5_wrong: NDArray[np.int64]
     skipped: tuple[Skipped, ...]
     data: str  # the folder of the split
     data_sha256: str  # over the paths and contents of the classified images
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, in the order of the rows of the confusion matrix."""
+        return self.figures.labels
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """The confusion matrix of the figures."""
+        return self.figures.confusion
+
+    @property
     def seen(self) -> int:
         """The number of classified images."""
-        return int(self.confusion.sum())
+        return self.figures.images
 
     @property
     def top1_error(self) -> float:
         """Share of the images (0 to 1) whose most probable class is not their label."""
-        return 1 - float(np.trace(self.confusion)) / self.seen
+        return 1 - self.figures.top1_accuracy
 
     @property
     def top5_error(self) -> float:
         """Share of the images (0 to 1) whose label is not among the five most probable classes."""
         return float(self.top5_wrong.sum()) / self.seen
 
-    @property
-    def majority_error(self) -> float:
-        """The top-1 error of always predicting the most frequent class, as a baseline."""
-        return 1 - float(self.confusion.sum(axis=1).max()) / self.seen
-
-    def per_class(self) -> list[ClassResult]:
-        """Return the errors of every class, in the order of the labels."""
-        results = []
-        for index, label in enumerate(self.labels):
-            images = int(self.confusion[index].sum())
-            wrong = images - int(self.confusion[index, index]), int(self.top5_wrong[index])
-            top1, top5 = (count / images if images else None for count in wrong)
-            results.append(ClassResult(label, images, top1, top5))
-        return results
+    def top5_errors(self) -> list[float | None]:
+        """Return the top-5 error of every class, in the order of the labels. None: the class has no images."""
+        counts = self.confusion.sum(axis=1).tolist()
+        return [wrong / count if count else None for wrong, count in zip(self.top5_wrong.tolist(), counts, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types. Errors are shares from 0 to 1."""
+        figures = self.figures.to_dict()
+        for entry, error in zip(figures["per_class"], self.top5_errors(), strict=True):
+            entry["top5_error"] = error
         return {
             "models": list(self.models),
             "views": self.views,
@@ -221,10 +213,8 @@ class Evaluation:
             "data_sha256": self.data_sha256,
             "images_seen": self.seen,
             "images_skipped": len(self.skipped),
-            "top1_error": self.top1_error,
             "top5_error": self.top5_error,
-            "majority_class_error": self.majority_error,
-            "per_class": [asdict(result) for result in self.per_class()],
+            **figures,
             "confusion": self.confusion.tolist(),
             "skipped": [{"file": skip.path, "reason": skip.reason, "kind": skip.kind} for skip in self.skipped],
         }
@@ -247,7 +237,7 @@ def evaluate(
     labels = predictors[0].labels
     orders = [_class_order(predictor, labels) for predictor in predictors]
     index_of = {label: index for index, label in enumerate(labels)}
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    counter = FigureCounter(len(labels))
     top5_wrong = np.zeros(len(labels), np.int64)
     for pixels, names in images.batches(max(1, BATCH_ROWS // view_count)):
         truth = np.array([_index(name, index_of) for name in names])
@@ -257,20 +247,19 @@ def evaluate(
             total += average_views(predictor.both(rows)[0][:, order], view_count)
         observe(pixels, truth, total / np.float32(len(predictors)))
         # The sum gives the same ranking as the mean.
-        best, _ = top_k(total, min(TOP, len(labels)))
-        np.add.at(confusion, (truth, best[:, 0]), 1)
+        best, sums = top_k(total, min(TOP, len(labels)))
+        counter.add(truth, best[:, 0], sums[:, 0] / len(predictors))
         np.add.at(top5_wrong, truth, (best != truth[:, None]).all(axis=1))
         progress(len(truth))
-    if not confusion.any():
+    if not counter.confusion.any():
         first = next(item for item in images.skipped if item.kind is not SkipKind.NOT_AN_IMAGE)
         raise DatasetError(
             f"None of the {len(images)} images in {images.folder} can be read, for example {first.path}: {first.reason}"
         )
     return Evaluation(
         models=tuple(predictor.name for predictor in predictors),
-        labels=labels,
         views=view_count,
-        confusion=confusion,
+        figures=counter.figures(labels),
         top5_wrong=top5_wrong,
         skipped=tuple(images.skipped),
         data=str(images.folder),

@@ -42,15 +42,18 @@ class PaperSGD(torch.optim.Optimizer):
 
 
 def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer for `net`. Weights and biases are separate groups; `set_rate` sets their rates."""
-    weights = [value for name, value in net.named_parameters() if not name.endswith(".bias")]
-    biases = [value for name, value in net.named_parameters() if name.endswith(".bias")]
+    """Return the recipe's optimizer for `net`. Its groups separate fc8 and biases; `set_rate` sets the rates."""
     rate, momentum, decay = recipe.highest_rate, recipe.momentum, recipe.weight_decay
     bias_decay = decay if recipe.decay_biases else 0.0
-    groups = [
-        {"params": weights, "factor": 1.0},
-        {"params": biases, "factor": recipe.bias_rate_factor, "weight_decay": bias_decay},
-    ]
+    groups = []
+    for head, factor in ((False, recipe.body_rate_factor), (True, 1.0)):
+        layers = [(name, value) for name, value in net.named_parameters() if name.startswith("fc8.") == head]
+        weights = [value for name, value in layers if not name.endswith(".bias")]
+        biases = [value for name, value in layers if name.endswith(".bias")]
+        groups += [
+            {"params": weights, "factor": factor},
+            {"params": biases, "factor": factor * recipe.bias_rate_factor, "weight_decay": bias_decay},
+        ]
     if recipe.update == "paper":
         return PaperSGD(groups, {"lr": rate, "momentum": momentum, "weight_decay": decay})
     return torch.optim.SGD(groups, rate, momentum, weight_decay=decay, fused=True)

@@ -27,14 +27,20 @@ _ORIGINAL_ALPHA: Final = 1e-4 / 5  # layers-145.cfg divides alpha by the five ma
 _BUILT_IN: Final = Path(__file__).with_name("recipes")
 
 
-def _within(default: float, low: float, high: float) -> Any:
-    """Return a field whose value must be in [low, high]."""
-    return field(default=default, metadata={"range": (low, high)})
+AUTO: Final = -1  # the number that "auto" stands for: sizing.py chooses the value for the data set
+
+
+def _within(default: float, low: float, high: float, *, auto: bool = False) -> Any:
+    """Return a field whose value must be in [low, high]. auto: or "auto"."""
+    return field(default=default, metadata={"range": (low, high), "auto": auto})
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All hyperparameters of a training run. Learning rates are per step."""
+    """All hyperparameters of a training run. Learning rates are per step.
+
+    A value can be AUTO if its field allows it. `sizing.sized` replaces all of these for a data set.
+    """
 
     name: str = "custom"
     # The net.
@@ -45,7 +51,8 @@ class Recipe:
     initialisation: Initialisation = "paper"
     normalisation: Normalisation = "paper"
     # The optimizer (section 5).
-    epochs: int = _within(90, 1, 10_000)
+    epochs: int = _within(90, 1, 10_000, auto=True)
+    epoch_images: int = _within(0, 0, 1_000_000_000, auto=True)  # training images of an epoch, drawn for each; 0: all
     batch_size: int = _within(128, 1, 65_536)
     learning_rate: float = _within(0.01, 0, 10)  # the highest rate of the schedule
     reference_batch: int = _within(0, 0, 65_536)  # batch size for which learning_rate is meant; 0: do not scale it
@@ -58,7 +65,18 @@ class Recipe:
     warm_up: float = _within(0.3, 0, 1)  # one-cycle, cosine: share of the steps until the highest rate
     patience: int = _within(5, 1, 1_000)  # plateau: epochs without a lower validation error
     drops: int = _within(3, 0, 20)  # plateau: number of divisions by 10 before the run ends
+    balance: float = _within(0.0, 0, 2)  # adjustment of the logits for the class frequencies; 1: classes count equally
+    keep_best: bool = False  # the final weights are those of the best validation, instead of the last step
+    early_stop: int = _within(0, 0, 10_000, auto=True)  # validations without an improvement that end the run; 0: never
+    # Fine-tuning.
+    frozen_layers: int = _within(0, 0, 7, auto=True)  # layers with weights, from the input on, that are not trained
+    head_share: float = _within(0.0, 0, 1, auto=True)  # share of the steps, at the start, that train only a new fc8
+    body_rate_factor: float = _within(1.0, 0, 1, auto=True)  # factor on the rates of all layers but fc8
     # Augmentation (section 4.1).
+    smallest_crop: float = _within(0.0, 0, 1, auto=True)  # least share of the image's area in a crop; 0: 224x224 pixels
+    colour_jitter: float = _within(
+        0.0, 0, 0.9, auto=True
+    )  # largest relative change of brightness, contrast, saturation
     flip: bool = True
     flip_vertical: bool = False
     quarter_turns: bool = False  # rotations by 90 degrees, for images without an upright orientation
@@ -66,17 +84,21 @@ class Recipe:
     noise_shrinks: bool = False  # the original code divides a noisy image by 1 + colour_noise
     noise_off_below: float = _within(0, 0, 1)  # no noise while the rate is below this share of the highest
     # Regularization that the paper does not have (Bag of Tricks).
-    label_smoothing: float = _within(0.0, 0, 0.99)  # share of a label that is spread evenly over all classes
-    mixup: float = _within(0.0, 0, 10)  # alpha of the Beta distribution that blends two images; 0: off
+    label_smoothing: float = _within(0.0, 0, 0.99, auto=True)  # share of a label that is spread evenly over all classes
+    mixup: float = _within(0.0, 0, 10, auto=True)  # alpha of the Beta distribution that blends two images; 0: off
     # How the run is executed. Apart from the rounding by `precision`, these do not change the result.
     precision: Precision = "auto"
-    validate_every: int = _within(1, 1, 10_000)  # in epochs; the last epoch is always validated
+    validate_every: int = _within(1, 1, 10_000, auto=True)  # in epochs; the last epoch is always validated
     flat_loss_steps: int = _within(100, 1, 1_000_000)  # steps after which an unchanged loss causes a warning
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for spec in fields(self):
-            value = _checked(spec.name, getattr(self, spec.name), hints[spec.name], spec.metadata.get("range"))
+            value = getattr(self, spec.name)
+            if spec.metadata.get("auto") and value in ("auto", AUTO):
+                value = AUTO
+            else:
+                value = _checked(spec.name, value, hints[spec.name], spec.metadata.get("range"))
             object.__setattr__(self, spec.name, value)
 
     def architecture(self, classes: int) -> Architecture:
@@ -93,6 +115,16 @@ class Recipe:
     def highest_rate(self) -> float:
         """The highest rate of the schedule: `learning_rate`, in proportion to the batch if `reference_batch` is set."""
         return self.learning_rate * (self.batch_size / self.reference_batch if self.reference_batch else 1)
+
+    def open_values(self) -> tuple[str, ...]:
+        """Return the keys whose value is AUTO."""
+        return tuple(
+            spec.name for spec in fields(self) if spec.metadata.get("auto") and getattr(self, spec.name) == AUTO
+        )
+
+    def completed_by(self, chosen: Recipe) -> Recipe:
+        """Return this recipe with the values of `chosen` where it leaves them open."""
+        return replace(self, **{key: getattr(chosen, key) for key in self.open_values()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON types, for `from_dict`."""

@@ -79,6 +79,7 @@ class TerminalReporter(Reporter):
         text = f"epoch {record['epoch']}: train loss {record['train_loss']:.3f}, error {record['train_error']:.1%}"
         if "val_error" in record:
             text += f"; val loss {record['val_loss']:.3f}, error {record['val_error']:.1%}"
+            text += f", balanced error {record['val_balanced_error']:.1%}"
         self.note(f"{text}; {record['images_per_second']:.0f} images/s, {record['wait_share']:.0%} waiting for data")
         sent = {key.removeprefix(SENT_PREFIX): value for key, value in record.items() if key.startswith(SENT_PREFIX)}
         if sent:

@@ -25,15 +25,18 @@ from model_store.artifact import check_name
 from model_store.errors import CheckpointError, DatasetError, Fc7Error
 from model_store.training.device import keep_freed_memory, limit_threads, out_of_memory_in_words
 from model_store.training.distributed.group import Group, join_group
-from model_store.training.loop import DEFAULT_MEMORY_BUDGET, Resources, Result, resume, train
+from model_store.training.figures import Figures
+from model_store.training.loop import DEFAULT_MEMORY_BUDGET, Resources, resume, train
 from model_store.training.parents import find_parent
 from model_store.training.recipe import load_recipe
 from model_store.training.reporting import Reporter, TerminalReporter
 from model_store.training.runs.resuming import Changes
 from model_store.training.runs.run import find_run
 from model_store.training.signals import stop_on_signals
+from model_store.training.trainer import Result
 
 STOPPED: Final = 130
+_MOST_CLASSES: Final = 20  # listed in the summary, those with the lowest recall first
 DEFAULT_RECIPE: Final = "small"
 
 
@@ -48,6 +51,7 @@ class Request:
     settings: Sequence[str] = ()  # key=value changes to the recipe
     seed: int | None = None  # None: 0, or the seed of the resumed run
     parent: str | None = None  # version or run to start from
+    minutes: float | None = None  # time for training; None: the recipe's epochs
     resume: bool = False
     force: bool = False
     memory_budget: int = DEFAULT_MEMORY_BUDGET  # bytes
@@ -74,15 +78,34 @@ def run_command(request: Request, environment: Mapping[str, str] | None = None) 
         )
         return STOPPED
     reporter.note(f"Finished: {result.run}")
-    if result.val_error is not None:
+    if result.figures is not None:
+        _report(result.figures, reporter)
+    elif result.val_error is not None:
         reporter.note(f"Top-1 error on the validation images: {result.val_error:.1%}")
     reporter.note(f"Next: fc7 evaluate {request.name}, then fc7 export {request.name}")
     return 0
 
 
+def _report(figures: Figures, reporter: Reporter) -> None:
+    """Show the figures of the final weights, with the recall of each class, and what to try if they are too weak."""
+    reporter.note(f"Validation: {figures.summary()}.")
+    classes = [entry for entry in figures.per_class() if entry.images]
+    classes.sort(key=lambda entry: entry.recall or 0.0)
+    shown = "; ".join(f"{entry.label} {entry.recall or 0.0:.0%} of {entry.images}" for entry in classes[:_MOST_CLASSES])
+    more = f"; and {len(classes) - _MOST_CLASSES} more" if len(classes) > _MOST_CLASSES else ""
+    reporter.note(f"Recall by class: {shown}{more}")
+    if not figures.better_than_baseline:
+        reporter.warn(
+            "The net is no better than always predicting the same class. Train with more images, train longer "
+            "(--minutes), or start from public weights: fc7 import torchvision --download, then fc7 train --from."
+        )
+
+
 def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Event) -> Result:
     resources = Resources(request.memory_budget, request.workers, group, request.towers)
     if request.resume:
+        if request.minutes is not None:
+            raise CheckpointError("--minutes applies to a new run only. A resumed run has the epochs of its start.")
         if request.parent is not None:
             raise CheckpointError("A resumed run continues from its own checkpoint. Use either --resume or --from.")
         run: Path = group.broadcast(find_run(request.home, request.name) if group.first else None)
@@ -109,6 +132,7 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
         name=check_name(request.name),
         seed=request.seed or 0,
         parent=find_parent(request.home, request.parent, reporter.note) if request.parent else None,
+        minutes=request.minutes,
         resources=resources,
         reporter=reporter,
         stop=stop,
@@ -146,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     parser.add_argument("--from", dest="parent", metavar="MODEL", help="start from the weights of a version or run")
+    parser.add_argument("--minutes", type=float, help="time for training, which chooses the number of epochs")
     parser.add_argument("--resume", action="store_true", help="resume the newest run with this name")
     parser.add_argument("--force", action="store_true", help="resume even if the images changed")
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("FC7_HOME") or "var"), help="[FC7_HOME]")

@@ -58,6 +58,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "Model not found"),
     model_errors.PrecisionNotFoundError: Kind(409, "no-such-precision", "Precision not available"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No previous version"),
+    model_errors.NoBetterThanBaselineError: Kind(409, "no-better-than-baseline", "Model no better than the baseline"),
     model_errors.ModelInUseError: Kind(409, "model-in-use", "Model in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "Index belongs to another model"),
     errors.ConflictError: Kind(409, "conflict", "Conflict"),

@@ -65,6 +65,9 @@ Activate = Annotated[
         "--activate/--no-activate", help="Make it the active version.", show_default="only if no version is active"
     ),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Activate it even if it is no better than always predicting the same class.")
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe. Can be repeated.")
 ]

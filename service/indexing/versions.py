@@ -47,7 +47,7 @@ from index.interface import ImageIndex
 from index.records import IndexOptions, VectorModel
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
-from model_store.store import ModelStore
+from model_store.store import ModelStore, require_better_than_baseline
 from service.errors import ActivationRunningError, DrainingError, MemoryShortError, ModelNotLoadedError
 from service.indexing.reembedder import Progress, Reembedder
 from service.inference.memory import needed_to_load
@@ -166,13 +166,21 @@ class VersionManager:
         with self._activating:
             self._deploy(self._store.active_artifact(verify=False), save=False)
 
-    def activate(self, name: str, version: int) -> Activated:
+    def activate(self, name: str, version: int, *, force: bool = False) -> Activated:
         """Deploy this version, and save that it is active.
 
+        force: also if it is no better than always predicting the same class (otherwise NoBetterThanBaselineError).
         Raises ActivationRunningError, DrainingError, ModelNotFoundError, ActivationError, and the errors of loading it
         and of the index.
         """
-        return self._activate(f"{name}:{version}", lambda: self._store.get(name, version, verify=False))
+
+        def find() -> Artifact:
+            artifact = self._store.get(name, version, verify=False)
+            if not force:
+                require_better_than_baseline(artifact)
+            return artifact
+
+        return self._activate(f"{name}:{version}", find)
 
     def rollback(self) -> Activated:
         """Activate the previously active version. Raises NoPreviousModelError, and as `activate` does."""

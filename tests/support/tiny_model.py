@@ -8,8 +8,9 @@ Out of scope: classifying correctly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,12 +76,16 @@ def publish_tiny_model(
     classes: Sequence[str] = CLASSES,
     seed: int = 0,
     activate: bool = True,
+    *,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Publish a tiny version under `home`, and activate it unless `activate` is False."""
+    """Publish a tiny version under `home`, and activate it unless `activate` is False. metrics: for its manifest."""
     store = ModelStore(home)
     with store.staging(name) as folder:
         write_tiny_graph(folder, len(classes), seed)
-        artifact = store.publish(folder, tiny_draft(name, classes))
+        draft = tiny_draft(name, classes)
+        draft = draft.model_copy(update={"metrics": draft.metrics | dict(metrics or {})})
+        artifact = store.publish(folder, draft)
     if activate:
         store.activate(artifact.name, artifact.version)
     return artifact

@@ -24,9 +24,9 @@ from model_store.training.distributed.group import Group
 from model_store.training.nets.alexnet import AlexNet, initialise
 from model_store.training.optim import build_optimizer
 from model_store.training.recipe import Recipe
-from model_store.training.runs.checkpoint import Position, finish, restore_checkpoint, write_checkpoint
+from model_store.training.runs.checkpoint import Position, finish, keep_weights, restore_checkpoint, write_checkpoint
 from model_store.training.runs.fine_tuning import Parent, load_parent_weights
-from model_store.training.runs.run import RunInfo
+from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, RunInfo, read_tensors
 
 
 class DataParallel:
@@ -71,10 +71,33 @@ class DataParallel:
         if self.group.first:
             write_checkpoint(run, self._net, self.optimizer, position)
 
-    def finish(self, run: Path, step: int) -> None:
-        """Write the final weights of the whole net after `step`. Raises CheckpointError, NonFiniteLossError."""
+    def keep(self, run: Path, step: int) -> None:
+        """Keep the weights of the whole net after `step` as the best. Raises CheckpointError, NonFiniteLossError."""
         if self.group.first:
-            finish(run, self._net, step)
+            keep_weights(run, self._net, step)
+
+    def finish(self, run: Path, step: int, *, best: bool = False) -> None:
+        """Write the final weights of the whole net: those after `step`, or the best ones that were kept.
+
+        Raises CheckpointError, NonFiniteLossError.
+        """
+        if self.group.first:
+            finish(run, self._net, step, best=best)
+
+    def load_final(self, run: Path) -> None:
+        """Load the final weights of a finished run, which the first process reads for all. Raises CheckpointError."""
+        if self.group.first:
+            self._net.load_state_dict(read_tensors(run / MODEL_FILE, WEIGHTS_PREFIX))
+        self.group.broadcast_tensors(self._net.parameters())
+
+    def train_only(self, *, head: bool, frozen: int) -> None:
+        """Choose what is trained: only fc8 (`head`), or all layers after the first `frozen` ones that have weights."""
+        names = list(self._net.parameter_counts())
+        trained = set(names[-1:] if head else names[min(frozen, len(names) - 1) :])
+        for name, parameter in self._net.named_parameters():
+            parameter.requires_grad_(name.partition(".")[0] in trained)
+            if not parameter.requires_grad:
+                parameter.grad = None
 
     def bytes_sent(self) -> dict[str, int]:
         """Return the bytes that this process sent for each layer since the last call, if they are counted."""
@@ -95,6 +118,11 @@ def require_divisible(recipe: Recipe, group: Group) -> None:
         raise RecipeError(
             "mixup is not supported with several processes, because it blends images of the whole batch. Use "
             "--set mixup=0, or a single process."
+        )
+    if group.world > 1 and (recipe.frozen_layers or recipe.head_share):
+        raise RecipeError(
+            "frozen_layers and head_share are not supported with several processes. Use --set frozen_layers=0 --set "
+            "head_share=0, or a single process."
         )
     if recipe.batch_size % group.world:
         nearest = recipe.batch_size // group.world * group.world or group.world

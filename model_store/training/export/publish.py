@@ -197,6 +197,7 @@ def write_report(folder: Path, run: TrainedRun, draft: ManifestDraft, evaluation
     report.draw_confusion(
         folder, evaluation.labels, evaluation.confusion, f"{draft.name}: {evaluation.seen:,} images, {errors}"
     )
+    report.draw_reliability(folder, evaluation.figures, f"{draft.name}: calibration on {evaluation.seen:,} images")
     curves = report.curves_of(run.metrics)
     report.draw_curves(folder, curves, f"{draft.name}: recipe {run.info.recipe.name}, {run.info.train_images:,} images")
     convolutions = [layer for layer in run.info.architecture.layers if isinstance(layer, Conv)]
@@ -216,14 +217,13 @@ def _metrics(run: TrainedRun, split: str, parity: Parity, evaluations: Sequence[
     """Return the manifest's metrics; errors are shares from 0 to 1."""
     main = evaluations[-1]
     return {
-        "top1_error": main.top1_error,
         "top5_error": main.top5_error,
+        **main.figures.to_dict(),
         "views": main.views,
         "by_views": {
             str(result.views): {"top1_error": result.top1_error, "top5_error": result.top5_error}
             for result in evaluations
         },
-        "majority_class_error": main.majority_error,
         "images": main.seen,
         "images_skipped": len(main.skipped),
         "data": main.data,

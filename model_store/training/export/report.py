@@ -1,4 +1,4 @@
-"""Write the report of a version: metrics.json, confusion.csv, and charts of curves, confusion and conv1 kernels.
+"""Write the report of a version: metrics.json, confusion.csv, and charts of curves, confusion, calibration and kernels.
 
 Guarantees: files are written atomically and only into the given folder. pyplot is not used, so charts can be drawn in
 any thread. Every chart has a title, and its axes have names and units.
@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from model_store.durable import write_atomic
+from model_store.training.figures import Figures
 
 _MAX_CLASSES_WITH_COUNTS: Final = 20  # above, the cells of the confusion matrix have no numbers
 _MAX_CLASSES_WITH_LABELS: Final = 60  # above, the axes of the confusion matrix have no class names
@@ -82,6 +83,31 @@ def draw_confusion(folder: Path, labels: Sequence[str], confusion: NDArray[np.in
             color = "white" if shares[row, column] > 0.55 else "#1f2937"
             axes.text(column, row, f"{images}", ha="center", va="center", color=color, fontsize=9)
     figure.savefig(folder / "confusion.png")
+
+
+def draw_reliability(folder: Path, figures: Figures, title: str) -> None:
+    """Draw reliability.png: the share of correct predictions by their probability. The diagonal is calibrated."""
+    figure = Figure(figsize=(5.2, 4.8), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    bins = figures.reliability()
+    axes.bar(
+        [(entry.low + entry.high) / 2 for entry in bins], [entry.accuracy for entry in bins], 0.092, color="#9db4d0"
+    )
+    axes.plot([0, 1], [0, 1], "--", color="#8a8f98", linewidth=1)
+    points = [(entry.confidence, entry.accuracy) for entry in bins]
+    axes.plot(*zip(*points, strict=True), "o", color="#c2410c", markersize=4)
+    for entry in bins:
+        axes.annotate(
+            f"{entry.images}", (entry.confidence, entry.accuracy), (0, 5), textcoords="offset points", ha="center"
+        )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.08)
+    axes.set_xlabel("probability of the predicted class")
+    axes.set_ylabel("share of correct predictions (numbers: images)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    axes.set_title(f"{title}\nexpected calibration error {figures.expected_calibration_error:.1%}", fontsize=11)
+    figure.savefig(folder / "reliability.png")
 
 
 def chromatic_shares(kernels: NDArray[np.float32], towers: int = 2) -> list[float]:

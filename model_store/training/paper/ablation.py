@@ -163,7 +163,7 @@ def _finished_run(
     if folders := runs_named(out, name):
         run = folders[-1]
         info = read_info(run)
-        if (info.recipe, info.seed) != (recipe, seed):
+        if recipe.completed_by(info.recipe) != info.recipe or info.seed != seed:
             raise CheckpointError(
                 f"{run} was trained with another recipe or seed. Choose another --out, or remove the run."
             )

@@ -21,7 +21,7 @@ from model_store.durable import atomic_file, sync
 from model_store.errors import CheckpointError
 from model_store.training.device import rng_states, set_rng_states
 from model_store.training.errors import NonFiniteLossError
-from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, read_tensors
+from model_store.training.runs.run import BEST_FILE, CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, read_tensors
 
 _VELOCITY_PREFIX: Final = "velocity."
 _RANDOM_PREFIX: Final = "random."
@@ -39,6 +39,8 @@ class Position:
     wrong: int = 0
     seconds: float = 0.0
     schedule: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)  # the best validation so far, and the validations since
+    head_steps: int = 0  # steps at the start that train only fc8
 
 
 def write_checkpoint(run: Path, net: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
@@ -74,14 +76,32 @@ def restore_checkpoint(run: Path, net: nn.Module, optimizer: torch.optim.Optimiz
     return position
 
 
-def finish(run: Path, net: nn.Module, step: int) -> None:
-    """Write the final weights after the last `step`, and remove the checkpoint.
+def keep_weights(run: Path, net: nn.Module, step: int) -> None:
+    """Write the weights after `step` as the best ones so far.
 
     Raises CheckpointError if they cannot be written, NonFiniteLossError if a weight is NaN or infinite.
     """
     _require_finite(run, net, step)
-    _write(run / MODEL_FILE, _weights(net), {})
-    (run / CHECKPOINT_FILE).unlink(missing_ok=True)
+    _write(run / BEST_FILE, _weights(net), {})
+
+
+def finish(run: Path, net: nn.Module, step: int, *, best: bool = False) -> None:
+    """Write the final weights after the last `step`, and remove the checkpoint.
+
+    best: the final weights are those of `keep_weights`. Raises CheckpointError if they cannot be written,
+    NonFiniteLossError if a weight is NaN or infinite.
+    """
+    if best:
+        try:
+            (run / BEST_FILE).replace(run / MODEL_FILE)
+            sync(run)
+        except OSError as error:
+            raise CheckpointError(f"{run / MODEL_FILE} cannot be written: {error}.") from error
+    else:
+        _require_finite(run, net, step)
+        _write(run / MODEL_FILE, _weights(net), {})
+    for file in (BEST_FILE, CHECKPOINT_FILE):
+        (run / file).unlink(missing_ok=True)
 
 
 def non_finite_error(run: Path, step: int) -> NonFiniteLossError:

@@ -1,8 +1,8 @@
 """The metrics of a run, `metrics.jsonl`: a JSON object per line.
 
     {"kind": "step", "step", "epoch", "loss", "error", "rate"}
-    {"kind": "epoch", "epoch", "step", "train_loss", "train_error", "val_loss", "val_error", "val_top5_error", "rate",
-     "seconds", "images_per_second", "wait_share"}
+    {"kind": "epoch", "epoch", "step", "train_loss", "train_error", "val_loss", "val_error", "val_top5_error",
+     "val_balanced_error", "rate", "seconds", "images_per_second", "wait_share"}
 
 Errors are shares from 0 to 1. Epochs count from 1. The val_ keys are missing in epochs without validation. With two
 towers, an epoch also has "images" and, for each layer, "sent_<layer>": the bytes that this process sent.

@@ -19,6 +19,7 @@ from model_store.training.optim import build_optimizer, build_schedule
 from model_store.training.recipe import Recipe
 from model_store.training.runs.checkpoint import Position, write_checkpoint
 from model_store.training.runs.run import (
+    BEST_FILE,
     CHECKPOINT_FILE,
     MODEL_FILE,
     WEIGHTS_PREFIX,
@@ -31,7 +32,7 @@ from model_store.training.runs.run import (
 )
 
 # Values that do not affect the steps that were done. `epochs` affects the rates of the remaining steps.
-_CHANGEABLE: Final = frozenset({"name", "epochs", "validate_every", "flat_loss_steps"})
+_CHANGEABLE: Final = frozenset({"name", "epochs", "validate_every", "early_stop", "flat_loss_steps"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,15 @@ def read_resumed(run: Path, changes: Changes) -> ResumedRun:
             f"{run} was started with --seed {info.seed}, which cannot change. Resume it without --seed, or start a new "
             "run without --resume."
         )
-    recipe = (changes.recipe or info.recipe).with_settings(changes.settings)
+    recipe = (changes.recipe or info.recipe).with_settings(changes.settings).completed_by(info.recipe)
     old, new = info.recipe.to_dict(), recipe.to_dict()
     changed = [key for key in old if old[key] != new[key]]
     if fixed := [key for key in changed if key not in _CHANGEABLE]:
         values = ", ".join(f"{key} {old[key]!r} -> {new[key]!r}" for key in fixed)
         raise CheckpointError(
-            f"{run} was started with another recipe ({values}). Only epochs, validate_every and flat_loss_steps can "
-            f"change. To train on with other values, start a new run from its weights: fc7 train --from {run.name}"
+            f"{run} was started with another recipe ({values}). Only epochs, validate_every, early_stop and "
+            f"flat_loss_steps can change. To train on with other values, start a new run from its weights: fc7 train "
+            f"--from {run.name}"
         )
     done = _finished_epochs(run)
     if recipe.epochs < done:
@@ -88,7 +90,7 @@ def write_resumed(run: Path, resumed: ResumedRun, batches: int) -> None:
     """
     if resumed.reopened:
         _write_checkpoint_of_weights(run, resumed.info, batches)
-        (run / MODEL_FILE).unlink()
+        (run / MODEL_FILE).replace(run / BEST_FILE)
     if resumed.info != read_info(run):
         write_info(run, resumed.info)
 
@@ -98,7 +100,8 @@ def remove_leftovers(run: Path) -> None:
     for file in run.glob(".*.safetensors.*"):
         file.unlink(missing_ok=True)
     if (run / MODEL_FILE).exists():
-        (run / CHECKPOINT_FILE).unlink(missing_ok=True)
+        for file in (BEST_FILE, CHECKPOINT_FILE):
+            (run / file).unlink(missing_ok=True)
 
 
 def _write_checkpoint_of_weights(run: Path, info: RunInfo, batches: int) -> None:
@@ -111,12 +114,23 @@ def _write_checkpoint_of_weights(run: Path, info: RunInfo, batches: int) -> None
         if "val_error" in record:
             schedule.after_epoch(record["val_error"])
     done = _finished_epochs(run)
-    position = Position(step=done * batches, epoch=done, schedule=schedule.state())
+    position = Position(step=done * batches, epoch=done, schedule=schedule.state(), best=_best(epochs))
     write_checkpoint(run, net, build_optimizer(net, info.recipe), position)
 
 
 def _epochs(run: Path) -> list[dict[str, Any]]:
     return [record for record in read_metrics(run) if record["kind"] == "epoch"]
+
+
+def _best(epochs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the best validation, as `Position.best`; empty if there is none."""
+    validated = [record for record in epochs if "val_balanced_error" in record]
+    if not validated:
+        return {}
+    best = min(validated, key=lambda record: (record["val_balanced_error"], record["val_loss"]))
+    least = min(record["val_loss"] for record in validated)
+    found = {"error": best["val_balanced_error"], "loss": best["val_loss"], "least_loss": least, "waited": 0}
+    return found | {"step": best["step"], "epoch": best["epoch"]}
 
 
 def _finished_epochs(run: Path) -> int:

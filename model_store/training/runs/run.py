@@ -5,13 +5,14 @@
     metrics.jsonl            one line per logged step and per epoch (see metrics_log.py)
     skipped.json             files that could not be read, each with the reason
     checkpoint.safetensors   weights, optimizer, random states, position in the run; removed when the run is finished
+    best.safetensors         the weights of the best validation so far, if the recipe keeps them; removed likewise
     model.safetensors        the final weights of a finished run
     tensorboard/             the metrics for TensorBoard
     .lock                    held by the process that trains the run
 
 Guarantees: no pickle is ever loaded. A missing or broken file raises a CheckpointError that names it. Files are written
 atomically (temporary file, fsync, rename).
-Out of scope: choosing the best epoch. The weights of a finished run are those of its last step.
+Out of scope: choosing the best epoch (trainer.py).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ METRICS_FILE: Final = "metrics.jsonl"
 SKIPPED_FILE: Final = "skipped.json"
 CHECKPOINT_FILE: Final = "checkpoint.safetensors"
 MODEL_FILE: Final = "model.safetensors"
+BEST_FILE: Final = "best.safetensors"
 LOCK_FILE: Final = ".lock"
 WEIGHTS_PREFIX: Final = "model."
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi import Path as PathParameter
 
 from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems
@@ -51,12 +52,20 @@ async def rollback(state: StateDep) -> ActivationAnswer:
     dependencies=[ADMIN, WORK],
     responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
-async def activate(name: str, version: Annotated[int, PathParameter(ge=1)], state: StateDep) -> ActivationAnswer:
+async def activate(
+    name: str,
+    version: Annotated[int, PathParameter(ge=1)],
+    state: StateDep,
+    force: Annotated[
+        bool, Query(description="Activate it even if it is no better than always predicting the same class.")
+    ] = False,
+) -> ActivationAnswer:
     """Load, verify and warm up a version while the current one answers, then switch without interrupting requests.
 
-    The response is sent after the switch. If any step fails, the current version continues to answer.
+    The response is sent after the switch. If any step fails, the current version continues to answer. A version whose
+    validation shows nothing better than a constant prediction is rejected, unless `force` is true.
     """
-    return _answer(state, await asyncio.to_thread(state.versions.activate, name, version))
+    return _answer(state, await asyncio.to_thread(partial(state.versions.activate, name, version, force=force)))
 
 
 def _answer(state: State, done: Activated) -> ActivationAnswer:

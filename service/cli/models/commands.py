@@ -15,9 +15,9 @@ from rich.table import Table
 
 from model_store.artifact import Artifact
 from model_store.errors import NoActiveModelError
-from model_store.store import ModelStore
+from model_store.store import ModelStore, require_better_than_baseline
 from service.cli import console
-from service.cli.options import AsJson, Home, Model, find_version, model_argument
+from service.cli.options import AsJson, Force, Home, Model, find_version, model_argument
 from service.settings import load_settings
 
 _CLASSES_SHOWN = 20
@@ -42,7 +42,10 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
         console.say(NoActiveModelError())
         return
     table = Table(
-        "", "model", "classes", "top-1 error", "top-5 error", "published (UTC)", "size", box=None, header_style="dim"
+        *("", "model", "classes", "top-1 error", "95 % interval", "majority class", "balanced accuracy", "macro F1"),
+        *("published (UTC)", "size"),
+        box=None,
+        header_style="dim",
     )
     for artifact in artifacts:
         metrics = artifact.manifest.metrics
@@ -51,7 +54,10 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
             escape(artifact.id),
             str(len(artifact.labels)),
             _share(metrics.get("top1_error")),
-            _share(metrics.get("top5_error")),
+            "-".join(map(_share, metrics.get("top1_error_interval", [None]))),
+            _share(metrics.get("majority_class_error")),
+            _share(metrics.get("balanced_accuracy")),
+            f"{metrics['macro_f1']:.2f}" if "macro_f1" in metrics else "-",
             f"{artifact.manifest.created:%Y-%m-%d %H:%M}",
             f"{_bytes(artifact) / 1e6:.0f} MB",
         )
@@ -97,6 +103,10 @@ def show(
         *(("output", f"{output.name} {output.dtype} {_shape(output.shape)}") for output in manifest.outputs),
         *((f"metrics.{name}", value) for name, value in _flat(manifest.metrics)),
         *(
+            (f"metrics.class {entry['label']}", _class_figures(entry))
+            for entry in manifest.metrics.get("per_class", [])
+        ),
+        *(
             (f"{precision}.{name}", value)
             for precision, entry in manifest.precisions.items()
             for name, value in _flat({"fingerprint": entry.fingerprint, **entry.metrics})
@@ -112,10 +122,12 @@ def show(
 
 
 @app.command()
-def activate(model: Model, *, home: Home = None) -> None:
+def activate(model: Model, *, force: Force = False, home: Home = None) -> None:
     """Verify a version and make it the active one; the service uses it from its next start."""
     store = ModelStore(load_settings(home=home).home)
     artifact = store.resolve(model, verify=False)
+    if not force:
+        require_better_than_baseline(artifact)
     store.activate(artifact.name, artifact.version)
     _print_active(store)
 
@@ -162,6 +174,10 @@ def _share(value: object) -> str:
     return f"{value:.1%}" if isinstance(value, float | int) else "-"
 
 
+def _class_figures(entry: Mapping[str, Any]) -> str:
+    return f"{entry['images']} images, precision {_share(entry['precision'])}, recall {_share(entry['recall'])}"
+
+
 def _shape(shape: tuple[int | str, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
@@ -170,5 +186,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            continue  # a table, which is shown by itself or is in the report
         else:
             yield f"{prefix}{key}", f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -42,7 +42,7 @@ def demo(
         "License: CC-BY-NC-SA 4.0, not for commercial use. "
         f"{demo_data.folder / SOURCE_FILE} lists the papers to cite."
     )
-    console.next_step(f"fc7 train --data {demo_data.folder} --recipe small --name solar")
+    console.next_step(f"fc7 train --data {demo_data.folder} --recipe small --set flip_vertical=true --name solar")
 
 
 @app.command()

@@ -23,6 +23,7 @@ from service.settings import Settings, load_settings
 
 NAME: Final = "solar"
 RECIPE: Final = "small"
+SETTINGS: Final = ("flip_vertical=true", "epochs=9")  # solar cells have no upright orientation
 COMPLETE: Final = "complete"  # file written after the last step
 
 
@@ -63,8 +64,11 @@ def _train(settings: Settings, folder: Path, seed: int) -> None:
         _step(f"fc7 train --resume --name {NAME}")
         request = Request(settings.home, NAME, resume=True, device=settings.device)
     else:
-        _step(f"fc7 train --data {folder} --recipe {RECIPE} --name {NAME} --seed {seed}")
-        request = Request(settings.home, NAME, data=folder, recipe=RECIPE, seed=seed, device=settings.device)
+        changes = " ".join(f"--set {setting}" for setting in SETTINGS)
+        _step(f"fc7 train --data {folder} --recipe {RECIPE} {changes} --name {NAME} --seed {seed}")
+        request = Request(
+            settings.home, NAME, data=folder, recipe=RECIPE, settings=SETTINGS, seed=seed, device=settings.device
+        )
     code = run_command(request)
     if code:
         console.say("Run fc7 demo again to resume.")

@@ -1,4 +1,4 @@
-"""`fc7 evaluate`: measure the errors of runs and versions on a labeled data set."""
+"""`fc7 evaluate`: measure runs and versions on a labeled data set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def evaluate(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print top-1 and top-5 error, the errors of each class, and the confusion matrix."""
+    """Print the errors beside the baseline, figures of each class, calibration, and the confusion matrix."""
     from model_store.training.evaluate import SplitImages  # noqa: PLC0415 - torch
     from model_store.training.evaluate import evaluate as evaluate_images  # noqa: PLC0415
 
@@ -87,27 +87,41 @@ def load_predictors(
 
 
 def errors_line(result: Evaluation) -> str:
-    """Return the errors as one line of markup."""
+    """Return the figures as lines of markup."""
+    figures = result.figures
+    low, high = (1 - share for share in reversed(figures.top1_interval))
+    balanced_low, balanced_high = figures.balanced_interval
     return (
-        f"top-1 error [bold]{result.top1_error:.1%}[/], top-5 error [bold]{result.top5_error:.1%}[/] "
-        f"({result.views} view{'s' if result.views > 1 else ''}; {result.seen} images of {escape(result.data)}, "
-        f"{len(result.skipped)} skipped; always predicting the most frequent class: {result.majority_error:.1%})"
+        f"top-1 error [bold]{result.top1_error:.1%}[/] (95 % interval {low:.1%} to {high:.1%}; always predicting the "
+        f"most frequent class: {1 - figures.majority_accuracy:.1%}), top-5 error [bold]{result.top5_error:.1%}[/]\n"
+        f"balanced accuracy [bold]{figures.balanced_accuracy:.1%}[/] ({balanced_low:.1%} to {balanced_high:.1%}), "
+        f"macro F1 {figures.macro_f1:.2f}, expected calibration error {figures.expected_calibration_error:.1%}\n"
+        f"{result.views} view{'s' if result.views > 1 else ''}; {result.seen} images of {escape(result.data)}, "
+        f"{len(result.skipped)} skipped"
     )
 
 
 def _print(result: Evaluation) -> None:
     console.show(f"{escape(' + '.join(result.models))}: {errors_line(result)}")
-    table = Table("class", title="errors by class", title_justify="left")
-    for heading in ("images", "top-1 error", "top-5 error"):
-        table.add_column(heading, justify="right")
-    for entry in result.per_class():
-        errors = ["-" if error is None else f"{error:.1%}" for error in (entry.top1_error, entry.top5_error)]
-        table.add_row(escape(entry.label), str(entry.images), *errors)
-    console.show(table)
+    if not result.figures.better_than_baseline:
+        console.warn("The net is no better than always predicting the same class, by these intervals.")
+    console.show(_classes(result))
     if len(result.labels) <= _WIDEST_CONFUSION:
         console.show(_confusion(result))
     else:
         console.say(f"The confusion matrix of {len(result.labels)} classes is too wide to print; --json includes it.")
+
+
+def _classes(result: Evaluation) -> Table:
+    table = Table("class", title="figures by class", title_justify="left")
+    for heading in ("images", "precision", "recall", "F1", "top-5 error"):
+        table.add_column(heading, justify="right")
+    for entry, top5 in zip(result.figures.per_class(), result.top5_errors(), strict=True):
+        shares = (entry.precision, entry.recall, entry.f1, top5)
+        table.add_row(
+            escape(entry.label), str(entry.images), *("-" if share is None else f"{share:.1%}" for share in shares)
+        )
+    return table
 
 
 def _confusion(result: Evaluation) -> Table:

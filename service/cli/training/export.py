@@ -8,10 +8,11 @@ import typer
 from rich.markup import escape
 
 from model_store.artifact import Artifact
-from model_store.store import ModelStore
+from model_store.errors import NoBetterThanBaselineError
+from model_store.store import ModelStore, require_better_than_baseline
 from service.cli import console
 from service.cli.completion import complete_run
-from service.cli.options import Activate, Data, Home, Split, Views
+from service.cli.options import Activate, Data, Force, Home, Split, Views
 from service.cli.training.evaluate import errors_line
 from service.settings import load_settings
 
@@ -31,6 +32,7 @@ def export(
     split: Split = "val",
     views: Views = 1,
     activate: Activate = None,
+    force: Force = False,
     home: Home = None,
 ) -> None:
     """Publish a trained run as a version, after comparing its graph with torch and measuring its errors.
@@ -67,11 +69,24 @@ def export(
         f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}. "
         "The folder report/ has curves, confusion and kernels."
     )
-    activate_or_advise(store, artifact, activate=activate)
+    activate_or_advise(store, artifact, activate=activate, force=force)
 
 
-def activate_or_advise(store: ModelStore, artifact: Artifact, *, activate: bool | None) -> None:
-    """Activate a new version, by default only if no version is active; print the next step."""
+def activate_or_advise(store: ModelStore, artifact: Artifact, *, activate: bool | None, force: bool = False) -> None:
+    """Activate a new version, by default only if no version is active; print the next step.
+
+    force: also if it is no better than always predicting the same class. Raises NoBetterThanBaselineError if
+    activation was asked for.
+    """
+    if not force and activate is not False:
+        try:
+            require_better_than_baseline(artifact)
+        except NoBetterThanBaselineError as error:
+            if activate:
+                raise
+            console.warn(error)
+            console.next_step(f"fc7 evaluate {artifact.id} --data DIR shows the errors by class")
+            return
     if activate or (activate is None and store.active() is None):
         store.activate(artifact.name, artifact.version)
         console.show(f"{artifact.id} is the active version.", markup=False)

@@ -15,9 +15,7 @@ from service.settings import load_settings
 
 Recipe = Annotated[
     str | None,
-    typer.Option(
-        help="small, modern, paper, original, or a .toml file.", show_default="small", autocompletion=complete_recipe
-    ),
+    typer.Option(help="small, paper, original, or a .toml file.", show_default="small", autocompletion=complete_recipe),
 ]
 Parent = Annotated[
     str | None,
@@ -51,6 +49,14 @@ def train(
         typer.Option(min=0, help="Seed of weights, order, crops and dropout.", show_default="0, or that of the run"),
     ] = None,
     parent: Parent = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            help="Time for training: chooses the number of epochs. Reading the images is not included.",
+            show_default="about 24,000 images seen",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
     memory_budget: MemoryBudget = 2048,
@@ -73,6 +79,7 @@ def train(
         settings=changes or (),
         seed=seed,
         parent=imagenet_version(settings) if parent == IMAGENET else parent,
+        minutes=minutes,
         resume=resume,
         force=force,
         memory_budget=memory_budget << 20,

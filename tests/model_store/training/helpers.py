@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from model_store.training.loop import Result, train
+from model_store.training.loop import train
 from model_store.training.recipe import Recipe
 from model_store.training.reporting import Reporter
 from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, read_tensors
+from model_store.training.trainer import Result
 from tests.support.training.class_folders import TRIAL_RECIPE
 
 RECIPE = replace(TRIAL_RECIPE, epochs=3, batch_size=5)  # 18 images: 4 steps per epoch, the last one with 3 images

@@ -107,12 +107,12 @@ def test_errors_and_confusion_match_a_plain_count(
     assert 0 < wrong5 < total
     assert result.top1_error == pytest.approx(1 - np.trace(confusion) / total)
     assert result.top5_error == pytest.approx(wrong5 / total)
-    assert result.majority_error == pytest.approx(1 - 8 / total)
-    classes = {entry.label: entry for entry in result.per_class()}
-    assert classes["f"].images == 8
-    assert classes["f"].top1_error == pytest.approx(1 - confusion[5, 5] / 8)
-    assert (classes["g"].images, classes["g"].top1_error, classes["g"].top5_error) == (0, None, None)
-    assert sum((entry.top5_error or 0) * entry.images for entry in classes.values()) == pytest.approx(wrong5)
+    assert result.figures.majority_accuracy == pytest.approx(8 / total)
+    classes = {entry["label"]: entry for entry in result.to_dict()["per_class"]}
+    assert classes["f"]["images"] == 8
+    assert classes["f"]["recall"] == pytest.approx(confusion[5, 5] / 8)
+    assert (classes["g"]["images"], classes["g"]["recall"], classes["g"]["top5_error"]) == (0, None, None)
+    assert sum((entry["top5_error"] or 0) * entry["images"] for entry in classes.values()) == pytest.approx(wrong5)
 
 
 def test_ten_views_and_one_view_differ_on_these_images(pictures: dict[str, list[NDArray[np.uint8]]]) -> None:
@@ -204,7 +204,7 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "data" / "val" / "red" / "cut.jpg").write_bytes(b"no picture")
     cli, home = CliRunner(), ["--home", str(tmp_path)]
 
-    first = cli.invoke(app, ["export", "small", "--name", "solar", "--views", "10", *home])
+    first = cli.invoke(app, ["export", "small", "--name", "solar", "--views", "10", "--force", *home])
     assert first.exit_code == 0
     assert "Published solar:1" in first.output
     assert "fc7 index build" in first.output
@@ -213,7 +213,7 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
     assert "fc7 models activate solar:2" in second.output
     active = ModelStore(tmp_path).active()
     assert str(active and active.active) == "solar:1"
-    third = cli.invoke(app, ["export", "small", "--name", "solar", "--activate", *home])
+    third = cli.invoke(app, ["export", "small", "--name", "solar", "--activate", "--force", *home])
     assert "solar:3 is the active version" in third.output
     active = ModelStore(tmp_path).active()
     assert str(active and active.active) == "solar:3"

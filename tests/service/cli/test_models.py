@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from model_store.errors import ArtifactCorruptError, ModelNotFoundError, NoActiveModelError
+from model_store.errors import ArtifactCorruptError, ModelNotFoundError, NoActiveModelError, NoBetterThanBaselineError
 from model_store.store import ModelStore
+from model_store.training.figures import FigureCounter
 from service.cli.main import app
 from tests.service.cli.helpers import invoke
 from tests.support.tiny_model import publish_tiny_model
@@ -64,6 +66,42 @@ def test_show_prints_the_manifest_of_a_verified_version(tmp_path: Path) -> None:
     assert json.loads(fc7(tmp_path, "show", "tiny:1", "--json").stdout)["fingerprint"] == artifact.fingerprint
     artifact.weights_path.write_bytes(b"other")
     assert isinstance(fc7(tmp_path, "show", "tiny").exception, ArtifactCorruptError)
+
+
+def weak_metrics(correct: int = 3) -> dict[str, object]:
+    """Return the figures of a net that always predicts the first of three classes, or finds some of the others."""
+    counter = FigureCounter(3)
+    truth = np.array([0] * 6 + [1] * 3 + [2] * 3)
+    counter.add(truth, np.where(np.arange(12) < 6 + correct, truth, 0), np.full(12, 0.5))
+    figures = counter.figures(["a", "b", "c"])
+    return figures.to_dict() | {"images": figures.images}
+
+
+def test_a_version_no_better_than_the_baseline_is_activated_only_with_force(tmp_path: Path) -> None:
+    publish_tiny_model(tmp_path, activate=False, metrics=weak_metrics(0))
+    refused = fc7(tmp_path, "activate", "tiny:1")
+    assert isinstance(refused.exception, NoBetterThanBaselineError)
+    message = str(refused.exception)
+    assert "50.0% of 12 validation images are correct (95 % interval 25.4% to 74.6%)" in message
+    assert "fc7 train --from" in message
+    assert "--force" in message
+    assert ModelStore(tmp_path).active() is None
+    assert "tiny:1 is the active version" in fc7(tmp_path, "activate", "tiny:1", "--force").stdout
+    assert fc7(tmp_path, "activate", "tiny:1").exit_code == 1  # rolling back is not affected
+    publish_tiny_model(tmp_path, activate=False, metrics=weak_metrics(6))
+    assert "tiny:2 is the active version" in fc7(tmp_path, "activate", "tiny:2").stdout
+    assert "tiny:1 is the active version" in fc7(tmp_path, "rollback").stdout
+
+
+def test_list_and_show_print_figures_beside_the_baseline(tmp_path: Path) -> None:
+    publish_tiny_model(tmp_path, metrics=weak_metrics())
+    listed = fc7(tmp_path, "list").stdout
+    for figure in ("25.0%", "8.9%-53.2%", "50.0%", "66.7%"):
+        assert figure in listed
+    shown = fc7(tmp_path, "show").stdout
+    assert "metrics.class b" in shown
+    assert "3 images, precision 100.0%, recall 100.0%" in shown
+    assert "reliability" not in shown
 
 
 def test_activate_and_rollback_switch_the_active_version(tmp_path: Path) -> None:

@@ -51,6 +51,46 @@ def test_vertical_flips_and_rotations_are_optional() -> None:
     assert {tuple(row) for row in last - first} == {(223, 223), (-223, 223), (223, -223), (-223, -223)}
 
 
+def test_resized_crops_have_the_areas_and_ratios_that_the_recipe_allows() -> None:
+    first, last = corners(Recipe(flip=False, colour_noise=0, smallest_crop=0.25))
+    # The values of the corners are interpolated between pixel centers, so a side is one pixel off at most.
+    heights, widths = ((last - first) * 224 / 223).T
+    areas, ratios = heights * widths / 256**2, heights / widths
+    assert 0.24 <= areas.min() < 0.3
+    assert 0.9 < areas.max() <= 1.01
+    assert 0.73 < ratios.min() < 0.8
+    assert 1.25 < ratios.max() < 1.36
+    assert first.min() >= 0
+    assert last.max() <= 255
+    assert len({tuple(row) for row in first}) > 100
+
+
+def test_color_jitter_scales_brightness_contrast_and_saturation() -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(90, 160, (200, 1, 1, 3)).repeat(256, 1).repeat(256, 2).astype(np.uint8)
+    recipe = Recipe(flip=False, colour_noise=0, colour_jitter=0.3)
+    batch = Augmenter(recipe, statistics()).training_batch(pixels, 0, 0, 0)
+    assert torch.equal(batch.amax((2, 3)), batch.amin((2, 3)))  # images of one color stay so
+    gray = np.array([0.299, 0.587, 0.114])
+    changed, given = batch[:, :, 0, 0].double().numpy(), pixels[:, 0, 0].astype(float)
+    brightness = (changed @ gray) / (given @ gray)
+    assert 0.7 <= brightness.min() < 0.75
+    assert 1.25 < brightness.max() <= 1.3 + 1e-6
+    gray_images = np.full((5, 256, 256, 3), 100, np.uint8)
+    gray_images[:, ::2] = 140
+    batch = Augmenter(recipe, statistics()).training_batch(gray_images, 0, 0, 0)
+    assert float((batch.amax(1) - batch.amin(1)).abs().max()) < 1e-3  # gray stays gray
+    contrast = (batch.amax((1, 2, 3)) - batch.amin((1, 2, 3))) / (batch.mean((1, 2, 3)) * 40 / 120)
+    assert 0.69 < float(contrast.min()) < float(contrast.max()) < 1.31
+
+
+def test_new_options_do_not_change_the_other_draws() -> None:
+    first, _ = corners(Recipe(flip=True, colour_noise=0), 50)
+    jittered = Augmenter(Recipe(flip=True, colour_noise=0, colour_jitter=1e-9), statistics())
+    batch = jittered.training_batch(np.stack([PIXELS] * 50), 0, 0, 0)
+    np.testing.assert_allclose(batch[:, :2, 0, 0].numpy(), first, atol=1e-3)
+
+
 def test_validation_uses_the_center() -> None:
     batch = Augmenter(Recipe(), statistics()).center_batch(PIXELS[None])
     assert batch.shape == (1, 3, 224, 224)
@@ -92,7 +132,9 @@ def test_the_original_code_divides_noisy_images_by_1_1_and_can_stop_the_noise() 
 
 
 def test_parts_of_a_batch_equal_the_whole_batch() -> None:
-    augmenter = Augmenter(Recipe(flip_vertical=True, quarter_turns=True), statistics())
+    augmenter = Augmenter(
+        Recipe(flip_vertical=True, quarter_turns=True, smallest_crop=0.3, colour_jitter=0.2), statistics()
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
     whole = augmenter.training_batch(pixels, 1, 2, 3)
     parts = [augmenter.training_batch(pixels[at], 1, 2, 3, rows=(at.start, 7)) for at in (slice(0, 3), slice(3, 7))]

@@ -19,10 +19,12 @@ from model_store.training.export.report import (
     draw_confusion,
     draw_conv1,
     draw_curves,
+    draw_reliability,
     kernel_tiles,
     write_confusion_table,
     write_json,
 )
+from model_store.training.figures import FigureCounter
 
 
 def is_drawn(path: Path, min_side: int = 300) -> bool:
@@ -53,6 +55,15 @@ def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(tmp_path: Path, 
     confusion = np.random.default_rng(0).integers(0, 9, (classes, classes))
     draw_confusion(tmp_path, [f"class {index}" for index in range(classes)], confusion, "title")
     assert is_drawn(tmp_path / "confusion.png")
+
+
+def test_reliability_is_drawn_for_few_and_many_bins(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for images in (1, 500):
+        counter = FigureCounter(3)
+        counter.add(random.integers(0, 3, images), random.integers(0, 3, images), random.uniform(0.34, 1, images))
+        draw_reliability(tmp_path, counter.figures(["a", "b", "c"]), "title")
+        assert is_drawn(tmp_path / "reliability.png")
 
 
 def test_kernels_are_tiled_eight_per_row_and_scaled_around_gray() -> None:

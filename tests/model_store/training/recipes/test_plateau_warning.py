@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_store.training.plateau_warning import PlateauDetector
 from model_store.training.recipe import Recipe
+from model_store.training.recipes.plateau_warning import PlateauDetector
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, train_trial
 from tests.support.training.class_folders import write_class_folders
 
@@ -26,6 +26,21 @@ def test_a_loss_on_the_plateau_causes_one_warning_with_a_likely_cause(data: Path
     assert "after 6 steps" in warning
     assert "ln(3) = 1.099" in warning
     assert "--recipe small" in warning
+
+
+def test_a_run_that_ends_on_the_plateau_before_the_step_of_the_check_causes_the_warning(
+    data: Path, tmp_path: Path
+) -> None:
+    reporter = RecordingReporter()
+    train_trial(data, tmp_path, replace(RECIPE, initialisation="paper", dropout="paper"), reporter)
+    (warning,) = reporter.warnings
+    assert "after 12 steps" in warning
+
+
+def test_a_short_run_that_learns_causes_no_warning(data: Path, tmp_path: Path) -> None:
+    reporter = RecordingReporter()
+    train_trial(data, tmp_path, replace(RECIPE, epochs=12), reporter)
+    assert not reporter.warnings
 
 
 def test_a_decreasing_loss_causes_no_warning() -> None:

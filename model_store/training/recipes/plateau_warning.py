@@ -37,7 +37,14 @@ class PlateauDetector:
         """Record the loss of a step. Returns the warning after step `flat_loss_steps` if the loss is on the plateau."""
         self._steps += 1
         self._losses.append(loss)
-        if self._steps != self._recipe.flat_loss_steps or self._classes < 2:
+        return self._warning() if self._steps == self._recipe.flat_loss_steps else None
+
+    def at_end(self, steps: int) -> str | None:
+        """Return the warning at the end of a run of `steps` steps that was too short for `after_step` to give it."""
+        return self._warning() if steps < self._recipe.flat_loss_steps else None
+
+    def _warning(self) -> str | None:
+        if self._classes < 2 or not self._losses:
             return None
         mean = sum(self._losses) / len(self._losses)
         if mean < _LEARNING * self._chance:
