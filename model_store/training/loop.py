@@ -32,11 +32,13 @@ from torch.nn import functional
 
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import CheckpointError, DatasetError
 from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.dataset import Dataset, ImageSet
 from model_store.training.data.image_file import write_skipped
 from model_store.training.data.loader import batches, open_data
+from model_store.training.data.split import SplitRule, run_data, write_run_split
 from model_store.training.device import autocast_dtype, environment_versions, preserved_rng
 from model_store.training.distributed.data_parallel import DataParallel, require_divisible
 from model_store.training.distributed.group import Group
@@ -58,7 +60,7 @@ VALIDATION_BATCH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The resources of a run. workers: decoding threads of each process; None: one per core.
+    """The resources of a run. workers: decoding threads of each process; None: one per core. limits: of decoding.
 
     group: the processes that train together. towers: train one tower in each of two processes.
     """
@@ -67,6 +69,7 @@ class Resources:
     workers: int | None = None
     group: Group = field(default_factory=Group)
     towers: bool = False
+    limits: DecodeLimits | None = None
 
     def require_fit(self, architecture: Architecture, recipe: Recipe) -> None:
         """Raise RecipeError if these processes cannot share the net or the batches."""
@@ -81,11 +84,14 @@ class Resources:
             return TowerParallel(info.architecture, info.recipe, self.group)
         return DataParallel(AlexNet(info.architecture), info.recipe, self.group)
 
-    def open_data(self, stack: ExitStack, data: Path, reporter: Reporter) -> Dataset:
-        """Open the data set, with decoding threads and processes that end with `stack`. Raises DatasetError."""
+    def open_data(self, stack: ExitStack, data: Path, reporter: Reporter, rule: SplitRule | None = None) -> Dataset:
+        """Open the data set, with decoding threads and processes that end with `stack`. Raises DatasetError.
+
+        rule: how images are chosen for validation if there are none.
+        """
         workers = stack.enter_context(ThreadPoolExecutor(self.workers or usable_cores(), "decode"))
-        decoder = stack.enter_context(Decoder(workers=self.workers))
-        dataset = open_data(data, self.memory_budget, workers, decoder, reporter)
+        decoder = stack.enter_context(Decoder(self.limits, workers=self.workers))
+        dataset = open_data(data, self.memory_budget, workers, decoder, reporter, rule=rule)
         self.group.require_same_data(dataset.hash)
         return dataset
 
@@ -109,6 +115,7 @@ def train(
     home: Path,
     name: str,
     seed: int = 0,
+    rule: SplitRule | None = None,
     parent: Parent | None = None,
     resources: Resources | None = None,
     reporter: Reporter | None = None,
@@ -116,7 +123,8 @@ def train(
 ) -> Result:
     """Train in a new folder in `home`/runs. After `stop` is set, the run ends with a checkpoint after the current step.
 
-    parent: the net to start from. The run then has its layers instead of the recipe's.
+    parent: the net to start from. The run then has its layers instead of the recipe's. rule: how images are chosen for
+    validation if `data` has none.
     Raises DatasetError, RecipeError, NonFiniteLossError, CheckpointError (a checkpoint could not be written).
     """
     resources, reporter = resources or Resources(), reporter or Reporter()
@@ -124,7 +132,7 @@ def train(
     architecture = child_architecture(parent, recipe, 1) if parent else recipe.architecture(1)
     resources.require_fit(architecture, recipe)
     with ExitStack() as stack:
-        dataset = resources.open_data(stack, data, reporter)
+        dataset = resources.open_data(stack, data, reporter, rule)
         info = RunInfo(
             name=name,
             recipe=recipe,
@@ -164,8 +172,10 @@ def resume(
     resources, reporter = resources or Resources(), reporter or Reporter()
     group = resources.group
     # Only the first process needs the run's folder. The others may be on machines that do not have it.
-    state = (run_folder.read_info(run), *run_folder.has_weights(run)) if group.first else None
-    info, finished, has_checkpoint = group.broadcast(state)
+    if group.first:
+        info = run_folder.read_info(run)
+        state = (info, run_data(run, info), *run_folder.has_weights(run))
+    info, recorded, finished, has_checkpoint = group.broadcast(state if group.first else None)
     resources.require_fit(info.architecture, info.recipe)
     if recipe is not None and recipe != info.recipe:
         old, new = info.recipe.to_dict(), recipe.to_dict()
@@ -179,7 +189,7 @@ def resume(
     if not has_checkpoint:
         raise CheckpointError(f"{run} was stopped before its first checkpoint. Start again without --resume.")
     with ExitStack() as stack:
-        dataset = resources.open_data(stack, data or Path(info.data), reporter)
+        dataset = resources.open_data(stack, data or recorded, reporter)
         if dataset.hash != info.data_hash and not force:
             raise CheckpointError(
                 f"The images in {dataset.root} changed since {run} was started (data hash {dataset.hash[:12]} instead "
@@ -198,6 +208,8 @@ def _create_run(home: Path, info: RunInfo, dataset: Dataset) -> Path:
     run = run_folder.new_run_folder(home, info.name)
     run_folder.write_statistics(run, dataset.statistics)
     write_skipped(run, dataset.skipped)
+    if dataset.divided is not None:
+        write_run_split(run, dataset.divided)
     run_folder.write_info(run, info)
     return run
 

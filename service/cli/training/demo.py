@@ -16,9 +16,10 @@ import typer
 from model_store.durable import write_atomic
 from model_store.store import ModelStore
 from service.cli import console
+from service.cli.data import commands as data
 from service.cli.index import commands as index
 from service.cli.options import Home, Seed
-from service.cli.training import data, export
+from service.cli.training import export
 from service.settings import Settings, load_settings
 
 NAME: Final = "solar"

@@ -13,6 +13,7 @@ from service.cli import console
 from service.cli.completion import complete_run
 from service.cli.options import Activate, Data, Home, Split, Views
 from service.cli.training.evaluate import errors_line
+from service.factory import decode_limits
 from service.settings import load_settings
 
 
@@ -53,6 +54,7 @@ def export(
             data=data,
             split=split,
             view_counts=(1,) if views == 1 else (1, views),
+            limits=decode_limits(settings),
             progress=bar.step,
         )
     console.say_skipped(exported.evaluations[-1].skipped)
