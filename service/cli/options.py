@@ -83,6 +83,13 @@ MemoryBudget = Annotated[
     ),
 ]
 
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONDITION", help="Only images that match, such as label:cat or year>=2020. Repeat to require all."
+    ),
+]
+
 
 def find_version(store: ModelStore, model: str | None) -> Artifact:
     """Return the version that `--model` names, or the active one. Raises ModelNotFoundError, NoActiveModelError."""

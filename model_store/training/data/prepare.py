@@ -84,8 +84,8 @@ def prepare_shards(
     """Write the images of `source` as shards into `out`, or resume doing so. Returns whether all shards are written.
 
     shard_images: images per shard. workers: threads. limits: of decoding. progress: called with the images done and the
-    total. stop: checked before every shard. Raises DatasetError if `out` was prepared from other images or with other options,
-    if a class has no readable image, or if the shards cannot be written.
+    total. stop: checked before every shard. Raises DatasetError if `out` was prepared from other images or with other
+    options, if a class has no readable image, or if the shards cannot be written.
     """
     encoding = encoding or Encoding()
     plan = hashlib.sha256(f"{PREPARATION}\n{encoding}\n{shard_images}\n{source.digest()}".encode()).hexdigest()

@@ -110,8 +110,8 @@ def require_trainable(source: Source) -> None:
         only = source.classes[0] if source.classes else "none"
         raise DatasetError(
             f"{source.root} has one class ({only!r}), but a classifier needs at least two. Put the images into one "
-            "folder per class; if they are nested, give the folder that contains the class folders, or list each of them as a "
-            "class with: fc7 data split --nested"
+            "folder per class. If they are nested, give the folder that contains the class folders, or make each of "
+            "them a class with: fc7 data split --nested"
         )
 
 

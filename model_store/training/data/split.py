@@ -4,8 +4,8 @@ A run that was trained on such a data set has the table `split.csv` in its folde
 it to whoever needs the images of the run, so that evaluation, export and a resumed run use the same split.
 
 Guarantees: the same images, seed and share give the same split. Each class keeps its share as nearly as possible, and
-at least one image for training. Copies and near-identical pictures stay on one side, so that validation measures what the
-net does with new pictures.
+at least one image for training. Copies and near-identical pictures stay on one side, so that validation measures what
+the net does with new pictures.
 Out of scope: pictures that belong together for other reasons, such as the frames of a film or the photographs of one
 person. A table with a column `split` says so (table.py).
 """

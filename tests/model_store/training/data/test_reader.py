@@ -139,7 +139,7 @@ def test_names_that_are_not_utf8_are_escaped_and_other_files_are_reported(
 def test_a_class_with_only_broken_images_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
     for path in (root / "train" / "green").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(DatasetError, match="3 images of the class .green. in .*train/green can be read"):
+    with pytest.raises(DatasetError, match=r"3 images of the class 'green' in .*train/green can be read"):
         opened(root, workers)
 
 
