@@ -143,10 +143,11 @@ def add_with_metadata(
     metadata: by key. unchanged: keys of these images. Returns the outcomes of `images`, and how many of `unchanged` got
     other metadata. Raises as `ImageIndex.add_many` does.
     """
-    new = [
-        replace(image, metadata=merged(index, image.key, metadata[image.key])) if image.key in metadata else image
-        for image in images
-    ]
+    new = []
+    for image in images:
+        key = image.key or image.sha256
+        values = metadata.get(key)
+        new.append(image if values is None else replace(image, metadata=merged(index, key, values)))
     return list(index.add_many(new)) if new else [], merge(index, metadata, unchanged)
 
 

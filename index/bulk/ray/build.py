@@ -93,7 +93,8 @@ class ClusterBuild:
         progress: Callable[[ClusterReport], None] = lambda _: None,
     ) -> None:
         """plan: of the workers; a worker gets, and a commit has, four batches. key_prefix: a key is this prefix and the
-        path within the source. metadata: of the images; by default none. progress: called after each commit with the report so far.
+        path within the source. metadata: of the images; by default none. progress: called after each commit with the
+        report so far.
         """
         self._cluster, self._source, self._index, self._plan = cluster, source, index, plan
         self._metadata = metadata or ImageMetadata()

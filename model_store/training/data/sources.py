@@ -14,7 +14,7 @@ Out of scope: archives, which `service.cli.data.unpack` unpacks; reading the ima
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +91,7 @@ def require_trainable(source: Source) -> None:
     """
     trained = "train" if source.is_split else ALL
     counts = {split: source.counts(split) for split in source.splits}
-    training = counts.get(trained, {})
+    training = counts.get(trained, Counter())
     empty = [label for label in source.classes if not any(found.get(label) for found in counts.values())]
     if empty:
         raise DatasetError(

@@ -99,7 +99,7 @@ def _near_groups(images: Sequence[ImageFile], fingerprints: Sequence[Fingerprint
         by_content[fingerprint.sha256].append(number)
     pairs = [(one, two) for one, two, _ in near_pairs(_stack(fingerprints), list(by_class.values()))]
     pairs += [pair for copies in by_content.values() for pair in pairwise(copies)]
-    return connected(len(images), iter(pairs)).tolist()
+    return [int(first) for first in connected(len(images), iter(pairs))]
 
 
 def _stack(fingerprints: Sequence[Fingerprint]) -> NDArray[np.uint8]:
@@ -115,8 +115,8 @@ def _choose(images: Sequence[ImageFile], groups: Sequence[int], rule: SplitRule)
     left = {label: min(max(1, round(count * rule.val_share)), count - 1) for label, count in counts.items()}
     order = list(members)
     chosen: set[int] = set()
-    for position in np.random.default_rng(rule.seed).permutation(len(order)).tolist():
-        group = members[order[position]]
+    for position in np.random.default_rng(rule.seed).permutation(len(order)):
+        group = members[order[int(position)]]
         needed = Counter(images[number].label for number in group)
         if all(count <= left[label] for label, count in needed.items()):
             chosen.update(group)

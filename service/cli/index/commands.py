@@ -171,8 +171,8 @@ def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> No
     others = stats.images - report.added - report.replaced - report.unchanged
     if others > 0 and not report.interrupted:
         console.say(
-            f"{others} other images were in the index before, and search finds them too. An index of these images alone "
-            "requires another FC7_HOME."
+            f"{others} other images were in the index before, and search finds them too. An index of these images "
+            "alone requires another FC7_HOME."
         )
     if stats.images > stats.vectors:
         console.warn(
