@@ -1,7 +1,7 @@
 """Check a data set: what cannot be read, copies, leaks between splits, likely wrong labels and outliers.
 
-Pictures are compared by the fc7 activations of a model if there is one, and otherwise by their colors on a grid of 16x16,
-which is a much weaker measure. Copies are also found by perceptual hashes.
+Pictures are compared by the fc7 activations of a model if there is one, and otherwise by their colors on a grid of
+16x16, which is a much weaker measure. Copies are also found by perceptual hashes.
 
 Guarantees: each file is read once; the memory for each picture is 2 KB. Nothing is changed.
 Out of scope: training a model for the check.
@@ -25,7 +25,7 @@ from model_store.errors import DatasetError
 from model_store.image_files import Skipped
 from model_store.prefetch import prefetch
 from model_store.training.check.classifier import out_of_sample
-from model_store.training.check.findings import Group, Outlier, Picture, Report, WrongLabel
+from model_store.training.check.findings import Group, JudgedLabels, Outlier, Picture, Report, WrongLabel
 from model_store.training.check.labels import check_labels
 from model_store.training.check.neighbors import nearest
 from model_store.training.data.image_file import Source, load_image
@@ -56,6 +56,7 @@ class _Pictures:
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
     sha256: list[str] = field(default_factory=list)
     small: list[Picture] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def check_source(
@@ -69,11 +70,10 @@ def check_source(
 ) -> Report:
     """Read all pictures of `source` and return what was found.
 
-    embed: the fc7 activations of a model, or None. features: its name, for the report. Raises DatasetError if no picture
-    can be read.
+    embed: the fc7 activations of a model, or None. features: its name, for the report. Raises DatasetError if no
+    picture can be read.
     """
-    skipped = list(source.ignored)
-    pictures = _read(source, decoder, workers, embed, skipped, progress)
+    pictures = _read(source, decoder, workers, embed, progress)
     if not pictures.found:
         raise DatasetError(f"None of the pictures in {source.root} can be read.")
     problems = []
@@ -84,7 +84,7 @@ def check_source(
     vectors = np.concatenate(pictures.vectors)
     progress("comparing pictures", 0, 1)
     distances, neighbors = nearest(vectors, _NEIGHBORS)
-    wrong, ranked = _wrong_labels(source, pictures.found, vectors, progress)
+    labels = _judge_labels(source, pictures.found, vectors, progress)
     counts: dict[str, Counter[str]] = {split: Counter() for split in source.splits}
     for picture in pictures.found:
         counts[picture.split][picture.image.label] += 1
@@ -92,13 +92,12 @@ def check_source(
         source=str(source.root),
         classes=source.classes,
         counts=counts,
-        skipped=tuple(skipped),
+        skipped=tuple(pictures.skipped),
         problems=tuple(problems),
         notes=(*source.notes, *class_notes(source)),
         features=features,
         groups=_groups(pictures, distances, neighbors),
-        wrong_labels=wrong,
-        ranked=ranked,
+        labels=labels,
         outliers=_outliers(pictures.found, distances),
         small=tuple(pictures.small),
     )
@@ -109,10 +108,9 @@ def _read(
     decoder: Decoder,
     workers: ThreadPoolExecutor,
     embed: Embed | None,
-    skipped: list[Skipped],
     progress: Progress,
 ) -> _Pictures:
-    pictures = _Pictures()
+    pictures = _Pictures(skipped=list(source.ignored))
     listed = [Picture(image, split) for split, images in source.splits.items() for image in images]
     # A random projection keeps distances to a few percent, and needs an eighth of the memory.
     projection = np.random.default_rng(_SEED).normal(0, _DIMENSIONS**-0.5, (4096, _DIMENSIONS)).astype(np.float32)
@@ -123,7 +121,7 @@ def _read(
             for picture, future in batch:
                 loaded = future.result()
                 if isinstance(loaded, Skipped):
-                    skipped.append(loaded)
+                    pictures.skipped.append(loaded)
                     continue
                 picture_pixels, sha256, fingerprint, side = loaded
                 pixels.append(picture_pixels)
@@ -187,14 +185,14 @@ def _near_vectors(distances: NDArray[np.float32], neighbors: NDArray[np.int64]) 
         yield int(row), int(neighbors[row, column])
 
 
-def _wrong_labels(
+def _judge_labels(
     source: Source, found: Sequence[Picture], vectors: NDArray[np.float32], progress: Progress
-) -> tuple[tuple[WrongLabel, ...], int]:
-    """Return the suspected labels, and how many were ranked. Classes with fewer than five pictures are not judged."""
+) -> JudgedLabels:
+    """Judge the labels of all classes with at least five pictures."""
     counts = Counter(picture.image.label for picture in found)
     judged = [label for label in source.classes if counts[label] >= _LEAST_PICTURES]
     if len(judged) < 2:
-        return (), 0
+        return JudgedLabels((), 0, None)
     index_of = {label: number for number, label in enumerate(judged)}
     rows = [row for row, picture in enumerate(found) if picture.image.label in index_of]
     labels = np.array([index_of[found[row].image.label] for row in rows], np.int64)
@@ -210,7 +208,7 @@ def _wrong_labels(
         )
         for position in suspected
     )
-    return wrong, len(rows)
+    return JudgedLabels(wrong, len(rows), float((probabilities.argmax(1) == labels).mean()))
 
 
 def _outliers(found: Sequence[Picture], distances: NDArray[np.float32]) -> tuple[Outlier, ...]:

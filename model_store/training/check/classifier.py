@@ -27,7 +27,8 @@ def out_of_sample(
 ) -> NDArray[np.float64]:
     """Return the probability of each class for each vector, float64 [n, classes].
 
-    vectors: float32 [n, d]. labels: int64 [n], from 0 to classes - 1. progress: called with the folds done and the total.
+    vectors: float32 [n, d]. labels: int64 [n], from 0 to classes - 1. progress: called with the folds done and their
+    number.
     """
     folds = _stratified_folds(labels)
     x = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-6)

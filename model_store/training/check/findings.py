@@ -54,7 +54,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class WrongLabel:
-    """A picture whose label is likely wrong. own, other: out-of-sample probabilities of its label and of `suggested`."""
+    """A picture whose label is likely wrong. own, other: out-of-sample probabilities of label and `suggested`."""
 
     picture: Picture
     suggested: str
@@ -65,6 +65,17 @@ class WrongLabel:
         """Return JSON types."""
         probabilities = {"probability": round(self.own, 4), "suggested_probability": round(self.other, 4)}
         return self.picture.to_dict() | {"suggested": self.suggested} | probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedLabels:
+    """wrong: the suspected labels, most suspicious first. judged: how many labels were compared with a classifier's
+    answer. accuracy: the share of them that it agrees with, out of sample; None if there are too few pictures.
+    """
+
+    wrong: tuple[WrongLabel, ...]
+    judged: int
+    accuracy: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +96,8 @@ class Report:
 
     counts: by split, the number of readable pictures of each class. skipped: files that are not used. problems: why the
     data set cannot be used for training. notes: for the user. features: what pictures were compared by, such as "fc7 of
-    solar:1". groups: copies and near-identical pictures. wrong_labels: all suspected ones, most suspicious first.
-    ranked: how many labels were ranked; 0 if there are too few pictures. outliers: the farthest first. small: pictures
-    with a side of a few pixels.
+    solar:1". groups: copies and near-identical pictures. outliers: the farthest first. small: pictures with a side of a
+    few pixels.
     """
 
     source: str
@@ -98,8 +108,7 @@ class Report:
     notes: tuple[str, ...]
     features: str
     groups: tuple[Group, ...]
-    wrong_labels: tuple[WrongLabel, ...]
-    ranked: int
+    labels: JudgedLabels
     outliers: tuple[Outlier, ...]
     small: tuple[Picture, ...]
 
@@ -129,8 +138,9 @@ class Report:
             "classes": {label: {split: found[label] for split, found in self.counts.items()} for label in self.classes},
             "skipped": [item.to_dict() for item in self.skipped],
             "groups": [group.to_dict() for group in self.groups],
-            "ranked_labels": self.ranked,
-            "likely_wrong_labels": [item.to_dict() for item in self.wrong_labels],
+            "judged_labels": self.labels.judged,
+            "label_accuracy": self.labels.accuracy,
+            "likely_wrong_labels": [item.to_dict() for item in self.labels.wrong],
             "outliers": [item.to_dict() for item in self.outliers],
             "small": [picture.to_dict() for picture in self.small],
         }

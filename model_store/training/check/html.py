@@ -60,14 +60,15 @@ def render(report: Report, decoder: Decoder) -> str:
         ),
         _section(
             "Likely wrong labels",
-            len(report.wrong_labels),
-            f"Of {report.ranked:,} labels that were judged by pictures that look alike. Most suspicious first.",
+            len(report.labels.wrong),
+            f"Of {report.labels.judged:,} labels, by a classifier that agrees with {report.labels.accuracy or 0:.0%} "
+            "of them. Most suspicious first.",
             (
                 draw(
                     item.picture,
-                    f"labeled {item.picture.image.label} ({item.own:.0%}), looks like {item.suggested} ({item.other:.0%})",
+                    f"{item.picture.image.label} ({item.own:.0%}), looks like {item.suggested} ({item.other:.0%})",
                 )
-                for item in report.wrong_labels[:_MOST_PICTURES]
+                for item in report.labels.wrong[:_MOST_PICTURES]
             ),
         ),
         _section(

@@ -1,7 +1,8 @@
 """Likely wrong labels, by confident learning on out-of-sample probabilities.
 
-A picture is suspected if another class is confident: its probability reaches the mean probability of that class over
-the pictures that are labeled with it. These thresholds account for classes that a classifier is generally less sure of.
+A class is confident for a picture if its probability reaches the mean probability of that class over the pictures that
+are labeled with it. A picture is suspected if another class is confident and its own is not. These thresholds account
+for classes that a classifier is generally less sure of.
 
 Guarantees: all pictures are ranked, the most suspicious first; ties keep their order.
 Out of scope: deciding. A person looks at the pictures.
@@ -47,6 +48,6 @@ def check_labels(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) 
     others[rows, labels] = -1
     confident = np.where(probabilities >= thresholds, probabilities, -1)
     best = confident.argmax(1)
-    suspected = (confident[rows, best] >= 0) & (best != labels)
+    suspected = (confident[rows, best] >= 0) & (own < thresholds[labels])
     score = own - others.max(1)
     return LabelCheck(np.argsort(score, kind="stable"), others.argmax(1), suspected, score)

@@ -1,7 +1,7 @@
 """The nearest vectors of each vector, by exact Euclidean distance.
 
-Guarantees: memory is bounded by a block of 1,024 vectors. The time grows with the square of the number of vectors, up to
-50,000; beyond that, each vector is compared with 50,000 of them, chosen at random.
+Guarantees: memory is bounded by a block of 1,024 vectors. The time grows with the square of the number of vectors, up
+to 50,000; beyond that, each vector is compared with 50,000 of them, chosen at random.
 """
 
 from __future__ import annotations

@@ -116,11 +116,16 @@ def _print(report: Report) -> None:
     ):
         shown = (" = ".join(picture.image.name for picture in group.pictures[:2]) for group in groups[:_EXAMPLES])
         findings.add_row(title, f"{len(groups):,}", escape("; ".join(shown)))
-    wrong = (f"{item.picture.image.name} ({item.suggested}?)" for item in report.wrong_labels[:_EXAMPLES])
-    findings.add_row("likely wrong labels", f"{len(report.wrong_labels):,}", escape("; ".join(wrong)))
+    wrong = (f"{item.picture.image.name} ({item.suggested}?)" for item in report.labels.wrong[:_EXAMPLES])
+    findings.add_row("likely wrong labels", f"{len(report.labels.wrong):,}", escape("; ".join(wrong)))
     far = (item.picture.image.name for item in report.outliers[:_EXAMPLES])
     findings.add_row("outliers", f"{len(report.outliers):,}", escape("; ".join(far)))
     small = (picture.image.name for picture in report.small[:_EXAMPLES])
     findings.add_row("very small pictures", f"{len(report.small):,}", escape("; ".join(small)))
     console.show(findings)
     console.say(f"Pictures were compared by {report.features}.")
+    if report.labels.accuracy is not None:
+        console.say(
+            f"Labels were judged by a classifier on these, which agrees with {report.labels.accuracy:.0%} of them. The "
+            "lower this is, the more of the suspected labels are right."
+        )
