@@ -64,7 +64,7 @@ def _train(settings: Settings, folder: Path, seed: int) -> None:
         _step(f"fc7 train --resume --name {NAME}")
         request = Request(settings.home, NAME, resume=True, device=settings.device)
     else:
-        _step(f"fc7 train --data {folder} --recipe {RECIPE} --name {NAME} --seed {seed}")
+        _step(f"fc7 train {folder} --recipe {RECIPE} --name {NAME} --seed {seed}")
         request = Request(settings.home, NAME, data=folder, recipe=RECIPE, seed=seed, device=settings.device)
     code = run_command(request)
     if code:
