@@ -46,7 +46,8 @@ def find_source(path: Path, *, nested: bool = False) -> Source:
         if is_table(path):
             return read_table(path)
         raise DatasetError(
-            f"{path} is not a table ({', '.join(TABLE_SUFFIXES)}). Archives must be unpacked, which fc7 train does. "
+            f"{path} is not a table ({', '.join(TABLE_SUFFIXES)}). The fc7 commands unpack archives named .zip, .tar, "
+            f".tar.gz or .tar.bz2. "
             f"{_FORMS}"
         )
     if not path.is_dir():

@@ -90,6 +90,8 @@ def split(
     from model_store.training.data.split import SplitRule, labeled_paths, split_source, split_to_make  # noqa: PLC0415
     from model_store.training.data.table import write_table  # noqa: PLC0415
 
+    if table.exists():
+        raise DatasetError(f"{table} already exists. Choose another name, or remove it.")
     settings = load_settings(home=home)
     rule = SplitRule(val_share, seed)
     found = find_source(data_folder(source, settings.home), nested=nested)

@@ -15,6 +15,7 @@ from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.completion import complete_run_or_model
+from service.cli.data.unpack import data_folder
 from service.cli.options import AsJson, Data, Home, Split, Views
 from service.factory import decode_limits, runner_options
 from service.settings import Settings, load_settings
@@ -70,6 +71,7 @@ def load_predictors(
     from model_store.training.parents import find_run_folder  # noqa: PLC0415
     from model_store.training.runs.run import load_run  # noqa: PLC0415
 
+    data = None if data is None else data_folder(data, settings.home)
     store = ModelStore(settings.home)
     options = runner_options(settings)
     predictors: list[Predictor] = []

@@ -11,6 +11,7 @@ from model_store.artifact import Artifact
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.completion import complete_run
+from service.cli.data.unpack import data_folder
 from service.cli.options import Activate, Data, Home, Split, Views
 from service.cli.training.evaluate import errors_line
 from service.factory import decode_limits
@@ -51,7 +52,7 @@ def export(
             trained,
             store,
             name=name,
-            data=data,
+            data=None if data is None else data_folder(data, settings.home),
             split=split,
             view_counts=(1,) if views == 1 else (1, views),
             limits=decode_limits(settings),

@@ -45,6 +45,8 @@ def test_split_writes_a_table_and_copies_nothing(photos: Path, tmp_path: Path) -
     assert len(found) == 21
     assert sum(row["split"] == "val" for row in found) == 6
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "split.csv"])
+    again = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "split.csv")
+    assert "already exists" in str(again.exception)
     assert "2 near-identical pictures in 1 groups stay together" in done.output
 
 
