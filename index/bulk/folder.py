@@ -52,11 +52,7 @@ def build_index(
     any error of the index or the runner.
     """
     report, metadata = BuildReport(), metadata or ImageMetadata()
-    table = str(folder / METADATA_FILE)
-    paths = list(find_images(folder, lambda item: None if item.path == table else report.skip(item)))
-    if not paths:
-        raise FolderError(folder, " ".join([NO_IMAGES, *summarize(report.skipped)]))
-    report.total = len(paths) + len(report.skipped)
+    paths = _find(folder, report)
 
     def name_of(path: Path) -> str:
         return escape_name(path.relative_to(folder).as_posix())
@@ -93,6 +89,16 @@ def build_index(
             count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * len(batch.unchanged)])
             progress(report)
     return report
+
+
+def _find(folder: Path, report: BuildReport) -> list[Path]:
+    """Return the images of the folder, and count all files in the report. Raises FolderError, DatasetError."""
+    table = str(folder / METADATA_FILE)
+    paths = list(find_images(folder, lambda item: None if item.path == table else report.skip(item)))
+    if not paths:
+        raise FolderError(folder, " ".join([NO_IMAGES, *summarize(report.skipped)]))
+    report.total = len(paths) + len(report.skipped)
+    return paths
 
 
 def _embed(

@@ -134,15 +134,14 @@ def build(
             report, stats = build_on_ray(settings, source, options, show, address=ray, actors=actors)
     seconds = time.perf_counter() - started
     if skipped is not None:
-        lines = (json.dumps(item.to_dict(), ensure_ascii=False) for item in [*report.skipped, *report.ignored])
-        write_atomic(skipped, "".join(f"{line}\n" for line in lines).encode())
+        _write_skipped(skipped, report)
     if as_json:
         console.print_json(report_values(report, seconds))
     _print_summary(report, stats, seconds)
     if described.unmatched:
         console.warn(
             f"{len(described.unmatched):,} rows of the metadata name no file of {source}, for example "
-            f"{described.unmatched[0]}. Paths must be relative to {source} or to the folder of the table."
+            f"{described.unmatched[0]}. Paths must be relative to it or to the folder of the table."
         )
     if report.interrupted:
         console.exit_interrupted(_INTERRUPTED)
@@ -157,6 +156,11 @@ def _read_metadata(source: str, table: Path | None, *, labels: bool) -> ImageMet
     if table is None and folder is not None and (folder / METADATA_FILE).is_file():
         table = folder / METADATA_FILE
     return ImageMetadata(labels) if table is None else read_metadata(table.expanduser(), folder, labels=labels)
+
+
+def _write_skipped(file: Path, report: BuildReport) -> None:
+    lines = (json.dumps(item.to_dict(), ensure_ascii=False) for item in [*report.skipped, *report.ignored])
+    write_atomic(file, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> None:
