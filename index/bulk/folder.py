@@ -45,9 +45,9 @@ def build_index(
 
     Images already indexed with the same bytes and model are skipped. Ctrl-C ends the build; what was committed stays.
 
-    batch_size: images in one run of the model and in one commit. workers: threads that read and decode. progress:
-    called after each batch with the report so far. key_prefix: a key is this prefix and the path within the folder,
-    with forward slashes, escaped by `escape_name`. limits: of decoding. metadata: of the images; by default none.
+    batch_size: images in a run of the model and in a commit. workers: threads that read and decode. progress: called
+    after each batch with the report so far. key_prefix: a key is this prefix and the path within the folder, with
+    forward slashes, escaped by `escape_name`. limits: of decoding. metadata: of the images; by default none.
     Raises FolderError if no file in `folder` has the name of an image, DatasetError if the folder does not exist, and
     any error of the index or the runner.
     """
@@ -57,22 +57,17 @@ def build_index(
     def name_of(path: Path) -> str:
         return escape_name(path.relative_to(folder).as_posix())
 
-    def key_of(path: Path) -> str:
-        return key_prefix + name_of(path)
-
     def read(path: Path) -> PreparedFile | None:
-        data, key = read_file(path), check_key(key_of(path))
+        data, key = read_file(path), check_key(key_prefix + name_of(path))
         known = index.lookup([key]).get(key)
         return prepare_file(key, data, known, decoder=decoder, keep_picture=keep_pictures)
 
     def commit(embedded: tuple[_Batch, list[NewImage]]) -> tuple[_Batch, list[AddOutcome]]:
         batch, images = embedded
-        given = {
-            key_of(path): values
-            for path in [*(path for path, _ in batch.files), *batch.unchanged]
-            if (values := metadata.of(name_of(path)))
-        }
-        outcomes, changed = add_with_metadata(index, images, given, [key_of(path) for path in batch.unchanged])
+        unchanged = {key_prefix + name_of(path): path for path in batch.unchanged}
+        path_of = {file.key: path for path, file in batch.files} | unchanged
+        given = {key: values for key, path in path_of.items() if (values := metadata.of(name_of(path)))}
+        outcomes, changed = add_with_metadata(index, images, given, unchanged)
         report.metadata_changed += changed
         return batch, outcomes
 

@@ -120,9 +120,8 @@ def build(
         raise SourceError(source, "without --ray only folders are; `--ray local` reads this on one machine")
     if not is_uri(source):
         source = str(data_folder(Path(source), settings.home))
-    described = _read_metadata(source, metadata, labels=labels)
     started = time.perf_counter()
-    options = BuildOptions(model, batch_size, key_prefix, rebuild, described)
+    options = BuildOptions(model, batch_size, key_prefix, rebuild, _read_metadata(source, metadata, labels=labels))
     with console.ProgressBar("indexing", "images") as bar:
 
         def show(so_far: BuildReport) -> None:
@@ -138,10 +137,10 @@ def build(
     if as_json:
         console.print_json(report_values(report, seconds))
     _print_summary(report, stats, seconds)
-    if described.unmatched:
+    if unmatched := options.metadata.unmatched:
         console.warn(
-            f"{len(described.unmatched):,} rows of the metadata name no file of {source}, for example "
-            f"{described.unmatched[0]}. Paths must be relative to it or to the folder of the table."
+            f"{len(unmatched):,} rows of the metadata name no file of {source}, for example {unmatched[0]}. "
+            "Paths must be relative to it or to the folder of the table."
         )
     if report.interrupted:
         console.exit_interrupted(_INTERRUPTED)
