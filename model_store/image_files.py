@@ -198,6 +198,10 @@ def escape_name(name: str) -> str:
     if name.isprintable() and "\\x" not in name:
         return name
     name = _ESCAPED.sub(r"\\x5cx\1", name)
+    return _escape_all(name)
+
+
+def _escape_all(name: str) -> str:
     return "".join(_escape(char) if unicodedata.category(char) in ("Cc", "Cs") else char for char in name)
 
 
@@ -217,11 +221,12 @@ def unescape_name(name: str) -> str:
 
 
 def label_of(name: str) -> str:
-    """Return the class that a folder name or a label stands for: escaped by `escape_name`, in Unicode form NFC.
+    r"""Return the class that a folder name or a label stands for: valid Unicode without control characters, in form NFC.
 
-    macOS and some archives write names in the form NFD, so that one name has two spellings that look alike.
+    macOS and some archives write names in the form NFD, so that one name has two spellings that look alike. Unlike
+    `escape_name`, a label that is escaped already (`M\xfcller`) does not change.
     """
-    return unicodedata.normalize("NFC", escape_name(name))
+    return unicodedata.normalize("NFC", _escape_all(name))
 
 
 def split_of_folder(name: str) -> str | None:

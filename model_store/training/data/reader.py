@@ -197,6 +197,6 @@ def _require_every_class(source: Source, split: Split, readable: Sequence[ImageF
         if label not in present:
             file = next(image.file for image in source.splits[split] if image.label == label)
             raise DatasetError(
-                f"None of the {images:,} images of the class {label!r} in {escape_name(str(file.parent))} can be read: "
+                f"None of the {images:,} images of the class '{label}' in {escape_name(str(file.parent))} can be read: "
                 "they are broken or not images. Replace them, or remove the class."
             )

@@ -110,7 +110,7 @@ def require_trainable(source: Source) -> None:
     if len(source.classes) < 2:
         only = source.classes[0] if source.classes else "none"
         raise DatasetError(
-            f"{source.root} has one class ({only!r}), but a classifier needs at least two. Put the images into one "
+            f"{source.root} has one class ('{only}'), but a classifier needs at least two. Put the images into one "
             "folder per class. If they are nested, give the folder that contains the class folders, or make each of "
             "them a class with: fc7 data split --nested"
         )
@@ -140,14 +140,14 @@ def class_notes(source: Source) -> list[str]:
 def describe_difference(first: str, second: str) -> str:
     """Return how two names that look alike differ, in words."""
     if first == second:
-        return f"the same name {first!r}"
+        return f"the same name '{first}'"
     if first.lower() == second.lower():
         how = "by upper and lower case"
     elif first.strip() == second.strip():
         how = "by spaces"
     else:
         how = f"by Unicode form or characters ({first!a} and {second!a})"
-    return f"the names {first!r} and {second!r}, which differ only {how}"
+    return f"the names '{first}' and '{second}', which differ only {how}"
 
 
 def _alike(label: str) -> str:
@@ -161,7 +161,7 @@ def _plural(items: Sequence[object], word: str) -> str:
 def _classes(labels: Sequence[str]) -> str:
     """Return "The class 'a' has", or "The classes 'a', 'b' have"."""
     more = f" and {len(labels) - _LISTED:,} more" if len(labels) > _LISTED else ""
-    names = ", ".join(map(repr, labels[:_LISTED]))
+    names = ", ".join(f"'{label}'" for label in labels[:_LISTED])
     return f"The {'class' if len(labels) == 1 else 'classes'} {names}{more} {'has' if len(labels) == 1 else 'have'}"
 
 
@@ -231,7 +231,7 @@ def _list_classes(root: Path, folders: dict[str, Path], *, nested: bool) -> Sour
             first = classes.setdefault(label, class_folder.name)
             if first != class_folder.name:
                 notes[
-                    f"The folders of the class {label!r} are spelled in two Unicode forms ({first!a} and "
+                    f"The folders of the class '{label}' are spelled in two Unicode forms ({first!a} and "
                     f"{class_folder.name!a}), which are the same name. Their images are one class."
                 ] = None
             found = image_files(root, class_folder, ignored.append)

@@ -28,6 +28,7 @@ LIMITS = ArchiveLimits(entries=1_000, image_bytes=100_000, bytes=3_000_000)
         ("Validation/cat/old/1.jpg", "cat"),
         ("train/1.jpg", "train"),
         ("cat/train/1.jpg", "cat"),
+        ("M\\xfcller/1.jpg", "M\\xfcller"),
         ("cafe\u0301/1.jpg", "caf\u00e9"),
     ],
 )
