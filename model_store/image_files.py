@@ -221,7 +221,7 @@ def unescape_name(name: str) -> str:
 
 
 def label_of(name: str) -> str:
-    r"""Return the class that a folder name or a label stands for: valid Unicode without control characters, in form NFC.
+    r"""Return the class that a folder name or a label stands for: valid Unicode without control characters, as NFC.
 
     macOS and some archives write names in the form NFD, so that one name has two spellings that look alike. Unlike
     `escape_name`, a label that is escaped already (`M\xfcller`) does not change.
