@@ -152,11 +152,15 @@ class _Reader:
         return self._loaded[image]
 
     def fingerprints(self, images: Sequence[ImageFile]) -> dict[ImageFile, Fingerprint]:
-        """Return what `split_source` compares, of the readable images."""
-        return {
+        """Return what `split_source` compares, of the readable images. Raises DatasetError if there are none."""
+        found = {
             image: Fingerprint(loaded.sha256, perceptual_hash(loaded.pixels))
             for image, loaded in self.load(images, with_sums=False)
         }
+        if not found:
+            first = self.skipped[-1]
+            raise DatasetError(f"None of the {len(images):,} images can be read. {first.path}: {first.reason}")
+        return found
 
     def image_set(self, images: Sequence[ImageFile]) -> ImageSet:
         """Return readable images as a split."""

@@ -50,6 +50,17 @@ def test_split_writes_a_table_and_copies_nothing(photos: Path, tmp_path: Path) -
     assert "2 near-identical pictures in 1 groups stay together" in done.output
 
 
+def test_the_limits_of_decoding_are_those_of_serving(photos: Path, tmp_path: Path) -> None:
+    save_image(photos / "cat" / "large.png", 50)
+    Image.open(photos / "cat" / "large.png").resize((400, 400)).save(photos / "cat" / "large.png")
+    done = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "a.csv", FC7_MAX_PIXELS="100000")
+    assert "large.png: The image has 160,000 pixels, and the limit is 100,000 (FC7_MAX_PIXELS)" in done.output
+    assert len(rows(tmp_path / "a.csv")) == 20
+    refused = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "b.csv", FC7_MAX_PIXELS="1000")
+    assert "None of the 21 images can be read" in str(refused.exception)
+    assert "FC7_MAX_PIXELS" in str(refused.exception)
+
+
 def test_a_run_records_its_split_and_is_evaluated_on_it(photos: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     changes = [word for change in TRIAL for word in ("--set", change)]
