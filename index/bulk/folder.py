@@ -88,8 +88,9 @@ def build_index(
 
 def _find(folder: Path, report: BuildReport) -> list[Path]:
     """Return the images of the folder, and count all files in the report. Raises FolderError, DatasetError."""
-    table = str(folder / METADATA_FILE)
-    paths = list(find_images(folder, lambda item: None if item.path == table else report.skip(item)))
+    paths = list(
+        find_images(folder, lambda item: None if item.path.endswith(f"/{METADATA_FILE}") else report.skip(item))
+    )
     if not paths:
         raise FolderError(folder, " ".join([NO_IMAGES, *summarize(report.skipped)]))
     report.total = len(paths) + len(report.skipped)

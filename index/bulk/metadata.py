@@ -19,7 +19,7 @@ from index.errors import MetadataError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, encode_metadata
 from model_store.errors import TableError
-from model_store.image_files import class_of_path, escape_name, label_of
+from model_store.image_files import class_of_path, escape_name, is_hidden, label_of
 from model_store.table_file import JSON_SUFFIXES, Row, decode_text, find_column, json_rows, read_rows
 
 METADATA_FILE: Final = "metadata.jsonl"
@@ -63,6 +63,25 @@ def read_metadata(file: Path, folder: Path | None, *, labels: bool) -> ImageMeta
             metadata.unmatched.append(f"{where}: {path}")
         else:
             _add(file, metadata.rows, (where, escape_name(name), values))
+    return metadata
+
+
+def read_inner_metadata(folder: Path, *, labels: bool) -> ImageMetadata:
+    """Read the files METADATA_FILE in a folder and below; their paths are relative to their own folder.
+
+    Raises TableError.
+    """
+    metadata = ImageMetadata(labels)
+    for file in sorted(folder.rglob(METADATA_FILE)):
+        base = file.parent.relative_to(folder)
+        if any(is_hidden(part) for part in base.parts):
+            continue
+        for where, path, values in _parse(file, read_rows(file), typed=True):
+            name = _name_in(file.parent, file, path)
+            if name is None:
+                metadata.unmatched.append(f"{where} of {file}: {path}")
+            else:
+                _add(file, metadata.rows, (where, escape_name((base / name).as_posix()), values))
     return metadata
 
 

@@ -13,11 +13,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from index.bulk.archive import ArchiveLimits, SkippedEntryError, read_entries
+from index.bulk.archive import ArchiveEntry, ArchiveLimits, SkippedEntryError, read_entries
 from index.bulk.sources import MAX_FILE_BYTES
 from index.errors import DamagedArchiveError
 from model_store.errors import DatasetError
-from model_store.image_files import SkipKind, Skipped
+from model_store.image_files import SkipKind, Skipped, is_hidden
 from model_store.table_file import is_table
 from service.cli import console
 
@@ -65,9 +65,7 @@ def _unpack(archive: Path, folder: Path) -> int:
     try:
         for entry in read_entries(archive, limits):
             try:
-                if entry.skip is not None and not (
-                    entry.skip.kind is SkipKind.NOT_AN_IMAGE and is_table(Path(entry.name))
-                ):
+                if entry.skip is not None and not _is_table(entry):
                     raise entry.skip
                 left -= entry.size
                 if left < 0:
@@ -82,6 +80,13 @@ def _unpack(archive: Path, folder: Path) -> int:
     if not written:
         raise DatasetError(f"{archive} contains no images.")
     return written
+
+
+def _is_table(entry: ArchiveEntry) -> bool:
+    """Return whether an entry that is not an image is a table, such as metadata.jsonl."""
+    if entry.skip is None or entry.skip.kind not in (SkipKind.NOT_AN_IMAGE, SkipKind.HIDDEN):
+        return False
+    return is_table(Path(entry.name)) and not any(is_hidden(part) for part in entry.name.split("/"))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from index.bulk.folder import build_index
-from index.bulk.metadata import METADATA_FILE, ImageMetadata, read_metadata
+from index.bulk.metadata import ImageMetadata, read_inner_metadata, read_metadata
 from index.bulk.reembed import reembed
 from index.bulk.report import BuildReport
 from index.bulk.sources import is_uri
@@ -73,7 +73,7 @@ MetadataTable = Annotated[
         "--metadata",
         metavar="FILE",
         help="CSV, JSON Lines or Parquet with a column path; the other columns become metadata.",
-        show_default="metadata.jsonl in SOURCE, if there is one",
+        show_default="files metadata.jsonl in SOURCE",
     ),
 ]
 SkippedFile = Annotated[
@@ -150,11 +150,11 @@ def build(
 
 
 def _read_metadata(source: str, table: Path | None, *, labels: bool) -> ImageMetadata:
-    """Return the metadata of the images in a folder or URI: from `table`, or else from a file in the folder itself."""
+    """Return the metadata of the images in a folder or URI: from `table`, or else from files in the folder itself."""
     folder = None if is_uri(source) else Path(source)
-    if table is None and folder is not None and (folder / METADATA_FILE).is_file():
-        table = folder / METADATA_FILE
-    return ImageMetadata(labels) if table is None else read_metadata(table.expanduser(), folder, labels=labels)
+    if table is not None:
+        return read_metadata(table.expanduser(), folder, labels=labels)
+    return ImageMetadata(labels) if folder is None else read_inner_metadata(folder, labels=labels)
 
 
 def _write_skipped(file: Path, report: BuildReport) -> None:

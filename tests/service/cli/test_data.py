@@ -151,8 +151,12 @@ def test_labels_and_metadata_reach_search(home: Path, photos: Path, tmp_path: Pa
 def test_an_archive_is_indexed_with_its_metadata(home: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "a.png")
     rows = b'{"path": "cat/a.png", "year": 2020}\n'
-    (tmp_path / "set.tar").write_bytes(tarred({"cat/a.png": (tmp_path / "a.png").read_bytes(), "metadata.jsonl": rows}))
+    picture = (tmp_path / "a.png").read_bytes()
+    files = {"cat/a.png": picture, "dog/b.png": picture + b" ", "metadata.jsonl": rows}
+    files |= {"dog/metadata.jsonl": b'{"path": "b.png", "year": 2021}\n', "__MACOSX/metadata.jsonl": b"x"}
+    (tmp_path / "set.tar").write_bytes(tarred(files))
     built = invoke(home, "index", "build", tmp_path / "set.tar", "--json")
     assert built.exit_code == 0, built.output
     assert json.loads(built.stdout)["skipped"] == []
+    assert keys(home, tmp_path / "a.png", "--where", "year:2021") == ["dog/b.png"]
     assert keys(home, tmp_path / "a.png", "--where", "year:2020", "--where", "label:cat") == ["cat/a.png"]
