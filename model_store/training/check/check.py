@@ -192,23 +192,25 @@ def _judge_labels(
     counts = Counter(picture.image.label for picture in found)
     judged = [label for label in source.classes if counts[label] >= _LEAST_PICTURES]
     if len(judged) < 2:
-        return JudgedLabels((), 0, None)
+        return JudgedLabels((), (), 0, None)
     index_of = {label: number for number, label in enumerate(judged)}
     rows = [row for row, picture in enumerate(found) if picture.image.label in index_of]
     labels = np.array([index_of[found[row].image.label] for row in rows], np.int64)
     probabilities = out_of_sample(vectors[rows], labels, len(judged), partial(progress, "judging labels"))
     check = check_labels(probabilities, labels)
-    suspected = [position for position in check.order.tolist() if check.suspected[position]]
-    wrong = tuple(
-        WrongLabel(
-            found[rows[position]],
-            judged[check.suggested[position]],
-            float(probabilities[position, labels[position]]),
-            float(probabilities[position, check.suggested[position]]),
-        )
-        for position in suspected
+
+    def item(position: int) -> WrongLabel:
+        suggested = int(check.suggested[position])
+        own, other = probabilities[position, labels[position]], probabilities[position, suggested]
+        return WrongLabel(found[rows[position]], judged[suggested], float(own), float(other))
+
+    order: list[int] = check.order.tolist()
+    return JudgedLabels(
+        wrong=tuple(item(position) for position in order if check.suspected[position]),
+        ranking=tuple(item(position) for position in order[: -(-len(order) // 5)]),
+        judged=len(rows),
+        accuracy=float((probabilities.argmax(1) == labels).mean()),
     )
-    return JudgedLabels(wrong, len(rows), float((probabilities.argmax(1) == labels).mean()))
 
 
 def _outliers(found: Sequence[Picture], distances: NDArray[np.float32]) -> tuple[Outlier, ...]:

@@ -69,11 +69,13 @@ class WrongLabel:
 
 @dataclass(frozen=True, slots=True)
 class JudgedLabels:
-    """wrong: the suspected labels, most suspicious first. judged: how many labels were compared with a classifier's
-    answer. accuracy: the share of them that it agrees with, out of sample; None if there are too few pictures.
+    """wrong: the suspected labels, most suspicious first. ranking: the first fifth of all judged labels, in the same
+    order. judged: how many labels were compared with a classifier's answer. accuracy: the share of them that it agrees
+    with, out of sample; None if there are too few pictures.
     """
 
     wrong: tuple[WrongLabel, ...]
+    ranking: tuple[WrongLabel, ...]
     judged: int
     accuracy: float | None
 
@@ -141,6 +143,7 @@ class Report:
             "judged_labels": self.labels.judged,
             "label_accuracy": self.labels.accuracy,
             "likely_wrong_labels": [item.to_dict() for item in self.labels.wrong],
+            "label_ranking": [item.picture.image.name for item in self.labels.ranking],
             "outliers": [item.to_dict() for item in self.outliers],
             "small": [picture.to_dict() for picture in self.small],
         }
