@@ -25,10 +25,11 @@ import torch
 from model_store.decoder.decoder import Decoder
 from model_store.image import prepare
 from model_store.training.data.augment import Augmenter
-from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.image_file import ImageFile
 from model_store.training.data.prepare import prepare_shards
+from model_store.training.data.reader import open_dataset
 from model_store.training.data.shards import open_shards
+from model_store.training.data.sources import find_source
 from model_store.training.device import environment_versions, keep_freed_memory
 from model_store.training.loop import Resources, train
 from model_store.training.recipe import load_recipe
@@ -67,7 +68,7 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        source = find_class_folders(given.data)
+        source = find_source(given.data)
         started = time.perf_counter()
         prepare_shards(source, shards, workers=cores)
         total = sum(len(items) for items in source.splits.values())
@@ -77,7 +78,7 @@ def main() -> None:
         )
         with ThreadPoolExecutor(cores) as workers, Decoder() as decoder:
             opened = {
-                "originals": open_dataset(given.data, memory_budget=0, workers=workers, decoder=decoder),
+                "originals": open_dataset(find_source(given.data), memory_budget=0, workers=workers, decoder=decoder),
                 "shards": open_shards(shards, memory_budget=0, workers=workers, decoder=decoder),
             }
             for name, data in opened.items():

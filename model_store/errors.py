@@ -3,6 +3,7 @@
 Fc7Error
 ├── ShapeError                 an array has the wrong shape or dtype
 ├── MissingExtraError          a package of an optional extra is not installed
+├── TableError                 a CSV, JSON Lines or Parquet file cannot be read
 ├── ImageError
 │   ├── ImageUnreadableError   not an image, or a broken one
 │   ├── ImageFormatError       an image format that is not supported
@@ -83,6 +84,15 @@ class MissingExtraError(Fc7Error):
         return f"The package {self.package} is required and not installed. Install it with: {commands}"
 
 
+@dataclass(eq=False)
+class TableError(Fc7Error):
+    """A CSV, JSON Lines or Parquet file is not valid, or lacks a column. The reason says how to fix it."""
+
+    file: Path | str
+    reason: str
+    message = "The table {file} cannot be used: {reason}."
+
+
 class ImageError(Fc7Error):
     """The bytes of an image were rejected."""
 
@@ -118,8 +128,8 @@ class ImageTooLargeError(ImageError):
     pixels: int
     limit: int
     message = (
-        "The image has {pixels:,} pixels, and the limit is {limit:,}. Send a smaller copy; 256 pixels on the shorter "
-        "side are enough."
+        "The image has {pixels:,} pixels, and the limit is {limit:,} (FC7_MAX_PIXELS). Use a smaller copy; 256 pixels "
+        "on the shorter side are enough."
     )
 
 

@@ -31,6 +31,7 @@ _SYSTEM_NAMES = frozenset(
 _SUFFIXES = frozenset(SUFFIXES)
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9_~-]*", re.IGNORECASE)
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _EXAMPLES = 3
 _MAX_NAME = 300  # characters of a name in a report
 
@@ -50,6 +51,7 @@ class SkipKind(StrEnum):
     ENCRYPTED = "encrypted"
     DAMAGED_ENTRY = "damaged_entry"
     NOT_EMBEDDED = "not_embedded"
+    NO_LABEL = "no_label"
     HIDDEN = "hidden"
 
     @property
@@ -71,6 +73,7 @@ _WORDS = {
     SkipKind.ENCRYPTED: "encrypted",
     SkipKind.DAMAGED_ENTRY: "damaged in the archive",
     SkipKind.NOT_EMBEDDED: "the model failed",
+    SkipKind.NO_LABEL: "no label",
     SkipKind.HIDDEN: "hidden or system file",
 }
 
@@ -195,6 +198,10 @@ def escape_name(name: str) -> str:
     if name.isprintable() and "\\x" not in name:
         return name
     name = _ESCAPED.sub(r"\\x5cx\1", name)
+    return _escape_all(name)
+
+
+def _escape_all(name: str) -> str:
     return "".join(_escape(char) if unicodedata.category(char) in ("Cc", "Cs") else char for char in name)
 
 
@@ -211,6 +218,31 @@ def unescape_name(name: str) -> str:
     parts = _ESCAPED.split(name)  # text and hexadecimal digits in turn
     data = b"".join(bytes.fromhex(part) if number % 2 else part.encode() for number, part in enumerate(parts))
     return data.decode("utf-8", "surrogateescape")
+
+
+def label_of(name: str) -> str:
+    r"""Return the class that a folder name or a label stands for: valid Unicode without control characters, as NFC.
+
+    macOS and some archives write names in the form NFD, so that one name has two spellings that look alike. Unlike
+    `escape_name`, a label that is escaped already (`M\xfcller`) does not change.
+    """
+    return unicodedata.normalize("NFC", _escape_all(name))
+
+
+def split_of_folder(name: str) -> str | None:
+    """Return the split that a folder is named after: "train", "val" or "test"; None for another name."""
+    return _SPLIT_FOLDERS.get(name.lower())
+
+
+def class_of_path(path: str) -> str | None:
+    """Return the class of an image by its path in a folder of class folders, with forward slashes; None if it has none.
+
+    It is the first folder (`cat/1.jpg`), or the second if the first one is named after a split (`train/cat/1.jpg`).
+    """
+    folders = path.split("/")[:-1]
+    if len(folders) > 1 and split_of_folder(folders[0]) is not None:
+        return label_of(folders[1])
+    return label_of(folders[0]) if folders else None
 
 
 def shorten(name: str) -> str:

@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from index.bulk.metadata import MAX_TABLE_BYTES, METADATA_FILE, Values, archive_rows
 from index.bulk.tar_file import TAR_DAMAGE, BadHeader, BoundedReader, Tar, TarHeader, read_headers
 from index.bulk.zip_file import ENCRYPTED_FLAGS, METHODS, DamagedEntryError, ZipEntry, ZipReader, has_directory
 from index.errors import DamagedArchiveError, ImageArchiveError
+from model_store.errors import TableError
 from model_store.image_files import SNIFFED_BYTES, SkipKind, escape_name, is_hidden, kind_of_name, shorten, why_no_image
 
 _MAX_PADDING = 1 << 20
@@ -77,12 +79,14 @@ class ArchiveEntry:
 def count_images(path: Path, limits: ArchiveLimits) -> int:
     """Check the limits, and return how many entries will be added or reported. Raises ImageArchiveError, OSError.
 
-    A damaged archive is accepted if at least one of its entries can be read.
+    A damaged archive is accepted if at least one of its entries can be read. Raises TableError if a file METADATA_FILE
+    in it is not valid.
     """
     count = total = 0
     try:
         for entry in read_entries(path, limits):
             total += entry.size
+            _metadata_rows(entry)
             if total > limits.bytes:
                 raise ImageArchiveError(f"unpacks to more than {limits.bytes:,} bytes (at entry {shorten(entry.name)})")
             count += entry.skip is None or entry.skip.kind is not SkipKind.HIDDEN
@@ -90,6 +94,36 @@ def count_images(path: Path, limits: ArchiveLimits) -> int:
         if not count:
             raise ImageArchiveError(f"is damaged or has an unknown format ({error.reason})") from error
     return count
+
+
+def read_archive_metadata(path: Path, limits: ArchiveLimits) -> dict[str, Values]:
+    """Return the metadata by the names of the entries, from the files METADATA_FILE in an archive.
+
+    Raises TableError, ImageArchiveError, OSError. A damaged archive gives what can be read.
+    """
+    rows: dict[str, Values] = {}
+    try:
+        for entry in read_entries(path, limits):
+            rows |= _metadata_rows(entry)
+    except DamagedArchiveError:
+        return rows  # whoever reads the images reports the damage
+    return rows
+
+
+def _is_metadata(name: str) -> bool:
+    return name.rpartition("/")[2] == METADATA_FILE
+
+
+def _metadata_rows(entry: ArchiveEntry) -> dict[str, Values]:
+    """Return the rows of an entry that is a file METADATA_FILE. Raises TableError, DamagedArchiveError, OSError."""
+    if not _is_metadata(entry.name) or entry.skip is None or entry.skip.kind is not SkipKind.HIDDEN:
+        return {}
+    if entry.size > MAX_TABLE_BYTES:
+        raise TableError(entry.name, f"it has {entry.size:,} bytes, and the limit is {MAX_TABLE_BYTES:,}")
+    try:
+        return archive_rows(entry.name, entry.read())
+    except SkippedEntryError as error:
+        raise TableError(entry.name, error.reason) from error
 
 
 def read_entries(path: Path, limits: ArchiveLimits, after: int = 0) -> Generator[ArchiveEntry]:
@@ -174,6 +208,8 @@ def _make_entry(
         skip = SkippedEntryError(SkipKind.UNSAFE_PATH, "Its path leads out of the archive.")
         name = raw_name
     is_image = kind_of_name(name)
+    if skip is None and _is_metadata(name):
+        skip = SkippedEntryError(SkipKind.HIDDEN, "It contains the metadata of the images.")
     if skip is None and is_image is False:
         nested = name.lower().endswith(_NESTED)
         reason = "Archives in an archive are not read." if nested else "Its name does not end like that of an image."

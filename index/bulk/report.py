@@ -25,6 +25,7 @@ class AddCounts(Protocol):
 class BuildReport:
     """Progress and result of adding many images. seen = added + replaced + unchanged + len(skipped).
 
+    metadata_changed: images that the index already had, and that got other metadata.
     skipped: the files that were not added. ignored: hidden and system files, which are not counted in `seen`.
     interrupted: Ctrl-C ended the operation early.
     """
@@ -34,6 +35,7 @@ class BuildReport:
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
+    metadata_changed: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     ignored: list[Skipped] = field(default_factory=list)
     interrupted: bool = False

@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import DatasetError
 from model_store.image import CROP, PREPARATION, SIZE, views
-from model_store.image_files import SkipKind, Skipped, escape_name
+from model_store.image_files import SkipKind, Skipped
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner, average_views, top_k
-from model_store.training.data.class_folders import PREFETCH, class_folders, image_files
 from model_store.training.data.image_file import load_image
-from model_store.training.data.shards import is_sharded, read_folder, read_images
+from model_store.training.data.reader import PREFETCH
+from model_store.training.data.sources import images_of_split
 from model_store.training.figures import FigureCounter, Figures
 from model_store.training.nets.alexnet import AlexNet
 
@@ -41,33 +42,25 @@ Observer = Callable[[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]],
 
 
 class SplitImages:
-    """The images of `<root>/<split>/<class>/*`, or of a split of prepared shards, decoded during iteration.
+    """The images of a split of a data set of any form (sources.py), decoded during iteration.
 
     Unlike `open_dataset`, this needs only one split and keeps no pixels, so a test set can have any size. After a
     complete iteration, `skipped` lists the files that were not used, `names` the others, and `sha256` identifies these.
     """
 
-    def __init__(self, root: Path, split: str = "val") -> None:
-        """List the images. Raises DatasetError if the folder is missing or has no images in class folders."""
+    def __init__(self, root: Path, split: str = "val", limits: DecodeLimits | None = None) -> None:
+        """List the images. split: "all" takes every image. limits: of decoding.
+
+        Raises DatasetError if there are none, TableError.
+        """
+        self._limits = limits
         self.skipped: list[Skipped] = []
-        self._not_images: list[Skipped] = []
         self.names: list[str] = []
         self.sha256 = ""
-        if is_sharded(root):
-            self.folder = root
-            self.files = read_images(read_folder(root), split)
-            return
-        self.folder = root / split
-        if not self.folder.is_dir():
-            raise DatasetError(f"{self.folder} is not a folder. Images are expected as {self.folder}/<class>/*.")
-
-        def skip(item: Skipped) -> None:
-            if item.kind is not SkipKind.HIDDEN:
-                self._not_images.append(item)
-
-        self.files = [image for folder in class_folders(self.folder, skip) for image in image_files(root, folder, skip)]
-        if not self.files:
-            raise DatasetError(f"{self.folder} has no images in class folders. They are expected as <class>/*.")
+        self.folder, files, ignored = images_of_split(root, split)
+        self.files = list(files)
+        self._not_images = [item for item in ignored if item.kind is not SkipKind.HIDDEN]
+        self._prefix = f"{split}/"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -77,7 +70,7 @@ class SplitImages:
         self.skipped, self.names = list(self._not_images), []
         digest = hashlib.sha256(f"preparation {PREPARATION}\n".encode())
         with (
-            Decoder() as decoder,
+            Decoder(self._limits) as decoder,
             prefetch(partial(load_image, decoder=decoder), self.files, usable_cores(), PREFETCH) as results,
         ):
             for image, future in results:
@@ -85,7 +78,7 @@ class SplitImages:
                 if isinstance(loaded, Skipped):
                     self.skipped.append(loaded)
                     continue
-                name = escape_name(image.file.relative_to(self.folder).as_posix())
+                name = image.name.removeprefix(self._prefix)
                 digest.update(f"{name}\0{loaded.sha256}\n".encode())
                 self.names.append(name)
                 yield loaded.pixels, image.label
@@ -104,7 +97,7 @@ class SplitImages:
         Images that cannot be read are left out. Raises DatasetError if none can be read.
         """
         step = max(1, len(self.files) // count)
-        with Decoder() as decoder:
+        with Decoder(self._limits) as decoder:
             tried = [load_image(image, decoder) for image in self.files[::step][:count]]
         pixels = [loaded.pixels for loaded in tried if not isinstance(loaded, Skipped)]
         if not pixels:

@@ -21,11 +21,13 @@ from typing import Final
 
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import CheckpointError
 from model_store.memory import available
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.image_file import write_skipped
 from model_store.training.data.loader import open_data
+from model_store.training.data.split import SplitRule, run_data, write_run_split
 from model_store.training.device import environment_versions, preserved_rng
 from model_store.training.distributed.data_parallel import DataParallel, require_divisible
 from model_store.training.distributed.group import Group
@@ -46,7 +48,7 @@ DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels, enough for a
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The resources of a run. workers: decoding threads of each process; None: one per core.
+    """The resources of a run. workers: decoding threads of each process; None: one per core. limits: of decoding.
 
     group: the processes that train together. towers: train one tower in each of two processes.
     """
@@ -55,6 +57,7 @@ class Resources:
     workers: int | None = None
     group: Group = field(default_factory=Group)
     towers: bool = False
+    limits: DecodeLimits | None = None
 
     def require_fit(self, architecture: Architecture, recipe: Recipe) -> None:
         """Raise RecipeError if these processes cannot share the net or the batches."""
@@ -74,11 +77,14 @@ class Resources:
             return TowerParallel(info.architecture, info.recipe, self.group)
         return DataParallel(AlexNet(info.architecture), info.recipe, self.group)
 
-    def open_data(self, stack: ExitStack, data: Path, reporter: Reporter) -> Dataset:
-        """Open the data set, with decoding threads and processes that end with `stack`. Raises DatasetError."""
+    def open_data(self, stack: ExitStack, data: Path, reporter: Reporter, rule: SplitRule | None = None) -> Dataset:
+        """Open the data set, with decoding threads and processes that end with `stack`. Raises DatasetError.
+
+        rule: how images are chosen for validation if there are none.
+        """
         workers = stack.enter_context(ThreadPoolExecutor(self.workers or usable_cores(), "decode"))
-        decoder = stack.enter_context(Decoder(workers=self.workers))
-        dataset = open_data(data, self.memory_budget, workers, decoder, reporter)
+        decoder = stack.enter_context(Decoder(self.limits, workers=self.workers))
+        dataset = open_data(data, self.memory_budget, workers, decoder, reporter, rule=rule)
         self.group.require_same_data(dataset.hash)
         return dataset
 
@@ -90,6 +96,7 @@ def train(
     home: Path,
     name: str,
     seed: int = 0,
+    rule: SplitRule | None = None,
     parent: Parent | None = None,
     minutes: float | None = None,
     resources: Resources | None = None,
@@ -98,6 +105,7 @@ def train(
 ) -> Result:
     """Train in a new folder in `home`/runs. After `stop` is set, the run ends with a checkpoint after the current step.
 
+    rule: how images are chosen for validation if `data` has none.
     parent: the net to start from. The run then has its layers instead of the recipe's.
     minutes: the time for training, from which the recipe's epochs are chosen. None: they follow from the images.
     Raises DatasetError, RecipeError, NonFiniteLossError, CheckpointError (a checkpoint could not be written).
@@ -110,7 +118,7 @@ def train(
     resources.require_fit(architecture, recipe)
     resources = resources.fitted(architecture, recipe)
     with ExitStack() as stack:
-        dataset = resources.open_data(stack, data, reporter)
+        dataset = resources.open_data(stack, data, reporter, rule)
         images = len(dataset.train)
         info = RunInfo(
             name=name,
@@ -167,13 +175,14 @@ def resume(
     resources, reporter = resources or Resources(), reporter or Reporter()
     group = resources.group
     with ExitStack() as stack:
-        resumed = None
+        resumed, recorded = None, None
         # Only the first process needs the run's folder. The others may be on machines that do not have it.
         if group.first:
             stack.enter_context(run_folder.locked_run(run))
             remove_leftovers(run)
             resumed = read_resumed(run, changes or Changes())
-        resumed = group.broadcast(resumed)
+            recorded = run_data(run, resumed.info)
+        resumed, recorded = group.broadcast((resumed, recorded))
         info = resumed.info
         if resumed.finished:
             reporter.note(
@@ -183,7 +192,7 @@ def resume(
             return Result(run, finished=True, val_error=last_val_error(run) if group.first else None)
         resources.require_fit(info.architecture, info.recipe)
         resources = resources.fitted(info.architecture, info.recipe)
-        dataset = resources.open_data(stack, data or Path(info.data), reporter)
+        dataset = resources.open_data(stack, data or recorded, reporter)
         _require_same_data(dataset, run, info, force=force)
         stack.enter_context(preserved_rng(group.device))
         if group.first:
@@ -215,6 +224,8 @@ def _create_run(home: Path, info: RunInfo, dataset: Dataset, stack: ExitStack) -
         stack.enter_context(run_folder.locked_run(run))
         run_folder.write_statistics(run, dataset.statistics)
         write_skipped(run, dataset.skipped)
+        if dataset.divided is not None:
+            write_run_split(run, dataset.divided)
         run_folder.write_info(run, info)
     except OSError as error:
         raise run_folder.unwritable(home / "runs", error) from error

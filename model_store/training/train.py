@@ -22,7 +22,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_store.artifact import check_name
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import CheckpointError, DatasetError, Fc7Error
+from model_store.training.data.split import SplitRule
 from model_store.training.device import keep_freed_memory, limit_threads, out_of_memory_in_words
 from model_store.training.distributed.group import Group, join_group
 from model_store.training.figures import Figures
@@ -58,6 +60,8 @@ class Request:
     workers: int | None = None
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     towers: bool = False
+    rule: SplitRule | None = None  # how images are chosen for validation, if there are none
+    limits: DecodeLimits | None = None  # of decoding
 
 
 def run_command(request: Request, environment: Mapping[str, str] | None = None) -> int:
@@ -102,7 +106,7 @@ def _report(figures: Figures, reporter: Reporter) -> None:
 
 
 def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Event) -> Result:
-    resources = Resources(request.memory_budget, request.workers, group, request.towers)
+    resources = Resources(request.memory_budget, request.workers, group, request.towers, request.limits)
     if request.resume:
         if request.minutes is not None:
             raise CheckpointError("--minutes applies to a new run only. A resumed run has the epochs of its start.")
@@ -123,14 +127,15 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
     recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
     if request.data is None:
         raise DatasetError(
-            "A folder of images is required: fc7 train --data DIR, with DIR/train/<class>/* and DIR/val/<class>/*"
+            "A data set is required: fc7 train DIR, with one folder per class (DIR/<class>/*), or fc7 train FILE.csv"
         )
     return train(
-        request.data,
+        request.data.expanduser(),
         recipe,
         home=request.home,
         name=check_name(request.name),
         seed=request.seed or 0,
+        rule=request.rule,
         parent=find_parent(request.home, request.parent, reporter.note) if request.parent else None,
         minutes=request.minutes,
         resources=resources,
@@ -162,7 +167,7 @@ def mebibytes(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `python -m model_store.training.train`, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m model_store.training.train", description="Train a net.")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="class folders DIR/{train,val}/<class>/*, or shards")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="class folders, a table, or shards")
     parser.add_argument("--recipe", help="name or .toml file of a recipe (default: small)")
     parser.add_argument("--name", required=True, help="name of the run")
     parser.add_argument(

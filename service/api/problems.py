@@ -88,6 +88,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     index_errors.FilterError: Kind(422, "where", "Invalid filter"),
     index_errors.InvalidKeyError: Kind(422, "image-key", "Invalid image key"),
     index_errors.MetadataError: Kind(422, "metadata", "Invalid metadata"),
+    model_errors.TableError: Kind(422, "table", "Unreadable table"),
     errors.ClientGoneError: Kind(499, "client-gone", "Client disconnected"),
     # 503, 504, 507: temporary
     errors.UnavailableError: Kind(503, "unavailable", "Service unavailable"),

@@ -19,11 +19,13 @@ from typer.core import TyperGroup
 from model_store.errors import Fc7Error, MissingExtraError
 from service.cli import console, query, serve
 from service.cli.codes import commands as codes
+from service.cli.data import check
+from service.cli.data import commands as data
 from service.cli.index import commands as index
 from service.cli.index import files
 from service.cli.models import commands as models
 from service.cli.models import versions
-from service.cli.training import ablate, data, demo, evaluate, export, imports, paper, report, train
+from service.cli.training import ablate, demo, evaluate, export, imports, paper, report, train
 
 _TRAINING: Final = frozenset({"torch", "onnx", "matplotlib", "safetensors", "scipy", "tensorboard"})
 
@@ -91,6 +93,7 @@ def _all_commands(
 
 app.command(rich_help_panel=Panel.START)(demo.demo)
 app.command(rich_help_panel=Panel.START)(serve.config)
+data.app.command()(check.check)
 app.add_typer(data.app, rich_help_panel=Panel.TRAIN)
 app.command(rich_help_panel=Panel.TRAIN)(train.train)
 app.command(rich_help_panel=Panel.TRAIN)(evaluate.evaluate)

@@ -56,9 +56,15 @@ Views = Annotated[
 Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE")]
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Class folders or shards.", show_default="the data the run was trained on"),
+    typer.Option(
+        metavar="DATA", help="Class folders, a table or shards.", show_default="the data the run was trained on"
+    ),
 ]
-Split = Annotated[str, typer.Option(help="Split of the data to evaluate: DIR/SPLIT/<class>/*.")]
+Split = Annotated[str, typer.Option(help="Split of the data to evaluate: train, val, test or all.")]
+ValShare = Annotated[
+    float,
+    typer.Option(metavar="SHARE", help="Share of the images that is kept for validation if the data has no split."),
+]
 Activate = Annotated[
     bool | None,
     typer.Option(
@@ -77,6 +83,13 @@ MemoryBudget = Annotated[
     int,
     typer.Option(
         min=0, metavar="MIB", help="Memory for prepared images, 192 KiB each. Images beyond it are decoded again."
+    ),
+]
+
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONDITION", help="Only images that match, such as label:cat or year>=2020. Repeat to require all."
     ),
 ]
 

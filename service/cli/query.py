@@ -24,7 +24,7 @@ from model_store.errors import ImageError
 from model_store.image import views
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.options import AsJson, Home, ModelOption, Views, find_version
+from service.cli.options import AsJson, Home, ModelOption, Views, Where, find_version
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -160,25 +160,28 @@ def search(
         Literal["exact", "fast", "codes"] | None,
         typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact"),
     ] = None,
+    where: Where = None,
+    model: ModelOption = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the indexed images most similar to each image, with the active model."""
+    """Find the indexed images most similar to each image."""
+    from index.filters import parse_where  # noqa: PLC0415
     from index.records import IndexOptions  # noqa: PLC0415
     from service.factory import open_index_of  # noqa: PLC0415
 
-    settings = load_settings(home=home)
+    settings, filters = load_settings(home=home), parse_where(where or [])
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with (
-        _load_runner(settings, None) as (artifact, runner),
+        _load_runner(settings, model) as (artifact, runner),
         open_index_of(
             settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True, fast_from=1)
         ) as index,
     ):
         used = index.mode(mode)
         for path, pixels in _read_images(images, settings, skipped):
-            [neighbours] = index.search(runner.run(views(pixels)).fc7, k, mode=used)
+            [neighbours] = index.search(runner.run(views(pixels)).fc7, k, where=filters, mode=used)
             entries = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
             found.append({"image": str(path), "neighbours": entries})
             if not as_json:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bulk.add import PreparedBatch, PreparedFile, add_files, prepare_file, skipped_file
-from index.bulk.archive import ArchiveEntry, ArchiveLimits, SkippedEntryError, count_images, read_entries
+from index.bulk.archive import (
+    ArchiveEntry,
+    ArchiveLimits,
+    SkippedEntryError,
+    count_images,
+    read_archive_metadata,
+    read_entries,
+)
+from index.bulk.metadata import Values, merge, merged
 from index.bulk.report import count_kinds
 from index.errors import DamagedArchiveError, IndexSwitchedError, InvalidKeyError, MetadataError, VectorError
 from index.interface import ImageIndex
@@ -54,6 +62,7 @@ class _Batch:
 
     position: int
     files: dict[str, bytes] = field(default_factory=dict)
+    metadata: dict[str, Values] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     ignored: int = 0
 
@@ -75,12 +84,13 @@ class ArchiveImport:
         """Add the images of the archive after the job's position until all are added; False if `stopped()` was true.
 
         Raises DamagedArchiveError after everything that could be read was added, ImageArchiveError, OSError, and the
-        errors of the index and of the models.
+        errors of the index and of the models, TableError.
         """
         limits = archive_limits(self._settings)
         if job.total is None:
             job.total = count_images(archive, limits)
             store.update(job.id, total=job.total)
+        metadata = read_archive_metadata(archive, limits)
         batch, damage = _Batch(job.position), None
         try:
             with closing(read_entries(archive, limits, job.position)) as entries:
@@ -93,6 +103,8 @@ class ArchiveImport:
                             return False
                         batch = _Batch(job.position)
                     self._read(entry, batch)
+                    if entry.name in metadata:
+                        batch.metadata[entry.name] = metadata[entry.name]
         except DamagedArchiveError as error:
             damage = error
         if not self._finish(job, store, batch, stopped):
@@ -133,10 +145,12 @@ class ArchiveImport:
         fresh = [file for _, file in prepared.files]
         if fresh:
             store.update(job.id, batch=json.dumps({**job.batch, **{file.key: file.sha256 for file in fresh}}))
+            fresh = [self._with_metadata(file, batch.metadata) for file in fresh]
             added = self._add(fresh, skipped, stopped)
             if added is None:
                 return False
             outcomes += added
+        merge(self._index, batch.metadata, prepared.unchanged)
         job.position, job.batch = batch.position, {}
         job.added += outcomes.count(AddOutcome.ADDED)
         job.replaced += outcomes.count(AddOutcome.REPLACED)
@@ -147,6 +161,12 @@ class ArchiveImport:
             job.kinds[kind] = job.kinds.get(kind, 0) + count
         store.save_progress(job, skipped)
         return True
+
+    def _with_metadata(self, file: PreparedFile, metadata: Mapping[str, Values]) -> PreparedFile:
+        """Return the file with its metadata of the archive, and what the index has."""
+        if file.key not in metadata:
+            return file
+        return replace(file, metadata=merged(self._index, file.key, metadata[file.key]))
 
     def _outcome_of_known(self, interrupted: Mapping[str, str], key: str, sha256: str) -> AddOutcome:
         """Return how to count an image that the index already has.

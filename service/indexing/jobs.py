@@ -26,7 +26,7 @@ from typing import Any
 
 from index.errors import DamagedArchiveError, ImageArchiveError
 from index.records import now
-from model_store.errors import Fc7Error
+from model_store.errors import Fc7Error, TableError
 from service.errors import JobStateError, JobStoreError, QueueFullError
 from service.indexing.former_jobs import import_former_jobs
 from service.indexing.job import JobInfo, JobState, SkippedEntry
@@ -302,7 +302,7 @@ class Jobs:
                 job, store, store.archive(job.id), lambda: self._closing.is_set() or job.id in self._cancelled
             )
         except (Fc7Error, OSError, MemoryError, CancelledError) as error:
-            if isinstance(error, ImageArchiveError | DamagedArchiveError | FileNotFoundError):
+            if isinstance(error, ImageArchiveError | DamagedArchiveError | TableError | FileNotFoundError):
                 self._fail(store, job, error)
                 return
             if job.position > position:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.bulk.metadata import ImageMetadata, add_with_metadata
 from index.bulk.pipeline import batches
 from index.bulk.ray.cluster import Cluster, Placement, first_line
 from index.bulk.ray.worker import EMBEDDED, FAILED, IMAGE_COLUMNS, UNCHANGED, Embedder, WorkerPlan
@@ -88,12 +89,15 @@ class ClusterBuild:
         plan: WorkerPlan,
         placement: Placement,
         key_prefix: str = "",
+        metadata: ImageMetadata | None = None,
         progress: Callable[[ClusterReport], None] = lambda _: None,
     ) -> None:
         """plan: of the workers; a worker gets, and a commit has, four batches. key_prefix: a key is this prefix and the
-        path within the source. progress: called after each commit with the report so far.
+        path within the source. metadata: of the images; by default none. progress: called after each commit with the
+        report so far.
         """
         self._cluster, self._source, self._index, self._plan = cluster, source, index, plan
+        self._metadata = metadata or ImageMetadata()
         self._placement, self._prefix, self._progress = placement, key_prefix, progress
         self._version = cluster.ray.put(ship(artifact))
         self.report = ClusterReport()
@@ -212,9 +216,12 @@ class ClusterBuild:
             stats.seconds += row["seconds"]
             if row["status"] not in (EMBEDDED, UNCHANGED):
                 self._skip(row["name"], row["reason"], SkipKind(row["kind"]))
-        outcomes = self._index.add_many([self._new_image(row) for row in rows if row["status"] == EMBEDDED])
-        unchanged = sum(row["status"] == UNCHANGED for row in rows)
-        count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * unchanged])
+        unchanged = [self._prefix + row["name"] for row in rows if row["status"] == UNCHANGED]
+        given = {self._prefix + row["name"]: values for row in rows if (values := self._metadata.of(row["name"]))}
+        images = [self._new_image(row) for row in rows if row["status"] == EMBEDDED]
+        outcomes, changed = add_with_metadata(self._index, images, given, unchanged)
+        report.metadata_changed += changed
+        count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * len(unchanged)])
 
     def _new_image(self, row: dict[str, Any]) -> NewImage:
         vector = np.frombuffer(row["vector"], np.float16).astype(np.float32)

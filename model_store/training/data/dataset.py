@@ -21,7 +21,7 @@ from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError, ImageError
 from model_store.image import SIZE
 from model_store.image_files import Skipped
-from model_store.training.data.image_file import ImageFile
+from model_store.training.data.image_file import ImageFile, Source
 from model_store.training.statistics import Statistics
 
 Split = Literal["train", "val"]
@@ -40,14 +40,18 @@ class ImageSet:
         classes: Sequence[str],
         workers: ThreadPoolExecutor,
         decoder: Decoder,
+        *,
         pixels: NDArray[np.uint8] | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
+        """pixels: prepared pixels, uint8 [n, 256, 256, 3]. rows: the row of each image in `pixels`, int64 [images]."""
         index_of = {label: index for index, label in enumerate(classes)}
         self.images = tuple(images)
         self.labels = np.array([index_of[image.label] for image in images], dtype=np.int64)
         self._workers = workers
         self._decoder = decoder
         self._pixels = pixels
+        self._rows = np.arange(len(images)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,12 +67,12 @@ class ImageSet:
         for first in range(0, len(self), _CHUNK):
             positions = np.arange(first, min(first + _CHUNK, len(self)))
             pixels[positions] = self.pixels(positions)
-        self._pixels = pixels
+        self._pixels, self._rows = pixels, np.arange(len(self))
 
     def pixels(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return prepared pixels, uint8 [len(positions), 256, 256, 3]. Raises DatasetError if one cannot be read."""
         if self._pixels is not None:
-            return self._pixels[positions]
+            return self._pixels[self._rows[positions]]
         try:
             return np.stack(
                 list(self._workers.map(lambda at: self._decoder.prepare(self.images[at].read()), positions))
@@ -89,9 +93,12 @@ class Dataset:
     train: ImageSet
     val: ImageSet
     statistics: Statistics
-    hash: str  # SHA-256 over the preparation version and the path and content of every readable image
+    hash: str  # SHA-256 over the preparation version, and split, class and content of each image in order
     skipped: tuple[Skipped, ...]
     duplicates: tuple[tuple[str, str], ...]  # (training image, validation image) with the same bytes
+    conflicts: tuple[tuple[str, str], ...] = ()  # images of two classes with the same bytes
+    notes: tuple[str, ...] = ()  # for the user
+    divided: Source | None = None  # the images of each split, if they were chosen when the data set was opened
 
     def class_counts(self) -> NDArray[np.int64]:
         """Return the number of training images of each class, int64 [classes]."""

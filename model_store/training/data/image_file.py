@@ -2,16 +2,18 @@
 
 Guarantees: an image that cannot be read is reported with the reason, never dropped silently. The order of classes and
 images depends only on names, so that an interrupted preparation can be resumed.
-Out of scope: finding the files (class_folders.py, ilsvrc.py, shards.py).
+Out of scope: finding the files (sources.py), choosing images for validation (split.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,10 @@ from model_store.errors import ImageError
 from model_store.image_files import SkipKind, Skipped
 from model_store.training.runs.run import SKIPPED_FILE
 from model_store.training.statistics import ChannelSums, channel_sums
+
+ALL: Final = "all"
+"""The split of all images of a data set that does not have splits."""
+SPLIT_ORDER: Final = ("train", "val", "test", ALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The images of each split: train, val, and test if the data set has a labelled one."""
+    """The images of each split: train, val and test, as far as the data set has them, or `ALL` if it has no splits."""
 
     root: Path
     kind: str  # shown to users, such as "class folders"
@@ -51,6 +57,15 @@ class Source:
     splits: Mapping[str, tuple[ImageFile, ...]]
     ignored: tuple[Skipped, ...] = ()  # files and folders that are not taken for images
     notes: tuple[str, ...] = ()  # for the user, such as classes with fewer images than announced
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the data set says which images are for training."""
+        return ALL not in self.splits
+
+    def counts(self, split: str) -> Counter[str]:
+        """Return the number of images of each class in a split."""
+        return Counter(image.label for image in self.splits.get(split, ()))
 
     def index_of(self) -> dict[str, int]:
         """Return the index of each class by its label."""
@@ -73,6 +88,7 @@ class LoadedImage:
 
     pixels: NDArray[np.uint8]  # [256, 256, 3]
     sha256: str  # of the encoded image, hexadecimal
+    shorter_side: int  # of the original, in pixels
     sums: ChannelSums | None
 
 
@@ -80,10 +96,15 @@ def load_image(image: ImageFile, decoder: Decoder, *, with_sums: bool = False) -
     """Read and prepare an image. Returns a `Skipped` if it cannot be read."""
     try:
         content = image.read()
-        pixels = decoder.prepare(content)
+        decoded = decoder.decode(content)
     except (ImageError, OSError) as error:
         return Skipped.of(image.file, error)
-    return LoadedImage(pixels, hashlib.sha256(content).hexdigest(), channel_sums(pixels) if with_sums else None)
+    return LoadedImage(
+        decoded.pixels,
+        hashlib.sha256(content).hexdigest(),
+        min(decoded.width, decoded.height),
+        channel_sums(decoded.pixels) if with_sums else None,
+    )
 
 
 def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:

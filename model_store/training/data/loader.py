@@ -18,9 +18,11 @@ from torch import Tensor
 from model_store.decoder.decoder import Decoder
 from model_store.image_files import SkipKind, summarize
 from model_store.prefetch import prefetch
-from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.dataset import Dataset, ImageSet
+from model_store.training.data.reader import open_dataset
 from model_store.training.data.shards import is_sharded, open_shards
+from model_store.training.data.sources import find_source
+from model_store.training.data.split import SplitRule
 from model_store.training.reporting import Reporter
 from model_store.training.runs.run import SKIPPED_FILE
 
@@ -31,20 +33,36 @@ _EXAMPLES: Final = 5  # listed in a message
 
 
 def open_data(
-    data: Path, memory_budget: int, workers: ThreadPoolExecutor, decoder: Decoder, reporter: Reporter
+    data: Path,
+    memory_budget: int,
+    workers: ThreadPoolExecutor,
+    decoder: Decoder,
+    reporter: Reporter,
+    *,
+    rule: SplitRule | None = None,
 ) -> Dataset:
-    """Open class folders or prepared shards, and report size, skipped files and duplicates. Raises DatasetError."""
+    """Open a data set of any form, and report size, skipped files and duplicates.
+
+    rule: how images are chosen for validation if there are none. Raises DatasetError, TableError.
+    """
     if is_sharded(data):
         dataset = open_shards(data, memory_budget=memory_budget, workers=workers, decoder=decoder)
     else:
         dataset = open_dataset(
-            data, memory_budget=memory_budget, workers=workers, decoder=decoder, progress=reporter.reading
+            find_source(data),
+            memory_budget=memory_budget,
+            workers=workers,
+            decoder=decoder,
+            rule=rule,
+            progress=reporter.reading,
         )
     where = "in memory" if dataset.train.in_memory else "decoded on demand (they exceed the memory budget)"
     reporter.note(
         f"{len(dataset.train)} training images, {len(dataset.val)} validation images, {len(dataset.classes)} classes; "
         f"images are {where}."
     )
+    for text in dataset.notes:
+        reporter.note(text)
     if dataset.skipped:
         lines = [
             f"{len(dataset.skipped)} files are not used; {SKIPPED_FILE} in the run's folder lists all of them:",
@@ -57,6 +75,11 @@ def open_data(
         reporter.warn(
             f"{len(dataset.duplicates)} validation images are also in train, byte for byte, so the validation error "
             f"will be too low. Examples: {examples}"
+        )
+    if dataset.conflicts:
+        examples = "; ".join(f"{first} and {second}" for first, second in dataset.conflicts[:_EXAMPLES])
+        reporter.warn(
+            f"{len(dataset.conflicts)} pictures are in two classes, byte for byte: {examples}. Keep each in one class."
         )
     return dataset
 

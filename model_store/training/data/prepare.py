@@ -26,13 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from model_store.decoder.decoder import Decoder
+from model_store.decoder.limits import DecodeLimits
 from model_store.durable import atomic_file, locked, sha256_of, write_atomic
 from model_store.errors import DatasetError
 from model_store.image import PREPARATION
 from model_store.image_files import Skipped, escape_name
 from model_store.prefetch import prefetch
-from model_store.training.data.class_folders import PREFETCH
 from model_store.training.data.image_file import ImageFile, LoadedImage, Source, load_image, skipped_of, write_skipped
+from model_store.training.data.reader import PREFETCH
 from model_store.training.data.shards import FORMAT, INDEX_SUFFIX, SHARDS_FILE, Shard, is_sharded, read_index
 from model_store.training.runs.run import write_statistics
 from model_store.training.statistics import Sums
@@ -76,18 +77,19 @@ def prepare_shards(
     encoding: Encoding | None = None,
     shard_images: int = DEFAULT_SHARD_IMAGES,
     workers: int,
+    limits: DecodeLimits | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Write the images of `source` as shards into `out`, or resume doing so. Returns whether all shards are written.
 
-    shard_images: images per shard. workers: threads. progress: called with the images done and the total.
-    stop: checked before every shard. Raises DatasetError if `out` was prepared from other images or with other options,
-    if a class has no readable image, or if the shards cannot be written.
+    shard_images: images per shard. workers: threads. limits: of decoding. progress: called with the images done and the
+    total. stop: checked before every shard. Raises DatasetError if `out` was prepared from other images or with other
+    options, if a class has no readable image, or if the shards cannot be written.
     """
     encoding = encoding or Encoding()
     plan = hashlib.sha256(f"{PREPARATION}\n{encoding}\n{shard_images}\n{source.digest()}".encode()).hexdigest()
-    preparation = _Preparation(source, out, encoding, plan)
+    preparation = _Preparation(source, out, encoding, plan, limits)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / _LOCK_FILE, wait=False) as acquired:
@@ -127,10 +129,10 @@ class _Preparation:
     plan: a hash that identifies the images and options.
     """
 
-    def __init__(self, source: Source, out: Path, encoding: Encoding, plan: str) -> None:
+    def __init__(self, source: Source, out: Path, encoding: Encoding, plan: str, limits: DecodeLimits | None) -> None:
         self._source, self._out, self._encoding, self._plan = source, out, encoding, plan
         self._index_of = source.index_of()
-        self.decoder = Decoder()
+        self.decoder = Decoder(limits)
         self.shards: dict[str, list[Shard]] = {split: [] for split in source.splits}
         self._skipped: list[Skipped] = []
         self._sums = Sums()
@@ -215,8 +217,9 @@ class _Preparation:
         digest.update(json.dumps([source.classes, [shard for shards in splits.values() for shard in shards]]).encode())
         for split, shards in self.shards.items():
             present = {label for shard in shards for label in read_index(self._out / shard.file)["labels"].tolist()}
+            listed = source.counts(split)
             for index, label in enumerate(source.classes):
-                if index not in present and split != "test":
+                if index not in present and label in listed and split != "test":
                     raise DatasetError(
                         f"None of the images of class {label!r} in {split} of {source.root} can be read."
                     )

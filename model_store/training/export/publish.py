@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import FEATURES, REPORT_FOLDER, Artifact, Manifest, ManifestDraft, class_labels
+from model_store.decoder.limits import DecodeLimits
 from model_store.errors import CheckpointError
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore, entries_of
+from model_store.training.data.split import run_data
 from model_store.training.errors import ParityError
 from model_store.training.evaluate import (
     Evaluation,
@@ -80,11 +82,13 @@ def export_run(
     data: Path | None = None,
     split: str = "val",
     view_counts: Sequence[int] = (1,),
+    limits: DecodeLimits | None = None,
     progress: Progress = lambda *_: None,
 ) -> ExportResult:
     """Publish `run` as the next version of the model `name` (default: the name of the run).
 
-    data: the folder whose `split` has the images for the parity check and the evaluation (default: the run's data).
+    data: the data set whose `split` has the images for the parity check and the evaluation (default: the run's data).
+    limits: of decoding.
     view_counts: 1, 10 or both. The manifest's `top1_error` and `top5_error` are those of the last one.
     Raises ParityError, DatasetError, CheckpointError if the net cannot be served, PublishError and ModelNameError.
     """
@@ -94,7 +98,7 @@ def export_run(
             f"{run.path} has {neurons} neurons in fc7, but a served version requires {FEATURES}. "
             "Train with --set width=1 to serve the net."
         )
-    images = SplitImages(Path(run.info.data) if data is None else data, split)
+    images = SplitImages(run_data(run.path, run.info) if data is None else data, split, limits)
     draft = ManifestDraft(
         name=name or run.info.name,
         architecture=run.info.architecture.name,

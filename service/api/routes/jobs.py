@@ -35,7 +35,8 @@ async def add_archive(request: Request, response: Response, state: StateDep) -> 
     """Send a .zip, .tar, .tar.gz or .tar.bz2 file. The key of each image is its path in the archive.
 
     Bytes of a name that are not UTF-8, and control characters, become `\\xNN` in the key. An entry that cannot be added
-    is skipped and listed with its reason. Poll the returned job for its progress.
+    is skipped and listed with its reason. A file metadata.jsonl gives images metadata, by their path relative to it.
+    Poll the returned job for its progress.
     """
     state.index()
     job = await receive_archive(request, state)

@@ -18,6 +18,7 @@ import typer
 from rich.table import Table
 
 from index.bulk.folder import build_index
+from index.bulk.metadata import ImageMetadata, read_inner_metadata, read_metadata
 from index.bulk.reembed import reembed
 from index.bulk.report import BuildReport
 from index.bulk.sources import is_uri
@@ -28,6 +29,7 @@ from model_store.durable import write_atomic
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
+from service.cli.data.unpack import data_folder
 from service.cli.index.ray import BuildOptions, build_on_ray, report_values
 from service.cli.options import AsJson, Home, ModelOption, find_version
 from service.factory import (
@@ -58,6 +60,22 @@ Actors = Annotated[
     int | None,
     typer.Option(min=1, help="Number of workers with --ray.", show_default="as many as the cluster has space for"),
 ]
+Labels = Annotated[
+    bool,
+    typer.Option(
+        "--labels/--no-labels",
+        help="Store the name of the class folder (cat/1.jpg, train/cat/1.jpg) as the metadata field label.",
+    ),
+]
+MetadataTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--metadata",
+        metavar="FILE",
+        help="CSV, JSON Lines or Parquet with a column path; the other columns become metadata.",
+        show_default="files metadata.jsonl in SOURCE",
+    ),
+]
 SkippedFile = Annotated[
     Path | None,
     typer.Option(
@@ -72,7 +90,10 @@ SkippedFile = Annotated[
 def build(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="Folder of images at any depth; with --ray also a URI such as s3://..."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of images at any depth, or an archive; with --ray also a URI such as s3://...",
+        ),
     ],
     *,
     home: Home = None,
@@ -84,6 +105,8 @@ def build(
     key_prefix: Annotated[
         str, typer.Option(metavar="TEXT", help="Text before each key, which is the path within SOURCE.")
     ] = "",
+    labels: Labels = True,
+    metadata: MetadataTable = None,
     ray: RayAddress = None,
     actors: Actors = None,
     skipped: SkippedFile = None,
@@ -95,8 +118,10 @@ def build(
         raise typer.BadParameter("it requires --ray.", param_hint="--actors")
     if ray is None and is_uri(source):
         raise SourceError(source, "without --ray only folders are; `--ray local` reads this on one machine")
+    if not is_uri(source):
+        source = str(data_folder(Path(source), settings.home))
     started = time.perf_counter()
-    options = BuildOptions(model, batch_size, key_prefix, rebuild)
+    options = BuildOptions(model, batch_size, key_prefix, rebuild, _read_metadata(source, metadata, labels=labels))
     with console.ProgressBar("indexing", "images") as bar:
 
         def show(so_far: BuildReport) -> None:
@@ -108,16 +133,33 @@ def build(
             report, stats = build_on_ray(settings, source, options, show, address=ray, actors=actors)
     seconds = time.perf_counter() - started
     if skipped is not None:
-        lines = (json.dumps(item.to_dict(), ensure_ascii=False) for item in [*report.skipped, *report.ignored])
-        write_atomic(skipped, "".join(f"{line}\n" for line in lines).encode())
+        _write_skipped(skipped, report)
     if as_json:
         console.print_json(report_values(report, seconds))
     _print_summary(report, stats, seconds)
+    if unmatched := options.metadata.unmatched:
+        console.warn(
+            f"{len(unmatched):,} rows of the metadata name no file of {source}, for example {unmatched[0]}. "
+            "Paths must be relative to it or to the folder of the table."
+        )
     if report.interrupted:
         console.exit_interrupted(_INTERRUPTED)
     if len(report.skipped) == report.total:
         raise FolderError(source, f"has no image that can be read: all {report.total} were skipped.")
     console.next_step("fc7 search IMAGE, or fc7 serve")
+
+
+def _read_metadata(source: str, table: Path | None, *, labels: bool) -> ImageMetadata:
+    """Return the metadata of the images in a folder or URI: from `table`, or else from files in the folder itself."""
+    folder = None if is_uri(source) else Path(source)
+    if table is not None:
+        return read_metadata(table.expanduser(), folder, labels=labels)
+    return ImageMetadata(labels) if folder is None else read_inner_metadata(folder, labels=labels)
+
+
+def _write_skipped(file: Path, report: BuildReport) -> None:
+    lines = (json.dumps(item.to_dict(), ensure_ascii=False) for item in [*report.skipped, *report.ignored])
+    write_atomic(file, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> None:
@@ -127,6 +169,14 @@ def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> No
         f"{report.unchanged} unchanged, {len(report.skipped)} skipped, in {seconds:.1f} s "
         f"({report.seen / seconds:.1f} images/s). The index has {stats.vectors} images of {stats.model}."
     )
+    if report.metadata_changed:
+        console.say(f"{report.metadata_changed} images that were already indexed got other metadata.")
+    others = stats.images - report.added - report.replaced - report.unchanged
+    if others > 0 and not report.interrupted:
+        console.say(
+            f"{others} other images were in the index before, and search finds them too. An index of these images "
+            "alone requires another FC7_HOME."
+        )
     if stats.images > stats.vectors:
         console.warn(
             f"{stats.images - stats.vectors} images have no vector of {stats.model} and search does not find them. "
@@ -152,6 +202,7 @@ def _build_here(
             key_prefix=options.key_prefix,
             limits=decode_limits(settings),
             keep_pictures=settings.keep_pictures,
+            metadata=options.metadata,
         )
         return report, index.stats()
 

@@ -19,16 +19,9 @@ from index.local import verify as verification
 from index.milvus.export import export_from_milvus
 from index.records import IndexOptions
 from service.cli import console
-from service.cli.options import AsJson, Home
+from service.cli.options import AsJson, Home, Where
 from service.factory import check_local, milvus_address, open_index_of, outdated_note, read_stats_of
 from service.settings import load_settings
-
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="CONDITION", help="Only images that match, such as label:cat or year>=2020. Repeat to require all."
-    ),
-]
 
 
 def snapshot(

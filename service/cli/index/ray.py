@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from index.bulk.metadata import ImageMetadata
 from index.bulk.ray.build import ClusterBuild, ClusterReport
 from index.bulk.ray.cluster import join
 from index.bulk.ray.worker import WorkerPlan
@@ -31,6 +32,7 @@ class BuildOptions:
     batch_size: int
     key_prefix: str
     rebuild: bool
+    metadata: ImageMetadata
 
 
 def build_on_ray(
@@ -74,6 +76,7 @@ def build_on_ray(
             plan=plan,
             placement=placement,
             key_prefix=options.key_prefix,
+            metadata=options.metadata,
             progress=progress,
         )
         return build.run(), index.stats()

@@ -16,9 +16,10 @@ import typer
 from model_store.durable import write_atomic
 from model_store.store import ModelStore
 from service.cli import console
+from service.cli.data import commands as data
 from service.cli.index import commands as index
 from service.cli.options import Home, Seed
-from service.cli.training import data, export
+from service.cli.training import export
 from service.settings import Settings, load_settings
 
 NAME: Final = "solar"
@@ -65,7 +66,7 @@ def _train(settings: Settings, folder: Path, seed: int) -> None:
         request = Request(settings.home, NAME, resume=True, device=settings.device)
     else:
         changes = " ".join(f"--set {setting}" for setting in SETTINGS)
-        _step(f"fc7 train --data {folder} --recipe {RECIPE} {changes} --name {NAME} --seed {seed}")
+        _step(f"fc7 train {folder} --recipe {RECIPE} {changes} --name {NAME} --seed {seed}")
         request = Request(
             settings.home, NAME, data=folder, recipe=RECIPE, settings=SETTINGS, seed=seed, device=settings.device
         )

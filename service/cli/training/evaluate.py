@@ -15,8 +15,9 @@ from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.completion import complete_run_or_model
+from service.cli.data.unpack import data_folder
 from service.cli.options import AsJson, Data, Home, Split, Views
-from service.factory import runner_options
+from service.factory import decode_limits, runner_options
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def evaluate(
     from model_store.training.evaluate import SplitImages  # noqa: PLC0415 - torch
     from model_store.training.evaluate import evaluate as evaluate_images  # noqa: PLC0415
 
-    predictors, folder = load_predictors(models, load_settings(home=home), data, "evaluate")
-    images = SplitImages(folder, split)
+    settings = load_settings(home=home)
+    predictors, folder = load_predictors(models, settings, data, "evaluate")
+    images = SplitImages(folder, split, decode_limits(settings))
     with console.ProgressBar("evaluating", "images", total=len(images)) as bar:
         result = evaluate_images(predictors, images, view_count=views, progress=bar.advance)
     console.say_skipped(result.skipped)
@@ -64,10 +66,12 @@ def load_predictors(
 
     Raises DatasetError if there is no data folder; the message names `command`.
     """
+    from model_store.training.data.split import run_data  # noqa: PLC0415
     from model_store.training.evaluate import RunnerPredictor, TorchPredictor  # noqa: PLC0415 - torch
     from model_store.training.parents import find_run_folder  # noqa: PLC0415
     from model_store.training.runs.run import load_run  # noqa: PLC0415
 
+    data = None if data is None else data_folder(data, settings.home)
     store = ModelStore(settings.home)
     options = runner_options(settings)
     predictors: list[Predictor] = []
@@ -78,7 +82,7 @@ def load_predictors(
             continue
         trained = load_run(run)
         predictors.append(TorchPredictor(run.name, trained.info.classes, trained.network, trained.statistics.mean))
-        data = data or Path(trained.info.data)
+        data = data or run_data(run, trained.info)
     if data is None:
         raise DatasetError(
             f"A published version contains no images. Give a data set: fc7 {command} {models[0]} --data DIR"

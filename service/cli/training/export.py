@@ -12,8 +12,10 @@ from model_store.errors import NoBetterThanBaselineError
 from model_store.store import ModelStore, require_better_than_baseline
 from service.cli import console
 from service.cli.completion import complete_run
+from service.cli.data.unpack import data_folder
 from service.cli.options import Activate, Data, Force, Home, Split, Views
 from service.cli.training.evaluate import errors_line
+from service.factory import decode_limits
 from service.settings import load_settings
 
 
@@ -52,9 +54,10 @@ def export(
             trained,
             store,
             name=name,
-            data=data,
+            data=None if data is None else data_folder(data, settings.home),
             split=split,
             view_counts=(1,) if views == 1 else (1, views),
+            limits=decode_limits(settings),
             progress=bar.step,
         )
     console.say_skipped(exported.evaluations[-1].skipped)

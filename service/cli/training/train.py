@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from service.cli.completion import complete_recipe, complete_run, complete_run_or_model
-from service.cli.options import Changes, Device, Home, MemoryBudget, Workers
+from service.cli.data.unpack import data_folder
+from service.cli.options import Changes, Device, Home, MemoryBudget, ValShare, Workers
 from service.cli.training.imports import IMAGENET, imagenet_version
+from service.factory import decode_limits
 from service.settings import load_settings
 
 Recipe = Annotated[
@@ -30,18 +32,20 @@ Parent = Annotated[
 
 
 def train(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Class folders, a table (CSV, JSON Lines, Parquet), an archive of one, or shards.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     name: Annotated[
         str, typer.Option(help="Name of the run, and of the model when it is exported.", autocompletion=complete_run)
     ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Class folders DIR/{train,val}/<class>/*, or shards of fc7 data prepare.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="SOURCE", help="The same as SOURCE.", show_default=False)] = None,
+    val_share: ValShare = 0.2,
     recipe: Recipe = None,
     changes: Changes = None,
     seed: Annotated[
@@ -68,13 +72,15 @@ def train(
     home: Home = None,
 ) -> None:
     """Train a net; Ctrl-C stops it with a checkpoint, and --resume continues with bit-identical results."""
-    from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
+    from model_store.training.data.split import SplitRule  # noqa: PLC0415 - torch
+    from model_store.training.train import Request, run_command  # noqa: PLC0415
 
     settings = load_settings(home=home, device=device)
+    source = source or data
     request = Request(
         home=settings.home,
         name=name,
-        data=data,
+        data=None if source is None else data_folder(source, settings.home),
         recipe=recipe,
         settings=changes or (),
         seed=seed,
@@ -86,5 +92,7 @@ def train(
         workers=workers,
         device=settings.device,
         towers=towers,
+        rule=SplitRule(val_share),
+        limits=decode_limits(settings),
     )
     raise typer.Exit(run_command(request, os.environ))

@@ -164,7 +164,7 @@ def test_broken_files_are_skipped_and_reported(tmp_path: Path) -> None:
 
 
 def test_a_split_without_readable_images_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"val is not a folder"):
+    with pytest.raises(DatasetError, match=r"no class folders"):
         SplitImages(tmp_path)
     (tmp_path / "val" / "a").mkdir(parents=True)
     with pytest.raises(DatasetError, match=r"no images in class folders"):

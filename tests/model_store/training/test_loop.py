@@ -16,7 +16,8 @@ from model_store.decoder.decoder import Decoder
 from model_store.errors import CheckpointError
 from model_store.image import prepare
 from model_store.training.data.augment import Augmenter, epoch_order, mix
-from model_store.training.data.class_folders import open_dataset
+from model_store.training.data.reader import open_dataset
+from model_store.training.data.sources import find_source
 from model_store.training.errors import NonFiniteLossError
 from model_store.training.loop import Resources, resume, train
 from model_store.training.recipe import Recipe
@@ -238,7 +239,7 @@ def test_the_loss_uses_smoothed_and_blended_labels(tmp_path: Path, smoothing: fl
     )
     run = load_run(train(data, recipe, home=tmp_path, name="trial", seed=6, reporter=Reporter()).run)
     with ThreadPoolExecutor(1) as workers, Decoder() as decoder:
-        images = open_dataset(data, memory_budget=1 << 30, workers=workers, decoder=decoder).train
+        images = open_dataset(find_source(data), memory_budget=1 << 30, workers=workers, decoder=decoder).train
     order = epoch_order(18, 6, 0)
     x = Augmenter(recipe, run.statistics).training_batch(images.pixels(order), 6, 0, 0)
     targets = np.eye(3)[images.labels[order]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -183,3 +184,21 @@ def test_keys_that_no_url_can_name_are_rejected(client: httpx.Client) -> None:
     for key in ("%2E", "%2e%2e"):
         answer = client.put(f"/v1/images/{key}", content=pictures.jpeg(1, 8, 8), headers={"Content-Type": "image/jpeg"})
         assert (answer.status_code, answer.json()["type"]) == (422, "urn:fc7:problem:image-key")
+
+
+def test_an_archive_brings_metadata(client: httpx.Client) -> None:
+    rows = "".join(json.dumps({"path": f"birds/{n}.jpg", "label": "gull", "n": n}) + "\n" for n in range(3))
+    archive = zipped(images(4) | {"metadata.jsonl": rows.encode()})
+    job = finished(client, client.post("/v1/jobs", content=archive, headers=ZIP))
+    assert (job["state"], job["total"], job["added"], job["skipped"]) == ("done", 4, 4, 0), job
+    listed = client.get("/v1/images?where=label:gull&where=n>=1").json()["images"]
+    assert [image["key"] for image in listed] == ["birds/1.jpg", "birds/2.jpg"]
+    client.patch("/v1/images/birds%2F1.jpg", json={"metadata": {"seen": True}})
+    again = zipped(images(4) | {"metadata.jsonl": rows.replace("gull", "tern").encode()})
+    job = finished(client, client.post("/v1/jobs", content=again, headers=ZIP))
+    assert (job["unchanged"], job["skipped"]) == (4, 0), job
+    record = client.get("/v1/images/birds%2F1.jpg").json()
+    assert record["metadata"] == {"label": "tern", "n": 1, "seen": True}
+    refused = client.post("/v1/jobs", content=zipped(images(1) | {"metadata.jsonl": b"{}"}), headers=ZIP)
+    assert refused.status_code == 422
+    assert "line 1 has no path" in refused.json()["detail"]

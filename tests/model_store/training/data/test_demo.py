@@ -9,8 +9,8 @@ import pytest
 
 from model_store.errors import DatasetError, MissingExtraError
 from model_store.training.data import demo as demo_module
-from model_store.training.data.class_folders import find_class_folders
 from model_store.training.data.demo import copy_demo
+from model_store.training.data.sources import find_source
 
 installed = pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
 
@@ -23,7 +23,7 @@ def test_the_demo_has_eight_classes_with_a_fixed_fifth_held_out(tmp_path: Path) 
     assert sum(demo.train.values()) == 2099
     for label, images in demo.train.items():
         assert demo.val[label] == round((images + demo.val[label]) / 5)
-    folders = find_class_folders(tmp_path)
+    folders = find_source(tmp_path)
     assert folders.classes == (
         "mono, defective",
         "mono, likely defective",

@@ -19,12 +19,13 @@ import webdataset
 from model_store.decoder.decoder import Decoder
 from model_store.errors import CheckpointError, DatasetError
 from model_store.image import PREPARATION, prepare
-from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
 from model_store.training.data.image_file import Source
 from model_store.training.data.prepare import PROGRESS_FILE, Encoding, prepare_shards
+from model_store.training.data.reader import open_dataset
 from model_store.training.data.shards import SHARDS_FILE, open_shards, read_folder, verify_shards
+from model_store.training.data.sources import find_source
 from model_store.training.evaluate import SplitImages
 from model_store.training.loop import resume
 from service.cli import main
@@ -118,8 +119,8 @@ def test_a_broken_part_of_ilsvrc_is_an_error(tmp_path: Path) -> None:
 def test_shards_contain_the_same_pixels_and_statistics_as_class_folders(
     folders: Path, tmp_path: Path, workers: ThreadPoolExecutor
 ) -> None:
-    assert prepare_shards(find_class_folders(folders), tmp_path, encoding=PNG, shard_images=4, workers=2)
-    expected = open_dataset(folders, memory_budget=0, workers=workers, decoder=Decoder())
+    assert prepare_shards(find_source(folders), tmp_path, encoding=PNG, shard_images=4, workers=2)
+    expected = open_dataset(find_source(folders), memory_budget=0, workers=workers, decoder=Decoder())
     for budget in (0, 1 << 30):
         found = opened(tmp_path, workers, budget)
         assert found.classes == expected.classes
@@ -141,7 +142,7 @@ def test_shards_contain_the_same_pixels_and_statistics_as_class_folders(
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset does not close its files
 def test_shards_are_valid_webdataset_tars(folders: Path, tmp_path: Path) -> None:
-    prepare_shards(find_class_folders(folders), tmp_path, shard_images=100, workers=2)
+    prepare_shards(find_source(folders), tmp_path, shard_images=100, workers=2)
     path = tmp_path / "train-000000.tar"
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls"))
     assert len(samples) == 18
@@ -156,7 +157,7 @@ def test_a_resumed_preparation_gives_the_same_bytes(tmp_path: Path) -> None:
     data = write_class_folders(tmp_path / "data")
     for name in ("blue", "green", "red"):
         (data / "train" / name / "0.png").write_bytes(b"no image")
-    source, whole, parts = find_class_folders(data), tmp_path / "whole", tmp_path / "parts"
+    source, whole, parts = find_source(data), tmp_path / "whole", tmp_path / "parts"
     prepare_shards(source, whole, shard_images=4, workers=2)
     rounds = 0
     while True:
@@ -180,7 +181,7 @@ def test_a_resumed_preparation_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_shards_of_different_images_or_options_are_not_mixed(folders: Path, tmp_path: Path) -> None:
-    source = find_class_folders(folders)
+    source = find_source(folders)
     stopped = [False, True]
     assert not prepare_shards(source, tmp_path, shard_images=4, workers=1, stop=lambda: stopped.pop(0))
     with pytest.raises(DatasetError, match="other images, with other options"):
@@ -194,7 +195,7 @@ def test_shards_of_different_images_or_options_are_not_mixed(folders: Path, tmp_
 
 
 def test_preparation_resumes_after_a_full_disk(folders: Path, tmp_path: Path) -> None:
-    source, limits = find_class_folders(folders), resource.getrlimit(resource.RLIMIT_FSIZE)
+    source, limits = find_source(folders), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(DatasetError, match="Free some disk space and try again"):
@@ -212,18 +213,18 @@ def test_unreadable_images_and_duplicates_are_reported(tmp_path: Path, workers: 
     data = write_class_folders(tmp_path / "data")
     (data / "train" / "red" / "0.png").write_bytes(b"no image")
     (data / "val" / "blue" / "0.png").write_bytes((data / "train" / "blue" / "1.png").read_bytes())
-    prepare_shards(find_class_folders(data), tmp_path / "out", shard_images=4, workers=2)
+    prepare_shards(find_source(data), tmp_path / "out", shard_images=4, workers=2)
     found = opened(tmp_path / "out", workers)
     assert [str(item.path) for item in found.skipped] == ["train/train/red/0.png"]
     assert (len(found.train), len(found.duplicates)) == (17, 1)
     for path in (data / "val" / "red").iterdir():
         path.write_bytes(b"no image either")
     with pytest.raises(DatasetError, match="None of the images of class 'red' in val"):
-        prepare_shards(find_class_folders(data), tmp_path / "broken", shard_images=4, workers=2)
+        prepare_shards(find_source(data), tmp_path / "broken", shard_images=4, workers=2)
 
 
 def test_a_changed_shard_is_detected(folders: Path, tmp_path: Path) -> None:
-    prepare_shards(find_class_folders(folders), tmp_path, shard_images=10, workers=2)
+    prepare_shards(find_source(folders), tmp_path, shard_images=10, workers=2)
     seen: list[tuple[int, int]] = []
     assert verify_shards(tmp_path, lambda done, total: seen.append((done, total))).hash == read_folder(tmp_path).hash
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -241,7 +242,7 @@ def test_a_changed_shard_is_detected(folders: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_trains_from_shards_and_detects_changed_ones(folders: Path, tmp_path: Path) -> None:
-    source = find_class_folders(folders)
+    source = find_source(folders)
     prepare_shards(source, tmp_path / "png", encoding=PNG, shard_images=4, workers=2)
     one = train_trial(tmp_path / "png", tmp_path)
     assert one.finished

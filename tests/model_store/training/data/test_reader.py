@@ -1,4 +1,4 @@
-"""Class folders: finding and reading images, statistics, skipped files, and errors."""
+"""Reading a data set: pixels, statistics, skipped files, copies and errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError
 from model_store.image import prepare
 from model_store.image_files import SkipKind
-from model_store.training.data.class_folders import find_class_folders, open_dataset
 from model_store.training.data.dataset import IMAGE_BYTES, Dataset
+from model_store.training.data.reader import open_dataset
+from model_store.training.data.sources import find_source
 from tests.support.training.class_folders import write_class_folders
 
 
@@ -35,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path, workers: ThreadPoolExecutor, budget: int = 1 << 30) -> Dataset:
-    return open_dataset(root, memory_budget=budget, workers=workers, decoder=Decoder())
+    return open_dataset(find_source(root), memory_budget=budget, workers=workers, decoder=Decoder())
 
 
 def test_classes_are_folder_names_in_alphabetical_order(root: Path, workers: ThreadPoolExecutor) -> None:
@@ -132,13 +133,13 @@ def test_names_that_are_not_utf8_are_escaped_and_other_files_are_reported(
         SkipKind.NOT_AN_IMAGE: 1,
     }
     assert json.dumps([item.to_dict() for item in dataset.skipped]).encode()
-    assert len(find_class_folders(root).digest()) == 64
+    assert len(find_source(root).digest()) == 64
 
 
 def test_a_class_with_only_broken_images_is_an_error(root: Path, workers: ThreadPoolExecutor) -> None:
     for path in (root / "train" / "green").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(DatasetError, match="train/green can be read"):
+    with pytest.raises(DatasetError, match=r"3 images of the class 'green' in .*train/green can be read"):
         opened(root, workers)
 
 
@@ -165,24 +166,10 @@ def test_reading_reports_every_image(root: Path, workers: ThreadPoolExecutor) ->
     reported: list[tuple[int, int]] = []
     with Decoder() as decoder:
         open_dataset(
-            root,
+            find_source(root),
             memory_budget=0,
             workers=workers,
             decoder=decoder,
             progress=lambda done, total: reported.append((done, total)),
         )
     assert reported == [(done, 15) for done in range(1, 16)]
-
-
-def test_missing_folders_and_classes_are_errors(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"not a folder.*<class>"):
-        find_class_folders(tmp_path / "missing")
-    (tmp_path / "empty" / "train").mkdir(parents=True)
-    with pytest.raises(DatasetError, match="no class folders"):
-        find_class_folders(tmp_path / "empty")
-    (root / "train" / "yellow").mkdir()
-    with pytest.raises(DatasetError, match="Only one of them has: yellow"):
-        find_class_folders(root)
-    (root / "val" / "yellow").mkdir()
-    with pytest.raises(DatasetError, match="'yellow' has no images"):
-        find_class_folders(root)

@@ -1,6 +1,6 @@
-"""`fc7 data`: arrange, check and prepare data sets for training.
+"""`fc7 data demo|ilsvrc|split|prepare|verify`: arrange, split and prepare data sets for training.
 
-Out of scope: downloading.
+Out of scope: downloading; `fc7 data check` (check.py).
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from model_store.cores import usable_cores
+from model_store.errors import DatasetError
 from service.cli import console
-from service.cli.options import Workers
+from service.cli.data.unpack import data_folder
+from service.cli.options import Home, ValShare, Workers
+from service.factory import decode_limits
+from service.settings import load_settings
 
 if TYPE_CHECKING:
     from model_store.training.data.image_file import Source
 
 _NOTES: Final = 5  # printed one by one
-app = typer.Typer(name="data", help="Arrange, check and prepare data sets for training.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Check, split and prepare data sets for training.", no_args_is_help=True)
+DataSource = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="Class folders, a table (CSV, JSON Lines, Parquet) or an archive.")
+]
 
 
 @app.command()
@@ -42,7 +50,7 @@ def demo(
         "License: CC-BY-NC-SA 4.0, not for commercial use. "
         f"{demo_data.folder / SOURCE_FILE} lists the papers to cite."
     )
-    console.next_step(f"fc7 train --data {demo_data.folder} --recipe small --set flip_vertical=true --name solar")
+    console.next_step(f"fc7 train {demo_data.folder} --recipe small --set flip_vertical=true --name solar")
 
 
 @app.command()
@@ -62,24 +70,84 @@ def ilsvrc(
 
 
 @app.command()
+def split(
+    source: DataSource,
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="New file ending in .csv, .jsonl or .parquet.")],
+    *,
+    val_share: ValShare = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Make each folder with images a class, not only the top folders.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Choose the images for validation and write a table with path, label and split; no image is copied."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    from model_store.decoder.decoder import Decoder  # noqa: PLC0415
+    from model_store.training.data.reader import read_fingerprints  # noqa: PLC0415
+    from model_store.training.data.sources import class_notes, find_source, require_trainable  # noqa: PLC0415
+    from model_store.training.data.split import SplitRule, labeled_paths, split_source, split_to_make  # noqa: PLC0415
+    from model_store.training.data.table import write_table  # noqa: PLC0415
+
+    if table.exists():
+        raise DatasetError(f"{table} already exists. Choose another name, or remove it.")
+    settings = load_settings(home=home)
+    rule = SplitRule(val_share, seed)
+    found = find_source(data_folder(source, settings.home), nested=nested)
+    require_trainable(found)
+    divided = split_to_make(found)
+    skipped = list(found.ignored)
+    if divided is not None:
+        with (
+            console.ProgressBar("reading", "images") as bar,
+            Decoder(decode_limits(settings)) as decoder,
+            ThreadPoolExecutor(usable_cores()) as workers,
+        ):
+            fingerprints, broken = read_fingerprints(found.splits[divided], workers, decoder, bar.update)
+        skipped += broken
+        found = split_source(found, fingerprints, rule)
+    write_table(table, labeled_paths(found), relative_to=table.absolute().parent)
+    console.say_skipped(skipped)
+    counts = {name: found.counts(name) for name in found.splits}
+    shown = Table("class", *counts)
+    for label in found.classes:
+        shown.add_row(escape(label), *(f"{count[label]:,}" for count in counts.values()))
+    shown.add_section()
+    shown.add_row("all", *(f"{count.total():,}" for count in counts.values()))
+    console.show(shown)
+    for note in [*found.notes, *class_notes(found)]:
+        console.say(note)
+    console.next_step(f"fc7 data check {table}, then fc7 train {table} --name NAME")
+
+
+@app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="ILSVRC as distributed, or class folders.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="ILSVRC as distributed, class folders, or a table.")],
     out: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder for the shards. Created if missing.")],
     *,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
     lossless: Annotated[bool, typer.Option("--lossless", help="Write PNG files: exact, but much larger.")] = False,
     shard_images: Annotated[int, typer.Option(min=1, help="Images per shard.")] = 1_000,
     workers: Workers = None,
+    home: Home = None,
 ) -> None:
     """Resize all images to 256x256 once and store them in tar shards (WebDataset); it can be resumed."""
-    from model_store.training.data.class_folders import find_class_folders  # noqa: PLC0415
-    from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc  # noqa: PLC0415
     from model_store.training.data.image_file import read_skipped  # noqa: PLC0415
     from model_store.training.data.prepare import Encoding, prepare_shards  # noqa: PLC0415
     from model_store.training.data.shards import read_folder  # noqa: PLC0415
+    from model_store.training.data.sources import find_source, require_trainable  # noqa: PLC0415
+    from model_store.training.data.split import split_to_make  # noqa: PLC0415
     from model_store.training.signals import stop_on_signals  # noqa: PLC0415
 
-    found = ilsvrc_source(source) if is_ilsvrc(source) else find_class_folders(source)
+    settings = load_settings(home=home)
+    found = find_source(data_folder(source, settings.home))
+    require_trainable(found)
+    if split_to_make(found) is not None:
+        raise DatasetError(
+            f"{source} has no images for validation. Choose them first: fc7 data split {source} split.csv, and then: "
+            "fc7 data prepare split.csv SHARDS"
+        )
     _print_source(found)
     with (
         console.ProgressBar("preparing", "images") as bar,
@@ -91,6 +159,7 @@ def prepare(
             encoding=Encoding(None if lossless else quality),
             shard_images=shard_images,
             workers=workers or usable_cores(),
+            limits=decode_limits(settings),
             progress=bar.update,
             stop=stop.is_set,
         )
@@ -110,7 +179,7 @@ def prepare(
             f"{len(folder.duplicates):,} training images are also in val, byte for byte. "
             "The validation error will be too low."
         )
-    console.next_step(f"fc7 data verify {out}, then fc7 train --data {out} --recipe paper --name NAME")
+    console.next_step(f"fc7 data verify {out}, then fc7 train {out} --recipe paper --name NAME")
 
 
 @app.command()
@@ -124,7 +193,7 @@ def verify(
         found = verify_shards(folder, bar.update)
     images = ", ".join(f"{sum(s.images for s in shards):,} of {split}" for split, shards in found.splits.items())
     console.say(f"All checksums match: {images}. Data hash: {found.hash[:12]}.")
-    console.next_step(f"fc7 train --data {folder} --recipe paper --name NAME")
+    console.next_step(f"fc7 train {folder} --recipe paper --name NAME")
 
 
 def _print_source(source: Source) -> None:

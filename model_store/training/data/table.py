@@ -1,0 +1,159 @@
+"""Data sets as tables: CSV, JSON Lines or Parquet with the columns path, label and, optionally, split.
+
+    path,label,split
+    photos/heron1.jpg,heron,train
+    photos/gull1.jpg,gull,val
+
+Guarantees: paths are relative to the folder of the table. A row without a label, or whose file does not exist, is
+skipped and reported. A picture that has two labels, or is in two splits, is an error that names both lines.
+Out of scope: pictures with several labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from model_store.durable import write_atomic
+from model_store.errors import DatasetError, MissingExtraError, TableError
+from model_store.image_files import SkipKind, Skipped, escape_name, label_of, split_of_folder, unescape_name
+from model_store.table_file import JSON_SUFFIXES, find_column, is_table, read_rows
+from model_store.training.data.image_file import ALL, SPLIT_ORDER, ImageFile, Source
+
+PATH_COLUMNS: Final = ("path", "file_name", "filename", "file", "image")
+LABEL_COLUMNS: Final = ("label", "class")
+SPLIT_COLUMNS: Final = ("split",)
+_EXPECTED: Final = "Columns are expected as path,label or path,label,split"
+
+LabeledPath = tuple[Path, str, str]  # image file, label, split
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows read so far."""
+
+    images: dict[str, list[ImageFile]] = field(default_factory=dict)  # by split
+    skipped: list[Skipped] = field(default_factory=list)
+    seen: dict[Path, tuple[str, str, str]] = field(default_factory=dict)  # where, label and split
+    repeated: int = 0
+
+
+def read_table(file: Path) -> Source:
+    """Read a table. Without a column `split`, all its images are in the split `ALL`.
+
+    Raises TableError, DatasetError if none of its files exists.
+    """
+    rows = _Rows()
+    columns: set[str] = set()
+    other: dict[str, None] = {}
+    for where, row in read_rows(file):
+        names = [find_column(row, names) for names in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)]
+        columns |= {name for name in names if name is not None}
+        other |= dict.fromkeys(name for name in row if name not in names)
+        _read_row(file, where, [None if name is None else row[name] for name in names], rows)
+    if not rows.seen:
+        found = ", ".join([*sorted(columns), *other]) or "none"
+        raise TableError(file, f"no row has a path and a label (columns: {found}). {_EXPECTED}")
+    if not rows.images:
+        first = rows.skipped[0]
+        raise DatasetError(
+            f"None of the {len(rows.seen):,} files in {file} exists, for example {first.path}. Paths must be relative "
+            f"to the folder of the table, {file.resolve().parent}, or absolute."
+        )
+    notes = [f"Columns of {file} that are not used: {', '.join(other)}."] if other else []
+    if rows.repeated:
+        notes.append(f"{rows.repeated:,} rows of {file} repeat a picture with the same label and were ignored.")
+    images = {
+        split: tuple(items) for split, items in sorted(rows.images.items(), key=lambda item: SPLIT_ORDER.index(item[0]))
+    }
+    classes = tuple(sorted({image.label for items in images.values() for image in items}))
+    return Source(file, "a table", classes, images, tuple(rows.skipped), tuple(notes))
+
+
+def _read_row(file: Path, where: str, values: Sequence[Any], rows: _Rows) -> None:
+    """Add a row: its path, label and split. Raises TableError."""
+    path, label, split = ("" if value is None else str(value).strip() for value in values)
+    if not path:
+        raise TableError(file, f"{where} has no path. {_EXPECTED}")
+    if not label:
+        reason = f"{where} of {file.name} has no label."
+        rows.skipped.append(Skipped(escape_name(path), reason, SkipKind.NO_LABEL))
+        return
+    label = label_of(label)
+    chosen = split_of_folder(split) if split else ALL
+    if chosen is None:
+        raise TableError(file, f"{where} has the split {split!r}. Use train, val or test, or no column split")
+    if rows.images and (ALL in rows.images) != (chosen == ALL):
+        raise TableError(file, f"{where} {'has no' if chosen == ALL else 'has a'} split, unlike the rows before it")
+    found = _locate(file, path)
+    if found in rows.seen:
+        first, other_label, other_split = rows.seen[found]
+        if (other_label, other_split) != (label, chosen):
+            what = f"label {other_label!r}" if other_label != label else f"split {other_split}"
+            now = repr(label) if other_label != label else chosen
+            raise TableError(file, f"{path} has the {what} in {first}, but {now} in {where}. Keep one of the two rows")
+        rows.repeated += 1
+        return
+    rows.seen[found] = (where, label, chosen)
+    if not found.is_file():
+        reason = f"{where} of {file.name} names this file, but it does not exist."
+        rows.skipped.append(Skipped(escape_name(str(found)), reason, SkipKind.UNREADABLE))
+        return
+    rows.images.setdefault(chosen, []).append(ImageFile(escape_name(path), label, found))
+
+
+def _locate(file: Path, path: str) -> Path:
+    """Return the file that a path of a table means. Tables of fc7 contain escaped names."""
+    found = file.parent / path
+    if "\\" in path and not found.exists():
+        for other in (unescape_name(path), path.replace("\\", "/")):  # the second as on Windows
+            if (file.parent / other).exists():
+                return file.parent / other
+    return found
+
+
+def write_table(file: Path, rows: Iterable[LabeledPath], relative_to: Path | None = None) -> None:
+    """Write a table with the columns path, label and split, in the format that the suffix of `file` names.
+
+    relative_to: paths inside this folder are written relative to it, the others absolute. Raises OSError, TableError,
+    MissingExtraError (Parquet requires pyarrow).
+    """
+    base = None if relative_to is None else relative_to.resolve()
+    entries = [{"path": escape_name(_shown(path, base)), "label": label, "split": split} for path, label, split in rows]
+    suffix = file.suffix.lower()
+    if suffix in JSON_SUFFIXES:
+        content = "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries).encode()
+    elif suffix == ".parquet":
+        content = _parquet(entries)
+    elif is_table(file):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ("path", "label", "split"), delimiter="\t" if suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(entries)
+        content = text.getvalue().encode()
+    else:
+        raise TableError(file, "its name must end in .csv, .jsonl or .parquet")
+    write_atomic(file, content)
+
+
+def _shown(path: Path, base: Path | None) -> str:
+    # Not resolved itself: a linked picture keeps the name that the user gave it.
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve follows links
+    return absolute.relative_to(base).as_posix() if base and absolute.is_relative_to(base) else str(absolute)
+
+
+def _parquet(entries: list[dict[str, str]]) -> bytes:
+    try:
+        import pyarrow  # noqa: PLC0415 - an extra, needed only for this format
+        from pyarrow import parquet  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise MissingExtraError("pyarrow", "export") from None
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(entries), stream)
+    return stream.getvalue()

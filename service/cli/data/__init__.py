@@ -1,0 +1,1 @@
+"""`fc7 data`: check, split and prepare data sets."""

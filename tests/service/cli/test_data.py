@@ -1,0 +1,162 @@
+"""`fc7 data`, `fc7 train` on folders without a split, and labels in `fc7 index build` and `fc7 search`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model_store.errors import DatasetError, Fc7Error
+from model_store.training import train as training
+from model_store.training.train import Request
+from tests.index.bulk.archives import tarred, zipped
+from tests.index.bulk.helpers import save_image
+from tests.service.cli.helpers import invoke
+from tests.support.tiny_model import publish_tiny_model
+
+TRIAL = ("width=0.015625", "dropout=inverted", "initialisation=he", "epochs=1", "batch_size=9", "precision=float32")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(20):
+        save_image(tmp_path / "photos" / ("cat" if number % 2 else "dog") / f"{number}.png", number)
+    return tmp_path / "photos"
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_split_writes_a_table_and_copies_nothing(photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "copy.png").write_bytes((photos / "cat" / "1.png").read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    done = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "split.csv", "--val-share", "0.3")
+    assert done.exit_code == 0, done.output
+    found = rows(tmp_path / "split.csv")
+    assert {row["split"] for row in found if row["path"] in ("photos/cat/1.png", "photos/cat/copy.png")} in (
+        {"train"},
+        {"val"},
+    )
+    assert len(found) == 21
+    assert sum(row["split"] == "val" for row in found) == 6
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "split.csv"])
+    again = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "split.csv")
+    assert "already exists" in str(again.exception)
+    assert "2 near-identical pictures in 1 groups stay together" in done.output
+
+
+def test_the_limits_of_decoding_are_those_of_serving(photos: Path, tmp_path: Path) -> None:
+    save_image(photos / "cat" / "large.png", 50)
+    Image.open(photos / "cat" / "large.png").resize((400, 400)).save(photos / "cat" / "large.png")
+    done = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "a.csv", FC7_MAX_PIXELS="100000")
+    assert "large.png: The image has 160,000 pixels, and the limit is 100,000 (FC7_MAX_PIXELS)" in done.output
+    assert len(rows(tmp_path / "a.csv")) == 20
+    refused = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "b.csv", FC7_MAX_PIXELS="1000")
+    assert "None of the 21 images can be read" in str(refused.exception)
+    assert "FC7_MAX_PIXELS" in str(refused.exception)
+
+
+def test_a_run_records_its_split_and_is_evaluated_on_it(photos: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    changes = [word for change in TRIAL for word in ("--set", change)]
+    done = invoke(home, "train", photos, "--name", "mine", "--device", "cpu", *changes)
+    assert done.exit_code == 0, done.output
+    [run] = (home / "runs").iterdir()
+    val = {row["path"] for row in rows(run / "split.csv") if row["split"] == "val"}
+    assert len(val) == 4
+    assert all(Path(path).is_file() for path in val)
+    save_image(photos / "cat" / "later.png", 99)
+    evaluated = json.loads(invoke(home, "evaluate", "mine", "--json").stdout)
+    assert evaluated["images_seen"] == 4
+    assert json.loads(invoke(home, "evaluate", "mine", "--json", "--split", "train").stdout)["images_seen"] == 16
+    everything = invoke(home, "evaluate", "mine", "--json", "--data", photos, "--split", "all")
+    assert json.loads(everything.stdout)["images_seen"] == 21
+
+
+def test_an_archive_is_unpacked_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Request] = []
+    monkeypatch.setattr(training, "run_command", lambda request, _environment: requests.append(request) or 0)
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in photos.rglob("*.png")}
+    (tmp_path / "set.zip").write_bytes(zipped(files | {"../evil.png": b"x", "__MACOSX/a.png": b"x", "notes.txt": b"x"}))
+    for _ in range(2):
+        done = invoke(tmp_path / "home", "train", tmp_path / "set.zip", "--name", "a")
+        assert done.exit_code == 0, done.output
+    first, second = requests
+    assert first.data == second.data
+    assert first.data is not None
+    assert first.data.parent == tmp_path / "home" / "data"
+    unpacked = {path.relative_to(first.data).as_posix() for path in first.data.rglob("*") if path.is_file()}
+    assert unpacked == set(files)
+    assert not (tmp_path / "home" / "data" / "evil.png").exists()
+    (tmp_path / "set.zip").write_bytes(b"x")
+    assert isinstance(invoke(tmp_path / "home", "train", tmp_path / "set.zip", "--name", "a").exception, Fc7Error)
+    assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [first.data.name]
+
+
+def test_check_prints_json_and_writes_a_page(photos: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    publish_tiny_model(home)
+    (photos / "dog" / "broken.png").write_bytes(b"x")
+    (photos / "dog" / "same.png").write_bytes((photos / "cat" / "1.png").read_bytes())
+    done = invoke(home, "data", "check", photos, "--html", tmp_path / "report.html", "--json", "--model", "tiny")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["features"] == "fc7 of tiny:1"
+    assert report["images"] == 21
+    assert [group["conflicts"] for group in report["groups"]] == [True]
+    assert (tmp_path / "report.html").read_text().count("data:image/jpeg") >= 2
+    table = invoke(home, "data", "check", photos, "--model", "tiny")
+    assert "the same picture in two classes" in table.output
+
+
+def test_prepare_requires_a_split(photos: Path, tmp_path: Path) -> None:
+    refused = invoke(tmp_path / "home", "data", "prepare", photos, tmp_path / "shards")
+    assert isinstance(refused.exception, DatasetError)
+    assert f"fc7 data split {photos} split.csv" in str(refused.exception)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    publish_tiny_model(tmp_path / "home")
+    invoke(tmp_path / "home", "models", "activate", "tiny:1")
+    return tmp_path / "home"
+
+
+def keys(home: Path, picture: Path, *words: str) -> list[str]:
+    found = invoke(home, "search", picture, "--json", *words)
+    assert found.exit_code == 0, found.output
+    [result] = json.loads(found.stdout)["results"]
+    return [near["key"] for near in result["neighbours"]]
+
+
+def test_labels_and_metadata_reach_search(home: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,year\nphotos/cat/1.png,2020\nnone.png,1\n")
+    built = invoke(home, "index", "build", photos, "--metadata", tmp_path / "t.csv", "--json")
+    assert built.exit_code == 0, built.output
+    assert "1 rows of the metadata name no file" in built.stderr
+    assert keys(home, photos / "dog" / "0.png", "--where", "year>=2019") == ["cat/1.png"]
+    found = keys(home, photos / "dog" / "0.png", "--where", "label:cat", "-k", "20", "--model", "tiny:1")
+    assert len(found) == 10
+    assert all(key.startswith("cat/") for key in found)
+    save_image(tmp_path / "more" / "x" / "a.png", 70)
+    second = invoke(home, "index", "build", tmp_path / "more", "--no-labels")
+    assert "20 other images were in the index before" in second.stderr
+
+
+def test_an_archive_is_indexed_with_its_metadata(home: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "a.png")
+    rows = b'{"path": "cat/a.png", "year": 2020}\n'
+    picture = (tmp_path / "a.png").read_bytes()
+    files = {"cat/a.png": picture, "dog/b.png": picture + b" ", "metadata.jsonl": rows}
+    files |= {"dog/metadata.jsonl": b'{"path": "b.png", "year": 2021}\n', "__MACOSX/metadata.jsonl": b"x"}
+    (tmp_path / "set.tar").write_bytes(tarred(files))
+    built = invoke(home, "index", "build", tmp_path / "set.tar", "--json")
+    assert built.exit_code == 0, built.output
+    assert json.loads(built.stdout)["skipped"] == []
+    assert keys(home, tmp_path / "a.png", "--where", "year:2021") == ["dog/b.png"]
+    assert keys(home, tmp_path / "a.png", "--where", "year:2020", "--where", "label:cat") == ["cat/a.png"]
