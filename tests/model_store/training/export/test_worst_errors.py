@@ -29,7 +29,8 @@ def test_the_images_whose_own_class_is_least_probable_are_kept_worst_first(tmp_p
     rows = list(csv.reader((tmp_path / "worst_errors.csv").read_text().splitlines()))[1:]
     assert [row[0] for row in rows] == [f"{number}.png" for number in wrong[:5]]
     assert [float(row[2]) for row in rows] == [round(float(own[number]), 6) for number in wrong[:5]]
-    assert Image.open(tmp_path / "worst_errors.png").size[0] > 1000
+    with Image.open(tmp_path / "worst_errors.png") as picture:
+        assert picture.size[0] > 1000
 
 
 def test_a_net_without_errors_has_no_files(tmp_path: Path) -> None:
