@@ -22,7 +22,6 @@ from typing import Final
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
 from model_store.decoder.limits import DecodeLimits
-from model_store.errors import CheckpointError
 from model_store.memory import available
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.image_file import write_skipped
@@ -32,14 +31,14 @@ from model_store.training.device import environment_versions, preserved_rng
 from model_store.training.distributed.data_parallel import DataParallel, require_divisible
 from model_store.training.distributed.group import Group
 from model_store.training.distributed.towers import TowerParallel, require_towers
-from model_store.training.memory_plan import checkpoint_bytes, picture_budget, training_bytes
 from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.recipe import Recipe
 from model_store.training.recipes.sizing import describe, sized
 from model_store.training.reporting import Reporter
+from model_store.training.runs import resuming
 from model_store.training.runs import run as run_folder
 from model_store.training.runs.fine_tuning import Parent, child_architecture
-from model_store.training.runs.resuming import Changes, read_resumed, remove_leftovers, require_space, write_resumed
+from model_store.training.runs.memory_plan import checkpoint_bytes, picture_budget, training_bytes
 from model_store.training.runs.run import RunInfo
 from model_store.training.trainer import Result, Trainer, batches_per_epoch, last_val_error
 
@@ -114,7 +113,7 @@ def train(
     group = resources.group
     architecture = child_architecture(parent, recipe, 1) if parent else recipe.architecture(1)
     if group.first:
-        require_space(home / "runs", checkpoint_bytes(architecture))
+        resuming.require_space(home / "runs", checkpoint_bytes(architecture))
     resources.require_fit(architecture, recipe)
     resources = resources.fitted(architecture, recipe)
     with ExitStack() as stack:
@@ -159,7 +158,7 @@ def resume(
     run: Path,
     *,
     data: Path | None = None,
-    changes: Changes | None = None,
+    changes: resuming.Changes | None = None,
     force: bool = False,
     find_parent: Callable[[str], Parent] | None = None,
     resources: Resources | None = None,
@@ -179,8 +178,8 @@ def resume(
         # Only the first process needs the run's folder. The others may be on machines that do not have it.
         if group.first:
             stack.enter_context(run_folder.locked_run(run))
-            remove_leftovers(run)
-            resumed = read_resumed(run, changes or Changes())
+            resuming.remove_leftovers(run)
+            resumed = resuming.read_resumed(run, changes or resuming.Changes())
             recorded = run_data(run, resumed.info)
         resumed, recorded = group.broadcast((resumed, recorded))
         info = resumed.info
@@ -193,28 +192,16 @@ def resume(
         resources.require_fit(info.architecture, info.recipe)
         resources = resources.fitted(info.architecture, info.recipe)
         dataset = resources.open_data(stack, data or recorded, reporter)
-        _require_same_data(dataset, run, info, force=force)
+        resuming.require_same_data(run, info, dataset.root, (dataset.hash, dataset.classes), force=force)
         stack.enter_context(preserved_rng(group.device))
         if group.first:
-            write_resumed(run, resumed, batches_per_epoch(info.recipe, len(dataset.train)))
+            resuming.write_resumed(run, resumed, batches_per_epoch(info.recipe, len(dataset.train)))
         scheme = resources.build_scheme(info)
         trainer = Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop)
         if resumed.has_checkpoint:
             return trainer.resume()
         reporter.note(f"{run} ended before its first checkpoint, so it starts again.")
         return trainer.start(find_parent(info.parent) if find_parent and info.parent else None)
-
-
-def _require_same_data(dataset: Dataset, run: Path, info: RunInfo, *, force: bool) -> None:
-    if dataset.hash != info.data_hash and not force:
-        raise CheckpointError(
-            f"The images in {dataset.root} changed since {run} was started (data hash {dataset.hash[:12]} instead "
-            f"of {info.data_hash[:12]}). Restore them, start a new run, or use --force to continue anyway."
-        )
-    if dataset.classes != info.classes:
-        raise CheckpointError(
-            f"The classes in {dataset.root} are not those that {run} was started with. Start a new run."
-        )
 
 
 def _create_run(home: Path, info: RunInfo, dataset: Dataset, stack: ExitStack) -> Path:

@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ _PLAIN: Final[tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...]] =
     np.ndarray,
     *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
     *(
-        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        (cast(Callable[..., Any], value.__reduce__()[0]), f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
         for name, value in (("scalar", np.float64(0)), ("_reconstruct", np.zeros(1)))
     ),

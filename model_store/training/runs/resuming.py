@@ -95,6 +95,21 @@ def write_resumed(run: Path, resumed: ResumedRun, batches: int) -> None:
         write_info(run, resumed.info)
 
 
+def require_same_data(run: Path, info: RunInfo, root: Path, found: tuple[str, tuple[str, ...]], *, force: bool) -> None:
+    """Raise CheckpointError if the images in `root` are not those of the run. found: their hash and classes.
+
+    force: accept other images, but not other classes.
+    """
+    data_hash, classes = found
+    if data_hash != info.data_hash and not force:
+        raise CheckpointError(
+            f"The images in {root} changed since {run} was started (data hash {data_hash[:12]} instead of "
+            f"{info.data_hash[:12]}). Restore them, start a new run, or use --force to continue anyway."
+        )
+    if classes != info.classes:
+        raise CheckpointError(f"The classes in {root} are not those that {run} was started with. Start a new run.")
+
+
 def remove_leftovers(run: Path) -> None:
     """Remove files that a killed process left: unfinished writes, and the checkpoint of a finished run."""
     for file in run.glob(".*.safetensors.*"):

@@ -21,7 +21,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/net.pth"
     public = PublicFile("net.pth", url, "sha256", "0" * 64, 10, "torchvision")
-    monkeypatch.setitem(PUBLIC_FILES, "torchvision", {"alexnet": public})  # type: ignore[arg-type]
+    monkeypatch.setitem(PUBLIC_FILES, "torchvision", {"alexnet": public})
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 

@@ -44,7 +44,7 @@ def test_each_image_gets_a_row_and_the_formats_agree(home: Path, folder: Path, t
         assert "6 images classified with tiny:1" in done.stderr
         assert "1 of them could not be read" in done.stderr
         assert "notes.txt" in done.stderr
-    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     table = pyarrow.parquet.read_table(tmp_path / "a.parquet").to_pylist()
     assert [row["path"] for row in rows] == ["broken.png", *(f"cats/{seed}.jpg" for seed in range(5))]

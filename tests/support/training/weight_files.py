@@ -389,19 +389,3 @@ def torchvision_outputs(net: nn.Module, rgb: NDArray[np.uint8]) -> tuple[Tensor,
             x = layer(x)
             fc7 = x if number == 5 else fc7
         return x.softmax(1), fc7
-
-
-class TorchvisionAlexNet(nn.Module):
-    """The module of `torchvision_alexnet` with torchvision's forward pass, for exporters."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.features = net.get_submodule("features")
-        self.avgpool = net.get_submodule("avgpool")
-        self.classifier = net.get_submodule("classifier")
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits of normalized images, float [n, 3, 224, 224]."""
-        logits: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-        return logits

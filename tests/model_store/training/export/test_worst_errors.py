@@ -26,10 +26,11 @@ def test_the_images_whose_own_class_is_least_probable_are_kept_worst_first(tmp_p
     worst.write(tmp_path, ("a", "b$c", "d"), [f"{number}.png" for number in range(40)], "title")
     own = probabilities[np.arange(40), truth]
     wrong = [number for number in np.argsort(own).tolist() if probabilities[number].argmax() != truth[number]]
-    rows = list(csv.reader((tmp_path / "worst_errors.csv").open()))[1:]
+    rows = list(csv.reader((tmp_path / "worst_errors.csv").read_text().splitlines()))[1:]
     assert [row[0] for row in rows] == [f"{number}.png" for number in wrong[:5]]
     assert [float(row[2]) for row in rows] == [round(float(own[number]), 6) for number in wrong[:5]]
-    assert Image.open(tmp_path / "worst_errors.png").size[0] > 1000
+    with Image.open(tmp_path / "worst_errors.png") as picture:
+        assert picture.size[0] > 1000
 
 
 def test_a_net_without_errors_has_no_files(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_an_exported_version_names_its_worst_errors(tmp_path: Path) -> None:
     write_pictures(tmp_path / "data")
     run = load_run(write_run(tmp_path, tmp_path / "data"))
     exported = export_run(run, ModelStore(tmp_path), view_counts=(1, 10))
-    rows = list(csv.DictReader((exported.artifact.path / "report" / "worst_errors.csv").open()))
+    rows = list(csv.DictReader((exported.artifact.path / "report" / "worst_errors.csv").read_text().splitlines()))
     wrong = exported.evaluations[-1].seen - int(np.trace(exported.evaluations[-1].confusion))
     assert len(rows) == wrong > 0
     assert all(row["image"].startswith(row["class"] + "/") for row in rows)

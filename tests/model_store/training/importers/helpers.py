@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from model_store.artifact import Artifact
 from model_store.runtime.options import RunnerOptions
@@ -63,3 +64,19 @@ def error_message(read: Callable[[Path], object], path: Path) -> str:
         read(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
+
+
+class TorchvisionAlexNet(nn.Module):
+    """The module of `torchvision_alexnet` with torchvision's forward pass, for exporters."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.features = net.get_submodule("features")
+        self.avgpool = net.get_submodule("avgpool")
+        self.classifier = net.get_submodule("classifier")
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits of normalized images, float [n, 3, 224, 224]."""
+        logits: torch.Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+        return logits

@@ -22,6 +22,7 @@ from model_store.training.importers.onnx_net import read_onnx
 from model_store.training.nets.alexnet import Pool
 from tests.model_store.training.importers.helpers import (
     IMAGENET_COLOR,
+    TorchvisionAlexNet,
     assert_outputs_match,
     error_message,
     import_by_command,
@@ -226,7 +227,7 @@ class Normalized(nn.Module):
 
     def __init__(self, net: nn.Module, *, mean: float = 0.485) -> None:
         super().__init__()
-        self.net = files.TorchvisionAlexNet(net)
+        self.net = TorchvisionAlexNet(net)
         self.register_buffer("mean", torch.tensor([mean, 0.456, 0.406])[:, None, None])
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
         self.eval()
@@ -256,7 +257,7 @@ def test_an_export_of_torchvisions_net_gives_its_outputs(tmp_path: Path, form: s
     last = net.get_submodule("classifier.6")
     assert isinstance(last, nn.Linear)
     nn.init.normal_(last.weight, 0, 0.5)
-    module, path = files.TorchvisionAlexNet(net), tmp_path / "export.onnx"
+    module, path = TorchvisionAlexNet(net), tmp_path / "export.onnx"
     match form:
         case "dynamo":
             export(module, path, dynamo=True, external_data=True)

@@ -20,6 +20,7 @@ from model_store.errors import Fc7Error
 from model_store.training.importers.imported_net import ImportedNet
 from model_store.training.importers.torchvision import read_torchvision
 from tests.model_store.training.importers.helpers import (
+    TorchvisionAlexNet,
     assert_outputs_match,
     error_message,
     import_by_command,
@@ -177,7 +178,7 @@ class Options:
 
 @pytest.mark.parametrize("kind", ["module", "older module", "wrapped", "script", "exported"])
 def test_the_command_in_the_error_saves_weights_that_can_be_imported(tmp_path: Path, net: nn.Module, kind: str) -> None:
-    path, module = tmp_path / "it's.pth", files.TorchvisionAlexNet(net)
+    path, module = tmp_path / "it's.pth", TorchvisionAlexNet(net)
     example = (torch.zeros(1, 3, 224, 224),)
     match kind:
         case "script":

@@ -11,8 +11,8 @@ import torch
 
 from model_store.errors import TrainingError, TrainingMemoryError
 from model_store.training.device import out_of_memory_in_words
-from model_store.training.memory_plan import checkpoint_bytes, picture_budget, training_bytes
 from model_store.training.recipe import Recipe
+from model_store.training.runs.memory_plan import checkpoint_bytes, picture_budget, training_bytes
 from tests.support.training.class_folders import write_class_folders
 
 CPU = torch.device("cpu")
