@@ -78,7 +78,9 @@ def describe(recipe: Recipe, images: int) -> str:
     """Return the values of a recipe that depend on the data set, as a sentence for the user."""
     seen = recipe.epoch_images or images
     steps = math.ceil(seen / recipe.batch_size)
-    parts = [f"{recipe.epochs} epochs of {steps} steps with {recipe.batch_size} images"]
+    parts = [
+        f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''} of {steps} steps with {recipe.batch_size} images"
+    ]
     if recipe.epoch_images:
         parts.append(f"{seen:,} of the {images:,} images in each epoch")
     if recipe.smallest_crop:

@@ -210,7 +210,7 @@ def test_fc7_export_and_evaluate_on_the_command_line(tmp_path: Path) -> None:
     assert "fc7 index build" in first.output
     assert "cut.jpg" in first.output
     second = cli.invoke(app, ["export", str(run), "--name", "solar", *home])
-    assert "fc7 models activate solar:2" in second.output
+    assert "solar:2 was not activated, because it is no better" in second.output
     active = ModelStore(tmp_path).active()
     assert str(active and active.active) == "solar:1"
     third = cli.invoke(app, ["export", "small", "--name", "solar", "--activate", "--force", *home])

@@ -44,9 +44,11 @@ def test_wilson_intervals_are_those_of_tables(successes: int, trials: int, low: 
 
 
 def test_an_interval_contains_the_true_share_in_95_percent_of_repetitions() -> None:
-    counts = np.random.default_rng(0).binomial(60, 0.3, 2000)
-    covered = [low <= 0.3 <= high for low, high in (wilson_interval(int(count), 60) for count in counts)]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+    covered = []
+    for share in (0.1, 0.2, 0.3, 0.4, 0.5):
+        counts = np.random.default_rng(0).binomial(200, share, 1000)
+        covered += [low <= share <= high for low, high in (wilson_interval(int(count), 200) for count in counts)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
 
 
 def test_the_calibration_error_is_the_weighted_difference_of_probability_and_accuracy() -> None:

@@ -96,26 +96,6 @@ def test_the_first_activation_fails_without_effect_while_the_index_is_locked(tmp
         assert search(server) == ("tiny:1", ["a"])
 
 
-def test_a_version_no_better_than_the_baseline_is_activated_only_by_force(home: Path) -> None:
-    weak = {
-        "better_than_baseline": False,
-        "top1_error_interval": [0.3, 0.7],
-        "majority_class_error": 0.5,
-        "balanced_accuracy": 0.25,
-    }
-    with two_versions(home) as server:
-        publish_tiny_model(home, seed=7, activate=False, metrics=weak)
-        before = serves(server)
-        answer = activate(server, 4)
-        assert (answer.status_code, answer.json()["type"]) == (409, f"{KIND}no-better-than-baseline"), answer.text
-        assert "force=true" in answer.json()["detail"]
-        assert serves(server) == before
-        listed = server.client.get("/v1/models").json()["models"]
-        assert next(entry for entry in listed if entry["version"] == 4)["metrics"]["better_than_baseline"] is False
-        forced = server.client.post("/v1/models/tiny/4/activate", params={"force": "true"})
-        assert forced.status_code == 200, forced.text
-
-
 def test_a_failed_write_of_active_json_undoes_the_activation(home: Path) -> None:
     with two_versions(home) as server:
         before = serves(server)

@@ -44,7 +44,7 @@ def test_the_time_allowed_is_used_and_not_exceeded(images: int) -> None:
     recipe = sized(SMALL, images, minutes=5, speed=60)
     seen = recipe.epochs * (recipe.epoch_images or images)
     assert 0.85 * 5 * 60 * 60 <= seen <= 0.95 * 5 * 60 * 60
-    assert f"{recipe.epochs} epochs" in describe(recipe, images)
+    assert f"{recipe.epochs} epoch" in describe(recipe, images)
 
 
 def test_long_times_do_not_repeat_few_images_without_end() -> None:
