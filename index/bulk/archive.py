@@ -111,7 +111,8 @@ def read_archive_metadata(path: Path, limits: ArchiveLimits) -> dict[str, Values
 
 
 def _is_metadata(name: str) -> bool:
-    return name.rpartition("/")[2] == METADATA_FILE
+    *folders, last = name.split("/")
+    return last == METADATA_FILE and not any(map(is_hidden, folders))
 
 
 def _metadata_rows(entry: ArchiveEntry) -> dict[str, Values]:

@@ -149,7 +149,8 @@ def _colors(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the mean colors of a grid, float32 [n, 768], from 0 to 1."""
     count, side = len(pixels), pixels.shape[1] // _GRID
     grid = pixels.reshape(count, _GRID, side, _GRID, side, 3).mean((2, 4), dtype=np.float32)
-    return grid.reshape(count, -1) / 255
+    colors: NDArray[np.float32] = grid.reshape(count, -1) / np.float32(255)
+    return colors
 
 
 def _groups(pictures: _Pictures, distances: NDArray[np.float32], neighbors: NDArray[np.int64]) -> tuple[Group, ...]:

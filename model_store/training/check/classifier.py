@@ -76,4 +76,5 @@ def _fit(x: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> NDA
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return normalized

@@ -116,10 +116,10 @@ def _choose(images: Sequence[ImageFile], groups: Sequence[int], rule: SplitRule)
     order = list(members)
     chosen: set[int] = set()
     for position in np.random.default_rng(rule.seed).permutation(len(order)):
-        group = members[order[int(position)]]
-        needed = Counter(images[number].label for number in group)
+        together = members[order[int(position)]]
+        needed = Counter(images[number].label for number in together)
         if all(count <= left[label] for label, count in needed.items()):
-            chosen.update(group)
+            chosen.update(together)
             for label, count in needed.items():
                 left[label] -= count
     return chosen

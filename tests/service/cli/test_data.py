@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,12 @@ def test_a_run_records_its_split_and_is_evaluated_on_it(photos: Path, tmp_path: 
 
 def test_an_archive_is_unpacked_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[Request] = []
-    monkeypatch.setattr(training, "run_command", lambda request, _environment: requests.append(request) or 0)
+
+    def collect(request: Request, _environment: Mapping[str, str]) -> int:
+        requests.append(request)
+        return 0
+
+    monkeypatch.setattr(training, "run_command", collect)
     files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in photos.rglob("*.png")}
     (tmp_path / "set.zip").write_bytes(zipped(files | {"../evil.png": b"x", "__MACOSX/a.png": b"x", "notes.txt": b"x"}))
     for _ in range(2):

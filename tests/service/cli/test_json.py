@@ -19,6 +19,7 @@ COMMANDS = {
     "classify": ["classify", "{image}", "{broken}"],
     "codes evaluate": ["codes", "evaluate", "--bits", "64", "--epochs", "1", "--queries", "2", "--no-pixels"],
     "config": ["config"],
+    "data check": ["data", "check", "{data}"],
     "evaluate": ["evaluate", "tiny:1", "--data", "{data}"],
     "index build": ["index", "build", "{data}"],
     "index duplicates": ["index", "duplicates", "--threshold", "1"],
