@@ -35,9 +35,9 @@ from torch.nn import functional
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
 from model_store.training.data.augment import Augmenter, epoch_order
-from model_store.training.data.class_folders import open_dataset
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.demo import copy_demo
+from model_store.training.data.reader import open_dataset
 from model_store.training.device import autocast_dtype, keep_freed_memory
 from model_store.training.figures import FigureCounter, Figures
 from model_store.training.loop import train

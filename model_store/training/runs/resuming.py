@@ -115,8 +115,8 @@ def remove_leftovers(run: Path) -> None:
     for file in run.glob(".*.safetensors.*"):
         file.unlink(missing_ok=True)
     if (run / MODEL_FILE).exists():
-        for file in (BEST_FILE, CHECKPOINT_FILE):
-            (run / file).unlink(missing_ok=True)
+        for name in (BEST_FILE, CHECKPOINT_FILE):
+            (run / name).unlink(missing_ok=True)
 
 
 def _write_checkpoint_of_weights(run: Path, info: RunInfo, batches: int) -> None:

@@ -29,6 +29,18 @@ Parent = Annotated[
         autocompletion=complete_run_or_model,
     ),
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Seed of weights, order, crops and dropout.", show_default="0, or that of the run"),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0.05,
+        help="Time for training: chooses the number of epochs. Reading the images is not included.",
+        show_default="about 24,000 images seen",
+    ),
+]
 
 
 def train(
@@ -48,19 +60,9 @@ def train(
     val_share: ValShare = 0.2,
     recipe: Recipe = None,
     changes: Changes = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of weights, order, crops and dropout.", show_default="0, or that of the run"),
-    ] = None,
+    seed: Seed = None,
     parent: Parent = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=0.05,
-            help="Time for training: chooses the number of epochs. Reading the images is not included.",
-            show_default="about 24,000 images seen",
-        ),
-    ] = None,
+    minutes: Minutes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume even if the images changed.")] = False,
     memory_budget: MemoryBudget = 2048,

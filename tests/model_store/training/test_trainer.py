@@ -13,6 +13,7 @@ from model_store.errors import RecipeError
 from model_store.training.loop import resume
 from model_store.training.parents import find_parent
 from model_store.training.recipe import AUTO
+from model_store.training.runs.resuming import Changes
 from model_store.training.runs.run import BEST_FILE, load_run, read_metrics
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, final_weights, same_weights, train_trial
 from tests.support.training.class_folders import write_class_folders
@@ -110,7 +111,7 @@ def test_a_time_limit_chooses_the_epochs_and_a_run_resumes_with_them(data: Path,
     assert any(f"{info.recipe.epochs} epoch" in note for note in reporter.notes)
     fixed = replace(recipe, epochs=info.recipe.epochs, epoch_images=info.recipe.epoch_images)
     again = train_trial(data, tmp_path / "again", fixed).run
-    assert resume(stopped.run, recipe=recipe).finished
+    assert resume(stopped.run, changes=Changes(recipe)).finished
     assert same_weights(stopped.run, again)  # the measurement of the speed does not change the result
 
 
