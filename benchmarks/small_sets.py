@@ -38,6 +38,7 @@ from model_store.training.data.augment import Augmenter, epoch_order
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.demo import copy_demo
 from model_store.training.data.reader import open_dataset
+from model_store.training.data.sources import find_source
 from model_store.training.device import autocast_dtype, keep_freed_memory
 from model_store.training.figures import FigureCounter, Figures
 from model_store.training.loop import train
@@ -139,7 +140,7 @@ def train_torchvision(net_name: str, data: Path, seed: int, minutes: float) -> F
     models: Any = importlib.import_module("torchvision.models")
     torch.manual_seed(seed)
     with ThreadPoolExecutor(usable_cores()) as workers, Decoder() as decoder:
-        dataset = open_dataset(data, memory_budget=4 << 30, workers=workers, decoder=decoder)
+        dataset = open_dataset(find_source(data), memory_budget=4 << 30, workers=workers, decoder=decoder)
         net = getattr(models, net_name)(num_classes=len(dataset.classes)).to(memory_format=torch.channels_last)
         return _train_net(net, dataset, seed, minutes)
 
