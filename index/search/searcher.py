@@ -16,14 +16,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment, rows_nearest
+from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Scanner, Segment, rows_nearest
 from index.search.view import View, ids_at, live_slots, rows_at, slots_of
 
 Mode = Literal["exact", "fast", "codes"]
@@ -64,6 +64,7 @@ class Searcher:
         self._change = threading.Lock()  # held while rows are written or segments are replaced
         self._codes: dict[str, Code] = {}
         self._segments: tuple[Segment, ...] = ()
+        self._scanner: Scanner | None = None  # of the last search without a filter
         self._live = 0
         # The least number of candidates that `fast` compares exactly; may be changed at any time.
         self.candidates = _CANDIDATES
@@ -242,7 +243,7 @@ class Searcher:
         """Search with the codes of the segments of `view`."""
         total = sum(int(alive.sum()) for _, alive in view)
         wide = k if mode == "codes" else min(total, max(self.candidates, _CANDIDATES_EACH * k))
-        distances, slots = self._scan(view, blocks[0].code.query(floats), wide, blocks)
+        distances, slots = self._scan_codes(view, blocks, floats, wide)
 
         def finish(row: int) -> Hits:
             order = np.lexsort((slots[row], distances[row]))[:wide]
@@ -277,23 +278,45 @@ class Searcher:
         with self._lock:
             return [(segment, segment.alive[: segment.count].copy()) for segment in self._segments]
 
-    def _scan(self, view: View, queries: NDArray[Any], k: int, blocks: Sequence[CodeBlock] | None = None) -> Found:
-        """Return the best `k` of each segment side by side: distances and slots. blocks: compare these codes."""
+    def _scan(self, view: View, queries: NDArray[np.float32], k: int) -> Found:
+        """Return the best `k` of each segment side by side: squared distances and slots."""
 
         def scan_segment(number: int) -> Found:
             segment, alive = view[number]
             count = min(k, int(alive.sum()))
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-            distances, rows = (blocks[number] if blocks else segment).search(queries, count, alive)
+            distances, rows = segment.search(queries, count, alive)
             return distances, slots_of(number, rows)
 
-        # Scanning the codes of one segment takes no longer than a task switch, so each task scans several.
-        size = 1 if blocks is None else -(-len(view) // self._threads)
-        tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
-        results = self._pool.map(lambda numbers: [scan_segment(number) for number in numbers], tasks)
-        parts = [part for result in results for part in result]
+        parts = list(self._pool.map(scan_segment, range(len(view))))
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
+
+    def _scan_codes(self, view: View, blocks: Sequence[CodeBlock], floats: NDArray[np.float32], k: int) -> Found:
+        """Return the best `k` of each thread's part of the segments side by side: estimated distances and slots."""
+        code = blocks[0].code
+        queries, scanner, alive = code.query(floats), self._scanner_of(code, blocks), [flags for _, flags in view]
+
+        def scan_part(part: range) -> Found:
+            count = min(k, sum(int(alive[number].sum()) for number in part))
+            if count == 0:
+                return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+            distances, numbers, rows = scanner.search(queries, count, part, alive)
+            return distances, numbers * SEGMENT_ROWS + rows
+
+        size = -(-len(view) // self._threads)
+        tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
+        parts = list(self._pool.map(scan_part, tasks))
+        return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
+
+    def _scanner_of(self, code: Code, blocks: Sequence[CodeBlock]) -> Scanner:
+        """Return the scanner of the blocks of a view. That of the last search is used again for the same blocks."""
+        scanner = self._scanner
+        if scanner is None or scanner.blocks != tuple(blocks):
+            scanner = code.scanner(blocks)
+            if len(blocks) == len(self._segments):  # not the view of a filter
+                self._scanner = scanner
+        return scanner
 
     def _make(self, capacity: int) -> Segment:
         """Return an empty segment with a block for each code."""
@@ -310,7 +333,7 @@ class Searcher:
             elif len(rows := np.flatnonzero(segment.alive[: segment.count])):
                 smaller = Segment(len(rows))
                 smaller.blocks = {
-                    mode: CodeBlock(block.code, len(rows), block.memory[rows])
+                    mode: block.select(rows)
                     for mode, block in segment.blocks.items()
                     if block.count == segment.capacity
                 }
