@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from benchmarks.search.measure import recall
 from benchmarks.search.vectors import read_vectors
 from index.search.code_quality import Search, exact_search, hamming_search, standard_codes
-from index.search.pca_code import BYTES, SAMPLE, Projection, principal_axes
+from index.search.product_code import BYTES, SAMPLE, ProductCode, principal_axes
 from index.search.segment import CodeBlock, rows_nearest
 
 K = 10
@@ -69,7 +69,7 @@ def codes(rows: NDArray[np.float16], learn_from: NDArray[np.int64], epochs: int)
     """Train each code on a sample of the rows `learn_from`, and yield it with all rows, float16 [n, 4096]."""
     sample = np.sort(np.random.default_rng(0).permutation(learn_from)[:SAMPLE])
     started = time.perf_counter()
-    projection = Projection.train(rows[sample])
+    projection = ProductCode.train(rows[sample])
     learned = time.perf_counter() - started
     if projection is None:  # only if training was cancelled
         return

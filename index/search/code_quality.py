@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from index.search.pca_code import principal_axes
+from index.search.product_code import principal_axes
 
 EXACT: Final = 10  # exact neighbors for recall
 NEAREST: Final = 6  # neighbors for class precision, as in the paper's figure 4

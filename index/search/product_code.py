@@ -1,0 +1,277 @@
+"""The short code of the search mode `fast`: principal components of a row, quantized in groups of a few bits.
+
+A row is reduced to its principal components, which are divided into groups with about the same variance (`axes`). Each
+group is stored as the nearest of 16 centroids, in 4 bits. FAISS looks up the distances of a query to all centroids and
+adds them for 32 rows at a time (fast-scan).
+Guarantees: BYTES bytes for each row. Training takes seconds. A row unlike the sample only gets a worse estimate, and
+exact distances decide; `Learned` tells how many such rows there may be. A damaged file is never loaded.
+Out of scope: the final ranking; the searcher compares the candidates exactly. When to train again (see
+index/local/code_builder.py).
+References: subspace iteration for principal components (Halko, Martinsson and Tropp, 2011); product quantization
+(Jegou, Douze and Schmid, 2011); Quicker ADC (Andre, Kermarrec and Le Scouarnec, 2019), as implemented in FAISS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from index.search.segment import SEGMENT_ROWS, CodeBlock
+from model_store.durable import atomic_file
+
+GROUPS: Final = 128
+BYTES: Final = GROUPS // 2
+SAMPLE: Final = 8192
+_FORMAT: Final = b"fc7 product code 1\n"
+_COMPONENTS: Final = 256
+_CENTROIDS: Final = 16
+_BLOCK_ROWS: Final = 32  # FAISS scans blocks of 32 rows
+# FAISS's order of the rows of a block: byte j has the codes of the rows _ORDER[j] and _ORDER[j] + 16.
+_ORDER: Final = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
+_POSITION: Final = np.argsort(_ORDER)
+_ROUNDS: Final = 10  # of k-means
+_OVERSAMPLING: Final = 24  # extra directions, which make the needed ones converge
+_ITERATIONS: Final = 4
+_BATCH: Final = 1024
+_faiss: Any = faiss
+
+
+class _StoppedError(Exception):
+    """Another thread requested to stop the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a code was trained on. rows: number of vectors; last_id: greatest of their ids; time: seconds since 1970.
+
+    recall: share of the 10 exact neighbors that `fast` found after the training; None if it was not measured.
+    """
+
+    rows: int
+    last_id: int
+    time: float
+    recall: float | None = None
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64]) -> Self:
+        """Describe a training now on the vectors with these ids, ascending."""
+        return cls(len(ids), int(ids[-1]) if len(ids) else 0, time.time())
+
+    def changed(self, ids: NDArray[np.int64]) -> float:
+        """Return the number of vectors added and removed since, relative to those that exist: `ids`, ascending."""
+        kept = int(np.searchsorted(ids, self.last_id, side="right"))  # ids are never reused
+        return (len(ids) - kept + self.rows - kept) / max(1, len(ids))
+
+
+@dataclass(frozen=True)
+class ProductCode:
+    """A trained code. mean: float32 [4096]; axes: float32 [4096, 256]; centroids: float32 [128, 16, 2]."""
+
+    mean: NDArray[np.float32]
+    axes: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    learned: Learned = Learned(0, 0, 0.0)
+    _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
+
+    @cached_property
+    def name(self) -> str:
+        """Identifies the code: equal if and only if all codes are equal."""
+        return hashlib.sha256(self.mean.tobytes() + self.axes.tobytes() + self.centroids.tobytes()).hexdigest()[:32]
+
+    @classmethod
+    def train(
+        cls,
+        sample: NDArray[np.float16],
+        *,
+        learned: Learned | None = None,
+        seed: int = 0,
+        stop: threading.Event | None = None,
+    ) -> Self | None:
+        """Train on rows, float16 [n, 4096], n >= 1; some thousand rows suffice. Returns None once `stop` is set.
+
+        learned: describes the vectors that the rows are a sample of.
+        """
+        rows = sample.astype(np.float32)
+        mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        rows -= mean
+        try:
+            axes = principal_axes(rows, _COMPONENTS, seed=seed, stop=stop)
+        except _StoppedError:
+            return None
+        axes = _balanced(np.pad(axes, ((0, 0), (0, _COMPONENTS - axes.shape[1]))))
+        coordinates = rows @ axes
+        quantizer = _faiss.ProductQuantizer(_COMPONENTS, GROUPS, 4)
+        quantizer.cp.niter, quantizer.cp.seed = _ROUNDS, seed
+        quantizer.cp.min_points_per_centroid = 1  # otherwise FAISS prints a warning for each group
+        # k-means needs a row for each centroid.
+        quantizer.train(np.resize(coordinates, (max(len(coordinates), _CENTROIDS), _COMPONENTS)))
+        centroids = _faiss.vector_to_array(quantizer.centroids).reshape(GROUPS, _CENTROIDS, -1)
+        return cls(mean, axes, centroids, learned or Learned(len(sample), 0, time.time()))
+
+    def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
+        """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128], one number below 16 for each group."""
+        packed = np.concatenate(
+            [
+                self._quantizer.compute_codes(self.query(rows[start : start + _BATCH].astype(np.float32)))
+                for start in range(0, len(rows), _BATCH)
+            ]
+        )
+        return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), GROUPS)
+
+    def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 256]."""
+        return (queries - self.mean) @ self.axes
+
+    def allocate(self, capacity: int) -> tuple[Any, NDArray[np.uint8]]:
+        """Return an empty inverted list of FAISS for `capacity` rows, and its memory, uint8 [blocks, 128, 16]."""
+        lists = _faiss.BlockInvertedLists(1, _BLOCK_ROWS, _BLOCK_ROWS * BYTES)
+        lists.resize(0, capacity)  # FAISS does not allocate again: the list never gets more rows
+        first = next(self._numbers) * SEGMENT_ROWS
+        _faiss.rev_swig_ptr(lists.get_ids(0), capacity)[:] = np.arange(first, first + capacity)
+        blocks = -(-capacity // _BLOCK_ROWS)
+        memory = _faiss.rev_swig_ptr(lists.get_codes(0), blocks * _BLOCK_ROWS * BYTES)
+        return lists, memory.reshape(blocks, GROUPS, _BLOCK_ROWS // 2)
+
+    def write(self, memory: NDArray[np.uint8], start: int, codes: NDArray[np.uint8]) -> None:
+        """Write codes, uint8 [n, 128], to the memory of a block from row `start` on, where it is 0."""
+        blocks, offsets = np.divmod(np.arange(start, start + len(codes)), _BLOCK_ROWS)
+        for half in (0, 1):
+            chosen = offsets // 16 == half
+            memory[blocks[chosen], :, _POSITION[offsets[chosen] % 16]] |= codes[chosen] << 4 * half
+
+    def read(self, memory: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the codes of some rows of a block, uint8 [n, 128]."""
+        blocks, offsets = np.divmod(rows, _BLOCK_ROWS)
+        shifts = (offsets // 16 * 4).astype(np.uint8)
+        codes: NDArray[np.uint8] = memory[blocks, :, _POSITION[offsets % 16]] >> shifts[:, np.newaxis] & 15
+        return codes
+
+    def scanner(self, blocks: Sequence[CodeBlock]) -> Scanner:
+        """Return a search over some blocks."""
+        return Scanner(self, blocks)
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write the code to `path`, for the vectors of the model with this fingerprint. Raises OSError."""
+        buffer = io.BytesIO()
+        learned = np.array(json.dumps(asdict(self.learned)))
+        np.savez(
+            buffer,
+            fingerprint=np.array(fingerprint),
+            mean=self.mean,
+            axes=self.axes,
+            centroids=self.centroids,
+            learned=learned,
+        )
+        data = buffer.getvalue()
+        with atomic_file(path) as file:
+            file.write(_FORMAT + zlib.crc32(data).to_bytes(4, "little") + data)
+
+    @classmethod
+    def load(cls, path: Path, fingerprint: str) -> Self | None:
+        """Return the code saved for this model's vectors.
+
+        Returns None if it is missing, damaged, of another model or of an earlier version of fc7.
+        """
+        try:
+            content = path.read_bytes()
+            head, data = content[: len(_FORMAT) + 4], content[len(_FORMAT) + 4 :]
+            if head != _FORMAT + zlib.crc32(data).to_bytes(4, "little"):
+                return None
+            with np.load(io.BytesIO(data), allow_pickle=False) as values:
+                if str(values["fingerprint"]) != fingerprint:
+                    return None
+                learned = Learned(**json.loads(str(values["learned"])))
+                return cls(values["mean"], values["axes"], values["centroids"], learned)
+        except OSError:
+            return None
+
+    @cached_property
+    def _quantizer(self) -> Any:
+        quantizer = _faiss.ProductQuantizer(_COMPONENTS, GROUPS, 4)
+        _faiss.copy_array_to_vector(self.centroids.reshape(-1), quantizer.centroids)
+        return quantizer
+
+
+class Scanner:
+    """Searches in blocks of codes: each is an inverted list of one FAISS index. Any number of threads can search."""
+
+    def __init__(self, code: ProductCode, blocks: Sequence[CodeBlock]) -> None:
+        self.blocks = tuple(blocks)
+        pointers = _faiss.InvertedListsPtrVector()
+        for block in blocks:
+            pointers.push_back(block.holder)
+        self._lists = _faiss.VStackInvertedLists(pointers.size(), pointers.data())
+        self._coarse = _faiss.IndexFlatL2(_COMPONENTS)  # FAISS needs one, but `search` itself names the lists
+        self._index = _faiss.IndexIVFPQFastScan(
+            self._coarse, _COMPONENTS, len(self.blocks), GROUPS, 4, _faiss.METRIC_L2
+        )
+        self._index.by_residual, self._index.is_trained = False, True
+        _faiss.copy_array_to_vector(code.centroids.reshape(-1), self._index.pq.centroids)
+        self._index.replace_invlists(self._lists)
+        # The ids of a block's rows start at its number times SEGMENT_ROWS.
+        self._numbers = np.array(
+            [_faiss.rev_swig_ptr(block.holder.get_ids(0), 1)[0] // SEGMENT_ROWS for block in blocks], np.int64
+        )
+        self._positions = np.zeros(int(self._numbers.max()) + 1, np.int64)
+        self._positions[self._numbers] = np.arange(len(blocks))
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, part: range, alive: Sequence[NDArray[np.bool_]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Search in the blocks with the numbers in `part`. alive: flags of the rows of all blocks.
+
+        queries: from `ProductCode.query`. k: at most the number of live rows in these blocks. Returns estimated squared
+        distances, numbers of blocks, and numbers of rows, each [n, k].
+        """
+        bits = np.zeros((len(self._positions), SEGMENT_ROWS // 8), np.uint8)
+        for number in part:
+            flags = np.packbits(alive[number], bitorder="little")
+            bits[self._numbers[number], : len(flags)] = flags
+        selector = _faiss.IDSelectorBitmap(bits.reshape(-1))
+        parameters = _faiss.IVFSearchParameters(nprobe=len(part), sel=selector)
+        lists = np.tile(np.asarray(part, np.int64), (len(queries), 1))
+        queries, unused = np.ascontiguousarray(queries), np.zeros(lists.shape, np.float32)
+        distances, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        pointers = [_faiss.swig_ptr(array) for array in (queries, lists, unused, distances, ids)]
+        query, assigned, coarse, found, labels = pointers
+        self._index.search_preassigned_c(len(queries), query, k, assigned, coarse, found, labels, False, parameters)
+        numbers, rows = np.divmod(ids, SEGMENT_ROWS)
+        return distances, self._positions[numbers], rows
+
+
+def _balanced(axes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Reorder principal axes so that each group of two has one of high variance and one of low variance."""
+    first, second = np.arange(GROUPS), np.arange(2 * GROUPS - 1, GROUPS - 1, -1)
+    return np.ascontiguousarray(axes[:, np.column_stack([first, second]).reshape(-1)])
+
+
+def principal_axes(
+    centered: NDArray[np.float32], count: int, *, seed: int = 0, stop: threading.Event | None = None
+) -> NDArray[np.float32]:
+    """Return the directions of greatest variance of centered rows, float32 [n, d] -> [d, count], greatest first.
+
+    Returns fewer than `count` if there are fewer rows. Raises an exception once `stop` is set.
+    """
+    start = np.random.default_rng(seed).standard_normal((centered.shape[1], count + _OVERSAMPLING), dtype=np.float32)
+    axes, _ = np.linalg.qr(start)
+    for _ in range(_ITERATIONS):
+        if stop is not None and stop.is_set():
+            raise _StoppedError
+        axes, _ = np.linalg.qr(centered.T @ (centered @ axes))
+    # Sort the directions within the subspace by variance.
+    _, _, rotation = np.linalg.svd(centered @ axes, full_matrices=False)
+    return np.ascontiguousarray((axes @ rotation.T)[:, :count])
