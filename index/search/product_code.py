@@ -3,6 +3,11 @@
 A row is reduced to its principal components. A random rotation gives them about the same variance, so that 16 levels
 suit each of them; a level takes 4 bits. FAISS looks up the squared distances of a query to the levels and adds them for
 32 rows at a time (fast-scan).
+
+Split a row x into its principal part p and the rest r. Then |x - q|^2 = |p_x - p_q|^2 + |r_x|^2 + |r_q|^2 - 2 r_x r_q.
+The last term is close to 0, and |r_q|^2 is the same for all rows. So |r_x| is stored as one more coordinate, which is 0
+for the query. It is rotated together with the others.
+
 Guarantees: BYTES bytes for each row. Training takes seconds. A row unlike the sample only gets a worse estimate, and
 exact distances decide; `Learned` tells how many such rows there may be. A damaged file is never loaded.
 Out of scope: the final ranking; the searcher compares the candidates exactly. When to train again (see
@@ -78,10 +83,14 @@ class Learned:
 
 @dataclass(frozen=True)
 class ProductCode:
-    """A trained code. mean: float32 [4096]; axes: float32 [4096, 128]; levels: float32 [128, 16]."""
+    """A trained code. mean: float32 [4096]; axes: float32 [4096, 128]; rest: float32 [128]; levels: float32 [128, 16].
+
+    axes: the rotated components. rest: the direction in which the length of the rest of a row is added.
+    """
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
+    rest: NDArray[np.float32]
     levels: NDArray[np.float32]
     learned: Learned = Learned(0, 0, 0.0)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
@@ -89,7 +98,9 @@ class ProductCode:
     @cached_property
     def name(self) -> str:
         """Identifies the code: equal if and only if all codes are equal."""
-        return hashlib.sha256(self.mean.tobytes() + self.axes.tobytes() + self.levels.tobytes()).hexdigest()[:32]
+        return hashlib.sha256(
+            self.mean.tobytes() + self.axes.tobytes() + self.rest.tobytes() + self.levels.tobytes()
+        ).hexdigest()[:32]
 
     @classmethod
     def train(
@@ -108,28 +119,27 @@ class ProductCode:
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows -= mean
         try:
-            axes = principal_axes(rows, COMPONENTS, seed=seed, stop=stop)
+            axes = principal_axes(rows, COMPONENTS - 1, seed=seed, stop=stop)
         except _StoppedError:
             return None
-        axes = np.pad(axes, ((0, 0), (0, COMPONENTS - axes.shape[1])))
-        axes @= _rotation(seed)
-        coordinates = rows @ axes
+        rotation = _rotation(seed)
+        axes, rest = axes @ rotation[: axes.shape[1]], rotation[-1]
+        coordinates = _with_rest(rows, axes, rest)
         quantizer = _faiss.ProductQuantizer(COMPONENTS, COMPONENTS, 4)
         quantizer.cp.niter, quantizer.cp.seed = _ROUNDS, seed
         quantizer.cp.min_points_per_centroid = 1  # otherwise FAISS prints a warning for each component
         # k-means needs a row for each level.
         quantizer.train(np.resize(coordinates, (max(len(coordinates), _LEVELS), COMPONENTS)))
         levels = _faiss.vector_to_array(quantizer.centroids).reshape(COMPONENTS, _LEVELS)
-        return cls(mean, axes, levels, learned or Learned(len(sample), 0, time.time()))
+        return cls(mean, axes, rest, levels, learned or Learned(len(sample), 0, time.time()))
 
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
         """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128], one number below 16 for each component."""
-        packed = np.concatenate(
-            [
-                self._quantizer.compute_codes(self.query(rows[start : start + _BATCH].astype(np.float32)))
-                for start in range(0, len(rows), _BATCH)
-            ]
-        )
+        parts = [
+            _with_rest(rows[start : start + _BATCH].astype(np.float32) - self.mean, self.axes, self.rest)
+            for start in range(0, len(rows), _BATCH)
+        ]
+        packed = self._quantizer.compute_codes(np.concatenate(parts))
         return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), COMPONENTS)
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -173,6 +183,7 @@ class ProductCode:
             fingerprint=np.array(fingerprint),
             mean=self.mean,
             axes=self.axes,
+            rest=self.rest,
             levels=self.levels,
             learned=learned,
         )
@@ -195,7 +206,7 @@ class ProductCode:
                 if str(values["fingerprint"]) != fingerprint:
                     return None
                 learned = Learned(**json.loads(str(values["learned"])))
-                return cls(values["mean"], values["axes"], values["levels"], learned)
+                return cls(values["mean"], values["axes"], values["rest"], values["levels"], learned)
         except OSError:
             return None
 
@@ -251,6 +262,16 @@ class Scanner:
         self._index.search_preassigned_c(len(queries), query, k, assigned, coarse, found, labels, False, parameters)
         numbers, rows = np.divmod(ids, SEGMENT_ROWS)
         return distances, self._positions[numbers], rows
+
+
+def _with_rest(
+    centered: NDArray[np.float32], axes: NDArray[np.float32], rest: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the coordinates of rows, float32 [n, 4096] -> [n, 128], with the length of what the axes do not cover."""
+    covered = centered @ axes
+    total = np.einsum("ij,ij->i", centered, centered, dtype=np.float64)
+    lengths = np.sqrt(np.maximum(total - np.einsum("ij,ij->i", covered, covered, dtype=np.float64), 0))
+    return covered + lengths.astype(np.float32)[:, np.newaxis] * rest
 
 
 def _rotation(seed: int) -> NDArray[np.float32]:
