@@ -210,6 +210,15 @@ class ProductCode:
         except OSError:
             return None
 
+    @staticmethod
+    def is_saved(path: Path) -> bool:
+        """Return whether `path` is the file of a code of this version of fc7."""
+        try:
+            with path.open("rb") as file:
+                return file.read(len(_FORMAT)) == _FORMAT
+        except OSError:
+            return False
+
     @cached_property
     def _quantizer(self) -> Any:
         quantizer = _faiss.ProductQuantizer(COMPONENTS, COMPONENTS, 4)
