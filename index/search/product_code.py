@@ -135,12 +135,16 @@ class ProductCode:
 
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
         """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128], one number below 16 for each component."""
+        packed = self._quantizer.compute_codes(self.coordinates(rows))
+        return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), COMPONENTS)
+
+    def coordinates(self, rows: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Return what `encode` rounds, float16 [n, 4096] -> float32 [n, 128]."""
         parts = [
             _with_rest(rows[start : start + _BATCH].astype(np.float32) - self.mean, self.axes, self.rest)
             for start in range(0, len(rows), _BATCH)
         ]
-        packed = self._quantizer.compute_codes(np.concatenate(parts))
-        return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), COMPONENTS)
+        return np.concatenate(parts)
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 128]."""

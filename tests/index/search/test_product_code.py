@@ -49,7 +49,8 @@ def test_blocks_are_packed_as_faiss_packs_them(rows: NDArray[np.float16], code: 
     assert np.array_equal(block.memory.reshape(-1)[: packed.size], packed)
     chosen = np.array([3, 16, 17, 40, 1499])
     assert np.array_equal(code.read(block.memory, chosen), numbers[chosen])
-    assert np.array_equal(code.read(block.select(chosen).memory, np.arange(5)), numbers[chosen])
+    selected = block.select(chosen)
+    assert np.array_equal(code.read(selected.memory, np.arange(5)), numbers[chosen])
 
 
 def test_only_live_rows_of_the_part_are_found(rows: NDArray[np.float16], code: ProductCode) -> None:
@@ -80,7 +81,7 @@ def test_estimated_distances_include_what_the_components_do_not_cover(
     noise -= noise @ code.axes @ np.linalg.pinv(code.axes)
     far = block_of(code, (query + noise).astype(np.float16), 512)
     outside, _, _ = code.scanner([far]).search(code.query(query), 500, range(1), [np.ones(500, np.bool_)])
-    assert outside.min() > np.sort(estimated[0])[500]
+    assert np.allclose(outside, (noise**2).sum(axis=1), rtol=0.3)
 
 
 def test_few_rows_can_be_learned() -> None:
