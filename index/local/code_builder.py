@@ -242,7 +242,7 @@ class CodeBuilder:
 
 def saved_mode(folder: Path, fingerprint: str) -> Mode:
     """Return the default search mode of the index in `folder`, which need not be open."""
-    return "fast" if _code_file(folder, fingerprint).exists() else "exact"
+    return "fast" if ProductCode.is_saved(_code_file(folder, fingerprint)) else "exact"
 
 
 def _code_file(folder: Path, fingerprint: str) -> Path:

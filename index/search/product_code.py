@@ -1,8 +1,13 @@
-"""The short code of the search mode `fast`: principal components of a row, quantized in groups of a few bits.
+"""The short code of the search mode `fast`: the rotated principal components of a row, in 4 bits each.
 
-A row is reduced to its principal components, which are divided into groups with about the same variance (`axes`). Each
-group is stored as the nearest of 16 centroids, in 4 bits. FAISS looks up the distances of a query to all centroids and
-adds them for 32 rows at a time (fast-scan).
+A row is reduced to its principal components. A random rotation gives them about the same variance, so that 16 levels
+suit each of them; a level takes 4 bits. FAISS looks up the squared distances of a query to the levels and adds them for
+32 rows at a time (fast-scan).
+
+Split a row x into its principal part p and the rest r. Then |x - q|^2 = |p_x - p_q|^2 + |r_x|^2 + |r_q|^2 - 2 r_x r_q.
+The last term is close to 0, and |r_q|^2 is the same for all rows. So |r_x| is stored as one more coordinate, which is 0
+for the query. It is rotated together with the others.
+
 Guarantees: BYTES bytes for each row. Training takes seconds. A row unlike the sample only gets a worse estimate, and
 exact distances decide; `Learned` tells how many such rows there may be. A damaged file is never loaded.
 Out of scope: the final ranking; the searcher compares the candidates exactly. When to train again (see
@@ -33,12 +38,11 @@ from numpy.typing import NDArray
 from index.search.segment import SEGMENT_ROWS, CodeBlock
 from model_store.durable import atomic_file
 
-GROUPS: Final = 128
-BYTES: Final = GROUPS // 2
+COMPONENTS: Final = 128
+BYTES: Final = COMPONENTS // 2
 SAMPLE: Final = 8192
 _FORMAT: Final = b"fc7 product code 1\n"
-_COMPONENTS: Final = 256
-_CENTROIDS: Final = 16
+_LEVELS: Final = 16
 _BLOCK_ROWS: Final = 32  # FAISS scans blocks of 32 rows
 # FAISS's order of the rows of a block: byte j has the codes of the rows _ORDER[j] and _ORDER[j] + 16.
 _ORDER: Final = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
@@ -79,18 +83,24 @@ class Learned:
 
 @dataclass(frozen=True)
 class ProductCode:
-    """A trained code. mean: float32 [4096]; axes: float32 [4096, 256]; centroids: float32 [128, 16, 2]."""
+    """A trained code. mean: float32 [4096]; axes: float32 [4096, 128]; rest: float32 [128]; levels: float32 [128, 16].
+
+    axes: the rotated components. rest: the direction in which the length of the rest of a row is added.
+    """
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
-    centroids: NDArray[np.float32]
+    rest: NDArray[np.float32]
+    levels: NDArray[np.float32]
     learned: Learned = Learned(0, 0, 0.0)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @cached_property
     def name(self) -> str:
         """Identifies the code: equal if and only if all codes are equal."""
-        return hashlib.sha256(self.mean.tobytes() + self.axes.tobytes() + self.centroids.tobytes()).hexdigest()[:32]
+        return hashlib.sha256(
+            self.mean.tobytes() + self.axes.tobytes() + self.rest.tobytes() + self.levels.tobytes()
+        ).hexdigest()[:32]
 
     @classmethod
     def train(
@@ -109,31 +119,35 @@ class ProductCode:
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows -= mean
         try:
-            axes = principal_axes(rows, _COMPONENTS, seed=seed, stop=stop)
+            axes = principal_axes(rows, COMPONENTS - 1, seed=seed, stop=stop)
         except _StoppedError:
             return None
-        axes = _balanced(np.pad(axes, ((0, 0), (0, _COMPONENTS - axes.shape[1]))))
-        coordinates = rows @ axes
-        quantizer = _faiss.ProductQuantizer(_COMPONENTS, GROUPS, 4)
+        rotation = _rotation(seed)
+        axes, rest = axes @ rotation[: axes.shape[1]], rotation[-1]
+        coordinates = _with_rest(rows, axes, rest)
+        quantizer = _faiss.ProductQuantizer(COMPONENTS, COMPONENTS, 4)
         quantizer.cp.niter, quantizer.cp.seed = _ROUNDS, seed
-        quantizer.cp.min_points_per_centroid = 1  # otherwise FAISS prints a warning for each group
-        # k-means needs a row for each centroid.
-        quantizer.train(np.resize(coordinates, (max(len(coordinates), _CENTROIDS), _COMPONENTS)))
-        centroids = _faiss.vector_to_array(quantizer.centroids).reshape(GROUPS, _CENTROIDS, -1)
-        return cls(mean, axes, centroids, learned or Learned(len(sample), 0, time.time()))
+        quantizer.cp.min_points_per_centroid = 1  # otherwise FAISS prints a warning for each component
+        # k-means needs a row for each level.
+        quantizer.train(np.resize(coordinates, (max(len(coordinates), _LEVELS), COMPONENTS)))
+        levels = _faiss.vector_to_array(quantizer.centroids).reshape(COMPONENTS, _LEVELS)
+        return cls(mean, axes, rest, levels, learned or Learned(len(sample), 0, time.time()))
 
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
-        """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128], one number below 16 for each group."""
-        packed = np.concatenate(
-            [
-                self._quantizer.compute_codes(self.query(rows[start : start + _BATCH].astype(np.float32)))
-                for start in range(0, len(rows), _BATCH)
-            ]
-        )
-        return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), GROUPS)
+        """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128], one number below 16 for each component."""
+        packed = self._quantizer.compute_codes(self.coordinates(rows))
+        return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), COMPONENTS)
+
+    def coordinates(self, rows: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Return what `encode` rounds, float16 [n, 4096] -> float32 [n, 128]."""
+        parts = [
+            _with_rest(rows[start : start + _BATCH].astype(np.float32) - self.mean, self.axes, self.rest)
+            for start in range(0, len(rows), _BATCH)
+        ]
+        return np.concatenate(parts)
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 256]."""
+        """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 128]."""
         return (queries - self.mean) @ self.axes
 
     def allocate(self, capacity: int) -> tuple[Any, NDArray[np.uint8]]:
@@ -144,7 +158,7 @@ class ProductCode:
         _faiss.rev_swig_ptr(lists.get_ids(0), capacity)[:] = np.arange(first, first + capacity)
         blocks = -(-capacity // _BLOCK_ROWS)
         memory = _faiss.rev_swig_ptr(lists.get_codes(0), blocks * _BLOCK_ROWS * BYTES)
-        return lists, memory.reshape(blocks, GROUPS, _BLOCK_ROWS // 2)
+        return lists, memory.reshape(blocks, COMPONENTS, _BLOCK_ROWS // 2)
 
     def write(self, memory: NDArray[np.uint8], start: int, codes: NDArray[np.uint8]) -> None:
         """Write codes, uint8 [n, 128], to the memory of a block from row `start` on, where it is 0."""
@@ -173,7 +187,8 @@ class ProductCode:
             fingerprint=np.array(fingerprint),
             mean=self.mean,
             axes=self.axes,
-            centroids=self.centroids,
+            rest=self.rest,
+            levels=self.levels,
             learned=learned,
         )
         data = buffer.getvalue()
@@ -195,14 +210,23 @@ class ProductCode:
                 if str(values["fingerprint"]) != fingerprint:
                     return None
                 learned = Learned(**json.loads(str(values["learned"])))
-                return cls(values["mean"], values["axes"], values["centroids"], learned)
+                return cls(values["mean"], values["axes"], values["rest"], values["levels"], learned)
         except OSError:
             return None
 
+    @staticmethod
+    def is_saved(path: Path) -> bool:
+        """Return whether `path` is the file of a code of this version of fc7."""
+        try:
+            with path.open("rb") as file:
+                return file.read(len(_FORMAT)) == _FORMAT
+        except OSError:
+            return False
+
     @cached_property
     def _quantizer(self) -> Any:
-        quantizer = _faiss.ProductQuantizer(_COMPONENTS, GROUPS, 4)
-        _faiss.copy_array_to_vector(self.centroids.reshape(-1), quantizer.centroids)
+        quantizer = _faiss.ProductQuantizer(COMPONENTS, COMPONENTS, 4)
+        _faiss.copy_array_to_vector(self.levels.reshape(-1), quantizer.centroids)
         return quantizer
 
 
@@ -215,12 +239,12 @@ class Scanner:
         for block in blocks:
             pointers.push_back(block.holder)
         self._lists = _faiss.VStackInvertedLists(pointers.size(), pointers.data())
-        self._coarse = _faiss.IndexFlatL2(_COMPONENTS)  # FAISS needs one, but `search` itself names the lists
+        self._coarse = _faiss.IndexFlatL2(COMPONENTS)  # FAISS needs one, but `search` itself names the lists
         self._index = _faiss.IndexIVFPQFastScan(
-            self._coarse, _COMPONENTS, len(self.blocks), GROUPS, 4, _faiss.METRIC_L2
+            self._coarse, COMPONENTS, len(self.blocks), COMPONENTS, 4, _faiss.METRIC_L2
         )
         self._index.by_residual, self._index.is_trained = False, True
-        _faiss.copy_array_to_vector(code.centroids.reshape(-1), self._index.pq.centroids)
+        _faiss.copy_array_to_vector(code.levels.reshape(-1), self._index.pq.centroids)
         self._index.replace_invlists(self._lists)
         # The ids of a block's rows start at its number times SEGMENT_ROWS.
         self._numbers = np.array(
@@ -253,10 +277,20 @@ class Scanner:
         return distances, self._positions[numbers], rows
 
 
-def _balanced(axes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Reorder principal axes so that each group of two has one of high variance and one of low variance."""
-    first, second = np.arange(GROUPS), np.arange(2 * GROUPS - 1, GROUPS - 1, -1)
-    return np.ascontiguousarray(axes[:, np.column_stack([first, second]).reshape(-1)])
+def _with_rest(
+    centered: NDArray[np.float32], axes: NDArray[np.float32], rest: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the coordinates of rows, float32 [n, 4096] -> [n, 128], with the length of what the axes do not cover."""
+    covered = centered @ axes
+    total = np.einsum("ij,ij->i", centered, centered, dtype=np.float64)
+    lengths = np.sqrt(np.maximum(total - np.einsum("ij,ij->i", covered, covered, dtype=np.float64), 0))
+    return covered + lengths.astype(np.float32)[:, np.newaxis] * rest
+
+
+def _rotation(seed: int) -> NDArray[np.float32]:
+    random = np.random.default_rng(seed)
+    rotation: NDArray[np.float32] = np.linalg.qr(random.standard_normal((COMPONENTS, COMPONENTS), dtype=np.float32))[0]
+    return rotation
 
 
 def principal_axes(

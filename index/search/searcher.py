@@ -12,9 +12,9 @@ References: the paper, section 6.1 (Euclidean distance between 4096-d activation
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, TypeVar
 
 import faiss
 import numpy as np
@@ -30,6 +30,8 @@ from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Scanner, 
 from index.search.view import View, ids_at, live_slots, rows_at, slots_of
 
 Mode = Literal["exact", "fast", "codes"]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _FIRST_ROWS = 256
 # A scan fetches _MARGIN more rows than needed, and is repeated with more rows while the last row is so close to the
 # k-th that rounding may have swapped them.
@@ -264,7 +266,7 @@ class Searcher:
                 return rank_candidates(view, floats[row], best, k)
             return Hits(ids_at(view, best), distances[order].astype(np.float64))
 
-        return list(self._pool.map(finish, range(len(floats))))
+        return self._map(finish, range(len(floats)), alone=len(floats) == 1)
 
     def _first_pass(
         self, view: View, blocks: Sequence[CodeBlock], floats: NDArray[np.float32], wide: int, mode: Mode
@@ -347,8 +349,16 @@ class Searcher:
 
         size = -(-len(view) // self._threads)
         tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
-        parts = list(self._pool.map(scan_part, tasks))
+        parts = self._map(scan_part, tasks, alone=len(floats) == 1)
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
+
+    def _map(self, work: Callable[[_Item], _Result], items: Sequence[_Item], *, alone: bool) -> list[_Result]:
+        """Run `work` for each item. alone: the caller's thread takes the first one, which saves a task switch."""
+        if not alone:
+            return list(self._pool.map(work, items))
+        others = [self._pool.submit(work, item) for item in items[1:]]
+        faiss.omp_set_num_threads(1)  # of the caller's thread, as in the pool
+        return [work(items[0]), *(other.result() for other in others)]
 
     def _scanner_of(self, code: Code, blocks: Sequence[CodeBlock]) -> Scanner:
         """Return the scanner of the blocks of a view. That of the last search is used again for the same blocks."""

@@ -69,7 +69,7 @@ class Code(Protocol):
 
 
 class CodeBlock:
-    """The codes of a segment's rows, in the same order, with their memory."""
+    """The codes of a segment's rows, in the same order. memory: valid as long as the block exists."""
 
     def __init__(self, code: Code, capacity: int) -> None:
         self.code, self.count, self.capacity = code, 0, capacity

@@ -79,14 +79,14 @@ class DeviceMirror:
             self._codes[1].close()
             self._codes = None
         if self._codes is None and isinstance(code, ProductCode):
-            self._codes = code, DeviceRows(self.device, code.axes.shape[1], partial(_components, code))
+            self._codes = code, DeviceRows(self.device, code.axes.shape[1], partial(_coordinates, code))
         if self._codes is not None:
             self._codes[1].copy(self._segments(), self._stop)
 
 
-def _components(code: ProductCode, segment: Segment, start: int, end: int) -> NDArray[np.float32]:
-    """Return the principal components, which the code quantizes, of the rows start:end: float32 [n, 256]."""
-    return code.query(_rows(segment, start, end))
+def _coordinates(code: ProductCode, segment: Segment, start: int, end: int) -> NDArray[np.float32]:
+    """Return what the code rounds: the coordinates of the rows start:end, float32 [n, 128]."""
+    return code.coordinates(segment.rows[start:end])
 
 
 def _rows(segment: Segment, start: int, end: int) -> NDArray[np.float32]:

@@ -196,7 +196,7 @@ def test_codes_that_replace_others_replace_them_on_the_device(pair: Pair) -> Non
         assert_equal(pair[0].search(queries, 5, mode="fast"), pair[1].search(queries, 5, mode="fast"))
     use = pair[0].on_device
     assert use is not None
-    assert use.bytes == 600 * (8196 + 516), "the previous codes were freed"
+    assert use.bytes == 600 * (8196 + 260), "the previous codes were freed"
 
 
 class _Failing:
