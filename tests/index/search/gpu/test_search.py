@@ -14,6 +14,7 @@ from index.search import searcher as searcher_module
 from index.search import view as view_module
 from index.search.gpu import rows as rows_module
 from index.search.gpu.device import SearchDevice
+from index.search.gpu.rows import error_bound
 from index.search.product_code import ProductCode
 from index.search.ranking import Hits
 from index.search.searcher import Searcher
@@ -144,7 +145,7 @@ def test_repaired_rows_are_searched_instead_of_their_copies(pair: Pair) -> None:
     compare(pair)
     wait_for_copies(pair[0], 256 + 512)  # the block still contains the damaged rows, and half of it is used
     compare(pair)
-    assert pair[0].search(activations(9, seed=77)[8:], 1)[0].ids.tolist() == [8]
+    assert pair[0].search(activations(256, seed=77)[8:9], 1)[0].ids.tolist() == [8]
 
 
 def test_values_whose_squares_overflow_float16_are_searched_on_the_cpu(pair: Pair) -> None:
@@ -158,23 +159,55 @@ def test_values_whose_squares_overflow_float16_are_searched_on_the_cpu(pair: Pai
     assert_equal(pair[0].search(large[7:8], 3), pair[1].search(large[7:8], 3))
 
 
+class _Rounding:
+    """Changes each squared distance by up to the largest error that a GPU can make."""
+
+    def __init__(self, dimensions: int) -> None:
+        self._index, self._dimensions, self._norm = float16_index(dimensions), dimensions, 0.0
+        self._random = np.random.default_rng(0)
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        self._index.add(rows)
+        self._norm = max(self._norm, float(np.linalg.norm(rows, axis=1).max()))
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        squared, rows = self._index.search(queries, self._index.ntotal)
+        errors = error_bound(self._norm, np.linalg.norm(queries, axis=1), self._dimensions)
+        squared = (squared + errors[:, np.newaxis] * self._random.uniform(-1, 1, squared.shape)).astype(np.float32)
+        order = np.argsort(squared, axis=1)[:, :k]
+        return np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def test_exact_stays_exact_although_the_device_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("index.search.gpu.search._EXTRA", 0)  # so that the best candidates alone are often wrong
+    with searchers(SearchDevice("cuda:0", _Rounding, 1 << 40)) as pair:
+        for searcher in pair:
+            searcher.apply(np.arange(1024), halves(1024))
+        wait_for_copies(pair[0], 1024)
+        queries = halves(5, seed=9)
+        for k in (1, 10, 50):
+            assert_equal(pair[0].search(queries, k), pair[1].search(queries, k))
+
+
 def recall(found: list[Hits], expected: list[Hits]) -> float:
     pairs = zip(found, expected, strict=True)
     return float(np.mean([len({*one.ids[:10]} & {*other.ids[:10]}) / 10 for one, other in pairs]))
 
 
 def test_fast_finds_as_many_with_the_codes_on_the_device(pair: Pair) -> None:
-    apply(pair, 0, 1000)
+    for searcher in pair:
+        searcher.apply(np.arange(1000), halves(1000))
     code = ProductCode.train(pair[1].sample(1000))
     assert code is not None
     for searcher in pair:
         searcher.candidates = 40
         searcher.install("fast", code)
     wait_for_copies(pair[0], 1000, codes=1000)
-    apply(pair, 2000, 300, list(range(0, 1000, 3)))  # some segments are on the device, others are not
+    for searcher in pair:
+        searcher.apply(np.arange(2000, 2300), halves(300, seed=1), list(range(0, 1000, 3)))
     wait_for_copies(pair[0], 1300, codes=1300)
-    apply(pair, 3000, 10)
-    queries = np.concatenate([activations(20, seed=99), activations(10, seed=3000)])
+    apply(pair, 3000, 10)  # not copied
+    queries = np.concatenate([halves(20, seed=99), activations(10, seed=3000)])
     expected = pair[1].search(queries, 10)
     recalls = [recall(searcher.search(queries, 10, mode="fast"), expected) for searcher in pair]
     assert recalls[0] >= recalls[1] - 0.02
