@@ -41,11 +41,6 @@ MODEL_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 REPORT_FOLDER: Final = "report"
 FEATURES: Final = 4096
-# bf16 replaces f32 if the best class agrees for this share of images, the mean cosine of an image's two fc7 vectors is
-# at least this, and their median distance is at most this share of the distance to the nearest other image.
-MIN_BF16_AGREEMENT: Final = 0.999
-MIN_BF16_COSINE: Final = 0.9999
-MAX_BF16_DISTANCE: Final = 0.01
 _FULL: Final = "fp32"  # its files are not in a folder of their own
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -269,10 +264,7 @@ class Artifact:
 
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
-        """Compare the graph and its weights with the manifest, and yield the graph's path, for code that opens files.
-
-        Raises as `verify`, and ArtifactFormatError at the end if a file changed meanwhile.
-        """
+        """Yield the verified graph's path. Raises as `verify`, and ArtifactFormatError if a file changed meanwhile."""
         stamps = self.stamps()
         for name in graph_files(self.precision):
             self._check(name, sha256_of)
@@ -282,9 +274,8 @@ class Artifact:
 
     def stamps(self) -> dict[str, tuple[int, int]]:
         """Return the size and modification time (ns) of each file; (-1, 0) for a missing file."""
-        stamps = {}
-        for name in self.manifest.files:
-            stamps[name] = (-1, 0)
+        stamps = dict.fromkeys(self.manifest.files, (-1, 0))
+        for name in stamps:
             with suppress(OSError):
                 status = (self.path / name).stat()
                 stamps[name] = status.st_size, status.st_mtime_ns
@@ -363,16 +354,6 @@ class Artifact:
         if self.precision == _FULL:
             return self.manifest.fingerprint
         return self.manifest.precisions[self.precision].fingerprint
-
-    @property
-    def allows_bf16(self) -> bool:
-        """Whether bf16 was measured to give the answers of f32: the manifest's metrics `bf16` are within the limits."""
-        measured = self.manifest.metrics.get("bf16") or {}
-        return bool(
-            measured.get("top1_agreement", 0) >= MIN_BF16_AGREEMENT
-            and measured.get("fc7_cosine", 0) >= MIN_BF16_COSINE
-            and measured.get("fc7_distance", 1) <= MAX_BF16_DISTANCE
-        )
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -32,6 +32,11 @@ _CONVOLUTION_SIZES: Final = (8, 4, 2, 1)
 _ANY: Final = -1  # a dynamic batch size, in OpenVINO's notation
 _CUT: Final = "flat"  # the node that flattens the last maps; the fully connected layers read its output
 _OUTPUTS: Final = ("probabilities", "fc7")
+# bf16 replaces f32 if the best class agrees for this share of images, the mean cosine of an image's two fc7 vectors is
+# at least this, and their median distance is at most this share of the distance to the nearest other image.
+_MIN_AGREEMENT: Final = 0.999
+_MIN_COSINE: Final = 0.9999
+_MAX_DISTANCE: Final = 0.01
 
 
 class OpenVinoEngine:
@@ -44,7 +49,7 @@ class OpenVinoEngine:
     def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
         """Load `artifact`. Raises ArtifactCorruptError, RunnerError, MissingExtraError."""
         core = _core()
-        allowed = options.arithmetic == "bf16" or (options.arithmetic == "auto" and artifact.allows_bf16)
+        allowed = options.arithmetic == "bf16" or (options.arithmetic == "auto" and agrees_in_bf16(artifact))
         bf16 = allowed and (options.arithmetic == "bf16" or _has_native_bf16(core))
         self.arithmetic = "int8" if artifact.precision == "int8" else "bf16" if bf16 else "f32"
         self._lock = threading.Lock()
@@ -59,6 +64,8 @@ class OpenVinoEngine:
                 model = core.read_model(str(path))
                 self.inputs, self.outputs = _ports(model.inputs), _ports(model.outputs)
                 convolutions, layers = _parts(model)
+                if bf16:
+                    _round_weights(layers)
                 self._stages = [_Stage(core, layers, (_MANY, 1) if bf16 else (), config, pad=True)]
                 if convolutions is not None:
                     self._stages.insert(0, _Stage(core, convolutions, _CONVOLUTION_SIZES, config, pad=False))
@@ -131,6 +138,43 @@ def _parts(model: Any) -> tuple[Any | None, Any]:
     for reader in features.get_target_inputs():
         reader.replace_source_output(cut.output(0))
     return openvino.Model([features], model.get_parameters()), openvino.Model(model.get_results(), [cut])
+
+
+def _round_weights(layers: Any) -> None:
+    """Store the weight matrices in bf16, as the layers use them.
+
+    OpenVINO keeps a model's constants beside the copies that it rearranges for the CPU: 114 MB less for the paper's net.
+    """
+    from openvino import Type, opset13  # noqa: PLC0415 - an optional dependency
+
+    for node in layers.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.get_output_element_type(0) == Type.f32 and len(node.shape) == 2:
+            readers = node.output(0).get_target_inputs()
+            rounded = opset13.convert(_in_bf16(node.get_data()), "f32")
+            rounded.get_rt_info()["decompression_0"] = ""  # otherwise the conversion is done when it is compiled
+            for reader in readers:
+                reader.replace_source_output(rounded.output(0))
+
+
+def _in_bf16(values: NDArray[np.float32]) -> Any:
+    """Return a constant with `values`, finite, rounded to the nearest bf16 (ties to even)."""
+    import openvino  # noqa: PLC0415 - an optional dependency
+
+    tensor = openvino.Tensor(openvino.Type.bf16, openvino.Shape(values.shape))
+    bits = tensor.data.view(np.uint16)  # NumPy has no bf16
+    for row, floats in zip(bits, values.view(np.uint32), strict=True):
+        row[:] = (floats + 0x7FFF + ((floats >> 16) & 1)) >> 16
+    return openvino.op.Constant(tensor)
+
+
+def agrees_in_bf16(artifact: Artifact) -> bool:
+    """Return whether bf16 was measured to give the answers of f32: the metrics `bf16` are within the limits."""
+    measured = artifact.manifest.metrics.get("bf16") or {}
+    return bool(
+        measured.get("top1_agreement", 0) >= _MIN_AGREEMENT
+        and measured.get("fc7_cosine", 0) >= _MIN_COSINE
+        and measured.get("fc7_distance", 1) <= _MAX_DISTANCE
+    )
 
 
 def is_available() -> bool:

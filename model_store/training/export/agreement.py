@@ -1,6 +1,6 @@
 """Measure how far two ways of running the same net agree on real images.
 
-Out of scope: deciding what is served (`Artifact.allows_bf16`, `add_precisions`).
+Out of scope: deciding what is served (`openvino_engine.agrees_in_bf16`, `add_precisions`).
 """
 
 from __future__ import annotations

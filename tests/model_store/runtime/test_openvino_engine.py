@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
-from model_store.errors import DeviceUnavailableError
+from model_store.errors import DeviceUnavailableError, MissingExtraError
 from model_store.image import CROP
 from model_store.remote_artifact import ShippedArtifact, ship
+from model_store.runtime import openvino_engine
+from model_store.runtime.openvino_engine import agrees_in_bf16
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
@@ -82,7 +85,7 @@ def test_bf16_is_used_if_the_version_agrees_and_the_cpu_has_it(
     tmp_path: Path, metrics: dict[str, Any], allowed: bool
 ) -> None:
     version = publish(tmp_path, **metrics)
-    assert version.allows_bf16 is allowed
+    assert agrees_in_bf16(version) is allowed
     with runner(version) as found:
         assert found.arithmetic == ("bf16" if allowed and NATIVE else "f32")
     with runner(version, arithmetic="f32") as found:
@@ -98,3 +101,20 @@ def test_openvino_is_not_combined_with_cuda(artifact: Artifact, tmp_path: Path) 
     for options in ({"device": "cuda"}, {"device": "auto", "tensorrt": tmp_path}):
         with pytest.raises(DeviceUnavailableError, match="FC7_ENGINE is openvino, which runs on the CPU"):
             Runner(artifact, RunnerOptions(engine="openvino", **options))
+
+
+@pytest.mark.parametrize(("machine", "installed"), [("x86_64", False), ("aarch64", True)])
+def test_onnx_runtime_is_used_without_openvino_and_on_other_processors(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, machine: str, installed: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    if not installed:
+        monkeypatch.setattr(openvino_engine, "find_spec", lambda _name: None)
+    with runner(artifact, engine="auto") as found:
+        assert (found.engine, found.provider, found.arithmetic) == ("onnxruntime", "CPUExecutionProvider", "f32")
+
+
+def test_the_error_without_openvino_names_the_extra(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fc7\[cpu\]'"):
+        Runner(artifact, RunnerOptions(engine="openvino"))

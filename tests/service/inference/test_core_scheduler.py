@@ -48,10 +48,11 @@ def start_run(batcher: Batcher, model: PausableModel) -> Future[Prediction]:
 def test_a_batch_with_its_fair_share_does_not_wait(
     make_sharing_batcher: MakeSharingBatcher, model: PausableModel
 ) -> None:
-    batcher = make_sharing_batcher(max_delay_s=60.0)
-    with batcher.admit(2) as ticket:
-        ticket.submit(image(1)).result(10)
-        assert model.sizes == [1]
+    batcher = make_sharing_batcher(max_delay_s=60.0, max_batch=3)
+    with batcher.admit(4) as ticket:  # two batches of two images
+        for future in [ticket.submit(image(1)), ticket.submit(image(2))]:
+            future.result(10)
+        assert model.sizes == [2]
 
 
 def test_a_batch_stops_waiting_when_the_other_request_leaves(make_sharing_batcher: MakeSharingBatcher) -> None:
