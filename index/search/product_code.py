@@ -136,7 +136,8 @@ class ProductCode:
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
         """Return the codes of rows, float16 [n, 4096] -> uint8 [n, 128], one number below 16 for each component."""
         packed = self._quantizer.compute_codes(self.coordinates(rows))
-        return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), COMPONENTS)
+        codes: NDArray[np.uint8] = np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), COMPONENTS)
+        return codes
 
     def coordinates(self, rows: NDArray[np.float16]) -> NDArray[np.float32]:
         """Return what `encode` rounds, float16 [n, 4096] -> float32 [n, 128]."""
@@ -148,7 +149,8 @@ class ProductCode:
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 128]."""
-        return (queries - self.mean) @ self.axes
+        coordinates: NDArray[np.float32] = (queries - self.mean) @ self.axes
+        return coordinates
 
     def allocate(self, capacity: int) -> tuple[Any, NDArray[np.uint8]]:
         """Return an empty inverted list of FAISS for `capacity` rows, and its memory, uint8 [blocks, 128, 16]."""
@@ -165,13 +167,13 @@ class ProductCode:
         blocks, offsets = np.divmod(np.arange(start, start + len(codes)), _BLOCK_ROWS)
         for half in (0, 1):
             chosen = offsets // 16 == half
-            memory[blocks[chosen], :, _POSITION[offsets[chosen] % 16]] |= codes[chosen] << 4 * half
+            memory[blocks[chosen], :, _POSITION[offsets[chosen] % 16]] |= codes[chosen] << np.uint8(4 * half)
 
     def read(self, memory: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the codes of some rows of a block, uint8 [n, 128]."""
         blocks, offsets = np.divmod(rows, _BLOCK_ROWS)
         shifts = (offsets // 16 * 4).astype(np.uint8)
-        codes: NDArray[np.uint8] = memory[blocks, :, _POSITION[offsets % 16]] >> shifts[:, np.newaxis] & 15
+        codes: NDArray[np.uint8] = memory[blocks, :, _POSITION[offsets % 16]] >> shifts[:, np.newaxis] & np.uint8(15)
         return codes
 
     def scanner(self, blocks: Sequence[CodeBlock]) -> Scanner:
@@ -284,7 +286,8 @@ def _with_rest(
     covered = centered @ axes
     total = np.einsum("ij,ij->i", centered, centered, dtype=np.float64)
     lengths = np.sqrt(np.maximum(total - np.einsum("ij,ij->i", covered, covered, dtype=np.float64), 0))
-    return covered + lengths.astype(np.float32)[:, np.newaxis] * rest
+    coordinates: NDArray[np.float32] = covered + lengths.astype(np.float32)[:, np.newaxis] * rest
+    return coordinates
 
 
 def _rotation(seed: int) -> NDArray[np.float32]:
