@@ -28,7 +28,7 @@ from index.local.space import SearchSpace
 from index.local.vector_files import VectorFiles, remove_unused_files, unsaved
 from index.records import FastCode
 from index.search.binary_code import BinaryCode
-from index.search.pca_code import SAMPLE, Learned, Projection
+from index.search.product_code import SAMPLE, Learned, ProductCode
 from index.search.recall import measure_recall
 from index.search.searcher import Mode
 from model_store.code_store import CodeStore
@@ -69,22 +69,22 @@ class CodeBuilder:
         """
         self._identity = catalog.identity
         self._current[space.record.id] = space
-        projection = None
+        code = None
         fingerprint = space.record.fingerprint
         if self._fast_from is not None:
-            projection = Projection.load(_code_file(self._folder, fingerprint), fingerprint)
-        if projection is not None:
-            space.learned = projection.learned
-            space.searcher.install("fast", projection)
-        complete = self._files(space).load(space.searcher, catalog, space.record.id, projection)
-        if projection is not None:
+            code = ProductCode.load(_code_file(self._folder, fingerprint), fingerprint)
+        if code is not None:
+            space.learned = code.learned
+            space.searcher.install("fast", code)
+        complete = self._files(space).load(space.searcher, catalog, space.record.id, code)
+        if code is not None:
             ids = space.searcher.ids()
-            space.unchecked = int(projection.learned.changed(ids) * len(ids))
-        if projection is not None and not complete:
+            space.unchecked = int(code.learned.changed(ids) * len(ids))
+        if code is not None and not complete:
             space.searcher.disable("fast")
             if not self._read_only:
-                code = projection
-                self._submit(_Task("encode", space, lambda _: self._install(space, code)))
+                saved = code
+                self._submit(_Task("encode", space, lambda _: self._install(space, saved)))
         if any(segment.mapped for segment in space.searcher.segments) and not self._read_only:
             self._submit(_Task("check", space, self._check_rows))
 
@@ -186,19 +186,19 @@ class CodeBuilder:
         """Learn the code of `fast` from the vectors that exist now, replace the previous one, and save both."""
         space.unchecked = 0
         learned = Learned.of(space.searcher.ids())
-        projection = Projection.train(space.searcher.sample(SAMPLE), learned=learned, stop=self._stop)
-        if projection is not None:
-            self._install(space, projection)
+        code = ProductCode.train(space.searcher.sample(SAMPLE), learned=learned, stop=self._stop)
+        if code is not None:
+            self._install(space, code)
 
-    def _install(self, space: SearchSpace, projection: Projection) -> None:
-        space.searcher.install("fast", projection, stop=self._stop)
+    def _install(self, space: SearchSpace, code: ProductCode) -> None:
+        space.searcher.install("fast", code, stop=self._stop)
         if self._stop.is_set():
             return
-        space.learned, space.recall = projection.learned, None
-        recall = projection.learned.recall
+        space.learned, space.recall = code.learned, None
+        recall = code.learned.recall
         space.recall = measure_recall(space.searcher, self._stop) if recall is None else recall
-        space.learned = replace(projection.learned, recall=space.recall)
-        named = replace(projection, learned=space.learned)
+        space.learned = replace(code.learned, recall=space.recall)
+        named = replace(code, learned=space.learned)
         self._write(lambda: named.save(_code_file(self._folder, space.record.fingerprint), space.record.fingerprint))
         self._save(space)
 
@@ -242,7 +242,7 @@ class CodeBuilder:
 
 def saved_mode(folder: Path, fingerprint: str) -> Mode:
     """Return the default search mode of the index in `folder`, which need not be open."""
-    return "fast" if _code_file(folder, fingerprint).exists() else "exact"
+    return "fast" if ProductCode.is_saved(_code_file(folder, fingerprint)) else "exact"
 
 
 def _code_file(folder: Path, fingerprint: str) -> Path:

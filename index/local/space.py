@@ -8,7 +8,7 @@ import numpy as np
 
 from index.catalog.images import Change
 from index.records import Space, VectorModel
-from index.search.pca_code import Learned
+from index.search.product_code import Learned
 from index.search.searcher import Searcher
 
 

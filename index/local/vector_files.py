@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from index.catalog.catalog import Catalog
 from index.errors import IndexCorruptError
 from index.records import checksum
-from index.search.pca_code import Projection
+from index.search.product_code import ProductCode
 from index.search.searcher import Searcher
 from index.search.segment import CodeBlock, Segment
 from index.search.segment_file import (
@@ -49,10 +49,10 @@ class VectorFiles:
         self._folder, self._fingerprint = folder, fingerprint
         self._owner = f"{identity} {fingerprint}"
 
-    def load(self, searcher: Searcher, catalog: Catalog, space: int, projection: Projection | None) -> bool:
+    def load(self, searcher: Searcher, catalog: Catalog, space: int, code: ProductCode | None) -> bool:
         """Fill an empty searcher with all vectors of `space`.
 
-        projection: the code of `fast`, already installed in the searcher. Returns whether all mapped rows have codes.
+        code: that of `fast`, already installed in the searcher. Returns whether all mapped rows have codes.
         Raises IndexCorruptError if a vector in the catalog does not match its checksum.
         """
         ids, checksums = catalog.vector_checksums(space)
@@ -68,10 +68,12 @@ class VectorFiles:
             alive = np.zeros(len(file.ids), np.bool_)
             alive[rows] = True
             segment = Segment.of_file(file, alive)
-            if projection is not None:
-                codes = read_codes(file.path, projection.name, segment.capacity, projection.width)
+            if code is not None:
+                block = CodeBlock(code, segment.capacity)
+                codes = read_codes(file.path, code.name, block.memory.nbytes)
                 if codes is not None:
-                    segment.blocks = {"fast": CodeBlock(projection, segment.capacity, codes)}
+                    block.restore(codes)
+                    segment.blocks = {"fast": block}
                 with_codes = with_codes and codes is not None
             searcher.adopt(segment)
             position = end
@@ -95,7 +97,7 @@ class VectorFiles:
             block = segment.blocks.get("fast")
             if stop.is_set():
                 return
-            if segment.file is not None and block is not None and isinstance(block.code, Projection):
+            if segment.file is not None and block is not None and isinstance(block.code, ProductCode):
                 name = block.code.name
                 if not _has_codes(segment.file.path, name):
                     write_codes(segment.file.path, name, block.memory)

@@ -9,7 +9,7 @@ References: FAISS's index factory; Gong and Lazebnik 2011 (ITQ); Gao and Long 20
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,12 +18,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from index.search.pca_code import principal_axes
+from index.search.product_code import principal_axes
 
 EXACT: Final = 10  # exact neighbors for recall
 NEAREST: Final = 6  # neighbors for class precision, as in the paper's figure 4
 WIDE: Final = 100
-STANDARD: Final = ("sign-LSH", "PCA+ITQ", "OPQ+PQ", "OPQ+PQ fast-scan", "RaBitQ")
 _TIMED_QUERIES: Final = 100
 _RABITQ_EXTRA: Final = 8  # bytes of factors in addition to one bit for each dimension
 _TRAIN_ROWS: Final = 16_384  # rows on which the codes of FAISS are trained
@@ -56,11 +55,10 @@ class CodeQuality:
 
 @dataclass(frozen=True, slots=True)
 class StandardCode:
-    """A code of FAISS with encoded rows. train_s: seconds to train it, including the principal components."""
+    """A code of FAISS with encoded rows."""
 
     name: str
     search: Search
-    train_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,38 +122,29 @@ def hamming_search(bits: NDArray[np.bool_], encode: Callable[[NDArray[np.float32
     return lambda queries, k: index.search(np.packbits(encode(queries), axis=1, bitorder="little"), k)[1]
 
 
-def standard_codes(
-    rows: NDArray[np.float32], bits: int, *, train_on: NDArray[np.int64] | None = None, names: Container[str] = STANDARD
-) -> Iterator[StandardCode]:
-    """Yield those codes of FAISS that are in `names`, with `rows` (float32 [n, d]) encoded with this number of bits.
+def standard_codes(rows: NDArray[np.float32], bits: int) -> Iterator[StandardCode]:
+    """Yield each code of FAISS with `rows`, float32 [n, d], encoded with this number of bits.
 
-    They are trained on at most 16,384 rows, drawn from all rows or from those with the numbers `train_on`. A code that
-    needs more rows or bits is omitted.
+    They are trained on at most 16,384 random rows. A code that needs more rows or bits is omitted.
     """
-    train_on = np.arange(len(rows)) if train_on is None else train_on
-    chosen = np.random.default_rng(0).permutation(train_on)[:_TRAIN_ROWS]
-    started = time.perf_counter()
+    chosen = np.random.default_rng(0).permutation(len(rows))[:_TRAIN_ROWS]
     mean = rows[chosen].mean(axis=0)
     # The largest number of components that any code needs: one for each bit for ITQ, half as many for PQ.
     axes = principal_axes(rows[chosen] - mean, min(max(_COMPONENTS, bits), len(chosen) - 1))
-    pca_s = time.perf_counter() - started
     components = np.concatenate([(part - mean) @ axes for part in np.array_split(rows, -(-len(rows) // _TRAIN_ROWS))])
 
     def build(name: str, width: int, make: Callable[[NDArray[np.float32]], Any]) -> StandardCode:
-        started = time.perf_counter()
         with _one_thread():  # the parts are so small that threads would mostly wait for each other
             sample = np.ascontiguousarray(components[chosen, :width])
             index = make(sample)
             index.train(sample)
-        train_s = pca_s + time.perf_counter() - started
         index.add(np.ascontiguousarray(components[:, :width]))
         first = np.ascontiguousarray(axes[:, :width])
-        return StandardCode(name, lambda queries, k: index.search((queries - mean) @ first, k)[1], train_s)
+        return StandardCode(name, lambda queries, k: index.search((queries - mean) @ first, k)[1])
 
-    if "sign-LSH" in names:
-        signs = _faiss.IndexLSH(rows.shape[1], bits)
-        signs.add(rows - mean)
-        yield StandardCode("sign-LSH", lambda queries, k: signs.search(queries - mean, k)[1], 0.0)
+    signs = _faiss.IndexLSH(rows.shape[1], bits)
+    signs.add(rows - mean)
+    yield StandardCode("sign-LSH", lambda queries, k: signs.search(queries - mean, k)[1])
     recipes: list[tuple[str, int, Callable[[NDArray[np.float32]], Any]]] = []
     if components.shape[1] >= bits:
         recipes.append(("PCA+ITQ", bits, lambda _: _faiss.index_factory(bits, f"ITQ{bits},LSH")))
@@ -168,8 +157,7 @@ def standard_codes(
         # A random rotation spreads the information evenly over the bits.
         recipes.append(("RaBitQ", dimensions, lambda _: _faiss.index_factory(dimensions, f"RR{dimensions},RaBitQ")))
     for name, components_used, make in recipes:
-        if name in names:
-            yield build(name, components_used, make)
+        yield build(name, components_used, make)
 
 
 @contextmanager

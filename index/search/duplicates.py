@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.search.pca_code import principal_axes
+from index.search.product_code import principal_axes
 from index.search.view import View, ids_at, live_slots, rows_at
 
 _SAMPLE = 1024

@@ -11,11 +11,10 @@ References: the paper, section 6.1 (Euclidean distance between 4096-d activation
 
 from __future__ import annotations
 
-import bisect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import faiss
 import numpy as np
@@ -27,10 +26,12 @@ from index.search.gpu.device import SearchDevice
 from index.search.gpu.mirror import DeviceMirror
 from index.search.gpu.search import candidates, search_exactly
 from index.search.ranking import TIE, Hits, rank, rank_candidates
-from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Segment
+from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Scanner, Segment, find_row
 from index.search.view import View, ids_at, live_slots, rows_at, slots_of
 
 Mode = Literal["exact", "fast", "codes"]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _FIRST_ROWS = 256
 # A scan fetches _MARGIN more rows than needed, and is repeated with more rows while the last row is so close to the
 # k-th that rounding may have swapped them.
@@ -55,6 +56,7 @@ class Searcher:
         self._change = threading.Lock()  # held while rows are written or segments are replaced
         self._codes: dict[str, Code] = {}
         self._segments: tuple[Segment, ...] = ()
+        self._scanner: Scanner | None = None  # of the last search without a filter
         self._live = 0
         self._mirror: DeviceMirror | None = None
         # The least number of candidates that `fast` compares exactly; may be changed at any time.
@@ -128,12 +130,12 @@ class Searcher:
                 used = [segment for segment in segments if segment.count]
                 starts = [int(segment.ids[0]) for segment in used]
                 for vector_id in removed:
-                    if (found := _find(used, starts, vector_id)) is not None:
+                    if (found := find_row(used, starts, vector_id)) is not None:
                         segment, row = found
                         segment.alive[row] = False
                         segment.dead += 1
                         self._live -= 1
-            if any(_mostly_dead(segment) for segment in segments):
+            if any(segment.mostly_dead for segment in segments):
                 self._compact()
         self._changed()
 
@@ -264,26 +266,26 @@ class Searcher:
                 return rank_candidates(view, floats[row], best, k)
             return Hits(ids_at(view, best), distances[order].astype(np.float64))
 
-        return list(self._pool.map(finish, range(len(floats))))
+        return self._map(finish, range(len(floats)), alone=len(floats) == 1)
 
     def _first_pass(
         self, view: View, blocks: Sequence[CodeBlock], floats: NDArray[np.float32], wide: int, mode: Mode
     ) -> list[Found]:
         """Compare the codes: return estimated distances and slots of `wide` candidates, or more, of each query."""
         code, mirror = blocks[0].code, self._mirror
-        queries = code.query(floats)
         rows = None if mirror is None or mode != "fast" else mirror.codes(code)
         if rows is not None:
+            queries = code.query(floats)
             found = candidates(
                 rows,
                 view,
                 queries,
                 wide,
-                lambda left, part, k, own: self._scan(left, part, k, [blocks[n] for n in own]),
+                lambda left, _, k, own: self._scan_codes(left, [blocks[n] for n in own], floats, k),
             )
             if all(len(each.slots) >= wide for each in found):
                 return [(each.estimates, each.slots) for each in found]
-        distances, slots = self._scan(view, queries, wide, blocks)
+        distances, slots = self._scan_codes(view, blocks, floats, wide)
         return list(zip(distances, slots, strict=True))
 
     def _search_exactly(self, view: View, floats: NDArray[np.float32], k: int, total: int) -> list[Hits]:
@@ -319,23 +321,53 @@ class Searcher:
         with self._lock:
             return [(segment, segment.alive[: segment.count].copy()) for segment in self._segments]
 
-    def _scan(self, view: View, queries: NDArray[Any], k: int, blocks: Sequence[CodeBlock] | None = None) -> Found:
-        """Return the best `k` of each segment side by side: distances and slots. blocks: compare these codes."""
+    def _scan(self, view: View, queries: NDArray[np.float32], k: int) -> Found:
+        """Return the best `k` of each segment side by side: squared distances and slots."""
 
         def scan_segment(number: int) -> Found:
             segment, alive = view[number]
             count = min(k, int(alive.sum()))
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-            distances, rows = (blocks[number] if blocks else segment).search(queries, count, alive)
+            distances, rows = segment.search(queries, count, alive)
             return distances, slots_of(number, rows)
 
-        # Scanning the codes of one segment takes no longer than a task switch, so each task scans several.
-        size = 1 if blocks is None else -(-len(view) // self._threads)
-        tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
-        results = self._pool.map(lambda numbers: [scan_segment(number) for number in numbers], tasks)
-        parts = [part for result in results for part in result]
+        parts = list(self._pool.map(scan_segment, range(len(view))))
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
+
+    def _scan_codes(self, view: View, blocks: Sequence[CodeBlock], floats: NDArray[np.float32], k: int) -> Found:
+        """Return the best `k` of each thread's part of the segments side by side: estimated distances and slots."""
+        code = blocks[0].code
+        queries, scanner, alive = code.query(floats), self._scanner_of(code, blocks), [flags for _, flags in view]
+
+        def scan_part(part: range) -> Found:
+            count = min(k, sum(int(alive[number].sum()) for number in part))
+            if count == 0:
+                return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+            distances, numbers, rows = scanner.search(queries, count, part, alive)
+            return distances, numbers * SEGMENT_ROWS + rows
+
+        size = -(-len(view) // self._threads)
+        tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
+        parts = self._map(scan_part, tasks, alone=len(floats) == 1)
+        return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
+
+    def _map(self, work: Callable[[_Item], _Result], items: Sequence[_Item], *, alone: bool) -> list[_Result]:
+        """Run `work` for each item. alone: the caller's thread takes the first one, which saves a task switch."""
+        if not alone:
+            return list(self._pool.map(work, items))
+        others = [self._pool.submit(work, item) for item in items[1:]]
+        faiss.omp_set_num_threads(1)  # of the caller's thread, as in the pool
+        return [work(items[0]), *(other.result() for other in others)]
+
+    def _scanner_of(self, code: Code, blocks: Sequence[CodeBlock]) -> Scanner:
+        """Return the scanner of the blocks of a view. That of the last search is used again for the same blocks."""
+        scanner = self._scanner
+        if scanner is None or scanner.blocks != tuple(blocks):
+            scanner = code.scanner(blocks)
+            if len(blocks) == len(self._segments):  # not the view of a filter
+                self._scanner = scanner
+        return scanner
 
     def _changed(self) -> None:
         mirror = self._mirror
@@ -352,12 +384,12 @@ class Searcher:
         """Replace full segments of mostly dead rows by smaller ones. Running searches keep using the old ones."""
         segments = []
         for segment in self._segments:
-            if not _mostly_dead(segment):
+            if not segment.mostly_dead:
                 segments.append(segment)
             elif len(rows := np.flatnonzero(segment.alive[: segment.count])):
                 smaller = Segment(len(rows))
                 smaller.blocks = {
-                    mode: CodeBlock(block.code, len(rows), block.memory[rows])
+                    mode: block.select(rows)
                     for mode, block in segment.blocks.items()
                     if block.count == segment.capacity
                 }
@@ -366,18 +398,3 @@ class Searcher:
                 segments.append(smaller)
         with self._lock:
             self._segments = tuple(segments)
-
-
-def _find(segments: Sequence[Segment], starts: Sequence[int], vector_id: int) -> tuple[Segment, int] | None:
-    """Return the segment and row of a live vector, or None. starts: the first id of each segment, ascending."""
-    number = bisect.bisect_right(starts, vector_id) - 1
-    if number >= 0:
-        segment = segments[number]
-        row = int(np.searchsorted(segment.ids[: segment.count], vector_id))
-        if row < segment.count and segment.ids[row] == vector_id and segment.alive[row]:
-            return segment, row
-    return None
-
-
-def _mostly_dead(segment: Segment) -> bool:
-    return segment.count == segment.capacity and 2 * segment.dead >= segment.capacity

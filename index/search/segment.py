@@ -10,6 +10,8 @@ is only flagged.
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import faiss
@@ -27,10 +29,25 @@ _faiss: Any = faiss
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
-class Code(Protocol):
-    """A short code for rows. width: bytes of a code."""
+class Scanner(Protocol):
+    """A search over the blocks of a code. A device can scan instead of the processor: see `Code.scanner`."""
 
-    width: int
+    @property
+    def blocks(self) -> tuple[CodeBlock, ...]:
+        """The blocks, by number."""
+
+    def search(
+        self, queries: NDArray[Any], k: int, part: range, alive: Sequence[NDArray[np.bool_]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Search in the blocks with the numbers in `part`. alive: flags of the rows of all blocks.
+
+        queries: from `Code.query`. k: at most the number of live rows in these blocks. Returns estimated distances,
+        numbers of blocks, and numbers of rows, each [n, k], in any order.
+        """
+
+
+class Code(Protocol):
+    """A short code for rows."""
 
     def encode(self, rows: NDArray[np.float16]) -> NDArray[np.uint8]:
         """Return the codes of rows, float16 [n, 4096] -> uint8 [n, width]."""
@@ -38,32 +55,45 @@ class Code(Protocol):
     def query(self, queries: NDArray[np.float32]) -> NDArray[Any]:
         """Convert queries, float32 [n, 4096], to what the search of `scanner` expects."""
 
-    def scanner(self, memory: NDArray[np.uint8]) -> Any:
-        """Return an empty FAISS index over `memory`, uint8 [capacity, width]."""
+    def allocate(self, capacity: int) -> tuple[Any, NDArray[np.uint8]]:
+        """Return an object of FAISS for the codes of `capacity` rows, and its memory, which is 0 and never moves."""
+
+    def write(self, memory: NDArray[np.uint8], start: int, codes: NDArray[np.uint8]) -> None:
+        """Write codes, uint8 [n, width], to the memory of a block from row `start` on."""
+
+    def read(self, memory: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the codes of some rows of a block, uint8 [n, width]."""
+
+    def scanner(self, blocks: Sequence[CodeBlock]) -> Scanner:
+        """Return a search over some blocks."""
 
 
 class CodeBlock:
-    """The codes of a segment's rows, in the same order."""
+    """The codes of a segment's rows, in the same order. memory: valid as long as the block exists."""
 
-    def __init__(self, code: Code, capacity: int, codes: NDArray[np.uint8] | None = None) -> None:
-        """codes: of all rows, uint8 [capacity, width]; None if there are no rows yet."""
-        self.code, self.count = code, 0 if codes is None else capacity
-        self.memory: NDArray[np.uint8] = np.zeros((capacity, code.width), np.uint8) if codes is None else codes
-        self._index = code.scanner(self.memory)
-        self._index.ntotal = self.count
+    def __init__(self, code: Code, capacity: int) -> None:
+        self.code, self.count, self.capacity = code, 0, capacity
+        self.holder, self.memory = code.allocate(capacity)
 
     def append(self, rows: NDArray[np.float16]) -> None:
         """Append the codes of more rows."""
-        end = self.count + len(rows)
         if len(rows):
-            self.memory[self.count : end] = self.code.encode(rows)
-        self.count = end
-        self._index.ntotal = end
+            self._append(self.code.encode(rows))
 
-    def search(self, queries: NDArray[Any], k: int, alive: NDArray[np.bool_]) -> Found:
-        """Return estimated distances and row numbers, both [n, k]; `queries` come from `Code.query`."""
-        distances, rows = self._index.search(queries, k, params=_only(alive))
-        return distances.astype(np.float32, copy=False), rows
+    def select(self, rows: NDArray[np.int64]) -> CodeBlock:
+        """Return a full block with the codes of some rows."""
+        block = CodeBlock(self.code, len(rows))
+        block._append(self.code.read(self.memory, rows))
+        return block
+
+    def restore(self, memory: NDArray[np.uint8]) -> None:
+        """Fill an empty block with the memory of a full one of the same size."""
+        self.memory[...] = memory.reshape(self.memory.shape)
+        self.count = self.capacity
+
+    def _append(self, codes: NDArray[np.uint8]) -> None:
+        self.code.write(self.memory, self.count, codes)
+        self.count += len(codes)
 
 
 class Segment:
@@ -105,9 +135,14 @@ class Segment:
         return self.count == self.capacity
 
     @property
+    def mostly_dead(self) -> bool:
+        """Whether it is full, and at most half of its rows are alive."""
+        return self.full and 2 * self.dead >= self.capacity
+
+    @property
     def bytes_in_memory(self) -> int:
         """Memory used, without mapped rows: the operating system caches and evicts those."""
-        codes = sum(block.memory.nbytes for block in self.blocks.values())
+        codes = sum(block.memory.nbytes + 8 * block.capacity for block in self.blocks.values())
         return codes + self.capacity * (9 + (0 if self.mapped else ROW_BYTES))
 
     def append(self, ids: NDArray[np.int64], rows: NDArray[np.float16]) -> None:
@@ -122,8 +157,19 @@ class Segment:
 
     def search(self, queries: NDArray[np.float32], k: int, alive: NDArray[np.bool_]) -> Found:
         """Return squared distances and row numbers, both [n, k]; -1 if fewer than `k` rows are alive."""
-        distances, rows = self._index.search(queries, k, params=_only(alive))
+        distances, rows = self._index.search(queries, k, params=only(alive))
         return distances, rows
+
+
+def find_row(segments: Sequence[Segment], starts: Sequence[int], vector_id: int) -> tuple[Segment, int] | None:
+    """Return the segment and row of a live vector, or None. starts: the first id of each segment, ascending."""
+    number = bisect.bisect_right(starts, vector_id) - 1
+    if number >= 0:
+        segment = segments[number]
+        row = int(np.searchsorted(segment.ids[: segment.count], vector_id))
+        if row < segment.count and segment.ids[row] == vector_id and segment.alive[row]:
+            return segment, row
+    return None
 
 
 def rows_nearest(
@@ -145,7 +191,8 @@ def lend(vector: Any, memory: NDArray[np.uint8]) -> None:
     vector.view_size = vector.c_size = memory.nbytes
 
 
-def _only(alive: NDArray[np.bool_]) -> Any:
+def only(alive: NDArray[np.bool_]) -> Any:
+    """Return search parameters of FAISS that allow only the rows that are alive."""
     return _faiss.SearchParameters(sel=_faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little")))
 
 

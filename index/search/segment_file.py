@@ -70,23 +70,23 @@ def open_segment(path: Path, owner: str) -> SegmentFile | None:
 
 
 def write_codes(path: Path, code: str, codes: NDArray[np.uint8]) -> None:
-    """Write the codes, uint8 [n, width], of the segment in `path`. code: names what computed them. Raises OSError."""
+    """Write the codes of the segment in `path`, as they are in memory. code: what computed them. Raises OSError."""
     header = {"format": FORMAT, "code": code, "codes": zlib.crc32(np.ascontiguousarray(codes).data)}
     with atomic_file(codes_path(path)) as file:
         file.write(_header(header))
         file.write(np.ascontiguousarray(codes).data)
 
 
-def read_codes(path: Path, code: str, count: int, width: int) -> NDArray[np.uint8] | None:
-    """Return the codes of the segment in `path`, uint8 [count, width]; None unless they are intact and of `code`."""
+def read_codes(path: Path, code: str, size: int) -> NDArray[np.uint8] | None:
+    """Return the codes of the segment in `path`, uint8 [size]; None unless they are intact, and of `code`."""
     try:
         with codes_path(path).open("rb") as file:
             header, data = _parse(file.read(_PAGE)), file.read()
     except OSError:
         return None
-    if header.get("code") != code or len(data) != count * width or zlib.crc32(data) != header.get("codes"):
+    if header.get("code") != code or len(data) != size or zlib.crc32(data) != header.get("codes"):
         return None
-    return np.frombuffer(bytearray(data), np.uint8).reshape(count, width)
+    return np.frombuffer(data, np.uint8)
 
 
 def codes_path(path: Path) -> Path:

@@ -33,7 +33,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.stats.get(outcome, []):
             properties = dict(report.user_properties)
             if CHECK in properties:
-                reason = report.longrepr[2] if outcome == "skipped" and isinstance(report.longrepr, tuple) else ""
+                skipped = outcome == "skipped" and isinstance(report.longrepr, tuple)
+                reason = report.longrepr[2].removeprefix("Skipped: ") if skipped else ""
                 rows.append((properties[CHECK], state, properties.get(FIGURE, reason)))
     if rows:
         width = max(len(check) for check, _, _ in rows)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from index.search.gpu.device import SearchDevice, open_device
-from index.search.pca_code import SAMPLE, Projection
+from index.search.product_code import SAMPLE, ProductCode
 from index.search.searcher import Mode, Searcher
 from index.search.view import restrict
 from tests.index.helpers import activations
@@ -85,7 +85,7 @@ def test_filters(pair: Pair, queries: NDArray[np.float16], figure: Show) -> None
 
 def test_fast(pair: Pair, queries: NDArray[np.float16], figure: Show) -> None:
     """Search: fast on the GPU finds as many as the CPU's"""
-    code = Projection.train(pair[1].sample(SAMPLE))
+    code = ProductCode.train(pair[1].sample(SAMPLE))
     assert code is not None
     for searcher in pair:
         searcher.install("fast", code)

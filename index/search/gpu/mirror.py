@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from index.records import DIMENSIONS, DeviceUse
 from index.search.gpu.device import SearchDevice
 from index.search.gpu.rows import DeviceRows
-from index.search.pca_code import Projection
+from index.search.product_code import ProductCode
 from index.search.segment import Code, Segment
 
 
@@ -78,15 +78,15 @@ class DeviceMirror:
         if self._codes is not None and self._codes[0] is not code:
             self._codes[1].close()
             self._codes = None
-        if self._codes is None and isinstance(code, Projection):
-            self._codes = code, DeviceRows(self.device, code.width, partial(_coordinates, code))
+        if self._codes is None and isinstance(code, ProductCode):
+            self._codes = code, DeviceRows(self.device, code.axes.shape[1], partial(_coordinates, code))
         if self._codes is not None:
             self._codes[1].copy(self._segments(), self._stop)
 
 
-def _coordinates(code: Projection, segment: Segment, start: int, end: int) -> NDArray[np.float32] | None:
-    block = segment.blocks.get("fast")
-    return code.decode(block.memory[start:end]) if block is not None and block.code is code else None
+def _coordinates(code: ProductCode, segment: Segment, start: int, end: int) -> NDArray[np.float32]:
+    """Return what the code rounds: the coordinates of the rows start:end, float32 [n, 128]."""
+    return code.coordinates(segment.rows[start:end])
 
 
 def _rows(segment: Segment, start: int, end: int) -> NDArray[np.float32]:

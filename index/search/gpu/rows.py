@@ -40,8 +40,8 @@ _BLOCK_ROWS: Final = 262_144
 _COPIED_ROWS: Final = 2048  # in one step; searches wait for it
 _FEWEST_ROWS: Final = 256  # fewer new rows than that are not worth a copy; the CPU scans them in 0.1 ms
 
-# Returns rows start:end of a segment as float32 [end - start, dimensions]; None if it has none.
-Values = Callable[[Segment, int, int], NDArray[np.float32] | None]
+# Returns rows start:end of a segment as float32 [end - start, dimensions].
+Values = Callable[[Segment, int, int], NDArray[np.float32]]
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +89,7 @@ class DeviceRows:
         self._block_rows = max(SEGMENT_ROWS, min(_BLOCK_ROWS, _BLOCK_BYTES // (2 * dimensions)))
         self._blocks: list[_Block] = []
         self._placed: dict[object, tuple[_Block, int]] = {}  # by the segment's identity: its block, and rows copied
-        self._refused: set[object] = set()  # segments without values, or with values that the device cannot compare
+        self._refused: set[object] = set()  # segments with values that the device cannot compare
         self._full = False  # the last copy found no room
         self._exhausted = False  # the device has less memory than the limit
         self._warned = self._failed = False
@@ -187,7 +187,7 @@ class DeviceRows:
     def _copy(self, segment: Segment, start: int, end: int) -> None:
         """Copy rows start:end of a segment, or note why not."""
         values = self._values(segment, start, end)
-        if values is None or float(np.abs(values).max()) > LARGEST:
+        if float(np.abs(values).max()) > LARGEST:
             self._refused.add(segment.identity)
             return
         length = float(np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64).max()))

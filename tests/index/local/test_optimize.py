@@ -20,7 +20,7 @@ from index.local.index import LocalImageIndex
 from index.local.optimize import optimize
 from index.local.verify import verify
 from index.records import NewImage
-from index.search.pca_code import Projection
+from index.search.product_code import ProductCode
 from index.search.searcher import Searcher
 from tests.index.helpers import open_index, picture, sha256
 
@@ -82,7 +82,7 @@ def recall_of_index(index: LocalImageIndex, queries: NDArray[np.float16], exact:
 
 
 def recall_of_fresh_code(rows: NDArray[np.float16], queries: NDArray[np.float16], exact: list[set[int]]) -> float:
-    projection = Projection.train(rows)
+    projection = ProductCode.train(rows)
     assert projection is not None
     searcher = Searcher(threads=1)
     searcher.apply(np.arange(len(rows)), rows)

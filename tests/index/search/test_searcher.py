@@ -86,12 +86,12 @@ def test_small_matrix_products_use_one_core() -> None:
     program = """
 import time
 import numpy as np
-from index.search.pca_code import Projection
+from index.search.product_code import ProductCode
 from index.search.searcher import Searcher
 
 searcher = Searcher(threads=1)
 rows = np.random.default_rng(0).random((256, 4096)).astype(np.float16)
-code = Projection.train(rows)
+code = ProductCode.train(rows)
 code.encode(rows[:32])
 process, thread = time.process_time(), time.thread_time()
 for _ in range(100):

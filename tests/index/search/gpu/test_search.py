@@ -15,7 +15,7 @@ from index.search import view as view_module
 from index.search.gpu import rows as rows_module
 from index.search.gpu.device import SearchDevice
 from index.search.gpu.rows import error_bound
-from index.search.pca_code import Projection
+from index.search.product_code import ProductCode
 from index.search.ranking import Hits
 from index.search.searcher import Searcher
 from index.search.segment import Segment
@@ -197,7 +197,7 @@ def recall(found: list[Hits], expected: list[Hits]) -> float:
 def test_fast_finds_as_many_with_the_codes_on_the_device(pair: Pair) -> None:
     for searcher in pair:
         searcher.apply(np.arange(1000), halves(1000))
-    code = Projection.train(pair[1].sample(1000))
+    code = ProductCode.train(pair[1].sample(1000))
     assert code is not None
     for searcher in pair:
         searcher.candidates = 40
@@ -220,7 +220,7 @@ def test_fast_finds_as_many_with_the_codes_on_the_device(pair: Pair) -> None:
 def test_codes_that_replace_others_replace_them_on_the_device(pair: Pair) -> None:
     apply(pair, 0, 600)
     for seed in (0, 1):
-        code = Projection.train(pair[1].sample(300, seed=seed), seed=seed)
+        code = ProductCode.train(pair[1].sample(300, seed=seed), seed=seed)
         assert code is not None
         for searcher in pair:
             searcher.install("fast", code)
