@@ -58,6 +58,8 @@ class PlateauDetector:
 
     def _likely_cause(self) -> tuple[str, str]:
         rate = self._recipe.learning_rate
+        if self._recipe.initialisation == "he" and self._steps < self._recipe.flat_loss_steps:
+            return "the run is too short", "more epochs: --minutes 20, or --set epochs=auto"
         if self._recipe.initialisation != "he":
             cause = "with the paper's initial weights, the net hardly leaves this plateau on small data sets"
             return cause, "--recipe small, or --set initialisation=he"

@@ -52,6 +52,13 @@ def test_a_decreasing_loss_causes_no_warning() -> None:
     assert [falling.after_step(loss) for loss in (1.1, 0.4, 0.3, 0.2, 0.2)] == [None] * 5
 
 
+def test_a_short_run_with_good_initial_weights_needs_more_epochs() -> None:
+    detector = PlateauDetector(np.array([5, 5]), replace(RECIPE, flat_loss_steps=100))
+    assert [detector.after_step(0.7) for _ in range(7)] == [None] * 7
+    assert "too short. Try more epochs" in str(detector.at_end(7))
+    assert detector.at_end(100) is None
+
+
 @pytest.mark.parametrize(
     ("recipe", "fix"),
     [
