@@ -71,8 +71,8 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["train", "--name", "a", "--data", "{tmp}/none"], "none/train is not a folder"),
-        (["train", "--name", "a"], "A folder of images is required"),
+        (["train", "--name", "a", "--data", "{tmp}/none"], "none is not a folder"),
+        (["train", "--name", "a"], "A data set is required"),
         (["train", "--name", "a b", "--data", "{data}"], "'a b' is not a valid model name"),
         (["train", "--name", "a", "--data", "{data}", "--set", "epoch=1"], "Unknown key 'epoch'"),
         (["train", "--name", "a", "--resume"], "There is no run 'a'"),
