@@ -149,8 +149,7 @@ class ProductCode:
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 128]."""
-        coordinates: NDArray[np.float32] = (queries - self.mean) @ self.axes
-        return coordinates
+        return ((queries - self.mean) @ self.axes).astype(np.float32, copy=False)
 
     def allocate(self, capacity: int) -> tuple[Any, NDArray[np.uint8]]:
         """Return an empty inverted list of FAISS for `capacity` rows, and its memory, uint8 [blocks, 128, 16]."""
