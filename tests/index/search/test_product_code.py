@@ -81,7 +81,8 @@ def test_estimated_distances_include_what_the_components_do_not_cover(
     noise -= noise @ code.axes @ np.linalg.pinv(code.axes)
     far = block_of(code, (query + noise).astype(np.float16), 512)
     outside, _, _ = code.scanner([far]).search(code.query(query), 500, range(1), [np.ones(500, np.bool_)])
-    assert np.allclose(outside, (noise**2).sum(axis=1), rtol=0.3)
+    true = (noise**2).sum(axis=1).mean()
+    assert 0.5 * true < outside.min() <= outside.max() < 1.5 * true
 
 
 def test_few_rows_can_be_learned() -> None:
