@@ -43,7 +43,7 @@ def measure_bf16(version: Artifact, images: SplitImages, progress: Callable[[int
     kept: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = [], []
 
     def in_time() -> Iterator[tuple[NDArray[np.uint8], tuple[str, ...]]]:
-        for batch in islice(images.batches(BATCH), total // BATCH):
+        for batch in islice(images.batches(BATCH), -(-total // BATCH)):
             yield batch
             if time.monotonic() > ends:
                 return

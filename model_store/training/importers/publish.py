@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,10 @@ from model_store.artifact import FEATURES, Artifact, ManifestDraft, class_labels
 from model_store.image import SIZE
 from model_store.store import ModelStore
 from model_store.training.errors import ImportFormatError
-from model_store.training.evaluate import TorchPredictor
+from model_store.training.evaluate import SplitImages, TorchPredictor
+from model_store.training.export.agreement import measure_bf16
 from model_store.training.export.graph import OPSET, producer
-from model_store.training.export.publish import Parity, check_parity, staged_runner
+from model_store.training.export.publish import Parity, check_parity, staged_runner, staged_version
 from model_store.training.export.served_graph import write_served_graph
 from model_store.training.importers.imported_net import ImportedNet
 from model_store.training.importers.labels import Labels
@@ -44,12 +46,13 @@ def publish_import(
     labels: Labels,
     *,
     name: str | None = None,
+    photographs: SplitImages | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> ImportResult:
     """Publish `net` as the next version of the model `name` (default: derived from the file's name).
 
-    labels: one for each class. Raises ParityError, PublishError, ModelNameError, and ImportFormatError if fc7 does not
-    have the served size.
+    labels: one for each class. photographs: on which bf16 is compared with f32; without them, the version runs in f32.
+    Raises ParityError, PublishError, ModelNameError, and ImportFormatError if fc7 does not have the served size.
     """
     source = net.source
     hidden = [layer.neurons for layer in net.architecture.layers if isinstance(layer, Hidden)]
@@ -80,7 +83,12 @@ def publish_import(
         progress("comparing with torch")
         with staged_runner(staged, draft) as runner:
             parity = check_parity(runner, TorchPredictor(draft.name, labels.names, model, net.mean), _test_images())
-        draft = draft.model_copy(update={"metrics": {"parity": asdict(parity)}})
+        metrics: dict[str, Any] = {"parity": asdict(parity)}
+        if photographs is not None:
+            progress("comparing bf16 with f32")
+            bf16 = measure_bf16(staged_version(staged, draft), photographs, lambda _done, _total: None)
+            metrics |= {"bf16": bf16} if bf16 else {}
+        draft = draft.model_copy(update={"metrics": metrics})
         progress("publishing")
         return ImportResult(store.publish(staged, draft), parity, labels)
 

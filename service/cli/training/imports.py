@@ -16,6 +16,7 @@ from model_store.training.importers.download import PUBLIC_FILES, fetch
 from service.cli import console
 from service.cli.options import Activate, Home
 from service.cli.training.export import activate_or_advise
+from service.factory import decode_limits
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ Labels = Annotated[
         show_default="ImageNet's labels if there are 1,000 classes",
     ),
 ]
+Photographs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="At least 100 photographs, as for fc7 train, on which bf16 is compared with f32.",
+        show_default="none; the model runs in f32",
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="Name of the model.", show_default="the file's name")]
 
 
@@ -60,6 +69,7 @@ def caffe(
     *,
     mean: Mean = None,
     labels: Labels = None,
+    photographs: Photographs = None,
     name: Name = None,
     caffenet: Annotated[
         bool, typer.Option("--caffenet", help="Pool before normalizing, for a file that does not define the order.")
@@ -73,7 +83,7 @@ def caffe(
 
     _import(
         "caffe", file, lambda path: read_caffemodel(path, mean=mean, caffenet=caffenet), labels, name,
-        download=download, activate=activate, home=home,
+        photographs=photographs, download=download, activate=activate, home=home,
     )  # fmt: skip
 
 
@@ -83,6 +93,7 @@ def onnx(
     *,
     mean: Mean = None,
     labels: Labels = None,
+    photographs: Photographs = None,
     name: Name = None,
     download: Annotated[bool, _download_option("onnx")] = False,
     activate: Activate = None,
@@ -93,7 +104,7 @@ def onnx(
 
     _import(
         "onnx", file, lambda path: read_onnx(path, mean=mean), labels, name,
-        download=download, activate=activate, home=home,
+        photographs=photographs, download=download, activate=activate, home=home,
     )  # fmt: skip
 
 
@@ -102,6 +113,7 @@ def torchvision(
     file: File = None,
     *,
     labels: Labels = None,
+    photographs: Photographs = None,
     name: Name = None,
     download: Annotated[bool, _download_option("torchvision")] = False,
     activate: Activate = None,
@@ -110,7 +122,17 @@ def torchvision(
     """Import torchvision's alexnet (.pth, .ckpt or .safetensors), the net of the paper "One weird trick"."""
     from model_store.training.importers.torchvision import read_torchvision  # noqa: PLC0415 - torch
 
-    _import("torchvision", file, read_torchvision, labels, name, download=download, activate=activate, home=home)
+    _import(
+        "torchvision",
+        file,
+        read_torchvision,
+        labels,
+        name,
+        photographs=photographs,
+        download=download,
+        activate=activate,
+        home=home,
+    )
 
 
 def imagenet_version(settings: Settings) -> str:
@@ -151,12 +173,14 @@ def _import(
     labels: Path | None,
     name: str | None,
     *,
+    photographs: Path | None,
     download: bool,
     activate: bool | None,
     home: Path | None,
 ) -> None:
+    from model_store.training.evaluate import SplitImages  # noqa: PLC0415 - torch
     from model_store.training.importers.labels import labels_for  # noqa: PLC0415
-    from model_store.training.importers.publish import publish_import  # noqa: PLC0415 - torch
+    from model_store.training.importers.publish import publish_import  # noqa: PLC0415
 
     settings = load_settings(home=home)
     if download:
@@ -166,11 +190,11 @@ def _import(
     else:
         path = Path(file)
     store = ModelStore(settings.home)
+    images = None if photographs is None else SplitImages(photographs, "all", decode_limits(settings))
     with console.open_console(stderr=True).status("reading") as status:
         net = read(path)
-        imported = publish_import(
-            net, store, labels_for(net.architecture.classes, labels), name=name, progress=status.update
-        )
+        found = labels_for(net.architecture.classes, labels)
+        imported = publish_import(net, store, found, name=name, photographs=images, progress=status.update)
     artifact = imported.artifact
     console.show(
         f"[green]Published {artifact.id}[/]: {net.architecture.name}, {len(artifact.labels):,} classes. "

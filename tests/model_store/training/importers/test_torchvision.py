@@ -17,7 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model_store.errors import Fc7Error
+from model_store.store import ModelStore
+from model_store.training.evaluate import SplitImages
 from model_store.training.importers.imported_net import ImportedNet
+from model_store.training.importers.labels import labels_for
+from model_store.training.importers.publish import publish_import
 from model_store.training.importers.torchvision import read_torchvision
 from tests.model_store.training.importers.helpers import (
     TorchvisionAlexNet,
@@ -28,6 +32,7 @@ from tests.model_store.training.importers.helpers import (
     served_outputs,
 )
 from tests.support.training import weight_files as files
+from tests.support.training.class_folders import write_class_folders
 
 CLASSES = 5
 
@@ -261,3 +266,10 @@ def test_files_of_another_kind_are_directed_to_their_command(tmp_path: Path) -> 
     )
     caffe = files.write_caffemodel(tmp_path / "net.pth", weights)
     assert f"To import it, run: fc7 import caffe {caffe}" in error_message(read, caffe)
+
+
+def test_bf16_is_measured_on_the_given_photographs(tmp_path: Path, saved: Path) -> None:
+    photographs = SplitImages(write_class_folders(tmp_path / "photographs", train=34, val=1), "all")
+    store, labels = ModelStore(tmp_path), labels_for(CLASSES)
+    artifact = publish_import(read(saved), store, labels, photographs=photographs).artifact
+    assert artifact.manifest.metrics["bf16"]["images"] == 105
