@@ -149,7 +149,7 @@ class ProductCode:
 
     def query(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the coordinates of queries, float32 [n, 4096] -> float32 [n, 128]."""
-        coordinates: NDArray[np.float32] = (queries - self.mean) @ self.axes
+        coordinates: NDArray[np.float32] = np.matmul(queries - self.mean, self.axes)
         return coordinates
 
     def allocate(self, capacity: int) -> tuple[Any, NDArray[np.uint8]]:
