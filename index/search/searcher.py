@@ -345,7 +345,7 @@ class Searcher:
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
             distances, numbers, rows = scanner.search(queries, count, part, alive)
-            return distances, numbers * SEGMENT_ROWS + rows
+            return distances, slots_of(numbers, rows)
 
         size = -(-len(view) // self._threads)
         tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]

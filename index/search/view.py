@@ -24,8 +24,8 @@ def live_slots(view: View) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def slots_of(number: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the slots of the rows of a segment, by its number in the view."""
+def slots_of(number: int | NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the slots of rows of a segment, by its number in the view, or of a segment for each row."""
     return rows + number * SEGMENT_ROWS
 
 

@@ -166,7 +166,7 @@ def test_a_large_index_trains_the_fast_code_and_saves_it(rows: NDArray[np.float1
 
 def test_codes_of_an_earlier_version_are_learned_again(rows: NDArray[np.float16], tmp_path: Path) -> None:
     with open_index(tmp_path, fast_from=1000) as index:
-        index.add_many(images(rows[:1500]))
+        index.add_many(images(rows[:1024]))
         wait_until(lambda: index.mode() == "fast" and len(list((tmp_path / "index").glob("*.codes"))) == 1)
     [code], [codes] = (list((tmp_path / "index").glob(pattern)) for pattern in ("*.code", "*.codes"))
     code.write_bytes(b"fc7 projection 2\n" + code.read_bytes()[20:])
