@@ -114,6 +114,7 @@ def train(
     architecture = child_architecture(parent, recipe, 1) if parent else recipe.architecture(1)
     if group.first:
         resuming.require_space(home / "runs", checkpoint_bytes(architecture))
+    resources.require_fit(architecture, recipe)
     resources = resources.fitted(architecture, recipe)
     with ExitStack() as stack:
         dataset = resources.open_data(stack, data, reporter, rule)

@@ -114,12 +114,12 @@ def initialise_net(net: AlexNet, info: RunInfo, parent: Parent | None) -> bool:
 
 def require_divisible(recipe: Recipe, group: Group) -> None:
     """Raise RecipeError unless the processes can share each batch."""
-    if group.world > 1 and recipe.mixup:
+    if group.world > 1 and recipe.mixup > 0:
         raise RecipeError(
             "mixup is not supported with several processes, because it blends images of the whole batch. Use "
             "--set mixup=0, or a single process."
         )
-    if group.world > 1 and (recipe.frozen_layers or recipe.head_share):
+    if group.world > 1 and (recipe.frozen_layers > 0 or recipe.head_share > 0):
         raise RecipeError(
             "frozen_layers and head_share are not supported with several processes. Use --set frozen_layers=0 --set "
             "head_share=0, or a single process."

@@ -8,6 +8,7 @@ Out of scope: the velocities of a finished run, which are not kept. Its optimize
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,16 +154,15 @@ def _finished_epochs(run: Path) -> int:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise CheckpointError if `folder` cannot be written, or if its disk has less than `needed` bytes left.
+    """Raise CheckpointError if `folder` cannot be created or written, or if its disk has less than `needed` bytes left.
 
-    The folder is created. needed: bytes.
+    needed: bytes.
     """
-    probe = folder / ".writable"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
-        left = shutil.disk_usage(folder).free
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".fc7-") as probe:
+            probe.write(b"\0" * 4096)
+        left = shutil.disk_usage(existing).free
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be written: {error.strerror}. Choose another folder with --home, or make it writable."
