@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
@@ -33,7 +34,9 @@ def requirements(extras: tuple[str, ...]) -> list[Requirement]:
 
 def test_every_installed_package_has_its_exact_version_in_the_constraints() -> None:
     known = exact_versions(ROOT / "constraints/cpu.txt")
-    installed = {canonicalize_name(each.name): Version(each.version) for each in distributions()}
+    # Without packages that others bundle: Ray adds a folder to sys.path.
+    found = distributions(path=[sysconfig.get_path("purelib")])
+    installed = {canonicalize_name(each.name): Version(each.version) for each in found}
     wrong = {
         f"{name}=={version}": str(known.get(name))
         for name, version in installed.items()

@@ -250,12 +250,10 @@ class VersionsMachine(RuleBasedStateMachine):
             searched = self._index.searched.fingerprint
             try:
                 query = self._embed(searched, 0)
-            except ModelNotLoadedError:
-                assert searched != self._index.searched.fingerprint, "the version of the searched vectors was retired"
-                continue
-            if searched == self._index.searched.fingerprint:
+                [found] = self._index.search(query[np.newaxis], 100, fingerprint=searched)
                 break
-        [found] = self._index.search(query[np.newaxis], 100, fingerprint=searched)
+            except (IndexSwitchedError, ModelNotLoadedError):  # the migration ended meanwhile: the service tries again
+                assert searched != self._index.searched.fingerprint, "the version of the searched vectors was retired"
         for neighbour in found:
             if neighbour.key in self.images:
                 assert (neighbour.distance < 1e-3) == (self.images[neighbour.key] == 0), (
