@@ -9,6 +9,7 @@ References: FAISS's documentation "Faiss on the GPU".
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -20,6 +21,7 @@ from model_store.errors import DeviceUnavailableError
 MAX_FOUND: Final = 2048  # FAISS selects at most that many neighbors on a GPU
 # Temporary memory that FAISS reserves on the device. A search needs 64 MB for 32 queries in the largest block.
 _TEMPORARY_BYTES: Final = 128 << 20
+_NO_DEVICE: Final = 100  # CUDA_ERROR_NO_DEVICE
 _faiss: Any = faiss
 
 
@@ -70,10 +72,23 @@ def _problem(number: int) -> str | None:
     """Return why FAISS cannot use this CUDA device, or None."""
     if not hasattr(_faiss, "StandardGpuResources"):
         return "the installed FAISS is the package faiss-cpu, which cannot use a GPU"
+    reason = driver_problem()
+    if reason is not None:
+        return reason
     count = _faiss.get_num_gpus()
     if number >= count:
         return f"FAISS finds {count or 'no'} CUDA device{'' if count == 1 else 's'}"
     return None
+
+
+def driver_problem(library: str = "libcuda.so.1") -> str | None:
+    """Return why NVIDIA's driver does not work, or None. There may still be no device."""
+    # FAISS ends the process if the driver reports an error, such as one that does not match the kernel's module.
+    try:
+        code = ctypes.CDLL(library).cuInit(0)
+    except OSError:
+        return f"NVIDIA's driver ({library}) is not installed"
+    return None if code in (0, _NO_DEVICE) else f"NVIDIA's driver does not work (CUDA error {code})"
 
 
 def _maker(number: int) -> Callable[[int], Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import faiss
 import pytest
 
-from index.search.gpu.device import SearchDevice, open_device
+from index.search.gpu.device import SearchDevice, driver_problem, open_device
 from model_store.errors import DeviceUnavailableError
 from tests.index.helpers import open_index
 from tests.index.search.gpu.helpers import float16_index
@@ -48,3 +50,21 @@ def test_memory_for_enlarging_an_index_is_part_of_the_limit() -> None:
     device.used = 300
     assert device.has_room(400, 300)
     assert not device.has_room(401, 300)
+
+
+def test_a_missing_driver_is_named() -> None:
+    assert driver_problem("libcuda-missing.so.1") == "NVIDIA's driver (libcuda-missing.so.1) is not installed"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler builds a driver that fails")
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [(0, None), (100, None), (803, "NVIDIA's driver does not work (CUDA error 803)")],
+)
+def test_a_driver_that_fails_is_named_instead_of_ending_the_process(
+    tmp_path: Path, code: int, problem: str | None
+) -> None:
+    library = tmp_path / "libcuda.so.1"
+    source = f"int cuInit(unsigned flags) {{ return {code}; }}"
+    subprocess.run(["cc", "-shared", "-fPIC", "-xc", "-o", library, "-"], input=source, text=True, check=True)
+    assert driver_problem(str(library)) == problem
