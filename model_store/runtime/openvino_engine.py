@@ -50,9 +50,10 @@ class OpenVinoEngine:
     def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
         """Load `artifact`. Raises ArtifactCorruptError, RunnerError, MissingExtraError."""
         core = _core()
-        allowed = options.arithmetic == "bf16" or (options.arithmetic == "auto" and agrees_in_bf16(artifact))
-        bf16 = allowed and (options.arithmetic == "bf16" or _has_native_bf16(core))
-        self.arithmetic = "int8" if artifact.precision == "int8" else "bf16" if bf16 else "f32"
+        int8 = artifact.precision == "int8"  # its float layers stay in f32, because only fp32 was compared with bf16
+        auto = options.arithmetic == "auto" and agrees_in_bf16(artifact) and _has_native_bf16(core)
+        bf16 = not int8 and (auto or options.arithmetic == "bf16")
+        self.arithmetic = "int8" if int8 else "bf16" if bf16 else "f32"
         self._lock = threading.Lock()
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
