@@ -117,6 +117,7 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
         return resume(
             run,
             data=request.data,
+            rule=request.rule,
             changes=Changes(recipe, request.settings, request.seed),
             force=request.force,
             find_parent=partial(find_parent, request.home),

@@ -90,7 +90,8 @@ def draw_figure4_left(
         colors = [CORRECT if bar.correct else OTHER for bar in answer]
         axes.barh(range(len(answer)), [bar.probability for bar in answer], color=colors, height=0.8)
         for line, bar in enumerate(answer):
-            axes.text(0.02, line, f"{_short(bar.label)}  {bar.probability:.0%}", va="center", fontsize=7.5)
+            text = f"{_short(bar.label)}  {bar.probability:.0%}"
+            axes.text(0.02, line, text, va="center", fontsize=7.5, parse_math=False)
         axes.set_xlim(0, 1)
         axes.set_ylim(_BARS - 0.5, -0.5)
         axes.set_xticks([])
@@ -124,7 +125,7 @@ def _show(axes: Axes, image: LabeledImage, caption: str = "") -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(_short(image.label), fontsize=7.5, pad=3)
+    axes.set_title(_short(image.label), fontsize=7.5, pad=3, parse_math=False)
     axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
 
 

@@ -57,6 +57,11 @@ def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(tmp_path: Path, 
     assert is_drawn(tmp_path / "confusion.png")
 
 
+def test_names_of_classes_are_not_read_as_formulas(tmp_path: Path) -> None:
+    draw_confusion(tmp_path, ["$5 to $10", "$\\nothing$"], np.ones((2, 2), np.int64), "title")
+    assert is_drawn(tmp_path / "confusion.png")
+
+
 def test_reliability_is_drawn_for_few_and_many_bins(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for images in (1, 500):
