@@ -304,8 +304,8 @@ class NoBetterThanBaselineError(Fc7Error):
     figures: str
     message = (
         "{model} was not activated, because it is no better than always predicting the same class: {figures}. Train "
-        "with more images, train longer (fc7 train --minutes 20), or start from public weights: fc7 import torchvision "
-        "--download, then fc7 train --from. To activate it anyway, use --force (force=true over HTTP)."
+        "with more images, train longer (fc7 train --minutes 20), or start from weights that were trained on "
+        "ImageNet (fc7 train --from imagenet). To activate it anyway, use --force (force=true over HTTP)."
     )
 
 

@@ -33,7 +33,7 @@ from model_store.training.distributed.group import Group
 from model_store.training.distributed.towers import TowerParallel, require_towers
 from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.recipe import Recipe
-from model_store.training.recipes.sizing import describe, sized
+from model_store.training.recipes.sizing import advice, describe, sized
 from model_store.training.reporting import Reporter
 from model_store.training.runs import resuming
 from model_store.training.runs import run as run_folder
@@ -138,6 +138,8 @@ def train(
             info = replace(info, recipe=_timed(recipe, minutes, info, dataset, resources=resources, parent=parent))
         resources.require_fit(info.architecture, info.recipe)
         reporter.note(describe(info.recipe, images))
+        if parent is None and (text := advice(info.recipe, images)):
+            reporter.note(text)
         scheme = resources.build_scheme(info)
         run: Path = group.broadcast(_create_run(home, info, dataset, stack) if group.first else None)
         return Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).start(parent)

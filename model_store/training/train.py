@@ -101,7 +101,7 @@ def _report(figures: Figures, reporter: Reporter) -> None:
     if not figures.better_than_baseline:
         reporter.warn(
             "The net is no better than always predicting the same class. Train with more images, train longer "
-            "(--minutes), or start from public weights: fc7 import torchvision --download, then fc7 train --from."
+            "(--minutes), or start from weights that were trained on ImageNet (--from imagenet)."
         )
 
 

@@ -55,8 +55,8 @@ def near_pairs(
         positions = np.asarray(group, np.int64)
         _, firsts, inverse = np.unique(hashes[positions], axis=0, return_index=True, return_inverse=True)
         same_as = firsts[inverse.reshape(-1)]
-        for row in np.flatnonzero(same_as != np.arange(len(positions))):
-            yield int(positions[same_as[row]]), int(positions[row]), 0
+        for copy in np.flatnonzero(same_as != np.arange(len(positions))).tolist():
+            yield int(positions[same_as[copy]]), int(positions[copy]), 0
         progress(len(positions) - len(firsts))
         positions = positions[np.sort(firsts)]
         signs = np.unpackbits(hashes[positions], axis=1).astype(np.float32) * 2 - 1

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from model_store.runtime.runner import top_k
+from model_store.training.export.report import save_figure
 
 CORRECT: Final = "#d6272f"
 OTHER: Final = "#8fb0d6"
@@ -97,7 +98,7 @@ def draw_figure4_left(
         axes.set_xticks([])
         axes.set_yticks([])
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / "figure4-left.png")
+    save_figure(figure, folder / "figure4-left.png")
 
 
 def draw_figure4_right(
@@ -116,7 +117,7 @@ def draw_figure4_right(
         for column, (image, distance) in enumerate(near, start=1):
             _show(figure.add_subplot(grid[row, column]), image, f"{distance:.3g}")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / "figure4-right.png")
+    save_figure(figure, folder / "figure4-right.png")
 
 
 def _show(axes: Axes, image: LabeledImage, caption: str = "") -> None:

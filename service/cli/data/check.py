@@ -131,5 +131,5 @@ def _print(report: Report) -> None:
     if report.labels.accuracy is not None:
         console.say(
             f"Labels were judged by a classifier on these, which agrees with {report.labels.accuracy:.0%} of them. The "
-            "lower this is, the more of the suspected labels are right."
+            "lower this is, the more of the suspected labels are correct."
         )

@@ -57,8 +57,9 @@ def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(tmp_path: Path, 
     assert is_drawn(tmp_path / "confusion.png")
 
 
-def test_names_of_classes_are_not_read_as_formulas(tmp_path: Path) -> None:
-    draw_confusion(tmp_path, ["$5 to $10", "$\\nothing$"], np.ones((2, 2), np.int64), "title")
+def test_any_names_of_classes_are_drawn(tmp_path: Path) -> None:
+    # Not as formulas, and without a warning for each character that the font does not have.
+    draw_confusion(tmp_path, ["$5 to $10", "$\\nothing$", "\u88d9\u5b50"], np.ones((3, 3), np.int64), "title")
     assert is_drawn(tmp_path / "confusion.png")
 
 
