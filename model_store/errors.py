@@ -382,14 +382,14 @@ class CheckpointError(TrainingError):
 
 @dataclass(eq=False)
 class TrainingMemoryError(TrainingError):
-    """Training needs more memory than the machine, the container or `ulimit -v` allows. needed, available: bytes."""
+    """Training needs more memory than the machine, the container or `ulimit -v` allows. needed, left: bytes."""
 
     needed: int
-    available: int
+    left: int
 
     def __str__(self) -> str:
         return (
-            f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.available / 1e6:,.0f} MB are "
+            f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.left / 1e6:,.0f} MB are "
             "available. Use a smaller net (--set width=0.5) or smaller batches (--set batch_size=16), or raise the "
             "memory limit."
         )

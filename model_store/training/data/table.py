@@ -103,7 +103,11 @@ def _read_row(file: Path, where: str, values: Sequence[Any], rows: _Rows) -> Non
         rows.repeated += 1
         return
     rows.seen[found] = (where, label, chosen)
-    if not found.is_file():
+    try:
+        exists = found.is_file()
+    except OSError:  # for example, the name is too long
+        exists = False
+    if not exists:
         reason = f"{where} of {file.name} names this file, but it does not exist."
         rows.skipped.append(Skipped(escape_name(str(found)), reason, SkipKind.UNREADABLE))
         return

@@ -108,7 +108,7 @@ def advice(recipe: Recipe, images: int) -> str | None:
     if images >= FEW_IMAGES or (recipe.variant, recipe.width) != ("full", 1):
         return None
     return (
-        f"The net starts from random weights. With fewer than {FEW_IMAGES:,} images, also try weights that were trained "
+        f"The net starts from random weights. With fewer than {FEW_IMAGES:,} images, also try weights trained "
         "on ImageNet: --from imagenet"
     )
 

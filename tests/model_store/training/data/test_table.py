@@ -69,6 +69,11 @@ def test_a_table_that_contradicts_itself_is_an_error(folder: Path, text: str, me
         read_table(table(folder, text))
 
 
+def test_a_name_that_no_file_can_have_is_skipped(folder: Path) -> None:
+    source = read_table(table(folder, f"path,label\n{'x' * 300}.jpg,cat\nphotos/1.jpg,cat\n"))
+    assert [item.kind for item in source.ignored] == [SkipKind.UNREADABLE]
+
+
 def test_a_label_is_one_name(folder: Path) -> None:
     (folder / "labels.jsonl").write_text('{"path": "photos/1.jpg", "label": ["cat", "dog"]}\n')
     with pytest.raises(TableError, match=r"line 1 has a label that is not one name: \['cat', 'dog'\]"):
