@@ -304,8 +304,8 @@ class NoBetterThanBaselineError(Fc7Error):
     figures: str
     message = (
         "{model} was not activated, because it is no better than always predicting the same class: {figures}. Train "
-        "with more images, train longer (fc7 train --minutes 20), or start from public weights: fc7 import torchvision "
-        "--download, then fc7 train --from. To activate it anyway, use --force (force=true over HTTP)."
+        "with more images, train longer (fc7 train --minutes 20), or start from weights that were trained on "
+        "ImageNet (fc7 train --from imagenet). To activate it anyway, use --force (force=true over HTTP)."
     )
 
 
@@ -382,14 +382,14 @@ class CheckpointError(TrainingError):
 
 @dataclass(eq=False)
 class TrainingMemoryError(TrainingError):
-    """Training needs more memory than the machine, the container or `ulimit -v` allows. needed, available: bytes."""
+    """Training needs more memory than the machine, the container or `ulimit -v` allows. needed, left: bytes."""
 
     needed: int
-    available: int
+    left: int
 
     def __str__(self) -> str:
         return (
-            f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.available / 1e6:,.0f} MB are "
+            f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.left / 1e6:,.0f} MB are "
             "available. Use a smaller net (--set width=0.5) or smaller batches (--set batch_size=16), or raise the "
             "memory limit."
         )

@@ -224,9 +224,11 @@ def label_of(name: str) -> str:
     r"""Return the class that a folder name or a label stands for: valid Unicode without control characters, as NFC.
 
     macOS and some archives write names in the form NFD, so that one name has two spellings that look alike. Unlike
-    `escape_name`, a label that is escaped already (`M\xfcller`) does not change.
+    `escape_name`, a label that is escaped already (`M\xfcller`) does not change. Spaces at its ends are removed,
+    as they are in a table.
     """
-    return unicodedata.normalize("NFC", _escape_all(name))
+    label = unicodedata.normalize("NFC", _escape_all(name))
+    return label.strip() or label
 
 
 def split_of_folder(name: str) -> str | None:
@@ -243,6 +245,25 @@ def class_of_path(path: str) -> str | None:
     if len(folders) > 1 and split_of_folder(folders[0]) is not None:
         return label_of(folders[1])
     return label_of(folders[0]) if folders else None
+
+
+def without_wrapper(folder: Path) -> Path:
+    """Return the folder that contains the class or split folders: archives often have one folder around them.
+
+    A folder that has only one folder in it is left for that one, if it contains folders and no images. A folder that
+    cannot be listed is returned as it is.
+    """
+    try:
+        while True:
+            found = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+            if len(found) != 1 or not found[0].is_dir() or split_of_folder(found[0].name) is not None:
+                return folder
+            inner = [entry for entry in found[0].iterdir() if not is_hidden(entry.name)]
+            if not any(entry.is_dir() for entry in inner) or any(kind_of_name(entry.name) for entry in inner):
+                return folder
+            folder = found[0]
+    except OSError:
+        return folder
 
 
 def shorten(name: str) -> str:

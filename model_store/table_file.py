@@ -9,6 +9,7 @@ Out of scope: the meaning of the columns.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def json_rows(file: Path | str, text: str) -> Iterator[Row]:
 
 
 def _csv_rows(file: Path, text: str) -> Iterator[Row]:
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text, newline=""))  # str.splitlines also splits at U+2028, valid in a file name
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(_DELIMITERS, key=first.count)
     csv.field_size_limit(_MAX_FIELD)

@@ -19,7 +19,7 @@ from index.errors import MetadataError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, encode_metadata
 from model_store.errors import TableError
-from model_store.image_files import class_of_path, escape_name, is_hidden, label_of
+from model_store.image_files import class_of_path, escape_name, is_hidden, label_of, without_wrapper
 from model_store.table_file import JSON_SUFFIXES, Row, decode_text, find_column, json_rows, read_rows
 
 METADATA_FILE: Final = "metadata.jsonl"
@@ -37,16 +37,18 @@ Values = dict[str, Any]
 class ImageMetadata:
     """What is known of the images of a source. labels: take `label` from class folders. rows: by path in the source.
 
+    wrapper: the path, with a slash, of the folder that contains the class folders; "" if it is the source itself.
     unmatched: rows whose path is no file of the source, such as "line 3: cat/9.jpg".
     """
 
     labels: bool = False
+    wrapper: str = ""
     rows: dict[str, Values] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
 
     def of(self, name: str) -> Values:
         """Return the metadata of the image at this path in the source, escaped by `escape_name`."""
-        label = class_of_path(name) if self.labels else None
+        label = class_of_path(name.removeprefix(self.wrapper)) if self.labels else None
         return ({} if label is None else {LABEL: label}) | self.rows.get(name, {})
 
 
@@ -56,7 +58,7 @@ def read_metadata(file: Path, folder: Path | None, *, labels: bool) -> ImageMeta
     folder: of the images. A path is relative to it or to the folder of the table, or absolute. None: the images are not
     in a local folder, and every path is relative to their source. Raises TableError, MissingExtraError.
     """
-    metadata = ImageMetadata(labels)
+    metadata = ImageMetadata(labels, _wrapper(folder))
     for where, path, values in _parse(file, read_rows(file), typed=file.suffix.lower() in (*JSON_SUFFIXES, ".parquet")):
         name = path if folder is None else _name_in(folder, file, path)
         if name is None:
@@ -71,7 +73,7 @@ def read_inner_metadata(folder: Path, *, labels: bool) -> ImageMetadata:
 
     Raises TableError.
     """
-    metadata = ImageMetadata(labels)
+    metadata = ImageMetadata(labels, _wrapper(folder))
     for file in sorted(folder.rglob(METADATA_FILE)):
         base = file.parent.relative_to(folder)
         if any(is_hidden(part) for part in base.parts):
@@ -83,6 +85,13 @@ def read_inner_metadata(folder: Path, *, labels: bool) -> ImageMetadata:
             else:
                 _add(file, metadata.rows, (where, escape_name((base / name).as_posix()), values))
     return metadata
+
+
+def _wrapper(folder: Path | None) -> str:
+    """Return the path of the folder with the class folders, as in training, in the form of `ImageMetadata.wrapper`."""
+    if folder is None or (root := without_wrapper(folder)) == folder:
+        return ""
+    return escape_name(f"{root.relative_to(folder).as_posix()}/")
 
 
 def archive_rows(name: str, content: bytes) -> dict[str, Values]:

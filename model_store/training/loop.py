@@ -33,7 +33,7 @@ from model_store.training.distributed.group import Group
 from model_store.training.distributed.towers import TowerParallel, require_towers
 from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.recipe import Recipe
-from model_store.training.recipes.sizing import describe, sized
+from model_store.training.recipes.sizing import advice, describe, sized
 from model_store.training.reporting import Reporter
 from model_store.training.runs import resuming
 from model_store.training.runs import run as run_folder
@@ -138,6 +138,8 @@ def train(
             info = replace(info, recipe=_timed(recipe, minutes, info, dataset, resources=resources, parent=parent))
         resources.require_fit(info.architecture, info.recipe)
         reporter.note(describe(info.recipe, images))
+        if parent is None and (text := advice(info.recipe, images)):
+            reporter.note(text)
         scheme = resources.build_scheme(info)
         run: Path = group.broadcast(_create_run(home, info, dataset, stack) if group.first else None)
         return Trainer(run, info, dataset, scheme, group=group, reporter=reporter, stop=stop).start(parent)
@@ -158,6 +160,7 @@ def resume(
     run: Path,
     *,
     data: Path | None = None,
+    rule: SplitRule | None = None,
     changes: resuming.Changes | None = None,
     force: bool = False,
     find_parent: Callable[[str], Parent] | None = None,
@@ -167,8 +170,9 @@ def resume(
 ) -> Result:
     """Continue a run from its checkpoint, or from its start if it has none. A finished run can get more epochs.
 
-    data: the folder of the images, if they were moved. changes: to the recipe. force: continue even if the images
-    changed. find_parent: returns the net that the run started from, by its name.
+    data: the folder of the images, if they were moved. rule: how they were divided, if they were. changes: to the
+    recipe. force: continue even if the images changed. find_parent: returns the net that the run started from, by its
+    name.
     Raises CheckpointError if a change is not possible, if the images differ, or if another process trains the run.
     """
     resources, reporter = resources or Resources(), reporter or Reporter()
@@ -191,7 +195,7 @@ def resume(
             return Result(run, finished=True, val_error=last_val_error(run) if group.first else None)
         resources.require_fit(info.architecture, info.recipe)
         resources = resources.fitted(info.architecture, info.recipe)
-        dataset = resources.open_data(stack, data or recorded, reporter)
+        dataset = resources.open_data(stack, data or recorded, reporter, rule)
         resuming.require_same_data(run, info, dataset.root, (dataset.hash, dataset.classes), force=force)
         stack.enter_context(preserved_rng(group.device))
         if group.first:

@@ -101,7 +101,7 @@ def _report(figures: Figures, reporter: Reporter) -> None:
     if not figures.better_than_baseline:
         reporter.warn(
             "The net is no better than always predicting the same class. Train with more images, train longer "
-            "(--minutes), or start from public weights: fc7 import torchvision --download, then fc7 train --from."
+            "(--minutes), or start from weights that were trained on ImageNet (--from imagenet)."
         )
 
 
@@ -117,6 +117,7 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
         return resume(
             run,
             data=request.data,
+            rule=request.rule,
             changes=Changes(recipe, request.settings, request.seed),
             force=request.force,
             find_parent=partial(find_parent, request.home),

@@ -22,6 +22,7 @@ from rich.table import Table
 from model_store.artifact import Artifact
 from model_store.errors import ImageError
 from model_store.image import views
+from model_store.image_files import kind_of_name
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.options import AsJson, Home, ModelOption, Views, Where, find_version
@@ -108,6 +109,8 @@ def _classify_to_file(
 
     if len(sources) != 1:
         raise typer.BadParameter("give one folder, archive or URI with --out.", param_hint="SOURCE")
+    if kind_of_name(sources[0]) and Path(sources[0]).is_file():
+        raise typer.BadParameter("it is one image: give a folder or an archive, or no --out.", param_hint=sources[0])
     if out.suffix not in FORMATS or (options.embeddings and out.suffix == ".csv"):
         kinds = ".jsonl or .parquet, for embeddings" if options.embeddings else ".csv, .jsonl or .parquet"
         raise typer.BadParameter(f"the file must end with {kinds}.", param_hint="--out")

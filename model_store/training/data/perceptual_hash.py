@@ -3,8 +3,8 @@
 A hash has 256 bits: the signs of the 16x16 lowest frequencies of the gray picture (a discrete cosine transform of
 32x32 pixels), relative to their median.
 
-Guarantees: `near_pairs` finds all pairs within the limit that share a group; its time grows with the square of the
-size of the groups.
+Guarantees: `near_pairs` finds all pairs within the limit that share a group. Of pictures with the same hash, only the
+first one is compared with others. The time grows with the square of the number of different hashes in a group.
 Out of scope: copies that were cropped, mirrored or rotated.
 References: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010 (section 3.2.1).
 """
@@ -46,11 +46,19 @@ def near_pairs(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (first, second, different bits) for all pairs of a group that differ in at most `limit` bits.
 
+    Pictures with the same hash, such as thousands of empty ones, are only paired with the first of them.
+
     hashes: uint8 [n, 32]. groups: positions that are compared with each other, each group in ascending order.
     progress: called with the number of positions that were compared with all others of their group.
     """
     for group in groups:
         positions = np.asarray(group, np.int64)
+        _, firsts, inverse = np.unique(hashes[positions], axis=0, return_index=True, return_inverse=True)
+        same_as = firsts[inverse.reshape(-1)]
+        for copy in np.flatnonzero(same_as != np.arange(len(positions))).tolist():
+            yield int(positions[same_as[copy]]), int(positions[copy]), 0
+        progress(len(positions) - len(firsts))
+        positions = positions[np.sort(firsts)]
         signs = np.unpackbits(hashes[positions], axis=1).astype(np.float32) * 2 - 1
         for start in range(0, len(positions), _BLOCK):
             block = signs[start : start + _BLOCK]

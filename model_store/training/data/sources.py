@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model_store.errors import DatasetError
-from model_store.image_files import SkipKind, Skipped, escape_name, kind_of_name, label_of, split_of_folder
+from model_store.image_files import Skipped, escape_name, label_of, split_of_folder, without_wrapper
 from model_store.table_file import TABLE_SUFFIXES, is_table
 from model_store.training.data.class_folders import class_folders, image_files
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
@@ -179,7 +179,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _find_folders(path: Path, *, nested: bool) -> Source:
     """List the class folders of a data set in the folder `path`."""
-    root = _without_wrapper(path)
+    root = without_wrapper(path)
     splits = _split_folders(root)
     if "train" in splits and not class_folders(splits["train"]):
         splits = {}  # a class named "train"
@@ -203,20 +203,6 @@ def _find_folders(path: Path, *, nested: bool) -> Source:
     return source if root == path else replace(source, notes=(f"The class folders are in {root}.", *source.notes))
 
 
-def _without_wrapper(path: Path) -> Path:
-    """Return the folder that contains the class or split folders: archives often have one folder around them."""
-    root = path
-    while True:
-        ignored: list[Skipped] = []
-        folders = class_folders(root, ignored.append)
-        files = [item for item in ignored if item.kind is not SkipKind.HIDDEN]
-        if len(folders) != 1 or files or split_of_folder(folders[0].name) is not None:
-            return root
-        if not class_folders(folders[0]) or any(kind_of_name(entry.name) for entry in folders[0].iterdir()):
-            return root
-        root = folders[0]
-
-
 def _list_classes(root: Path, folders: dict[str, Path], *, nested: bool) -> Source:
     """List the images in the class folders of each split."""
     ignored: list[Skipped] = []
@@ -230,9 +216,10 @@ def _list_classes(root: Path, folders: dict[str, Path], *, nested: bool) -> Sour
             label = label_of(class_folder.name)
             first = classes.setdefault(label, class_folder.name)
             if first != class_folder.name:
+                how = "with other spaces" if first.strip() == class_folder.name.strip() else "in two Unicode forms"
                 notes[
-                    f"The folders of the class '{label}' are spelled in two Unicode forms ({first!a} and "
-                    f"{class_folder.name!a}), which are the same name. Their images are one class."
+                    f"The folders of the class '{label}' are spelled {how} ({first!a} and {class_folder.name!a}), "
+                    "which are the same name. Their images are one class."
                 ] = None
             found = image_files(root, class_folder, ignored.append)
             deeper += sum(image.file.parent != class_folder for image in found)

@@ -78,6 +78,8 @@ def read_table(file: Path) -> Source:
 
 def _read_row(file: Path, where: str, values: Sequence[Any], rows: _Rows) -> None:
     """Add a row: its path, label and split. Raises TableError."""
+    if isinstance(values[1], list | dict):
+        raise TableError(file, f"{where} has a label that is not one name: {values[1]!r}. A picture has one class")
     path, label, split = ("" if value is None else str(value).strip() for value in values)
     if not path:
         raise TableError(file, f"{where} has no path. {_EXPECTED}")
@@ -101,7 +103,11 @@ def _read_row(file: Path, where: str, values: Sequence[Any], rows: _Rows) -> Non
         rows.repeated += 1
         return
     rows.seen[found] = (where, label, chosen)
-    if not found.is_file():
+    try:
+        exists = found.is_file()
+    except OSError:  # for example, the name is too long
+        exists = False
+    if not exists:
         reason = f"{where} of {file.name} names this file, but it does not exist."
         rows.skipped.append(Skipped(escape_name(str(found)), reason, SkipKind.UNREADABLE))
         return
@@ -118,6 +124,16 @@ def _locate(file: Path, path: str) -> Path:
     return found
 
 
+def check_new_table(file: Path) -> None:
+    """Raise TableError if a table cannot be written to `file`, MissingExtraError if its format requires pyarrow."""
+    if not is_table(file):
+        raise TableError(file, "its name must end in .csv, .jsonl or .parquet")
+    if not file.absolute().parent.is_dir():
+        raise TableError(file, f"the folder {file.absolute().parent} does not exist. Create it first")
+    if file.suffix.lower() == ".parquet":
+        _pyarrow()
+
+
 def write_table(file: Path, rows: Iterable[LabeledPath], relative_to: Path | None = None) -> None:
     """Write a table with the columns path, label and split, in the format that the suffix of `file` names.
 
@@ -126,19 +142,18 @@ def write_table(file: Path, rows: Iterable[LabeledPath], relative_to: Path | Non
     """
     base = None if relative_to is None else relative_to.resolve()
     entries = [{"path": escape_name(_shown(path, base)), "label": label, "split": split} for path, label, split in rows]
+    check_new_table(file)
     suffix = file.suffix.lower()
     if suffix in JSON_SUFFIXES:
         content = "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries).encode()
     elif suffix == ".parquet":
         content = _parquet(entries)
-    elif is_table(file):
+    else:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, ("path", "label", "split"), delimiter="\t" if suffix == ".tsv" else ",")
         writer.writeheader()
         writer.writerows(entries)
         content = text.getvalue().encode()
-    else:
-        raise TableError(file, "its name must end in .csv, .jsonl or .parquet")
     write_atomic(file, content)
 
 
@@ -149,11 +164,15 @@ def _shown(path: Path, base: Path | None) -> str:
 
 
 def _parquet(entries: list[dict[str, str]]) -> bytes:
+    pyarrow, stream = _pyarrow(), io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(entries), stream)
+    return stream.getvalue()
+
+
+def _pyarrow() -> Any:
     try:
         import pyarrow  # noqa: PLC0415 - an extra, needed only for this format
-        from pyarrow import parquet  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
     except ModuleNotFoundError:
         raise MissingExtraError("pyarrow", "export") from None
-    stream = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(entries), stream)
-    return stream.getvalue()
+    return pyarrow

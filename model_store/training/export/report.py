@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,13 @@ class Curve:
     split: Literal["train", "val"]
     label: str
     points: tuple[tuple[float, float], ...]
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a chart. Characters that the font does not have, such as Chinese ones, become boxes; tables have them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(file)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -76,13 +84,14 @@ def draw_confusion(folder: Path, labels: Sequence[str], confusion: NDArray[np.in
     axes.set_ylabel("true class")
     axes.set_title(title, fontsize=11)
     if count <= _MAX_CLASSES_WITH_LABELS:
-        axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(count), labels)
+        # A name with two dollar signs is no formula.
+        axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(count), labels, parse_math=False)
     if count <= _MAX_CLASSES_WITH_COUNTS:
         for (row, column), images in np.ndenumerate(confusion):
             color = "white" if shares[row, column] > 0.55 else "#1f2937"
             axes.text(column, row, f"{images}", ha="center", va="center", color=color, fontsize=9)
-    figure.savefig(folder / "confusion.png")
+    save_figure(figure, folder / "confusion.png")
 
 
 def draw_reliability(folder: Path, figures: Figures, title: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from model_store.training.export.report import write_csv
+from model_store.training.export.report import save_figure, write_csv
 
 SHOWN: Final = 24
 _COLUMNS: Final = 6
@@ -89,4 +89,4 @@ class WorstErrors:
             text += "\n" + (lines[2] if len(lines[2]) <= _WIDTH else "…" + lines[2][1 - _WIDTH :])
             axes.set_title(text.replace("$", r"\$"), fontsize=8, loc="left")
         figure.suptitle(title, fontsize=11)
-        figure.savefig(folder / "worst_errors.png")
+        save_figure(figure, folder / "worst_errors.png")

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from model_store.runtime.runner import top_k
+from model_store.training.export.report import save_figure
 
 CORRECT: Final = "#d6272f"
 OTHER: Final = "#8fb0d6"
@@ -90,13 +91,14 @@ def draw_figure4_left(
         colors = [CORRECT if bar.correct else OTHER for bar in answer]
         axes.barh(range(len(answer)), [bar.probability for bar in answer], color=colors, height=0.8)
         for line, bar in enumerate(answer):
-            axes.text(0.02, line, f"{_short(bar.label)}  {bar.probability:.0%}", va="center", fontsize=7.5)
+            text = f"{_short(bar.label)}  {bar.probability:.0%}"
+            axes.text(0.02, line, text, va="center", fontsize=7.5, parse_math=False)
         axes.set_xlim(0, 1)
         axes.set_ylim(_BARS - 0.5, -0.5)
         axes.set_xticks([])
         axes.set_yticks([])
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / "figure4-left.png")
+    save_figure(figure, folder / "figure4-left.png")
 
 
 def draw_figure4_right(
@@ -115,7 +117,7 @@ def draw_figure4_right(
         for column, (image, distance) in enumerate(near, start=1):
             _show(figure.add_subplot(grid[row, column]), image, f"{distance:.3g}")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(folder / "figure4-right.png")
+    save_figure(figure, folder / "figure4-right.png")
 
 
 def _show(axes: Axes, image: LabeledImage, caption: str = "") -> None:
@@ -124,7 +126,7 @@ def _show(axes: Axes, image: LabeledImage, caption: str = "") -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(_short(image.label), fontsize=7.5, pad=3)
+    axes.set_title(_short(image.label), fontsize=7.5, pad=3, parse_math=False)
     axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
 
 

@@ -27,6 +27,7 @@ EPOCHS: Final = (6, 100)
 MOST_EPOCHS: Final = 400  # with a time limit
 STEPS: Final = 600  # at least
 VALIDATIONS: Final = 40
+FEW_IMAGES: Final = 5_000  # below, the first advice is to start from other weights
 _FROZEN_LAYERS: Final = 2  # edges and colors, which any photographs have in common
 _HEAD_SHARE: Final = 0.1
 _BODY_RATE_FACTOR: Final = 0.2
@@ -100,6 +101,16 @@ def describe(recipe: Recipe, images: int) -> str:
     if recipe.keep_best:
         parts.append("best validation kept")
     return f"Recipe {recipe.name} for {images:,} images: {', '.join(parts)}."
+
+
+def advice(recipe: Recipe, images: int) -> str | None:
+    """Return what to try for a net that is trained from scratch on few images, as a sentence for the user."""
+    if images >= FEW_IMAGES or (recipe.variant, recipe.width) != ("full", 1):
+        return None
+    return (
+        f"The net starts from random weights. With fewer than {FEW_IMAGES:,} images, also try weights trained "
+        "on ImageNet: --from imagenet"
+    )
 
 
 def _default_epochs(recipe: Recipe, images: int) -> int:

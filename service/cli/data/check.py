@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ def check(
     from model_store.training.data.sources import find_source  # noqa: PLC0415
 
     settings = load_settings(home=home)
+    if html is not None and not html.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder {html.absolute().parent} does not exist.", param_hint="--html")
     found = find_source(data_folder(source, settings.home))
     with (
         Decoder(decode_limits(settings)) as decoder,
@@ -67,7 +70,8 @@ def check(
         _print(report)
     if html is not None:
         console.say(f"{html}: the report with pictures.")
-    console.next_step(f"fc7 train {source} --name NAME" if html else f"fc7 data check {source} --html report.html")
+    quoted = shlex.quote(str(source))
+    console.next_step(f"fc7 train {quoted} --name NAME" if html else f"fc7 data check {quoted} --html report.html")
 
 
 @contextmanager
@@ -127,5 +131,5 @@ def _print(report: Report) -> None:
     if report.labels.accuracy is not None:
         console.say(
             f"Labels were judged by a classifier on these, which agrees with {report.labels.accuracy:.0%} of them. The "
-            "lower this is, the more of the suspected labels are right."
+            "lower this is, the more of the suspected labels are correct."
         )

@@ -5,6 +5,7 @@ Out of scope: downloading; `fc7 data check` (check.py).
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -88,10 +89,11 @@ def split(
     from model_store.training.data.reader import read_fingerprints  # noqa: PLC0415
     from model_store.training.data.sources import class_notes, find_source, require_trainable  # noqa: PLC0415
     from model_store.training.data.split import SplitRule, labeled_paths, split_source, split_to_make  # noqa: PLC0415
-    from model_store.training.data.table import write_table  # noqa: PLC0415
+    from model_store.training.data.table import check_new_table, write_table  # noqa: PLC0415
 
     if table.exists():
         raise DatasetError(f"{table} already exists. Choose another name, or remove it.")
+    check_new_table(table)
     settings = load_settings(home=home)
     rule = SplitRule(val_share, seed)
     found = find_source(data_folder(source, settings.home), nested=nested)
@@ -118,7 +120,8 @@ def split(
     console.show(shown)
     for note in [*found.notes, *class_notes(found)]:
         console.say(note)
-    console.next_step(f"fc7 data check {table}, then fc7 train {table} --name NAME")
+    quoted = shlex.quote(str(table))
+    console.next_step(f"fc7 data check {quoted}, then fc7 train {quoted} --name NAME")
 
 
 @app.command()
@@ -145,8 +148,8 @@ def prepare(
     require_trainable(found)
     if split_to_make(found) is not None:
         raise DatasetError(
-            f"{source} has no images for validation. Choose them first: fc7 data split {source} split.csv, and then: "
-            "fc7 data prepare split.csv SHARDS"
+            f"{source} has no images for validation. Choose them first: fc7 data split {shlex.quote(str(source))} "
+            "split.csv, and then: fc7 data prepare split.csv SHARDS"
         )
     _print_source(found)
     with (

@@ -72,14 +72,16 @@ def export(
         f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}. "
         "The folder report/ has curves, confusion and kernels."
     )
-    activate_or_advise(store, artifact, activate=activate, force=force)
+    activate_or_advise(store, artifact, activate=activate, force=force, run=trained.path.name)
 
 
-def activate_or_advise(store: ModelStore, artifact: Artifact, *, activate: bool | None, force: bool = False) -> None:
+def activate_or_advise(
+    store: ModelStore, artifact: Artifact, *, activate: bool | None, force: bool = False, run: str | None = None
+) -> None:
     """Activate a new version, by default only if no version is active; print the next step.
 
-    force: also if it is no better than always predicting the same class. Raises NoBetterThanBaselineError if
-    activation was asked for.
+    force: also if it is no better than always predicting the same class. run: that it was made from. Raises
+    NoBetterThanBaselineError if activation was asked for.
     """
     if not force and activate is not False:
         try:
@@ -88,7 +90,7 @@ def activate_or_advise(store: ModelStore, artifact: Artifact, *, activate: bool 
             if activate:
                 raise
             console.warn(error)
-            console.next_step(f"fc7 evaluate {artifact.id} --data DIR shows the errors by class")
+            console.next_step(f"fc7 evaluate {run or f'{artifact.id} --data DIR'} shows the errors by class")
             return
     if activate or (activate is None and store.active() is None):
         store.activate(artifact.name, artifact.version)

@@ -14,6 +14,7 @@ from model_store.store import ModelStore
 from model_store.training.errors import DownloadError
 from model_store.training.importers.download import PUBLIC_FILES, fetch
 from service.cli import console
+from service.cli.data.unpack import data_folder
 from service.cli.options import Activate, Home
 from service.cli.training.export import activate_or_advise
 from service.factory import decode_limits
@@ -190,7 +191,9 @@ def _import(
     else:
         path = Path(file)
     store = ModelStore(settings.home)
-    images = None if photographs is None else SplitImages(photographs, "all", decode_limits(settings))
+    images = None
+    if photographs is not None:
+        images = SplitImages(data_folder(photographs, settings.home), "all", decode_limits(settings))
     with console.open_console(stderr=True).status("reading") as status:
         net = read(path)
         found = labels_for(net.architecture.classes, labels)

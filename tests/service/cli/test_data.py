@@ -120,6 +120,28 @@ def test_check_prints_json_and_writes_a_page(photos: Path, tmp_path: Path) -> No
     assert "the same picture in two classes" in table.output
 
 
+def test_what_cannot_be_written_is_refused_before_the_pictures_are_read(photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "1.png").write_bytes(b"x")
+    for name, message in (("split.txt", "must end in .csv, .jsonl or .parquet"), ("no/split.csv", "does not exist")):
+        refused = invoke(tmp_path / "home", "data", "split", photos, tmp_path / name)
+        assert message in str(refused.exception)
+        assert "1.png" not in refused.output
+    refused = invoke(tmp_path / "home", "data", "check", photos, "--html", tmp_path / "no" / "report.html")
+    assert refused.exit_code == 2
+    assert "/no does not" in refused.output
+
+
+def test_a_run_with_a_share_resumes_after_its_folder_was_moved(photos: Path, tmp_path: Path) -> None:
+    home, share = tmp_path / "home", ("--val-share", "0.3")
+    changes = [word for change in TRIAL for word in ("--set", change)]
+    invoke(home, "train", photos, "--name", "mine", "--device", "cpu", *share, *changes)
+    moved = photos.rename(tmp_path / "moved")
+    resume = ("train", "--resume", "--name", "mine", "--device", "cpu", "--set", "epochs=2", "--data", moved)
+    assert "changed since" in str(invoke(home, *resume).exception)
+    done = invoke(home, *resume, *share)
+    assert done.exit_code == 0, done.output
+
+
 def test_prepare_requires_a_split(photos: Path, tmp_path: Path) -> None:
     refused = invoke(tmp_path / "home", "data", "prepare", photos, tmp_path / "shards")
     assert isinstance(refused.exception, DatasetError)
@@ -152,6 +174,18 @@ def test_labels_and_metadata_reach_search(home: Path, photos: Path, tmp_path: Pa
     save_image(tmp_path / "more" / "x" / "a.png", 70)
     second = invoke(home, "index", "build", tmp_path / "more", "--no-labels")
     assert "20 other images were in the index before" in second.stderr
+
+
+@pytest.mark.parametrize("folders", ["pets/", "pets/train/"])
+def test_labels_are_those_of_training_if_a_folder_is_around_them(home: Path, tmp_path: Path, folders: str) -> None:
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "a.png")
+    picture = (tmp_path / "a.png").read_bytes()
+    files = {f"{folders}cat/a.png": picture, f"{folders}dog/b.png": picture + b" "}
+    (tmp_path / "set.zip").write_bytes(zipped(files))
+    built = invoke(home, "index", "build", tmp_path / "set.zip")
+    assert built.exit_code == 0, built.output
+    assert keys(home, tmp_path / "a.png", "--where", "label:cat") == [f"{folders}cat/a.png"]
+    assert keys(home, tmp_path / "a.png", "--where", "label:dog") == [f"{folders}dog/b.png"]
 
 
 def test_an_archive_is_indexed_with_its_metadata(home: Path, tmp_path: Path) -> None:

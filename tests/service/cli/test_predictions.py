@@ -83,12 +83,14 @@ def test_an_archive_gives_the_same_rows_with_embeddings(home: Path, folder: Path
         (["{folder}", "--out", "{tmp}/a.csv", "--embeddings"], ".jsonl or .parquet, for embeddings"),
         (["{folder}/none", "--out", "{tmp}/a.csv"], "there is no such folder or archive"),
         (["{folder}/notes.txt", "--out", "{tmp}/a.csv"], "notes.txt cannot be read"),
+        (["{image}", "--out", "{tmp}/a.csv"], "it is one image: give a folder or an archive, or no --out"),
         (["{folder}/empty", "--out", "{tmp}/a.csv"], "empty has no images"),
     ],
 )
 def test_wrong_use_is_explained(home: Path, folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (folder / "empty").mkdir()
-    words = [word.format(folder=folder, tmp=tmp_path) for word in arguments]
+    image = next(folder.rglob("*.png"))
+    words = [word.format(folder=folder, tmp=tmp_path, image=image) for word in arguments]
     done = invoke(home, "classify", *words)
     assert done.exit_code in (1, 2)
     assert message in " ".join(f"{done.stderr} {done.exception}".replace("│", " ").split())

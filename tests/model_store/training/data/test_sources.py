@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import DatasetError, TableError
-from model_store.image_files import SkipKind
+from model_store.image_files import SkipKind, without_wrapper
 from model_store.training.data.image_file import ALL, Source
 from model_store.training.data.sources import class_notes, find_source, images_of_split, require_trainable
 
@@ -74,6 +74,13 @@ def test_a_folder_around_the_class_folders_is_entered(tmp_path: Path) -> None:
     source = find_source(tmp_path)
     assert source.classes == ("cat", "dog")
     assert listed(source)[ALL][0] == ("cat/1.jpg", "cat")
+    assert without_wrapper(tmp_path) == tmp_path / "photos"
+    write(tmp_path, "photos.txt")
+    assert without_wrapper(tmp_path) == tmp_path
+    assert without_wrapper(tmp_path / "photos" / "cat") == tmp_path / "photos" / "cat"
+    (tmp_path / "loop" / "x" / "y").mkdir(parents=True)
+    (tmp_path / "loop" / "x" / "y" / "z").symlink_to(tmp_path / "loop")
+    assert without_wrapper(tmp_path / "loop").is_relative_to(tmp_path / "loop")
 
 
 def test_names_in_other_encodings_and_unicode_forms(tmp_path: Path) -> None:
@@ -86,8 +93,15 @@ def test_names_in_other_encodings_and_unicode_forms(tmp_path: Path) -> None:
     source = find_source(tmp_path)
     assert source.classes == ("M\\xfcller", "Tee", composed, "tee")
     require_trainable(source)
-    assert any("two Unicode forms" in note and "\\u0301" in note for note in source.notes)
+    assert any("in two Unicode forms" in note and "\\u0301" in note for note in source.notes)
     assert any("'Tee' and 'tee', which differ only by upper and lower case" in note for note in class_notes(source))
+
+
+def test_spaces_at_the_ends_of_a_name_do_not_count(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat /1.jpg", "train/dog/1.jpg", "val/cat/1.jpg")
+    source = find_source(tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert any("spelled with other spaces ('cat ' and 'cat')" in note for note in source.notes)
 
 
 def test_a_link_to_a_folder_inside_a_class_is_reported(tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def test_hashes_of_changed_copies_are_near_and_of_other_pictures_far(tmp_path: P
     pairs = {(one, two) for one, two, _ in near_pairs(np.stack(hashes), [range(60)])}
     assert pairs <= {(number, number + 30) for number in range(30)}
     assert len(pairs) >= 27
+    same = np.repeat(np.stack(hashes[:2]), 2_000, axis=0)  # four million pairs, of which two thousand suffice
+    linked = list(near_pairs(same, [range(4_000)]))
+    assert len(linked) == 3_998
+    assert set(connected(4_000, ((one, two) for one, two, _ in linked)).tolist()) == {0, 2_000}
     assert connected(4, iter([(2, 3), (3, 1)])).tolist() == [0, 1, 1, 1]
 
 

@@ -69,6 +69,17 @@ def test_a_table_that_contradicts_itself_is_an_error(folder: Path, text: str, me
         read_table(table(folder, text))
 
 
+def test_a_name_that_no_file_can_have_is_skipped(folder: Path) -> None:
+    source = read_table(table(folder, f"path,label\n{'x' * 300}.jpg,cat\nphotos/1.jpg,cat\n"))
+    assert [item.kind for item in source.ignored] == [SkipKind.UNREADABLE]
+
+
+def test_a_label_is_one_name(folder: Path) -> None:
+    (folder / "labels.jsonl").write_text('{"path": "photos/1.jpg", "label": ["cat", "dog"]}\n')
+    with pytest.raises(TableError, match=r"line 1 has a label that is not one name: \['cat', 'dog'\]"):
+        read_table(folder / "labels.jsonl")
+
+
 def test_a_table_whose_files_do_not_exist_is_an_error(folder: Path) -> None:
     with pytest.raises(DatasetError, match=rf"None of the 2 files.*relative to the folder of the table, {folder}"):
         read_table(table(folder, "path,label\n1.jpg,cat\n2.jpg,dog\n"))
@@ -76,7 +87,7 @@ def test_a_table_whose_files_do_not_exist_is_an_error(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["split.csv", "split.tsv", "split.jsonl", "split.parquet"])
 def test_a_written_table_is_read_back(folder: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
-    outside = tmp_path_factory.mktemp("outside") / 'a "quoted", name.png'
+    outside = tmp_path_factory.mktemp("outside") / 'a "quoted",\u2028 name.png'
     outside.touch()
     rows = [
         (folder / "photos" / os.fsdecode(b"M\xfcller.jpg"), "cat, small", "train"),

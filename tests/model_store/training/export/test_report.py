@@ -57,6 +57,12 @@ def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(tmp_path: Path, 
     assert is_drawn(tmp_path / "confusion.png")
 
 
+def test_any_names_of_classes_are_drawn(tmp_path: Path) -> None:
+    # Not as formulas, and without a warning for each character that the font does not have.
+    draw_confusion(tmp_path, ["$5 to $10", "$\\nothing$", "\u88d9\u5b50"], np.ones((3, 3), np.int64), "title")
+    assert is_drawn(tmp_path / "confusion.png")
+
+
 def test_reliability_is_drawn_for_few_and_many_bins(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for images in (1, 500):

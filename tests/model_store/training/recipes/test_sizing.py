@@ -9,7 +9,7 @@ import pytest
 
 from model_store.errors import RecipeError
 from model_store.training.recipe import AUTO, load_recipe
-from model_store.training.recipes.sizing import describe, sized
+from model_store.training.recipes.sizing import advice, describe, sized
 
 SMALL = load_recipe("small")
 
@@ -30,6 +30,12 @@ def test_augmentation_is_stronger_for_images_that_are_seen_more_often() -> None:
     assert few.colour_jitter > some.colour_jitter > many.colour_jitter == 0
     assert few.mixup > some.mixup == many.mixup == 0
     assert many.smallest_crop == 0  # the paper's crops
+
+
+def test_other_weights_are_advised_for_few_images() -> None:
+    assert "--from imagenet" in str(advice(SMALL, 323))
+    assert advice(SMALL, 5_000) is None
+    assert advice(SMALL.with_settings(["width=0.25"]), 323) is None  # no public net has its layers
 
 
 def test_values_that_the_user_sets_are_kept() -> None:
