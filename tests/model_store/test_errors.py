@@ -33,9 +33,7 @@ KINDS = [*kinds_of(errors), *(kind for kind in kinds_of(training_errors) if kind
 def made(kind: type[Fc7Error]) -> Fc7Error:
     if not inspect.isfunction(kind.__init__):
         return kind("the text")
-    # DeviceUnavailableError has a tuple named `available`, TrainingMemoryError bytes.
-    values = VALUES | ({"needed": 2_000_000, "available": 1_000_000} if kind is errors.TrainingMemoryError else {})
-    return kind(*(values.get(name, name) for name in inspect.signature(kind).parameters))
+    return kind(*(VALUES.get(name, name) for name in inspect.signature(kind).parameters))
 
 
 @pytest.mark.parametrize("kind", KINDS)
