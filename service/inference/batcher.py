@@ -2,8 +2,8 @@
 
 Guarantees:
 - A batch takes the images that are queued, up to `max_batch` rows and up to an equal share of all admitted images. It
-  waits for images that are being decoded until the oldest image has waited `max_delay_s`. If every core is decoding,
-  it may wait as long as the last run took.
+  waits for images that are being decoded until the oldest image has waited `max_delay_s`, since the last run if runs
+  and decoding share cores. If every core is decoding, it may wait as long as the last run took.
 - Requests take turns, image by image: a request with 32 images does not delay one with a single image.
 - An image whose future is cancelled or whose slots are released is not run.
 - If a batch fails, its images are run one by one, so that one image cannot fail the others. If all of them and a blank
@@ -195,7 +195,9 @@ class Batcher:
         longest = self._limits.max_delay_s
         if not scheduler.has_free_core() or pending > scheduler.decoding:  # no core is idle during the wait
             longest = max(longest, self._last_run_seconds)
-        return max(0.0, oldest + longest - time.monotonic())
+        # Images are not decoded during a run, so those that an earlier batch left over have not waited for them yet.
+        started = oldest if scheduler.cores is None else max(oldest, self._last_run_ended)
+        return max(0.0, started + longest - time.monotonic())
 
     def _fair_share(self) -> int:
         """Return how many images a batch takes at most: all batches get equal parts, in as few rounds as possible.

@@ -72,6 +72,21 @@ def test_a_batch_waits_for_decoding_at_most_the_delay(make_sharing_batcher: Make
     assert time.monotonic() - started >= 0.2
 
 
+def test_images_left_over_from_a_run_wait_for_those_that_could_not_be_decoded_during_it(
+    make_sharing_batcher: MakeSharingBatcher, model: PausableModel
+) -> None:
+    batcher = make_sharing_batcher(max_delay_s=0.3)
+    running = start_run(batcher, model)
+    with batcher.admit(2) as ticket:
+        left_over = ticket.submit(image(1))
+        time.sleep(0.4)
+        model.resume()
+        running.result(10)
+        ended = time.monotonic()
+        left_over.result(10)
+        assert time.monotonic() - ended >= 0.25
+
+
 def test_a_batch_waits_for_images_that_are_being_decoded(
     make_sharing_batcher: MakeSharingBatcher, model: PausableModel
 ) -> None:
