@@ -201,8 +201,8 @@ def test_a_body_that_is_not_a_request_is_rejected_with_a_reason(
 @pytest.mark.parametrize(
     ("encoding", "body", "status", "words"),
     [
-        ("gzip", gzip.compress(b"{}")[:-1], 400, ["incomplete"]),
-        ("gzip", gzip.compress(b"{}") + b"more", 400, ["4 bytes follow"]),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-1], 400, ["incomplete"]),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", 400, ["4 bytes follow"]),
         ("gzip", b"{}", 400, ["not valid gzip"]),
         ("gzip", b"", 400, ["incomplete"]),
         ("deflate", b"{}", 400, ["not valid deflate"]),
