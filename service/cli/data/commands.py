@@ -24,11 +24,20 @@ from service.settings import load_settings
 if TYPE_CHECKING:
     from model_store.training.data.image_file import Source
 
+DEMO_NAME: Final = "solar"
+DEMO_RECIPE: Final = "small"
+DEMO_SETTINGS: Final = ("flip_vertical=true", "epochs=9")  # solar cells have no upright orientation
 _NOTES: Final = 5  # printed one by one
 app = typer.Typer(name="data", help="Check, split and prepare data sets for training.", no_args_is_help=True)
 DataSource = Annotated[
     Path, typer.Argument(metavar="SOURCE", help="Class folders, a table (CSV, JSON Lines, Parquet) or an archive.")
 ]
+
+
+def demo_training(folder: Path) -> str:
+    """Return the command that trains a net on the demo data in `folder`."""
+    changes = " ".join(f"--set {setting}" for setting in DEMO_SETTINGS)
+    return f"fc7 train {folder} --recipe {DEMO_RECIPE} {changes} --name {DEMO_NAME}"
 
 
 @app.command()
@@ -51,7 +60,7 @@ def demo(
         "License: CC-BY-NC-SA 4.0, not for commercial use. "
         f"{demo_data.folder / SOURCE_FILE} lists the papers to cite."
     )
-    console.next_step(f"fc7 train {demo_data.folder} --recipe small --set flip_vertical=true --name solar")
+    console.next_step(demo_training(demo_data.folder))
 
 
 @app.command()

@@ -22,9 +22,6 @@ from service.cli.options import Home, Seed
 from service.cli.training import export
 from service.settings import Settings, load_settings
 
-NAME: Final = "solar"
-RECIPE: Final = "small"
-SETTINGS: Final = ("flip_vertical=true", "epochs=9")  # solar cells have no upright orientation
 COMPLETE: Final = "complete"  # file written after the last step
 
 
@@ -35,7 +32,7 @@ def demo(home: Home = None, seed: Seed = 0) -> None:
     folder = home / "demo"
     store = ModelStore(home)
     active = store.active()
-    if (folder / COMPLETE).exists() or (active is not None and active.active.name != NAME):
+    if (folder / COMPLETE).exists() or (active is not None and active.active.name != data.DEMO_NAME):
         console.say(f"{home} already has a model and was not changed.")
         console.next_step("fc7 serve")
         return
@@ -43,12 +40,12 @@ def demo(home: Home = None, seed: Seed = 0) -> None:
     started = time.monotonic()
     _step(f"fc7 data demo {folder}")
     data.demo(folder)
-    if not any(artifact.name == NAME for artifact in store.list()):
+    if not any(artifact.name == data.DEMO_NAME for artifact in store.list()):
         _train(settings, folder, seed)
-        _step(f"fc7 export {NAME}")
-        export.export(NAME, home=home)
+        _step(f"fc7 export {data.DEMO_NAME}")
+        export.export(data.DEMO_NAME, home=home)
     if store.active() is None:
-        store.activate(NAME)
+        store.activate(data.DEMO_NAME)
     _step(f"fc7 index build {folder / 'train'}")
     index.build(str(folder / "train"), home=home)
     write_atomic(folder / COMPLETE, b"")
@@ -61,14 +58,19 @@ def _train(settings: Settings, folder: Path, seed: int) -> None:
     from model_store.training.runs.run import can_resume  # noqa: PLC0415
     from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
 
-    if can_resume(settings.home, NAME):
-        _step(f"fc7 train --resume --name {NAME}")
-        request = Request(settings.home, NAME, resume=True, device=settings.device)
+    if can_resume(settings.home, data.DEMO_NAME):
+        _step(f"fc7 train --resume --name {data.DEMO_NAME}")
+        request = Request(settings.home, data.DEMO_NAME, resume=True, device=settings.device)
     else:
-        changes = " ".join(f"--set {setting}" for setting in SETTINGS)
-        _step(f"fc7 train {folder} --recipe {RECIPE} {changes} --name {NAME} --seed {seed}")
+        _step(f"{data.demo_training(folder)} --seed {seed}")
         request = Request(
-            settings.home, NAME, data=folder, recipe=RECIPE, settings=SETTINGS, seed=seed, device=settings.device
+            settings.home,
+            data.DEMO_NAME,
+            data=folder,
+            recipe=data.DEMO_RECIPE,
+            settings=data.DEMO_SETTINGS,
+            seed=seed,
+            device=settings.device,
         )
     code = run_command(request)
     if code:
