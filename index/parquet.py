@@ -18,7 +18,7 @@ import numpy as np
 from index.errors import TargetExistsError, translate_os_error
 from index.records import DIMENSIONS, VectorModel
 from model_store.durable import atomic_file
-from model_store.errors import MissingExtraError
+from model_store.table_file import import_pyarrow
 
 # An image, in the order of the columns. Times are in microseconds since 1970; the vector is float16 bytes or None.
 ExportRow = tuple[Any, ...]
@@ -32,11 +32,7 @@ def write_parquet(
     advance: called with the number of rows written so far. Raises MissingExtraError, TargetExistsError, IndexFullError,
     IndexReadOnlyError and the errors of `groups`; then no file is left.
     """
-    try:
-        import pyarrow  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError:
-        raise MissingExtraError("pyarrow", "export") from None
+    pyarrow = import_pyarrow()
     if target.exists():
         raise TargetExistsError(target, "Choose the name of a new file")
     schema = _schema(pyarrow, {"fc7.model": model.model, "fc7.fingerprint": model.fingerprint})

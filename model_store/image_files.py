@@ -96,6 +96,11 @@ class Skipped:
         return {"path": self.path, "reason": self.reason, "kind": self.kind.value}
 
 
+def reason_of(error: Exception) -> str:
+    """Return why a file that the user named cannot be read or decoded, without repeating its path."""
+    return str((isinstance(error, OSError) and error.strerror) or error)
+
+
 def kind_of(error: Exception) -> SkipKind:
     """Return the category of an error of reading or decoding an image file."""
     if isinstance(error, OSError):

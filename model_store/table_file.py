@@ -19,6 +19,8 @@ from model_store.errors import MissingExtraError, TableError
 
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
 TABLE_SUFFIXES: Final = (".csv", ".tsv", *JSON_SUFFIXES, ".parquet")
+PATH_COLUMNS: Final = ("path", "file_name", "filename", "file", "image")
+"""Names of the column with the path of an image."""
 _DELIMITERS: Final = ",;\t"
 _PARQUET_ROWS: Final = 10_000  # read at a time
 _MAX_FIELD: Final = 1_000_000  # characters of one value
@@ -113,20 +115,26 @@ def _csv_rows(file: Path, text: str) -> Iterator[Row]:
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
-    try:
-        import pyarrow  # noqa: PLC0415 - an extra, needed only for this format
-        from pyarrow import parquet  # noqa: PLC0415
-    except ModuleNotFoundError:
-        raise MissingExtraError("pyarrow", "export") from None
+    pyarrow = import_pyarrow()
     try:
         number = 0
-        with parquet.ParquetFile(file) as table:
+        with pyarrow.parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(_PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", {name: value for name, value in row.items() if value is not None}
     except (OSError, pyarrow.ArrowException) as error:
         raise TableError(file, f"it is not a valid Parquet file: {' '.join(str(error).split())}") from error
+
+
+def import_pyarrow() -> Any:
+    """Return the module pyarrow, with `pyarrow.parquet`. Raises MissingExtraError."""
+    try:
+        import pyarrow  # noqa: PLC0415 - an extra, needed only for Parquet
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError:
+        raise MissingExtraError("pyarrow", "export") from None
+    return pyarrow
 
 
 def find_column(columns: dict[str, Any] | list[str], names: tuple[str, ...]) -> str | None:

@@ -20,13 +20,13 @@ from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, encode_metadata
 from model_store.errors import TableError
 from model_store.image_files import class_of_path, escape_name, is_hidden, label_of, without_wrapper
-from model_store.table_file import JSON_SUFFIXES, Row, decode_text, find_column, json_rows, read_rows
+from model_store.table_file import JSON_SUFFIXES, PATH_COLUMNS, Row, decode_text, find_column, json_rows, read_rows
 
 METADATA_FILE: Final = "metadata.jsonl"
 """The name of a table inside a folder or an archive; its paths are relative to its own folder."""
 MAX_TABLE_BYTES: Final = 32_000_000  # of a table in an archive
 LABEL: Final = "label"
-_PATH_COLUMNS: Final = ("path", "file_name", "filename", "file", "image", "key")
+_PATH_COLUMNS: Final = (*PATH_COLUMNS, "key")
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,15})(\.\d+)?([eE][+-]?\d{1,3})?")
 _BOOLEANS: Final = {"true": True, "false": False}
 
@@ -38,7 +38,7 @@ class ImageMetadata:
     """What is known of the images of a source. labels: take `label` from class folders. rows: by path in the source.
 
     wrapper: the path, with a slash, of the folder that contains the class folders; "" if it is the source itself.
-    unmatched: rows whose path is no file of the source, such as "line 3: cat/9.jpg".
+    unmatched: rows whose path is not that of a file in the source, such as "line 3: cat/9.jpg".
     """
 
     labels: bool = False

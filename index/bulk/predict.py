@@ -25,7 +25,7 @@ from index.errors import DamagedArchiveError, ImageArchiveError, SourceError
 from model_store.decoder.decoder import Decoder
 from model_store.errors import ImageError
 from model_store.image import views
-from model_store.image_files import SkipKind, Skipped
+from model_store.image_files import SkipKind, Skipped, reason_of
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Outputs, Runner, average_views
 
@@ -98,7 +98,7 @@ def _predict_batch(
         try:
             pixels.append(future.result())
         except (OSError, ImageError) as error:
-            errors[number] = str((isinstance(error, OSError) and error.strerror) or error)
+            errors[number] = reason_of(error)
     outputs = runner.run(views(np.stack(pixels), view_count)) if pixels else None
     rows = iter(_rows(outputs, view_count))
     return [

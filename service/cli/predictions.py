@@ -29,8 +29,9 @@ from index.bulk.predict import PredictedImage
 from index.errors import TargetExistsError, translate_os_error
 from model_store.artifact import Artifact
 from model_store.durable import atomic_file, locked, write_atomic
-from model_store.errors import Fc7Error, MissingExtraError
+from model_store.errors import Fc7Error
 from model_store.runtime.runner import top_k
+from model_store.table_file import import_pyarrow
 
 FORMATS: Final = (".csv", ".jsonl", ".parquet")
 _PART_ROWS: Final = 1024
@@ -62,7 +63,7 @@ class PredictionFile:
     def __enter__(self) -> Self:
         """Open the parts of an interrupted run, or start. Raises TargetExistsError, MissingExtraError, Fc7Error."""
         if self._target.suffix == ".parquet":
-            _pyarrow()
+            import_pyarrow()
         if self._target.exists():
             raise TargetExistsError(self._target, "Choose the name of a new file, or delete this one")
         try:
@@ -128,7 +129,7 @@ class PredictionFile:
             case ".jsonl":
                 file.writelines(json.dumps(document, ensure_ascii=False).encode() + b"\n" for document in documents)
             case _:
-                parquet = _pyarrow().parquet
+                parquet = import_pyarrow().parquet
                 table = _table(documents, self._options, f"{self._artifact.id} {self._artifact.fingerprint}")
                 parquet.write_table(table, file, compression="zstd")
 
@@ -182,7 +183,7 @@ def _csv(rows: Any) -> bytes:
 
 
 def _table(documents: list[dict[str, Any]], options: Options, model: str) -> Any:
-    pyarrow = _pyarrow()
+    pyarrow = import_pyarrow()
     prediction = pyarrow.struct([("label", pyarrow.string()), ("probability", pyarrow.float32())])
     columns = [("path", pyarrow.string()), ("predictions", pyarrow.list_(prediction)), ("error", pyarrow.string())]
     if options.embeddings:
@@ -191,16 +192,7 @@ def _table(documents: list[dict[str, Any]], options: Options, model: str) -> Any
 
 
 def _join_parquet(parts: Sequence[Path], file: Any) -> None:
-    parquet = _pyarrow().parquet
+    parquet = import_pyarrow().parquet
     with parquet.ParquetWriter(file, parquet.read_schema(parts[0]), compression="zstd") as writer:
         for part in parts:
             writer.write_table(parquet.read_table(part))
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError:
-        raise MissingExtraError("pyarrow", "export") from None
-    return pyarrow

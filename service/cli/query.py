@@ -22,7 +22,7 @@ from rich.table import Table
 from model_store.artifact import Artifact
 from model_store.errors import ImageError
 from model_store.image import views
-from model_store.image_files import kind_of_name
+from model_store.image_files import kind_of_name, reason_of
 from model_store.store import ModelStore
 from service.cli import console
 from service.cli.options import AsJson, Home, ModelOption, Views, Where, find_version
@@ -222,7 +222,7 @@ def _read_images(
             try:
                 pixels = decoder.prepare(path.read_bytes())
             except (OSError, ImageError) as error:
-                reason = str((isinstance(error, OSError) and error.strerror) or error)
+                reason = reason_of(error)
                 skipped.append((path, reason))
                 console.error(f"{path}: {reason}")
             else:

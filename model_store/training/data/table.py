@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from model_store.durable import write_atomic
-from model_store.errors import DatasetError, MissingExtraError, TableError
+from model_store.errors import DatasetError, TableError
 from model_store.image_files import SkipKind, Skipped, escape_name, label_of, split_of_folder, unescape_name
-from model_store.table_file import JSON_SUFFIXES, find_column, is_table, read_rows
+from model_store.table_file import JSON_SUFFIXES, PATH_COLUMNS, find_column, import_pyarrow, is_table, read_rows
 from model_store.training.data.image_file import ALL, SPLIT_ORDER, ImageFile, Source
 
-PATH_COLUMNS: Final = ("path", "file_name", "filename", "file", "image")
 LABEL_COLUMNS: Final = ("label", "class")
 SPLIT_COLUMNS: Final = ("split",)
 _EXPECTED: Final = "Columns are expected as path,label or path,label,split"
@@ -131,7 +130,7 @@ def check_new_table(file: Path) -> None:
     if not file.absolute().parent.is_dir():
         raise TableError(file, f"the folder {file.absolute().parent} does not exist. Create it first")
     if file.suffix.lower() == ".parquet":
-        _pyarrow()
+        import_pyarrow()
 
 
 def write_table(file: Path, rows: Iterable[LabeledPath], relative_to: Path | None = None) -> None:
@@ -164,15 +163,6 @@ def _shown(path: Path, base: Path | None) -> str:
 
 
 def _parquet(entries: list[dict[str, str]]) -> bytes:
-    pyarrow, stream = _pyarrow(), io.BytesIO()
+    pyarrow, stream = import_pyarrow(), io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(entries), stream)
     return stream.getvalue()
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow  # noqa: PLC0415 - an extra, needed only for this format
-        import pyarrow.parquet  # noqa: PLC0415
-    except ModuleNotFoundError:
-        raise MissingExtraError("pyarrow", "export") from None
-    return pyarrow
