@@ -106,7 +106,7 @@ def read_archive_metadata(path: Path, limits: ArchiveLimits) -> dict[str, Values
         for entry in read_entries(path, limits):
             rows |= _metadata_rows(entry)
     except DamagedArchiveError:
-        return rows  # whoever reads the images reports the damage
+        return rows  # reading the images reports the damage
     return rows
 
 

@@ -2,7 +2,7 @@
 
 Guarantees: every figure follows from counts of images and from the confidence of each prediction. Classes without
 images do not count in means over classes. Intervals cover the true value in about 95 % of repetitions.
-Out of scope: running a net (evaluate.py, loop.py), deciding what is done with a weak model (model_store/artifact.py).
+Out of scope: running a net (evaluate.py, trainer.py), deciding what is done with a weak model (model_store/store.py).
 References: Wilson 1927 (interval of a share); Guo et al. 2017 (expected calibration error, ten bins).
 """
 

@@ -40,7 +40,7 @@ def main() -> int:
     if reason is not None:
         print(NO_DEVICE.format(reason=reason), file=sys.stderr)  # noqa: T201 - the output of the command
         return 1
-    # The checks share the GPU, so they run in this process. Warnings of CUDA libraries are no failures.
+    # The checks share the GPU, so they run in this process. Warnings of CUDA libraries are not failures.
     options = ["-m", "gpu", "-q", "--tb=short", "--override-ini=filterwarnings=default", "--override-ini=addopts="]
     return int(pytest.main([*options, str(FOLDER)]))
 

@@ -17,7 +17,7 @@ from model_store.training.data.image_file import ImageFile
 def class_folders(folder: Path, skip: Callable[[Skipped], None] = lambda _: None) -> list[Path]:
     """Return the class folders directly in `folder`, in alphabetical order, and call `skip` for everything else.
 
-    Hidden and system folders such as `__MACOSX` are no classes. A link to a folder is one. Raises DatasetError if the
+    Hidden and system folders such as `__MACOSX` are not classes. A link to a folder is one. Raises DatasetError if the
     folder cannot be listed.
     """
     found = []

@@ -1,7 +1,7 @@
 """Choose the images for validation in a data set that has no split, and record the choice of a run.
 
-A run that was trained on such a data set has the table `split.csv` in its folder, with absolute paths. `run_data` gives
-it to whoever needs the images of the run, so that evaluation, export and a resumed run use the same split.
+A run that was trained on such a data set has the table `split.csv` in its folder, with absolute paths. `run_data`
+returns its path, so that evaluation, export and a resumed run use the same split.
 
 Guarantees: the same images, seed and share give the same split. Each class keeps its share as nearly as possible, and
 at least one image for training. Copies and near-identical pictures stay on one side, so that validation measures what

@@ -84,7 +84,7 @@ def draw_confusion(folder: Path, labels: Sequence[str], confusion: NDArray[np.in
     axes.set_ylabel("true class")
     axes.set_title(title, fontsize=11)
     if count <= _MAX_CLASSES_WITH_LABELS:
-        # A name with two dollar signs is no formula.
+        # A name with two dollar signs is not a formula.
         axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
         axes.set_yticks(range(count), labels, parse_math=False)
     if count <= _MAX_CLASSES_WITH_COUNTS:
