@@ -28,7 +28,7 @@ from service.api.origin import RequestOrigin
 from service.api.paths import Paths
 from service.api.problems import handle_error
 from service.api.routes import ROUTERS
-from service.api.schemas import InferenceProblem, Problem
+from service.api.schemas.problems import InferenceProblem, Problem
 from service.api.upload import BodyBudget
 from service.inference.loader import MakeRunner
 from service.settings import Settings

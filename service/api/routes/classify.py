@@ -10,7 +10,7 @@ from model_store.artifact import Artifact
 from service.api.parameters import ClassifyQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.fast_route import FastRoute
-from service.api.schemas import ClassifyAnswer, ClassifyResult, ModelName
+from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ModelName
 from service.api.upload import receive
 from service.errors import ParameterError
 from service.observability.request_log import notes_of

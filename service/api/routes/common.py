@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from service.api.auth import require
 from service.api.problems import PROBLEM_TYPE
-from service.api.schemas import InferenceProblem, Problem
+from service.api.schemas.problems import InferenceProblem, Problem
 from service.errors import ClientGoneError, DeadlineError, DrainingError
 from service.settings import Scope
 from service.state import State

@@ -8,7 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.problems import STATUS, problem, without_folders
 from service.api.routes.common import READY_RETRY, StateDep, problems
-from service.api.schemas import Alive, ModelName, Ready
+from service.api.schemas.answers import ModelName
+from service.api.schemas.models import Alive, Ready
 from service.errors import NotReadyError
 
 router = APIRouter(tags=["health"])

@@ -28,7 +28,6 @@ from index.bulk.add import PreparedFile, new_images, required_fingerprints
 from index.errors import IndexSwitchedError, MetadataError
 from index.filters import parse_where
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
-from service.api import schemas
 from service.api.json_body import PATCH_TYPES, merge_patch, receive_patch
 from service.api.parameters import ListQuery, SearchQuery, WhereQuery
 from service.api.routes.common import (
@@ -42,6 +41,9 @@ from service.api.routes.common import (
     revalidated,
     within_limits,
 )
+from service.api.schemas.answers import ModelName, SearchAnswer, SearchResult
+from service.api.schemas.images import AddAnswer, AddResult, DeletedAnswer, ImageInfo, ImagePage, MetadataPatch
+from service.api.schemas.links import image_path
 from service.api.upload import receive
 from service.errors import BodyMalformedError, DrainingError, ModelNotLoadedError
 from service.inference.embed import Embedded
@@ -72,7 +74,7 @@ _METADATA_MANY = "A JSON object that maps each key (file name) to the JSON objec
 _PATCH_BODY = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": schemas.MetadataPatch.model_json_schema()} for kind in PATCH_TYPES},
+        "content": {kind: {"schema": MetadataPatch.model_json_schema()} for kind in PATCH_TYPES},
     }
 }
 
@@ -86,12 +88,12 @@ Key = Annotated[str, Path(description="The key of the image, 1 to 200 characters
     dependencies=[READ],
     responses=problems(401, 403, 409, 422, 503),
 )
-async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> schemas.ImagePage:
+async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> ImagePage:
     """Return a page of images, in the order in which they were first added."""
     index, where = state.index(), parse_where(query.where)
     page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
-    return schemas.ImagePage(
-        images=[schemas.ImageInfo.of(record, state.settings.root_path) for record in page.images],
+    return ImagePage(
+        images=[ImageInfo.of(record, state.settings.root_path) for record in page.images],
         next_cursor=page.next_cursor,
     )
 
@@ -102,10 +104,10 @@ async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> 
     summary="Add images with their file names as keys",
     dependencies=[WRITE],
     responses=problems(*WITH_BODY, 409, 507)
-    | {201: {"model": schemas.AddAnswer, "description": "At least one image was added."}},
+    | {201: {"model": AddAnswer, "description": "At least one image was added."}},
     openapi_extra=image_body(metadata=_METADATA_MANY),
 )
-async def add_images(request: Request, response: Response, state: StateDep) -> schemas.AddAnswer:
+async def add_images(request: Request, response: Response, state: StateDep) -> AddAnswer:
     """Add all images, or none of them if one is invalid. The key of an image without a file name is its SHA-256."""
     state.index()
     async with receive(request) as body:
@@ -115,7 +117,7 @@ async def add_images(request: Request, response: Response, state: StateDep) -> s
         results = await within_limits(request, state, work)
     if any(result.outcome is AddOutcome.ADDED for result in results):
         response.status_code = status.HTTP_201_CREATED
-    return schemas.AddAnswer(model=_model_of_index(state), results=results)
+    return AddAnswer(model=_model_of_index(state), results=results)
 
 
 @router.get(
@@ -145,14 +147,14 @@ async def get_thumbnail(request: Request, key: Key, state: StateDep) -> Response
 )
 async def similar_images(
     request: Request, key: Key, query: Annotated[SearchQuery, Query()], state: StateDep
-) -> schemas.SearchAnswer:
+) -> SearchAnswer:
     """Search with the stored vector of an indexed image. The image itself is not part of the result."""
     index, where = state.index(), parse_where(query.where)
     work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
-    result = schemas.SearchResult.of(neighbours, state.settings.root_path)
-    return schemas.SearchAnswer(model=model, mode=neighbours.mode, results=[result])
+    result = SearchResult.of(neighbours, state.settings.root_path)
+    return SearchAnswer(model=model, mode=neighbours.mode, results=[result])
 
 
 @router.get(
@@ -162,9 +164,9 @@ async def similar_images(
     dependencies=[READ],
     responses=problems(401, 403, 404, 409, 422, 503),
 )
-async def get_image(key: Key, state: StateDep) -> schemas.ImageInfo:
+async def get_image(key: Key, state: StateDep) -> ImageInfo:
     """Return the size, the SHA-256, the times and the metadata of an image."""
-    return schemas.ImageInfo.of(await state.in_index(state.index().get, key), state.settings.root_path)
+    return ImageInfo.of(await state.in_index(state.index().get, key), state.settings.root_path)
 
 
 @router.put(
@@ -172,10 +174,10 @@ async def get_image(key: Key, state: StateDep) -> schemas.ImageInfo:
     operation_id="put_image",
     summary="Add or replace one image",
     dependencies=[WRITE],
-    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": schemas.AddResult, "description": "The key is new."}},
+    responses=problems(*WITH_BODY, 409, 507) | {201: {"model": AddResult, "description": "The key is new."}},
     openapi_extra=image_body(metadata=_METADATA_ONE, many=False),
 )
-async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> schemas.AddResult:
+async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> AddResult:
     """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`."""
     state.index()
     check_key(key)
@@ -186,7 +188,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
         response.status_code = status.HTTP_201_CREATED
-        response.headers["Location"] = schemas.image_path(key, state.settings.root_path)
+        response.headers["Location"] = image_path(key, state.settings.root_path)
     return result
 
 
@@ -198,7 +200,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
     responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=_PATCH_BODY,
 )
-async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.ImageInfo:
+async def patch_image(request: Request, key: Key, state: StateDep) -> ImageInfo:
     """Send a JSON merge patch (RFC 7396), such as {"metadata": {"label": "cat", "year": null}}. Null removes a name."""
     index = state.index()
     patch = await receive_patch(request, state.settings.upload_timeout_s)
@@ -208,7 +210,7 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.Im
     record = await state.in_index(
         index.change_metadata, key, lambda old: {} if changes is None else merge_patch(old, changes)
     )
-    return schemas.ImageInfo.of(record, state.settings.root_path)
+    return ImageInfo.of(record, state.settings.root_path)
 
 
 @router.delete(
@@ -218,9 +220,7 @@ async def patch_image(request: Request, key: Key, state: StateDep) -> schemas.Im
     dependencies=[WRITE],
     responses=problems(401, 403, 409, 422, 503, 507),
 )
-async def delete_images(
-    request: Request, query: Annotated[WhereQuery, Query()], state: StateDep
-) -> schemas.DeletedAnswer:
+async def delete_images(request: Request, query: Annotated[WhereQuery, Query()], state: StateDep) -> DeletedAnswer:
     """Delete all images that match, a hundred per commit, so that other requests can run in between.
 
     There is no deadline. If the client disconnects or the server shuts down, the rest is not deleted: repeat the
@@ -228,7 +228,7 @@ async def delete_images(
     """
     index, where, stop = state.index(), parse_where(query.where), threading.Event()
     if where is None:
-        return schemas.DeletedAnswer(deleted=0)
+        return DeletedAnswer(deleted=0)
 
     def stopped() -> bool:
         return stop.is_set() or state.draining_since is not None
@@ -240,7 +240,7 @@ async def delete_images(
         stop.set()
     if state.draining_since is not None and await state.in_index(lambda: bool(index.list(1, where=where).images)):
         raise DrainingError
-    return schemas.DeletedAnswer(deleted=deleted)
+    return DeletedAnswer(deleted=deleted)
 
 
 @router.delete(
@@ -256,8 +256,8 @@ async def delete_image(key: Key, state: StateDep) -> None:
     await state.in_index(state.index().delete, key)
 
 
-def _model_of_index(state: State) -> schemas.ModelName:
-    return schemas.ModelName.of_reference(state.index().searched.model)
+def _model_of_index(state: State) -> ModelName:
+    return ModelName.of_reference(state.index().searched.model)
 
 
 def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
@@ -273,7 +273,7 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
 
 async def _add(
     request: Request, state: State, data: list[bytes], keys: Sequence[str | None], metadata: list[dict[str, Any] | None]
-) -> list[schemas.AddResult]:
+) -> list[AddResult]:
     """Add all images or none. An image that is already indexed with the same bytes and metadata does not change."""
     index = state.index()
     for entry in metadata:
@@ -287,13 +287,13 @@ async def _add(
         known = index.lookup(names)
         return digests, names, [i for i, n in enumerate(names) if known.get(n) != digests[i] or metadata[i] is not None]
 
-    def store(images: list[NewImage]) -> list[schemas.AddResult]:
+    def store(images: list[NewImage]) -> list[AddResult]:
         """Add the images, which are those with the numbers `new`, and return the result for every image."""
         outcomes = dict(zip(new, index.add_many(images), strict=True)) if images else {}
         return [
-            schemas.AddResult(
+            AddResult(
                 outcome=outcomes.get(i, AddOutcome.UNCHANGED),
-                image=schemas.ImageInfo.of(index.get(name), state.settings.root_path),
+                image=ImageInfo.of(index.get(name), state.settings.root_path),
             )
             for i, name in enumerate(names)
         ]

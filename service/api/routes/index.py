@@ -13,10 +13,10 @@ from fastapi import APIRouter, Query, Request, status
 from index.catalog.backup import snapshot_name
 from index.filters import parse_where
 from index.records import Duplicates
-from service.api.duplicates_schemas import DuplicatesAnswer
 from service.api.parameters import DuplicatesQuery
 from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems, within_limits
-from service.api.schemas import IndexInfo, SnapshotInfo
+from service.api.schemas.duplicates import DuplicatesAnswer
+from service.api.schemas.index import IndexInfo, SnapshotInfo
 from service.errors import QueueFullError
 
 _DUPLICATES_SHARE = 0.8  # of the deadline; the rest is for listing what was found

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Query
 from fastapi import Path as PathParameter
 
 from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems
-from service.api.schemas import ActivationAnswer, ModelInfo, ModelName, ModelsAnswer
+from service.api.schemas.answers import ModelName
+from service.api.schemas.models import ActivationAnswer, ModelInfo, ModelsAnswer
 from service.indexing.versions import Activated
 from service.state import State
 

@@ -19,7 +19,7 @@ from model_store.runtime.runner import Outputs
 from service.api import oip_codec as codec
 from service.api.problems import INFERENCE_PATH, STATUS, problem, without_folders
 from service.api.routes.common import READ, READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems, within_limits
-from service.api.schemas import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
+from service.api.schemas.inference import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
 from service.api.upload import BodyBudget, receive_raw
 from service.errors import NotReadyError
 from service.observability.request_log import notes_of

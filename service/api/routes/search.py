@@ -13,7 +13,7 @@ from index.filters import Where, parse_where
 from service.api.parameters import ModelSearchQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.fast_route import FastRoute
-from service.api.schemas import ModelName, SearchAnswer, SearchResult
+from service.api.schemas.answers import ModelName, SearchAnswer, SearchResult
 from service.api.upload import receive
 from service.errors import ModelNotLoadedError
 from service.observability.request_log import notes_of

@@ -1,0 +1,15 @@
+"""Links to resources of the API."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+
+def image_path(key: str, root_path: str) -> str:
+    """Return the path of an image below `root_path`, with its key encoded as a single path segment."""
+    return f"{root_path}/v1/images/{quote(key, safe='')}"
+
+
+def thumbnail_path(key: str, root_path: str) -> str:
+    """Return the path of the thumbnail of `key`."""
+    return f"{image_path(key, root_path)}/thumbnail"
