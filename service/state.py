@@ -11,7 +11,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
@@ -30,9 +30,11 @@ from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.factory import decoder_of, open_index_of, outdated_note, runner_options
 from service.indexing.archive_import import ArchiveImport
+from service.indexing.job import JobKind
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
 from service.indexing.versions import VersionManager
+from service.indexing.work import Work
 from service.inference.admission import BatchLimits
 from service.inference.embed import Embedder
 from service.inference.loader import MakeRunner, ModelLoader, changed_files
@@ -130,15 +132,17 @@ class Resources:
         index = open_index_of(self.settings, options)
         try:
             self._outdated = index.stats().outdated
-            self._jobs = Jobs(
-                self.settings.home / "jobs",
-                ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool).run,
-                self.log,
-            )
+            self._jobs = Jobs(self.settings.home / "jobs", self._works(index), self.log)
         except BaseException:
             index.close()
             raise
         return index
+
+    def _works(self, index: ImageIndex) -> Mapping[JobKind, Work]:
+        """Return what each kind of job does."""
+        return {
+            JobKind.ARCHIVE: ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool),
+        }
 
     def _close_index(self, index: ImageIndex) -> None:
         if self._jobs is not None:
@@ -324,7 +328,7 @@ class State(Resources):
 
     @property
     def jobs(self) -> Jobs:
-        """The import jobs. Raises NotReadyError."""
+        """The jobs. Raises NotReadyError."""
         self.index()
         if self._jobs is None:
             raise NotReadyError("The index is not open.")

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from service.indexing.job import JobKind
+
 MAX_COUNT = 1000
 _WHOLE = re.compile(r"[0-9]{1,18}")
 
@@ -100,6 +102,15 @@ class ListQuery(_Query):
     cursor: str | None = Field(None, description="The `next_cursor` of the previous page.")
     where: list[str] = Field([], description=_WHERE)
     limit: _Count = Field(100, description=f"Number of images per page, from 1 to {MAX_COUNT}.")
+
+
+class JobQuery(_Query):
+    """Parameters of `POST /v1/jobs`. All but `kind` are parameters of the kind of job."""
+
+    kind: JobKind = Field(
+        JobKind.ARCHIVE,
+        description="What the job does. archive: add the images of an archive to the index.",
+    )
 
 
 class DuplicatesQuery(_Query):
