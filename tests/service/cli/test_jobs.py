@@ -54,7 +54,7 @@ def test_jobs_of_a_server_are_shown_retried_and_cancelled(
         assert json.loads(invoke(home, "jobs", "result", failed["id"], FC7_PORT=port).stdout) == {"counted": 3}
         assert "has no result file" in str(invoke(home, "jobs", "result", added["id"], FC7_PORT=port).exception)
         assert "is done" in str(invoke(home, "jobs", "retry", added["id"], FC7_PORT=port).exception)
-        assert "No job has the id" in str(invoke(home, "jobs", "show", "../x", FC7_PORT=port).exception)
+        assert "No job has the id" in str(invoke(home, "jobs", "show", "a?b c", FC7_PORT=port).exception)
 
 
 def test_the_strongest_key_is_sent_to_the_own_server_only(home: Path) -> None:
