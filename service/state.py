@@ -30,6 +30,7 @@ from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.factory import decoder_of, open_index_of, outdated_note, runner_options
 from service.indexing.archive_import import ArchiveImport
+from service.indexing.classification import ArchiveClassification
 from service.indexing.job import JobKind
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
@@ -142,7 +143,23 @@ class Resources:
         """Return what each kind of job does."""
         return {
             JobKind.ARCHIVE: ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool),
+            JobKind.CLASSIFY: ArchiveClassification(
+                self.settings, self.models, self.decoder, self.import_pool, self._find_artifact
+            ),
         }
+
+    def _find_artifact(self, reference: str | None) -> Artifact:
+        """Return the version named by "solar:1" or "solar" (its newest version); the active one for None.
+
+        Raises NotReadyError, ModelNameError, ModelNotFoundError, ArtifactFormatError.
+        """
+        if reference is None:
+            active = self.versions.active
+            if active is None:
+                raise NotReadyError(str(self.no_model))
+            return active.artifact
+        loaded = self.models.named(reference)
+        return self.store.resolve(reference, verify=False) if loaded is None else loaded.artifact
 
     def _close_index(self, index: ImageIndex) -> None:
         if self._jobs is not None:
@@ -281,9 +298,7 @@ class State(Resources):
         if reference is None:
             return active
         loaded = self.models.named(reference)
-        if loaded is not None:
-            return loaded.artifact
-        return await asyncio.to_thread(self.store.resolve, reference, verify=False)
+        return loaded.artifact if loaded is not None else await asyncio.to_thread(self._find_artifact, reference)
 
     @asynccontextmanager
     async def use(self, reference: str | None = None) -> AsyncIterator[Serving]:

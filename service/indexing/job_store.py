@@ -252,6 +252,18 @@ class JobStore:
             )
             self._insert_skipped(database, job.id, job.skipped - len(skipped), skipped)
 
+    def restart(self, job: StoredJob) -> None:
+        """Set the counts of a job to 0, and forget its skipped entries, because it counts them again."""
+        job.processed = job.skipped = job.ignored = 0
+        job.kinds = {}
+        with self._writing() as database:
+            database.execute("UPDATE jobs SET processed = 0, skipped = 0, ignored = 0 WHERE id = ?", (job.id,))
+            database.execute("DELETE FROM skipped WHERE job = ?", (job.id,))
+
+    def save_parameters(self, job: StoredJob) -> None:
+        """Store the parameters of a job."""
+        self.update(job.id, parameters=json.dumps(job.parameters))
+
     def save_result(self, job: StoredJob) -> None:
         """Store the result of a job. Raises IndexFullError."""
         if job.result_file is not None:
