@@ -79,16 +79,13 @@ def test_an_archive_gives_the_same_rows_with_embeddings(home: Path, folder: Path
 @pytest.mark.parametrize("scheme", ["s3", "file"])
 def test_a_uri_gives_the_same_rows_as_a_folder(home: Path, folder: Path, tmp_path: Path, scheme: str) -> None:
     with object_store(folder.parent) as address:
-        at = (
-            (lambda name: folder.parent.as_uri() + f"/{name}")
-            if scheme == "file"
-            else (lambda name: f"s3://key:secret@{BUCKET}/{name}?{address}")
-        )
-        for name, source in (("a", str(folder)), ("b", at("photos"))):
+        root = folder.parent.as_uri() if scheme == "file" else f"s3://key:secret@{BUCKET}"
+        query = "" if scheme == "file" else f"?{address}"
+        for name, source in (("a", str(folder)), ("b", f"{root}/photos{query}")):
             done = invoke(home, "classify", source, "--out", tmp_path / f"{name}.csv")
             assert done.exit_code == 0, (done.output, done.exception)
             assert "6 images classified" in done.stderr
-        missing = invoke(home, "classify", at("gone"), "--out", tmp_path / "c.csv")
+        missing = invoke(home, "classify", f"{root}/gone{query}", "--out", tmp_path / "c.csv")
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     assert "does not exist" in str(missing.exception)
     assert not list(tmp_path.glob(".c.*"))
