@@ -77,7 +77,7 @@ def check_open_files() -> Finding:
 def check_clock(home: Path) -> Finding:
     """Check that the clock is not behind the newest file of the home, or before fc7 was written."""
     now = time.time()
-    files = [home / "models" / "active.json", *home.glob("models/*/*/manifest.json"), *home.glob("index/*")]
+    files = [home / "active.json", *home.glob("models/*/*/manifest.json"), *home.glob("index/*")]
     newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
     built = Path(__file__).stat().st_mtime
     behind = max(newest, built) - now
