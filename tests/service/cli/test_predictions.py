@@ -17,13 +17,14 @@ import pyarrow.parquet
 import pytest
 
 from index.bulk.predict import PredictedImage
+from index.bulk.prediction_file import Options, PredictionFile
 from index.errors import TargetExistsError
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.store import ModelStore
-from service.cli.predictions import Options, PredictionFile
 from tests.service.cli.helpers import invoke
 from tests.support import pictures
+from tests.support.object_store import BUCKET, object_store
 
 
 @pytest.fixture
@@ -75,6 +76,21 @@ def test_an_archive_gives_the_same_rows_with_embeddings(home: Path, folder: Path
     assert first[0]["embedding"] is None
 
 
+@pytest.mark.parametrize("scheme", ["s3", "file"])
+def test_a_uri_gives_the_same_rows_as_a_folder(home: Path, folder: Path, tmp_path: Path, scheme: str) -> None:
+    with object_store(folder.parent) as address:
+        root = folder.parent.as_uri() if scheme == "file" else f"s3://key:secret@{BUCKET}"
+        query = "" if scheme == "file" else f"?{address}"
+        for name, source in (("a", str(folder)), ("b", f"{root}/photos{query}")):
+            done = invoke(home, "classify", source, "--out", tmp_path / f"{name}.csv")
+            assert done.exit_code == 0, (done.output, done.exception)
+            assert "6 images classified" in done.stderr
+        missing = invoke(home, "classify", f"{root}/gone{query}", "--out", tmp_path / "c.csv")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    assert "does not exist" in str(missing.exception)
+    assert not list(tmp_path.glob(".c.*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,7 +132,7 @@ def test_an_interrupted_file_continues_after_its_parts(tmp_path: Path, artifact:
     with pytest.raises(Fc7Error, match="another source, model or options"):
         PredictionFile(target, "here", artifact, Options(2, embeddings=False, views=1)).__enter__()
     with PredictionFile(target, "here", artifact, options) as file:
-        assert file.done == {"a", "b"}
+        assert file.done == {"a": None, "b": None}
         with pytest.raises(Fc7Error, match="being written by another process"):
             PredictionFile(target, "here", artifact, options).__enter__()
         file.add([row("c")])
