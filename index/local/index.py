@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from index import records
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
+from index.catalog.labelled import labelled_vectors
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
 from index.errors import IndexModelError, IndexSwitchedError
-from index.filters import Where
+from index.filters import Where, has_field, parse_field
 from index.interface import (
     MAX_LISTED,
     Answers,
@@ -36,6 +37,7 @@ from index.interface import (
     check_at_least_one,
     describe_groups,
 )
+from index.labels import LabelledVectors
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
@@ -183,6 +185,14 @@ class LocalImageIndex(ImageIndex):
                         space, vector[np.newaxis], k, excluded=vector_id, where=where, mode=mode
                     )
                     return neighbours
+
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, a thousand at a time, with a metadata field and their vectors of one model."""
+        path = parse_field(field)
+        wanted = has_field(path, where) if only_labelled else where
+        return labelled_vectors(self._catalog.path, fingerprint or self.searched.fingerprint, path, wanted)
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.

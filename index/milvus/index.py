@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from index import errors, records
 from index.cursor import make_cursor, read_cursor
-from index.filters import Where
+from index.filters import Where, has_field, parse_field
 from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, check_at_least_one
+from index.labels import LabelledVectors, value_at
 from index.milvus import schema
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
@@ -41,6 +42,7 @@ from model_store.image import PREPARATION
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
+_VECTOR_BATCH = 512  # 8 MB; Milvus sends 64 MB at most
 
 
 class MilvusImageIndex(ImageIndex):
@@ -207,6 +209,21 @@ class MilvusImageIndex(ImageIndex):
         query = schema.vector_of(self._row(key, ["id", "vector"], model))
         [neighbours] = self._nearest(model, query[np.newaxis], k, exclude=key, where=where, mode=mode)
         return neighbours
+
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, ordered by key, with a metadata field and their vectors of the searched model."""
+        path = parse_field(field)
+        collection = self.spaces.collection(self.spaces.model(fingerprint))
+        condition = self._registry.expression(has_field(path, where) if only_labelled else where)
+        for rows in self._milvus.pages(collection, ["id", "metadata", "vector"], size=_VECTOR_BATCH, where=condition):
+            yield LabelledVectors(
+                [schema.key_of(row["id"]) for row in rows],
+                [value_at(json.loads(row["metadata"]), path) for row in rows],
+                np.stack([schema.vector_of(row) for row in rows]),
+                [],
+            )
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.
