@@ -40,7 +40,7 @@ from model_store.training.data.demo import copy_demo
 from model_store.training.data.reader import open_dataset
 from model_store.training.data.sources import find_source
 from model_store.training.device import autocast_dtype, keep_freed_memory
-from model_store.training.figures import FigureCounter, Figures
+from model_store.figures import FigureCounter, Figures
 from model_store.training.loop import train
 from model_store.training.optim import build_schedule
 from model_store.training.recipe import load_recipe

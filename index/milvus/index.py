@@ -217,13 +217,16 @@ class MilvusImageIndex(ImageIndex):
         path = parse_field(field)
         collection = self.spaces.collection(self.spaces.model(fingerprint))
         condition = self._registry.expression(has_field(path, where) if only_labelled else where)
-        for rows in self._milvus.pages(collection, ["id", "metadata", "vector"], size=_VECTOR_BATCH, where=condition):
-            yield LabelledVectors(
+        pages = self._milvus.pages(collection, ["id", "metadata", "vector"], size=_VECTOR_BATCH, where=condition)
+        return (
+            LabelledVectors(
                 [schema.key_of(row["id"]) for row in rows],
                 [value_at(json.loads(row["metadata"]), path) for row in rows],
                 np.stack([schema.vector_of(row) for row in rows]),
                 [],
             )
+            for rows in pages
+        )
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.

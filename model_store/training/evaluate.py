@@ -30,7 +30,7 @@ from model_store.runtime.runner import Runner, average_views, top_k
 from model_store.training.data.image_file import load_image
 from model_store.training.data.reader import PREFETCH
 from model_store.training.data.sources import images_of_split
-from model_store.training.figures import FigureCounter, Figures
+from model_store.figures import FigureCounter, Figures
 from model_store.training.nets.alexnet import AlexNet
 
 TOP: Final = 5

@@ -33,7 +33,7 @@ from model_store.training.data.loader import batches
 from model_store.training.device import autocast_dtype
 from model_store.training.distributed.data_parallel import DataParallel
 from model_store.training.distributed.group import Group
-from model_store.training.figures import FigureCounter, Figures
+from model_store.figures import FigureCounter, Figures
 from model_store.training.optim import build_schedule, set_rate
 from model_store.training.recipe import Recipe
 from model_store.training.recipes.plateau_warning import PlateauDetector

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from model_store.training.errors import ImportFormatError
-from model_store.training.importers.protobuf import Wire, WireError, outline
+from model_store.protobuf import Wire, WireError, outline
 
 _HEAD: Final = 1 << 16
 

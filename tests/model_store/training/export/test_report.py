@@ -24,7 +24,7 @@ from model_store.training.export.report import (
     write_confusion_table,
     write_json,
 )
-from model_store.training.figures import FigureCounter
+from model_store.figures import FigureCounter
 
 
 def is_drawn(path: Path, min_side: int = 300) -> bool:
