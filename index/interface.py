@@ -171,6 +171,23 @@ class ImageIndex(ABC):
         """
 
     @abstractmethod
+    def change_keys(self, keys: Sequence[str], update: Update) -> records.MetadataChanges:
+        """Replace the metadata of these images by `update(metadata)`: of all of them, or of none if a key is unknown.
+
+        Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
+        """
+
+    @abstractmethod
+    def change_matching(
+        self, where: Where, update: Update, *, stopped: Callable[[], bool] = lambda: False
+    ) -> records.MetadataChanges:
+        """Replace the metadata of the images that match now by `update(metadata)`.
+
+        One that changes meanwhile may be left out. stopped: as in `delete_where`. Raises FilterError, MetadataError,
+        and what `update` raises; the images changed before stay changed.
+        """
+
+    @abstractmethod
     def search(
         self,
         vectors: NDArray[np.float32],

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,19 @@ def sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
         sync(path)
     sync(folder)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make the new file `target` share the content of `source`, which must not change later; else copy it.
+
+    A hard link: deleting one of the files does not affect the other. Raises OSError.
+    """
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, one without hard links, or the limit of links
+        shutil.copyfile(source, target)
 
 
 @contextmanager

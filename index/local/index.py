@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from index import records
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
+from index.catalog.changes import change_keys, change_matching
 from index.catalog.labelled import labelled_vectors
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
@@ -152,6 +153,16 @@ class LocalImageIndex(ImageIndex):
         """Replace an image's metadata by `update(metadata)`; no other change can happen in between."""
         self._catalog.change_metadata(records.check_key(key), update)
         return self._catalog.get(key)
+
+    def change_keys(self, keys: Sequence[str], update: Update) -> records.MetadataChanges:
+        """Replace the metadata of these images in one transaction: of all of them, or of none if a key is unknown."""
+        return change_keys(self._catalog, [records.check_key(key) for key in dict.fromkeys(keys)], update)
+
+    def change_matching(
+        self, where: Where, update: Update, *, stopped: Callable[[], bool] = lambda: False
+    ) -> records.MetadataChanges:
+        """Replace the metadata of the images that match now, in several transactions."""
+        return change_matching(self._catalog, where, update, stopped)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
