@@ -4,7 +4,7 @@ A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the gra
 may also hold the net in other precisions, in the folders `int8` and `fp16`, each with its own graph and weights.
 Guarantees: a manifest that was read is complete and has a known format. The files of a verified version match the
 SHA-256 in the manifest; a file that does not is named.
-Out of scope: writing versions (`store`), loading the graph (`runtime`), signatures that prove who made a version.
+Out of scope: writing (`store`) and loading (`runtime`) versions, signatures that prove who made a version.
 """
 
 from __future__ import annotations
@@ -114,12 +114,11 @@ class ManifestDraft(_Frozen):
 
     metrics: evaluation results (top-1/top-5 error, views, data set and its hash). recipe: the training recipe.
     parent_run: folder name of the training run. parent_version: the version that the fp32 files were copied from.
-    precisions: metrics of the net in each other precision. base_graphs: by precision, the SHA-256 of the graph of the
-    version that differs only in its last layer. All values must be JSON.
+    precisions: metrics of the net in each other precision. base_graphs: by precision, the SHA-256 of the graph of a
+    version that differs only in the last layer. All values must be JSON.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
+    model_config = ConfigDict(extra="forbid")
     name: _Name
     architecture: str
     classes: _Classes
@@ -217,12 +216,12 @@ def graph_files(precision: str) -> tuple[str, str]:
 def fingerprint_of(files: Mapping[str, FileEntry], precision: str, graph: str | None = None) -> str:
     """Return the fingerprint of a model: the SHA-256 (hexadecimal) over the SHA-256 of the graph and of the weights.
 
-    Name, version and report are not part of it: the same net published twice has the same fingerprint.
-    graph: the SHA-256 of another graph that computes the same fc7 with these weights.
+    Name, version and report are not part of it: the same net published twice has the same fingerprint. graph: the
+    SHA-256 of another graph that computes the same fc7 with these weights.
     """
     model, weights = graph_files(precision)
-    if model not in files or weights not in files:
-        raise ValueError(f"{model} and {weights} are not both listed")
+    if missing := {model, weights} - files.keys():
+        raise ValueError(f"{min(missing)} is not listed")
     return hashlib.sha256(bytes.fromhex((graph or files[model].sha256) + files[weights].sha256)).hexdigest()
 
 
@@ -354,7 +353,7 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the vectors in this precision: fc7 vectors are comparable if theirs are equal."""
+        """The fingerprint of the vectors in this precision. fc7 vectors are comparable if these are equal."""
         return fingerprint_of(self.manifest.files, self.precision, self.manifest.base_graphs.get(self.precision))
 
     @cached_property

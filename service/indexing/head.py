@@ -198,6 +198,7 @@ class HeadFit(Work):
         except StoppedError:
             return False
         job.processed = _STEPS
+        store.save_progress(job, [])
         job.result = result.to_dict()
         return True
 

@@ -59,7 +59,6 @@ from service.inference.embed import Embedded
 from service.observability.request_log import notes_of
 from service.state import State
 
-
 _T = TypeVar("_T")
 
 
@@ -222,8 +221,8 @@ async def put_image(request: Request, response: Response, key: Key, state: State
 async def patch_images(request: Request, query: Annotated[PatchQuery, Query()], state: StateDep) -> MetadataChanged:
     """Apply one JSON merge patch to up to 1,000 images by key, or to all that match `where`.
 
-    For example, {"keys": ["a.jpg", "b.jpg"], "metadata": {"label": "cat"}}. If a key is unknown, nothing changes. Images
-    that match are changed a hundred per commit; if interrupted, repeat the request.
+    For example, {"keys": ["a.jpg", "b.jpg"], "metadata": {"label": "cat"}}. If a key is unknown, nothing changes.
+    Images that match are changed a hundred per commit; if interrupted, repeat the request.
     """
     index, where = state.index(), parse_where(query.where)
     keys, changes = await receive_changes(request, state.settings.upload_timeout_s)

@@ -68,7 +68,7 @@ class MetadataChanged(BaseModel):
 
 
 class KeysPatch(MetadataPatch):
-    """A JSON merge patch of the metadata of several images. `keys`: which ones, unless the parameter `where` says so."""
+    """A JSON merge patch of the metadata of several images. keys: which ones, unless the parameter `where` says so."""
 
     keys: list[str] | None = None
 
