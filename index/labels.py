@@ -53,7 +53,7 @@ def label_of(value: object) -> str | None:
     if isinstance(value, list):
         return label_of(value[0]) if len(value) == 1 and not isinstance(value[0], list) else None
     if isinstance(value, str):
-        return label_of_name(value).strip() or None
+        return label_of_name(value.strip()) or None
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         value = int(value)  # JSON does not distinguish 3.0 from 3
     return json.dumps(value) if isinstance(value, bool | int | float) else None

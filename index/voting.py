@@ -1,7 +1,7 @@
 """Classify by the labels of the nearest indexed images: a distance-weighted k-nearest-neighbor vote.
 
-A neighbor at the distance d has the weight 1 / d^2, as a share of the sum. On the demo photographs this is as good as
-1 / d with many neighbors, and better with few labeled images.
+A neighbor at the distance d has the weight 1 / d^2, as a share of the sum; 1 / d gives the same accuracy within the
+noise (docs/teach.md).
 
 Guarantees: only images with a usable label are neighbors. Labels that look alike vote for one class.
 References: Dudani, "The Distance-Weighted k-Nearest-Neighbor Rule", 1976.

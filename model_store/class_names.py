@@ -37,7 +37,7 @@ def one_spelling(weights: Mapping[str, float], known: Collection[str] = ()) -> d
     for label in weights:
         groups[alike(label)].append(label)
     of_known = {alike(label): label for label in known}
-    spelling = {}
+    spelling: dict[str, str] = {}
     for name, labels in groups.items():
         chosen = of_known.get(name) or min(labels, key=lambda label: (-weights[label], label))
         # Two classes of the model can differ only by case: these keep their names.

@@ -1,8 +1,7 @@
 """Publish a version with another head as the next version of a model: same fc7, so the vectors of an index stay valid.
 
-Guarantees: the weights below the head are shared with the parent as hard links where the file system allows it, and
-copied otherwise; deleting either version does not affect the other. All precisions of the parent get the head. Nothing
-is published if a file of the parent differs from its manifest.
+Guarantees: deleting either version does not affect the other. All precisions of the parent get the head. Nothing is
+published if a file of the parent differs from its manifest.
 Out of scope: activating the version.
 """
 
@@ -11,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from model_store.artifact import Artifact, ManifestDraft, class_labels, graph_files
-from model_store.durable import link_or_copy, sha256_of
+from model_store.durable import copy_file, sha256_of
 from model_store.errors import ArtifactCorruptError
 from model_store.head.fit import FittedHead
 from model_store.head.graph import replace_head
@@ -52,7 +51,7 @@ def publish_head(store: ModelStore, parent: Artifact, fitted: FittedHead, source
             (staged / graph).parent.mkdir(exist_ok=True)
             model = replace_head(parent.read(graph), head.weights, head.biases, of=parent.id)
             (staged / graph).write_bytes(model)
-            link_or_copy(parent.path / weights, staged / weights)
+            copy_file(parent.path / weights, staged / weights)
             expected, found = manifest.files[weights].sha256, sha256_of(staged / weights)
             if found != expected:
                 raise ArtifactCorruptError(parent.path / weights, expected, found)

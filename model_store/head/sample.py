@@ -49,7 +49,7 @@ class LabelledSample:
         for number in np.argsort(self._turns, kind="stable").tolist():
             ranks[number] = seen[self.labels[number]]
             seen[self.labels[number]] += 1
-        kept = np.sort(np.lexsort((self._turns, ranks))[: self._most]).tolist()
+        kept = np.sort(np.lexsort((np.array(self._turns), ranks))[: self._most]).tolist()
         self._turns = [self._turns[number] for number in kept]
         self.labels = [self.labels[number] for number in kept]
         self._vectors = [self._vectors[number] for number in kept]

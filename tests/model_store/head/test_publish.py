@@ -65,10 +65,10 @@ def test_the_graph_is_valid_and_has_no_rest_of_the_old_layer(parent: Artifact, t
     assert {tensor.name for tensor in graph.initializer} == {"centre", "fc7_weight", "fc8.weight", "fc8.bias"}
 
 
-def test_weights_are_shared_and_survive_the_parent(parent: Artifact, tmp_path: Path) -> None:
+def test_a_head_outlives_its_parent(parent: Artifact, tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     version = publish_head(store, parent, fitted(parent), {})
-    assert version.weights_path.samefile(parent.weights_path)
+    assert version.weights_path.stat().st_nlink == 1  # onnx refuses weights with several hard links
     store.activate(version.name, version.version)
     store.remove(parent.name, parent.version)
     Artifact.open(version.path)  # verifies all files
