@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.errors import FilterError, IndexModelError
+from index.errors import FilterError, IndexModelError, KeyNotFoundError
 from index.filters import has_field, parse_field, parse_where
 from index.interface import ImageIndex
 from index.labels import label_of
@@ -109,3 +109,21 @@ def _options(digit: str) -> IndexOptions:
 )
 def test_which_values_are_labels(value: object, label: str | None) -> None:
     assert label_of(value) == label
+
+
+def test_several_images_change_completely_or_not_at_all(index: ImageIndex) -> None:
+    done = index.change_keys(["a", "b", "a"], lambda old: old | {"label": "cat"})
+    assert (done.matched, done.changed) == (2, 1)
+    with pytest.raises(KeyNotFoundError):
+        index.change_keys(["a", "missing"], lambda _: {})
+    assert index.get("a").metadata["label"] == "cat"
+    assert index.change_keys([], lambda _: {}).matched == 0
+
+
+def test_images_that_match_change(index: ImageIndex) -> None:
+    cats = parse_where(["label:cat,dog"])
+    assert cats is not None
+    done = index.change_matching(cats, lambda old: old | {"label": "dog"})
+    assert (done.matched, done.changed) == (2, 1)
+    assert values_of(index, "label") == {"a": "dog", "b": "dog", "c": ""}
+    assert index.change_matching(cats, lambda _: {}, stopped=lambda: True).matched == 0
