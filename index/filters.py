@@ -106,6 +106,13 @@ def has_field(path: Sequence[str], where: Where | None = None) -> Where:
     return Where((*(where.conditions if where else ()), Condition(name, name, EXISTS, ())))
 
 
+def has_value(path: Sequence[str], value: Scalar) -> Where:
+    """Return the filter that matches the images with this value in a field."""
+    name = field_name(path)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return Where((Condition(f"{name}:{text}", name, "=", (Value(text, isinstance(value, str)),)),))
+
+
 def compared_types(condition: Condition, fields: Fields) -> dict[FieldType, int]:
     """Return the types under which the condition's field is compared, each with the id of (field, type).
 

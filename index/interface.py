@@ -151,6 +151,10 @@ class ImageIndex(ABC):
         """
 
     @abstractmethod
+    def count(self, where: Where) -> int:
+        """Return the number of images that match. Raises FilterError."""
+
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
 

@@ -1,7 +1,8 @@
 """Classify by the labels of the nearest indexed images: a distance-weighted k-nearest-neighbor vote.
 
-A neighbor at the distance d has the weight 1 / d^2, as a share of the sum; 1 / d gives the same accuracy within the
-noise (docs/teach.md).
+A neighbor at the distance d, whose class has n images, has the weight 1 / (d^4 sqrt(n)), as a share of the sum. Without
+the second factor, a class with five images among thousands of others almost never wins; with 1 / n, it wins too often
+(docs/teach.md has the figures).
 
 Guarantees: only images with a usable label are neighbors. Labels that look alike vote for one class.
 References: Dudani, "The Distance-Weighted k-Nearest-Neighbor Rule", 1976.
@@ -9,7 +10,7 @@ References: Dudani, "The Distance-Weighted k-Nearest-Neighbor Rule", 1976.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from index.filters import has_field, parse_field
+from index.fields import Scalar
+from index.filters import has_field, has_value, parse_field
 from index.interface import ImageIndex
 from index.labels import label_of, value_at
 from index.records import Neighbour
@@ -68,21 +70,32 @@ def vote(
         if all(
             len(images) >= neighbours or len(nearest) < wanted for images, nearest in zip(usable, found, strict=True)
         ):
-            return [_count(images[:neighbours], known) for images in usable]
+            return [_count(index, path, images[:neighbours], known) for images in usable]
         wanted *= 4  # some of the nearest have a list or an empty text as their label
 
 
-def _count(images: Sequence[tuple[Neighbour, str]], known: Collection[str]) -> Votes:
-    weights = [1 / max(near.distance, _LEAST_DISTANCE) ** 2 for near, _ in images]
+def _count(
+    index: ImageIndex, path: Sequence[str], images: Sequence[tuple[Neighbour, str]], known: Collection[str]
+) -> Votes:
+    spelling = one_spelling(Counter(label for _, label in images), known)
+    sizes: dict[str, int] = defaultdict(int)
+    for value, label in {(_scalar(near, path), label) for near, label in images}:
+        sizes[spelling[label]] += index.count(has_value(path, value))
+    weights = [
+        1 / (max(near.distance, _LEAST_DISTANCE) ** 4 * max(sizes[spelling[label]], 1) ** 0.5) for near, label in images
+    ]
     total = sum(weights)
-    by_label: dict[str, float] = defaultdict(float)
-    for (_, label), weight in zip(images, weights, strict=True):
-        by_label[label] += weight / total
-    spelling = one_spelling(by_label, known)
     classes: dict[str, float] = defaultdict(float)
-    for label, share in by_label.items():
-        classes[spelling[label]] += share
+    for (_, label), weight in zip(images, weights, strict=True):
+        classes[spelling[label]] += weight / total
     evidence = [
         Evidence(near, spelling[label], weight / total) for (near, label), weight in zip(images, weights, strict=True)
     ]
     return Votes(sorted(classes.items(), key=lambda item: (-item[1], item[0])), evidence)
+
+
+def _scalar(near: Neighbour, path: Sequence[str]) -> Scalar:
+    """Return the only value in a field whose value is a label."""
+    value = value_at(near.metadata, path)
+    found: Scalar = value[0] if isinstance(value, list) else value
+    return found

@@ -26,7 +26,7 @@ from index.catalog.changes import change_keys, change_matching
 from index.catalog.labelled import labelled_vectors
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
-from index.errors import IndexModelError, IndexSwitchedError
+from index.errors import IndexModelError, IndexReadOnlyError, IndexSwitchedError
 from index.filters import Where, has_field, parse_field
 from index.interface import (
     MAX_LISTED,
@@ -50,6 +50,7 @@ from index.search.view import View, restrict
 from model_store.cores import usable_cores
 
 _CACHED_FILTERS = 64
+_CACHED_COUNTS = 1000
 
 
 class LocalImageIndex(ImageIndex):
@@ -69,6 +70,7 @@ class LocalImageIndex(ImageIndex):
         self._codes = spaces.codes
         self._closed = False
         # (number of commits, space, filter): ids of matching vectors. Replaced as a whole, never modified.
+        self._counts: tuple[int | None, dict[Where, int]] = (None, {})  # (number of commits, counts), as a whole too
         self._filters: dict[tuple[int | None, int, Where], NDArray[np.int64]] = {}
 
     @classmethod
@@ -140,6 +142,19 @@ class LocalImageIndex(ImageIndex):
         """Return up to `limit` matching images in the order of their first addition, starting after `cursor`."""
         check_at_least_one("limit", limit)
         return self._catalog.page(limit, cursor, where)
+
+    def count(self, where: Where) -> int:
+        """Return the number of images that match. It is kept until the next write."""
+        commits = None
+        with contextlib.suppress(IndexReadOnlyError):  # opened read-only: nothing is kept
+            commits = self._catalog.writer.commits
+        kept_commits, counts = self._counts
+        if commits is None or commits != kept_commits or len(counts) >= _CACHED_COUNTS:
+            counts = {}
+        if where not in counts:
+            counts = {**counts, where: self._catalog.images(where)}
+            self._counts = (commits, counts)
+        return counts[where]
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""

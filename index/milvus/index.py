@@ -30,9 +30,10 @@ from index import errors, records
 from index.cursor import make_cursor, read_cursor
 from index.filters import Where, has_field, parse_field
 from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, check_at_least_one
-from index.labels import LabelledVectors, value_at
+from index.labels import LabelledVectors
 from index.milvus import schema
 from index.milvus.client import Milvus
+from index.milvus.export import labelled_vectors
 from index.milvus.filters import fields_of
 from index.milvus.search import MAX_K, find_duplicates, nearest
 from index.milvus.spaces import Spaces, stats_of
@@ -43,7 +44,6 @@ from model_store.image import PREPARATION
 T = TypeVar("T")
 _DELETE_BATCH = 500
 _CHANGED_ROWS = 100  # with pictures and vectors, about 5 MB
-_VECTOR_BATCH = 512  # 8 MB; Milvus sends 64 MB at most
 
 
 class MilvusImageIndex(ImageIndex):
@@ -154,6 +154,10 @@ class MilvusImageIndex(ImageIndex):
         rows = self._milvus.page(self._collection(), schema.RECORD, after=after, limit=limit + 1, where=condition)
         next_cursor = make_cursor(identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
         return records.Page([schema.record_of(row) for row in rows[:limit]], next_cursor)
+
+    def count(self, where: Where) -> int:
+        """Return the number of images that match."""
+        return self._milvus.count(self._collection(), self._registry.expression(where))
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
@@ -267,16 +271,7 @@ class MilvusImageIndex(ImageIndex):
         path = parse_field(field)
         collection = self.spaces.collection(self.spaces.model(fingerprint))
         condition = self._registry.expression(has_field(path, where) if only_labelled else where)
-        pages = self._milvus.pages(collection, ["id", "metadata", "vector"], size=_VECTOR_BATCH, where=condition)
-        return (
-            LabelledVectors(
-                [schema.key_of(row["id"]) for row in rows],
-                [value_at(json.loads(row["metadata"]), path) for row in rows],
-                np.stack([schema.vector_of(row) for row in rows]),
-                [],
-            )
-            for rows in pages
-        )
+        return labelled_vectors(self._milvus, collection, condition, path)
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.

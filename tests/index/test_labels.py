@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from index.errors import FilterError, IndexModelError, KeyNotFoundError
-from index.filters import has_field, parse_field, parse_where
+from index.filters import has_field, has_value, parse_field, parse_where
 from index.interface import ImageIndex
 from index.labels import label_of
 from index.local.index import LocalImageIndex
@@ -70,6 +70,13 @@ def test_only_images_with_the_field_are_searched(index: ImageIndex) -> None:
         assert "".join(sorted(neighbour.key for neighbour in found)) == keys
     listed = index.list(10, where=has_field(parse_field("label"), parse_where(["sharp:true"]))).images
     assert [record.key for record in listed] == ["a"]
+
+
+def test_images_with_a_value_are_counted(index: ImageIndex) -> None:
+    assert [index.count(has_value(("mixed",), value)) for value in ("7", 7, False, True, "8")] == [1, 1, 1, 0, 0]
+    assert index.count(has_value(("label",), "cat")) == 1
+    index.change_metadata("b", lambda _: {"label": "cat"})
+    assert index.count(has_value(("label",), "cat")) == 2  # counts are kept only until the next write
 
 
 def test_images_without_a_vector_of_the_model_are_counted(tmp_path: Path) -> None:
