@@ -32,9 +32,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from model_store.classes.figures import FigureCounter, Figures
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
-from model_store.figures import FigureCounter, Figures
 from model_store.training.data.augment import Augmenter, epoch_order
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.demo import copy_demo

@@ -23,7 +23,7 @@ from index.filters import has_field, has_value, parse_field
 from index.interface import ImageIndex
 from index.labels import label_of, value_at
 from index.records import Neighbour
-from model_store.class_names import one_spelling
+from model_store.classes.names import one_spelling
 
 _LEAST_DISTANCE: Final = 1e-3  # of an identical image, which outweighs all others
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.class_names import one_spelling
-from model_store.figures import FigureCounter, Figures
+from model_store.classes.figures import FigureCounter, Figures
+from model_store.classes.names import one_spelling
 from model_store.head.errors import OneClassError, TooFewLabelsError
 from model_store.head.regression import Components, Labels, class_weights, cross_validate, fit
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.head.errors import HeadGraphError
-from model_store.protobuf import Field, Wire, WireError, encode, fields
+from model_store.head.protobuf import Field, Wire, WireError, encode, fields
 
 FEATURES: Final = "fc7"
 PROBABILITIES: Final = "probabilities"

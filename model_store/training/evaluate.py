@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_store.classes.figures import FigureCounter, Figures
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import DatasetError
-from model_store.figures import FigureCounter, Figures
 from model_store.image import CROP, PREPARATION, SIZE, views
 from model_store.image_files import SkipKind, Skipped
 from model_store.prefetch import prefetch

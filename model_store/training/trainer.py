@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from model_store.classes.figures import FigureCounter, Figures
 from model_store.errors import DatasetError
-from model_store.figures import FigureCounter, Figures
 from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.dataset import Dataset, ImageSet
 from model_store.training.data.loader import batches

@@ -72,8 +72,6 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Print the most probable classes of each image, or write those of many images to a file; it can be resumed."""
-    from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
-
     settings = load_settings(home=home)
     if by == "neighbours":
         if out is not None:
@@ -91,6 +89,15 @@ def classify(
         raise typer.BadParameter("it requires --out.", param_hint="--embeddings")
     if folder := next((image for image in images if "://" in image or Path(image).is_dir()), None):
         raise typer.BadParameter(f"to classify all images of {folder}, add --out FILE.", param_hint="--out")
+    _classify_by_network(images, top, view_count, settings=settings, model=model, as_json=as_json)
+
+
+def _classify_by_network(
+    images: Sequence[str], top: int, view_count: int, *, settings: Settings, model: str | None, as_json: bool
+) -> None:
+    """Print the most probable classes of each image."""
+    from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
+
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with _load_runner(settings, model) as (artifact, runner):

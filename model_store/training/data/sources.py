@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from model_store.class_names import alike, describe_difference
+from model_store.classes.names import alike, describe_difference
 from model_store.errors import DatasetError
 from model_store.image_files import Skipped, escape_name, label_of, split_of_folder, without_wrapper
 from model_store.table_file import TABLE_SUFFIXES, is_table

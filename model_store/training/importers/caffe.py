@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.head.protobuf import Field, Wire, WireError, fields, float32, varints
 from model_store.image import CROP, SIZE
-from model_store.protobuf import Field, Wire, WireError, fields, float32, varints
 from model_store.training.errors import ImportFormatError
 from model_store.training.importers import imported_net
 from model_store.training.importers.file_kind import Kind, expect, readable

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from model_store.protobuf import Wire, WireError, outline
+from model_store.head.protobuf import Wire, WireError, outline
 from model_store.training.errors import ImportFormatError
 
 _HEAD: Final = 1 << 16

@@ -16,7 +16,7 @@ from index.filters import parse_field, parse_where
 from index.interface import ImageIndex
 from index.labels import LABEL_FIELD, label_of
 from index.records import IndexOptions, MetadataChanges
-from model_store.class_names import alike, describe_difference
+from model_store.classes.names import alike, describe_difference
 from service.cli import console
 from service.cli.options import AsJson, Home, LabelField, Where
 from service.factory import open_index_of, read_stats_of
@@ -71,10 +71,8 @@ def label(
     if as_json:
         console.print_json({"matched": done.matched, "changed": done.changed})
         return
-    what = (
-        f"The label was removed from {done.changed:,}" if remove else f"{done.changed:,} images got the label {new!r}"
-    )
-    console.say(f"{what}{' images' if remove else ''}; {done.matched:,} were named or matched.")
+    what = "lost their label" if remove else f"got the label {new!r}"
+    console.say(f"{done.changed:,} images {what}; {done.matched:,} were named or matched.")
     console.next_step("fc7 classify IMAGE --by neighbours, or fc7 head fit")
 
 

@@ -44,7 +44,7 @@ def test_commands_are_listed_in_panels(tmp_path: Path) -> None:
         "Start": ["demo", "config", "doctor"],
         "Train": ["train", "evaluate", "export", "data"],
         "Serve": ["serve", "classify", "search", "jobs"],
-        "Models": ["models", "import"],
+        "Models": ["models", "head", "import"],
         "Index": ["index", "codes"],
         "Research": ["report", "ablate", "paper"],
     }

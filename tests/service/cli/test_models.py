@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from model_store.classes.figures import FigureCounter
 from model_store.errors import ArtifactCorruptError, ModelNotFoundError, NoActiveModelError, NoBetterThanBaselineError
-from model_store.figures import FigureCounter
 from model_store.store import ModelStore
 from service.cli.main import app
 from tests.service.cli.helpers import invoke

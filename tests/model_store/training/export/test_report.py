@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_store.figures import FigureCounter
+from model_store.classes.figures import FigureCounter
 from model_store.training.export.report import (
     Curve,
     chromatic_shares,
