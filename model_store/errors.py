@@ -390,6 +390,5 @@ class TrainingMemoryError(TrainingError):
     def __str__(self) -> str:
         return (
             f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.left / 1e6:,.0f} MB are "
-            "available. Use a smaller net (--set width=0.5) or smaller batches (--set batch_size=16), or raise the "
-            "memory limit."
+            "available. Use smaller batches (--set batch_size=16), or raise the memory limit."
         )

@@ -17,6 +17,7 @@ import json
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -68,6 +69,15 @@ def parse_reference(reference: str) -> tuple[str, int | None]:
     if colon and not _NUMBER.fullmatch(version):
         raise errors.ModelNameError(reference)
     return check_name(name), int(version) if colon else None
+
+
+def model_name_of(text: str) -> str:
+    """Return a valid model name made of the name of a folder or file; "" if no character is left.
+
+    Accents are removed ("Fotos Küche" gives "Fotos-Kuche"), other characters that are not allowed become "-".
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("._-")[:64]
 
 
 class ModelStore:

@@ -106,8 +106,8 @@ def out_of_memory_in_words() -> Iterator[None]:
 def _out_of_memory(error: Exception) -> TrainingError:
     reason = (str(error).splitlines() or ["memory could not be allocated"])[0][:200]
     return TrainingError(
-        f"There is not enough memory for training ({reason}). Use a smaller net (--set width=0.5), smaller batches "
-        "(--set batch_size=16) or fewer images in memory (--memory-budget 0), or raise the memory limit."
+        f"There is not enough memory for training ({reason}). Use smaller batches (--set batch_size=16) "
+        "or fewer images in memory (--memory-budget 0), or raise the memory limit."
     )
 
 

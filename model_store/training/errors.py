@@ -3,6 +3,7 @@
 TrainingError
 ├── ImportFormatError          the weight file cannot be imported
 ├── DownloadError              a public weight file could not be downloaded, or is not the expected one
+├── UnusableRunError           a run cannot be continued with these images, or by this version of fc7
 ├── NonFiniteLossError         the loss became NaN or infinite
 ├── ParityError                the exported graph differs from the trained net
 └── AgreementError             the net in another precision differs too much from fp32
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.errors import TrainingError
+from model_store.errors import CheckpointError, TrainingError
 
 
 @dataclass(eq=False)
@@ -33,6 +34,10 @@ class DownloadError(TrainingError):
     reason: str
     fix: str
     message = "{address} was not downloaded: {reason}. {fix}."
+
+
+class UnusableRunError(CheckpointError):
+    """A run cannot be continued: its images changed, or another version of fc7 wrote it. A new run can be started."""
 
 
 @dataclass(eq=False)

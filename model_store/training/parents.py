@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from model_store.artifact import Artifact
-from model_store.errors import CheckpointError
+from model_store.errors import CheckpointError, DatasetError
 from model_store.store import ModelStore
+from model_store.training.data.split import run_data
 from model_store.training.export.served_graph import read_served_weights
 from model_store.training.nets.alexnet import Architecture
 from model_store.training.runs.fine_tuning import Parent
-from model_store.training.runs.run import find_trained_run, load_run
+from model_store.training.runs.run import RUN_FILE, find_trained_run, load_run, read_info
 
 
 def find_run_folder(home: Path, reference: str, say: Callable[[str], None] = lambda _: None) -> Path | None:
@@ -36,6 +37,22 @@ def find_run_folder(home: Path, reference: str, say: Callable[[str], None] = lam
         if any(artifact.name == reference for artifact in ModelStore(home).list()):
             return None
         raise
+
+
+def version_data(home: Path, artifact: Artifact, given: Path | None = None) -> Path:
+    """Return the data set that a version was trained on, with the split that its run recorded.
+
+    given: another data set, which is returned unless it is the run's own. Raises DatasetError if neither is known.
+    """
+    run = artifact.manifest.parent_run
+    if run is not None and (home / "runs" / run / RUN_FILE).is_file():
+        return run_data(home / "runs" / run, read_info(home / "runs" / run), given)
+    if given is None:
+        raise DatasetError(
+            f"The images that {artifact.id} was trained on are not known here: its run is not in {home / 'runs'}. "
+            "Give a data set with --data."
+        )
+    return given
 
 
 def find_parent(home: Path, reference: str, say: Callable[[str], None] = lambda _: None) -> Parent:

@@ -21,17 +21,19 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from model_store.artifact import check_name
+from model_store.artifact import FEATURES, check_name
 from model_store.classes.figures import Figures
 from model_store.decoder.limits import DecodeLimits
-from model_store.errors import CheckpointError, DatasetError, Fc7Error
+from model_store.errors import CheckpointError, DatasetError, Fc7Error, RecipeError
 from model_store.training.data.split import SplitRule
 from model_store.training.device import keep_freed_memory, limit_threads, out_of_memory_in_words
 from model_store.training.distributed.group import Group, join_group
 from model_store.training.loop import DEFAULT_MEMORY_BUDGET, Resources, resume, train
+from model_store.training.nets.alexnet import Architecture
 from model_store.training.parents import find_parent
 from model_store.training.recipe import load_recipe
 from model_store.training.reporting import Reporter, TerminalReporter
+from model_store.training.runs.fine_tuning import child_architecture
 from model_store.training.runs.resuming import Changes
 from model_store.training.runs.run import find_run
 from model_store.training.signals import stop_on_signals
@@ -40,6 +42,9 @@ from model_store.training.trainer import Result
 STOPPED: Final = 130
 _MOST_CLASSES: Final = 20  # listed in the summary, those with the lowest recall first
 DEFAULT_RECIPE: Final = "small"
+NO_DATA: Final = (
+    "A data set is required: fc7 train DIR, with one folder per class (DIR/<class>/*), or fc7 train FILE.csv"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Request:
     workers: int | None = None
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     towers: bool = False
+    experiment: bool = False  # the net may be one that cannot be served
     rule: SplitRule | None = None  # how images are chosen for validation, if there are none
     limits: DecodeLimits | None = None  # of decoding
 
@@ -127,9 +133,10 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
         )
     recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
     if request.data is None:
-        raise DatasetError(
-            "A data set is required: fc7 train DIR, with one folder per class (DIR/<class>/*), or fc7 train FILE.csv"
-        )
+        raise DatasetError(NO_DATA)
+    parent = find_parent(request.home, request.parent, reporter.note) if request.parent else None
+    if not request.experiment:
+        _require_servable(child_architecture(parent, recipe, 1) if parent else recipe.architecture(1))
     return train(
         request.data.expanduser(),
         recipe,
@@ -137,12 +144,21 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
         name=check_name(request.name),
         seed=request.seed or 0,
         rule=request.rule,
-        parent=find_parent(request.home, request.parent, reporter.note) if request.parent else None,
+        parent=parent,
         minutes=request.minutes,
         resources=resources,
         reporter=reporter,
         stop=stop,
     )
+
+
+def _require_servable(architecture: Architecture) -> None:
+    """Raise RecipeError if a version of this net could not be published."""
+    if architecture.features != FEATURES:
+        raise RecipeError(
+            f"The net would have {architecture.features} neurons in fc7, but a version that can be served requires "
+            f"{FEATURES}. Train with width=1, or add --experiment if the net does not have to be exported."
+        )
 
 
 @contextmanager
@@ -194,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="auto (CUDA if available), cpu, cuda or cuda:N [FC7_DEVICE]",
     )
     parser.add_argument("--towers", action="store_true", help="train one tower in each of two processes")
+    parser.add_argument("--experiment", action="store_true", help="train a net that cannot be served")
     request = Request(**vars(parser.parse_args(arguments)))
     try:
         return run_command(request, os.environ)

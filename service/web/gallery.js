@@ -1,6 +1,7 @@
 /** The list of indexed images, and the name of the serving model. */
 
 import { $ } from "./dom.js";
+import { showFigures } from "./model.js";
 import { showProblem } from "./notices.js";
 import { isReady } from "./readiness.js";
 import { showModel, tile } from "./results.js";
@@ -46,7 +47,11 @@ export function reload() {
   $("gallery").replaceChildren();
   $("forget-key").hidden = !apiKey();
   loadPage();
-  requestJson("v1/models").then(({ models }) => showModel(models.find(({ serving }) => serving)), () => {});
+  requestJson("v1/models").then(({ models }) => {
+    const model = models.find(({ serving }) => serving);
+    showModel(model);
+    showFigures(model);
+  }, () => {});
 }
 
 /** Mark the tile of the selected image, if it is in the list. */

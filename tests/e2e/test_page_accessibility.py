@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.e2e.helpers import PHONE, Visit, bars, neighbours, photograph, upload, visiting
+from tests.support.server import thread_server
+from tests.support.tiny_model import publish_tiny_model
 
 
 def test_everything_works_with_the_keyboard(visit: Visit) -> None:
@@ -91,3 +95,25 @@ def test_text_has_sufficient_contrast(browser: Browser, server: str, scheme: str
         )
         assert len(ratios) > 5
         assert [(text, ratio) for text, ratio in ratios if ratio < 4.5] == []
+
+
+def test_the_figures_of_the_model_are_a_table(browser: Browser, tmp_path: Path) -> None:
+    metrics = {
+        "top1_error": 0.341,
+        "top1_error_interval": [0.3, 0.38],
+        "majority_class_error": 0.54,
+        "balanced_accuracy": 0.6,
+        "macro_f1": 0.58,
+        "expected_calibration_error": 0.0301,
+        "images": 2099,
+    }
+    publish_tiny_model(tmp_path, metrics=metrics)
+    with thread_server(tmp_path) as server, visiting(browser, server.url) as visit:
+        page = visit.open()
+        summary = page.get_by_text("Figures of the model", exact=True)
+        summary.focus()
+        page.keyboard.press("Enter")
+        table = page.get_by_role("table", name="Figures of the model on its validation images")
+        expect(table.get_by_role("row", name="Top-1 error 34.1 % (95 % interval 30.0 % to 38.0 %)")).to_be_visible()
+        expect(table.get_by_role("rowheader")).to_have_count(6)
+        expect(table.get_by_role("row", name="Validation images 2,099")).to_be_visible()

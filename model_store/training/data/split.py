@@ -135,7 +135,12 @@ def write_run_split(run: Path, source: Source) -> None:
     write_table(run / SPLIT_FILE, labeled_paths(source))
 
 
-def run_data(run: Path, info: RunInfo) -> Path:
-    """Return the data set that a run was trained on: the recorded split, or the folder that it was given."""
+def run_data(run: Path, info: RunInfo, given: Path | None = None) -> Path:
+    """Return the data set that a run was trained on: the recorded split, or the folder that it was given.
+
+    given: another data set, which is returned unless it is the run's own.
+    """
+    if given is not None and given.expanduser().resolve() != Path(info.data).resolve():
+        return given
     recorded = run / SPLIT_FILE
     return recorded if recorded.is_file() else Path(info.data)

@@ -8,7 +8,6 @@ Out of scope: measuring errors (`fc7 evaluate` does that on the user's images); 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from PIL import Image
 
 from model_store.artifact import FEATURES, Artifact, ManifestDraft, class_labels
 from model_store.image import SIZE
-from model_store.store import ModelStore
+from model_store.store import ModelStore, model_name_of
 from model_store.training.errors import ImportFormatError
 from model_store.training.evaluate import SplitImages, TorchPredictor
 from model_store.training.export.agreement import measure_bf16
@@ -58,10 +57,8 @@ def publish_import(
     hidden = [layer.neurons for layer in net.architecture.layers if isinstance(layer, Hidden)]
     if not hidden or hidden[-1] != FEATURES:
         raise ImportFormatError(source.path, f"a served version requires {FEATURES} neurons in fc7")
-    # "bvlc_alexnet.caffemodel" -> "bvlc_alexnet"
-    file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).lstrip("._-")[:64]
     draft = ManifestDraft(
-        name=name or file_name or net.architecture.name,
+        name=name or model_name_of(source.path.stem) or net.architecture.name,
         architecture=net.architecture.name,
         classes=class_labels(labels.names),
         recipe={

@@ -138,6 +138,11 @@ class Architecture:
             )
         return architecture
 
+    @property
+    def features(self) -> int:
+        """The number of values of fc7: the inputs of the last layer."""
+        return self.maps()[-2].channels
+
     def scaled(self, width: float) -> Architecture:
         """Return the net with `width` times the kernels and neurons (at least 8 per layer), for tests and trials."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from model_store.errors import CheckpointError
+from model_store.training.errors import UnusableRunError
 from model_store.training.nets.alexnet import AlexNet
 from model_store.training.optim import build_optimizer, build_schedule
 from model_store.training.recipe import Recipe
@@ -97,18 +98,18 @@ def write_resumed(run: Path, resumed: ResumedRun, batches: int) -> None:
 
 
 def require_same_data(run: Path, info: RunInfo, root: Path, found: tuple[str, tuple[str, ...]], *, force: bool) -> None:
-    """Raise CheckpointError if the images in `root` are not those of the run. found: their hash and classes.
+    """Raise UnusableRunError if the images in `root` are not those of the run. found: their hash and classes.
 
     force: accept other images, but not other classes.
     """
     data_hash, classes = found
     if data_hash != info.data_hash and not force:
-        raise CheckpointError(
+        raise UnusableRunError(
             f"The images in {root} changed since {run} was started (data hash {data_hash[:12]} instead of "
             f"{info.data_hash[:12]}). Restore them, start a new run, or use --force to continue anyway."
         )
     if classes != info.classes:
-        raise CheckpointError(f"The classes in {root} are not those that {run} was started with. Start a new run.")
+        raise UnusableRunError(f"The classes in {root} are not those that {run} was started with. Start a new run.")
 
 
 def remove_leftovers(run: Path) -> None:

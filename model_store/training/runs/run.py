@@ -33,6 +33,7 @@ from torch import Tensor
 
 from model_store.durable import locked, write_atomic
 from model_store.errors import CheckpointError
+from model_store.training.errors import UnusableRunError
 from model_store.training.nets.alexnet import AlexNet, Architecture
 from model_store.training.recipe import Recipe
 from model_store.training.statistics import Statistics
@@ -197,13 +198,13 @@ def read_info(path: Path) -> RunInfo:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
-            raise CheckpointError(f"{file} was written by another version of fc7. This version reads format {FORMAT}.")
+            raise UnusableRunError(f"{file} was written by another version of fc7. This version reads format {FORMAT}.")
         values["recipe"] = Recipe.from_dict(values["recipe"], source=str(file))
         values["architecture"] = Architecture.from_dict(values["architecture"])
         values["classes"] = tuple(values["classes"])
         return RunInfo(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not a valid description of a run: {error!r}.") from error
+        raise UnusableRunError(f"{file} is not a valid description of a run: {error!r}.") from error
 
 
 def write_info(path: Path, info: RunInfo) -> None:
@@ -243,4 +244,4 @@ def read_tensors(file: Path, prefix: str) -> dict[str, Tensor]:
             names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
             return {name.removeprefix(prefix): tensors.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is missing or broken: {error}. Train the net again with: fc7 train") from error
+        raise UnusableRunError(f"{file} is missing or broken: {error}. Train the net again with: fc7 train") from error

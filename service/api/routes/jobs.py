@@ -10,8 +10,10 @@ from fastapi.responses import FileResponse
 from service.api.archive_upload import ARCHIVE_TYPES, receive_archive
 from service.api.json_body import receive_parameters
 from service.api.parameters import JobQuery
+from service.api.problems import without_folders
 from service.api.routes.common import READ, WORK, WRITE, StateDep, problems
 from service.indexing.job import JobInfo, JobsAnswer, SkippedAnswer
+from service.state import State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[WORK])
 
@@ -63,7 +65,7 @@ async def start_job(
         parameters |= await receive_parameters(request, state.settings.upload_timeout_s)
         job = await state.in_index(state.jobs.accept, query.kind, parameters)
     response.headers["Location"] = f"{state.settings.root_path}/v1/jobs/{job.id}"
-    return job
+    return _shown(job, state)
 
 
 @router.get(
@@ -71,7 +73,7 @@ async def start_job(
 )
 async def list_jobs(state: StateDep) -> JobsAnswer:
     """List waiting and running jobs, failed ones whose archive is kept, and the last 100 others, newest first."""
-    return JobsAnswer(jobs=await state.in_index(state.jobs.list))
+    return JobsAnswer(jobs=[_shown(job, state) for job in await state.in_index(state.jobs.list)])
 
 
 @router.get(
@@ -83,7 +85,7 @@ async def list_jobs(state: StateDep) -> JobsAnswer:
 )
 async def get_job(job: Id, state: StateDep) -> JobInfo:
     """Return the state of a job, how much of it is done, and its result."""
-    return await state.in_index(state.jobs.get, job)
+    return _shown(await state.in_index(state.jobs.get, job), state)
 
 
 @router.get(
@@ -127,7 +129,7 @@ async def get_job_result(job: Id, state: StateDep) -> FileResponse:
 )
 async def retry_job(job: Id, state: StateDep) -> JobInfo:
     """Continue a failed job. If it has an archive that was kept, its counts and its position in the archive stay."""
-    return await state.in_index(state.jobs.retry, job)
+    return _shown(await state.in_index(state.jobs.retry, job), state)
 
 
 @router.delete(
@@ -142,4 +144,11 @@ async def cancel_job(job: Id, state: StateDep) -> JobInfo:
 
     Images that it has added stay.
     """
-    return await state.in_index(state.jobs.cancel, job)
+    return _shown(await state.in_index(state.jobs.cancel, job), state)
+
+
+def _shown(job: JobInfo, state: State) -> JobInfo:
+    """Return the job without absolute paths of the server's folders in its messages."""
+    texts = {"error": job.error, "waiting_for": job.waiting_for}
+    changes = {name: without_folders(text, state.settings) for name, text in texts.items() if text}
+    return job.model_copy(update=changes)

@@ -43,7 +43,7 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
         return
     table = Table(
         *("", "model", "classes", "top-1 error", "95 % interval", "majority class", "balanced accuracy", "macro F1"),
-        *("published (UTC)", "size"),
+        *("calibration error", "published (UTC)", "size"),
         box=None,
         header_style="dim",
     )
@@ -58,6 +58,7 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
             _share(metrics.get("majority_class_error")),
             _share(metrics.get("balanced_accuracy")),
             f"{metrics['macro_f1']:.2f}" if "macro_f1" in metrics else "-",
+            _share(metrics.get("expected_calibration_error")),
             f"{artifact.manifest.created:%Y-%m-%d %H:%M}",
             f"{_bytes(artifact) / 1e6:.0f} MB",
         )

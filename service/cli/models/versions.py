@@ -26,6 +26,7 @@ from model_store.errors import ModelInUseError
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from service.cli import console
+from service.cli.data.unpack import data_folder
 from service.cli.options import AsJson, Home, Model, model_argument
 from service.factory import read_stats_of, runner_options
 from service.settings import load_settings
@@ -68,10 +69,15 @@ def compare(
 def quantize(
     model: Model,
     *,
-    data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Class folders with the splits train and --split: DIR/SPLIT/<class>/*.")
-    ],
     precision: Annotated[list[AddedPrecision], typer.Option(help="Precision to add. Can be repeated.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data set with the splits train and --split.",
+            show_default="the data that the version was trained on",
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="Split on which it is compared with fp32.")] = "val",
     calibrate: Annotated[
         int, typer.Option(min=1, max=10_000, help="Number of training images that calibrate int8's value ranges.")
@@ -80,12 +86,16 @@ def quantize(
 ) -> None:
     """Publish a new version with int8 or fp16 graphs added, and compare them with fp32 on images."""
     from model_store.training.export.quantize import add_precisions  # noqa: PLC0415 - torch
+    from model_store.training.parents import version_data  # noqa: PLC0415
 
     logging.disable(logging.WARNING)  # ONNX Runtime recommends a preprocessing that this graph does not need
-    store = ModelStore(load_settings(home=home).home)
+    settings = load_settings(home=home)
+    store = ModelStore(settings.home)
     source = store.resolve(model)
+    given = None if data is None else data_folder(data, settings.home)
+    images = version_data(settings.home, source, given)
     with console.ProgressBar() as bar:
-        artifact = add_precisions(source, store, precision, data, split=split, calibrate=calibrate, progress=bar.step)
+        artifact = add_precisions(source, store, precision, images, split=split, calibrate=calibrate, progress=bar.step)
     table = Table("", "weights", "same top-1", "fp32's top-1 in top k", "fc7 cosine", "top-1 error", box=None)
     table.add_row("fp32", _size(artifact.manifest.files[graph_files("fp32")[1]].size))
     for name in precision:

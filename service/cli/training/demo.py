@@ -55,24 +55,30 @@ def demo(home: Home = None, seed: Seed = 0) -> None:
 
 def _train(settings: Settings, folder: Path, seed: int) -> None:
     """Train, or resume an interrupted run."""
+    from model_store.training.errors import UnusableRunError  # noqa: PLC0415
     from model_store.training.runs.run import can_resume  # noqa: PLC0415
     from model_store.training.train import Request, run_command  # noqa: PLC0415 - torch
 
+    code = None
     if can_resume(settings.home, data.DEMO_NAME):
         _step(f"fc7 train --resume --name {data.DEMO_NAME}")
-        request = Request(settings.home, data.DEMO_NAME, resume=True, device=settings.device)
-    else:
+        try:
+            code = run_command(Request(settings.home, data.DEMO_NAME, resume=True, device=settings.device))
+        except UnusableRunError as error:  # for example of an earlier version, which arranged other images
+            console.warn(f"The interrupted run cannot be resumed, so the training starts again. {error}")
+    if code is None:
         _step(f"{data.demo_training(folder)} --seed {seed}")
-        request = Request(
-            settings.home,
-            data.DEMO_NAME,
-            data=folder,
-            recipe=data.DEMO_RECIPE,
-            settings=data.DEMO_SETTINGS,
-            seed=seed,
-            device=settings.device,
+        code = run_command(
+            Request(
+                settings.home,
+                data.DEMO_NAME,
+                data=folder,
+                recipe=data.DEMO_RECIPE,
+                settings=data.DEMO_SETTINGS,
+                seed=seed,
+                device=settings.device,
+            )
         )
-    code = run_command(request)
     if code:
         console.say("Run fc7 demo again to resume.")
         raise typer.Exit(code)

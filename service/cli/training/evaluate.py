@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from model_store.artifact import Artifact
 from model_store.errors import DatasetError
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
@@ -62,9 +63,9 @@ def evaluate(
 def load_predictors(
     models: Sequence[str], settings: Settings, data: Path | None, command: str
 ) -> tuple[list[Predictor], Path]:
-    """Return what to evaluate, and the data folder: `data`, or else that of the first run among the models.
+    """Return what to evaluate, and the data: `data`, or else that of the first run, or of the first version's run.
 
-    Raises DatasetError if there is no data folder; the message names `command`.
+    Raises DatasetError if there is none; the message names `command`.
     """
     from model_store.training.data.split import run_data  # noqa: PLC0415
     from model_store.training.evaluate import RunnerPredictor, TorchPredictor  # noqa: PLC0415 - torch
@@ -75,19 +76,33 @@ def load_predictors(
     store = ModelStore(settings.home)
     options = runner_options(settings)
     predictors: list[Predictor] = []
+    known: Path | None = None  # data of a version
     for model in models:
         run = find_run_folder(settings.home, model, console.warn)
         if run is None:
-            predictors.append(RunnerPredictor(Runner(store.resolve(model), options)))
+            version = store.resolve(model)
+            predictors.append(RunnerPredictor(Runner(version, options)))
+            known = known or _known_data(settings.home, version)
             continue
         trained = load_run(run)
         predictors.append(TorchPredictor(run.name, trained.info.classes, trained.network, trained.statistics.mean))
         data = data or run_data(run, trained.info)
+    data = data or known
     if data is None:
         raise DatasetError(
-            f"A published version contains no images. Give a data set: fc7 {command} {models[0]} --data DIR"
+            f"{models[0]} contains no images, and its run is not in {settings.home / 'runs'}. Give a data set: "
+            f"fc7 {command} {models[0]} --data DIR"
         )
     return predictors, data
+
+
+def _known_data(home: Path, version: Artifact) -> Path | None:
+    from model_store.training.parents import version_data  # noqa: PLC0415 - torch
+
+    try:
+        return version_data(home, version)
+    except DatasetError:
+        return None
 
 
 def errors_line(result: Evaluation) -> str:

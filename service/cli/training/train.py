@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from model_store.errors import DatasetError
+from model_store.store import model_name_of
+from service.cli import console
 from service.cli.completion import complete_recipe, complete_run, complete_run_or_model
 from service.cli.data.unpack import data_folder
 from service.cli.options import Changes, Device, Home, MemoryBudget, ValShare, Workers
@@ -54,8 +57,13 @@ def train(
     ] = None,
     *,
     name: Annotated[
-        str, typer.Option(help="Name of the run, and of the model when it is exported.", autocompletion=complete_run)
-    ],
+        str | None,
+        typer.Option(
+            help="Name of the run, and of the model when it is exported.",
+            show_default="the name of SOURCE",
+            autocompletion=complete_run,
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(metavar="SOURCE", help="The same as SOURCE.", show_default=False)] = None,
     val_share: ValShare = 0.2,
     recipe: Recipe = None,
@@ -71,6 +79,9 @@ def train(
     towers: Annotated[
         bool, typer.Option("--towers", help="Train with two torchrun processes, one tower each, as in the paper.")
     ] = False,
+    experiment: Annotated[
+        bool, typer.Option("--experiment", help="Train a net that cannot be served, such as one with fewer neurons.")
+    ] = False,
     home: Home = None,
 ) -> None:
     """Train a net; Ctrl-C stops it with a checkpoint, and --resume continues with bit-identical results."""
@@ -79,6 +90,10 @@ def train(
 
     settings = load_settings(home=home, device=device)
     source = source or data
+    if name is None:
+        name = _default_name(source, resume=resume)
+        if os.environ.get("RANK", "0") == "0":
+            console.say(f"The run and its model are named {name}. Another name can be given with --name.")
     request = Request(
         home=settings.home,
         name=name,
@@ -94,7 +109,21 @@ def train(
         workers=workers,
         device=settings.device,
         towers=towers,
+        experiment=experiment,
         rule=SplitRule(val_share),
         limits=decode_limits(settings),
     )
     raise typer.Exit(run_command(request, os.environ))
+
+
+def _default_name(source: Path | None, *, resume: bool) -> str:
+    """Return the name of a folder, or of an archive or table without its endings."""
+    if source is None:
+        if resume:
+            raise typer.BadParameter("give the name of the run to resume, or its SOURCE.", param_hint="--name")
+        from model_store.training.train import NO_DATA  # noqa: PLC0415 - torch
+
+        raise DatasetError(NO_DATA)
+    path = source.expanduser().resolve()
+    name = path.name if path.is_dir() else path.name.partition(".")[0]
+    return model_name_of(name) or "model"

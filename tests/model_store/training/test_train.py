@@ -36,7 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(data: Path, home: Path, *more: str) -> list[str]:
-    return ["--data", str(data), "--recipe", str(data.parent / "trial.toml"), "--home", str(home), *more]
+    recipe = str(data.parent / "trial.toml")
+    return ["--data", str(data), "--recipe", recipe, "--home", str(home), "--experiment", *more]
 
 
 def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
@@ -73,6 +74,9 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(
     [
         (["train", "--name", "a", "--data", "{tmp}/none"], "none is not a folder"),
         (["train", "--name", "a"], "A data set is required"),
+        (["train"], "A data set is required"),
+        (["train", "{data}", "--name", "a", "--set", "width=0.5"], "2048 neurons in fc7, but a version that can"),
+        (["train", "{data}", "--name", "a", "--set", "width=2"], "8192 neurons in fc7"),
         (["train", "--name", "a b", "--data", "{data}"], "'a b' is not a valid model name"),
         (["train", "--name", "a", "--data", "{data}", "--set", "epoch=1"], "Unknown key 'epoch'"),
         (["train", "--name", "a", "--resume"], "There is no run 'a'"),

@@ -64,7 +64,7 @@ def test_the_limits_of_decoding_are_those_of_serving(photos: Path, tmp_path: Pat
 
 def test_a_run_records_its_split_and_is_evaluated_on_it(photos: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    changes = [word for change in TRIAL for word in ("--set", change)]
+    changes = ["--experiment", *(word for change in TRIAL for word in ("--set", change))]
     done = invoke(home, "train", photos, "--name", "mine", "--device", "cpu", *changes)
     assert done.exit_code == 0, done.output
     [run] = (home / "runs").iterdir()
@@ -133,7 +133,7 @@ def test_what_cannot_be_written_is_refused_before_the_pictures_are_read(photos: 
 
 def test_a_run_with_a_share_resumes_after_its_folder_was_moved(photos: Path, tmp_path: Path) -> None:
     home, share = tmp_path / "home", ("--val-share", "0.3")
-    changes = [word for change in TRIAL for word in ("--set", change)]
+    changes = ["--experiment", *(word for change in TRIAL for word in ("--set", change))]
     invoke(home, "train", photos, "--name", "mine", "--device", "cpu", *share, *changes)
     moved = photos.rename(tmp_path / "moved")
     resume = ("train", "--resume", "--name", "mine", "--device", "cpu", "--set", "epochs=2", "--data", moved)

@@ -24,6 +24,7 @@ from model_store.errors import Fc7Error
 from model_store.store import ModelStore
 from tests.service.cli.helpers import invoke
 from tests.support import pictures
+from tests.support.object_store import BUCKET, object_store
 
 
 @pytest.fixture
@@ -73,6 +74,21 @@ def test_an_archive_gives_the_same_rows_with_embeddings(home: Path, folder: Path
     np.testing.assert_array_equal(first[2]["embedding"], second[2]["embedding"])
     assert len(first[2]["embedding"]) == 4096
     assert first[0]["embedding"] is None
+
+
+@pytest.mark.parametrize("scheme", ["s3", "file"])
+def test_a_uri_gives_the_same_rows_as_a_folder(home: Path, folder: Path, tmp_path: Path, scheme: str) -> None:
+    with object_store(folder.parent) as address:
+        root = folder.parent.as_uri() if scheme == "file" else f"s3://key:secret@{BUCKET}"
+        query = "" if scheme == "file" else f"?{address}"
+        for name, source in (("a", str(folder)), ("b", f"{root}/photos{query}")):
+            done = invoke(home, "classify", source, "--out", tmp_path / f"{name}.csv")
+            assert done.exit_code == 0, (done.output, done.exception)
+            assert "6 images classified" in done.stderr
+        missing = invoke(home, "classify", f"{root}/gone{query}", "--out", tmp_path / "c.csv")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    assert "does not exist" in str(missing.exception)
+    assert not list(tmp_path.glob(".c.*"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -50,7 +51,7 @@ class Counting(Work):
     """Counts, writes a file, and fails with `errors` before."""
 
     parameters = Parameters
-    permanent = (FloatingPointError,)
+    permanent: ClassVar[tuple[type[BaseException], ...]] = (FloatingPointError,)
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)
@@ -112,7 +113,7 @@ def test_parameters_are_checked_before_a_job_is_accepted(tmp_path: Path) -> None
 @pytest.mark.parametrize(("error", "text"), [(FloatingPointError("no"), "Internal"), (Fc7Error("No."), "No.")])
 def test_a_permanent_error_fails_the_job_and_it_can_be_retried(tmp_path: Path, error: Exception, text: str) -> None:
     class Failing(Counting):
-        permanent = (type(error),)
+        permanent: ClassVar[tuple[type[BaseException], ...]] = (type(error),)
 
     with closing(open_jobs(tmp_path, Failing(error), kind=JobKind.MAP)) as jobs:
         job = ended(jobs, jobs.accept(JobKind.MAP, {}).id, "failed")

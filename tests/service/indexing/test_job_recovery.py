@@ -223,6 +223,7 @@ def test_a_full_disk_lets_the_job_wait_until_there_is_space(home: Path) -> None:
         job = client.get(path).json()
         assert (job["state"], job["error"]) == ("waiting", None)
         assert "too full" in job["waiting_for"]
+        assert str(home) not in client.get("/v1/jobs").text + client.get(path).text
         assert "too full" in client.get("/readyz").json()["notes"][0]
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         done = finished(client, answer)

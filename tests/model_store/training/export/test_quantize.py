@@ -23,8 +23,9 @@ from model_store.training.errors import AgreementError
 from model_store.training.export.graph import OPSET
 from model_store.training.export.quantize import add_precisions
 from model_store.training.export.served_graph import write_served_graph
+from model_store.training.parents import version_data
 from service.cli.main import app
-from tests.support.training.run_folder import CLASSES, small_architecture, small_net, write_pictures
+from tests.support.training.run_folder import CLASSES, small_architecture, small_net, write_pictures, write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
 
@@ -68,6 +69,27 @@ def run(artifact: Artifact, pixels: np.ndarray, precision: str) -> tuple[np.ndar
         return runner.run(pixels)
     finally:
         runner.close()
+
+
+def test_without_data_the_split_of_the_run_is_used(tmp_path: Path, data: Path) -> None:
+    photos, home = tmp_path / "photos", tmp_path / "home"
+    shutil.copytree(data / "train", photos)
+    run_path, cli, options = write_run(home, photos), CliRunner(), ["--home", str(home)]
+    rows = [f"{path},{path.parent.name},{'val' if path.stem == '0' else 'train'}\n" for path in photos.rglob("*.png")]
+    split = run_path / "split.csv"
+    split.write_text("path,label,split\n" + "".join(sorted(rows)))
+    assert cli.invoke(app, ["export", "small", "--force", *options]).exit_code == 0
+    quantize = ["models", "quantize", "small", "--precision", "int8", *options]
+    done = cli.invoke(app, quantize)
+    assert done.exit_code == 0, done.output
+    version = ModelStore(home).resolve("small")
+    found = version.manifest.precisions["int8"].metrics
+    assert (found["data"], found["calibration_images"]) == (str(split), 9)
+    assert version_data(home, version, photos) == split, "the folder of the run has no split of its own"
+    assert version_data(home, version, data) == data
+    assert json.loads(cli.invoke(app, ["evaluate", "small:1", "--json", *options]).stdout)["images_seen"] == 3
+    shutil.rmtree(home / "runs")
+    assert "Give a data set with --data" in str(cli.invoke(app, quantize).exception)
 
 
 def test_the_new_version_has_the_same_fp32_files_and_names_its_parent(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""`fc7 train`: which device it trains on."""
+"""`fc7 train`: the device it trains on, and the name of the run."""
 
 from __future__ import annotations
 
@@ -35,6 +35,40 @@ def test_train_uses_the_device_of_the_settings(tmp_path: Path, requests: list[Re
         done = invoke(tmp_path, "train", "--name", "a", *words, FC7_DEVICE=device)
         assert done.exit_code == 0, done.output
         assert requests.pop().device == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("photos", "photos"),
+        ("My photos (2026)", "My-photos-2026"),
+        ("Küche/", "Kuche"),
+        (".cache", "cache"),
+        ("写真", "model"),
+        ("x" * 80, "x" * 64),
+        ("birds.csv", "birds"),
+        ("birds.v2/.", "birds.v2"),
+    ],
+)
+def test_the_name_is_that_of_the_source(tmp_path: Path, requests: list[Request], source: str, name: str) -> None:
+    path = tmp_path / source
+    if path.suffix == ".csv":
+        path.write_text("path,label\n")
+    else:
+        path.mkdir(parents=True)
+    done = invoke(tmp_path / "home", "train", f"{tmp_path}/{source}")
+    assert done.exit_code == 0, done.output
+    assert requests.pop().name == name
+    assert f"named {name}." in done.stderr
+    assert "named" not in invoke(tmp_path / "home", "train", path, "--name", "a").stderr
+    invoke(tmp_path / "home", "train", path, "--resume")
+    assert requests.pop().name == name
+
+
+def test_a_run_to_resume_must_be_named(tmp_path: Path, requests: list[Request]) -> None:
+    refused = invoke(tmp_path, "train", "--resume")
+    assert (refused.exit_code, requests) == (2, [])
+    assert "name of the run to resume" in " ".join(refused.output.replace("│", "").split())
 
 
 def test_an_unknown_device_is_rejected(tmp_path: Path, requests: list[Request]) -> None:
