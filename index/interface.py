@@ -6,7 +6,7 @@ The service and the command line use `ImageIndex` and `VectorSpaces` only, so th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -17,6 +17,7 @@ from index import records
 from index.catalog.images import Entry
 from index.catalog.spaces import SwitchResult
 from index.filters import Where
+from index.labels import LabelledVectors
 from index.search.duplicates import NearGroups
 from index.search.searcher import Mode
 
@@ -150,6 +151,10 @@ class ImageIndex(ABC):
         """
 
     @abstractmethod
+    def count(self, where: Where) -> int:
+        """Return the number of images that match. Raises FilterError."""
+
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
 
@@ -167,6 +172,23 @@ class ImageIndex(ABC):
         """Replace an image's metadata by `update(metadata)`; no other change of this process can happen in between.
 
         Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
+        """
+
+    @abstractmethod
+    def change_keys(self, keys: Sequence[str], update: Update) -> records.MetadataChanges:
+        """Replace the metadata of these images by `update(metadata)`: of all of them, or of none if a key is unknown.
+
+        Raises InvalidKeyError, KeyNotFoundError, MetadataError, and what `update` raises.
+        """
+
+    @abstractmethod
+    def change_matching(
+        self, where: Where, update: Update, *, stopped: Callable[[], bool] = lambda: False
+    ) -> records.MetadataChanges:
+        """Replace the metadata of the images that match now by `update(metadata)`.
+
+        One that changes meanwhile may be left out. stopped: as in `delete_where`. Raises FilterError, MetadataError,
+        and what `update` raises; the images changed before stay changed.
         """
 
     @abstractmethod
@@ -210,6 +232,19 @@ class ImageIndex(ABC):
 
         limit: maximum number of groups. images: maximum number of images listed in them. stopped: called repeatedly;
         once it returns True, the groups found so far are returned. Raises FilterError.
+        """
+
+    @abstractmethod
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, in batches and in the order of listings, with a metadata field and their vectors.
+
+        field: its name as in filters, such as "label" or "camera.model". only_labelled: leave out images without a
+        text, number or boolean there. fingerprint: of the model whose vectors to return; the searched one by default.
+        During a migration, images can be without a vector of the new model.
+        Raises FilterError, also for a name that is not valid, and IndexModelError if the index has no vectors of that
+        model. The vectors of an index on Milvus are those of the searched model only.
         """
 
     @abstractmethod

@@ -96,6 +96,14 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataChanges:
+    """Effect of changing the metadata of several images. changed: how many of the `matched` ones became different."""
+
+    matched: int
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
 class NearImage:
     """An image of a group of near-duplicates. distance: from the group's first image, as in `Neighbour`."""
 

@@ -4,7 +4,7 @@ A version is a folder with `manifest.json`, `model.onnx`, `weights.bin` (the gra
 may also hold the net in other precisions, in the folders `int8` and `fp16`, each with its own graph and weights.
 Guarantees: a manifest that was read is complete and has a known format. The files of a verified version match the
 SHA-256 in the manifest; a file that does not is named.
-Out of scope: writing versions (`store`), loading the graph (`runtime`), signatures that prove who made a version.
+Out of scope: writing (`store`) and loading (`runtime`) versions, signatures that prove who made a version.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ class ManifestDraft(_Frozen):
 
     metrics: evaluation results (top-1/top-5 error, views, data set and its hash). recipe: the training recipe.
     parent_run: folder name of the training run. parent_version: the version that the fp32 files were copied from.
-    precisions: metrics of the net in each other precision. All values must be JSON.
+    precisions: metrics of the net in each other precision. base_graphs: by precision, the SHA-256 of the graph of a
+    version that differs only in the last layer. All values must be JSON.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
+    model_config = ConfigDict(extra="forbid")
     name: _Name
     architecture: str
     classes: _Classes
@@ -129,6 +129,7 @@ class ManifestDraft(_Frozen):
     parent_run: str | None = None
     parent_version: str | None = None
     precisions: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    base_graphs: dict[str, str] = Field(default_factory=dict)
     input: InputContract = InputContract()
 
 
@@ -150,6 +151,7 @@ class Manifest(_Frozen):
     parent_run: str | None
     parent_version: str | None = None
     precisions: dict[str, PrecisionEntry] = Field(default_factory=dict)
+    base_graphs: dict[str, Annotated[str, Field(pattern=_SHA256)]] = Field(default_factory=dict)
     files: dict[str, FileEntry]
     fingerprint: str = Field(pattern=_SHA256)
 
@@ -211,15 +213,16 @@ def graph_files(precision: str) -> tuple[str, str]:
     return folder + MODEL_FILE, folder + WEIGHTS_FILE
 
 
-def fingerprint_of(files: Mapping[str, FileEntry], precision: str) -> str:
+def fingerprint_of(files: Mapping[str, FileEntry], precision: str, graph: str | None = None) -> str:
     """Return the fingerprint of a model: the SHA-256 (hexadecimal) over the SHA-256 of the graph and of the weights.
 
-    Name, version and report are not part of it: the same net published twice has the same fingerprint.
+    Name, version and report are not part of it: the same net published twice has the same fingerprint. graph: the
+    SHA-256 of another graph that computes the same fc7 with these weights.
     """
     model, weights = graph_files(precision)
-    if model not in files or weights not in files:
-        raise ValueError(f"{model} and {weights} are not both listed")
-    return hashlib.sha256(bytes.fromhex(files[model].sha256 + files[weights].sha256)).hexdigest()
+    if missing := {model, weights} - files.keys():
+        raise ValueError(f"{min(missing)} is not listed")
+    return hashlib.sha256(bytes.fromhex((graph or files[model].sha256) + files[weights].sha256)).hexdigest()
 
 
 class Artifact:
@@ -350,10 +353,8 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of this precision. fc7 vectors are comparable if their fingerprints are equal."""
-        if self.precision == _FULL:
-            return self.manifest.fingerprint
-        return self.manifest.precisions[self.precision].fingerprint
+        """The fingerprint of the vectors in this precision. fc7 vectors are comparable if these are equal."""
+        return fingerprint_of(self.manifest.files, self.precision, self.manifest.base_graphs.get(self.precision))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, Qu
 from service.factory import decoder_of, open_index_of, outdated_note, runner_options
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.classification import ArchiveClassification
+from service.indexing.head import HeadFit
 from service.indexing.job import JobKind
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
@@ -146,6 +147,7 @@ class Resources:
             JobKind.CLASSIFY: ArchiveClassification(
                 self.settings, self.models, self.decoder, self.import_pool, self._find_artifact
             ),
+            JobKind.HEAD: HeadFit(index, self.store, self._find_artifact),
         }
 
     def _find_artifact(self, reference: str | None) -> Artifact:

@@ -5,7 +5,6 @@ Guarantees: a change is on disk when the method returns, and is applied complete
 share a commit. A listing returns each image once, even if others are added or deleted meanwhile.
 Out of scope: similarity search (see index/search), validation (see index/records.py), and locking out a second process
 (see lock.py).
-
 A vector space is the set of vectors made by one model. An image has at most one vector in each space; search uses the
 active space.
 """
@@ -221,9 +220,10 @@ class Catalog:
         next_cursor = make_cursor(self.identity, where, rows[limit - 1][0]) if len(rows) > limit else None
         return Page([ImageRecord.from_row(row[1:]) for row in rows[:limit]], next_cursor)
 
-    def images(self) -> int:
-        """Return the number of images."""
-        return int(self._one("SELECT count(*) FROM images")[0])
+    def images(self, where: Where | None = None) -> int:
+        """Return the number of images that match. Raises FilterError."""
+        condition, values = self._condition(where)
+        return int(self._one(f"SELECT count(*) FROM images i WHERE {condition}", values)[0])  # noqa: S608
 
     def outdated(self) -> int:
         """Return the number of images that an earlier preparation prepared."""

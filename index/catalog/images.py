@@ -110,8 +110,11 @@ def add_vector(
 
 def change_metadata(
     connection: sqlite3.Connection, key: str, update: Callable[[dict[str, Any]], Mapping[str, Any]]
-) -> None:
-    """Replace the metadata of an image by `update(metadata)`. Raises KeyNotFoundError, MetadataError."""
+) -> bool:
+    """Replace the metadata of an image by `update(metadata)`; return whether it changed.
+
+    Raises KeyNotFoundError, MetadataError.
+    """
     row = connection.execute(
         "SELECT id, preparation, key, sha256, size, width, height, metadata, added FROM images WHERE key = ?", (key,)
     ).fetchone()
@@ -119,9 +122,11 @@ def change_metadata(
         raise KeyNotFoundError(key)
     image, preparation, *record, old, added = row
     metadata = encode_metadata(update(json.loads(old)))
-    if metadata != old:
-        _write(connection, (*record, metadata, added, now()), preparation)
-        attributes.store(connection, image, metadata)
+    if metadata == old:
+        return False
+    _write(connection, (*record, metadata, added, now()), preparation)
+    attributes.store(connection, image, metadata)
+    return True
 
 
 def delete_images(connection: sqlite3.Connection, images: Sequence[int], change: Change) -> None:

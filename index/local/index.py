@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from index import records
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
+from index.catalog.changes import change_keys, change_matching
+from index.catalog.labelled import labelled_vectors
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
-from index.errors import IndexModelError, IndexSwitchedError
-from index.filters import Where
+from index.errors import IndexModelError, IndexReadOnlyError, IndexSwitchedError
+from index.filters import Where, has_field, parse_field
 from index.interface import (
     MAX_LISTED,
     Answers,
@@ -36,6 +38,7 @@ from index.interface import (
     check_at_least_one,
     describe_groups,
 )
+from index.labels import LabelledVectors
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
@@ -47,6 +50,7 @@ from index.search.view import View, restrict
 from model_store.cores import usable_cores
 
 _CACHED_FILTERS = 64
+_CACHED_COUNTS = 1000
 
 
 class LocalImageIndex(ImageIndex):
@@ -66,6 +70,7 @@ class LocalImageIndex(ImageIndex):
         self._codes = spaces.codes
         self._closed = False
         # (number of commits, space, filter): ids of matching vectors. Replaced as a whole, never modified.
+        self._counts: tuple[int | None, dict[Where, int]] = (None, {})  # (number of commits, counts), as a whole too
         self._filters: dict[tuple[int | None, int, Where], NDArray[np.int64]] = {}
 
     @classmethod
@@ -138,6 +143,19 @@ class LocalImageIndex(ImageIndex):
         check_at_least_one("limit", limit)
         return self._catalog.page(limit, cursor, where)
 
+    def count(self, where: Where) -> int:
+        """Return the number of images that match. It is kept until the next write."""
+        commits = None
+        with contextlib.suppress(IndexReadOnlyError):  # opened read-only: nothing is kept
+            commits = self._catalog.writer.commits
+        kept_commits, counts = self._counts
+        if commits is None or commits != kept_commits or len(counts) >= _CACHED_COUNTS:
+            counts = {}
+        if where not in counts:
+            counts = {**counts, where: self._catalog.images(where)}
+            self._counts = (commits, counts)
+        return counts[where]
+
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
         self._catalog.delete(records.check_key(key), self.spaces.apply)
@@ -150,6 +168,16 @@ class LocalImageIndex(ImageIndex):
         """Replace an image's metadata by `update(metadata)`; no other change can happen in between."""
         self._catalog.change_metadata(records.check_key(key), update)
         return self._catalog.get(key)
+
+    def change_keys(self, keys: Sequence[str], update: Update) -> records.MetadataChanges:
+        """Replace the metadata of these images in one transaction: of all of them, or of none if a key is unknown."""
+        return change_keys(self._catalog, [records.check_key(key) for key in dict.fromkeys(keys)], update)
+
+    def change_matching(
+        self, where: Where, update: Update, *, stopped: Callable[[], bool] = lambda: False
+    ) -> records.MetadataChanges:
+        """Replace the metadata of the images that match now, in several transactions."""
+        return change_matching(self._catalog, where, update, stopped)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -183,6 +211,14 @@ class LocalImageIndex(ImageIndex):
                         space, vector[np.newaxis], k, excluded=vector_id, where=where, mode=mode
                     )
                     return neighbours
+
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, a thousand at a time, with a metadata field and their vectors of one model."""
+        path = parse_field(field)
+        wanted = has_field(path, where) if only_labelled else where
+        return labelled_vectors(self._catalog.path, fingerprint or self.searched.fingerprint, path, wanted)
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.

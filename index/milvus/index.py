@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 
 from index import errors, records
 from index.cursor import make_cursor, read_cursor
-from index.filters import Where
+from index.filters import Where, has_field, parse_field
 from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, check_at_least_one
+from index.labels import LabelledVectors
 from index.milvus import schema
 from index.milvus.client import Milvus
+from index.milvus.export import labelled_vectors
 from index.milvus.filters import fields_of
 from index.milvus.search import MAX_K, find_duplicates, nearest
 from index.milvus.spaces import Spaces, stats_of
@@ -41,6 +43,7 @@ from model_store.image import PREPARATION
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
+_CHANGED_ROWS = 100  # with pictures and vectors, about 5 MB
 
 
 class MilvusImageIndex(ImageIndex):
@@ -152,6 +155,10 @@ class MilvusImageIndex(ImageIndex):
         next_cursor = make_cursor(identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
         return records.Page([schema.record_of(row) for row in rows[:limit]], next_cursor)
 
+    def count(self, where: Where) -> int:
+        """Return the number of images that match."""
+        return self._milvus.count(self._collection(), self._registry.expression(where))
+
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
         row_id = schema.id_of(records.check_key(key))
@@ -173,14 +180,63 @@ class MilvusImageIndex(ImageIndex):
 
         def change(model: records.VectorModel) -> records.ImageRecord:
             row = self._row(key, schema.WHOLE, model)
-            metadata = records.encode_metadata(update(json.loads(row["metadata"])))
-            if metadata != row["metadata"]:
-                self._registry.add_fields(fields_of(json.loads(metadata)))
-                row |= schema.searchable(metadata) | {"updated": records.now()}
-                self._milvus.write(self.spaces.collection(model), [row])
+            self._update([row], update, model)
             return schema.record_of(row)
 
         return self._change(change)
+
+    def change_keys(self, keys: Sequence[str], update: Update) -> records.MetadataChanges:
+        """Replace the metadata of these images, unless a key is unknown; another replica's change may be lost.
+
+        If Milvus fails in the middle, some images are changed.
+        """
+        ids = [schema.id_of(records.check_key(key)) for key in dict.fromkeys(keys)]
+        known = self._milvus.rows(self._collection(), ids, ["id"])
+        if unknown := next((each for each in ids if each not in known), None):
+            raise errors.KeyNotFoundError(schema.key_of(unknown))
+        return self._change_ids(
+            [ids[start : start + _CHANGED_ROWS] for start in range(0, len(ids), _CHANGED_ROWS)], update
+        )
+
+    def change_matching(
+        self, where: Where, update: Update, *, stopped: Callable[[], bool] = lambda: False
+    ) -> records.MetadataChanges:
+        """Replace the metadata of the images that match now; another replica's change may be lost."""
+        self._check_writable()
+        pages = self._milvus.pages(
+            self._collection(), ["id"], size=_CHANGED_ROWS, where=self._registry.expression(where)
+        )
+        return self._change_ids(([row["id"] for row in rows] for rows in pages), update, stopped)
+
+    def _change_ids(
+        self, batches: Iterable[Sequence[str]], update: Update, stopped: Callable[[], bool] = lambda: False
+    ) -> records.MetadataChanges:
+        """Replace the metadata of the rows with these ids that still exist."""
+        matched = changed = 0
+        for ids in batches:
+            if stopped():
+                break
+
+            def change(model: records.VectorModel, ids: Sequence[str] = ids) -> tuple[int, int]:
+                rows = [*self._milvus.rows(self.spaces.collection(model), ids, schema.WHOLE).values()]
+                return len(rows), self._update(rows, update, model)
+
+            found, different = self._change(change)
+            matched, changed = matched + found, changed + different
+        return records.MetadataChanges(matched, changed)
+
+    def _update(self, rows: Sequence[schema.Row], update: Update, model: records.VectorModel) -> int:
+        """Replace the metadata of complete rows, write those that are different, and return how many these are."""
+        changed = []
+        for row in rows:
+            metadata = records.encode_metadata(update(json.loads(row["metadata"])))
+            if metadata != row["metadata"]:
+                self._registry.add_fields(fields_of(json.loads(metadata)))
+                row.update(schema.searchable(metadata), updated=records.now())
+                changed.append(row)
+        if changed:
+            self._milvus.write(self.spaces.collection(model), changed)
+        return len(changed)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -207,6 +263,15 @@ class MilvusImageIndex(ImageIndex):
         query = schema.vector_of(self._row(key, ["id", "vector"], model))
         [neighbours] = self._nearest(model, query[np.newaxis], k, exclude=key, where=where, mode=mode)
         return neighbours
+
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, ordered by key, with a metadata field and their vectors of the searched model."""
+        path = parse_field(field)
+        collection = self.spaces.collection(self.spaces.model(fingerprint))
+        condition = self._registry.expression(has_field(path, where) if only_labelled else where)
+        return labelled_vectors(self._milvus, collection, condition, path)
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.

@@ -20,7 +20,9 @@ from service.api.upload import UNSPECIFIC_TYPES, media_type, read_body
 from service.errors import BodyMalformedError, BodyTypeError
 
 PATCH_TYPES = ("application/merge-patch+json", "application/json")
+MAX_KEYS = 1000
 _MAX_BYTES = 64 * 1024
+_MAX_CHANGES_BYTES = 1024 * 1024
 
 
 async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
@@ -31,17 +33,35 @@ async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
     return _parse(await _receive(request, PATCH_TYPES, timeout_s))
 
 
+async def receive_changes(request: Request, timeout_s: float) -> tuple[Sequence[str], dict[str, Any] | None]:
+    """Read {"keys": [...], "metadata": {...}}, of at most 1 MiB; return the keys, if any, and the merge patch.
+
+    Raises as `receive_patch` does, and MetadataError if something else is to be changed.
+    """
+    document = _parse(await _receive(request, PATCH_TYPES, timeout_s, _MAX_CHANGES_BYTES))
+    keys, patch = document.pop("keys", []), document.pop("metadata", {})
+    for name in document:
+        raise MetadataError(f'is the only part that can be changed, not {name!r}; send {{"metadata": {{...}}}}')
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise BodyMalformedError("keys must be a list of strings.")
+    if len(keys) > MAX_KEYS:
+        raise BodyMalformedError(f"{len(keys):,} keys were sent, but at most {MAX_KEYS:,} are allowed in one request.")
+    if not isinstance(patch, dict | None):
+        raise MetadataError(f"is a {type(patch).__name__}, not an object")
+    return keys, patch
+
+
 async def receive_parameters(request: Request, timeout_s: float) -> dict[str, Any]:
     """Read an optional JSON object of at most 64 KiB: {} if the body is empty. Raises as `receive_patch` does."""
     data = await _receive(request, ("application/json",), timeout_s)
     return _parse(data) if data.strip() else {}
 
 
-async def _receive(request: Request, types: Sequence[str], timeout_s: float) -> bytes:
+async def _receive(request: Request, types: Sequence[str], timeout_s: float, max_bytes: int = _MAX_BYTES) -> bytes:
     kind = media_type(request)
     if kind not in (*types, *UNSPECIFIC_TYPES):
         raise BodyTypeError(kind, f"Send {' or '.join(types)}.")
-    return b"".join([chunk async for chunk in read_body(request, _MAX_BYTES, timeout_s)])
+    return b"".join([chunk async for chunk in read_body(request, max_bytes, timeout_s)])
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.indexing.job import JobKind
@@ -62,9 +62,29 @@ class ClassifyQuery(_Query):
     )
     model: str | None = Field(
         None,
-        description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version.",
+        description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version. With "
+        "by=neighbours, the index must hold its vectors for all images.",
         max_length=80,
     )
+    by: Literal["network", "neighbours"] = Field(
+        "network",
+        description="What classifies: the last layer of the network, or a vote of the nearest labeled images of the "
+        "index, weighted by distance. With neighbours, the result has them as evidence, and can have classes that the "
+        "network does not have.",
+    )
+    neighbours: _Count | None = Field(
+        None, description=f"Number of labeled images that vote, from 1 to {MAX_COUNT}, with by=neighbours (10)."
+    )
+    field: str | None = Field(
+        None, description="Metadata field of their labels, such as label or camera.model, with by=neighbours (label)."
+    )
+
+    @model_validator(mode="after")
+    def _only_with_neighbours(self) -> ClassifyQuery:
+        for name in ("neighbours", "field"):
+            if self.by != "neighbours" and getattr(self, name) is not None:
+                raise PydanticCustomError("by", "{name} requires by=neighbours", {"name": name})
+        return self
 
 
 class SearchQuery(_Query):
@@ -97,6 +117,12 @@ class WhereQuery(_Query):
     where: list[str] = Field(min_length=1, description=_WHERE)
 
 
+class PatchQuery(_Query):
+    """Parameters of `PATCH /v1/images`."""
+
+    where: list[str] = Field([], description=_WHERE)
+
+
 class ListQuery(_Query):
     """Parameters of `GET /v1/images`."""
 
@@ -124,7 +150,7 @@ class JobQuery(_Query):
     views: _Views | None = Field(None, description="classify: number of crops to average over, 1 or 10.")
     model: str | None = Field(
         None,
-        description="classify: model to use instead of the active version: NAME:VERSION, or NAME for its newest "
+        description="classify, head: model to use instead of the active version: NAME:VERSION, or NAME for its newest "
         "version.",
         max_length=80,
     )

@@ -24,6 +24,7 @@ from starlette.types import Scope
 from index import errors as index_errors
 from model_store import errors as model_errors
 from model_store.errors import Fc7Error
+from model_store.head import errors as head_errors
 from service import errors
 from service.indexing import errors as job_errors
 from service.observability.request_log import notes_of
@@ -63,6 +64,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.NoBetterThanBaselineError: Kind(409, "no-better-than-baseline", "Model no better than the baseline"),
     model_errors.ModelInUseError: Kind(409, "model-in-use", "Model in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "Index belongs to another model"),
+    head_errors.UnlabelledError: Kind(409, "no-labels", "No labeled images"),
     errors.ConflictError: Kind(409, "conflict", "Conflict"),
     job_errors.JobStateError: Kind(409, "job-state", "Job cannot be retried"),
     errors.ActivationRunningError: Kind(409, "activation-running", "Activation already running"),
@@ -82,6 +84,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.DecodeMemoryError: Kind(422, "decode-memory", "Decoding the image takes too much memory"),
     model_errors.DecoderCrashError: Kind(422, "decoder-crash", "Image decoder stopped"),
     model_errors.ModelNameError: Kind(422, "model-name", "Invalid model name"),
+    head_errors.HeadError: Kind(422, "head", "Last layer cannot be fitted"),
     index_errors.MilvusUnsupportedError: Kind(409, "index-on-milvus", "Not supported with Milvus"),
     index_errors.IndexLimitError: Kind(422, "index-limit", "Index limit exceeded"),
     index_errors.ModeUnavailableError: Kind(409, "mode-unavailable", "Search mode not available"),

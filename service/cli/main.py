@@ -17,14 +17,14 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, jobs, query, serve
+from service.cli import console, head, jobs, query, serve
 from service.cli.backup import commands as backup
 from service.cli.codes import commands as codes
 from service.cli.data import check
 from service.cli.data import commands as data
 from service.cli.doctor.command import doctor
 from service.cli.index import commands as index
-from service.cli.index import files
+from service.cli.index import files, labels
 from service.cli.models import commands as models
 from service.cli.models import versions
 from service.cli.training import ablate, demo, evaluate, export, imports, paper, report, train
@@ -109,9 +109,11 @@ app.add_typer(backup.app, name="backup", rich_help_panel=Panel.SERVE)
 for command in (versions.quantize, versions.compare, versions.save, versions.load, versions.remove, versions.verify):
     models.app.command()(command)
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)
+app.add_typer(head.app, rich_help_panel=Panel.MODELS)
 app.add_typer(imports.app, rich_help_panel=Panel.MODELS)
 for file_command in (files.snapshot, files.restore, files.export, files.duplicates, files.verify, files.optimize):
     index.app.command()(file_command)
+index.app.command()(labels.label)
 app.add_typer(index.app, rich_help_panel=Panel.INDEX)
 app.add_typer(codes.app, rich_help_panel=Panel.INDEX)
 app.command(rich_help_panel=Panel.RESEARCH)(report.report)

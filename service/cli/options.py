@@ -92,6 +92,7 @@ Where = Annotated[
         metavar="CONDITION", help="Only images that match, such as label:cat or year>=2020. Repeat to require all."
     ),
 ]
+LabelField = Annotated[str, typer.Option("--field", metavar="NAME", help="Metadata field of the labels.")]
 
 
 def find_version(store: ModelStore, model: str | None) -> Artifact:

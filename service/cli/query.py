@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from index.labels import LABEL_FIELD
 from model_store.artifact import Artifact
 from model_store.errors import ImageError
 from model_store.image import views
 from model_store.image_files import kind_of_name, reason_of
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.options import AsJson, Home, ModelOption, Views, Where, find_version
+from service.cli.options import AsJson, Home, LabelField, ModelOption, Views, Where, find_version
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -58,14 +59,27 @@ def classify(
     embeddings: Annotated[bool, typer.Option("--embeddings", help="With --out: include the fc7 vectors.")] = False,
     top: Annotated[int, typer.Option("-k", "--top", min=1, help="Number of classes per image.")] = 5,
     view_count: Views = 1,
+    by: Annotated[
+        Literal["network", "neighbours"],
+        typer.Option(help="What classifies: the network, or a vote of the nearest labeled images of the index."),
+    ] = "network",
+    neighbours: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of images that vote, with --by neighbours.")
+    ] = 10,
+    field: LabelField = LABEL_FIELD,
     model: ModelOption = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the most probable classes of each image, or write those of many images to a file; it can be resumed."""
-    from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
-
     settings = load_settings(home=home)
+    if by == "neighbours":
+        if out is not None:
+            raise typer.BadParameter("it cannot be combined with --out.", param_hint="--by")
+        _classify_by_neighbours(
+            images, top, view_count, neighbours=neighbours, field=field, settings=settings, model=model, as_json=as_json
+        )
+        return
     if out is not None:
         from index.bulk.prediction_file import Options  # noqa: PLC0415
 
@@ -75,6 +89,15 @@ def classify(
         raise typer.BadParameter("it requires --out.", param_hint="--embeddings")
     if folder := next((image for image in images if "://" in image or Path(image).is_dir()), None):
         raise typer.BadParameter(f"to classify all images of {folder}, add --out FILE.", param_hint="--out")
+    _classify_by_network(images, top, view_count, settings=settings, model=model, as_json=as_json)
+
+
+def _classify_by_network(
+    images: Sequence[str], top: int, view_count: int, *, settings: Settings, model: str | None, as_json: bool
+) -> None:
+    """Print the most probable classes of each image."""
+    from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
+
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with _load_runner(settings, model) as (artifact, runner):
@@ -93,6 +116,60 @@ def classify(
                     table.add_row(escape(entry["label"]), f"{entry['probability']:7.2%} {bar}")
                 console.show(table)
     _finish({"model": artifact.id, "results": found}, skipped, "fc7 search IMAGE finds similar images", as_json=as_json)
+
+
+def _classify_by_neighbours(
+    images: Sequence[str],
+    top: int,
+    view_count: int,
+    *,
+    neighbours: int,
+    field: str,
+    settings: Settings,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Print the classes with the most votes of the nearest labeled images, and how many of these agree."""
+    from index.records import IndexOptions  # noqa: PLC0415
+    from index.voting import vote  # noqa: PLC0415
+    from model_store.head.errors import UnlabelledError  # noqa: PLC0415
+    from model_store.runtime.runner import average_views  # noqa: PLC0415
+    from service.factory import open_index_of  # noqa: PLC0415
+
+    found: list[dict[str, Any]] = []
+    skipped: list[tuple[Path, str]] = []
+    with (
+        _load_runner(settings, model) as (artifact, runner),
+        open_index_of(settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True)) as index,
+    ):
+        number_of = {label: number for number, label in enumerate(artifact.labels)}
+        for path, pixels in _read_images([Path(image) for image in images], settings, skipped):
+            vectors = average_views(runner.run(views(pixels, view_count)).fc7, view_count)
+            [votes] = vote(index, vectors, neighbours, field, known=artifact.labels)
+            if not votes.evidence:
+                raise UnlabelledError(field, "no indexed image has a label there")
+            predictions = [
+                {"index": number_of.get(label), "label": label, "probability": share}
+                for label, share in votes.classes[:top]
+            ]
+            evidence = [
+                {
+                    "key": each.neighbour.key,
+                    "label": each.label,
+                    "distance": each.neighbour.distance,
+                    "weight": each.weight,
+                }
+                for each in votes.evidence
+            ]
+            found.append({"image": str(path), "predictions": predictions, "evidence": evidence})
+            if not as_json:
+                table = _table(path, artifact.id, "class", "votes", "nearest")
+                for label, share in votes.classes[:top]:
+                    nearest = next(each.neighbour for each in votes.evidence if each.label == label)
+                    table.add_row(escape(label), f"{share:7.2%}", escape(f"{nearest.key} ({nearest.distance:.2f})"))
+                console.show(table)
+    document = {"model": artifact.id, "results": found}
+    _finish(document, skipped, "fc7 head fit teaches the network these classes", as_json=as_json)
 
 
 def _classify_to_file(

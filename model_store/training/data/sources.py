@@ -13,12 +13,12 @@ Out of scope: archives, which `service.cli.data.unpack` unpacks; reading the ima
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from model_store.classes.names import alike, describe_difference
 from model_store.errors import DatasetError
 from model_store.image_files import Skipped, escape_name, label_of, split_of_folder, without_wrapper
 from model_store.table_file import TABLE_SUFFIXES, is_table
@@ -101,7 +101,7 @@ def require_trainable(source: Source) -> None:
     missing = [label for label in source.classes if not training.get(label)]
     if missing:
         first = next(image for images in source.splits.values() for image in images if image.label == missing[0])
-        twin = next((label for label in training if _alike(label) == _alike(missing[0])), None)
+        twin = next((label for label in training if alike(label) == alike(missing[0])), None)
         hint = f" Training images have {describe_difference(twin, missing[0])}." if twin else ""
         raise DatasetError(
             f"{_classes(missing)} no training images in {source.root}, only others such as {first.file}. A net cannot "
@@ -121,7 +121,7 @@ def class_notes(source: Source) -> list[str]:
     notes = []
     groups: dict[str, list[str]] = defaultdict(list)
     for label in source.classes:
-        groups[_alike(label)].append(label)
+        groups[alike(label)].append(label)
     notes += [
         f"Two classes have {describe_difference(group[0], group[1])}. If they are the same class, rename one of them."
         for group in groups.values()
@@ -135,23 +135,6 @@ def class_notes(source: Source) -> list[str]:
     if single := [label for label in source.classes if counts.get(label) == 1]:
         notes.append(f"{_classes(single)} only one training image. Add more to get a useful answer.")
     return notes
-
-
-def describe_difference(first: str, second: str) -> str:
-    """Return how two names that look alike differ, in words."""
-    if first == second:
-        return f"the same name '{first}'"
-    if first.lower() == second.lower():
-        how = "by upper and lower case"
-    elif first.strip() == second.strip():
-        how = "by spaces"
-    else:
-        how = f"by Unicode form or characters ({first!a} and {second!a})"
-    return f"the names '{first}' and '{second}', which differ only {how}"
-
-
-def _alike(label: str) -> str:
-    return unicodedata.normalize("NFKC", label).casefold().strip()
 
 
 def _plural(items: Sequence[object], word: str) -> str:

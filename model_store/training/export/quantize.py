@@ -24,6 +24,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft
+from model_store.durable import copy_file
 from model_store.image import views
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
@@ -63,9 +64,10 @@ def add_precisions(
     with store.staging(artifact.name) as staged:
         for name in manifest.files:
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.path / name, staged / name)
+            copy_file(artifact.path / name, staged / name)
         for precision in precisions:
             progress(f"converting to {precision}", 0, 1)
+            draft.base_graphs.pop(precision, None)
             folder = staged / precision
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()

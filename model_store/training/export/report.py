@@ -24,8 +24,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from model_store.classes.figures import Figures
 from model_store.durable import write_atomic
-from model_store.training.figures import Figures
 
 _MAX_CLASSES_WITH_COUNTS: Final = 20  # above, the cells of the confusion matrix have no numbers
 _MAX_CLASSES_WITH_LABELS: Final = 60  # above, the axes of the confusion matrix have no class names

@@ -13,8 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from model_store.head.protobuf import Wire, WireError, outline
 from model_store.training.errors import ImportFormatError
-from model_store.training.importers.protobuf import Wire, WireError, outline
 
 _HEAD: Final = 1 << 16
 

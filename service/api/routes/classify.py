@@ -1,4 +1,4 @@
-"""`POST /v1/classify`: the most probable classes of each image."""
+"""`POST /v1/classify`: the most probable classes of each image, by the network or by its neighbors in the index."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from model_store.artifact import Artifact
+from service.api.neighbours import check_query, classify_by_neighbours
 from service.api.parameters import ClassifyQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.fast_route import FastRoute
@@ -29,16 +30,22 @@ _DEFAULT_K = 5
     openapi_extra=image_body(),
 )
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], state: StateDep) -> ClassifyAnswer:
-    """Return the most probable classes of each image.
+    """Return the most probable classes of each image, by the network or by the labels of similar indexed images.
 
     Send one image as the body, or several as multipart parts named `file`.
     """
-    _check_k(query.k, await state.artifact(query.model))
+    artifact = await state.artifact(query.model)
+    if query.by == "neighbours":
+        check_query(query, state)
+    else:
+        _check_k(query.k, artifact)
     async with receive(request) as body:
         return await within_limits(request, state, _classify(request, state, query, body.images))
 
 
 async def _classify(request: Request, state: State, query: ClassifyQuery, images: list[bytes]) -> ClassifyAnswer:
+    if query.by == "neighbours":
+        return await classify_by_neighbours(request, state, query, images)
     async with state.use(query.model) as serving:
         artifact = serving.artifact
         k = _check_k(query.k, artifact)  # checked again: another version may have been activated while the body arrived

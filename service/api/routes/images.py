@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -28,8 +28,8 @@ from index.bulk.add import PreparedFile, new_images, required_fingerprints
 from index.errors import IndexSwitchedError, MetadataError
 from index.filters import parse_where
 from index.records import AddOutcome, NewImage, check_key, encode_metadata
-from service.api.json_body import PATCH_TYPES, merge_patch, receive_patch
-from service.api.parameters import ListQuery, SearchQuery, WhereQuery
+from service.api.json_body import PATCH_TYPES, merge_patch, receive_changes, receive_patch
+from service.api.parameters import ListQuery, PatchQuery, SearchQuery, WhereQuery
 from service.api.routes.common import (
     READ,
     WITH_BODY,
@@ -42,13 +42,24 @@ from service.api.routes.common import (
     within_limits,
 )
 from service.api.schemas.answers import ModelName, SearchAnswer, SearchResult
-from service.api.schemas.images import AddAnswer, AddResult, DeletedAnswer, ImageInfo, ImagePage, MetadataPatch
+from service.api.schemas.images import (
+    AddAnswer,
+    AddResult,
+    DeletedAnswer,
+    ImageInfo,
+    ImagePage,
+    KeysPatch,
+    MetadataChanged,
+    MetadataPatch,
+)
 from service.api.schemas.links import image_path
 from service.api.upload import receive
-from service.errors import BodyMalformedError, DrainingError, ModelNotLoadedError
+from service.errors import BodyMalformedError, DrainingError, ModelNotLoadedError, ParameterError
 from service.inference.embed import Embedded
 from service.observability.request_log import notes_of
 from service.state import State
+
+_T = TypeVar("_T")
 
 
 class KeyRoute(APIRoute):
@@ -75,6 +86,13 @@ _PATCH_BODY = {
     "requestBody": {
         "required": True,
         "content": {kind: {"schema": MetadataPatch.model_json_schema()} for kind in PATCH_TYPES},
+    }
+}
+
+_KEYS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": KeysPatch.model_json_schema()} for kind in PATCH_TYPES},
     }
 }
 
@@ -193,6 +211,39 @@ async def put_image(request: Request, response: Response, key: Key, state: State
 
 
 @router.patch(
+    "/v1/images",
+    operation_id="patch_images",
+    summary="Update the metadata of several images",
+    dependencies=[WRITE],
+    responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503, 507),
+    openapi_extra=_KEYS_BODY,
+)
+async def patch_images(request: Request, query: Annotated[PatchQuery, Query()], state: StateDep) -> MetadataChanged:
+    """Apply one JSON merge patch to up to 1,000 images by key, or to all that match `where`.
+
+    For example, {"keys": ["a.jpg", "b.jpg"], "metadata": {"label": "cat"}}. If a key is unknown, nothing changes.
+    Images that match are changed a hundred per commit; if interrupted, repeat the request.
+    """
+    index, where = state.index(), parse_where(query.where)
+    keys, changes = await receive_changes(request, state.settings.upload_timeout_s)
+    if bool(keys) == (where is not None):
+        raise ParameterError("where", query.where, "either the parameter where or keys in the body, and not both")
+
+    def update(old: dict[str, Any]) -> dict[str, Any]:
+        return {} if changes is None else merge_patch(old, changes)
+
+    if where is None:
+        done = await state.in_index(index.change_keys, keys, update)
+    else:
+        done = await _until_stopped(
+            request, state, lambda stopped: index.change_matching(where, update, stopped=stopped)
+        )
+        if state.draining_since is not None:
+            raise DrainingError
+    return MetadataChanged(matched=done.matched, changed=done.changed)
+
+
+@router.patch(
     "/v1/images/{key:path}",
     operation_id="patch_image",
     summary="Update the metadata of an image",
@@ -226,18 +277,10 @@ async def delete_images(request: Request, query: Annotated[WhereQuery, Query()],
     There is no deadline. If the client disconnects or the server shuts down, the rest is not deleted: repeat the
     request to continue.
     """
-    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    index, where = state.index(), parse_where(query.where)
     if where is None:
         return DeletedAnswer(deleted=0)
-
-    def stopped() -> bool:
-        return stop.is_set() or state.draining_since is not None
-
-    try:
-        work = state.in_index(lambda: index.delete_where(where, stopped=stopped))
-        deleted = await within_limits(request, state, work, deadline=False)
-    finally:
-        stop.set()
+    deleted = await _until_stopped(request, state, lambda stopped: index.delete_where(where, stopped=stopped))
     if state.draining_since is not None and await state.in_index(lambda: bool(index.list(1, where=where).images)):
         raise DrainingError
     return DeletedAnswer(deleted=deleted)
@@ -254,6 +297,19 @@ async def delete_images(request: Request, query: Annotated[WhereQuery, Query()],
 async def delete_image(key: Key, state: StateDep) -> None:
     """Delete an image. Later searches do not find it."""
     await state.in_index(state.index().delete, key)
+
+
+async def _until_stopped(request: Request, state: State, work: Callable[[Callable[[], bool]], _T]) -> _T:
+    """Run `work(stopped)` without a deadline; `stopped` is true once the client is gone or the server shuts down."""
+    stop = threading.Event()
+
+    def stopped() -> bool:
+        return stop.is_set() or state.draining_since is not None
+
+    try:
+        return await within_limits(request, state, state.in_index(work, stopped), deadline=False)
+    finally:
+        stop.set()
 
 
 def _model_of_index(state: State) -> ModelName:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from index.records import Neighbour
+from index.voting import Votes
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
 from service.api.schemas.links import thumbnail_path
@@ -33,17 +34,28 @@ class ModelName(BaseModel):
 
 
 class Prediction(BaseModel):
-    """A class and its probability, from 0 to 1."""
+    """A class and its probability, from 0 to 1. index: null for a class that the network does not have."""
 
-    index: int
+    index: int | None
     label: str
     probability: float
 
 
+class EvidenceInfo(BaseModel):
+    """An indexed image that voted. weight: its share of the votes, from 0 to 1; thumbnail: path of its thumbnail."""
+
+    key: str
+    label: str
+    distance: float
+    weight: float
+    thumbnail: str
+
+
 class ClassifyResult(BaseModel):
-    """The most probable classes of one image, most probable first."""
+    """The most probable classes of one image, most probable first. evidence: with by=neighbours, the nearest first."""
 
     predictions: list[Prediction]
+    evidence: list[EvidenceInfo] | None = Field(None, exclude_if=lambda value: value is None)
 
     @classmethod
     def of(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> ClassifyResult:
@@ -51,6 +63,27 @@ class ClassifyResult(BaseModel):
         indices, values = top_k(probabilities[None], k)
         pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
         return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
+
+    @classmethod
+    def of_votes(cls, votes: Votes, labels: tuple[str, ...], k: int, root_path: str) -> ClassifyResult:
+        """Return the `k` classes with the most votes. labels: of the network. root_path: the prefix of links."""
+        index_of = {label: number for number, label in enumerate(labels)}
+        return cls(
+            predictions=[
+                Prediction(index=index_of.get(label), label=label, probability=share)
+                for label, share in votes.classes[:k]
+            ],
+            evidence=[
+                EvidenceInfo(
+                    key=each.neighbour.key,
+                    label=each.label,
+                    distance=each.neighbour.distance,
+                    weight=each.weight,
+                    thumbnail=thumbnail_path(each.neighbour.key, root_path),
+                )
+                for each in votes.evidence
+            ],
+        )
 
 
 class ClassifyAnswer(BaseModel):

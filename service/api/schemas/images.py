@@ -60,6 +60,19 @@ class MetadataPatch(BaseModel):
     metadata: dict[str, Any] | None
 
 
+class MetadataChanged(BaseModel):
+    """The number of images that were named or matched, and how many of them have other metadata now."""
+
+    matched: int
+    changed: int
+
+
+class KeysPatch(MetadataPatch):
+    """A JSON merge patch of the metadata of several images. keys: which ones, unless the parameter `where` says so."""
+
+    keys: list[str] | None = None
+
+
 class DeletedAnswer(BaseModel):
     """The number of deleted images."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_store.training.figures import FigureCounter, Figures, wilson_interval
+from model_store.classes.figures import FigureCounter, Figures, wilson_interval
 
 
 def figures_of(truth: NDArray[np.int64], predicted: NDArray[np.int64], confidence: float = 0.8) -> Figures:

@@ -1,11 +1,11 @@
-"""Read the wire format of protocol buffers field by field, without a schema. Caffe's files are written in it.
+"""Read and write the wire format of protocol buffers field by field, without a schema, as Caffe and ONNX use it.
 
 The protobuf package is not used, because it creates one Python object for each number of an unpacked array, and a net
 has 61 million. Here an array becomes one view of bytes, packed or not.
 
 Guarantees: no byte outside the given message is read. Time and memory are proportional to its length, whatever the
 bytes are. Bytes that cannot be parsed raise `WireError`.
-Out of scope: messages and default values (caffe.py knows them); groups, which Caffe's files do not use.
+Out of scope: messages and default values (their readers know them); groups, which neither Caffe nor ONNX uses.
 References: the protocol buffers documentation, "Encoding".
 """
 
@@ -113,9 +113,25 @@ def varints(packed: memoryview) -> list[int]:
     return numbers
 
 
+def encode(identity: int, value: int | bytes | memoryview) -> bytes:
+    """Return a field with this number: a varint (not negative) for an int, otherwise bytes or a message."""
+    if isinstance(value, int):
+        return _encode_varint(identity << 3 | Wire.VARINT) + _encode_varint(value)
+    return b"".join((_encode_varint(identity << 3 | Wire.LENGTH), _encode_varint(len(value)), value))
+
+
 def float32(data: memoryview) -> float:
     """Return the last float of a field of 32-bit values. The last one counts in a field that is not repeated."""
     return float(struct.unpack("<f", data[-4:])[0])
+
+
+def _encode_varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Classes of a model: their names, and the figures of a classifier."""
