@@ -18,6 +18,7 @@ from index.catalog.images import Entry
 from index.catalog.spaces import SwitchResult
 from index.filters import Where
 from index.labels import LabelledVectors
+from index.points import Points
 from index.search.duplicates import NearGroups
 from index.search.searcher import Mode
 
@@ -224,6 +225,21 @@ class ImageIndex(ABC):
         During a migration, images can be without a vector of the new model.
         Raises FilterError, also for a name that is not valid, and IndexModelError if the index has no vectors of that
         model. The vectors of an index on Milvus are those of the searched model only.
+        """
+
+    @abstractmethod
+    def points(self, field: str, *, where: Where | None = None) -> Iterator[Points]:
+        """Yield the matching images with a vector of the searched model, in batches, in the order of listings.
+
+        field: the metadata field whose values to return, by its name in filters. Raises FilterError, also for a name
+        that is not valid.
+        """
+
+    @abstractmethod
+    def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
+        """Return {key: float16 [4096]} of those `keys` that have a vector of the searched model.
+
+        Raises InvalidKeyError.
         """
 
     @abstractmethod

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import records
+from index.catalog import points as point_table
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
 from index.catalog.labelled import labelled_vectors
@@ -41,6 +42,7 @@ from index.labels import LabelledVectors
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
+from index.points import Points
 from index.search.duplicates import near_groups
 from index.search.gpu.device import open_device
 from index.search.ranking import Hits
@@ -123,9 +125,13 @@ class LocalImageIndex(ImageIndex):
         return self._catalog.get(records.check_key(key))
 
     def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
-        """Return {key: float16 [4096]} of those `keys` that have a vector of this model. Raises as `get` does."""
-        found = {key: self._catalog.vector(self.spaces.active.record.id, records.check_key(key)) for key in keys}
-        return {key: stored[1] for key, stored in found.items() if stored is not None}
+        """Return {key: float16 [4096]} of those `keys` that have a vector of the searched model."""
+        space = self.spaces.active.record.id
+        return point_table.vectors(self._catalog.path, space, [records.check_key(key) for key in keys])
+
+    def points(self, field: str, *, where: Where | None = None) -> Iterator[Points]:
+        """Yield the matching images with a vector of the searched model, in the order of their first addition."""
+        return point_table.points(self._catalog.path, self.spaces.active.record.id, parse_field(field), where)
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""

@@ -37,11 +37,13 @@ from index.milvus.filters import fields_of
 from index.milvus.search import MAX_K, find_duplicates, nearest
 from index.milvus.spaces import Spaces, stats_of
 from index.milvus.upsert import Upsert
+from index.points import Points
 from index.search.searcher import Mode
 from model_store.image import PREPARATION
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
+_POINT_BATCH = 2000
 _VECTOR_BATCH = 512  # 8 MB; Milvus sends 64 MB at most
 
 
@@ -227,6 +229,26 @@ class MilvusImageIndex(ImageIndex):
             )
             for rows in pages
         )
+
+    def points(self, field: str, *, where: Where | None = None) -> Iterator[Points]:
+        """Yield the matching images, ordered by key."""
+        path = parse_field(field)
+        condition, names = self._registry.expression(where), ["id", "sha256", "metadata"]
+        return (
+            Points(
+                [schema.key_of(row["id"]) for row in rows],
+                [row["sha256"] for row in rows],
+                [value_at(json.loads(row["metadata"]), path) for row in rows],
+            )
+            for rows in self._milvus.pages(self._collection(), names, size=_POINT_BATCH, where=condition)
+        )
+
+    def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
+        """Return {key: float16 [4096]} of those `keys` that exist."""
+        rows = self._milvus.rows(
+            self._collection(), [schema.id_of(records.check_key(key)) for key in keys], ["id", "vector"]
+        )
+        return {schema.key_of(row["id"]): schema.vector_of(row) for row in rows.values()}
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.
