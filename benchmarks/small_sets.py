@@ -34,13 +34,13 @@ from torch.nn import functional
 
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
+from model_store.figures import FigureCounter, Figures
 from model_store.training.data.augment import Augmenter, epoch_order
 from model_store.training.data.dataset import Dataset
 from model_store.training.data.demo import copy_demo
 from model_store.training.data.reader import open_dataset
 from model_store.training.data.sources import find_source
 from model_store.training.device import autocast_dtype, keep_freed_memory
-from model_store.figures import FigureCounter, Figures
 from model_store.training.loop import train
 from model_store.training.optim import build_schedule
 from model_store.training.recipe import load_recipe

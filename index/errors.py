@@ -31,7 +31,8 @@ Fc7Error
     ├── ImageArchiveError          the archive cannot be read, or was rejected
     ├── DamagedArchiveError        the archive is damaged or cut off in the middle
     ├── SnapshotError              the snapshot is incomplete, damaged or of another format
-    └── TargetExistsError          the file or folder to write already exists
+    ├── TargetExistsError          the file or folder to write already exists
+    └── ResultTooLargeError        the predictions need more bytes than allowed
 """
 
 from __future__ import annotations
@@ -337,6 +338,17 @@ class TargetExistsError(_SubjectError):
     """The file or folder to write already exists; it is never overwritten."""
 
     message = "Cannot write {subject}: it already exists. {reason}."
+
+
+@dataclass(eq=False)
+class ResultTooLargeError(ImageIndexError):
+    """The predictions need more bytes than allowed."""
+
+    limit: int
+    message = (
+        "The results need more than {limit:,} bytes. Split the source, choose the format parquet, or leave out the "
+        "embeddings."
+    )
 
 
 def translate_os_error(error: OSError, folder: Path) -> ImageIndexError:

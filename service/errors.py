@@ -24,20 +24,17 @@ Fc7Error
     │   ├── DrainingError         the server is shutting down
     │   ├── NotReadyError         no model is active
     │   ├── RunnerDeadError       the model's device failed permanently
-    │   ├── JobStoreError         the table of jobs cannot be opened
     │   ├── MemoryShortError      not enough memory to load another version
     │   ├── ResourcesExhaustedError  the process is out of memory, threads, open files or connections
     │   ├── VersionsPinnedError   an activation or a migration needs all versions in memory
     │   └── ModelNotLoadedError   the version was just removed from memory
     ├── ConflictError         the request conflicts with the current state
-    │   ├── JobStateError         a job cannot be retried in its state
     │   ├── ActivationRunningError  another version is being activated
     │   └── TooManyModelsError    the limit of versions in memory is reached
-    ├── JobNotFoundError      no job has this id
     ├── StorageError          a temporary file cannot be written
     └── DeadlineError         decoding, queueing and running took too long
 
-Out of scope: HTTP status codes (see `service.api.problems`).
+Out of scope: HTTP status codes (see `service.api.problems`), errors of jobs (see `service.indexing.errors`).
 """
 
 from __future__ import annotations
@@ -45,7 +42,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from model_store.errors import Fc7Error
 
@@ -193,16 +189,6 @@ class OriginNotAllowedError(AccessError):
     )
 
 
-@dataclass(eq=False)
-class JobNotFoundError(ServiceError):
-    """No job has this id."""
-
-    job: str
-
-    def __str__(self) -> str:
-        return f"No job has the id {self.job[:80]!r}. GET /v1/jobs lists all jobs."
-
-
 class UnavailableError(ServiceError):
     """The service cannot answer now. `retry_after` is in whole seconds."""
 
@@ -229,20 +215,6 @@ class NotReadyError(UnavailableError):
     """No model is active, or the index is not open. The message says how to fix it."""
 
     retry_after = 30
-
-
-@dataclass(eq=False)
-class JobStoreError(UnavailableError):
-    """The jobs of the home cannot be read. Everything else works."""
-
-    retry_after = 60
-
-    folder: Path
-    reason: str
-    message = (
-        "The import jobs in {folder} are not available: {reason}. Nothing in the folder was changed. Fix the cause, or "
-        "move jobs.db away: the archives of accepted jobs are then read again."
-    )
 
 
 @dataclass(eq=False)
@@ -323,15 +295,6 @@ class ModelNotLoadedError(UnavailableError):
 
 class ConflictError(ServiceError):
     """The request conflicts with the current state."""
-
-
-@dataclass(eq=False)
-class JobStateError(ConflictError):
-    """The job cannot be retried."""
-
-    job: str
-    state: str
-    message = "Job {job} is {state}. Only a failed job whose archive was kept (archive_bytes) can be retried."
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
@@ -30,9 +30,12 @@ from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.factory import decoder_of, open_index_of, outdated_note, runner_options
 from service.indexing.archive_import import ArchiveImport
+from service.indexing.classification import ArchiveClassification
+from service.indexing.job import JobKind
 from service.indexing.jobs import Jobs
 from service.indexing.reembedder import MigrationState
 from service.indexing.versions import VersionManager
+from service.indexing.work import Work
 from service.inference.admission import BatchLimits
 from service.inference.embed import Embedder
 from service.inference.loader import MakeRunner, ModelLoader, changed_files
@@ -130,15 +133,33 @@ class Resources:
         index = open_index_of(self.settings, options)
         try:
             self._outdated = index.stats().outdated
-            self._jobs = Jobs(
-                self.settings.home / "jobs",
-                ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool).run,
-                self.log,
-            )
+            self._jobs = Jobs(self.settings.home / "jobs", self._works(index), self.log)
         except BaseException:
             index.close()
             raise
         return index
+
+    def _works(self, index: ImageIndex) -> Mapping[JobKind, Work]:
+        """Return what each kind of job does."""
+        return {
+            JobKind.ARCHIVE: ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool),
+            JobKind.CLASSIFY: ArchiveClassification(
+                self.settings, self.models, self.decoder, self.import_pool, self._find_artifact
+            ),
+        }
+
+    def _find_artifact(self, reference: str | None) -> Artifact:
+        """Return the version named by "solar:1" or "solar" (its newest version); the active one for None.
+
+        Raises NotReadyError, ModelNameError, ModelNotFoundError, ArtifactFormatError.
+        """
+        if reference is None:
+            active = self.versions.active
+            if active is None:
+                raise NotReadyError(str(self.no_model))
+            return active.artifact
+        loaded = self.models.named(reference)
+        return self.store.resolve(reference, verify=False) if loaded is None else loaded.artifact
 
     def _close_index(self, index: ImageIndex) -> None:
         if self._jobs is not None:
@@ -277,9 +298,7 @@ class State(Resources):
         if reference is None:
             return active
         loaded = self.models.named(reference)
-        if loaded is not None:
-            return loaded.artifact
-        return await asyncio.to_thread(self.store.resolve, reference, verify=False)
+        return loaded.artifact if loaded is not None else await asyncio.to_thread(self._find_artifact, reference)
 
     @asynccontextmanager
     async def use(self, reference: str | None = None) -> AsyncIterator[Serving]:
@@ -324,7 +343,7 @@ class State(Resources):
 
     @property
     def jobs(self) -> Jobs:
-        """The import jobs. Raises NotReadyError."""
+        """The jobs. Raises NotReadyError."""
         self.index()
         if self._jobs is None:
             raise NotReadyError("The index is not open.")

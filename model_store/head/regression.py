@@ -2,11 +2,14 @@
 
 The loss is the weighted mean cross-entropy plus l2 / 2 times the sum of the squared weights; biases are not penalized.
 Features are centered and scaled so that their mean squared norm is 1, which makes one range of penalties fit all nets.
+Only their largest principal components are used: the penalty suppresses the others anyway. In this basis the Hessian
+is nearly diagonal, so that L-BFGS needs a tenth of the steps.
 
 Guarantees: the same data give the same result. `l2` is chosen for the figures of each fold by the other folds, so no
 image influences the model or the penalty that it is evaluated with.
 Out of scope: labels and figures (fit.py).
-References: Nocedal, Wright, "Numerical Optimization", 2006, algorithm 7.4 (L-BFGS).
+References: Nocedal, Wright, "Numerical Optimization", 2006, algorithm 7.4 (L-BFGS); Halko, Martinsson, Tropp, "Finding
+structure with randomness", SIAM Review 53, 2011 (principal components by random projections).
 """
 
 from __future__ import annotations
@@ -23,12 +26,17 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-PENALTIES: Final = tuple(10.0 ** (-exponent / 2) for exponent in range(1, 13))  # strongest first
+PENALTIES: Final = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 13))  # strongest first
+COMPONENTS: Final = 512
+_OVERSAMPLED: Final = 32  # more random directions than components
 _MEMORY: Final = 8  # past steps that L-BFGS keeps
 _MAX_STEPS: Final = 200
-_TOLERANCE: Final = 1e-3  # of the gradient, as a share of its first norm
+_TOLERANCE: Final = 1e-3  # of the gradient, as a share of its norm at zero
+_ROUGH: Final = 1e-2  # the same while penalties are compared
+_BEND: Final = 0.1  # typical second derivative of the cross-entropy by a logit
 _SUFFICIENT: Final = 1e-4  # decrease of the loss, as a share of that which the slope predicts
-_WORSE: Final = 3  # after so many penalties without a lower loss, the weaker ones are not tried
+_SMALLEST: Final = 1e-6  # step of the line search
+_WORSE: Final = 2  # after so many penalties without a lower loss, the weaker ones are not tried
 
 
 class StoppedError(Exception):
@@ -36,23 +44,41 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Standardized:
-    """Features, float32 [n, d], that are centered and have a mean squared norm of 1."""
+class Components:
+    """The principal components of features: rows, float32 [n, r], in the basis [d, r], of (features - mean) / scale."""
 
     rows: Floats
+    basis: Floats
     mean: Floats
     scale: float
 
     @classmethod
-    def of(cls, vectors: NDArray[np.floating]) -> Standardized:
-        """Return the standardized form of `vectors`, [n, d]."""
+    def of(cls, vectors: NDArray[np.floating]) -> Components:
+        """Return the largest components of `vectors`, [n, d], at most `COMPONENTS`."""
         rows = vectors.astype(np.float32)
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows -= mean
-        scale = float(np.sqrt(np.einsum("ij,ij->", rows, rows, dtype=np.float64) / len(rows)))
-        scale = scale if scale > 0 else 1.0
+        squares = float(np.einsum("ij,ij->", rows, rows, dtype=np.float64)) / len(rows)
+        scale = float(np.sqrt(squares)) or 1.0
         rows /= np.float32(scale)
-        return cls(rows, mean, scale)
+        sketch = rows
+        if len(rows) > 2 * COMPONENTS:
+            directions = np.random.default_rng(0).standard_normal(
+                (len(rows), COMPONENTS + _OVERSAMPLED), dtype=np.float32
+            )
+            for _ in range(2):
+                directions, _ = np.linalg.qr(rows @ (rows.T @ directions))
+            sketch = directions.T @ rows
+        values, vectors_of = np.linalg.eigh(sketch @ sketch.T)
+        kept = np.flatnonzero(values > 1e-6 * max(values[-1], 0.0))[-COMPONENTS:]
+        basis = (sketch.T @ vectors_of[:, kept]) / np.sqrt(values[kept])
+        return cls(rows @ basis, basis.astype(np.float32), mean, scale)
+
+    def unfold(self, parameters: Doubles) -> tuple[Floats, Floats]:
+        """Return weights [classes, d] and biases [classes] for the features themselves."""
+        weights = (self.basis @ parameters[:-1].astype(np.float32)).T / np.float32(self.scale)
+        biases = parameters[-1] - weights.astype(np.float64) @ self.mean.astype(np.float64)
+        return np.ascontiguousarray(weights), biases.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +166,7 @@ def cross_validate(
             inside = folds == number
             training = np.where(inside, 0.0, weights)
             parameters[number] = fit(
-                rows, labels, training, classes, l2, start=parameters.get(number), stopped=stopped
+                rows, labels, training, classes, l2, start=parameters.get(number), tolerance=_ROUGH, stopped=stopped
             )
             parts.append((np.flatnonzero(inside), _evaluate(rows[inside], labels[inside], parameters[number])))
         tried.append(_joined(len(labels), parts))
@@ -168,6 +194,9 @@ class _Objective:
     def __init__(self, rows: Floats, labels: Labels, weights: Doubles, classes: int, l2: float) -> None:
         self.rows, self.labels, self.weights, self.l2 = rows, labels, weights, l2
         self.shape = rows.shape[1] + 1, classes
+        # The diagonal of an approximate inverse of the Hessian, [d + 1, 1].
+        spread = np.append(self.weights @ np.square(rows, dtype=np.float64), 1.0)
+        self.inverse = 1 / (_BEND * spread + np.append(np.full(rows.shape[1], l2), 0.0))[:, None]
         self._order = np.arange(len(labels))
 
     def __call__(self, parameters: Doubles) -> tuple[float, Doubles]:
@@ -189,20 +218,22 @@ class _Objective:
         return loss, gradient
 
 
-def _minimize(
-    objective: _Objective, start: Doubles, tolerance: float, stopped: Callable[[], bool]
-) -> Doubles:
+def _minimize(objective: _Objective, start: Doubles, tolerance: float, stopped: Callable[[], bool]) -> Doubles:
     """Minimize a convex function with L-BFGS and backtracking, until the gradient is small."""
+
+    def norm(gradient: Doubles) -> float:
+        return float(np.sqrt(np.vdot(gradient, objective.inverse * gradient)))
+
     position = start
+    limit = tolerance * norm(objective(np.zeros(objective.shape))[1])
     loss, gradient = objective(position)
-    limit = tolerance * float(np.linalg.norm(objective(np.zeros(objective.shape))[1]))
     past: deque[tuple[Doubles, Doubles, float]] = deque(maxlen=_MEMORY)
     for _ in range(_MAX_STEPS):
         if stopped():
             raise StoppedError
-        if np.linalg.norm(gradient) <= limit:
+        if norm(gradient) <= limit:
             break
-        direction = _direction(gradient, past)
+        direction = _direction(gradient, objective.inverse, past)
         slope = float(np.vdot(direction, gradient))
         size = 1.0
         while True:
@@ -211,7 +242,7 @@ def _minimize(
             if new_loss <= loss + _SUFFICIENT * size * slope:
                 break
             size /= 2
-            if size < 1e-6:  # the loss does not decrease any more, within the precision of float32
+            if size < _SMALLEST:  # the loss does not decrease any more, within the precision of float32
                 return position
         change, bend = moved - position, new_gradient - gradient
         curvature = float(np.vdot(change, bend))
@@ -221,19 +252,18 @@ def _minimize(
     return position
 
 
-def _direction(gradient: Doubles, past: deque[tuple[Doubles, Doubles, float]]) -> Doubles:
-    """Return minus the inverse Hessian, as the past steps suggest it, times the gradient."""
+def _direction(gradient: Doubles, inverse: Doubles, past: deque[tuple[Doubles, Doubles, float]]) -> Doubles:
+    """Return minus the inverse Hessian, as `inverse` and the past steps suggest it, times the gradient."""
     direction = -gradient
     shares = []
     for change, bend, curvature in reversed(past):
         share = float(np.vdot(change, direction)) / curvature
         shares.append(share)
         direction -= share * bend
+    direction *= inverse
     if past:
         _, bend, curvature = past[-1]
-        direction *= curvature / float(np.vdot(bend, bend))
-    else:
-        direction /= max(1.0, float(np.linalg.norm(gradient)))
+        direction *= curvature / float(np.vdot(bend, inverse * bend))
     for (change, bend, curvature), share in zip(past, reversed(shares), strict=True):
         direction += (share - float(np.vdot(bend, direction)) / curvature) * change
     return direction
@@ -244,9 +274,7 @@ def _evaluate(rows: Floats, labels: Labels, parameters: Doubles) -> Held:
     scores -= scores.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(scores).sum(axis=1))
     own = scores[np.arange(len(labels)), labels]
-    return Held(
-        scores.argmax(axis=1), np.exp(-log_sums), (scores > own[:, None]).sum(axis=1), log_sums - own
-    )
+    return Held(scores.argmax(axis=1), np.exp(-log_sums), (scores > own[:, None]).sum(axis=1), log_sums - own)
 
 
 def _joined(count: int, parts: Sequence[tuple[Labels, Held]]) -> Held:

@@ -23,6 +23,7 @@ from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import DatasetError
+from model_store.figures import FigureCounter, Figures
 from model_store.image import CROP, PREPARATION, SIZE, views
 from model_store.image_files import SkipKind, Skipped
 from model_store.prefetch import prefetch
@@ -30,7 +31,6 @@ from model_store.runtime.runner import Runner, average_views, top_k
 from model_store.training.data.image_file import load_image
 from model_store.training.data.reader import PREFETCH
 from model_store.training.data.sources import images_of_split
-from model_store.figures import FigureCounter, Figures
 from model_store.training.nets.alexnet import AlexNet
 
 TOP: Final = 5

@@ -24,10 +24,10 @@ from rich.markup import escape
 from model_store.artifact import check_name
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import CheckpointError, DatasetError, Fc7Error
+from model_store.figures import Figures
 from model_store.training.data.split import SplitRule
 from model_store.training.device import keep_freed_memory, limit_threads, out_of_memory_in_words
 from model_store.training.distributed.group import Group, join_group
-from model_store.figures import Figures
 from model_store.training.loop import DEFAULT_MEMORY_BUDGET, Resources, resume, train
 from model_store.training.parents import find_parent
 from model_store.training.recipe import load_recipe

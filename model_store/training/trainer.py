@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_store.errors import DatasetError
+from model_store.figures import FigureCounter, Figures
 from model_store.training.data.augment import Augmenter, epoch_order, mix
 from model_store.training.data.dataset import Dataset, ImageSet
 from model_store.training.data.loader import batches
 from model_store.training.device import autocast_dtype
 from model_store.training.distributed.data_parallel import DataParallel
 from model_store.training.distributed.group import Group
-from model_store.figures import FigureCounter, Figures
 from model_store.training.optim import build_schedule, set_rate
 from model_store.training.recipe import Recipe
 from model_store.training.recipes.plateau_warning import PlateauDetector

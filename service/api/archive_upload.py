@@ -3,16 +3,17 @@
 Guarantees: the size, the duration and the number of uploads are limited; an upload that does not fit on the disk is
 rejected before it is received. It is written to disk in chunks; a rejected archive leaves no files, and none of its
 images is added. A process that is killed leaves a folder that the next one deletes (see `service.indexing.jobs`).
-Out of scope: adding the images (`service.indexing.archive_import`).
+Out of scope: what the job does with the images (`service.indexing.work`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 
@@ -22,7 +23,7 @@ from model_store.durable import sync
 from service.api.upload import UNSPECIFIC_TYPES, announced_length, media_type, read_body
 from service.errors import BodyTooLargeError, BodyTypeError, QueueFullError, StorageError, translate_system_error
 from service.indexing.archive_import import archive_limits
-from service.indexing.job import ARCHIVE, JobInfo
+from service.indexing.job import ARCHIVE, JobInfo, JobKind
 from service.settings import Settings
 from service.state import State
 
@@ -76,17 +77,17 @@ class Uploads:
             self._expected -= left
 
 
-async def receive_archive(request: Request, state: State) -> JobInfo:
-    """Store the body, check all entries of the archive, and queue it as a job.
+async def receive_archive(request: Request, state: State, kind: JobKind, parameters: Mapping[str, Any]) -> JobInfo:
+    """Store the body, check the parameters and all entries of the archive, and queue it as a job.
 
     Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError, ImageArchiveError, QueueFullError, StorageError,
-    IndexFullError, IndexReadOnlyError, ClientGoneError.
+    IndexFullError, IndexReadOnlyError, ClientGoneError, ParameterError and other errors of the kind of job.
     """
-    kind = media_type(request)
-    if kind not in (*ARCHIVE_TYPES, *UNSPECIFIC_TYPES):
-        raise BodyTypeError(kind, f"Send an archive as one of: {', '.join(ARCHIVE_TYPES)}.")
+    sent = media_type(request)
+    if sent not in (*ARCHIVE_TYPES, *UNSPECIFIC_TYPES):
+        raise BodyTypeError(sent, f"Send an archive as one of: {', '.join(ARCHIVE_TYPES)}.")
     jobs, settings = state.jobs, state.settings
-    await state.in_index(jobs.check_capacity)
+    await state.in_index(jobs.check, kind, parameters)
     length = announced_length(request) or 0
     if length > settings.max_archive_bytes:
         raise BodyTooLargeError(settings.max_archive_bytes)
@@ -97,7 +98,7 @@ async def receive_archive(request: Request, state: State) -> JobInfo:
             archive = folder / ARCHIVE
             await _store(request, archive, settings, written)
             total = await state.in_index(count_images, archive, archive_limits(settings))
-            return await asyncio.to_thread(jobs.accept, folder, total)
+            return await asyncio.to_thread(jobs.accept_archive, kind, parameters, folder, total)
         except BaseException:
             # Not awaited, because this task may be cancelled again.
             state.index_pool.submit(shutil.rmtree, folder, ignore_errors=True)

@@ -8,6 +8,7 @@ References: RFC 7396 (JSON Merge Patch).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -27,10 +28,23 @@ async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
 
     Raises BodyTypeError, BodyTooLargeError, BodyTimeoutError, BodyMalformedError, ClientGoneError.
     """
+    return _parse(await _receive(request, PATCH_TYPES, timeout_s))
+
+
+async def receive_parameters(request: Request, timeout_s: float) -> dict[str, Any]:
+    """Read an optional JSON object of at most 64 KiB: {} if the body is empty. Raises as `receive_patch` does."""
+    data = await _receive(request, ("application/json",), timeout_s)
+    return _parse(data) if data.strip() else {}
+
+
+async def _receive(request: Request, types: Sequence[str], timeout_s: float) -> bytes:
     kind = media_type(request)
-    if kind not in (*PATCH_TYPES, *UNSPECIFIC_TYPES):
-        raise BodyTypeError(kind, f"Send {' or '.join(PATCH_TYPES)}.")
-    data = b"".join([chunk async for chunk in read_body(request, _MAX_BYTES, timeout_s)])
+    if kind not in (*types, *UNSPECIFIC_TYPES):
+        raise BodyTypeError(kind, f"Send {' or '.join(types)}.")
+    return b"".join([chunk async for chunk in read_body(request, _MAX_BYTES, timeout_s)])
+
+
+def _parse(data: bytes) -> dict[str, Any]:
     try:
         document = loads(data)
     except ValueError as error:

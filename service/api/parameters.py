@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from service.indexing.job import JobKind
+
 MAX_COUNT = 1000
 _WHOLE = re.compile(r"[0-9]{1,18}")
 
@@ -33,6 +35,7 @@ def _one_or_ten(value: object) -> int:
 _Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_COUNT})
 ]
+_Views = Annotated[int, BeforeValidator(_one_or_ten), WithJsonSchema({"type": "integer", "enum": [1, 10]})]
 _WHERE = (
     "A filter on metadata, such as label:cat, label:cat,dog, year>=2020 or camera.model:D90. Repeat the parameter to "
     "combine filters: all of them must match. Write a value that contains a comma as a JSON string."
@@ -52,7 +55,7 @@ class ClassifyQuery(_Query):
         description="Number of classes to return, from 1 to the number of classes of the model. The default is 5, or "
         "all classes if there are fewer.",
     )
-    views: Annotated[int, BeforeValidator(_one_or_ten), WithJsonSchema({"type": "integer", "enum": [1, 10]})] = Field(
+    views: _Views = Field(
         1,
         description="Number of crops to average over: 1 (the center), or 10 (the corners, the center, and their "
         "mirror images), which is slower and more accurate.",
@@ -100,6 +103,31 @@ class ListQuery(_Query):
     cursor: str | None = Field(None, description="The `next_cursor` of the previous page.")
     where: list[str] = Field([], description=_WHERE)
     limit: _Count = Field(100, description=f"Number of images per page, from 1 to {MAX_COUNT}.")
+
+
+class JobQuery(_Query):
+    """Parameters of `POST /v1/jobs`. All but `kind` are parameters of the kind of job."""
+
+    kind: JobKind = Field(
+        JobKind.ARCHIVE,
+        description="What the job does. archive: add the images of an archive to the index. classify: write the "
+        "predictions for the images of an archive to a file. head: fit the last layer to labeled images. map: compute "
+        "the map of the index.",
+    )
+    format: Literal["csv", "jsonl", "parquet"] | None = Field(
+        None, description="classify: format of the result file. The default is csv."
+    )
+    embeddings: bool | None = Field(
+        None, description="classify: include the fc7 vectors, in a jsonl or parquet file. The default is false."
+    )
+    k: _Count | None = Field(None, description="classify: number of classes of each image. The default is 5.")
+    views: _Views | None = Field(None, description="classify: number of crops to average over, 1 or 10.")
+    model: str | None = Field(
+        None,
+        description="classify: model to use instead of the active version: NAME:VERSION, or NAME for its newest "
+        "version.",
+        max_length=80,
+    )
 
 
 class DuplicatesQuery(_Query):

@@ -25,6 +25,7 @@ from index import errors as index_errors
 from model_store import errors as model_errors
 from model_store.errors import Fc7Error
 from service import errors
+from service.indexing import errors as job_errors
 from service.observability.request_log import notes_of
 from service.settings import Settings, variable
 
@@ -54,7 +55,8 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.OriginNotAllowedError: Kind(403, "origin-not-allowed", "Origin not allowed"),
     # 404, 409: the requested resource
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
-    errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
+    job_errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
+    job_errors.JobResultError: Kind(404, "no-job-result", "Job has no result file"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "Model not found"),
     model_errors.PrecisionNotFoundError: Kind(409, "no-such-precision", "Precision not available"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No previous version"),
@@ -62,7 +64,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.ModelInUseError: Kind(409, "model-in-use", "Model in use"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "Index belongs to another model"),
     errors.ConflictError: Kind(409, "conflict", "Conflict"),
-    errors.JobStateError: Kind(409, "job-state", "Job cannot be retried"),
+    job_errors.JobStateError: Kind(409, "job-state", "Job cannot be retried"),
     errors.ActivationRunningError: Kind(409, "activation-running", "Activation already running"),
     errors.TooManyModelsError: Kind(409, "too-many-models", "Too many models loaded"),
     # 408, 413, 415, 422: limits, formats and parameters
@@ -96,7 +98,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.QueueFullError: Kind(503, "queue-full", "Queue full"),
     errors.DrainingError: Kind(503, "draining", "Shutting down"),
     errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),
-    errors.JobStoreError: Kind(503, "jobs-unavailable", "Jobs unavailable"),
+    job_errors.JobStoreError: Kind(503, "jobs-unavailable", "Jobs unavailable"),
     errors.MemoryShortError: Kind(503, "memory-short", "Not enough memory"),
     errors.ResourcesExhaustedError: Kind(503, "resources-exhausted", "Out of resources"),
     errors.VersionsPinnedError: Kind(503, "models-in-use", "All loaded models are in use"),

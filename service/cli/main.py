@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, query, serve
+from service.cli import console, jobs, query, serve
 from service.cli.codes import commands as codes
 from service.cli.data import check
 from service.cli.data import commands as data
@@ -101,6 +101,7 @@ app.command(rich_help_panel=Panel.TRAIN)(export.export)
 app.command(rich_help_panel=Panel.SERVE)(serve.serve)
 app.command(rich_help_panel=Panel.SERVE)(query.classify)
 app.command(rich_help_panel=Panel.SERVE)(query.search)
+app.add_typer(jobs.app, rich_help_panel=Panel.SERVE)
 for command in (versions.quantize, versions.compare, versions.save, versions.load, versions.remove, versions.verify):
     models.app.command()(command)
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)

@@ -29,8 +29,8 @@ from service.cli.options import AsJson, Home, ModelOption, Views, Where, find_ve
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from index.bulk.prediction_file import Options
     from model_store.runtime.runner import Runner
-    from service.cli.predictions import Options
 
 _BAR = 24  # characters
 
@@ -67,7 +67,7 @@ def classify(
 
     settings = load_settings(home=home)
     if out is not None:
-        from service.cli.predictions import Options  # noqa: PLC0415
+        from index.bulk.prediction_file import Options  # noqa: PLC0415
 
         _classify_to_file(images, out, Options(top, embeddings, view_count), settings, model, as_json=as_json)
         return
@@ -101,10 +101,10 @@ def _classify_to_file(
     """Classify all images of the only source, and write the results to `out`."""
     from index.bulk.pipeline import run_in_background  # noqa: PLC0415
     from index.bulk.predict import list_images, predict  # noqa: PLC0415
+    from index.bulk.prediction_file import FORMATS, PredictionFile  # noqa: PLC0415
     from index.errors import FolderError  # noqa: PLC0415
     from model_store.decoder.decoder import Decoder  # noqa: PLC0415
     from model_store.image_files import Skipped  # noqa: PLC0415
-    from service.cli.predictions import FORMATS, PredictionFile  # noqa: PLC0415
     from service.factory import decode_limits  # noqa: PLC0415
 
     if len(sources) != 1:

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +38,7 @@ from model_store.errors import RunnerError, ShapeError
 from model_store.image_files import SkipKind, Skipped
 from service.errors import ModelNotLoadedError, QueueFullError
 from service.indexing.job_store import JobStore, StoredJob
+from service.indexing.work import Work
 from service.inference.model_pool import ModelPool
 from service.settings import Settings
 
@@ -71,8 +71,10 @@ class _Batch:
         return len(self.files) >= images or size >= _MAX_BATCH_BYTES or len(self.skipped) >= _MAX_BATCH_SKIPPED
 
 
-class ArchiveImport:
-    """Imports archives into `index`, with the models of `models`. `run` is the `Work` of Jobs."""
+class ArchiveImport(Work):
+    """Imports archives into `index`, with the models of `models`."""
+
+    takes_archive = True
 
     def __init__(
         self, settings: Settings, index: ImageIndex, models: ModelPool, decoder: Decoder, threads: ThreadPoolExecutor
@@ -80,13 +82,13 @@ class ArchiveImport:
         self._settings, self._index, self._models = settings, index, models
         self._decoder, self._threads = decoder, threads
 
-    def run(self, job: StoredJob, store: JobStore, archive: Path, stopped: Callable[[], bool]) -> bool:
+    def run(self, job: StoredJob, store: JobStore, stopped: Callable[[], bool]) -> bool:
         """Add the images of the archive after the job's position until all are added; False if `stopped()` was true.
 
         Raises DamagedArchiveError after everything that could be read was added, ImageArchiveError, OSError, and the
         errors of the index and of the models, TableError.
         """
-        limits = archive_limits(self._settings)
+        archive, limits = store.files.archive(job.id), archive_limits(self._settings)
         if job.total is None:
             job.total = count_images(archive, limits)
             store.update(job.id, total=job.total)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from index.records import now
 from model_store.image_files import SkipKind, Skipped
 from service.indexing.job import ARCHIVE, JobState
+from service.indexing.job_files import FOLDERS
 from service.indexing.job_store import JobStore, StoredJob
 
 _RECORD = "job.json"
@@ -45,7 +46,7 @@ def import_former_jobs(store: JobStore) -> list[str]:
     """
     notes = []
     for folder in sorted(each for each in store.folder.iterdir() if each.is_dir()):
-        if folder.name in ("uploads", "archives"):
+        if folder.name in FOLDERS:
             continue
         try:
             record = _Record.model_validate_json((folder / _RECORD).read_bytes())
@@ -62,7 +63,7 @@ def import_former_jobs(store: JobStore) -> list[str]:
 
 
 def _import(store: JobStore, folder: Path, record: _Record) -> None:
-    archive, target = folder / ARCHIVE, store.archive(folder.name)
+    archive, target = folder / ARCHIVE, store.files.archive(folder.name)
     job = StoredJob(folder.name, record.state, _microseconds(record.created) or now())
     skipped: list[Skipped] = []
     if record.state.ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -11,6 +12,19 @@ from model_store.image_files import SkipKind, Skipped
 
 ARCHIVE = "archive"
 """The file name of an archive in the folder of its job."""
+
+
+class JobKind(StrEnum):
+    """What a job does.
+
+    archive: adds the images of an archive to the index. classify: writes the predictions for the images of an archive
+    to a file. head: fits the last layer of a model to labeled images. map: computes the map of the index.
+    """
+
+    ARCHIVE = "archive"
+    CLASSIFY = "classify"
+    HEAD = "head"
+    MAP = "map"
 
 
 class JobState(StrEnum):
@@ -29,7 +43,7 @@ class JobState(StrEnum):
 
 
 class SkippedEntry(BaseModel):
-    """An entry of the archive that was not added, and the reason. kind: the category of the reason."""
+    """An entry of the archive that could not be used, and the reason. kind: the category of the reason."""
 
     name: str
     reason: str
@@ -42,16 +56,21 @@ class SkippedEntry(BaseModel):
 
 
 class JobInfo(BaseModel):
-    """A job and its progress. seen = added + replaced + unchanged + skipped; times are in UTC.
+    """A job and its progress. seen = added + replaced + unchanged + processed + skipped; times are in UTC.
 
-    Counts continue after a restart: each entry of the archive is counted once. total: the entries to be seen; ignored:
+    Counts continue after a restart: each entry of an archive is counted once. added, replaced, unchanged: images of a
+    job of the kind archive; processed: what a job of another kind has done. total: what there is to be seen; ignored:
     hidden and system files, which are not among them. skipped_by_reason: the number of skipped entries by kind;
-    skipped_images: the first 100 of them. error: why the job failed; images that were added before stay. waiting_for:
-    the error that a waiting job waits out; next_try: when it is tried again. archive_bytes: disk space of its archive.
+    skipped_images: the first 100 of them. error: why the job failed; what was done before stays. waiting_for: the error
+    that a waiting job waits out; next_try: when it is tried again. archive_bytes: disk space of its archive.
+    result: what the job found, null until it is done; result_bytes: size of the file at /v1/jobs/{id}/result, 0 if
+    there is none.
     """
 
     id: str
+    kind: JobKind
     state: JobState
+    parameters: dict[str, Any] = Field(default_factory=dict)
     created: datetime
     ended: datetime | None = None
     total: int
@@ -59,11 +78,14 @@ class JobInfo(BaseModel):
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
+    processed: int = 0
     skipped: int = 0
     skipped_by_reason: dict[str, int] = Field(default_factory=dict)
     skipped_images: list[SkippedEntry] = Field(default_factory=list)
     ignored: int = 0
     archive_bytes: int = 0
+    result: dict[str, Any] | None = None
+    result_bytes: int = 0
     waiting_for: str | None = None
     next_try: datetime | None = None
     error: str | None = None

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.image import CROP, SIZE
+from model_store.protobuf import Field, Wire, WireError, fields, float32, varints
 from model_store.training.errors import ImportFormatError
 from model_store.training.importers import imported_net
 from model_store.training.importers.file_kind import Kind, expect, readable
 from model_store.training.importers.imported_net import ALEXNET_LAYERS, ImportedNet, SourceFile
-from model_store.protobuf import Field, Wire, WireError, fields, float32, varints
 from model_store.training.nets.alexnet import Architecture, Conv, Hidden, Layer, Norm, Pool
 
 CAFFE_CROP: Final = 227

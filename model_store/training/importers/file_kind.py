@@ -13,8 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from model_store.training.errors import ImportFormatError
 from model_store.protobuf import Wire, WireError, outline
+from model_store.training.errors import ImportFormatError
 
 _HEAD: Final = 1 << 16
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from model_store.errors import ArtifactCorruptError, ModelNotFoundError, NoActiveModelError, NoBetterThanBaselineError
-from model_store.store import ModelStore
 from model_store.figures import FigureCounter
+from model_store.store import ModelStore
 from service.cli.main import app
 from tests.service.cli.helpers import invoke
 from tests.support.tiny_model import publish_tiny_model

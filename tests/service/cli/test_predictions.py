@@ -17,11 +17,11 @@ import pyarrow.parquet
 import pytest
 
 from index.bulk.predict import PredictedImage
+from index.bulk.prediction_file import Options, PredictionFile
 from index.errors import TargetExistsError
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.store import ModelStore
-from service.cli.predictions import Options, PredictionFile
 from tests.service.cli.helpers import invoke
 from tests.support import pictures
 
@@ -116,7 +116,7 @@ def test_an_interrupted_file_continues_after_its_parts(tmp_path: Path, artifact:
     with pytest.raises(Fc7Error, match="another source, model or options"):
         PredictionFile(target, "here", artifact, Options(2, embeddings=False, views=1)).__enter__()
     with PredictionFile(target, "here", artifact, options) as file:
-        assert file.done == {"a", "b"}
+        assert file.done == {"a": None, "b": None}
         with pytest.raises(Fc7Error, match="being written by another process"):
             PredictionFile(target, "here", artifact, options).__enter__()
         file.add([row("c")])

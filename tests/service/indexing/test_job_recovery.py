@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,48 +17,13 @@ import httpx
 import pytest
 
 from index.errors import IndexUnreachableError
-from service.errors import JobStateError, JobStoreError
-from service.indexing.job import JobInfo
-from service.indexing.job_store import JobStore, StoredJob
-from service.indexing.jobs import Jobs, Work
-from service.observability.logs import make_logger
+from service.indexing.errors import JobStateError, JobStoreError
+from service.indexing.job_store import JobStore
+from service.indexing.jobs import Jobs
 from tests.index.bulk.archives import images, zipped
+from tests.service.indexing.helpers import Step, accepted, ended, open_jobs, work_of
 from tests.service.indexing.test_jobs import ZIP, finished
 from tests.support.server import process_server, thread_server, wait_until
-
-Step = Callable[[], None]
-
-
-def open_jobs(home: Path, work: Work) -> Jobs:
-    return Jobs(home / "jobs", work, make_logger("json", "error"))
-
-
-def accepted(jobs: Jobs, data: bytes = b"archive") -> str:
-    folder = jobs.new_folder()
-    (folder / "archive").write_bytes(data)
-    return jobs.accept(folder, total=3).id
-
-
-def ended(jobs: Jobs, job: str, state: str = "done") -> JobInfo:
-    wait_until(lambda: jobs.get(job).state.ended)
-    assert jobs.get(job).state == state, jobs.get(job)
-    return jobs.get(job)
-
-
-def work_of(*steps: Step) -> Work:
-    """Return a work that adds an image in each step, and runs these steps in turn."""
-    remaining = list(steps)
-
-    def work(job: StoredJob, store: JobStore, archive: Path, stopped: Callable[[], bool]) -> bool:
-        assert archive.exists()
-        while remaining:
-            remaining.pop(0)()
-            job.position += 1
-            job.added += 1
-            store.save_progress(job, [])
-        return not stopped()
-
-    return work
 
 
 def failing(error: BaseException) -> Step:
@@ -156,7 +120,7 @@ def test_a_table_that_cannot_be_opened_is_kept_and_everything_else_works(home: P
     with thread_server(home) as server:
         ready = server.client.get("/readyz")
         assert ready.status_code == 200
-        assert "import jobs in" in ready.json()["notes"][0]
+        assert "The jobs in" in ready.json()["notes"][0]
         for answer in (server.client.get("/v1/jobs"), server.client.post("/v1/jobs", content=b"PK", headers=ZIP)):
             assert (answer.status_code, answer.json()["type"]) == (503, "urn:fc7:problem:jobs-unavailable")
         assert server.client.put("/v1/images/a", content=images(1)["birds/0.jpg"]).status_code == 201

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_store.figures import FigureCounter
 from model_store.training.export.report import (
     Curve,
     chromatic_shares,
@@ -24,7 +25,6 @@ from model_store.training.export.report import (
     write_confusion_table,
     write_json,
 )
-from model_store.figures import FigureCounter
 
 
 def is_drawn(path: Path, min_side: int = 300) -> bool:

@@ -2,7 +2,7 @@
 
     .answers.csv.parts/      beside answers.csv while it is being made
         run.json             source, model and options; another run does not continue with these parts
-        000000.names         the images of the part, a JSON list
+        000000.names         the images of the part: a JSON object from name to error, or null
         000000.csv           their rows
 
 Guarantees: a part is complete or absent after a kill at any moment, and images in complete parts are not classified
@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from index.bulk.predict import PredictedImage
-from index.errors import TargetExistsError, translate_os_error
+from index.errors import ResultTooLargeError, TargetExistsError, translate_os_error
 from model_store.artifact import Artifact
 from model_store.durable import atomic_file, locked, write_atomic
 from model_store.errors import Fc7Error
@@ -51,14 +51,18 @@ class Options:
 class PredictionFile:
     """The file to write. Use as a context manager: if the block ends with an error, the rows so far are kept."""
 
-    def __init__(self, target: Path, source: str, artifact: Artifact, options: Options) -> None:
+    def __init__(
+        self, target: Path, source: str, artifact: Artifact, options: Options, *, max_bytes: int | None = None
+    ) -> None:
+        """max_bytes: the largest size of the file; None: no limit."""
         self._target, self._artifact, self._options = target, artifact, options
         self._parts = target.with_name(f".{target.name}.parts")
         self._run = {"source": source, "model": artifact.id, "fingerprint": artifact.fingerprint, **asdict(options)}
         self._rows: list[PredictedImage] = []
         self._number = 0
+        self._max_bytes, self._bytes = max_bytes, 0
         self._stack = ExitStack()
-        self.done: set[str] = set()  # names of the images in complete parts
+        self.done: dict[str, str | None] = {}  # images in complete parts, and why they have no prediction
 
     def __enter__(self) -> Self:
         """Open the parts of an interrupted run, or start. Raises TargetExistsError, MissingExtraError, Fc7Error."""
@@ -84,14 +88,19 @@ class PredictionFile:
             )
         write_atomic(file, json.dumps(self._run).encode())
         for part in self._part_files():
-            self.done.update(json.loads(part.with_suffix(".names").read_bytes()))
+            names = json.loads(part.with_suffix(".names").read_bytes())
+            self.done.update(names if isinstance(names, dict) else dict.fromkeys(names))  # earlier, a list
             self._number = int(part.stem) + 1
+            self._bytes += part.stat().st_size
 
     def _part_files(self) -> list[Path]:
         return sorted(self._parts.glob(f"[0-9]*{self._target.suffix}"))
 
     def add(self, rows: Sequence[PredictedImage]) -> Sequence[PredictedImage]:
-        """Add rows and return them. They are on disk when a part is full, or after the block. Raises IndexFullError."""
+        """Add rows and return them. They are on disk when a part is full, or after the block.
+
+        Raises IndexFullError, ResultTooLargeError.
+        """
         self._rows += rows
         if len(self._rows) >= _PART_ROWS:
             self._write_part()
@@ -111,7 +120,7 @@ class PredictionFile:
         if not self._rows:
             return
         part = self._parts / f"{self._number:06}{self._target.suffix}"
-        names = json.dumps([row.name for row in self._rows]).encode()
+        names = json.dumps({row.name: row.error for row in self._rows}).encode()
         try:
             write_atomic(part.with_suffix(".names"), names)
             with atomic_file(part) as file:
@@ -120,6 +129,12 @@ class PredictionFile:
             raise translate_os_error(error, self._parts) from error
         self._number += 1
         self._rows = []
+        self._bytes += part.stat().st_size
+        self._check_size()
+
+    def _check_size(self) -> None:
+        if self._max_bytes is not None and self._bytes > self._max_bytes:
+            raise ResultTooLargeError(self._max_bytes)
 
     def _write_rows(self, file: Any) -> None:
         documents = [_document(row, self._artifact.labels, self._options) for row in self._rows]
@@ -130,16 +145,19 @@ class PredictionFile:
                 file.writelines(json.dumps(document, ensure_ascii=False).encode() + b"\n" for document in documents)
             case _:
                 parquet = import_pyarrow().parquet
-                table = _table(documents, self._options, f"{self._artifact.id} {self._artifact.fingerprint}")
-                parquet.write_table(table, file, compression="zstd")
+                parquet.write_table(self._table(documents), file, compression="zstd")
+
+    def _table(self, documents: list[dict[str, Any]]) -> Any:
+        return _table(documents, self._options, f"{self._artifact.id} {self._artifact.fingerprint}")
 
     def _join(self) -> None:
         """Write all parts into one file, and remove them."""
+        self._check_size()
         parts = self._part_files()
         try:
             with atomic_file(self._target, replace=False) as file:
                 if self._target.suffix == ".parquet":
-                    _join_parquet(parts, file)
+                    self._join_parquet(parts, file)
                 else:
                     if self._target.suffix == ".csv":
                         file.write(_csv([_heading(self._options.top)]))
@@ -149,6 +167,12 @@ class PredictionFile:
         except OSError as error:
             raise translate_os_error(error, self._target.parent) from error
         shutil.rmtree(self._parts)
+
+    def _join_parquet(self, parts: Sequence[Path], file: Any) -> None:
+        parquet = import_pyarrow().parquet
+        with parquet.ParquetWriter(file, self._table([]).schema, compression="zstd") as writer:
+            for part in parts:
+                writer.write_table(parquet.read_table(part))
 
 
 def _document(row: PredictedImage, labels: Sequence[str], options: Options) -> dict[str, Any]:
@@ -189,10 +213,3 @@ def _table(documents: list[dict[str, Any]], options: Options, model: str) -> Any
     if options.embeddings:
         columns.append(("embedding", pyarrow.list_(pyarrow.float32(), _DIMENSIONS)))
     return pyarrow.Table.from_pylist(documents, schema=pyarrow.schema(columns, metadata={"fc7.model": model}))
-
-
-def _join_parquet(parts: Sequence[Path], file: Any) -> None:
-    parquet = import_pyarrow().parquet
-    with parquet.ParquetWriter(file, parquet.read_schema(parts[0]), compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(parquet.read_table(part))
