@@ -181,7 +181,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
     """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`."""
     state.index()
     check_key(key)
-    async with receive(request) as body:
+    async with receive(request, metadata=True) as body:
         if len(body.images) != 1:
             raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.images)} were sent.")
         work = _add(request, state, body.images, [key], [body.metadata])
