@@ -49,6 +49,10 @@ class Novelty(NamedTuple):
         """Return whether more than the share `threshold` (0 to 1) of the validation images is nearer."""
         return self.percentile > 100 * threshold
 
+    def to_dict(self, threshold: float) -> dict[str, float | bool]:
+        """Return distance, percentile and unknown, as JSON types. threshold: as of `unknown`."""
+        return {**self._asdict(), "unknown": self.unknown(threshold)}
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -56,10 +56,7 @@ class NoveltyInfo(BaseModel):
     @classmethod
     def of(cls, novelty: Novelty | None, threshold: float) -> NoveltyInfo | None:
         """Return the novelty of one image, or None if the version has no reference. threshold: 0 to 1."""
-        if novelty is None:
-            return None
-        unknown = novelty.unknown(threshold)
-        return cls(distance=novelty.distance, percentile=novelty.percentile, unknown=unknown)
+        return None if novelty is None else cls(**novelty.to_dict(threshold))
 
 
 class ClassifyResult(BaseModel):
