@@ -90,8 +90,7 @@ def classify(
                     bar = "█" * round(entry["probability"] * _BAR)
                     table.add_row(escape(entry["label"]), f"{entry['probability']:7.2%} {bar}")
                 console.show(table)
-                if result["novelty"] is not None:
-                    console.show(_novelty_line(**result["novelty"]))
+                _show_novelty(result["novelty"])
     _finish({"model": artifact.id, "results": found}, skipped, "fc7 search IMAGE finds similar images", as_json=as_json)
 
 
@@ -99,10 +98,9 @@ def _classifier(
     runner: Runner, top: int, view_count: int, threshold: float
 ) -> Callable[[NDArray[np.uint8]], dict[str, Any]]:
     """Return a function that classifies a prepared image, uint8 [256, 256, 3]. Its results are JSON types."""
-    from model_store.novelty.reference import load_reference  # noqa: PLC0415
     from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
 
-    labels, reference = runner.artifact.labels, load_reference(runner.artifact)
+    labels, measure = runner.artifact.labels, _novelty_of(runner.artifact, threshold)
 
     def classify_one(pixels: NDArray[np.uint8]) -> dict[str, Any]:
         outputs = runner.run(views(pixels, view_count))
@@ -112,18 +110,26 @@ def _classifier(
             {"index": index, "label": labels[index], "probability": value}
             for index, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)
         ]
-        novelty = None if reference is None else reference.measure(fc7)[0].to_dict(threshold)
-        return {"predictions": predictions, "novelty": novelty}
+        return {"predictions": predictions, "novelty": measure(fc7)}
 
     return classify_one
 
 
-def _novelty_line(distance: float, percentile: float, *, unknown: bool) -> str:
-    verdict = "[bold yellow]unknown[/]" if unknown else "known"
-    return (
-        f"{verdict}  [dim]farther from the training images than {percentile:.1f} % of the validation images "
-        f"(distance {distance:.1f})[/]"
-    )
+def _novelty_of(artifact: Artifact, threshold: float) -> Callable[[NDArray[np.float32]], dict[str, Any] | None]:
+    """Return a function of fc7, float32 [1,4096]: the novelty as JSON types, None if the version has no reference."""
+    from model_store.novelty.reference import load_reference  # noqa: PLC0415
+
+    reference = load_reference(artifact)
+    return lambda fc7: None if reference is None else reference.measure(fc7)[0].to_dict(threshold)
+
+
+def _show_novelty(novelty: dict[str, Any] | None) -> None:
+    if novelty is not None:
+        verdict = "[bold yellow]unknown[/]" if novelty["unknown"] else "known"
+        console.show(
+            f"{verdict}  [dim]farther from the training images than {novelty['percentile']:.1f} % of the validation "
+            f"images (distance {novelty['distance']:.1f})[/]"
+        )
 
 
 def _classify_to_file(
@@ -203,6 +209,7 @@ def search(
         typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact"),
     ] = None,
     where: Where = None,
+    threshold: Threshold = None,
     model: ModelOption = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -213,6 +220,8 @@ def search(
     from service.factory import open_index_of  # noqa: PLC0415
 
     settings, filters = load_settings(home=home), parse_where(where or [])
+    if threshold is None:
+        threshold = settings.novelty_threshold
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with (
@@ -221,17 +230,20 @@ def search(
             settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True, fast_from=1)
         ) as index,
     ):
-        used = index.mode(mode)
+        used, measure = index.mode(mode), _novelty_of(artifact, threshold)
         for path, pixels in _read_images(images, settings, skipped):
-            [neighbours] = index.search(runner.run(views(pixels)).fc7, k, where=filters, mode=used)
+            fc7 = runner.run(views(pixels)).fc7
+            [neighbours] = index.search(fc7, k, where=filters, mode=used)
+            novelty = measure(fc7)
             entries = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
-            found.append({"image": str(path), "neighbours": entries})
+            found.append({"image": str(path), "neighbours": entries, "novelty": novelty})
             if not as_json:
                 table = _table(path, artifact.id, "nearest", "distance", "metadata")
                 for near in neighbours:
                     metadata = json.dumps(near.metadata, ensure_ascii=False) if near.metadata else ""
                     table.add_row(escape(near.key), f"{near.distance:.2f}", escape(metadata))
                 console.show(table)
+                _show_novelty(novelty)
     document = {"model": artifact.id, "mode": used, "results": found}
     _finish(document, skipped, "fc7 serve searches over HTTP", as_json=as_json)
 
