@@ -29,8 +29,8 @@ def vectors(count: int, seed: int, shift: float = 0.0) -> Vectors:
 
 
 def exact(queries: Vectors, training: Vectors, position: int = 10) -> NDArray[np.float64]:
-    distances = np.linalg.norm(queries[:, None].astype(np.float64) - training[None], axis=2)
-    return np.asarray(np.sort(distances, axis=1)[:, position - 1])
+    rows = training.astype(np.float64)
+    return np.array([np.sort(np.linalg.norm(rows - query, axis=1))[position - 1] for query in queries])
 
 
 def with_validation(reference: Reference, queries: Vectors) -> Reference:
