@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 MAX_COUNT = 1000
 _WHOLE = re.compile(r"[0-9]{1,18}")
+_DECIMAL = re.compile(r"([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
 
 
 def _count(value: object) -> int:
@@ -30,6 +31,23 @@ def _one_or_ten(value: object) -> int:
     return int(str(value))
 
 
+def _share(value: object) -> float:
+    text = str(value)
+    number = float(text) if _DECIMAL.fullmatch(text) else -1.0  # `float` also accepts "nan", "1_0" and " 1"
+    if not 0 <= number <= 1:
+        raise PydanticCustomError("range", "expected a number from 0 to 1")
+    return number
+
+
+_Threshold = Annotated[
+    float | None,
+    BeforeValidator(_share),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+    Field(
+        description="Share of the model's own validation images to accept: an image that is farther from the training "
+        "images than these is unknown. 1 accepts everything. The default is `FC7_NOVELTY_THRESHOLD`."
+    ),
+]
 _Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_COUNT})
 ]
@@ -62,6 +80,7 @@ class ClassifyQuery(_Query):
         description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version.",
         max_length=80,
     )
+    threshold: _Threshold = None
 
 
 class SearchQuery(_Query):
@@ -86,6 +105,7 @@ class ModelSearchQuery(SearchQuery):
         "hold its vectors for all images.",
         max_length=80,
     )
+    threshold: _Threshold = None
 
 
 class WhereQuery(_Query):

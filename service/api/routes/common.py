@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from service.api.auth import require
 from service.api.problems import PROBLEM_TYPE
 from service.api.schemas.problems import InferenceProblem, Problem
+from service.api_keys import Scope
 from service.errors import ClientGoneError, DeadlineError, DrainingError
-from service.settings import Scope
 from service.state import State
 
 _T = TypeVar("_T")

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.routes.common import check_draining, get_state
-from service.settings import Scope
+from service.api_keys import Scope
 from service.state import State
 
 

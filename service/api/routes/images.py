@@ -142,6 +142,7 @@ async def get_thumbnail(request: Request, key: Key, state: StateDep) -> Response
     "/v1/images/{key:path}/similar",
     operation_id="similar_images",
     summary="Find images similar to an indexed image",
+    response_model_exclude_unset=True,
     dependencies=[READ],
     responses=problems(401, 403, 404, 409, 422, 503, 504),
 )

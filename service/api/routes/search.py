@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 
 from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
+from service.api.novelty import novelty_of
 from service.api.parameters import ModelSearchQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.fast_route import FastRoute
@@ -61,8 +62,8 @@ async def _search(
             if query.model is not None or index.searched.fingerprint == searched:
                 raise
             # The index switched to another model in the meantime: embed the images with that model.
-    return SearchAnswer(
-        model=ModelName.of(serving.artifact),
-        mode=found[0].mode,
-        results=[SearchResult.of(neighbours, state.settings.root_path) for neighbours in found],
-    )
+    results = [SearchResult.of(neighbours, state.settings.root_path) for neighbours in found]
+    novelty = novelty_of(state, serving, [image.prediction for image in embedded], query.threshold)
+    for result, info in zip(results, novelty, strict=True):
+        result.novelty = info
+    return SearchAnswer(model=ModelName.of(serving.artifact), mode=found[0].mode, results=results)

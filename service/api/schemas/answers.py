@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from index.records import Neighbour
 from model_store.artifact import Artifact
+from model_store.novelty.reference import Novelty
 from model_store.runtime.runner import top_k
 from service.api.schemas.links import thumbnail_path
 
@@ -40,17 +41,42 @@ class Prediction(BaseModel):
     probability: float
 
 
-class ClassifyResult(BaseModel):
-    """The most probable classes of one image, most probable first."""
+class NoveltyInfo(BaseModel):
+    """How far an image is from the images that the model was trained on.
 
-    predictions: list[Prediction]
+    `distance`: Euclidean distance in fc7 to the 10th nearest training image of the reference. `percentile`: share of
+    the model's validation images that are nearer to the training images, from 0 to 100. `unknown`: whether that is more
+    than the threshold, so that the model has not learned to classify such an image.
+    """
+
+    distance: float
+    percentile: float
+    unknown: bool
 
     @classmethod
-    def of(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> ClassifyResult:
+    def of(cls, novelty: Novelty | None, threshold: float) -> NoveltyInfo | None:
+        """Return the novelty of one image, or None if the version has no reference. threshold: 0 to 1."""
+        return None if novelty is None else cls(**novelty.to_dict(threshold))
+
+
+class ClassifyResult(BaseModel):
+    """The most probable classes of one image, most probable first.
+
+    `novelty` is null if the version was published without a reference.
+    """
+
+    predictions: list[Prediction]
+    novelty: NoveltyInfo | None
+
+    @classmethod
+    def of(
+        cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int, novelty: NoveltyInfo | None
+    ) -> ClassifyResult:
         """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
         indices, values = top_k(probabilities[None], k)
         pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
-        return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
+        predictions = [Prediction(index=i, label=labels[i], probability=value) for i, value in pairs]
+        return cls(predictions=predictions, novelty=novelty)
 
 
 class ClassifyAnswer(BaseModel):
@@ -70,9 +96,14 @@ class NeighbourInfo(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """The most similar indexed images of one image, nearest first."""
+    """The most similar indexed images of one image, nearest first.
+
+    `novelty` is only part of the answer to a search with an image. It is null if the version was published without a
+    reference.
+    """
 
     neighbours: list[NeighbourInfo]
+    novelty: NoveltyInfo | None = None
 
     @classmethod
     def of(cls, neighbours: list[Neighbour], root_path: str) -> SearchResult:
