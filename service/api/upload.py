@@ -26,9 +26,9 @@ from index.records import MAX_KEY_LENGTH
 from model_store.decoding.formats import format_of
 from model_store.errors import ImageFormatError, ImageUnreadableError
 from service import errors
-from service.api.body import Body, Example
+from service.api.bodies.body import Body, Example
+from service.api.bodies.json_images import check_examples, parse_images, parse_search
 from service.api.bounded_json import loads
-from service.api.json_images import check_examples, parse_images, parse_search
 from service.settings import Settings
 
 # Of the multipart part `metadata`, for all images together.

@@ -40,6 +40,13 @@ class Prediction(BaseModel):
     label: str
     probability: float
 
+    @classmethod
+    def best(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[Prediction]:
+        """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
+        indices, values = top_k(probabilities[None], k)
+        pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
+        return [cls(index=i, label=labels[i], probability=value) for i, value in pairs]
+
 
 class NoveltyInfo(BaseModel):
     """How far an image is from the images that the model was trained on.
@@ -73,10 +80,7 @@ class ClassifyResult(BaseModel):
         cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int, novelty: NoveltyInfo | None
     ) -> ClassifyResult:
         """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
-        indices, values = top_k(probabilities[None], k)
-        pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
-        predictions = [Prediction(index=i, label=labels[i], probability=value) for i, value in pairs]
-        return cls(predictions=predictions, novelty=novelty)
+        return cls(predictions=Prediction.best(probabilities, labels, k), novelty=novelty)
 
 
 class ClassifyAnswer(BaseModel):
@@ -98,11 +102,13 @@ class NeighbourInfo(BaseModel):
 class SearchResult(BaseModel):
     """The most similar indexed images of one image, nearest first.
 
-    `novelty` is only part of the answer to a search with an image. It is null if the version was published without a
-    reference.
+    `predictions`, the most probable classes, are part of the answer with include=classes. `novelty` is part of it with
+    include=novelty, which is the default, unless the search combines examples. It is null if the version was published
+    without a reference.
     """
 
     neighbours: list[NeighbourInfo]
+    predictions: list[Prediction] = []
     novelty: NoveltyInfo | None = None
 
     @classmethod
@@ -122,7 +128,10 @@ class SearchResult(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """One result for each image, in the order of the request. `mode` is the search mode that was used."""
+    """One result for each image or vector, in the order of the request, or a single one for several examples.
+
+    `mode` is the search mode that was used.
+    """
 
     model: ModelName
     mode: Literal["exact", "fast", "codes"]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.records import DIMENSIONS
-from service.api.body import MAX_EXAMPLES, Body, Example
+from service.api.bodies.body import MAX_EXAMPLES, Body, Example
 from service.errors import BodyMalformedError, ParameterError, TooManyImagesError
 
 _HEADER: Final = re.compile(r"data:[^,;]{0,200}(?:;[^,;]{0,200}){0,10}?;base64,", re.IGNORECASE)
