@@ -129,7 +129,7 @@ def _read(index: ImageIndex, items: Sequence[tuple[str, str]]) -> tuple[list[str
     """Return the keys, vectors and labels of the images that still exist."""
     found: dict[str, NDArray[np.float16]] = {}
     for start in range(0, len(items), _READ):
-        found |= index.vectors([key for key, _ in items[start : start + _READ]])
+        found |= index.existing_vectors([key for key, _ in items[start : start + _READ]])
     kept = [(key, label) for key, label in items if key in found]
     rows = np.stack([found[key] for key, _ in kept]) if kept else np.empty((0, 4096), np.float16)
     return [key for key, _ in kept], rows, [label for _, label in kept]

@@ -1,0 +1,33 @@
+"""Read the images of a collection on Milvus without their vectors, and the vectors of some of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.labels import value_at
+from index.milvus.client import Milvus
+from index.milvus.schema import id_of, key_of, vector_of
+from index.points import Points
+
+_BATCH: Final = 2000  # rows in one call; 32 MB if all metadata is as long as possible
+
+
+def read_points(milvus: Milvus, collection: str, path: Sequence[str], where: str) -> Iterator[Points]:
+    """Yield the images that match the expression `where`, ordered by key. path: of the metadata field to return."""
+    for rows in milvus.pages(collection, ["id", "sha256", "metadata"], size=_BATCH, where=where):
+        yield Points(
+            [key_of(row["id"]) for row in rows],
+            [str(row["sha256"]) for row in rows],
+            [value_at(json.loads(row["metadata"]), path) for row in rows],
+        )
+
+
+def read_vectors(milvus: Milvus, collection: str, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
+    """Return {key: float16 [4096]} of those `keys` that exist."""
+    rows = milvus.rows(collection, [id_of(key) for key in keys], ["id", "vector"])
+    return {key_of(row["id"]): vector_of(row) for row in rows.values()}
