@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from index.cursor import Order
+from index.labels import LABEL_FIELD
 from index.records import MAX_KEY_LENGTH
 from service.indexing.job import JobKind
 
@@ -238,3 +239,22 @@ class DuplicatesQuery(DeleteDuplicatesQuery):
     """Parameters of `GET /v1/index/duplicates`."""
 
     limit: _Count = Field(100, description=f"Number of groups to return, from 1 to {MAX_COUNT}, largest first.")
+
+
+class SuggestionsQuery(_Query):
+    """Parameters of `GET /v1/images/suggestions`."""
+
+    field: str = Field(
+        LABEL_FIELD, max_length=200, description="Metadata field of the labels, such as label or camera.model."
+    )
+    limit: _Count = Field(20, description=f"Number of images to suggest, from 1 to {MAX_COUNT}.")
+    where: list[str] = Field([], description=_WHERE)
+
+
+class MapQuery(_Query):
+    """Parameters of `GET /v1/index/map`."""
+
+    field: str = Field(LABEL_FIELD, max_length=200, description="Metadata field whose values are returned as labels.")
+    where: list[str] = Field([], description=_WHERE)
+    limit: int = Field(100_000, ge=1, le=1_000_000, description="Maximum number of images of a page.")
+    cursor: str | None = Field(None, description="The `next_cursor` of the previous page.")

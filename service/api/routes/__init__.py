@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from service.api.routes import classify, embed, health, images, index, jobs, models, oip, page, search
+from service.api.routes.labelling import label_studio, map, suggestions
 
 ROUTERS = (
     classify.router,
     search.router,
     embed.router,
+    suggestions.router,  # before the images: a path of theirs would match its path too
     images.router,
     index.router,
+    map.router,
+    label_studio.router,
     jobs.router,
     models.router,
     oip.router,
