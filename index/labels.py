@@ -1,7 +1,7 @@
 """Labels of images: the value of one metadata field, such as `label`, and the stored vectors that belong to it.
 
-Guarantees: labels that look the same are the same: they are compared in Unicode's form NFC and without surrounding
-spaces. Numbers and booleans become their JSON text, as folder names would be.
+Guarantees: labels have the form of class folders: Unicode's form NFC, without spaces at the ends. Numbers and booleans
+become their JSON text.
 Out of scope: lists of several labels; such an image has no label that a classifier could use.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model_store.image_files import label_of as label_of_name
 
 LABEL_FIELD: Final = "label"
 
@@ -52,7 +53,7 @@ def label_of(value: object) -> str | None:
     if isinstance(value, list):
         return label_of(value[0]) if len(value) == 1 and not isinstance(value[0], list) else None
     if isinstance(value, str):
-        return unicodedata.normalize("NFC", value).strip() or None
+        return label_of_name(value).strip() or None
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         value = int(value)  # JSON does not distinguish 3.0 from 3
     return json.dumps(value) if isinstance(value, bool | int | float) else None
