@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.runtime.options import EngineName
-from service.addresses import Address, HostPatterns, Origins, RootPath
+from service.addresses import Address, BaseUrl, HostPatterns, Origins, RootPath
 from service.api_keys import KEY_LENGTH, KEYS_EXPECTED, ApiKey, parse_keys
 from service.errors import SettingError
 
@@ -205,6 +205,16 @@ class Settings(BaseSettings):
     index_timeout_s: float = Field(
         default=4.0, gt=0, le=3600, description="Maximum time (s) of one call to Milvus (else 503)."
     )
+    label_studio_url: BaseUrl | None = Field(
+        default=None,
+        description=(
+            "Address of Label Studio, such as http://label-studio:8080, the only one that images are fetched from "
+            "(unset: none are)."
+        ),
+    )
+    label_studio_token: SecretStr | None = Field(
+        default=None, description="Access token for the images of Label Studio."
+    )
     fast_from: int = Field(
         default=20_000,
         ge=0,
@@ -342,6 +352,7 @@ _EXPECTED = {
     "host": "an IP address, such as 127.0.0.1 or ::1, or a host name, without a port (see FC7_PORT)",
     "bind": "an IP address, such as 127.0.0.1 or ::1, without a port (see FC7_PUBLISH)",
     "root_path": "a path such as /fc7, of letters, digits and -._~",
+    "label_studio_url": "an address with its scheme, such as http://label-studio:8080",
     "allowed_hosts": "host names separated by commas, without scheme and port, such as example.org or *.example.org",
     "allowed_origins": "origins separated by commas, with scheme and without path, such as https://app.example.org",
 }

@@ -33,8 +33,9 @@ _Row = tuple[str, str, Any]  # key, hash, value of the field
 class MapPage:
     """Positions of some images, ordered by key.
 
-    images: number of images that match. last: the last key, also if it has no position. positions: float32 [n, 2], about -1 to 1. labels: None for an image without
-    one. more: whether there are images after these. missing: number of images of this page that have no position yet.
+    images: number of images that match. last: the last key, also if it has no position. positions: float32 [n, 2],
+    about -1 to 1. labels: None for an image without one. more: whether there are images after these. missing: number of
+    images of this page that have no position yet.
     """
 
     model: str
@@ -165,9 +166,7 @@ class _Held:
             self._lock.release()
 
 
-def _list(
-    index: ImageIndex, field: str, where: Where | None, stopped: Stopped = lambda: False
-) -> list[_Row]:
+def _list(index: ImageIndex, field: str, where: Where | None, stopped: Stopped = lambda: False) -> list[_Row]:
     """Return (key, hash, value of the field) of the images that match, ordered by key."""
     rows: list[_Row] = []
     for batch in index.points(field, where=where):

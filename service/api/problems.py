@@ -25,6 +25,7 @@ from index import errors as index_errors
 from model_store import errors as model_errors
 from model_store.errors import Fc7Error
 from service import errors
+from service.api.label_studio import errors as label_studio_errors
 from service.indexing import errors as job_errors
 from service.observability.request_log import notes_of
 from service.settings import Settings, variable
@@ -45,6 +46,9 @@ class Kind:
 STATUS: Mapping[type[Fc7Error], Kind] = {
     # 400: the body cannot be read
     model_errors.ImageUnreadableError: Kind(400, "image-unreadable", "Unreadable image"),
+    label_studio_errors.LabelConfigError: Kind(422, "label-config", "Labeling configuration not supported"),
+    label_studio_errors.TaskImageError: Kind(422, "task-image", "Image of a task cannot be used"),
+    label_studio_errors.LabelStudioRefusedError: Kind(422, "task-image-refused", "Address of an image not allowed"),
     errors.BodyMalformedError: Kind(400, "body-malformed", "Malformed body"),
     errors.RequestError: Kind(400, "bad-request", "Bad request"),
     errors.HostMalformedError: Kind(400, "host-malformed", "Invalid Host header"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.api.routes import classify, embed, health, images, index, jobs, models, oip, page, search
-from service.api.routes.labelling import label_studio, map, suggestions
+from service.api.routes.labelling import index_map, label_studio, suggestions
 
 ROUTERS = (
     classify.router,
@@ -12,7 +12,7 @@ ROUTERS = (
     suggestions.router,  # before the images: a path of theirs would match its path too
     images.router,
     index.router,
-    map.router,
+    index_map.router,
     label_studio.router,
     jobs.router,
     models.router,

@@ -121,7 +121,7 @@ async def add_images(request: Request, response: Response, state: StateDep) -> A
     async with receive(request) as body:
         metadata = body.metadata or {}
         _check_names([name for name in body.names if name is not None], metadata)
-        work = _add(request, state, body.images, body.names, [metadata.get(name or "") for name in body.names])
+        work = add_batch(request, state, body.images, body.names, [metadata.get(name or "") for name in body.names])
         results = await within_limits(request, state, work)
     if any(result.outcome is AddOutcome.ADDED for result in results):
         response.status_code = status.HTTP_201_CREATED
@@ -197,7 +197,7 @@ async def put_image(request: Request, response: Response, key: Key, state: State
     async with receive(request, metadata=True) as body:
         if len(body.images) != 1:
             raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.images)} were sent.")
-        work = _add(request, state, body.images, [key], [body.metadata])
+        work = add_batch(request, state, body.images, [key], [body.metadata])
         [result] = await within_limits(request, state, work)
     if result.outcome is AddOutcome.ADDED:
         response.status_code = status.HTTP_201_CREATED
@@ -284,7 +284,7 @@ def _check_names(names: list[str], metadata: dict[str, Any]) -> None:
         raise MetadataError(f"names {name!r}, but no image of this request has that file name")
 
 
-async def _add(
+async def add_batch(
     request: Request, state: State, data: list[bytes], keys: Sequence[str | None], metadata: list[dict[str, Any] | None]
 ) -> list[AddResult]:
     """Add all images or none. An image that is already indexed with the same bytes and metadata does not change."""
