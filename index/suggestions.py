@@ -20,6 +20,8 @@ from index.interface import ImageIndex
 from index.labels import label_of
 from index.search.suggestions import Vote, choose
 
+KEY_FIELD: Final = "fc7_key"
+"""Name under which labeling tools keep the key of an image."""
 _SAMPLE: Final = 4096  # images of each kind; 34 MB of vectors
 _UNDECIDED: Final = 0.5  # a smaller margin is called uncertain
 _READ: Final = 512  # vectors in one call

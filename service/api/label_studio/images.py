@@ -15,14 +15,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from index.errors import InvalidKeyError, KeyNotFoundError, PictureNotFoundError
 from index.interface import ImageIndex
 from index.records import check_key
+from index.suggestions import KEY_FIELD
 from service.api.bodies.json_images import decode_data_uri
 from service.api.label_studio.client import LabelStudioClient
 from service.api.label_studio.config import Control
 from service.api.label_studio.errors import LabelStudioRefusedError, TaskImageError
 from service.errors import BodyMalformedError
 
-KEY_FIELD: Final = "fc7_key"
-"""Name in the data of a task that `fc7 index suggestions --label-studio` writes: the key of an indexed image."""
 _UPLOADS: Final = "/data/"
 
 
