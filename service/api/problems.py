@@ -123,7 +123,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.ServiceError: Kind(500, "service", "Service error"),
     index_errors.ImageIndexError: Kind(500, "index", "Index error"),
     model_errors.ShapeError: Kind(500, "shape", "Unexpected array shape"),
-    model_errors.MissingExtraError: Kind(500, "missing-extra", "Missing package"),
+    model_errors.MissingExtraError: Kind(409, "missing-extra", "Missing package"),
     model_errors.ArtifactError: Kind(500, "model-files", "Invalid model files"),
     model_errors.ModelArchiveError: Kind(500, "model-archive", "Invalid model archive"),
     model_errors.PublishError: Kind(500, "publish", "Publishing failed"),
