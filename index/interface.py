@@ -323,7 +323,7 @@ class ImageIndex(ABC):
     def existing_vectors(self, keys: Sequence[str]) -> Vectors:
         """Return {key: float16 [4096]} of those `keys` that have a vector of the searched model.
 
-        Raises InvalidKeyError.
+        keys: of images that are or were indexed, such as those of `points`.
         """
 
     @abstractmethod

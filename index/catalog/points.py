@@ -1,4 +1,4 @@
-"""Read the images of one vector space, and some of their vectors.
+"""Read the images of one vector space without their vectors.
 
 Guarantees: all batches of `points` show the catalog at one moment; a running server can write meanwhile.
 """
@@ -6,13 +6,11 @@ Guarantees: all batches of `points` show the catalog at one moment; a running se
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
 
 from index.catalog import attributes
 from index.catalog.database import connect, translated
@@ -41,12 +39,11 @@ def points(catalog: Path, space: int, path: Sequence[str], where: Where | None) 
             yield Points([*keys], [*hashes], [value_at(json.loads(text), path) for text in metadata])
 
 
-def vectors(catalog: Path, space: int, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
-    """Return {key: float16 [4096]} of those `keys` that have a vector in `space`."""
-    with translated(catalog), closing(connect(catalog, read_only=True)) as connection:
-        rows = connection.execute(
-            """SELECT i.key, v.vector FROM json_each(?) j JOIN images i ON i.key = j.value
-               JOIN vectors v ON v.image_id = i.id AND v.space_id = ?""",
-            (json.dumps(list(keys)), space),
-        )
-        return {key: np.frombuffer(vector, np.float16) for key, vector in rows}
+def vector_ids(connection: sqlite3.Connection, space: int, keys: Sequence[str]) -> dict[int, str]:
+    """Return {vector id: key} of those `keys` that have a vector in `space`."""
+    rows = connection.execute(
+        """SELECT v.id, i.key FROM json_each(?) j CROSS JOIN images i ON i.key = j.value
+           JOIN vectors v ON v.image_id = i.id AND v.space_id = ?""",
+        (json.dumps(list(keys)), space),
+    )
+    return dict(rows)

@@ -53,7 +53,7 @@ from index.search.duplicates import near_groups
 from index.search.gpu.device import open_device
 from index.search.ranking import Hits
 from index.search.searcher import Mode
-from index.search.view import View, restrict
+from index.search.view import View, ids_at, live_slots, restrict, rows_at
 from model_store.cores import usable_cores
 
 _CACHED_FILTERS = 64
@@ -138,8 +138,14 @@ class LocalImageIndex(ImageIndex):
 
     def existing_vectors(self, keys: Sequence[str]) -> Vectors:
         """Return {key: float16 [4096]} of those `keys` that have a vector of the searched model."""
-        space = self.spaces.active.record.id
-        return point_table.vectors(self._catalog.path, space, [records.check_key(key) for key in keys])
+        space = self.spaces.active
+        with self._catalog.read_view(space.searcher.view) as read_view:
+            found = point_table.vector_ids(read_view.connection, space.record.id, keys)
+            view = restrict(read_view.captured, np.array(sorted(found), np.int64))
+        slots = live_slots(view)
+        return {
+            found[number]: row for number, row in zip(ids_at(view, slots).tolist(), rows_at(view, slots), strict=True)
+        }
 
     def points(self, field: str, *, where: Where | None = None) -> Iterator[Points]:
         """Yield the matching images with a vector of the searched model, in the order of their first addition."""

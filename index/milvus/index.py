@@ -43,7 +43,7 @@ from index.interface import (
     check_at_least_one,
     keys_of,
 )
-from index.labels import LabelledVectors, value_at
+from index.labels import LabelledVectors
 from index.milvus import points, schema
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
@@ -57,7 +57,6 @@ from model_store.image import PREPARATION
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
-_VECTOR_BATCH = 512  # 8 MB; Milvus sends 64 MB at most
 
 
 class MilvusImageIndex(ImageIndex):
@@ -284,16 +283,7 @@ class MilvusImageIndex(ImageIndex):
         path = parse_field(field)
         collection = self.spaces.collection(self.spaces.model(fingerprint))
         condition = self._registry.expression(has_field(path, where) if only_labelled else where)
-        pages = self._milvus.pages(collection, ["id", "metadata", "vector"], size=_VECTOR_BATCH, where=condition)
-        return (
-            LabelledVectors(
-                [schema.key_of(row["id"]) for row in rows],
-                [value_at(json.loads(row["metadata"]), path) for row in rows],
-                np.stack([schema.vector_of(row) for row in rows]),
-                [],
-            )
-            for rows in pages
-        )
+        return points.read_labelled(self._milvus, collection, path, condition)
 
     def points(self, field: str, *, where: Where | None = None) -> Iterator[Points]:
         """Yield the matching images, ordered by key."""
@@ -302,7 +292,7 @@ class MilvusImageIndex(ImageIndex):
 
     def existing_vectors(self, keys: Sequence[str]) -> Vectors:
         """Return {key: float16 [4096]} of those `keys` that exist."""
-        return points.read_vectors(self._milvus, self._collection(), [records.check_key(key) for key in keys])
+        return points.read_vectors(self._milvus, self._collection(), keys)
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.

@@ -27,6 +27,7 @@ AXES: Final = 96
 _FIT_SAMPLE: Final = 1024
 _NEIGHBORS: Final = 10
 _BLOCK: Final = 512
+_AGAIN: Final = 32  # gains computed again in one step
 # An image whose neighbors all have one label still has this weight, against 1 more for two equal shares.
 _BASE_WEIGHT: Final = 0.1
 Floats = NDArray[np.float32]
@@ -141,20 +142,31 @@ def _greedy(
     points: Floats, weights: Floats, current: Floats, count: int, stopped: Callable[[], bool]
 ) -> list[tuple[int, float, int]]:
     """Return (row, gain, images covered) of each chosen row. current: distance of each to the nearest known image."""
+    lengths = (points**2).sum(1)
+
+    def nearer(rows: slice | list[int]) -> Floats:
+        """Return by how much each of these rows would bring each image nearer, float32 [rows, n]."""
+        distances = lengths[rows, None] + lengths - 2 * (points[rows] @ points.T)
+        np.sqrt(np.maximum(distances, 0, out=distances), out=distances)
+        return np.maximum(current - distances, 0, out=distances)
+
     heap: list[tuple[float, int, int]] = []  # (-gain, row, number of rows chosen when the gain was computed)
     for start in range(0, len(points), _BLOCK):
         if stopped():
             return []
-        nearer = np.maximum(current[:, None] - _distances(points, points[start : start + _BLOCK]), 0)
-        heap += [(-gain, start + row, 0) for row, gain in enumerate((weights @ nearer).tolist())]
+        gains = nearer(slice(start, start + _BLOCK)) @ weights
+        heap += [(-gain, start + row, 0) for row, gain in enumerate(gains.tolist())]
     heapq.heapify(heap)
     chosen: list[tuple[int, float, int]] = []
     while heap and len(chosen) < count and not stopped():
-        negative, row, computed = heapq.heappop(heap)
-        nearer = np.maximum(current - _distances(points, points[row : row + 1])[:, 0], 0)
-        if computed < len(chosen):  # the gain can only have become smaller
-            heapq.heappush(heap, (-float(weights @ nearer), row, len(chosen)))
+        if heap[0][2] == len(chosen):
+            negative, row, _ = heapq.heappop(heap)
+            gain = nearer([row])[0]
+            chosen.append((row, -negative, int((gain > 0).sum())))
+            current -= gain
             continue
-        chosen.append((row, -negative, int((nearer > 0).sum())))
-        current -= nearer
+        # Gains can only have become smaller. Several are computed again at once, because the first is rarely enough.
+        rows = [heapq.heappop(heap)[1] for _ in range(min(_AGAIN, len(heap)))]
+        for row, new in zip(rows, (nearer(rows) @ weights).tolist(), strict=True):
+            heapq.heappush(heap, (-new, row, len(chosen)))
     return chosen
