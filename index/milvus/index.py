@@ -280,15 +280,15 @@ class MilvusImageIndex(ImageIndex):
         self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
     ) -> Iterator[LabelledVectors]:
         """Yield all matching images, ordered by key, with a metadata field and their vectors of the searched model."""
-        path = parse_field(field)
-        collection = self.spaces.collection(self.spaces.model(fingerprint))
+        path, collection = parse_field(field), self.spaces.collection(self.spaces.model(fingerprint))
         condition = self._registry.expression(has_field(path, where) if only_labelled else where)
         return points.read_labelled(self._milvus, collection, path, condition)
 
     def points(self, field: str, *, where: Where | None = None) -> Iterator[Points]:
         """Yield the matching images, ordered by key."""
-        path, condition = parse_field(field), self._registry.expression(where)
-        return points.read_points(self._milvus, self._collection(), path, condition)
+        return points.read_points(
+            self._milvus, self._collection(), parse_field(field), self._registry.expression(where)
+        )
 
     def existing_vectors(self, keys: Sequence[str]) -> Vectors:
         """Return {key: float16 [4096]} of those `keys` that exist."""
@@ -347,8 +347,7 @@ class MilvusImageIndex(ImageIndex):
 
     def stats(self) -> records.IndexStats:
         """Return counts. The sizes are 0, because only Milvus knows them."""
-        model = self.spaces.model(None)
-        collection = self.spaces.collection(model)
+        collection = self.spaces.collection(model := self.spaces.model(None))
         outdated = self._milvus.count(collection, schema.OUTDATED)
         return stats_of(model, self._milvus.count(collection), self.mode(), outdated)
 
