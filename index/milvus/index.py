@@ -286,9 +286,7 @@ class MilvusImageIndex(ImageIndex):
 
     def points(self, field: str, *, where: Where | None = None) -> Iterator[Points]:
         """Yield the matching images, ordered by key."""
-        return points.read_points(
-            self._milvus, self._collection(), parse_field(field), self._registry.expression(where)
-        )
+        return points.read(self._milvus, self._collection(), parse_field(field), self._registry.expression(where))
 
     def existing_vectors(self, keys: Sequence[str]) -> Vectors:
         """Return {key: float16 [4096]} of those `keys` that exist."""

@@ -18,7 +18,7 @@ _VECTOR_BATCH: Final = 512  # 8 MB; Milvus sends 64 MB at most
 _BATCH: Final = 2000  # rows in one call; 32 MB if all metadata is as long as possible
 
 
-def read_points(milvus: Milvus, collection: str, path: Sequence[str], where: str) -> Iterator[Points]:
+def read(milvus: Milvus, collection: str, path: Sequence[str], where: str) -> Iterator[Points]:
     """Yield the images that match the expression `where`, ordered by key. path: of the metadata field to return."""
     for rows in milvus.pages(collection, ["id", "sha256", "metadata"], size=_BATCH, where=where):
         yield Points(
