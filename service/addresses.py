@@ -10,6 +10,7 @@ import ipaddress
 import re
 from contextlib import suppress
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -51,12 +52,24 @@ def _parse_root_path(value: object) -> object:
     return path
 
 
+def _parse_base_url(value: object) -> object:
+    """Return an http or https URL without a slash at the end, and without user, query and fragment."""
+    text = value.strip().rstrip("/") if isinstance(value, str) else ""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("not a URL")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("more than an address")
+    return text
+
+
 def _split(value: object) -> object:
     """Split text at commas, in lower case; return a value that is not text unchanged."""
     return tuple(filter(None, (part.strip().lower() for part in value.split(",")))) if isinstance(value, str) else value
 
 
 Address = Annotated[str, BeforeValidator(_parse_address)]
+BaseUrl = Annotated[str, BeforeValidator(_parse_base_url)]
 RootPath = Annotated[str, BeforeValidator(_parse_root_path)]
 _HostPattern = Annotated[str, Field(pattern=rf"^(\*|(\*\.)?{_HOST_NAME.pattern}|\[[0-9a-f:.]+\])$")]
 _Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+)$")]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from index.errors import IndexUnavailableError
 from index.interface import ImageIndex
+from index.projection.maps import Maps
 from index.records import IndexOptions, IndexStats
 from model_store.artifact import Artifact
 from model_store.cores import usable_cores
@@ -34,6 +35,7 @@ from service.indexing.classification import ArchiveClassification
 from service.indexing.head import HeadFit
 from service.indexing.job import JobKind
 from service.indexing.jobs import Jobs
+from service.indexing.map_job import MapJob
 from service.indexing.reembedder import MigrationState
 from service.indexing.versions import VersionManager
 from service.indexing.work import Work
@@ -78,6 +80,7 @@ class Resources:
         self.index_pool = ThreadPoolExecutor(_INDEX_THREADS, "fc7-index")
         self._outdated = 0  # images of an earlier preparation, when they were last counted
         self.duplicates = threading.Lock()  # held by the only search for near-duplicates
+        self.maps = Maps(settings.home / "maps")
         self._jobs: Jobs | None = None
         self.versions = VersionManager(
             self.store,
@@ -144,6 +147,7 @@ class Resources:
         """Return what each kind of job does."""
         return {
             JobKind.ARCHIVE: ArchiveImport(self.settings, index, self.models, self.decoder, self.import_pool),
+            JobKind.MAP: MapJob(index, self.maps),
             JobKind.CLASSIFY: ArchiveClassification(
                 self.settings, self.models, self.decoder, self.import_pool, self._find_artifact
             ),
@@ -175,7 +179,9 @@ class Resources:
         self.metrics.model.labels(artifact.name, artifact.version, artifact.precision, serving.runner.device).set(1)
 
     def _load(self, artifact: Artifact) -> Serving:
-        return self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first version must be loaded
+        serving = self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first one must be loaded
+        self.metrics.drift.add_model(serving.artifact, serving.reference)
+        return serving
 
     def _count_decode_failure(self, event: Event) -> None:
         self.metrics.decode_failures.labels(event).inc()

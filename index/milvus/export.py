@@ -7,15 +7,11 @@ if it is, it is complete.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-
 from index.filters import Where
-from index.labels import LabelledVectors, value_at
 from index.milvus.aliases import Aliases
 from index.milvus.client import Milvus
 from index.milvus.registry import Registry
@@ -53,14 +49,3 @@ def export_from_milvus(
             for rows in pages
         )
         return write_parquet(target, registry.model(collection), groups, lambda done: advance(done, max(done, total)))
-
-
-def labelled_vectors(milvus: Milvus, collection: str, where: str, path: Sequence[str]) -> Iterator[LabelledVectors]:
-    """Yield the images of a collection that match `where`, ordered by key. path: of the metadata field."""
-    for rows in milvus.pages(collection, ["id", "metadata", "vector"], size=_GROUP, where=where):
-        yield LabelledVectors(
-            [key_of(row["id"]) for row in rows],
-            [value_at(json.loads(row["metadata"]), path) for row in rows],
-            np.stack([vector_of(row) for row in rows]),
-            [],
-        )

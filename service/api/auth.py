@@ -10,6 +10,7 @@ attempts.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import ipaddress
@@ -19,8 +20,9 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from service.api_keys import ApiKey, Scope
 from service.errors import ForbiddenError, SettingError, UnauthorizedError
-from service.settings import ApiKey, Scope, Settings, variable
+from service.settings import Settings, variable
 
 _BEARER = HTTPBearer(auto_error=False, description="A key of FC7_API_KEYS. Required only if keys are configured.")
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in its own header.")
@@ -33,11 +35,15 @@ class Keyring:
         self._keys = tuple((_digest(key.secret.get_secret_value()), key.scope) for key in keys)
         self._anonymous = None if keys and not allow_anonymous else Scope.READ if keys else Scope.ADMIN
 
-    def check(self, request: Request, needed: Scope) -> None:
-        """Raise UnauthorizedError or ForbiddenError unless the request's key has the scope `needed`."""
+    def check(self, request: Request, needed: Scope, *, basic: bool = False) -> None:
+        """Raise UnauthorizedError or ForbiddenError unless the request's key has the scope `needed`.
+
+        basic: also accept the key as the password of HTTP's Basic scheme, for clients that know no other.
+        """
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         bearer = credentials.strip() if scheme.lower() == "bearer" else ""
-        secret = bearer or request.headers.get("x-api-key")
+        password = _password(credentials) if basic and scheme.lower() == "basic" else ""
+        secret = bearer or password or request.headers.get("x-api-key")
         if not secret:
             if self._anonymous is None or (self._anonymous < needed and self._keys):
                 raise UnauthorizedError
@@ -96,6 +102,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _password(credentials: str) -> str:
+    """Return the password of Basic credentials; "" if they are not valid."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _digest(secret: str) -> bytes:

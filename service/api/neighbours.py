@@ -16,6 +16,7 @@ from index.filters import parse_field
 from index.labels import LABEL_FIELD
 from index.voting import vote
 from model_store.head.errors import UnlabelledError
+from service.api.novelty import novelty_of
 from service.api.parameters import MAX_COUNT, ClassifyQuery
 from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ModelName
 from service.errors import ModelNotLoadedError, ParameterError
@@ -45,7 +46,8 @@ async def classify_by_neighbours(
             async with state.use_for(searched) if query.model is None else state.use(query.model) as serving:
                 embedded = await state.embedder.embed(notes_of(request.scope), serving, images, views=query.views)
             artifact = serving.artifact
-            vectors = np.stack([image.prediction.fc7 for image in embedded])
+            predictions = [image.prediction for image in embedded]
+            vectors = np.stack([prediction.fc7 for prediction in predictions])
             count = query.neighbours or _NEIGHBOURS
             find = partial(vote, index, vectors, count, field, known=artifact.labels, fingerprint=artifact.fingerprint)
             votes = await state.in_index(find)
@@ -56,7 +58,11 @@ async def classify_by_neighbours(
     if not votes[0].evidence:
         raise UnlabelledError(field, "no indexed image has a label there")
     k, root_path = query.k or _DEFAULT_K, state.settings.root_path
+    novelty = novelty_of(state, serving, predictions, query.threshold)
     return ClassifyAnswer(
         model=ModelName.of(artifact),
-        results=[ClassifyResult.of_votes(each, artifact.labels, k, root_path) for each in votes],
+        results=[
+            ClassifyResult.of_votes(each, artifact.labels, k, found, root_path)
+            for each, found in zip(votes, novelty, strict=True)
+        ],
     )

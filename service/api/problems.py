@@ -26,6 +26,7 @@ from model_store import errors as model_errors
 from model_store.errors import Fc7Error
 from model_store.head import errors as head_errors
 from service import errors
+from service.api.label_studio import errors as label_studio_errors
 from service.indexing import errors as job_errors
 from service.observability.request_log import notes_of
 from service.settings import Settings, variable
@@ -46,6 +47,9 @@ class Kind:
 STATUS: Mapping[type[Fc7Error], Kind] = {
     # 400: the body cannot be read
     model_errors.ImageUnreadableError: Kind(400, "image-unreadable", "Unreadable image"),
+    label_studio_errors.LabelConfigError: Kind(422, "label-config", "Labeling configuration not supported"),
+    label_studio_errors.TaskImageError: Kind(422, "task-image", "Image of a task cannot be used"),
+    label_studio_errors.LabelStudioRefusedError: Kind(422, "task-image-refused", "Address of an image not allowed"),
     errors.BodyMalformedError: Kind(400, "body-malformed", "Malformed body"),
     errors.RequestError: Kind(400, "bad-request", "Bad request"),
     errors.HostMalformedError: Kind(400, "host-malformed", "Invalid Host header"),
@@ -122,7 +126,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.ServiceError: Kind(500, "service", "Service error"),
     index_errors.ImageIndexError: Kind(500, "index", "Index error"),
     model_errors.ShapeError: Kind(500, "shape", "Unexpected array shape"),
-    model_errors.MissingExtraError: Kind(500, "missing-extra", "Missing package"),
+    model_errors.MissingExtraError: Kind(409, "missing-extra", "Missing package"),
     model_errors.ArtifactError: Kind(500, "model-files", "Invalid model files"),
     model_errors.ModelArchiveError: Kind(500, "model-archive", "Invalid model archive"),
     model_errors.PublishError: Kind(500, "publish", "Publishing failed"),

@@ -24,7 +24,7 @@ from service.cli.data import check
 from service.cli.data import commands as data
 from service.cli.doctor.command import doctor
 from service.cli.index import commands as index
-from service.cli.index import files, labels
+from service.cli.index import files, labelling, labels
 from service.cli.models import commands as models
 from service.cli.models import versions
 from service.cli.training import ablate, demo, evaluate, export, imports, paper, report, train
@@ -114,6 +114,8 @@ app.add_typer(imports.app, rich_help_panel=Panel.MODELS)
 for file_command in (files.snapshot, files.restore, files.export, files.duplicates, files.verify, files.optimize):
     index.app.command()(file_command)
 index.app.command()(labels.label)
+index.app.command()(labelling.suggestions)
+index.app.command("map")(labelling.compute_map)
 app.add_typer(index.app, rich_help_panel=Panel.INDEX)
 app.add_typer(codes.app, rich_help_panel=Panel.INDEX)
 app.command(rich_help_panel=Panel.RESEARCH)(report.report)

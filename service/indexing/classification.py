@@ -141,7 +141,7 @@ class ArchiveClassification(Work):
             job.parameters = {**job.parameters, "model": artifact.id}
             store.save_parameters(job)
         target = store.files.result_folder(job.id) / f"result.{chosen.format}"
-        options = Options(chosen.k, chosen.embeddings, chosen.views)
+        options = Options(chosen.k, chosen.embeddings, chosen.views, self._settings.novelty_threshold)
         progress = _Progress()
         if not target.exists():  # otherwise, the process ended between the last row and the end of the job
             store.restart(job)

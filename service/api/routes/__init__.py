@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from service.api.routes import classify, health, images, index, jobs, models, oip, page, search
+from service.api.routes import classify, embed, health, images, index, jobs, models, oip, page, search
+from service.api.routes.labelling import index_map, label_studio, suggestions
 
 ROUTERS = (
     classify.router,
     search.router,
+    embed.router,
+    suggestions.router,  # before the images: a path of theirs would match its path too
     images.router,
     index.router,
+    index_map.router,
+    label_studio.router,
     jobs.router,
     models.router,
     oip.router,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from index.records import Neighbour
 from index.voting import Votes
 from model_store.artifact import Artifact
+from model_store.novelty.reference import Novelty
 from model_store.runtime.runner import top_k
 from service.api.schemas.links import thumbnail_path
 
@@ -40,6 +41,31 @@ class Prediction(BaseModel):
     label: str
     probability: float
 
+    @classmethod
+    def best(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[Prediction]:
+        """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
+        indices, values = top_k(probabilities[None], k)
+        pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
+        return [cls(index=i, label=labels[i], probability=value) for i, value in pairs]
+
+
+class NoveltyInfo(BaseModel):
+    """How far an image is from the images that the model was trained on.
+
+    `distance`: Euclidean distance in fc7 to the 10th nearest training image of the reference. `percentile`: share of
+    the model's validation images that are nearer to the training images, from 0 to 100. `unknown`: whether that is more
+    than the threshold, so that the model has not learned to classify such an image.
+    """
+
+    distance: float
+    percentile: float
+    unknown: bool
+
+    @classmethod
+    def of(cls, novelty: Novelty | None, threshold: float) -> NoveltyInfo | None:
+        """Return the novelty of one image, or None if the version has no reference. threshold: 0 to 1."""
+        return None if novelty is None else cls(**novelty.to_dict(threshold))
+
 
 class EvidenceInfo(BaseModel):
     """An indexed image that voted. weight: its share of the votes, from 0 to 1; thumbnail: path of its thumbnail."""
@@ -52,20 +78,27 @@ class EvidenceInfo(BaseModel):
 
 
 class ClassifyResult(BaseModel):
-    """The most probable classes of one image, most probable first. evidence: with by=neighbours, the nearest first."""
+    """The most probable classes of one image, most probable first.
+
+    `novelty` is null if the version was published without a reference. `evidence`: with by=neighbours, the images that
+    voted, nearest first.
+    """
 
     predictions: list[Prediction]
+    novelty: NoveltyInfo | None
     evidence: list[EvidenceInfo] | None = Field(None, exclude_if=lambda value: value is None)
 
     @classmethod
-    def of(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> ClassifyResult:
+    def of(
+        cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int, novelty: NoveltyInfo | None
+    ) -> ClassifyResult:
         """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
-        indices, values = top_k(probabilities[None], k)
-        pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
-        return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
+        return cls(predictions=Prediction.best(probabilities, labels, k), novelty=novelty)
 
     @classmethod
-    def of_votes(cls, votes: Votes, labels: tuple[str, ...], k: int, root_path: str) -> ClassifyResult:
+    def of_votes(
+        cls, votes: Votes, labels: tuple[str, ...], k: int, novelty: NoveltyInfo | None, root_path: str
+    ) -> ClassifyResult:
         """Return the `k` classes with the most votes. labels: of the network. root_path: the prefix of links."""
         index_of = {label: number for number, label in enumerate(labels)}
         return cls(
@@ -73,6 +106,7 @@ class ClassifyResult(BaseModel):
                 Prediction(index=index_of.get(label), label=label, probability=share)
                 for label, share in votes.classes[:k]
             ],
+            novelty=novelty,
             evidence=[
                 EvidenceInfo(
                     key=each.neighbour.key,
@@ -103,9 +137,16 @@ class NeighbourInfo(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """The most similar indexed images of one image, nearest first."""
+    """The most similar indexed images of one image, nearest first.
+
+    `predictions`, the most probable classes, are part of the answer with include=classes. `novelty` is part of it with
+    include=novelty, which is the default, unless the search combines examples. It is null if the version was published
+    without a reference.
+    """
 
     neighbours: list[NeighbourInfo]
+    predictions: list[Prediction] = []
+    novelty: NoveltyInfo | None = None
 
     @classmethod
     def of(cls, neighbours: list[Neighbour], root_path: str) -> SearchResult:
@@ -124,7 +165,10 @@ class SearchResult(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """One result for each image, in the order of the request. `mode` is the search mode that was used."""
+    """One result for each image or vector, in the order of the request, or a single one for several examples.
+
+    `mode` is the search mode that was used.
+    """
 
     model: ModelName
     mode: Literal["exact", "fast", "codes"]

@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 def image_path(key: str, root_path: str) -> str:
     """Return the path of an image below `root_path`, with its key encoded as a single path segment."""
-    return f"{root_path}/v1/images/{quote(key, safe='')}"
+    encoded = "%73uggestions" if key == "suggestions" else quote(key, safe="")  # GET of the key itself is taken
+    return f"{root_path}/v1/images/{encoded}"
 
 
 def thumbnail_path(key: str, root_path: str) -> str:

@@ -1,0 +1,1 @@
+"""Routes for labeling: suggestions, the map of the index, and Label Studio."""
