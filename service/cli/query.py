@@ -25,7 +25,7 @@ from model_store.image import views
 from model_store.image_files import kind_of_name, reason_of
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.options import AsJson, Home, ModelOption, Threshold, Views, Where, find_version
+from service.cli.options import AsJson, Home, MaxDistance, ModelOption, Threshold, Views, Where, find_version
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def classify(
         raise typer.BadParameter(f"to classify all images of {folder}, add --out FILE.", param_hint="--out")
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
-    with _load_runner(settings, model) as (artifact, runner):
+    with load_runner(settings, model) as (artifact, runner):
         answer = _classifier(runner, top, view_count, threshold)
-        for path, pixels in _read_images([Path(image) for image in images], settings, skipped):
+        for path, pixels in read_images([Path(image) for image in images], settings, skipped):
             result = answer(pixels)
             found.append({"image": str(path), **result})
             if not as_json:
@@ -158,7 +158,7 @@ def _classify_to_file(
     started, workers = time.perf_counter(), settings.decode_threads or 2
     try:
         with (
-            _load_runner(settings, model) as (artifact, runner),
+            load_runner(settings, model) as (artifact, runner),
             PredictionFile(out, source, artifact, options) as file,
             Decoder(decode_limits(settings), workers=workers) as decoder,
             console.ProgressBar("classifying", "images") as bar,
@@ -208,6 +208,7 @@ def search(
         Literal["exact", "fast", "codes"] | None,
         typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact"),
     ] = None,
+    max_distance: MaxDistance = None,
     where: Where = None,
     threshold: Threshold = None,
     model: ModelOption = None,
@@ -225,15 +226,15 @@ def search(
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with (
-        _load_runner(settings, model) as (artifact, runner),
+        load_runner(settings, model) as (artifact, runner),
         open_index_of(
             settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True, fast_from=1)
         ) as index,
     ):
         used, measure = index.mode(mode), _novelty_of(artifact, threshold)
-        for path, pixels in _read_images(images, settings, skipped):
+        for path, pixels in read_images(images, settings, skipped):
             fc7 = runner.run(views(pixels)).fc7
-            [neighbours] = index.search(fc7, k, where=filters, mode=used)
+            [neighbours] = index.search(fc7, k, where=filters, mode=used, max_distance=max_distance)
             novelty = measure(fc7)
             entries = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
             found.append({"image": str(path), "neighbours": entries, "novelty": novelty})
@@ -249,7 +250,7 @@ def search(
 
 
 @contextmanager
-def _load_runner(settings: Settings, model: str | None) -> Iterator[tuple[Artifact, Runner]]:
+def load_runner(settings: Settings, model: str | None) -> Iterator[tuple[Artifact, Runner]]:
     """Load the named version, or the active one."""
     from model_store.runtime.runner import Runner  # noqa: PLC0415
     from service.factory import runner_options  # noqa: PLC0415
@@ -261,7 +262,7 @@ def _load_runner(settings: Settings, model: str | None) -> Iterator[tuple[Artifa
         runner.close()
 
 
-def _read_images(
+def read_images(
     paths: Sequence[Path], settings: Settings, skipped: list[tuple[Path, str]]
 ) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
     """Yield each readable image as uint8 [256, 256, 3]; report the others and add them to `skipped`."""
