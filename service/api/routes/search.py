@@ -13,6 +13,7 @@ from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
 from index.interface import Answers, ImageIndex
 from service.api.bodies.body import Body
+from service.api.bodies.json_images import NO_URLS, is_url
 from service.api.bodies.queries import Queries
 from service.api.novelty import novelty_of
 from service.api.parameters import ModelSearchQuery
@@ -29,7 +30,7 @@ from service.api.routes.fast_route import FastRoute
 from service.api.schemas.answers import ModelName, NoveltyInfo, Prediction, SearchAnswer, SearchResult
 from service.api.schemas.bodies import SEARCH
 from service.api.upload import receive
-from service.errors import ModelNotLoadedError, ParameterError
+from service.errors import BodyMalformedError, ModelNotLoadedError, ParameterError
 from service.inference.embed import Embedded
 from service.inference.model_pool import Serving
 from service.observability.request_log import notes_of
@@ -121,6 +122,9 @@ def _find(
 ) -> tuple[NDArray[np.float32], Answers]:
     """Return the vector of each search, and what it finds. images: the vectors of the images."""
     keys = queries.keys
+    for key in keys:
+        if is_url(key) and not index.contains(key):
+            raise BodyMalformedError(f"The example {key[:80]!a} {NO_URLS}.")
     vectors = queries.vectors(images, index.vectors(keys, fingerprint=fingerprint) if keys else {})
     found = index.search(
         vectors,

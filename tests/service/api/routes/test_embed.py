@@ -24,7 +24,7 @@ def uri(data: bytes, kind: str = "image/jpeg") -> str:
 def test_vectors_are_those_of_the_model_in_both_encodings(shared_server: ThreadServer, client: httpx.Client) -> None:
     expected = shared_server.state.serving().runner.run(views(prepare(JPEG))).fc7[0]
     for body in ({"content": JPEG}, {"json": {"image": uri(JPEG)}}, {"files": {"file": ("a.jpg", JPEG)}}):
-        answer = client.post("/v1/embed", **body).json()  # type: ignore[arg-type]
+        answer = client.post("/v1/embed", **body).json()
         assert (answer["model"], answer["dimensions"]) == ({"name": "tiny", "version": 1}, 4096)
         np.testing.assert_allclose(np.array(answer["results"][0]["embedding"], np.float32), expected, rtol=1e-5)
     numbers = answer["results"][0]["embedding"]
