@@ -110,25 +110,30 @@ def _classifier(
             {"index": index, "label": labels[index], "probability": value}
             for index, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)
         ]
-        return {"predictions": predictions, "novelty": measure(fc7)}
+        return {"predictions": predictions, "novelty": measure(fc7, views(pixels))}
 
     return classify_one
 
 
-def _novelty_of(artifact: Artifact, threshold: float) -> Callable[[NDArray[np.float32]], dict[str, Any] | None]:
-    """Return a function of fc7, float32 [1,4096]: the novelty as JSON types, None if the version has no reference."""
+def _novelty_of(
+    artifact: Artifact, threshold: float
+) -> Callable[[NDArray[np.float32], NDArray[np.uint8]], dict[str, Any] | None]:
+    """Return a function of fc7, float32 [1,4096], and the center view, uint8 [1,224,224,3].
+
+    It returns the novelty as JSON types, or None if the version has no reference.
+    """
     from model_store.novelty.reference import load_reference  # noqa: PLC0415
 
     reference = load_reference(artifact)
-    return lambda fc7: None if reference is None else reference.measure(fc7)[0].to_dict(threshold)
+    return lambda fc7, center: None if reference is None else reference.measure(fc7, center)[0].to_dict(threshold)
 
 
 def _show_novelty(novelty: dict[str, Any] | None) -> None:
     if novelty is not None:
         verdict = "[bold yellow]unknown[/]" if novelty["unknown"] else "known"
         console.show(
-            f"{verdict}  [dim]farther from the training images than {novelty['percentile']:.1f} % of the validation "
-            f"images (distance {novelty['distance']:.1f})[/]"
+            f"{verdict}  [dim]more unusual than {novelty['percentile']:.1f} % of the validation images "
+            f"(distance {novelty['distance']:.1f})[/]"
         )
 
 
@@ -235,7 +240,7 @@ def search(
         for path, pixels in read_images(images, settings, skipped):
             fc7 = runner.run(views(pixels)).fc7
             [neighbours] = index.search(fc7, k, where=filters, mode=used, max_distance=max_distance)
-            novelty = measure(fc7)
+            novelty = measure(fc7, views(pixels))
             entries = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
             found.append({"image": str(path), "neighbours": entries, "novelty": novelty})
             if not as_json:
