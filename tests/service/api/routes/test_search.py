@@ -75,7 +75,7 @@ def test_a_search_by_vector_equals_one_by_image(client: httpx.Client) -> None:
     for vector in (vectors[0].tolist(), base64_vector):
         found = client.post("/v1/search?k=4", params=MODEL | {"k": 4}, json={"vector": vector}).json()
         assert found["results"][0]["neighbours"] == expected["results"][0]["neighbours"]
-        assert found["results"][0]["novelty"] == pytest.approx(expected["results"][0]["novelty"])
+        assert "novelty" not in found["results"][0], "it also depends on the picture"
         assert found["model"] == expected["model"]
     several = client.post("/v1/search", params=MODEL, json={"vectors": [vectors[1].tolist(), base64_vector]})
     assert [near(several, number)[0][0] for number in (0, 1)] == ["7", "4"]
