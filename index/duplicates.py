@@ -33,8 +33,8 @@ class NearImage:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Self:
         """Return an image. row: these fields in order, without the distance; `added` is as in `records.now`."""
-        *fields, added_us = row
-        return cls(*fields, added=time_of(added_us))
+        key, sha256, size, width, height, added_us = row
+        return cls(key, sha256, size, width, height, time_of(added_us))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from model_store.image import views
 from model_store.image_files import SkipKind, Skipped, reason_of
 from model_store.novelty.reference import Novelty, Reference
 from model_store.prefetch import prefetch
-from model_store.runtime.runner import Outputs, Runner, average_views
+from model_store.runtime.runner import Runner, average_views
 
 _LIMITS: Final = ArchiveLimits(entries=100_000_000, image_bytes=MAX_FILE_BYTES, bytes=1 << 60)
 
@@ -108,8 +108,7 @@ def _predict_batch(
             pixels.append(future.result())
         except (OSError, ImageError) as error:
             errors[number] = reason_of(error)
-    outputs = runner.run(views(np.stack(pixels), view_count)) if pixels else None
-    rows = iter(_rows(outputs, view_count, reference))
+    rows = iter(_rows(np.stack(pixels), runner, view_count, reference) if pixels else ())
     results = []
     for number, (image, _) in enumerate(batch):
         if number in errors:
@@ -121,12 +120,12 @@ def _predict_batch(
 
 
 def _rows(
-    outputs: Outputs | None, view_count: int, reference: Reference | None
+    pixels: NDArray[np.uint8], runner: Runner, view_count: int, reference: Reference | None
 ) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float32], Novelty | None]]:
-    if outputs is None:
-        return ()
-    probabilities, fc7 = (average_views(values, view_count) for values in outputs)
-    return zip(probabilities, fc7, [None] * len(fc7) if reference is None else reference.measure(fc7), strict=True)
+    """Yield the outputs for prepared images, uint8 [n,256,256,3]."""
+    probabilities, fc7 = (average_views(values, view_count) for values in runner.run(views(pixels, view_count)))
+    novelties = [None] * len(fc7) if reference is None else reference.measure(fc7, views(pixels))
+    return zip(probabilities, fc7, novelties, strict=True)
 
 
 def _archive_images(path: Path, skip: Skip) -> Iterator[NamedImage]:

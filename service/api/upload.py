@@ -238,7 +238,7 @@ class _MultipartReader:
                     "The multipart/form-data body has parts named 'file' and examples: send one or the other."
                 )
             check_examples(len(self._examples["positive"]), sum(map(len, self._examples.values())))
-            return Body([], [], metadata, **self._examples)
+            return Body([], [], metadata, self._examples["positive"], self._examples["negative"])
         if not self._images:
             raise errors.BodyMalformedError(
                 "The multipart/form-data body has no part named 'file': send each image as one."

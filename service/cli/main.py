@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, head, jobs, query, serve
+from service.cli import console, embed, head, jobs, query, serve
 from service.cli.backup import commands as backup
 from service.cli.codes import commands as codes
 from service.cli.data import check
@@ -104,6 +104,7 @@ app.command(rich_help_panel=Panel.TRAIN)(export.export)
 app.command(rich_help_panel=Panel.SERVE)(serve.serve)
 app.command(rich_help_panel=Panel.SERVE)(query.classify)
 app.command(rich_help_panel=Panel.SERVE)(query.search)
+app.command(rich_help_panel=Panel.SERVE)(embed.embed)
 app.add_typer(jobs.app, rich_help_panel=Panel.SERVE)
 app.add_typer(backup.app, name="backup", rich_help_panel=Panel.SERVE)
 for command in (versions.quantize, versions.compare, versions.save, versions.load, versions.remove, versions.verify):
@@ -111,7 +112,15 @@ for command in (versions.quantize, versions.compare, versions.save, versions.loa
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)
 app.add_typer(head.app, rich_help_panel=Panel.MODELS)
 app.add_typer(imports.app, rich_help_panel=Panel.MODELS)
-for file_command in (files.snapshot, files.restore, files.export, files.duplicates, files.verify, files.optimize):
+for file_command in (
+    files.snapshot,
+    files.restore,
+    files.export,
+    files.fields,
+    files.duplicates,
+    files.verify,
+    files.optimize,
+):
     index.app.command()(file_command)
 index.app.command()(labels.label)
 index.app.command()(labelling.suggestions)

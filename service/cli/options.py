@@ -24,6 +24,12 @@ def _share(value: float | None) -> float | None:
     return value
 
 
+def _distance(value: float | None) -> float | None:
+    if value is not None and not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"{value} is not supported: give a number of at least 0.")
+    return value
+
+
 def model_argument(
     metavar: str = "MODEL",
     text: str = "NAME:VERSION, or NAME for its newest version.",
@@ -67,6 +73,15 @@ Threshold = Annotated[
         help="Share of the model's own validation images to accept, 0 to 1; images that are farther from the training "
         "images than these are unknown.",
         show_default="FC7_NOVELTY_THRESHOLD",
+    ),
+]
+MaxDistance = Annotated[
+    float | None,
+    typer.Option(
+        callback=_distance,
+        help="Leave out images that are farther away: Euclidean distance, with --mode codes the number of different "
+        "bits.",
+        show_default="no limit",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE")]

@@ -27,7 +27,17 @@ from model_store.image import views
 from model_store.image_files import kind_of_name, reason_of
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.options import AsJson, Home, LabelField, ModelOption, Threshold, Views, Where, find_version
+from service.cli.options import (
+    AsJson,
+    Home,
+    LabelField,
+    MaxDistance,
+    ModelOption,
+    Threshold,
+    Views,
+    Where,
+    find_version,
+)
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -109,9 +119,9 @@ def _classify_by_network(
     """Print the most probable classes of each image."""
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
-    with _load_runner(settings, model) as (artifact, runner):
+    with load_runner(settings, model) as (artifact, runner):
         answer = _classifier(runner, top, view_count, threshold)
-        for path, pixels in _read_images([Path(image) for image in images], settings, skipped):
+        for path, pixels in read_images([Path(image) for image in images], settings, skipped):
             result = answer(pixels)
             found.append({"image": str(path), **result})
             if not as_json:
@@ -148,12 +158,12 @@ def _classify_by_neighbours(
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with (
-        _load_runner(settings, model) as (artifact, runner),
+        load_runner(settings, model) as (artifact, runner),
         open_index_of(settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True)) as index,
     ):
         measure = _novelty_of(artifact, how.threshold)
         number_of = {label: number for number, label in enumerate(artifact.labels)}
-        for path, pixels in _read_images([Path(image) for image in images], settings, skipped):
+        for path, pixels in read_images([Path(image) for image in images], settings, skipped):
             vectors = average_views(runner.run(views(pixels, how.view_count)).fc7, how.view_count)
             [votes] = vote(index, vectors, how.neighbours, how.field, known=artifact.labels)
             if not votes.evidence:
@@ -200,25 +210,30 @@ def _classifier(
             {"index": index, "label": labels[index], "probability": value}
             for index, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)
         ]
-        return {"predictions": predictions, "novelty": measure(fc7)}
+        return {"predictions": predictions, "novelty": measure(fc7, views(pixels))}
 
     return classify_one
 
 
-def _novelty_of(artifact: Artifact, threshold: float) -> Callable[[NDArray[np.float32]], dict[str, Any] | None]:
-    """Return a function of fc7, float32 [1,4096]: the novelty as JSON types, None if the version has no reference."""
+def _novelty_of(
+    artifact: Artifact, threshold: float
+) -> Callable[[NDArray[np.float32], NDArray[np.uint8]], dict[str, Any] | None]:
+    """Return a function of fc7, float32 [1,4096], and the center view, uint8 [1,224,224,3].
+
+    It returns the novelty as JSON types, or None if the version has no reference.
+    """
     from model_store.novelty.reference import load_reference  # noqa: PLC0415
 
     reference = load_reference(artifact)
-    return lambda fc7: None if reference is None else reference.measure(fc7)[0].to_dict(threshold)
+    return lambda fc7, center: None if reference is None else reference.measure(fc7, center)[0].to_dict(threshold)
 
 
 def _show_novelty(novelty: dict[str, Any] | None) -> None:
     if novelty is not None:
         verdict = "[bold yellow]unknown[/]" if novelty["unknown"] else "known"
         console.show(
-            f"{verdict}  [dim]farther from the training images than {novelty['percentile']:.1f} % of the validation "
-            f"images (distance {novelty['distance']:.1f})[/]"
+            f"{verdict}  [dim]more unusual than {novelty['percentile']:.1f} % of the validation images "
+            f"(distance {novelty['distance']:.1f})[/]"
         )
 
 
@@ -248,7 +263,7 @@ def _classify_to_file(
     started, workers = time.perf_counter(), settings.decode_threads or 2
     try:
         with (
-            _load_runner(settings, model) as (artifact, runner),
+            load_runner(settings, model) as (artifact, runner),
             PredictionFile(out, source, artifact, options) as file,
             Decoder(decode_limits(settings), workers=workers) as decoder,
             console.ProgressBar("classifying", "images") as bar,
@@ -298,6 +313,7 @@ def search(
         Literal["exact", "fast", "codes"] | None,
         typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact"),
     ] = None,
+    max_distance: MaxDistance = None,
     where: Where = None,
     threshold: Threshold = None,
     model: ModelOption = None,
@@ -315,16 +331,16 @@ def search(
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with (
-        _load_runner(settings, model) as (artifact, runner),
+        load_runner(settings, model) as (artifact, runner),
         open_index_of(
             settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True, fast_from=1)
         ) as index,
     ):
         used, measure = index.mode(mode), _novelty_of(artifact, threshold)
-        for path, pixels in _read_images(images, settings, skipped):
+        for path, pixels in read_images(images, settings, skipped):
             fc7 = runner.run(views(pixels)).fc7
-            [neighbours] = index.search(fc7, k, where=filters, mode=used)
-            novelty = measure(fc7)
+            [neighbours] = index.search(fc7, k, where=filters, mode=used, max_distance=max_distance)
+            novelty = measure(fc7, views(pixels))
             entries = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
             found.append({"image": str(path), "neighbours": entries, "novelty": novelty})
             if not as_json:
@@ -339,7 +355,7 @@ def search(
 
 
 @contextmanager
-def _load_runner(settings: Settings, model: str | None) -> Iterator[tuple[Artifact, Runner]]:
+def load_runner(settings: Settings, model: str | None) -> Iterator[tuple[Artifact, Runner]]:
     """Load the named version, or the active one."""
     from model_store.runtime.runner import Runner  # noqa: PLC0415
     from service.factory import runner_options  # noqa: PLC0415
@@ -351,7 +367,7 @@ def _load_runner(settings: Settings, model: str | None) -> Iterator[tuple[Artifa
         runner.close()
 
 
-def _read_images(
+def read_images(
     paths: Sequence[Path], settings: Settings, skipped: list[tuple[Path, str]]
 ) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
     """Yield each readable image as uint8 [256, 256, 3]; report the others and add them to `skipped`."""

@@ -293,8 +293,8 @@ class Batcher:
 
 # Runs the model (`Runner.run`): returns one output row for each row, uint8 [n,224,224,3].
 InferFn = Callable[[NDArray[np.uint8]], Outputs]
-# Returns the novelty of each row of fc7 (`Reference.measure`). One call for a batch is cheaper than one for each image.
-MeasureFn = Callable[[NDArray[np.float32]], list[Novelty]]
+# `Reference.measure`. One call for a batch is cheaper than one for each image.
+MeasureFn = Callable[[NDArray[np.float32], NDArray[np.uint8]], list[Novelty]]
 
 
 def run_batch(infer: InferFn, images: Sequence[QueuedImage], measure: MeasureFn | None = None) -> list[Prediction]:
@@ -309,7 +309,10 @@ def run_batch(infer: InferFn, images: Sequence[QueuedImage], measure: MeasureFn 
         first += image.views
         probabilities = average_views(outputs.probabilities[rows], image.views)
         means.append((probabilities[0], average_views(outputs.fc7[rows], image.views)[0]))
-    novelties = [None] * len(images) if measure is None else measure(np.stack([fc7 for _, fc7 in means]))
+    novelties: Sequence[Novelty | None] = [None] * len(images)
+    if measure is not None:
+        centers = views(np.stack([image.pixels for image in images]))
+        novelties = measure(np.stack([fc7 for _, fc7 in means]), centers)
     return [
         Prediction(probabilities, fc7, started - image.queued_at, run_seconds, novelty)
         for image, (probabilities, fc7), novelty in zip(images, means, novelties, strict=True)

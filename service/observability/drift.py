@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.utils import floatToGoString
 
 from model_store.artifact import Artifact
 from model_store.novelty.reference import Novelty, Reference
@@ -37,7 +36,7 @@ class DriftMetrics:
         )
         self._percentiles = Histogram(
             "fc7_novelty_percentile",
-            "Share (%) of the validation images that are nearer to the training images than an image of a request.",
+            "Share (%) of the validation images that are less unusual than an image of a request.",
             ("model",),
             buckets=PERCENTILES,
             registry=registry,
@@ -69,9 +68,10 @@ class DriftMetrics:
         if reference is None:
             return
         self._unknown.labels(model)
-        own = reference.percentiles_of(reference.distances)
-        for bound in (*PERCENTILES, float("inf")):
-            self._validation_percentiles.labels(model, floatToGoString(bound)).set(float((own <= bound).mean()))
+        own = reference.validation_percentiles
+        for bound in PERCENTILES:  # the labels are those of the histogram's buckets
+            self._validation_percentiles.labels(model, str(bound)).set(float((own <= bound).mean()))
+        self._validation_percentiles.labels(model, "+Inf").set(1)
         if shares is not None:
             for name in dict.fromkeys(names):
                 chosen = [index for index, other in enumerate(names) if other == name]

@@ -14,6 +14,7 @@ import pytest
 from index.catalog import attributes
 from index.catalog.catalog import Catalog
 from index.catalog.database import MIGRATIONS
+from index.cursor import Listing
 from index.errors import CursorError, FilterError, KeyNotFoundError, MetadataError
 from index.fields import attributes as attributes_of
 from index.filters import Where, parse_where
@@ -274,7 +275,7 @@ def test_a_catalog_of_format_1_is_migrated(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     with Catalog(path) as catalog:
-        [found] = catalog.page(10, None, parse_where(["label:cat"])).images
+        [found] = catalog.page(10, None, Listing(parse_where(["label:cat"]), "", "added", 0)).images
         assert (found.key, found.sha256) == ("old", sha256(5))
         rows = catalog._all(
             "SELECT i.crc = crc32(key, sha256, size, width, height, metadata, added, updated), p.crc "

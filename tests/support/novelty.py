@@ -15,6 +15,7 @@ from PIL import Image
 
 from model_store.artifact import Artifact
 from model_store.image import prepare, views
+from model_store.novelty.appearance import describe
 from model_store.novelty.fit import calibrated, fit
 from model_store.novelty.reference import NOVELTY_FILE, Reference
 from model_store.runtime.runner import Runner
@@ -34,14 +35,14 @@ def reference_of(
     """Return the reference of the tiny net with this seed, from scenes with these seeds."""
     with TemporaryDirectory() as folder:
         runner = Runner(publish_tiny_model(Path(folder), seed=seed, activate=False))
-        own, others = (
-            runner.run(np.concatenate([views(prepare(pictures.jpeg(each))) for each in seeds]))
-            for seeds in (training, validation)
+        centers, others = (
+            np.concatenate([views(prepare(pictures.jpeg(each))) for each in seeds]) for seeds in (training, validation)
         )
+        reference, outputs = fit(runner.run(centers).fc7, describe(centers)), runner.run(others)
         runner.close()
-    reference = fit(own.fc7)
-    distances = reference.distances_of(others.fc7)
-    return calibrated(reference, distances, others.probabilities.argmax(axis=1), len(CLASSES))
+    distances, looks_distances = reference.distances_of(outputs.fc7), reference.looks_distances_of(others)
+    predicted = outputs.probabilities.argmax(axis=1)
+    return calibrated(reference, distances, looks_distances, predicted, len(CLASSES))
 
 
 def publish_with_reference(home: Path, reference: Reference | None = None, *, seed: int = 0) -> Artifact:

@@ -19,16 +19,22 @@ from model_store.artifact import Artifact
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import DatasetError
 from model_store.image import views
+from model_store.novelty.appearance import describe
 from model_store.novelty.fit import MAX_IMAGES, calibrated, fit
 from model_store.novelty.reference import ACCEPTED, NEIGHBOR, NOVELTY_FILE, Floats, Reference, load_reference
 from model_store.runtime.runner import Outputs, Runner, average_views
 from model_store.training.data.image_file import ImageFile
 from model_store.training.evaluate import Predictor, RunnerPredictor, SplitImages
+from model_store.training.export.agreement import Batches
 
 BATCH: Final = 16
+CENTER_VIEW: Final = {1: 0, 10: 4}  # its position among the views of an image
 _MAX_HELD_OUT: Final = 2_000  # images for the percentiles of an imported net
 _MAX_DIFFERENCE: Final = 0.01  # in the share of unknown images, up to which a precision uses the reference of fp32
 _SHARES: Final = (0.5, 0.9, ACCEPTED, 0.99)  # whose distances are in the manifest
+
+
+Observe = Callable[[Outputs, NDArray[np.uint8]], None]  # outputs, and center views uint8 [n,224,224,3]
 
 
 class NoveltyBuilder:
@@ -50,17 +56,20 @@ class NoveltyBuilder:
         self._reference: Reference | None = None
         self._training_images = 0
         self._distances: list[Floats] = []
+        self._looks_distances: list[Floats] = []
         self._predicted: list[NDArray[np.int64]] = []
-        vectors = [] if training is None else list(_vectors(runner, training, progress))
-        if vectors:
-            self._training_images = sum(len(rows) for rows in vectors)
+        rows = [] if training is None else list(_rows(runner, training, progress))
+        if rows:
+            vectors, descriptions = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+            self._training_images = len(vectors)
             with suppress(ValueError):  # values that are not finite: the parity check has rejected the net by now
-                self._reference = fit(np.concatenate(vectors))
+                self._reference = fit(vectors, descriptions)
 
-    def add(self, outputs: Outputs) -> None:
-        """Add the results of validation images: one row for each, averaged over the views."""
+    def add(self, outputs: Outputs, centers: NDArray[np.uint8]) -> None:
+        """Add validation images: their outputs, averaged over the views, and center views, uint8 [n,224,224,3]."""
         if self._reference is not None:
             self._distances.append(self._reference.distances_of(outputs.fc7))
+            self._looks_distances.append(self._reference.looks_distances_of(centers))
             self._predicted.append(outputs.probabilities.argmax(axis=1))
 
     def predictor(self, view_count: int) -> Predictor:
@@ -73,8 +82,9 @@ class NoveltyBuilder:
         """Write `novelty.npz` into `folder`. Returns the entry `novelty` of the metrics, or {} without a reference."""
         if self._reference is None or not self._distances:
             return {}
-        distances, predicted = np.concatenate(self._distances), np.concatenate(self._predicted)
-        reference = calibrated(self._reference, distances, predicted, self._runner.classes)
+        distances, looks_distances = np.concatenate(self._distances), np.concatenate(self._looks_distances)
+        predicted = np.concatenate(self._predicted)
+        reference = calibrated(self._reference, distances, looks_distances, predicted, self._runner.classes)
         (folder / NOVELTY_FILE).write_bytes(reference.to_bytes())
         return {
             "novelty": {
@@ -96,11 +106,19 @@ class PrecisionNovelty:
         """artifact: the version in fp32. Raises the errors of `load_reference`."""
         self._reference = load_reference(artifact)
         self._distances: tuple[list[Floats], list[Floats]] = ([], [])
+        self._looks_distances: list[Floats] = []
         self._predicted: list[NDArray[np.int64]] = []
         self._classes = len(artifact.labels)
 
+    def watch(self, batches: Batches) -> Batches:
+        """Yield the same batches of prepared images, and remember how they look."""
+        for pixels, names in batches:
+            if self._reference is not None:
+                self._looks_distances.append(self._reference.looks_distances_of(views(pixels)))
+            yield pixels, names
+
     def add(self, expected: Outputs, actual: Outputs) -> None:
-        """Add the outputs of validation images, in fp32 and in the other precision."""
+        """Add the outputs for a batch, in fp32 and in the other precision."""
         if self._reference is not None:
             for distances, outputs in zip(self._distances, (expected, actual), strict=True):
                 distances.append(self._reference.distances_of(outputs.fc7))
@@ -113,26 +131,28 @@ class PrecisionNovelty:
         """
         if self._reference is None or not self._predicted:
             return {}
-        first, second = (np.concatenate(distances) for distances in self._distances)
-        shares = [float((self._reference.percentiles_of(each) > 100 * ACCEPTED).mean()) for each in (first, second)]
-        own = abs(shares[1] - shares[0]) > _MAX_DIFFERENCE
+        distances = [np.concatenate(each) for each in self._distances]
+        looks, predicted = np.concatenate(self._looks_distances), np.concatenate(self._predicted)
+        fp32, other = (self._reference.unknown_share(each, looks) for each in distances)
+        own = abs(other - fp32) > _MAX_DIFFERENCE
         if own:
-            reference = calibrated(self._reference, second, np.concatenate(self._predicted), self._classes)
+            reference = calibrated(self._reference, distances[1], looks, predicted, self._classes)
             (folder / NOVELTY_FILE).write_bytes(reference.to_bytes())
-        return {"novelty": {"own_reference": own, "unknown": shares[1], "unknown_fp32": shares[0]}}
+        return {"novelty": {"own_reference": own, "unknown": other, "unknown_fp32": fp32}}
 
 
 class ObservedPredictor:
     """A `Predictor` that runs a version and passes the outputs of each image, averaged over its views, to `observe`."""
 
-    def __init__(self, runner: Runner, view_count: int, observe: Callable[[Outputs], None]) -> None:
+    def __init__(self, runner: Runner, view_count: int, observe: Observe) -> None:
         self.name, self.labels = runner.artifact.id, runner.artifact.labels
         self._runner, self._views, self._observe = runner, view_count, observe
 
     def both(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
         outputs = self._runner.run(pixels)
-        self._observe(Outputs(*(average_views(values, self._views) for values in outputs)))
+        means = Outputs(*(average_views(values, self._views) for values in outputs))
+        self._observe(means, pixels[CENTER_VIEW[self._views] :: self._views])
         return outputs.probabilities, outputs.fc7
 
 
@@ -164,7 +184,8 @@ def reference_of_photographs(runner: Runner, photographs: SplitImages, folder: P
     training, others = held_out(photographs)
     builder = NoveltyBuilder(runner, training)
     for pixels, _ in others.batches(BATCH):
-        builder.add(runner.run(views(pixels)))
+        centers = views(pixels)
+        builder.add(runner.run(centers), centers)
     return builder.write(folder)
 
 
@@ -172,10 +193,11 @@ def _place(image: ImageFile) -> tuple[Path, int]:
     return image.file.absolute(), image.offset  # without resolving links, which is slow for a million files
 
 
-def _vectors(runner: Runner, images: SplitImages, progress: Callable[[int, int], None]) -> Iterator[Floats]:
-    """Yield fc7 of the images that can be read, float32 [n,4096], in batches."""
+def _rows(runner: Runner, images: SplitImages, progress: Callable[[int, int], None]) -> Iterator[tuple[Floats, Floats]]:
+    """Yield fc7, float32 [n,4096], and descriptions, float32 [n,18], of the images that can be read, in batches."""
     done = 0
     for pixels, _ in images.batches(BATCH):
-        yield runner.run(views(pixels)).fc7
+        centers = views(pixels)
+        yield runner.run(centers).fc7, describe(centers)
         done += len(pixels)
         progress(done, len(images))

@@ -82,7 +82,7 @@ def add_precisions(
             else:
                 write_fp16(artifact.model_path, folder)
             novelty = PrecisionNovelty(artifact)
-            measured |= _compare(artifact, staged_version(folder, draft), images, partial(progress, step), novelty.add)
+            measured |= _compare(artifact, staged_version(folder, draft), images, partial(progress, step), novelty)
             if not measured["top5_agreement"] >= MIN_AGREEMENT:
                 raise AgreementError(precision, measured["top5_agreement"], MIN_AGREEMENT)
             measured |= novelty.write(folder)
@@ -188,13 +188,13 @@ def _compare(
     other: Artifact,
     images: SplitImages,
     progress: Callable[[int, int], None],
-    observe: Callable[[Outputs, Outputs], None],
+    novelty: PrecisionNovelty,
 ) -> dict[str, Any]:
     options, done = RunnerOptions(device="cpu"), 0
 
     def count(expected: Outputs, actual: Outputs) -> None:
         nonlocal done
-        observe(expected, actual)
+        novelty.add(expected, actual)
         done += len(expected.fc7)
         progress(done, len(images))
 
@@ -202,7 +202,7 @@ def _compare(
         closing(Runner(reference, replace(options, arithmetic="f32"))) as first,
         closing(Runner(other, options)) as second,
     ):
-        return compare(first, second, images.batches(BATCH), count)
+        return compare(first, second, novelty.watch(images.batches(BATCH)), count)
 
 
 class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types

@@ -27,7 +27,7 @@ _PIECE: Final = 1 << 20  # characters; a multiple of 4
 _MAX_HEADER: Final = 4096
 _LARGEST: Final = 65504.0  # float16
 _SPACE: Final = b" \t\r\n"
-_NO_URLS: Final = (
+NO_URLS: Final = (
     "is an http(s) URL. fc7 never fetches URLs, because a client could then reach the server's own network. Send the "
     "bytes of the image as a data: URI, or as the body"
 )
@@ -98,8 +98,8 @@ def decode_data_uri(value: Any, name: str) -> bytes:
     """
     if not isinstance(value, str):
         raise BodyMalformedError(f"{name} must be a data: URI, but is {_kind(value)}.")
-    if _URL.match(value):
-        raise BodyMalformedError(f"{name} {_NO_URLS}.")
+    if is_url(value):
+        raise BodyMalformedError(f"{name} {NO_URLS}.")
     header = _HEADER.match(value, 0, _MAX_HEADER)
     if header is None:
         raise BodyMalformedError(
@@ -154,6 +154,11 @@ def check_vector(vector: NDArray[np.float32], name: str) -> None:
     """Raise ParameterError unless all values are finite and can be stored as float16."""
     if not bool((np.abs(vector) <= _LARGEST).all()):  # also false for NaN
         raise ParameterError(name, "a vector", f"finite values within ±{_LARGEST:g}")
+
+
+def is_url(text: str) -> bool:
+    """Return whether this looks like an http(s) URL."""
+    return _URL.match(text) is not None
 
 
 def _is_number(value: Any) -> bool:

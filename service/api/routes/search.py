@@ -13,6 +13,7 @@ from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
 from index.interface import Answers, ImageIndex
 from service.api.bodies.body import Body
+from service.api.bodies.json_images import NO_URLS, is_url
 from service.api.bodies.queries import Queries
 from service.api.novelty import novelty_of
 from service.api.parameters import ModelSearchQuery
@@ -26,12 +27,10 @@ from service.api.routes.common import (
     within_limits,
 )
 from service.api.routes.fast_route import FastRoute
-from service.api.schemas.answers import ModelName, NoveltyInfo, Prediction, SearchAnswer, SearchResult
+from service.api.schemas.answers import ModelName, Prediction, SearchAnswer, SearchResult
 from service.api.schemas.bodies import SEARCH
 from service.api.upload import receive
-from service.errors import ModelNotLoadedError, ParameterError
-from service.inference.embed import Embedded
-from service.inference.model_pool import Serving
+from service.errors import BodyMalformedError, ModelNotLoadedError, ParameterError
 from service.observability.request_log import notes_of
 from service.state import State
 
@@ -75,15 +74,15 @@ async def _search(
                 embedded = await state.embedder.embed(notes_of(request.scope), serving, images) if images else []
             fingerprint = serving.artifact.fingerprint
             find = partial(_find, index, queries, query, where=where, fingerprint=fingerprint)
-            vectors, found = await state.in_index(find, [image.prediction.fc7 for image in embedded])
+            found = await state.in_index(find, [image.prediction.fc7 for image in embedded])
             break
         except (IndexModelError, IndexSwitchedError, ModelNotLoadedError):
             if query.model is not None or index.searched.fingerprint == searched:
                 raise
             # The index switched to another model in the meantime: embed the images with that model.
     results = [SearchResult.of(neighbours, state.settings.root_path) for neighbours in found]
-    if not queries.combined:
-        novelty = _novelty(state, serving, query.threshold, embedded, vectors)
+    if embedded and not queries.combined:
+        novelty = novelty_of(state, serving, [image.prediction for image in embedded], query.threshold)
         for result, info in zip(results, novelty, strict=True):
             if "novelty" in query.include:
                 result.novelty = info
@@ -118,11 +117,14 @@ def _find(
     *,
     where: Where | None,
     fingerprint: str,
-) -> tuple[NDArray[np.float32], Answers]:
-    """Return the vector of each search, and what it finds. images: the vectors of the images."""
+) -> Answers:
+    """Return what each search finds. images: the vectors of the images."""
     keys = queries.keys
+    for key in keys:
+        if is_url(key) and not index.contains(key):
+            raise BodyMalformedError(f"The example {key[:80]!a} {NO_URLS}.")
     vectors = queries.vectors(images, index.vectors(keys, fingerprint=fingerprint) if keys else {})
-    found = index.search(
+    return index.search(
         vectors,
         query.k,
         exclude=keys,
@@ -131,20 +133,3 @@ def _find(
         mode=query.mode,
         max_distance=query.max_distance,
     )
-    return vectors, found
-
-
-def _novelty(
-    state: State,
-    serving: Serving,
-    threshold: float | None,
-    embedded: list[Embedded],
-    vectors: NDArray[np.float32],
-) -> list[NoveltyInfo | None]:
-    """Return the novelty of each image or, if there are none, of each vector."""
-    if embedded:
-        return novelty_of(state, serving, [image.prediction for image in embedded], threshold)
-    if serving.reference is None:
-        return [None] * len(vectors)
-    limit = state.settings.novelty_threshold if threshold is None else threshold
-    return [NoveltyInfo.of(measured, limit) for measured in serving.reference.measure(vectors)]

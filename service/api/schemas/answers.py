@@ -50,11 +50,12 @@ class Prediction(BaseModel):
 
 
 class NoveltyInfo(BaseModel):
-    """How far an image is from the images that the model was trained on.
+    """How unusual an image is among the images that the model was trained on.
 
     `distance`: Euclidean distance in fc7 to the 10th nearest training image of the reference. `percentile`: share of
-    the model's validation images that are nearer to the training images, from 0 to 100. `unknown`: whether that is more
-    than the threshold, so that the model has not learned to classify such an image.
+    the model's validation images that are less unusual, by this distance or by their appearance (sharpness, contrast
+    and colors), from 0 to 100. `unknown`: whether that is more than the threshold, so that the model has not learned to
+    classify such an image.
     """
 
     distance: float
@@ -64,7 +65,7 @@ class NoveltyInfo(BaseModel):
     @classmethod
     def of(cls, novelty: Novelty | None, threshold: float) -> NoveltyInfo | None:
         """Return the novelty of one image, or None if the version has no reference. threshold: 0 to 1."""
-        return None if novelty is None else cls(**novelty.to_dict(threshold))
+        return None if novelty is None else cls.model_validate(novelty.to_dict(threshold))
 
 
 class EvidenceInfo(BaseModel):
@@ -140,8 +141,8 @@ class SearchResult(BaseModel):
     """The most similar indexed images of one image, nearest first.
 
     `predictions`, the most probable classes, are part of the answer with include=classes. `novelty` is part of it with
-    include=novelty, which is the default, unless the search combines examples. It is null if the version was published
-    without a reference.
+    include=novelty, which is the default, if the search is with an image. It is null if the version was published without
+    a reference.
     """
 
     neighbours: list[NeighbourInfo]

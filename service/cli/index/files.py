@@ -1,10 +1,12 @@
-"""`fc7 index snapshot|restore|verify|optimize|export|duplicates`: work with the index as a whole.
+"""`fc7 index snapshot|restore|verify|optimize|export|fields|duplicates`: work with the index as a whole.
 
-They need no server. All of them work while one is running, except `restore`, `optimize` and `verify --repair`.
+They need no server. All of them work while one is running, except `restore`, `optimize`, `verify --repair` and
+`duplicates --delete`.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import Annotated
 import typer
 
 from index.catalog.backup import restore_snapshot, take_snapshot
-from index.filters import parse_where
+from index.fields import FieldType, field_name
+from index.filters import parse_field, parse_where
 from index.local import optimize as optimization
 from index.local import verify as verification
 from index.milvus.export import export_from_milvus
 from index.records import IndexOptions
+from service.api.schemas.duplicates import DuplicatesAnswer
 from service.cli import console
 from service.cli.options import AsJson, Home, Where
 from service.factory import check_local, milvus_address, open_index_of, outdated_note, read_stats_of
@@ -127,29 +131,74 @@ def export(
 
 
 def duplicates(
+    *,
     threshold: Annotated[float, typer.Option(min=0, help="Largest Euclidean distance between the two images.")],
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of groups to list, largest first.")] = 1000,
     where: Where = None,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete",
+            help="Delete the images of each group that are at most the threshold from the one to keep; not while a "
+            "server has a local index open.",
+        ),
+    ] = False,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """List groups of images that are nearly the same, largest first."""
-    settings = load_settings(home=home)
+    """List groups of images that are nearly the same, largest first, with the best image of each first."""
+    settings, filters = load_settings(home=home), parse_where(where or [])
     stats = read_stats_of(settings)
-    with open_index_of(settings, IndexOptions(stats.fingerprint, stats.model, read_only=True)) as index:
-        found = index.duplicates(threshold, limit, where=parse_where(where or []), images=max(1, stats.vectors))
+    with open_index_of(settings, IndexOptions(stats.fingerprint, stats.model, read_only=not delete)) as index:
+        if delete:
+            deleted = index.delete_duplicates(threshold, where=filters)
+            if as_json:
+                console.print_json({"deleted": deleted})
+            console.say(f"{deleted} of {stats.images} images were deleted; the best one of each group was kept.")
+            return
+        found = index.duplicates(threshold, limit, where=filters, images=max(1, stats.vectors))
     if as_json:
-        console.print_json(asdict(found))
+        console.print_json(DuplicatesAnswer.model_validate(asdict(found)).model_dump(mode="json"))
         return
     for group in found.groups:
-        typer.echo(f"{group.size} images  {group.key}")
-        for image in group.images:
-            typer.echo(f"{image.distance:9.3f}  {image.key}")
+        keep = group.keep
+        typer.echo(f"{group.size} images  keep {console.printable(keep.key)}  {keep.width}x{keep.height}")
+        for image in group.others:
+            typer.echo(f"{image.distance:9.3f}  {console.printable(image.key)}  {image.width}x{image.height}")
     extra = sum(group.size - 1 for group in found.groups)
     console.say(
-        f"{len(found.groups)} groups with {extra} images besides the first ones, linked by pairs at most "
+        f"{len(found.groups)} groups with {extra} images besides those to keep, linked by pairs at most "
         f"{threshold:g} apart, among {stats.vectors} images."
     )
     if not found.complete:
         console.warn(found.note)
-    console.next_step("raise or lower --threshold, or delete an image: DELETE /v1/images/KEY on a running server")
+    console.next_step("raise or lower --threshold, or delete the others: --delete")
+
+
+def fields(
+    *,
+    field: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Only this field.", show_default="all fields")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of values to list for each field.")] = 10,
+    where: Where = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the metadata fields of the images, and their most frequent values; also while a server is running."""
+    settings = load_settings(home=home)
+    filters, name = parse_where(where or []), None if field is None else field_name(parse_field(field))
+    stats = read_stats_of(settings)
+    with open_index_of(settings, IndexOptions(stats.fingerprint, stats.model, read_only=True)) as index:
+        found = index.fields(limit, where=filters, field=name)
+    if as_json:
+        console.print_json(asdict(found))
+        return
+    for each in found.fields:
+        console.show(f"{each.name}  {each.type}, {each.images:,} images, {each.distinct:,} values", markup=False)
+        for value in each.values:
+            text = json.dumps(value.value, ensure_ascii=False) if each.type is not FieldType.STRING else value.value
+            console.show(f"{value.count:9,}  {text}", markup=False)
+    more = "" if found.complete else "; more fields exist"
+    console.say(f"{len(found.fields)} fields of {found.images:,} images{more}.")
+    console.next_step("fc7 search IMAGE --where FIELD:VALUE")

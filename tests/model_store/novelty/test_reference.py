@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError
+from model_store.image import prepare, views
+from model_store.novelty.appearance import NUMBERS, describe
 from model_store.novelty.fit import MAX_IMAGES, calibrated, fit
 from model_store.novelty.reference import NOVELTY_FILE, Novelty, Reference, load_reference
+from tests.support import pictures
 from tests.support.novelty import publish_with_reference, reference_of
 from tests.support.tiny_model import publish_tiny_model
 
@@ -33,37 +37,59 @@ def exact(queries: Vectors, training: Vectors, position: int = 10) -> NDArray[np
     return np.array([np.sort(np.linalg.norm(rows - query, axis=1))[position - 1] for query in queries])
 
 
+def centers(count: int) -> NDArray[np.uint8]:
+    """Return center views of scenes, which look alike."""
+    return np.concatenate([views(prepare(pictures.jpeg(seed))) for seed in range(count)])
+
+
+CENTERS = centers(12)
+
+
+def reference_for(training: Vectors) -> Reference:
+    return fit(training, np.resize(describe(CENTERS), (len(training), NUMBERS)))
+
+
 def with_validation(reference: Reference, queries: Vectors) -> Reference:
-    return calibrated(reference, reference.distances_of(queries), np.zeros(len(queries), np.int64), 2)
+    distances, looks = reference.distances_of(queries), reference.looks_distances_of(CENTERS[:1])
+    return calibrated(reference, distances, np.repeat(looks, len(queries)), np.zeros(len(queries), np.int64), 2)
+
+
+def measure(reference: Reference, queries: Vectors) -> list[Novelty]:
+    """Return the novelty of images that all look the same."""
+    return reference.measure(queries, np.repeat(CENTERS[:1], len(queries), axis=0))
 
 
 def test_distances_are_close_to_the_exact_ones_before_and_after_saving() -> None:
     training, queries = vectors(300, 1), np.concatenate([vectors(30, 2), vectors(30, 3, shift=2)])
-    reference = with_validation(fit(training), vectors(50, 4))
+    reference = with_validation(reference_for(training), vectors(50, 4))
     expected = exact(queries, training)
     np.testing.assert_allclose(reference.distances_of(queries), expected, rtol=0.03)
     loaded = Reference.of_bytes(reference.to_bytes())
     np.testing.assert_allclose(loaded.distances_of(queries), reference.distances_of(queries), rtol=1e-3)
     np.testing.assert_array_equal(loaded.distances, reference.distances)
-    foreign = loaded.measure(vectors(20, 5, shift=4))
+    foreign = measure(loaded, vectors(20, 5, shift=4))
     assert all(novelty.unknown(0.95) for novelty in foreign)
 
 
 def test_one_image_gives_the_same_as_a_batch() -> None:
-    reference = with_validation(fit(vectors(40, 1)), vectors(20, 2))
+    reference = with_validation(reference_for(vectors(40, 1)), vectors(20, 2))
     queries = vectors(8, 3)
-    alone = [reference.measure(query[None])[0] for query in queries]
-    together = reference.measure(queries)
+    alone = [measure(reference, query[None])[0] for query in queries]
+    together = measure(reference, queries)
     assert [each.percentile for each in alone] == [each.percentile for each in together]
     assert [each.distance for each in alone] == pytest.approx([each.distance for each in together], rel=1e-5)
 
 
 def test_the_percentile_is_the_share_of_validation_images_that_are_nearer() -> None:
-    reference = with_validation(fit(vectors(40, 1)), vectors(20, 2))
+    reference = with_validation(reference_for(vectors(40, 1)), vectors(20, 2))
     distances = reference.distances
-    between = (distances[:-1] + distances[1:]) / 2
-    assert reference.percentiles_of(between).tolist() == pytest.approx([5.0 * count for count in range(1, 20)])
-    assert reference.percentiles_of(np.array([0, distances[0], distances[-1] * 2], np.float32)).tolist() == [0, 0, 100]
+    between = ((distances[:-1] + distances[1:]) / 2).astype(np.float32)
+    looks = np.zeros(19, np.float32)
+    assert reference.scores_of(between, looks).tolist() == pytest.approx([5.0 * count for count in range(1, 20)])
+    ends = np.array([0, distances[0], distances[-1] * 2], np.float32)
+    assert reference.scores_of(ends, looks[:3]).tolist() == [0, 0, 100]
+    own = [novelty.percentile for novelty in measure(reference, vectors(20, 2))]
+    assert sorted(own) == pytest.approx([5.0 * count for count in range(20)])
     assert reference.distance_at(0.5) == pytest.approx(float(np.median(distances)))
 
 
@@ -89,22 +115,22 @@ def test_unknown_means_a_percentile_above_the_threshold(percentile: float, thres
 )
 def test_unusual_training_vectors_give_finite_answers(training: Vectors) -> None:
     queries = np.concatenate([training[:2], vectors(5, 2), np.zeros((1, 4096), np.float32)])
-    reference = Reference.of_bytes(with_validation(fit(training), queries).to_bytes())
+    reference = Reference.of_bytes(with_validation(reference_for(training), queries).to_bytes())
     expected = exact(queries, training, min(10, len(training)))
     np.testing.assert_allclose(reference.distances_of(queries), expected, rtol=0.05, atol=expected.max() * 1e-2)
-    assert all(np.isfinite(novelty).all() for novelty in reference.measure(queries))
+    assert all(np.isfinite(novelty).all() for novelty in measure(reference, queries))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_vectors_that_are_not_finite_are_unknown_with_finite_numbers() -> None:
-    reference = with_validation(fit(vectors(40, 1)), vectors(20, 2))
+    reference = with_validation(reference_for(vectors(40, 1)), vectors(20, 2))
     for value in (np.nan, np.inf, 3e38):
-        [novelty] = reference.measure(np.full((1, 4096), value, np.float32))
+        [novelty] = measure(reference, np.full((1, 4096), value, np.float32))
         assert novelty.unknown(0.95)
         json.dumps(novelty, allow_nan=False)
     for broken in (np.zeros((0, 4096), np.float32), np.full((3, 4096), np.nan, np.float32)):
         with pytest.raises(ValueError, match="at least one vector"):
-            fit(broken)
+            reference_for(broken)
 
 
 def test_the_file_of_the_largest_reference_has_at_most_3_mb() -> None:
@@ -114,17 +140,43 @@ def test_the_file_of_the_largest_reference_has_at_most_3_mb() -> None:
         "directions": random.random((128, 4096), np.float32),
         "coordinates": random.random((MAX_IMAGES, 128), np.float32),
         "rests": random.random(MAX_IMAGES, np.float32),
+        "looks_mean": random.random(NUMBERS, np.float32),
+        "whitening": random.random((NUMBERS, NUMBERS), np.float32),
+        "looks": random.random((MAX_IMAGES, NUMBERS), np.float32),
     }
-    reference = Reference(**parts, distances=np.zeros(1, np.float32), class_shares=np.zeros(1, np.float32))
+    names = ("distances", "looks_distances", "scores", "class_shares")
+    reference = Reference(**parts, **dict.fromkeys(names, np.zeros(0, np.float32)))
     many = random.random(50_000, np.float32)
-    complete = calibrated(reference, many, np.zeros(len(many), np.int64), 1000)
+    complete = calibrated(reference, many, many, np.zeros(len(many), np.int64), 1000)
     assert len(complete.to_bytes()) <= 3_000_000
     assert complete.distance_at(0.95) == pytest.approx(float(np.quantile(many, 0.95)), abs=1e-3)
 
 
+def test_an_image_that_looks_different_is_unknown_even_if_its_vector_is_not() -> None:
+    reference = with_validation(reference_for(vectors(40, 1)), vectors(20, 2))
+    reference = replace(reference, looks_distances=np.sort(reference.looks_distances_of(centers(32)[12:])))
+    queries = np.repeat(vectors(20, 2)[:1], 3, axis=0)
+    noise = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    gray = np.repeat(CENTERS[:1].mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
+    own, sharp, colorless = reference.measure(queries, np.concatenate([CENTERS[:1], noise, gray]))
+    assert own.distance == pytest.approx(sharp.distance, rel=1e-5)
+    assert (sharp.percentile, colorless.percentile) == (100, 100)
+    assert own.percentile < 100
+
+
+def test_the_appearance_hardly_depends_on_compression_and_is_finite_for_any_picture() -> None:
+    picture = pictures.scene(3)
+    views_of = [views(prepare(pictures.encoded(picture, quality=quality))) for quality in (100, 75)]
+    fine, coarse = describe(np.concatenate(views_of))
+    np.testing.assert_allclose(coarse, fine, atol=0.5)
+    flat = describe(np.stack([np.full((224, 224, 3), value, np.uint8) for value in (0, 255)]))
+    assert flat.shape == (2, NUMBERS)
+    assert np.isfinite(flat).all()
+
+
 def archive(**changes: Any) -> bytes:
     """Return the file of a valid reference with other arrays."""
-    content = with_validation(fit(vectors(12, 1)), vectors(5, 2)).to_bytes()
+    content = with_validation(reference_for(vectors(12, 1)), vectors(5, 2)).to_bytes()
     with np.load(io.BytesIO(content)) as arrays:
         values = {name: arrays[name] for name in arrays.files}
     file = io.BytesIO()

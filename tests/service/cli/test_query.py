@@ -80,14 +80,14 @@ def test_classify_and_search_show_whether_an_image_is_unknown(tmp_path: Path) ->
         expected = server.client.post("/v1/classify", content=FOREIGN).json()["results"][0]["novelty"]
     for command in ("classify", "search"):
         shown = invoke(home, command, path)
-        assert "unknown  farther from the training images than 100.0 %" in shown.stdout
+        assert "unknown  more unusual than 100.0 %" in shown.stdout
         [result] = json.loads(invoke(home, command, path, "--json").stdout)["results"]
         assert result["novelty"] == expected | {"distance": pytest.approx(expected["distance"], rel=1e-4)}
         for accepting in (
             invoke(home, command, path, "--threshold", "1"),
             invoke(home, command, path, FC7_NOVELTY_THRESHOLD="1"),
         ):
-            assert "\nknown  farther" in accepting.stdout
+            assert "\nknown  more" in accepting.stdout
         for value in ("nan", "1.5", "-1", "95"):
             refused = invoke(home, command, path, "--threshold", value)
             assert refused.exit_code == 2

@@ -85,6 +85,8 @@ def test_a_precision_whose_vectors_differ_gets_its_own_distances(tmp_path: Path,
     fc7 = vectors(artifact, data / "val")
     novelty = PrecisionNovelty(artifact)
     probabilities = np.full((len(fc7), 3), 1 / 3, np.float32)
+    pixels = np.stack([prepare(path.read_bytes()) for path in sorted((data / "val").rglob("*.png"))])
+    assert len(list(novelty.watch([(pixels, ())]))) == 1
     novelty.add(Outputs(probabilities, fc7), Outputs(probabilities, fc7 * np.float32(1.5)))
     (tmp_path / "int8").mkdir()
     measured = novelty.write(tmp_path / "int8")["novelty"]
