@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 NUMBERS: Final = 18
 _SCALES: Final = 4  # 2, 4, 8 and 16 pixels
-_COLOR_SCALES: Final = (0, 2)
+_COLOR_SCALES: Final = (1, 3)
 _FLOOR: Final = 0.5  # squared levels; less is rounding
 # Luminance, red against green, yellow against blue.
 _OPPONENT: Final = np.array([[1 / 3, 1, 0.5], [1 / 3, -1, 0.5], [1 / 3, 0, -1]], np.float32)
+_PAIR: Final = np.concatenate([_OPPONENT, _OPPONENT]) / np.float32(
+    4
+)  # two neighbors in a sum of two rows -> their mean
 
 
 def describe(views: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -28,19 +31,26 @@ def describe(views: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _describe_one(view: NDArray[np.uint8]) -> NDArray[np.float32]:
-    # Sums of slices: NumPy's mean over blocks takes ten times as long.
-    halved = view[::2, ::2].astype(np.float32)
-    for row, column in ((0, 1), (1, 0), (1, 1)):
-        halved += view[row::2, column::2]
-    planes = np.ascontiguousarray(((halved * np.float32(0.25)) @ _OPPONENT).transpose(2, 0, 1))
+    # Rows are added in pairs, then one product adds columns in pairs and mixes the colors: the fastest way in NumPy.
+    rows = np.add(view[::2], view[1::2], dtype=np.uint16)
+    pixels = rows.reshape(-1, 6).astype(np.float32) @ _PAIR
+    planes = np.ascontiguousarray(pixels.T).reshape(3, len(rows), -1)
     energies: list[float] = []
     for scale in range(_SCALES):
-        for plane in planes if scale in _COLOR_SCALES else planes[:1]:
-            across, down = plane[:, 1:] - plane[:, :-1], plane[1:] - plane[:-1]
-            squares = [float(np.einsum("ij,ij->", each, each)) / each.size for each in (across, down)]
-            energies += squares if plane is planes[0] else [sum(squares)]
-        planes = (planes[:, ::2, ::2] + planes[:, 1::2, ::2] + planes[:, ::2, 1::2] + planes[:, 1::2, 1::2]) / 4
+        measured = planes if scale in _COLOR_SCALES else planes[:1]
+        across = _energies(measured[:, :, 1:] - measured[:, :, :-1])
+        down = _energies(measured[:, 1:] - measured[:, :-1])
+        energies += [across[0], down[0], *(one + other for one, other in zip(across[1:], down[1:], strict=True))]
+        rows = planes[:, ::2] + planes[:, 1::2]
+        planes = (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
     energies += planes.var(axis=(1, 2)).tolist()
     brightness, *colors = planes.mean(axis=(1, 2)).tolist()
     signed = [float(np.copysign(np.log1p(abs(value)), value)) for value in colors]
     return np.array([*np.log(np.array(energies) + _FLOOR), brightness / 64, *signed], np.float32)
+
+
+def _energies(differences: NDArray[np.float32]) -> list[float]:
+    """Return the mean square of each plane, float32 [c,height,width]."""
+    flat = differences.reshape(len(differences), -1)
+    means: list[float] = (np.einsum("ij,ij->i", flat, flat) / flat.shape[1]).tolist()
+    return means

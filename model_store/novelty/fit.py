@@ -17,7 +17,7 @@ from model_store.novelty.appearance import NUMBERS
 from model_store.novelty.reference import Floats, Reference
 
 DIMENSIONS: Final = 128
-MAX_IMAGES: Final = 4_000  # 1 MB of coordinates
+MAX_IMAGES: Final = 3_000  # 0.9 MB
 MAX_DISTANCES: Final = 10_000
 # Of a description. Without it, images that all look the same would make any other compression or exposure unusual.
 _LEAST_VARIANCE: Final = 0.05

@@ -104,8 +104,7 @@ class Reference:
         rests = np.maximum(np.einsum("ij,ij->i", centered, centered) - along_squares, 0)
         squares = along @ self._minus_two_coordinates
         squares += self._squares
-        position = min(NEIGHBOR, squares.shape[1]) - 1
-        nearest = np.partition(squares, position, axis=1)[:, position] + along_squares + rests
+        nearest = _tenth(squares) + along_squares + rests
         distances: Floats = np.sqrt(np.maximum(nearest, 0))
         return np.nan_to_num(distances, nan=_LARGEST, posinf=_LARGEST)
 
@@ -115,9 +114,8 @@ class Reference:
         centers: center views, uint8 [n,224,224,3]. One unit is a usual difference between two training images.
         """
         looks = (describe(centers) - self.looks_mean) @ self.whitening
-        squares = np.square(looks).sum(axis=1)[:, None] + np.square(self.looks).sum(axis=1) - 2 * looks @ self.looks.T
-        position = min(NEIGHBOR, squares.shape[1]) - 1
-        distances: Floats = np.sqrt(np.maximum(np.partition(squares, position, axis=1)[:, position], 0))
+        nearest = _tenth(looks @ self._minus_two_looks + self._looks_squares) + np.square(looks).sum(axis=1)
+        distances: Floats = np.sqrt(np.maximum(nearest, 0))
         return distances
 
     def scores_of(self, distances: Floats, looks_distances: Floats) -> Floats:
@@ -146,6 +144,15 @@ class Reference:
     @cached_property
     def _squares(self) -> Floats:
         squares: Floats = np.einsum("ij,ij->i", self.coordinates, self.coordinates) + self.rests
+        return squares
+
+    @cached_property
+    def _minus_two_looks(self) -> Floats:
+        return np.ascontiguousarray(-2 * self.looks.T)
+
+    @cached_property
+    def _looks_squares(self) -> Floats:
+        squares: Floats = np.einsum("ij,ij->i", self.looks, self.looks)
         return squares
 
     def to_bytes(self) -> bytes:
@@ -207,6 +214,13 @@ class Reference:
         ordered = (self.distances, self.looks_distances, self.scores)
         if not images or not len(self.distances) or any((np.diff(each) < 0).any() for each in ordered):
             raise ValueError("it has no training images, or no ascending distances of validation images")
+
+
+def _tenth(values: Floats) -> Floats:
+    """Return the 10th smallest value of each row, or the largest if there are fewer."""
+    position = min(NEIGHBOR, values.shape[1]) - 1
+    tenth: Floats = np.partition(values, position, axis=1)[:, position]
+    return tenth
 
 
 def _percentiles(ordered: Floats, values: Floats) -> NDArray[np.float64]:

@@ -62,8 +62,7 @@ class NoveltyBuilder:
         if rows:
             vectors, descriptions = (np.concatenate(parts) for parts in zip(*rows, strict=True))
             self._training_images = len(vectors)
-            with suppress(ValueError):  # values that are not finite: the parity check has rejected the net by now
-                self._reference = fit(vectors, descriptions)
+            self._reference = fit(vectors, descriptions)  # the parity check has rejected values that are not finite
 
     def add(self, outputs: Outputs, centers: NDArray[np.uint8]) -> None:
         """Add validation images: their outputs, averaged over the views, and center views, uint8 [n,224,224,3]."""
@@ -159,7 +158,7 @@ class ObservedPredictor:
 def training_images(
     sources: Sequence[Path], evaluated: SplitImages, limits: DecodeLimits | None = None
 ) -> SplitImages | None:
-    """Return at most 4,000 training images of the first of `sources` that has any besides `evaluated`, or None."""
+    """Return at most 3,000 training images of the first of `sources` that has any besides `evaluated`, or None."""
     taken = {_place(image) for image in evaluated.files}
     for source in sources:
         with suppress(DatasetError, OSError):
