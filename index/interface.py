@@ -32,6 +32,7 @@ class Neighbours(list[records.Neighbour]):
 # These types have names because inside the classes below `list` is a method.
 Outcomes = list[records.AddOutcome]
 Answers = list[Neighbours]
+Vectors = dict[str, NDArray[np.float16]]
 MAX_LISTED = 10_000  # near-duplicates in one answer
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
@@ -132,6 +133,13 @@ class ImageIndex(ABC):
     @abstractmethod
     def get(self, key: str) -> records.ImageRecord:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
+
+    @abstractmethod
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of those `keys` that have a vector of a model; of the searched one by default.
+
+        Raises InvalidKeyError, KeyNotFoundError, IndexModelError.
+        """
 
     @abstractmethod
     def contains(self, key: str) -> bool:

@@ -33,6 +33,7 @@ from index.interface import (
     Neighbours,
     Outcomes,
     Update,
+    Vectors,
     check_at_least_one,
     describe_groups,
 )
@@ -120,9 +121,10 @@ class LocalImageIndex(ImageIndex):
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
         return self._catalog.get(records.check_key(key))
 
-    def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
-        """Return {key: float16 [4096]} of those `keys` that have a vector of this model. Raises as `get` does."""
-        found = {key: self._catalog.vector(self.spaces.active.record.id, records.check_key(key)) for key in keys}
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of those `keys` that have a vector of the model."""
+        space = self.spaces.space(fingerprint).record.id
+        found = {key: self._catalog.vector(space, records.check_key(key)) for key in keys}
         return {key: stored[1] for key, stored in found.items() if stored is not None}
 
     def contains(self, key: str) -> bool:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from index import errors, records
 from index.cursor import make_cursor, read_cursor
 from index.filters import Where
-from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, check_at_least_one
+from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, Vectors, check_at_least_one
 from index.milvus import schema
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
@@ -129,6 +129,16 @@ class MilvusImageIndex(ImageIndex):
     def get(self, key: str) -> records.ImageRecord:
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
         return schema.record_of(self._row(key, schema.RECORD))
+
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of these images."""
+        collection = self.spaces.collection(self.spaces.model(fingerprint))
+        ids = {key: schema.id_of(records.check_key(key)) for key in keys}
+        rows = self._milvus.rows(collection, list(ids.values()), ["id", "vector"])
+        for key, row_id in ids.items():
+            if row_id not in rows:
+                raise errors.KeyNotFoundError(key)
+        return {key: schema.vector_of(rows[row_id]) for key, row_id in ids.items()}
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""

@@ -57,9 +57,43 @@ class ClassifyQuery(_Query):
         description="Number of crops to average over: 1 (the center), or 10 (the corners, the center, and their "
         "mirror images), which is slower and more accurate.",
     )
+    explain: bool = Field(
+        False,
+        description="Add a heat map that shows what in the image speaks for the most probable class. It requires one "
+        "view, and takes up to half as long again as the classification.",
+    )
     model: str | None = Field(
         None,
         description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version.",
+        max_length=80,
+    )
+
+
+class ExplainQuery(_Query):
+    """Parameters of `POST /v1/explain`."""
+
+    class_: str | None = Field(
+        None,
+        alias="class",
+        description="Class to explain: its label, or its index. The default is the most probable class.",
+        max_length=1000,
+    )
+    near: str | None = Field(
+        None,
+        description="Key of an indexed image. The answer then shows what makes the image similar to this one, instead "
+        "of what speaks for a class.",
+        max_length=1000,
+    )
+    format: Literal["png", "json"] = Field("png", description="A picture, or the values of the grid.")
+    overlay: bool = Field(
+        True,
+        description="Draw the heat map over the part of the image that the model sees (224x224 pixels). Without, the "
+        "picture shows only the cells of the grid.",
+    )
+    model: str | None = Field(
+        None,
+        description="Model to use instead of the active version, or with `near` instead of the searched one: "
+        "NAME:VERSION, or NAME for its newest version.",
         max_length=80,
     )
 

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, query, serve
+from service.cli import console, explain, query, serve
 from service.cli.codes import commands as codes
 from service.cli.data import check
 from service.cli.data import commands as data
@@ -101,7 +101,16 @@ app.command(rich_help_panel=Panel.TRAIN)(export.export)
 app.command(rich_help_panel=Panel.SERVE)(serve.serve)
 app.command(rich_help_panel=Panel.SERVE)(query.classify)
 app.command(rich_help_panel=Panel.SERVE)(query.search)
-for command in (versions.quantize, versions.compare, versions.save, versions.load, versions.remove, versions.verify):
+app.command(rich_help_panel=Panel.SERVE)(explain.explain)
+for command in (
+    versions.quantize,
+    versions.add_explanations,
+    versions.compare,
+    versions.save,
+    versions.load,
+    versions.remove,
+    versions.verify,
+):
     models.app.command()(command)
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)
 app.add_typer(imports.app, rich_help_panel=Panel.MODELS)

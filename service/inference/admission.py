@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.runtime.explainer import Explainer, Target
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
 
 _MAX_RETRY_AFTER_S = 60
@@ -37,6 +38,13 @@ class BatchLimits:
     deadline_s: float = float("inf")
 
 
+class HeatMap(NamedTuple):
+    """The explanation of one image: the index of the explained class, and float32 [height, width], not scaled."""
+
+    index: int
+    values: NDArray[np.float32]
+
+
 class Prediction(NamedTuple):
     """The model's output for one image: float32 [K] and float32 [4096]. Times are in seconds."""
 
@@ -44,6 +52,15 @@ class Prediction(NamedTuple):
     fc7: NDArray[np.float32]
     queue_seconds: float
     run_seconds: float
+    heat: HeatMap | None = None  # if the image was explained
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExplainTask:
+    """What to explain about an image, and the graph that does it. An explained image has one view."""
+
+    explainer: Explainer
+    target: Target
 
 
 @dataclass(slots=True)
@@ -52,6 +69,7 @@ class QueuedImage:
 
     pixels: NDArray[np.uint8]
     views: int
+    explain: ExplainTask | None = None
     queued_at: float = field(default_factory=time.monotonic)
     future: Future[Prediction] = field(default_factory=Future)
 

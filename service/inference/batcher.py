@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -31,7 +31,15 @@ from numpy.typing import NDArray
 from model_store.image import CROP, views
 from model_store.runtime.runner import Outputs, average_views
 from service.errors import QueueFullError, RunnerDeadError
-from service.inference.admission import Admission, BatchLimits, Prediction, QueuedImage, Slots
+from service.inference.admission import (
+    Admission,
+    BatchLimits,
+    ExplainTask,
+    HeatMap,
+    Prediction,
+    QueuedImage,
+    Slots,
+)
 from service.inference.core_scheduler import CoreScheduler
 
 
@@ -52,13 +60,15 @@ class Ticket(Slots):
         """Do not let batches wait for one image of this request: decoding it takes long."""
         self._batcher._set_aside(self)
 
-    def submit(self, pixels: NDArray[np.uint8], views: int = 1) -> Future[Prediction]:
-        """Queue one prepared image, uint8 [256,256,3], with 1 or 10 views.
+    def submit(
+        self, pixels: NDArray[np.uint8], views: int = 1, explain: ExplainTask | None = None
+    ) -> Future[Prediction]:
+        """Queue one prepared image, uint8 [256,256,3], with 1 or 10 views; 1 if it is to be explained.
 
         The future is cancelled if the slots were released. Raises RunnerDeadError or DrainingError if no batch will
         run any more.
         """
-        return self._batcher._enqueue(self, QueuedImage(pixels, views))
+        return self._batcher._enqueue(self, QueuedImage(pixels, views, explain))
 
     def __enter__(self) -> Self:
         return self
@@ -292,16 +302,37 @@ InferFn = Callable[[NDArray[np.uint8]], Outputs]
 
 
 def run_batch(infer: InferFn, images: Sequence[QueuedImage]) -> list[Prediction]:
-    """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises."""
+    """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises.
+
+    Images to explain run in a second pass, through the graph for explanations instead of `infer`.
+    """
     started = time.monotonic()
-    outputs = infer(np.concatenate([views(image.pixels, image.views) for image in images]))
+    plain = [image for image in images if image.explain is None]
+    outputs = infer(np.concatenate([views(image.pixels, image.views) for image in plain])) if plain else None
+    explained = _explain([image for image in images if image.explain is not None])
     run_seconds = time.monotonic() - started
     predictions = []
     first = 0
     for image in images:
-        rows = slice(first, first + image.views)
-        first += image.views
-        probabilities = average_views(outputs.probabilities[rows], image.views)
-        fc7 = average_views(outputs.fc7[rows], image.views)
-        predictions.append(Prediction(probabilities[0], fc7[0], started - image.queued_at, run_seconds))
+        if image.explain is not None or outputs is None:
+            probabilities, fc7, heat = next(explained)
+        else:
+            rows = slice(first, first + image.views)
+            first += image.views
+            probabilities = average_views(outputs.probabilities[rows], image.views)[0]
+            fc7, heat = average_views(outputs.fc7[rows], image.views)[0], None
+        predictions.append(Prediction(probabilities, fc7, started - image.queued_at, run_seconds, heat))
     return predictions
+
+
+def _explain(
+    images: Sequence[QueuedImage],
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], HeatMap | None]]:
+    """Explain images, and return an iterator over the probabilities, fc7 and heat map of each."""
+    tasks = [image.explain for image in images if image.explain is not None]
+    if not tasks:
+        return iter(())
+    pixels = np.concatenate([views(image.pixels) for image in images])
+    found = tasks[0].explainer.run(pixels, [task.target for task in tasks])
+    maps = [HeatMap(int(index), values) for index, values in zip(found.explained, found.heat, strict=True)]
+    return zip(found.probabilities, found.fc7, maps, strict=True)

@@ -22,6 +22,7 @@ from model_store.memory import return_freed_memory
 from model_store.runtime.runner import Runner
 from service.errors import ModelNotLoadedError, TooManyModelsError, VersionsPinnedError
 from service.inference.batcher import Batcher
+from service.inference.explaining import LazyExplainer
 
 
 def key_of(artifact: Artifact) -> str:
@@ -33,7 +34,8 @@ def key_of(artifact: Artifact) -> str:
 class Serving:
     """A loaded version: its files on disk, its sessions and its queue.
 
-    key: identifies it in the pool, see `key_of`. file_stamps: from the time of loading.
+    key: identifies it in the pool, see `key_of`. file_stamps: from the time of loading. explanations: its graph for
+    explanations, which is loaded when it is first used.
     """
 
     key: str
@@ -41,11 +43,13 @@ class Serving:
     runner: Runner
     batcher: Batcher
     file_stamps: dict[str, tuple[int, int]]
+    explanations: LazyExplainer
 
     def close(self) -> None:
         """Answer the queued images, and free the sessions."""
         self.batcher.close()
         self.runner.close()
+        self.explanations.close()
         return_freed_memory()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from service.api.routes import classify, health, images, index, jobs, models, oip, page, search
+from service.api.routes import classify, explain, health, images, index, jobs, models, oip, page, search
 
 ROUTERS = (
     classify.router,
+    explain.router,
     search.router,
     images.router,
     index.router,

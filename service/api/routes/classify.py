@@ -7,10 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from model_store.artifact import Artifact
+from model_store.runtime.explainer import Target, require_explainable
 from service.api.parameters import ClassifyQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
+from service.api.routes.explain import draw, explain_task
 from service.api.routes.fast_route import FastRoute
-from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ModelName
+from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ExplainedResult, ModelName
 from service.api.upload import receive
 from service.errors import ParameterError
 from service.observability.request_log import notes_of
@@ -33,7 +35,12 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
 
     Send one image as the body, or several as multipart parts named `file`.
     """
-    _check_k(query.k, await state.artifact(query.model))
+    artifact = await state.artifact(query.model)
+    _check_k(query.k, artifact)
+    if query.explain:
+        if query.views != 1:
+            raise ParameterError("views", query.views, "1 with explain=true, because a heat map belongs to one crop")
+        require_explainable(artifact)
     async with receive(request) as body:
         return await within_limits(request, state, _classify(request, state, query, body.images))
 
@@ -42,11 +49,18 @@ async def _classify(request: Request, state: State, query: ClassifyQuery, images
     async with state.use(query.model) as serving:
         artifact = serving.artifact
         k = _check_k(query.k, artifact)  # checked again: another version may have been activated while the body arrived
-        embedded = await state.embedder.embed(notes_of(request.scope), serving, images, views=query.views)
-        return ClassifyAnswer(
-            model=ModelName.of(artifact),
-            results=[ClassifyResult.of(image.prediction.probabilities, artifact.labels, k) for image in embedded],
+        explain = await explain_task(serving, Target()) if query.explain else None
+        embedded = await state.embedder.embed(
+            notes_of(request.scope), serving, images, views=query.views, explain=explain
         )
+        results = [ClassifyResult.of(image.prediction.probabilities, artifact.labels, k) for image in embedded]
+        if explain is not None:
+            drawn = [await draw(state, artifact, image) for image in embedded]
+            results = [
+                ExplainedResult(predictions=result.predictions, explanation=explanation)
+                for result, explanation in zip(results, drawn, strict=True)
+            ]
+        return ClassifyAnswer(model=ModelName.of(artifact), results=results)
 
 
 def _check_k(k: int | None, artifact: Artifact) -> int:

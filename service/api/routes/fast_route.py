@@ -40,7 +40,9 @@ class FastRoute(APIRoute):
             request.app.state.keyring.check(request, Scope.READ)
             await check_draining(state)
             answer = await endpoint(request, _parse(model, request.query_params), state)
-            return Response(answer.__pydantic_serializer__.to_json(answer), media_type="application/json")
+            return Response(
+                answer.__pydantic_serializer__.to_json(answer, by_alias=True), media_type="application/json"
+            )
 
         return handle
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from index.records import Neighbour
 from model_store.artifact import Artifact
 from model_store.runtime.runner import top_k
+from service.api.schemas.explanations import DrawnExplanation
 from service.api.schemas.links import thumbnail_path
 
 
@@ -53,11 +54,17 @@ class ClassifyResult(BaseModel):
         return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
 
 
+class ExplainedResult(ClassifyResult):
+    """The most probable classes of one image, and why the first one is."""
+
+    explanation: DrawnExplanation
+
+
 class ClassifyAnswer(BaseModel):
-    """One result for each image, in the order of the request."""
+    """One result for each image, in the order of the request. With `explain=true`, each has an `explanation`."""
 
     model: ModelName
-    results: list[ClassifyResult]
+    results: list[ExplainedResult | ClassifyResult]
 
 
 class NeighbourInfo(BaseModel):
