@@ -71,6 +71,12 @@ def refused(answer: httpx.Response, status: int, slug: str) -> str:
     return detail
 
 
+def picture_of(png: bytes) -> np.ndarray[Any, Any]:
+    with Image.open(io.BytesIO(png)) as picture:
+        assert (picture.size, picture.mode, picture.format) == ((224, 224), "RGB", "PNG")
+        return np.asarray(picture).astype(int)
+
+
 def grid_of(explainer: Explainer, data: bytes, target: Target) -> np.ndarray[Any, Any]:
     [heat] = explainer.run(views(prepare(data)), [target]).heat
     return heat / max(heat.max(), 1e-30)
@@ -101,9 +107,7 @@ def test_the_answer_is_a_picture_of_the_crop_under_the_map(server: ThreadServer)
     pictures = []
     for answer in answers:
         assert answer.headers["content-type"] == "image/png"
-        with Image.open(io.BytesIO(answer.content)) as picture:
-            assert (picture.size, picture.mode, picture.format) == ((224, 224), "RGB", "PNG")
-            pictures.append(np.asarray(picture).astype(int))
+        pictures.append(picture_of(answer.content))
     crop = views(prepare(jpeg(3)))[0].astype(int)
     cold = np.array(explanation(server, jpeg(3))["grid"]) == 0
     rows, columns = np.nonzero(cold[1:-1, 1:-1] & cold[:-2, 1:-1] & cold[2:, 1:-1] & cold[1:-1, :-2] & cold[1:-1, 2:])
@@ -148,10 +152,11 @@ def test_classify_explains_the_best_class_of_each_image(server: ThreadServer) ->
             result["predictions"][0]["label"],
             result["predictions"][0]["index"],
         )
-        assert found["grid"] == explanation(server, jpeg(seed))["grid"]
+        np.testing.assert_allclose(found["grid"], explanation(server, jpeg(seed))["grid"], atol=1e-5)
         scheme, _, data = found["image"].partition(",")
         assert scheme == "data:image/png;base64"
-        assert base64.b64decode(data) == explain(server, jpeg(seed)).content
+        drawn, alone = (picture_of(png) for png in (base64.b64decode(data), explain(server, jpeg(seed)).content))
+        assert np.abs(drawn - alone).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_a_class_that_does_not_exist_is_refused_with_similar_names(server: Threa
 
 def test_invalid_requests_are_refused_in_words(server: ThreadServer) -> None:
     assert "one crop" in refused(classify(server, jpeg(), explain="true", views=10), 422, "parameter")
-    assert "no image with the key" in refused(explain(server, jpeg(), near="nothing"), 404, "no-such-image").lower()
+    assert "'nothing'" in refused(explain(server, jpeg(), near="nothing"), 404, "no-such-image")
     both = explain(server, jpeg(), near="picture-1.jpg", **{"class": "1"})
     assert "one or the other" in refused(both, 422, "parameter")
     refused(explain(server, jpeg(), format="gif"), 422, "parameter")
@@ -212,10 +217,7 @@ def test_explained_and_other_images_share_a_batch(server: ThreadServer) -> None:
 
 def test_a_full_queue_refuses_explanations_too(tmp_path: Path) -> None:
     publish_explainable_model(tmp_path / "home")
-    with thread_server(tmp_path / "home", queue_size=1) as small:
-        parts = [("file", (f"{seed}.jpg", jpeg(seed))) for seed in range(2)]
-        answer = small.client.post("/v1/classify", files=parts, params={"explain": "true"})
-        refused(answer, 503, "queue-full")
+    with thread_server(tmp_path / "home", queue_size=1, max_images=1) as small:
         with small.state.serving().batcher.admit(1):
             refused(explain(small, jpeg()), 503, "queue-full")
         assert explain(small, jpeg()).status_code == 200
