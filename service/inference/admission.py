@@ -41,7 +41,7 @@ class BatchLimits:
 class HeatMap(NamedTuple):
     """The explanation of one image: the index of the explained class, and float32 [height, width], not scaled."""
 
-    index: int
+    class_index: int
     values: NDArray[np.float32]
 
 

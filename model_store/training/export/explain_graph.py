@@ -83,7 +83,9 @@ class _Backward:
 
     def __init__(self, folder: Path, model: onnx.ModelProto) -> None:
         self._folder, self._graph = folder, model.graph
-        self._producers = {output: node for node in model.graph.node for output in node.output}
+        self._producers: dict[str, onnx.NodeProto] = {
+            output: node for node in model.graph.node for output in node.output
+        }
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         inferred = shape_inference.infer_shapes(model).graph
         self._shapes = {

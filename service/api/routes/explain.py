@@ -119,8 +119,10 @@ async def _run(request: Request, state: State, serving: Serving, data: bytes, ta
 
 async def explain_task(serving: Serving, target: Target) -> ExplainTask:
     """Return the task for `Embedder.embed`, after loading the graph for explanations if it is not in memory."""
-    explanations = serving.explanations
-    return ExplainTask(explanations.loaded or await asyncio.to_thread(explanations.load), target)
+    explainer = serving.explanations.loaded
+    if explainer is None:
+        explainer = await asyncio.to_thread(serving.explanations.load)
+    return ExplainTask(explainer, target)
 
 
 async def _answer(

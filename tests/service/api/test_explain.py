@@ -78,8 +78,8 @@ def picture_of(png: bytes) -> np.ndarray[Any, Any]:
 
 
 def grid_of(explainer: Explainer, data: bytes, target: Target) -> np.ndarray[Any, Any]:
-    [heat] = explainer.run(views(prepare(data)), [target]).heat
-    return heat / max(heat.max(), 1e-30)
+    heat = explainer.run(views(prepare(data)), [target]).heat
+    return np.asarray(heat[0] / max(heat.max(), 1e-30))
 
 
 @pytest.mark.parametrize(("name", "index"), [("poly, sound", 1), ("0", 0), ("2", 2), ("1", 2)])
