@@ -20,7 +20,7 @@ from model_store.image import CROP
 _INFERNO: Final = (0x000004, 0x1F0C48, 0x550F6D, 0x88226A, 0xBA3655, 0xE35933, 0xF98E09, 0xF9C932, 0xFCFFA4)
 _OPACITY: Final = 0.65  # of the hottest cell
 _DIGITS: Final = 7  # of a float32 from 0 to 1
-_COMPRESSION: Final = 3  # of zlib: 3 ms for an overlay; the default takes 13 ms for 4 % less
+_COMPRESSION: Final = 1  # of zlib: the default takes five times as long for 15 % less
 
 
 def scaled(heat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -42,14 +42,16 @@ def to_png(heat: NDArray[np.float32], pixels: NDArray[np.uint8] | None, descript
     """
     method = Image.Resampling.NEAREST if pixels is None else Image.Resampling.BILINEAR
     values = np.asarray(Image.fromarray(scaled(heat)).resize((CROP, CROP), method)).clip(0, 1)
-    picture = colored(values)
+    steps = (values * 255).round().astype(np.uint8)
+    levels = np.linspace(0, 1, 256, dtype=np.float32)
+    picture = Image.fromarray(colored(levels)[steps])
     if pixels is not None:
-        opacity = _OPACITY * np.sqrt(values)[..., np.newaxis]
-        picture = (pixels * (1 - opacity) + picture * opacity).round().astype(np.uint8)
+        opacity = (255 * _OPACITY * np.sqrt(levels)).astype(np.uint8)[steps]
+        picture = Image.composite(picture, Image.fromarray(pixels), Image.fromarray(opacity))
     information = PngInfo()
     information.add_itxt("Description", description.encode("utf-8", "replace").decode())
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=_COMPRESSION, pnginfo=information)
+    picture.save(file, "PNG", compress_level=_COMPRESSION, pnginfo=information)
     return file.getvalue()
 
 
