@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.search.product_code import principal_axes
+from index.search.segment import to_float32
 from index.search.view import View, ids_at, live_slots, rows_at
 
 _SAMPLE = 1024
@@ -258,4 +259,4 @@ def _distances(view: View, first: NDArray[np.int64], second: NDArray[np.int64]) 
 
 
 def _floats(view: View, slots: NDArray[np.int64]) -> Floats:
-    return rows_at(view, slots).astype(np.float32)
+    return to_float32(rows_at(view, slots))

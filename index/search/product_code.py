@@ -35,7 +35,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from index.search.segment import SEGMENT_ROWS, CodeBlock
+from index.search.segment import SEGMENT_ROWS, CodeBlock, to_float32
 from model_store.durable import atomic_file
 
 COMPONENTS: Final = 128
@@ -142,7 +142,7 @@ class ProductCode:
     def coordinates(self, rows: NDArray[np.float16]) -> NDArray[np.float32]:
         """Return what `encode` rounds, float16 [n, 4096] -> float32 [n, 128]."""
         parts = [
-            _with_rest(rows[start : start + _BATCH].astype(np.float32) - self.mean, self.axes, self.rest)
+            _with_rest(to_float32(rows[start : start + _BATCH]) - self.mean, self.axes, self.rest)
             for start in range(0, len(rows), _BATCH)
         ]
         return np.concatenate(parts)

@@ -172,6 +172,15 @@ def find_row(segments: Sequence[Segment], starts: Sequence[int], vector_id: int)
     return None
 
 
+def to_float32(rows: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Convert finite values exactly. NumPy's own conversion takes six times as long, because it handles NaN."""
+    bits = rows.view(np.int16).astype(np.int32) << 13  # the mantissa and the exponent are in place, but not the sign
+    bits &= np.array(0x8FFFE000, np.uint32).view(np.int32)  # the shift extended the sign to the left: keep one bit
+    floats: NDArray[np.float32] = bits.view(np.float32)
+    floats *= np.float32(2.0**112)  # the exponents of the two formats start at -15 and at -127
+    return floats
+
+
 def rows_nearest(
     rows: NDArray[np.float16], query: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

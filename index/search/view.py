@@ -30,10 +30,14 @@ def slots_of(number: int | NDArray[np.int64], rows: NDArray[np.int64]) -> NDArra
 
 
 def rows_at(view: View, slots: NDArray[np.int64]) -> NDArray[np.float16]:
-    """Return the rows at `slots`, int64 [n] -> float16 [n, 4096]."""
+    """Return the rows at `slots`, int64 [n] -> float16 [n, 4096]. Ascending slots take less time."""
     rows = np.empty((len(slots), DIMENSIONS), np.float16)
     for segment, offsets, here in _by_segment(view, slots):
-        rows[here] = segment.rows[offsets]
+        if here[-1] - here[0] < len(here):
+            # `clip` lets NumPy write directly to `out`; all offsets are valid.
+            np.take(segment.rows, offsets, axis=0, out=rows[here[0] : here[-1] + 1], mode="clip")
+        else:
+            rows[here] = segment.rows[offsets]
     return rows
 
 

@@ -51,7 +51,7 @@ class OpenVinoEngine:
         """Load `artifact`. Raises ArtifactCorruptError, RunnerError, MissingExtraError."""
         core = _core()
         int8 = artifact.precision == "int8"  # its float layers stay in f32, because only fp32 was compared with bf16
-        auto = options.arithmetic == "auto" and agrees_in_bf16(artifact) and _has_native_bf16(core)
+        auto = options.arithmetic == "auto" and agrees_in_bf16(artifact) and has_native_bf16()
         bf16 = not int8 and (auto or options.arithmetic == "bf16")
         self.arithmetic = "int8" if int8 else "bf16" if bf16 else "f32"
         self._lock = threading.Lock()
@@ -201,8 +201,9 @@ def _core() -> Any:
     return core
 
 
-def _has_native_bf16(core: Any) -> bool:
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def has_native_bf16() -> bool:
+    """Return whether the CPU computes bf16 natively. Raises MissingExtraError."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _ports(ports: Sequence[Any]) -> Ports:

@@ -21,6 +21,7 @@ from service.cli import console, explain, query, serve
 from service.cli.codes import commands as codes
 from service.cli.data import check
 from service.cli.data import commands as data
+from service.cli.doctor.command import doctor
 from service.cli.index import commands as index
 from service.cli.index import files
 from service.cli.models import commands as models
@@ -93,6 +94,7 @@ def _all_commands(
 
 app.command(rich_help_panel=Panel.START)(demo.demo)
 app.command(rich_help_panel=Panel.START)(serve.config)
+app.command(rich_help_panel=Panel.START)(doctor)
 data.app.command()(check.check)
 app.add_typer(data.app, rich_help_panel=Panel.TRAIN)
 app.command(rich_help_panel=Panel.TRAIN)(train.train)

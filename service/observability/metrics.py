@@ -7,7 +7,9 @@ Out of scope: history, and pushing to a gateway.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -72,6 +74,9 @@ class Metrics:
         self.model = Gauge(
             "fc7_model_info", "1 for the active model.", ("name", "version", "precision", "device"), registry=registry
         )
+        Gauge("fc7_build_info", "1 for this version of fc7.", ("version", "python"), registry=registry).labels(
+            version("fc7"), platform.python_version()
+        ).set(1)
         self.ready = Gauge("fc7_ready", "1 while the service is ready.", registry=registry)
 
     def record_run(self, rows: int, seconds: float) -> None:

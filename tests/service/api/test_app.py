@@ -86,6 +86,7 @@ def test_metrics_count_requests_images_and_stages(home: Path) -> None:
         "fc7_admitted_images 0.0",
         "fc7_index_images 3.0",
         'fc7_model_info{device="cpu",name="tiny",precision="fp32",version="1"} 1.0',
+        "fc7_build_info{",
         "fc7_ready 1.0",
         "process_resident_memory_bytes",
     ):

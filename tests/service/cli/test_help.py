@@ -41,7 +41,7 @@ def test_commands_are_listed_in_panels(tmp_path: Path) -> None:
     panels = {part.split(" ", 1)[0]: re.findall(r"^│ (\w+) ", part, re.MULTILINE) for part in text.split("╭─ ")[1:]}
     del panels["Options"]
     assert panels == {
-        "Start": ["demo", "config"],
+        "Start": ["demo", "config", "doctor"],
         "Train": ["train", "evaluate", "export", "data"],
         "Serve": ["serve", "classify", "search"],
         "Models": ["models", "import"],

@@ -1,0 +1,172 @@
+"""Checks of the installation and of the settings: packages, engine, GPU, address, keys and the active model."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from index.search.gpu.device import open_device
+from model_store.artifact import Artifact
+from model_store.errors import DeviceUnavailableError, Fc7Error, NoActiveModelError
+from model_store.runtime.onnxruntime_engine import has_cuda
+from model_store.runtime.openvino_engine import agrees_in_bf16, has_native_bf16, is_available
+from model_store.store import ModelStore
+from service.api.auth import check_binding
+from service.cli.doctor.finding import Finding
+from service.errors import SettingError
+from service.factory import runner_options
+from service.settings import Settings, unknown_variables, variable
+
+_PACKAGES: Final = (
+    "fc7",
+    "fastapi",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "faiss-cpu",
+    "faiss-gpu",
+    "pillow",
+    "torch",
+    "pymilvus",
+)
+
+
+def check_versions() -> Finding:
+    """List the installed versions of the packages that matter."""
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return Finding.ok("versions", f"Python {platform.python_version()}, {', '.join(found)}")
+
+
+def check_engine(settings: Settings, artifact: Artifact | None) -> Finding:
+    """Say which engine and arithmetic run models with these settings, without loading one."""
+    try:
+        runner_options(settings)
+    except Fc7Error as error:
+        return Finding.problem("engine", str(error), "Change these settings.")
+    if settings.engine == "openvino" and not is_available():
+        fix = "Install the extra cpu: pip install 'fc7[cpu]', or set FC7_ENGINE=auto."
+        return Finding.problem("engine", "FC7_ENGINE is openvino, which is not installed or not for this CPU", fix)
+    if settings.device.startswith("cuda") or (settings.device == "auto" and has_cuda()):
+        return Finding.ok("engine", "ONNX Runtime on CUDA, if the device works (see GPU)")
+    if settings.engine != "onnxruntime" and is_available():
+        return _describe_openvino(settings, artifact)
+    detail = "ONNX Runtime on the CPU, in f32"
+    if settings.engine == "auto" and platform.machine().lower() in ("x86_64", "amd64"):
+        return Finding.warning("engine", detail, "Install OpenVINO, which is faster: pip install 'fc7[cpu]'")
+    return Finding.ok("engine", detail)
+
+
+def _describe_openvino(settings: Settings, artifact: Artifact | None) -> Finding:
+    if not has_native_bf16():
+        return Finding.ok("engine", "OpenVINO in f32; a processor that computes bf16 would be about twice as fast")
+    if settings.arithmetic == "f32":
+        return Finding.ok("engine", "OpenVINO in f32, because FC7_ARITHMETIC is f32")
+    if artifact is not None and artifact.precision == "fp32" and not agrees_in_bf16(artifact):
+        fix = "Export the model again (fc7 export), or import it with --photographs, to measure whether bf16 agrees."
+        return Finding.warning("engine", f"OpenVINO in f32: {artifact.id} was not measured to agree with bf16", fix)
+    return Finding.ok("engine", "OpenVINO in bf16")
+
+
+def check_gpu(settings: Settings) -> Finding:
+    """Check whether the packages find a CUDA device, if one was asked for or may be used."""
+    if settings.device == "cpu":
+        return Finding.ok("GPU", "not used, because FC7_DEVICE is cpu")
+    required = settings.device.startswith("cuda")
+    reasons = [] if has_cuda() else ["the installed ONNX Runtime is the CPU package"]
+    try:
+        open_device("cuda" if settings.device == "auto" else settings.device, 1 << 30)
+    except DeviceUnavailableError as error:
+        reasons.append(error.reason)
+    if not reasons:
+        return Finding.ok("GPU", "ONNX Runtime has a CUDA provider, and FAISS finds the device")
+    detail = "; ".join(reasons)
+    if required:
+        fix = "Install NVIDIA's driver and the extra gpu (pip install 'fc7[gpu]'), or set FC7_DEVICE=cpu."
+        return Finding.problem("GPU", detail, fix)
+    return Finding.ok("GPU", f"not used: {detail}")
+
+
+def check_settings(environ: Mapping[str, str]) -> Finding:
+    """Check for variables that look like settings, but are not."""
+    unknown = unknown_variables(environ)
+    if unknown:
+        return Finding.warning("settings", " ".join(unknown), "Correct or remove these variables.")
+    return Finding.ok("settings", "every FC7_ variable is known; fc7 config shows the values")
+
+
+def check_address(settings: Settings) -> Finding:
+    """Check that the address may be used with these keys, and that the port is free or is fc7's."""
+    where = f"{settings.host}:{settings.port}"
+    try:
+        check_binding(settings)
+    except SettingError as error:
+        fix = "Set FC7_API_KEYS, or listen on 127.0.0.1."
+        return Finding.problem("address", str(error), fix)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            [address, *_] = socket.getaddrinfo(settings.host, settings.port, family, socket.SOCK_STREAM)
+            listener.bind(address[4])
+        except OSError as error:
+            return _unavailable(settings, where, error)
+    keys = "with keys" if settings.api_keys else "without keys"
+    return Finding.ok("address", f"{where} is free, {keys}")
+
+
+def _unavailable(settings: Settings, where: str, error: OSError) -> Finding:
+    if error.errno == errno.EADDRINUSE and _is_fc7(settings):
+        return Finding.ok("address", f"an fc7 server is running on {where}")
+    if error.errno == errno.EADDRINUSE:
+        command = f"ss -ltnp 'sport = :{settings.port}'"
+        fix = f"Set {variable('port')} to another port, or end the program that uses it ({command} shows it)."
+        return Finding.problem("address", f"{where} is used by another program", fix)
+    if error.errno == errno.EACCES:
+        return Finding.problem("address", f"{where} is reserved for root", "Use a port from 1024 on.")
+    fix = f"Set {variable('host')} to an address of this machine, such as 127.0.0.1."
+    return Finding.problem("address", f"{where} is not an address of this machine ({error.strerror})", fix)
+
+
+def _is_fc7(settings: Settings) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared only
+    host = f"[{host}]" if ":" in host else host
+    try:
+        with urllib.request.urlopen(f"http://{host}:{settings.port}/livez", timeout=2) as answer:
+            return b"alive" in answer.read(1000)
+    except (OSError, ValueError, urllib.error.URLError):
+        return False
+
+
+def find_active(settings: Settings) -> tuple[Artifact | None, Finding]:
+    """Return the active version, if there is one, and a finding about it. Its files are compared with the manifest."""
+    store = ModelStore(settings.home, precision=settings.precision)
+    try:
+        artifact = store.active_artifact()
+    except NoActiveModelError:
+        fix = "Train and export one (fc7 demo shows how), or import one: fc7 import --help"
+        return None, Finding.warning("model", f"no version is active in {settings.home}", fix)
+    except Fc7Error as error:
+        fix = "Activate another version (fc7 models activate MODEL), or publish it again: fc7 export"
+        return None, Finding.problem("model", str(error), fix)
+    return artifact, Finding.ok("model", f"{artifact.embedder} is active, and its files match the manifest")
+
+
+def check_installation(settings: Settings, artifact: Artifact | None) -> Iterator[Finding]:
+    """Run all checks of this module."""
+    yield check_versions()
+    yield check_engine(settings, artifact)
+    yield check_gpu(settings)
+    yield check_settings(os.environ)
+    yield check_address(settings)
