@@ -93,9 +93,9 @@ def removals(heat: NDArray[np.float32], random: np.random.Generator) -> list[NDA
     hottest = np.zeros(heat.size, bool)
     hottest[order[:count]] = True
     scattered = [random.permutation(hottest).reshape(heat.shape) for _ in range(REPEATS)]
-    hottest = hottest.reshape(heat.shape)
+    region = hottest.reshape(heat.shape)
     places = [tuple(random.integers(1, size) for size in heat.shape) for _ in range(REPEATS)]
-    return [hottest, *scattered, *(np.roll(hottest, place, (0, 1)) for place in places)]
+    return [region, *scattered, *(np.roll(region, place, (0, 1)) for place in places)]
 
 
 def deletion_test(runner: Runner, explainer: Explainer, images: NDArray[np.uint8], seed: int) -> None:

@@ -13,6 +13,7 @@ class NotExplainableError(ArtifactError):
 
     model: str
     message = (
-        "{model} has no graph for explanations, because an earlier release published it. Publish a version that has "
-        "one, with the same weights and fingerprint: fc7 models add-explanations {model}. Then activate that version."
+        "{model} has no graph for explanations, because an earlier release published it, or only its last layer was "
+        "fitted. Publish a version that has the graph, with the same weights and fingerprint: fc7 models "
+        "add-explanations {model}. Then activate that version."
     )

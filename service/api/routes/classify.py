@@ -12,7 +12,7 @@ from service.api.parameters import ClassifyQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.explain import draw, explain_task
 from service.api.routes.fast_route import FastRoute
-from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ExplainedResult, ModelName
+from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ModelName
 from service.api.upload import receive
 from service.errors import ParameterError
 from service.observability.request_log import notes_of
@@ -55,11 +55,8 @@ async def _classify(request: Request, state: State, query: ClassifyQuery, images
         )
         results = [ClassifyResult.of(image.prediction.probabilities, artifact.labels, k) for image in embedded]
         if explain is not None:
-            drawn = [await draw(state, artifact, image) for image in embedded]
-            results = [
-                ExplainedResult(predictions=result.predictions, explanation=explanation)
-                for result, explanation in zip(results, drawn, strict=True)
-            ]
+            for result, image in zip(results, embedded, strict=True):
+                result.explanation = await draw(state, artifact, image)
         return ClassifyAnswer(model=ModelName.of(artifact), results=results)
 
 

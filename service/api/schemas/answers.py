@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from index.records import Neighbour
 from model_store.artifact import Artifact
@@ -42,9 +42,10 @@ class Prediction(BaseModel):
 
 
 class ClassifyResult(BaseModel):
-    """The most probable classes of one image, most probable first."""
+    """The most probable classes of one image, most probable first. explanation: of the first one, with explain=true."""
 
     predictions: list[Prediction]
+    explanation: DrawnExplanation | None = Field(None, exclude_if=lambda value: value is None)
 
     @classmethod
     def of(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> ClassifyResult:
@@ -54,17 +55,11 @@ class ClassifyResult(BaseModel):
         return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
 
 
-class ExplainedResult(ClassifyResult):
-    """The most probable classes of one image, and why the first one is."""
-
-    explanation: DrawnExplanation
-
-
 class ClassifyAnswer(BaseModel):
-    """One result for each image, in the order of the request. With `explain=true`, each has an `explanation`."""
+    """One result for each image, in the order of the request."""
 
     model: ModelName
-    results: list[ExplainedResult | ClassifyResult]
+    results: list[ClassifyResult]
 
 
 class NeighbourInfo(BaseModel):
