@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
 from service.cli import console, explain, query, serve
+from service.cli.backup import commands as backup
 from service.cli.codes import commands as codes
 from service.cli.data import check
 from service.cli.data import commands as data
@@ -104,6 +105,7 @@ app.command(rich_help_panel=Panel.SERVE)(serve.serve)
 app.command(rich_help_panel=Panel.SERVE)(query.classify)
 app.command(rich_help_panel=Panel.SERVE)(query.search)
 app.command(rich_help_panel=Panel.SERVE)(explain.explain)
+app.add_typer(backup.app, name="backup", rich_help_panel=Panel.SERVE)
 for command in (
     versions.quantize,
     versions.add_explanations,
