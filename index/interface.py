@@ -156,6 +156,13 @@ class ImageIndex(ABC):
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
 
     @abstractmethod
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of those `keys` that have a vector of a model; of the searched one by default.
+
+        Raises InvalidKeyError, KeyNotFoundError, IndexModelError.
+        """
+
+    @abstractmethod
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""
 
@@ -180,13 +187,6 @@ class ImageIndex(ABC):
         default "added", or "key" on Milvus. seed: of "random"; each seed is another order. An image that exists and
         matches during a whole listing appears in it exactly once, unless it changes during a listing by "updated".
         Raises CursorError, FilterError, ValueError unless limit >= 1.
-        """
-
-    @abstractmethod
-    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
-        """Return {key: float16 [4096]} of those `keys` that have a vector of a model; of the searched one by default.
-
-        Raises InvalidKeyError, KeyNotFoundError, IndexModelError.
         """
 
     @abstractmethod

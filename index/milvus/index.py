@@ -147,6 +147,16 @@ class MilvusImageIndex(ImageIndex):
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
         return schema.record_of(self._row(key, schema.RECORD))
 
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of these images."""
+        collection = self.spaces.collection(self.spaces.model(fingerprint))
+        ids = {key: schema.id_of(records.check_key(key)) for key in keys}
+        rows = self._milvus.rows(collection, list(ids.values()), ["id", "vector"])
+        for key, row_id in ids.items():
+            if row_id not in rows:
+                raise errors.KeyNotFoundError(key)
+        return {key: schema.vector_of(rows[row_id]) for key, row_id in ids.items()}
+
     def contains(self, key: str) -> bool:
         """Return whether an image has this key. Raises InvalidKeyError."""
         return bool(self._milvus.rows(self._collection(), [schema.id_of(records.check_key(key))], ["id"]))
@@ -182,16 +192,6 @@ class MilvusImageIndex(ImageIndex):
         rows, last = read_page(self._milvus, self._collection(), listing, where=condition, after=after, limit=limit)
         next_cursor = None if last is None else make_cursor(identity, listing, last)
         return records.Page([schema.record_of(row) for row in rows], next_cursor)
-
-    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
-        """Return {key: float16 [4096]} of these images."""
-        collection = self.spaces.collection(self.spaces.model(fingerprint))
-        ids = {key: schema.id_of(records.check_key(key)) for key in keys}
-        rows = self._milvus.rows(collection, list(ids.values()), ["id", "vector"])
-        for key, row_id in ids.items():
-            if row_id not in rows:
-                raise errors.KeyNotFoundError(key)
-        return {key: schema.vector_of(rows[row_id]) for key, row_id in ids.items()}
 
     def fields(
         self,

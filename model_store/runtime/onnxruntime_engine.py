@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
@@ -41,7 +41,7 @@ class OnnxRuntimeEngine:
 
     def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
         """Load `artifact`. Raises ArtifactCorruptError, DeviceUnavailableError, RunnerError, MissingExtraError."""
-        self._session, self.provider = _open_session(artifact, options)
+        self._session, self.provider = open_session(artifact, graph_files(artifact.precision), options)
         self.device = "cpu" if self.provider == CPU else f"cuda:{options.cuda_device}"
         self.arithmetic = "f32" if artifact.precision == "fp32" else artifact.precision
         self.inputs, self.outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
@@ -76,13 +76,18 @@ def has_cuda() -> bool:
     return CUDA in onnxruntime.get_available_providers()
 
 
-def _open_session(artifact: Artifact, options: RunnerOptions) -> tuple[onnxruntime.InferenceSession, str]:
-    """Return the session and the provider in use."""
+def open_session(
+    artifact: Artifact, names: Sequence[str], options: RunnerOptions, cpu_config: Mapping[str, str] | None = None
+) -> tuple[onnxruntime.InferenceSession, str]:
+    """Load a graph of a version. Returns the session and the provider in use.
+
+    names: the files of the version, the graph first, then its weights. cpu_config: further entries of the session's
+    configuration on the CPU. Raises ArtifactCorruptError, DeviceUnavailableError, RunnerError, MissingExtraError.
+    """
     try:
         import onnxruntime  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
         raise MissingExtraError("onnxruntime", "cpu|gpu") from exc
-    names = graph_files(artifact.precision)
     files = {name: artifact.read(name) for name in names}
     available = tuple(onnxruntime.get_available_providers())
     reason = "the installed ONNX Runtime is the CPU package and has no CUDA provider"
@@ -108,11 +113,17 @@ def _open_session(artifact: Artifact, options: RunnerOptions) -> tuple[onnxrunti
         raise DeviceUnavailableError(options.cuda_only or options.device, available, reason)
     if options.device == "auto" and CUDA in available:
         structlog.get_logger(__name__).warning("CUDA cannot be used, running on the CPU", reason=reason)
-    return _session(artifact, names, files, options.threads, [CPU]), CPU
+    return _session(artifact, names, files, options.threads, [CPU], config=cpu_config), CPU
 
 
 def _session(
-    artifact: Artifact, names: Sequence[str], files: dict[str, bytes], threads: int, providers: list[Any]
+    artifact: Artifact,
+    names: Sequence[str],
+    files: dict[str, bytes],
+    threads: int,
+    providers: list[Any],
+    *,
+    config: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Create a session. The first of `names` is the graph, the others are its weights; `files` has their bytes."""
     import onnxruntime  # noqa: PLC0415 - an optional dependency
@@ -133,6 +144,8 @@ def _session(
     # Threads that wait for each other spin first. The default duration takes the cores away from decoding and HTTP.
     # Without spinning, each of the 30 operators waits for threads to wake up. 0.2 ms was the best value measured.
     settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
+    for key, value in (config or {}).items():
+        settings.add_session_config_entry(key, value)
     try:
         # The fallback would silently continue on the CPU.
         return onnxruntime.InferenceSession(files[graph], settings, providers=providers, enable_fallback=0)

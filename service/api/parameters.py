@@ -111,6 +111,11 @@ class ClassifyQuery(_Query):
         "all classes if there are fewer.",
     )
     views: _Views = Field(1, description=_VIEWS)
+    explain: bool = Field(
+        False,
+        description="Add a heat map that shows what in the image speaks for the most probable class. It requires one "
+        "view and by=network, and takes up to half as long again as the classification.",
+    )
     model: str | None = Field(
         None,
         description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version. With "
@@ -138,6 +143,35 @@ class ClassifyQuery(_Query):
         return self
 
     threshold: _Threshold = None
+
+
+class ExplainQuery(_Query):
+    """Parameters of `POST /v1/explain`."""
+
+    class_: str | None = Field(
+        None,
+        alias="class",
+        description="Class to explain: its label, or its index. The default is the most probable class.",
+        max_length=1000,
+    )
+    near: str | None = Field(
+        None,
+        description="Key of an indexed image. The answer then shows what makes the image similar to this one, instead "
+        "of what speaks for a class.",
+        max_length=1000,
+    )
+    format: Literal["png", "json"] = Field("png", description="A picture, or the values of the grid.")
+    overlay: bool = Field(
+        True,
+        description="Draw the heat map over the part of the image that the model sees (224x224 pixels). Without, the "
+        "picture shows only the cells of the grid.",
+    )
+    model: str | None = Field(
+        None,
+        description="Model to use instead of the active version, or with `near` instead of the searched one: "
+        "NAME:VERSION, or NAME for its newest version.",
+        max_length=80,
+    )
 
 
 class SearchQuery(_Query):

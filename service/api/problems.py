@@ -25,9 +25,11 @@ from index import errors as index_errors
 from model_store import errors as model_errors
 from model_store.errors import Fc7Error
 from model_store.head import errors as head_errors
+from model_store.runtime.errors import NotExplainableError
 from service import errors
 from service.api.label_studio import errors as label_studio_errors
 from service.indexing import errors as job_errors
+from service.inference.errors import ClassNotFoundError, VectorNotFoundError
 from service.observability.request_log import notes_of
 from service.settings import Settings, variable
 
@@ -67,6 +69,8 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No previous version"),
     model_errors.NoBetterThanBaselineError: Kind(409, "no-better-than-baseline", "Model no better than the baseline"),
     model_errors.ModelInUseError: Kind(409, "model-in-use", "Model in use"),
+    NotExplainableError: Kind(409, "not-explainable", "No graph for explanations"),
+    VectorNotFoundError: Kind(409, "no-such-vector", "Image without a vector of the model"),
     index_errors.IndexModelError: Kind(409, "index-of-another-model", "Index belongs to another model"),
     head_errors.UnlabelledError: Kind(409, "no-labels", "No labeled images"),
     errors.ConflictError: Kind(409, "conflict", "Conflict"),
@@ -81,6 +85,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.BodyTypeError: Kind(415, "content-type", "Content-Type not supported"),
     errors.BodyEncodingError: Kind(415, "content-encoding", "Content-Encoding not supported"),
     errors.ParameterError: Kind(422, "parameter", "Invalid parameter"),
+    ClassNotFoundError: Kind(422, "class-not-found", "Class not found"),
     errors.BadImageError: Kind(422, "bad-image", "Invalid image"),
     model_errors.ImageError: Kind(422, "image", "Invalid image"),
     model_errors.ImageTooLargeError: Kind(422, "image-too-large", "Too many pixels in the image"),

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, embed, head, jobs, query, serve
+from service.cli import console, embed, explain, head, jobs, query, serve
 from service.cli.backup import commands as backup
 from service.cli.codes import commands as codes
 from service.cli.data import check
@@ -105,9 +105,18 @@ app.command(rich_help_panel=Panel.SERVE)(serve.serve)
 app.command(rich_help_panel=Panel.SERVE)(query.classify)
 app.command(rich_help_panel=Panel.SERVE)(query.search)
 app.command(rich_help_panel=Panel.SERVE)(embed.embed)
+app.command(rich_help_panel=Panel.SERVE)(explain.explain)
 app.add_typer(jobs.app, rich_help_panel=Panel.SERVE)
 app.add_typer(backup.app, name="backup", rich_help_panel=Panel.SERVE)
-for command in (versions.quantize, versions.compare, versions.save, versions.load, versions.remove, versions.verify):
+for command in (
+    versions.quantize,
+    versions.add_explanations,
+    versions.compare,
+    versions.save,
+    versions.load,
+    versions.remove,
+    versions.verify,
+):
     models.app.command()(command)
 app.add_typer(models.app, rich_help_panel=Panel.MODELS)
 app.add_typer(head.app, rich_help_panel=Panel.MODELS)

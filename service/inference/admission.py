@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.novelty.reference import Novelty
+from model_store.runtime.explainer import Explainer, Target
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
 
 _MAX_RETRY_AFTER_S = 60
@@ -38,10 +39,17 @@ class BatchLimits:
     deadline_s: float = float("inf")
 
 
+class HeatMap(NamedTuple):
+    """The explanation of one image: the index of the explained class, and float32 [height, width], not scaled."""
+
+    class_index: int
+    values: NDArray[np.float32]
+
+
 class Prediction(NamedTuple):
     """The model's output for one image: float32 [K] and float32 [4096]. Times are in seconds.
 
-    novelty: None if the version has no reference.
+    novelty: None if the version has no reference. heat: if the image was explained.
     """
 
     probabilities: NDArray[np.float32]
@@ -49,6 +57,15 @@ class Prediction(NamedTuple):
     queue_seconds: float
     run_seconds: float
     novelty: Novelty | None = None
+    heat: HeatMap | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExplainTask:
+    """What to explain about an image, and the graph that does it. An explained image has one view."""
+
+    explainer: Explainer
+    target: Target
 
 
 @dataclass(slots=True)
@@ -57,6 +74,7 @@ class QueuedImage:
 
     pixels: NDArray[np.uint8]
     views: int
+    explain: ExplainTask | None = None
     queued_at: float = field(default_factory=time.monotonic)
     future: Future[Prediction] = field(default_factory=Future)
 

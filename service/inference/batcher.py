@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -32,7 +32,15 @@ from model_store.image import CROP, views
 from model_store.novelty.reference import Novelty
 from model_store.runtime.runner import Outputs, average_views
 from service.errors import QueueFullError, RunnerDeadError
-from service.inference.admission import Admission, BatchLimits, Prediction, QueuedImage, Slots
+from service.inference.admission import (
+    Admission,
+    BatchLimits,
+    ExplainTask,
+    HeatMap,
+    Prediction,
+    QueuedImage,
+    Slots,
+)
 from service.inference.core_scheduler import CoreScheduler
 
 
@@ -53,13 +61,15 @@ class Ticket(Slots):
         """Do not let batches wait for one image of this request: decoding it takes long."""
         self._batcher._set_aside(self)
 
-    def submit(self, pixels: NDArray[np.uint8], views: int = 1) -> Future[Prediction]:
-        """Queue one prepared image, uint8 [256,256,3], with 1 or 10 views.
+    def submit(
+        self, pixels: NDArray[np.uint8], views: int = 1, explain: ExplainTask | None = None
+    ) -> Future[Prediction]:
+        """Queue one prepared image, uint8 [256,256,3], with 1 or 10 views; 1 if it is to be explained.
 
         The future is cancelled if the slots were released. Raises RunnerDeadError or DrainingError if no batch will
         run any more.
         """
-        return self._batcher._enqueue(self, QueuedImage(pixels, views))
+        return self._batcher._enqueue(self, QueuedImage(pixels, views, explain))
 
     def __enter__(self) -> Self:
         return self
@@ -295,25 +305,46 @@ class Batcher:
 InferFn = Callable[[NDArray[np.uint8]], Outputs]
 # `Reference.measure`. One call for a batch is cheaper than one for each image.
 MeasureFn = Callable[[NDArray[np.float32], NDArray[np.uint8]], list[Novelty]]
+# Of one image: the probabilities and fc7, averaged over its views, and the heat map if it was explained.
+_Means = tuple[NDArray[np.float32], NDArray[np.float32], HeatMap | None]
 
 
 def run_batch(infer: InferFn, images: Sequence[QueuedImage], measure: MeasureFn | None = None) -> list[Prediction]:
-    """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises."""
+    """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises.
+
+    Images to explain run in a second pass, through the graph for explanations instead of `infer`.
+    """
     started = time.monotonic()
-    outputs = infer(np.concatenate([views(image.pixels, image.views) for image in images]))
+    plain = [image for image in images if image.explain is None]
+    outputs = infer(np.concatenate([views(image.pixels, image.views) for image in plain])) if plain else None
+    explained = _explain([image for image in images if image.explain is not None])
     run_seconds = time.monotonic() - started
-    means: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    means: list[_Means] = []
     first = 0
     for image in images:
-        rows = slice(first, first + image.views)
-        first += image.views
-        probabilities = average_views(outputs.probabilities[rows], image.views)
-        means.append((probabilities[0], average_views(outputs.fc7[rows], image.views)[0]))
+        if image.explain is not None or outputs is None:
+            means.append(next(explained))
+        else:
+            rows = slice(first, first + image.views)
+            first += image.views
+            probabilities = average_views(outputs.probabilities[rows], image.views)
+            means.append((probabilities[0], average_views(outputs.fc7[rows], image.views)[0], None))
     novelties: Sequence[Novelty | None] = [None] * len(images)
     if measure is not None:
         centers = views(np.stack([image.pixels for image in images]))
-        novelties = measure(np.stack([fc7 for _, fc7 in means]), centers)
+        novelties = measure(np.stack([fc7 for _, fc7, _ in means]), centers)
     return [
-        Prediction(probabilities, fc7, started - image.queued_at, run_seconds, novelty)
-        for image, (probabilities, fc7), novelty in zip(images, means, novelties, strict=True)
+        Prediction(probabilities, fc7, started - image.queued_at, run_seconds, novelty, heat)
+        for image, (probabilities, fc7, heat), novelty in zip(images, means, novelties, strict=True)
     ]
+
+
+def _explain(images: Sequence[QueuedImage]) -> Iterator[_Means]:
+    """Explain images, and return an iterator over the probabilities, fc7 and heat map of each."""
+    tasks = [image.explain for image in images if image.explain is not None]
+    if not tasks:
+        return iter(())
+    pixels = np.concatenate([views(image.pixels) for image in images])
+    found = tasks[0].explainer.run(pixels, [task.target for task in tasks])
+    maps = [HeatMap(int(index), values) for index, values in zip(found.explained, found.heat, strict=True)]
+    return zip(found.probabilities, found.fc7, maps, strict=True)

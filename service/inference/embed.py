@@ -25,7 +25,7 @@ from model_store.decoding.decode_cost import DecodeCost
 from model_store.errors import Fc7Error
 from model_store.image import CROP, SIZE, PreparedImage, encode_jpeg
 from service.errors import BadImageError
-from service.inference.admission import Prediction
+from service.inference.admission import ExplainTask, Prediction
 from service.inference.batcher import Ticket
 from service.inference.model_pool import Serving
 from service.observability.metrics import Metrics
@@ -59,14 +59,22 @@ class Embedder:
     longest_wait_s: float
 
     async def embed(
-        self, notes: Notes, serving: Serving, images: Sequence[bytes], *, views: int = 1, pictures: bool = False
+        self,
+        notes: Notes,
+        serving: Serving,
+        images: Sequence[bytes],
+        *,
+        views: int = 1,
+        pictures: bool = False,
+        explain: ExplainTask | None = None,
     ) -> list[Embedded]:
         """Decode image files and run the model on them; return the results in order.
 
-        pictures: also return the prepared images as JPEG. Raises BadImageError (for one of several images),
-        ImageError (for a single one), QueueFullError, DrainingError, RunnerError or RunnerDeadError.
+        pictures: also return the prepared images as JPEG. explain: also explain each answer, of one view. Raises
+        BadImageError (for one of several images), ImageError (for a single one), QueueFullError, DrainingError,
+        RunnerError or RunnerDeadError.
         """
-        work = [partial(self._embed_one, data, views=views, picture=pictures) for data in images]
+        work = [partial(self._embed_one, data, views=views, picture=pictures, explain=explain) for data in images]
         return await self._admit_and_run(notes, serving, work)
 
     async def embed_views(self, notes: Notes, serving: Serving, pixels: NDArray[np.uint8]) -> list[Prediction]:
@@ -101,14 +109,16 @@ class Embedder:
         self.metrics.images.inc(len(work))
         return results
 
-    async def _embed_one(self, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool) -> Embedded:
+    async def _embed_one(
+        self, data: bytes, ticket: Ticket, notes: Notes, *, views: int, picture: bool, explain: ExplainTask | None
+    ) -> Embedded:
         # The event loop wakes up only once, when the prediction is ready: the decoding thread queues the image itself.
         outcome: Future[Embedded] = Future()
 
         def queue(prepared: PreparedImage, started: float) -> None:
             jpeg = encode_jpeg(prepared.pixels) if picture else None
             seconds = time.perf_counter() - started
-            prediction = ticket.submit(prepared.pixels, views)
+            prediction = ticket.submit(prepared.pixels, views, explain)
             self.metrics.stage_seconds.labels("decode").observe(seconds)
             notes.stage("decode", seconds)
             prediction.add_done_callback(lambda done: _forward(done, outcome, prepared, jpeg))

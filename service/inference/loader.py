@@ -17,6 +17,7 @@ from model_store.runtime.runner import Runner
 from service.errors import MemoryShortError, RunnerDeadError
 from service.inference.admission import BatchLimits
 from service.inference.batcher import Batcher
+from service.inference.explaining import LazyExplainer
 from service.inference.memory import needed_to_load
 from service.inference.model_pool import Serving, key_of
 
@@ -60,7 +61,7 @@ class ModelLoader:
             on_run=self.on_run,
             on_death=lambda error: self.on_death(key, error),
         )
-        return Serving(key, runner.artifact, runner, batcher, stamps, reference)
+        return Serving(key, runner.artifact, runner, batcher, stamps, LazyExplainer(runner), reference)
 
 
 def changed_files(serving: Serving) -> list[str]:

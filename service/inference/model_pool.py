@@ -23,6 +23,7 @@ from model_store.novelty.reference import Reference
 from model_store.runtime.runner import Runner
 from service.errors import ModelNotLoadedError, TooManyModelsError, VersionsPinnedError
 from service.inference.batcher import Batcher
+from service.inference.explaining import LazyExplainer
 
 
 def key_of(artifact: Artifact) -> str:
@@ -34,8 +35,9 @@ def key_of(artifact: Artifact) -> str:
 class Serving:
     """A loaded version: its files on disk, its sessions and its queue.
 
-    key: identifies it in the pool, see `key_of`. file_stamps: from the time of loading. reference: for the novelty of
-    images; None if the version was published without one.
+    key: identifies it in the pool, see `key_of`. file_stamps: from the time of loading. explanations: its graph for
+    explanations, which is loaded when it is first used. reference: for the novelty of images; None if the version was
+    published without one.
     """
 
     key: str
@@ -43,12 +45,14 @@ class Serving:
     runner: Runner
     batcher: Batcher
     file_stamps: dict[str, tuple[int, int]]
+    explanations: LazyExplainer
     reference: Reference | None = None
 
     def close(self) -> None:
         """Answer the queued images, and free the sessions."""
         self.batcher.close()
         self.runner.close()
+        self.explanations.close()
         return_freed_memory()
 
 

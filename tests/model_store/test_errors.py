@@ -12,6 +12,7 @@ import pytest
 
 from model_store import errors
 from model_store.errors import Fc7Error, TrainingError
+from model_store.runtime.errors import NotExplainableError
 from model_store.training import errors as training_errors
 
 VALUES: dict[str, Any] = {
@@ -27,7 +28,11 @@ def kinds_of(module: ModuleType) -> list[type[Fc7Error]]:
     return [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Fc7Error)]
 
 
-KINDS = [*kinds_of(errors), *(kind for kind in kinds_of(training_errors) if kind is not TrainingError)]
+KINDS = [
+    *kinds_of(errors),
+    NotExplainableError,
+    *(kind for kind in kinds_of(training_errors) if kind is not TrainingError),
+]
 
 
 def made(kind: type[Fc7Error]) -> Fc7Error:

@@ -15,6 +15,8 @@ import pytest
 
 import index.errors
 import model_store.errors
+import model_store.runtime.errors
+import service.inference.errors
 from model_store.errors import Fc7Error, ImageFormatError
 from service import errors
 from service.api.problems import STATUS, kind_of, problem_of
@@ -23,10 +25,15 @@ from service.errors import BadImageError
 from service.observability.logs import make_logger
 from service.settings import Settings
 
+MODULES = {
+    module.__name__
+    for module in (model_store.errors, model_store.runtime.errors, index.errors, errors, service.inference.errors)
+}
+
 
 def subclasses(kind: type[Fc7Error]) -> Iterator[type[Fc7Error]]:
     for child in kind.__subclasses__():
-        if child.__module__ in (model_store.errors.__name__, index.errors.__name__, errors.__name__):
+        if child.__module__ in MODULES:
             yield child
             yield from subclasses(child)
 

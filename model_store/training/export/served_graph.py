@@ -1,5 +1,7 @@
 """Write a net as the graph that is served (`model.onnx` and `weights.bin`), and read its weights back.
 
+The graph for explanations, `explain.onnx`, is written with it.
+
 Guarantees: the graph contains the mean image, the pixel layout, the recipe's input scale and the scaling of dropout.
 Tensors keep the names of the net's parameters (`conv1.weight`), so weights can be read back: they are the trained ones
 times an exact power of two.
@@ -18,6 +20,7 @@ from onnx import numpy_helper
 from model_store.artifact import MODEL_FILE, WEIGHTS_FILE
 from model_store.errors import CheckpointError, ShapeError
 from model_store.image import CROP, SIZE
+from model_store.training.export.explain_graph import write_explain_graph
 from model_store.training.export.graph import Graph, parameter_shapes, scaled_layer
 from model_store.training.nets.alexnet import DROPOUT_RATE, AlexNet, Architecture
 
@@ -39,6 +42,7 @@ def write_served_graph(net: AlexNet, mean: NDArray[np.float32], folder: Path) ->
         model = Graph(net, weights, WEIGHTS_FILE).build(center)
     onnx.save_model(model, folder / MODEL_FILE)
     onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
+    write_explain_graph(folder)
 
 
 def read_served_weights(folder: Path, architecture: Architecture) -> dict[str, NDArray[np.float32]]:

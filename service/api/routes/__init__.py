@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from service.api.routes import classify, embed, health, images, index, jobs, models, oip, page, search
+from service.api.routes import classify, embed, explain, health, images, index, jobs, models, oip, page, search
 from service.api.routes.labelling import index_map, label_studio, suggestions
 
 ROUTERS = (
     classify.router,
+    explain.router,
     search.router,
     embed.router,
     suggestions.router,  # before the images: a path of theirs would match its path too

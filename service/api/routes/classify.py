@@ -7,10 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from model_store.artifact import Artifact
+from model_store.runtime.explainer import Target, require_explainable
 from service.api.neighbours import check_query, classify_by_neighbours
 from service.api.novelty import novelty_of
 from service.api.parameters import ClassifyQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
+from service.api.routes.explain import draw, explain_task
 from service.api.routes.fast_route import FastRoute
 from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ModelName
 from service.api.upload import receive
@@ -40,6 +42,14 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
         check_query(query, state)
     else:
         _check_k(query.k, artifact)
+    if query.explain:
+        if query.views != 1:
+            raise ParameterError("views", query.views, "1 with explain=true, because a heat map belongs to one crop")
+        if query.by == "neighbours":
+            raise ParameterError(
+                "by", query.by, "network with explain=true; POST /v1/explain?near=KEY explains a neighbor"
+            )
+        require_explainable(artifact)
     async with receive(request) as body:
         return await within_limits(request, state, _classify(request, state, query, body.images))
 
@@ -50,16 +60,20 @@ async def _classify(request: Request, state: State, query: ClassifyQuery, images
     async with state.use(query.model) as serving:
         artifact = serving.artifact
         k = _check_k(query.k, artifact)  # checked again: another version may have been activated while the body arrived
-        embedded = await state.embedder.embed(notes_of(request.scope), serving, images, views=query.views)
+        explain = await explain_task(serving, Target()) if query.explain else None
+        embedded = await state.embedder.embed(
+            notes_of(request.scope), serving, images, views=query.views, explain=explain
+        )
         predictions = [image.prediction for image in embedded]
         novelty = novelty_of(state, serving, predictions, query.threshold)
-        return ClassifyAnswer(
-            model=ModelName.of(artifact),
-            results=[
-                ClassifyResult.of(prediction.probabilities, artifact.labels, k, found)
-                for prediction, found in zip(predictions, novelty, strict=True)
-            ],
-        )
+        results = [
+            ClassifyResult.of(prediction.probabilities, artifact.labels, k, found)
+            for prediction, found in zip(predictions, novelty, strict=True)
+        ]
+        if explain is not None:
+            for result, image in zip(results, embedded, strict=True):
+                result.explanation = await draw(state, artifact, image)
+        return ClassifyAnswer(model=ModelName.of(artifact), results=results)
 
 
 def _check_k(k: int | None, artifact: Artifact) -> int:

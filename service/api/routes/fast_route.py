@@ -40,7 +40,7 @@ class FastRoute(APIRoute):
             request.app.state.keyring.check(request, Scope.READ)
             await check_draining(state)
             answer = await endpoint(request, _parse(model, request.query_params), state)
-            content = answer.__pydantic_serializer__.to_json(answer, exclude_unset=True)
+            content = answer.__pydantic_serializer__.to_json(answer, exclude_unset=True, by_alias=True)
             return Response(content, media_type="application/json")
 
         return handle

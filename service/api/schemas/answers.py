@@ -13,6 +13,7 @@ from index.voting import Votes
 from model_store.artifact import Artifact
 from model_store.novelty.reference import Novelty
 from model_store.runtime.runner import top_k
+from service.api.schemas.explanations import DrawnExplanation
 from service.api.schemas.links import thumbnail_path
 
 
@@ -82,12 +83,13 @@ class ClassifyResult(BaseModel):
     """The most probable classes of one image, most probable first.
 
     `novelty` is null if the version was published without a reference. `evidence`: with by=neighbours, the images that
-    voted, nearest first.
+    voted, nearest first. `explanation`: of the first class, with explain=true.
     """
 
     predictions: list[Prediction]
     novelty: NoveltyInfo | None
     evidence: list[EvidenceInfo] | None = Field(None, exclude_if=lambda value: value is None)
+    explanation: DrawnExplanation | None = Field(None, exclude_if=lambda value: value is None)
 
     @classmethod
     def of(

@@ -1,4 +1,4 @@
-"""`fc7 models compare|quantize|save|load|remove|verify`: compare, quantize, move, delete and verify versions.
+"""`fc7 models compare|quantize|add-explanations|save|load|remove|verify`: compare, extend, move and delete versions.
 
 Out of scope: changing a published version; choosing the precision that is served (FC7_PRECISION); notifying a running
 server, which keeps a version that it has in memory.
@@ -112,6 +112,16 @@ def quantize(
     console.show(table)
     console.show(f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}.")
     console.next_step(f"fc7 models activate {artifact.id}, then FC7_PRECISION={precision[0]} fc7 serve")
+
+
+def add_explanations(model: Model, *, home: Home = None) -> None:
+    """Publish a new version with the graph for explanations added, for a version of an earlier release."""
+    from model_store.training.export.explain_graph import add_explanations  # noqa: PLC0415 - onnx
+
+    store = ModelStore(load_settings(home=home).home)
+    artifact = add_explanations(store.resolve(model), store)
+    console.show(f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}.")
+    console.next_step(f"fc7 models activate {artifact.id}, then fc7 explain IMAGE --out heat.png")
 
 
 def save(

@@ -1,4 +1,4 @@
-"""`fc7 classify` and `fc7 search` as processes."""
+"""`fc7 classify` and `fc7 search` as processes; `fc7 explain` writes the picture that the server answers with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from tests.service.cli.helpers import invoke, run
 from tests.support import pictures
 from tests.support.novelty import FOREIGN, OWN, publish_with_reference
+from tests.support.pictures import jpeg
 from tests.support.server import thread_server
+from tests.support.training.explainable_model import publish_explainable_model
 
 
 @pytest.fixture
@@ -92,3 +94,69 @@ def test_classify_and_search_show_whether_an_image_is_unknown(tmp_path: Path) ->
             refused = invoke(home, command, path, "--threshold", value)
             assert refused.exit_code == 2
             assert "--threshold" in refused.stderr
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(jpeg(3))
+    return path
+
+
+def test_explain_writes_the_pictures_that_the_server_answers_with(tmp_path: Path, photo: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "heat.png"
+    publish_explainable_model(home)
+    with thread_server(home) as server:
+        headers = {"Content-Type": "image/jpeg"}
+        assert server.client.put("/v1/images/a.jpg", content=jpeg(1), headers=headers).status_code == 201
+        for arguments, parameters in (
+            ((), {}),
+            (("--class", "poly, sound"), {"class": "poly, sound"}),
+            (("--near", "a.jpg"), {"near": "a.jpg"}),
+            (("--grid",), {"overlay": "false"}),
+        ):
+            result = invoke(home, "explain", photo, "--out", out, "--json", *arguments)
+            assert result.exit_code == 0, result.output
+            answer = server.client.post("/v1/explain", content=jpeg(3), headers=headers, params=parameters)
+            assert pixels(out.read_bytes()) == pixels(answer.content)
+            document = json.loads(result.stdout)
+            answer = server.client.post("/v1/explain", content=jpeg(3), params={**parameters, "format": "json"})
+            expected = answer.json()["explanation"]
+            assert document["grid"] == expected["grid"]
+            assert document.get("class") == expected["class"]
+            assert document.get("distance") == expected["distance"]
+
+
+def pixels(png: bytes) -> bytes:
+    """Return the compressed pixels; the description differs."""
+    return png[png.index(b"IDAT") :]
+
+
+def test_wrong_use_of_explain_is_explained(tmp_path: Path, photo: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "heat.png"
+    publish_explainable_model(home)
+    wrong = invoke(home, "explain", photo, "--out", tmp_path / "heat.jpg")
+    assert (wrong.exit_code, ".png" in wrong.output) == (2, True)
+    both = invoke(home, "explain", photo, "--out", out, "--class", "1", "--near", "a.jpg")
+    assert (both.exit_code, "either" in both.output) == (2, True)
+    unknown = invoke(home, "explain", photo, "--out", out, "--class", "poly, sond")
+    assert unknown.exit_code == 1
+    assert "'poly, sound'" in str(unknown.exception)
+    (tmp_path / "text.jpg").write_text("text")
+    assert invoke(home, "explain", tmp_path / "text.jpg", "--out", out).exit_code == 1
+    assert invoke(home, "explain", tmp_path / "absent.jpg", "--out", out).exit_code == 1
+    assert not out.exists()
+
+
+def test_a_version_of_an_earlier_release_gets_the_graph_in_a_new_version(tmp_path: Path, photo: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "heat.png"
+    publish_explainable_model(home, explainable=False)
+    refused = invoke(home, "explain", photo, "--out", out)
+    assert "fc7 models add-explanations small:1" in str(refused.exception)
+    assert "Published small:2" in invoke(home, "models", "add-explanations", "small:1").output
+    assert invoke(home, "explain", photo, "--out", out, "--model", "small:2").exit_code == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    archive = tmp_path / "small.fc7.tar"
+    assert invoke(home, "models", "save", "small:2", archive).exit_code == 0
+    assert invoke(tmp_path / "other", "models", "load", archive).exit_code == 0
+    assert invoke(tmp_path / "other", "explain", photo, "--out", out, "--model", "small:1").exit_code == 0

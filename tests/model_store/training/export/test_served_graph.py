@@ -95,7 +95,7 @@ def test_the_graph_has_the_served_interface_and_only_fast_operators(tmp_path: Pa
     assert inside == {"norm2.rows.shape", "norm2.shape"}
     assert (tmp_path / "model.onnx").stat().st_size < 10_000
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["model.onnx", "weights.bin"]
+    assert files == ["explain.onnx", "model.onnx", "weights.bin"]
 
 
 @pytest.mark.parametrize(("dropout", "factor"), [("paper", 0.5), ("inverted", 1.0)])
