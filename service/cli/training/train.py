@@ -46,15 +46,18 @@ Minutes = Annotated[
 ]
 
 
+SourceArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Class folders, a table (CSV, JSON Lines, Parquet), an archive of one, or shards.",
+        show_default=False,
+    ),
+]
+
+
 def train(
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Class folders, a table (CSV, JSON Lines, Parquet), an archive of one, or shards.",
-            show_default=False,
-        ),
-    ] = None,
+    source: SourceArgument = None,
     *,
     name: Annotated[
         str | None,
