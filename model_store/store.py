@@ -25,17 +25,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from model_store import errors
-from model_store.artifact import (
-    MANIFEST_FILE,
-    MODEL_FILE,
-    WEIGHTS_FILE,
-    Artifact,
-    FileEntry,
-    Manifest,
-    ManifestDraft,
-    check_name,
-)
+from model_store.artifact import Artifact
 from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
+from model_store.manifest import MANIFEST_FILE, MODEL_FILE, WEIGHTS_FILE, FileEntry, Manifest, ManifestDraft, check_name
 
 _STAGING = ".staging-"
 _REMOVED = ".removed-"

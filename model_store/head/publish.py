@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_store.artifact import Artifact, ManifestDraft, class_labels, graph_files
+from model_store.artifact import Artifact
 from model_store.durable import copy_file, sha256_of
 from model_store.errors import ArtifactCorruptError
 from model_store.head.fit import FittedHead
 from model_store.head.graph import replace_head
+from model_store.manifest import ManifestDraft, class_labels, graph_files
 from model_store.store import ModelStore
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, Artifact
+from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError, RunnerError, ShapeError
 from model_store.image import CROP
+from model_store.manifest import FEATURES
 from model_store.runtime.engine import Engine
 from model_store.runtime.onnxruntime_engine import OnnxRuntimeEngine, has_cuda
 from model_store.runtime.openvino_engine import OpenVinoEngine, is_available

@@ -28,9 +28,9 @@ from model_store.decoder.decoder import Decoder
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import Fc7Error
 from model_store.prefetch import prefetch
-from model_store.remote_artifact import ShippedArtifact, ShippedVersion
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
+from model_store.transfer.remote_artifact import ShippedArtifact, ShippedVersion
 
 if TYPE_CHECKING:
     import pyarrow

@@ -19,12 +19,12 @@ from rich.table import Table
 
 from index.errors import IndexUnavailableError, IndexUnreachableError
 from model_store import compare as comparison
-from model_store.archive import export_version, import_version
-from model_store.artifact import graph_files
 from model_store.compare import Comparison
 from model_store.errors import ModelInUseError
+from model_store.manifest import graph_files
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.transfer.archive import export_version, import_version
 from service.cli import console
 from service.cli.data.unpack import data_folder
 from service.cli.options import AsJson, Home, Model, model_argument

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from index.bulk.ray.worker import Embedder, WorkerPlan, code_identity
-from model_store.artifact import MODEL_FILE
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import ArtifactCorruptError
 from model_store.image import prepare, views
-from model_store.remote_artifact import ShippedArtifact, ShippedVersion, ship
+from model_store.manifest import MODEL_FILE
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
+from model_store.transfer.remote_artifact import ShippedArtifact, ShippedVersion, ship
 from tests.index.bulk.helpers import save_image
 from tests.support.tiny_model import publish_tiny_model
 

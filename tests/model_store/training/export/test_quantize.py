@@ -13,9 +13,10 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from model_store.artifact import Artifact, ManifestDraft, class_labels
+from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
 from model_store.image import prepare, views
+from model_store.manifest import ManifestDraft, class_labels
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore

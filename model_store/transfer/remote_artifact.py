@@ -16,8 +16,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.artifact import MANIFEST_FILE, Artifact, Manifest, graph_files, read_manifest
+from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError
+from model_store.manifest import MANIFEST_FILE, Manifest, graph_files, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
