@@ -14,18 +14,30 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from model_store.durable import sha256_of
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
-from model_store.manifest import FULL, MANIFEST_FILE, Manifest, fingerprint_of, graph_files, read_manifest
+from model_store.manifest import FULL, INT8, MANIFEST_FILE, Manifest, fingerprint_of, graph_files, read_manifest
+
+ONNXRUNTIME: Final = "onnxruntime"
+OPENVINO: Final = "openvino"
+_TITLES: Final = {ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}
 
 
 class Artifact:
-    """A version on disk in one precision. `verified` tells whether its files were compared with the manifest."""
+    """A version on disk in one precision, for one engine.
 
-    def __init__(self, path: Path, manifest: Manifest, *, verified: bool, precision: str = FULL) -> None:
+    engine: "onnxruntime" or "openvino", what will run it. `verified` tells whether its files were compared with the
+    manifest.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, *, verified: bool, precision: str = FULL, engine: str = ONNXRUNTIME
+    ) -> None:
         self.path = path
         self.precision = precision
+        self.engine = engine
         self.manifest = manifest
         self._unverified = set() if verified else set(manifest.files)
 
@@ -113,13 +125,24 @@ class Artifact:
             raise ArtifactCorruptError(path, entry.sha256, found)
         self._unverified.discard(name)
 
-    def at(self, precision: str) -> Artifact:
-        """Return the same version in another precision. Raises PrecisionNotFoundError."""
+    def at(self, precision: str, engine: str | None = None) -> Artifact:
+        """Return the same version in another precision, and for `engine` if it is given.
+
+        Raises PrecisionNotFoundError.
+        """
         if precision not in self.precisions:
             raise PrecisionNotFoundError(self.id, precision, self.precisions)
         other = copy(self)
         other.precision = precision
+        other.engine = engine or self.engine
         return other
+
+    def variants(self) -> Iterator[Artifact]:
+        """Yield the version once for each of its fingerprints."""
+        for precision in self.precisions:
+            variant = self.at(precision)
+            for engine in _TITLES if variant.depends_on_engine else (self.engine,):
+                yield variant.at(precision, engine)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -143,13 +166,31 @@ class Artifact:
 
     @property
     def embedder(self) -> str:
-        """The name of the model that an index shows for its vectors: "solar:1" or "solar:1 (int8)"."""
-        return self.id if self.precision == FULL else f"{self.id} ({self.precision})"
+        """The name of the model that an index shows for its vectors: "solar:1" or "solar:1 (int8, OpenVINO)"."""
+        if self.precision == FULL:
+            return self.id
+        engine = f", {_TITLES[self.engine]}" if self._has_own_fingerprint else ""
+        return f"{self.id} ({self.precision}{engine})"
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the vectors in this precision. fc7 vectors are comparable if these are equal."""
-        return fingerprint_of(self.manifest.files, self.precision, self.manifest.base_graphs.get(self.precision))
+        files = fingerprint_of(self.manifest.files, self.precision, self.manifest.base_graphs.get(self.precision))
+        if not self._has_own_fingerprint:
+            return files
+        return hashlib.sha256(bytes.fromhex(files) + self.engine.encode()).hexdigest()
+
+    @property
+    def depends_on_engine(self) -> bool:
+        """Whether the engines compute vectors that are not comparable.
+
+        In int8, a tiny difference before rounding leads to another level.
+        """
+        return self.precision == INT8
+
+    @property
+    def _has_own_fingerprint(self) -> bool:
+        return self.depends_on_engine and self.engine != ONNXRUNTIME
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

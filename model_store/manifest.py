@@ -34,6 +34,7 @@ MODEL_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 REPORT_FOLDER: Final = "report"
 FEATURES: Final = 4096
+INT8: Final = "int8"
 FULL: Final = "fp32"  # the precision whose files are not in a folder of their own
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -56,7 +56,7 @@ def publish_head(store: ModelStore, parent: Artifact, fitted: FittedHead, source
             expected, found = manifest.files[weights].sha256, sha256_of(staged / weights)
             if found != expected:
                 raise ArtifactCorruptError(parent.path / weights, expected, found)
-        return store.publish(staged, draft).at(parent.precision)
+        return store.publish(staged, draft).at(parent.precision, parent.engine)
 
 
 def base_graph(artifact: Artifact, precision: str) -> str:

@@ -162,8 +162,8 @@ def remove(model: Annotated[str, model_argument("NAME:VERSION", "Version to dele
         raise  # whether the index needs this version is unknown
     except IndexUnavailableError:
         needed = ""
-    others = [each for each in store.list() if each.fingerprint == artifact.fingerprint and each.id != artifact.id]
-    if artifact.fingerprint == needed and not others:
+    computed_by = {each.id for each in store.list() if needed in (variant.fingerprint for variant in each.variants())}
+    if computed_by == {artifact.id}:
         raise ModelInUseError(artifact.id, "the model of the index's vectors")
     store.remove(artifact.name, artifact.version)
     console.show(f"Removed {artifact.id}. Its number is not used again.", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from model_store.image import prepare, views
 from model_store.manifest import MODEL_FILE
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
-from model_store.transfer.remote_artifact import ShippedArtifact, ShippedVersion, ship
+from model_store.transfer.remote_artifact import ShippedArtifact, ship
 from tests.index.bulk.helpers import save_image
 from tests.support.tiny_model import publish_tiny_model
 
@@ -84,4 +85,4 @@ def test_version_that_changed_in_transit_is_rejected(tmp_path: Path) -> None:
     files = {name: data.copy() for name, data in version.files.items()}
     files[MODEL_FILE][40] ^= 1
     with pytest.raises(ArtifactCorruptError, match=MODEL_FILE):
-        Runner(ShippedArtifact(ShippedVersion(version.manifest, version.precision, files)))
+        Runner(ShippedArtifact(replace(version, files=files)))
