@@ -19,6 +19,7 @@ from model_store.runtime.runner import Runner
 from model_store.transfer.remote_artifact import ShippedArtifact, ship
 from tests.index.bulk.helpers import save_image
 from tests.support.tiny_model import publish_tiny_model
+from tests.support.training.int8_model import publish_int8_model
 
 
 def test_code_identity_covers_sub_packages_but_not_training(tmp_path: Path) -> None:
@@ -76,6 +77,19 @@ def test_failed_worker_reports_the_reason_in_every_row(tmp_path: Path) -> None:
     assert "another version of fc7" in other.embed(["a"], [""]).to_pylist()[0]["reason"]
     misplaced = Embedder(plan(tmp_path / "elsewhere"), version)
     assert "does not exist" in misplaced.embed(["a"], [""]).to_pylist()[0]["reason"]
+
+
+def test_worker_that_computes_other_vectors_than_the_index_has_refuses(tmp_path: Path) -> None:
+    artifact = publish_int8_model(tmp_path / "home", tmp_path / "data").at("int8")
+    for engine, other in (("onnxruntime", "openvino"), ("openvino", "onnxruntime")):
+        version = ship(artifact.at("int8", engine))
+        results = {}
+        for each in (engine, other):
+            work = replace(plan(tmp_path / "data"), options=RunnerOptions(device="cpu", engine=each))
+            [results[each]] = Embedder(work, version).embed(["val/red/0.png"], [""]).to_pylist()
+        assert (results[engine]["status"], results[other]["status"]) == ("embedded", "failed")
+        expected, found = (artifact.at("int8", each).embedder for each in (engine, other))
+        assert f"computes vectors of {found}, but the index needs those of {expected}" in results[other]["reason"]
 
 
 def test_version_that_changed_in_transit_is_rejected(tmp_path: Path) -> None:
