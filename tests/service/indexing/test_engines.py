@@ -60,8 +60,8 @@ def run_cli(home: Path, *arguments: str | Path, engine: str, precision: str = "i
     return invoke(home, *arguments, FC7_DEVICE="cpu", FC7_ENGINE=engine, FC7_PRECISION=precision)
 
 
-def build(home: Path, data: Path, *, engine: str, precision: str = "int8") -> None:
-    result = run_cli(home, "index", "build", data, engine=engine, precision=precision)
+def build(home: Path, data: Path, *options: str, engine: str, precision: str = "int8") -> None:
+    result = run_cli(home, "index", "build", data, *options, engine=engine, precision=precision)
     assert result.exit_code == 0, result.output
 
 
@@ -135,6 +135,15 @@ def test_commands_do_not_compare_the_vectors_of_two_engines(home: Path, publishe
         assert isinstance(result.exception, IndexModelError), (command, result.exception)
         assert OPENVINO in str(result.exception)
     assert run_cli(home, "search", image, engine="openvino").exit_code == 0
+
+
+def test_a_rebuild_embeds_the_original_files_with_the_new_engine(home: Path, published: Path) -> None:
+    data = published / "data"
+    build(home, data, engine="onnxruntime")
+    build(home, data, "--rebuild", engine="openvino")
+    with thread_server(home, device="cpu", engine="openvino", precision="int8") as server:
+        assert searched(server) == OPENVINO
+        assert max(relative_distances(server, data)) < _LIMIT
 
 
 def test_the_version_that_the_index_needs_is_not_removed(home: Path, published: Path) -> None:
