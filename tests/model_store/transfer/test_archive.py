@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from model_store.archive import export_version, import_version
 from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelArchiveError
 from model_store.store import ModelStore
+from model_store.transfer.archive import export_version, import_version
 from tests.support.tiny_model import publish_tiny_model
 
 Members = list[tuple[tarfile.TarInfo, bytes]]

@@ -16,16 +16,21 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.artifact import MANIFEST_FILE, Artifact, Manifest, graph_files, read_manifest
+from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError
+from model_store.manifest import MANIFEST_FILE, Manifest, graph_files, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class ShippedVersion:
-    """One precision of a version. manifest: the bytes of manifest.json. files: graph and weights, uint8 [bytes]."""
+    """One precision of a version, for one engine.
+
+    manifest: the bytes of manifest.json. files: graph and weights, uint8 [bytes].
+    """
 
     manifest: bytes
     precision: str
+    engine: str
     files: Mapping[str, NDArray[np.uint8]]
 
 
@@ -35,6 +40,7 @@ def ship(artifact: Artifact) -> ShippedVersion:
     return ShippedVersion(
         artifact.manifest.to_bytes(),
         artifact.precision,
+        artifact.engine,
         {name: np.frombuffer(artifact.read(name), np.uint8) for name in sorted(names)},
     )
 
@@ -46,7 +52,7 @@ class ShippedArtifact(Artifact):
         """Raises ArtifactFormatError if this fc7 cannot read the manifest."""
         manifest: Manifest = read_manifest(Path(MANIFEST_FILE), version.manifest)
         path = Path("shipped") / manifest.name / str(manifest.version)
-        super().__init__(path, manifest, verified=True, precision=version.precision)
+        super().__init__(path, manifest, verified=True, precision=version.precision, engine=version.engine)
         self._files = version.files
 
     def read(self, name: str) -> bytes:

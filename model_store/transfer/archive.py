@@ -13,9 +13,10 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from model_store.artifact import MANIFEST_FILE, Artifact, Manifest, ManifestDraft, read_manifest
+from model_store.artifact import Artifact
 from model_store.durable import atomic_file
 from model_store.errors import ModelArchiveError
+from model_store.manifest import MANIFEST_FILE, Manifest, ManifestDraft, read_manifest
 from model_store.store import ModelStore
 
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
