@@ -18,9 +18,7 @@ KEYS_EXPECTED: Final = (
     "scope:key or name:scope:key, separated by commas, where scope is read, write or admin "
     f"and a key has at least {KEY_LENGTH} characters"
 )
-NAME_EXPECTED: Final = (
-    "1 to 64 letters, digits and ._-, starting with a letter or digit, other than read, write and admin"
-)
+NAME_EXPECTED: Final = "1 to 64 letters, digits and ._- that start with a letter or digit; not read, write or admin"
 _NAME: Final = re.compile(r"(?!(?:read|write|admin)$)[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE)
 
 

@@ -181,9 +181,7 @@ class UnauthorizedError(AccessError):
 class UnknownKeyError(UnauthorizedError):
     """The key is unknown or was revoked."""
 
-    message = (
-        "The API key is not valid: it is unknown, or was revoked. Check that it is complete, or ask for a new one."
-    )
+    message = "The API key is not valid: it is unknown or was revoked. Check that it is complete, or ask for a new one."
 
 
 @dataclass(eq=False)

@@ -1,6 +1,7 @@
 """Rate limits: a token bucket, and the text `100/minute`.
 
-Guarantees: a bucket allows `limit` requests at once, and on average `limit` per period. A refused request takes nothing.
+Guarantees: a bucket allows `limit` requests at once, and on average `limit` per period. A refused request is not
+counted.
 Out of scope: limits that several processes share, and use from several threads.
 """
 
