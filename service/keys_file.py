@@ -158,7 +158,9 @@ def _changing(path: Path) -> Iterator[list[StoredKey]]:
     """Yield the keys of the file, and write them back at the end of the block. Raises KeysFileError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f".{path.name}.lock")):
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock):
+            _give_to_owner(lock, path.parent)
             keys = list(read_keys(path)) if path.exists() else []
             yield keys
             content = _File(keys=tuple(keys)).model_dump_json(indent=2) + "\n"
@@ -170,8 +172,8 @@ def _changing(path: Path) -> Iterator[list[StoredKey]]:
         raise KeysFileError(path, problem) from error
 
 
-def _give_to_owner(descriptor: int, folder: Path) -> None:
-    """Give the file to the owner of its folder, who runs the service, if root writes it."""
+def _give_to_owner(file: int | Path, folder: Path) -> None:
+    """Give a file to the owner of its folder, who runs the service, if root writes it."""
     if os.geteuid() == 0:
         owner = folder.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        os.chown(file, owner.st_uid, owner.st_gid)
