@@ -20,11 +20,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from model_store.errors import Fc7Error
 from model_store.runtime.runner import Runner
+from service.api.access.keyring import Keyring
+from service.api.access.origin import RequestOrigin
 from service.api.archive_upload import Uploads
-from service.api.keyring import Keyring
 from service.api.middleware import LingeringClose, Observe
 from service.api.oip_codec import HEADER_LENGTH
-from service.api.origin import RequestOrigin
 from service.api.paths import Paths
 from service.api.problems import handle_error
 from service.api.routes import ROUTERS

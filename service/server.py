@@ -29,7 +29,7 @@ import uvloop
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.auth import check_binding
+from service.api.access.auth import check_binding
 from service.api.problems import problem_of
 from service.errors import ResourcesExhaustedError, SettingError
 from service.process import Shutdown, max_connections, running_threads

@@ -18,7 +18,6 @@ from prometheus_client.registry import Collector
 from service.observability.drift import DriftMetrics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-KEY_FAILURES = ("missing", "unknown", "expired", "scope", "rate")
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 
@@ -62,14 +61,7 @@ class Metrics:
         self.refusals = Counter(
             "fc7_refusals_total", "Refused requests, by the slug of the problem.", ("reason",), registry=registry
         )
-        self.key_failures = Counter(
-            "fc7_key_failures_total",
-            "Requests refused because of their API key: missing, unknown, expired, scope (too low) or rate (too many).",
-            ("reason",),
-            registry=registry,
-        )
-        for reason in KEY_FAILURES:
-            self.key_failures.labels(reason)  # reported as 0 before the first one
+        self.key_failures = _count_key_failures(registry)
         self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
         self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
         self.index_fast_recall = Gauge(
@@ -99,6 +91,19 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _count_key_failures(registry: CollectorRegistry) -> Counter:
+    """Return the counter of refused keys, which reports 0 for every reason before the first one."""
+    counter = Counter(
+        "fc7_key_failures_total",
+        "Requests refused because of their API key: missing, unknown, expired, scope (too low) or rate (too many).",
+        ("reason",),
+        registry=registry,
+    )
+    for reason in ("missing", "unknown", "expired", "scope", "rate"):
+        counter.labels(reason)
+    return counter
 
 
 class _LostLogLines(Collector):

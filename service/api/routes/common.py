@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
-from service.api.auth import require
+from service.api.access.auth import require
 from service.api.problems import PROBLEM_TYPE
 from service.api.schemas.bodies import IMAGES
 from service.api.schemas.problems import InferenceProblem, Problem

@@ -20,7 +20,7 @@ from model_store.errors import DeviceUnavailableError, Fc7Error, NoActiveModelEr
 from model_store.runtime.onnxruntime_engine import has_cuda
 from model_store.runtime.openvino_engine import agrees_in_bf16, has_native_bf16, is_available
 from model_store.store import ModelStore
-from service.api.auth import check_binding
+from service.api.access.auth import check_binding
 from service.cli.doctor.finding import Finding
 from service.errors import SettingError
 from service.factory import runner_options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -70,7 +71,7 @@ def test_a_damaged_file_keeps_the_keys_and_a_deleted_one_revokes_them(home: Path
         assert key not in server.log.read_text()
 
 
-def events(server: ProcessServer, event: str) -> list[dict[str, object]]:
+def events(server: ProcessServer, event: str) -> list[dict[str, Any]]:
     return [line for line in server.lines() if line["event"] == event]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,6 +50,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keys]:
         yield Keys(server, **made)
 
 
+Headers = list[tuple[str, bytes]]
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int
@@ -57,9 +60,7 @@ class Answer:
     problem: dict[str, object]
 
 
-def send(
-    server: ThreadServer, path: str, headers: list[tuple[str, bytes]], method: str = "GET", body: bytes = b""
-) -> Answer:
+def send(server: ThreadServer, path: str, headers: Headers, method: str = "GET", body: bytes = b"") -> Answer:
     """Send a request with exactly these headers, which can be repeated and contain any bytes."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.putrequest(method, path)
@@ -73,11 +74,11 @@ def send(
     return Answer(answer.status, found, json.loads(content) if content.startswith(b"{") else {})
 
 
-def bearer(key: str) -> list[tuple[str, bytes]]:
+def bearer(key: str) -> Headers:
     return [("Authorization", b"Bearer " + key.encode())]
 
 
-WRONG = {
+WRONG: Mapping[str, Callable[[Keys], Headers]] = {
     "missing": lambda _: [],
     "empty": lambda _: [("Authorization", b"Bearer "), ("X-API-Key", b"")],
     "unknown": lambda _: bearer("fc7_" + "A" * 43),

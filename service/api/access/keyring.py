@@ -57,7 +57,7 @@ class Keyring:
     """The accepted keys. As long as none are required, every caller has the scope `admin`."""
 
     def __init__(self, settings: Settings, log: Any, on_failure: Callable[[str], None]) -> None:
-        """Read the keys. on_failure: called with the reason, one of KEY_FAILURES, of each refusal.
+        """Read the keys. on_failure: called with the reason of each refusal: missing, unknown, expired, scope or rate.
 
         Raises KeysFileError, SettingError.
         """

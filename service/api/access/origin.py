@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.addresses import is_ip_address
-from service.api.keyring import Keyring
+from service.api.access.keyring import Keyring
 from service.api.problems import refuse
 from service.errors import HostMalformedError, HostNotAllowedError, OriginNotAllowedError, ServiceError
 from service.settings import Settings

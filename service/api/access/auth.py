@@ -1,7 +1,7 @@
 """Scopes that routes require, and the check of the address that the server listens on.
 
 Guarantees: without keys the server listens on loopback only, unless FC7_ALLOW_ANONYMOUS is set.
-Out of scope: the keys (see `service.api.keyring`), web pages of other origins (see `service.api.origin`).
+Out of scope: the keys (see `service.api.access.keyring`), web pages of other origins (see `service.api.access.origin`).
 """
 
 from __future__ import annotations
