@@ -1,7 +1,7 @@
 """API keys and what they permit.
 
 Guarantees: an invalid key is rejected without printing it.
-Out of scope: checking the key of a request (see `service.api.access.keyring`), the file of keys (see `service.keys_file`).
+Out of scope: checking the key of a request (see `service.api.access.keyring`), the keys file (see `service.keys_file`).
 """
 
 from __future__ import annotations

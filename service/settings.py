@@ -180,12 +180,12 @@ class Settings(BaseSettings):
         default=(),
         description=(
             "API keys, as scope:key or name:scope:key, separated by commas, where scope is read, write or admin and a "
-            f"key has at least {KEY_LENGTH} characters. fc7 keys new creates keys that are stored as hashes instead."
+            f"key has at least {KEY_LENGTH} characters. `fc7 keys new` creates keys that are stored as hashes instead."
         ),
     )
     keys_file: Path | None = Field(
         default=None,
-        description="File of the API keys that fc7 keys creates; the server reads it again if it changes (unset: "
+        description="File with the hashed keys of `fc7 keys new`; the server reads it again if it changes (unset: "
         "keys.json in FC7_HOME). Once it exists, every request needs a key.",
     )
     allow_anonymous: bool = Field(
