@@ -112,6 +112,7 @@ class Observe:
         if notes.reason:
             metrics.refusals.labels(notes.reason).inc()
         log = self._state.log.error if status == HTTPStatus.INTERNAL_SERVER_ERROR else self._state.log.info
+        client = scope["client"][0] if scope.get("client") else None
         more: dict[str, object] = {"images": notes.images} if notes.images else {}
         if self._state.tracing is not None:
             now = time.time_ns()
@@ -126,10 +127,21 @@ class Observe:
             path=scope["path"],
             status=status,
             ms=round(seconds * 1000, 1),
-            client=scope["client"][0] if scope.get("client") else None,
+            client=client,
+            **({"key": notes.key} if notes.key else {}),
             **more,
             **({"reason": notes.reason} if notes.reason else {}),
         )
+        if notes.audited:
+            self._state.log.info(
+                "audit",
+                key=notes.key or None,
+                action=f"{scope['method']} {route}",
+                path=scope["path"],
+                status=status,
+                client=client,
+                request_id=notes.request_id,
+            )
 
 
 class LingeringClose:

@@ -85,7 +85,8 @@ def _url_of(settings: Settings) -> str:
     if not settings.port:
         raise Fc7Error("FC7_PORT is 0, so the port of the server is not known. Give --url http://HOST:PORT.")
     host = _ANY_ADDRESS.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    scheme = "http" if settings.tls_certificate is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _detail(error: HTTPError) -> str:

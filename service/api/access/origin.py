@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.addresses import is_ip_address
+from service.api.access.keyring import Keyring
 from service.api.problems import refuse
 from service.errors import HostMalformedError, HostNotAllowedError, OriginNotAllowedError, ServiceError
 from service.settings import Settings
@@ -43,13 +44,13 @@ _REMEMBERED: Final = 64  # accepted Host headers of different clients
 class RequestOrigin:
     """ASGI middleware that rejects requests to other hosts and from pages of other origins."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
         self._app = app
         self._hosts = settings.allowed_hosts
         self._origins = settings.allowed_origins
-        self._check_hosts = "*" not in self._hosts and (bool(self._hosts) or not settings.api_keys)
-        self._check_origins = not settings.api_keys or settings.allow_anonymous
-        self._has_keys = bool(settings.api_keys)
+        self._check_hosts = "*" not in self._hosts and (bool(self._hosts) or not keyring.required)
+        self._allow_anonymous = settings.allow_anonymous
+        self._keyring = keyring
         self._accepted: dict[bytes, tuple[str, str]] = {}  # Host header -> host, port; parsing it takes 5 microseconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +73,8 @@ class RequestOrigin:
             elif name in _NAMES:
                 headers[name] = value.decode("latin-1")
         host, port = self._check_host(hosts, scope["http_version"])
-        if self._check_origins and not (self._has_keys and _sends_key(headers)):
+        has_keys = self._keyring.required  # becomes true while the server runs, if the first key is created
+        if (not has_keys or self._allow_anonymous) and not (has_keys and _sends_key(headers)):
             self._check_page(scope["method"], headers, host, port)
 
     def _check_host(self, values: list[bytes], http_version: str) -> tuple[str, str]:

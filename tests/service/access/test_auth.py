@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.api.auth import check_binding
+from service.api.access.auth import check_binding
 from service.errors import SettingError
 from service.server import bind
 from service.settings import Settings
