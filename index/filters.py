@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from index.errors import FilterError
 from index.fields import BARE_NAME, FieldType, Scalar, field_name
 
+EXISTS = "exists"
 MAX_CONDITIONS = 16
 MAX_VALUES = 100
 _NAME = re.compile(rf'"(?:[^"\\]|\\.)*"|{BARE_NAME}')
@@ -60,7 +61,10 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One parsed `where`: the field's stored name, one of the operators = > >= < <=, and the values."""
+    """One parsed `where`: the field's stored name, one of the operators = > >= < <=, and the values.
+
+    The operator `exists`, which has no values and cannot be written, matches the images that have the field.
+    """
 
     text: str
     field: str
@@ -88,12 +92,28 @@ def parse_where(texts: Sequence[str]) -> Where | None:
     return Where(tuple(_parse(text) for text in texts)) if texts else None
 
 
+def parse_field(text: str) -> tuple[str, ...]:
+    """Return the path that a field's name stands for, such as camera.model. Raises FilterError."""
+    path, end = _parse_path(text)
+    if end < len(text):
+        raise FilterError(text, "is not the name of a field")
+    return path
+
+
+def has_field(path: Sequence[str], where: Where | None = None) -> Where:
+    """Return the filter that matches the images with a text, number or boolean in this field, and `where`."""
+    name = field_name(path)
+    return Where((*(where.conditions if where else ()), Condition(name, name, EXISTS, ())))
+
+
 def compared_types(condition: Condition, fields: Fields) -> dict[FieldType, int]:
     """Return the types under which the condition's field is compared, each with the id of (field, type).
 
     Raises FilterError for a field that is not in `fields`, and for a value that is of none of the field's types.
     """
     known = fields.get(condition.field)
+    if condition.operator == EXISTS:
+        return dict(known or {})
     if known is None:
         similar = difflib.get_close_matches(condition.field, fields, n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ""
@@ -111,7 +131,8 @@ def compared_types(condition: Condition, fields: Fields) -> dict[FieldType, int]
     return usable
 
 
-def _parse(text: str) -> Condition:
+def _parse_path(text: str) -> tuple[tuple[str, ...], int]:
+    """Return the path at the start of `text`, and the position after it. Raises FilterError."""
     segments: list[str] = []
     position = 0
     while True:
@@ -121,8 +142,12 @@ def _parse(text: str) -> Condition:
         segments.append(_unquote(text, found.group()) if found.group().startswith('"') else found.group())
         position = found.end()
         if text[position : position + 1] != ".":
-            break
+            return tuple(segments), position
         position += 1
+
+
+def _parse(text: str) -> Condition:
+    segments, position = _parse_path(text)
     operator = _OPERATOR.match(text, position)
     if operator is None:
         raise FilterError(text, "has no operator after the field name")

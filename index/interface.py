@@ -6,7 +6,8 @@ The service and the command line use `ImageIndex` and `VectorSpaces` only, so th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from index import records
 from index.catalog.images import Entry
 from index.catalog.spaces import SwitchResult
+from index.cursor import Order
+from index.duplicates import Duplicates, NearImage, redundant_pairs
+from index.facets import Facets
 from index.filters import Where
-from index.search.duplicates import NearGroups
+from index.labels import LabelledVectors
 from index.search.searcher import Mode
 
 
@@ -29,10 +33,27 @@ class Neighbours(list[records.Neighbour]):
         self.mode = mode
 
 
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """Options of a search: the arguments of `ImageIndex.search`."""
+
+    exclude: Sequence[str]
+    where: Where | None
+    mode: Mode | None
+    max_distance: float | None
+
+    def shorten(self, nearest: Iterable[records.Neighbour]) -> Iterator[records.Neighbour]:
+        """Leave out the neighbors that are too far away."""
+        return (near for near in nearest if self.max_distance is None or near.distance <= self.max_distance)
+
+
 # These types have names because inside the classes below `list` is a method.
 Outcomes = list[records.AddOutcome]
 Answers = list[Neighbours]
+Vectors = dict[str, NDArray[np.float16]]
 MAX_LISTED = 10_000  # near-duplicates in one answer
+_ALL = 2**62
+_DELETE_BATCH = 100
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
@@ -142,11 +163,44 @@ class ImageIndex(ABC):
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
 
     @abstractmethod
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> records.Page:
-        """Return up to `limit` matching images, starting after `cursor`.
+    def list(
+        self,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        where: Where | None = None,
+        prefix: str = "",
+        order: Order | None = None,
+        seed: int = 0,
+    ) -> records.Page:
+        """Return up to `limit` matching images whose keys start with `prefix`, starting after `cursor`.
 
-        The order is stable (by first addition, or by key). An image that exists and matches during a whole listing
-        appears in it exactly once. Raises CursorError, FilterError, ValueError unless limit >= 1.
+        order: "added" (first addition), "updated", "key" or "random", or the first three after "-" for descending; by
+        default "added", or "key" on Milvus. seed: of "random"; each seed is another order. An image that exists and
+        matches during a whole listing appears in it exactly once, unless it changes during a listing by "updated".
+        Raises CursorError, FilterError, ValueError unless limit >= 1.
+        """
+
+    @abstractmethod
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of those `keys` that have a vector of a model; of the searched one by default.
+
+        Raises InvalidKeyError, KeyNotFoundError, IndexModelError.
+        """
+
+    @abstractmethod
+    def fields(
+        self,
+        limit: int,
+        *,
+        where: Where | None = None,
+        field: str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Facets:
+        """Return the metadata fields of the matching images, with up to `limit` of the most frequent values of each.
+
+        field: only this one. stopped: called repeatedly; once it returns True, IndexUnavailableError is raised.
+        Raises FilterError.
         """
 
     @abstractmethod
@@ -175,23 +229,34 @@ class ImageIndex(ABC):
         vectors: NDArray[np.float32],
         k: int,
         *,
-        exclude: str | None = None,
+        exclude: str | Sequence[str] = (),
         where: Where | None = None,
         fingerprint: str | None = None,
         mode: Mode | None = None,
+        max_distance: float | None = None,
     ) -> Answers:
         """Return the `k` nearest images of each vector, nearest first; fewer if there are not enough images.
 
-        vectors: float32 [n, 4096]. exclude: key of an image to leave out. where: search only the matching images.
-        fingerprint: of the model that computed `vectors`; the searched model by default. mode: as in `mode`.
+        vectors: float32 [n, 4096]. exclude: a key, or the keys, of images to leave out. where: search only the matching
+        images. fingerprint: of the model that computed `vectors`; the searched model by default. mode: as in `mode`.
+        max_distance: leave out images that are farther away; Euclidean, in the mode `codes` the Hamming distance.
         Raises ShapeError, VectorError, FilterError, KeyNotFoundError for `exclude`, IndexModelError if images have no
         vectors of that model, ModeUnavailableError, ValueError unless k >= 1.
         """
 
     @abstractmethod
-    def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
+    def similar(
+        self,
+        key: str,
+        k: int,
+        *,
+        where: Where | None = None,
+        mode: Mode | None = None,
+        max_distance: float | None = None,
+    ) -> Neighbours:
         """Return the `k` matching images nearest to an indexed image, without that image itself.
 
+        The options are those of `search`.
         Raises InvalidKeyError, KeyNotFoundError, FilterError, ModeUnavailableError, IndexModelError if the image has
         no vector of the searched model.
         """
@@ -205,11 +270,44 @@ class ImageIndex(ABC):
         where: Where | None = None,
         images: int = MAX_LISTED,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> records.Duplicates:
+    ) -> Duplicates:
         """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first.
 
         limit: maximum number of groups. images: maximum number of images listed in them. stopped: called repeatedly;
         once it returns True, the groups found so far are returned. Raises FilterError.
+        """
+
+    def delete_duplicates(
+        self, threshold: float, *, where: Where | None = None, stopped: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Delete the images of each group that are at most `threshold` from the one to keep; return how many.
+
+        An image is deleted only if neither it nor the one to keep was replaced or deleted meanwhile. stopped: called
+        repeatedly; once it returns True, the rest is not deleted. Raises FilterError, IndexReadOnlyError.
+        """
+        found = self.duplicates(threshold, _ALL, where=where, images=_ALL, stopped=stopped)
+        pairs, deleted = redundant_pairs(found.groups, threshold), 0
+        for start in range(0, len(pairs), _DELETE_BATCH):
+            if stopped():
+                break
+            deleted += self._delete_if_unchanged(pairs[start : start + _DELETE_BATCH])
+        return deleted
+
+    @abstractmethod
+    def _delete_if_unchanged(self, pairs: Sequence[tuple[NearImage, NearImage]]) -> int:
+        """Delete the first image of each pair if both still have the same bytes; return how many were deleted."""
+
+    @abstractmethod
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, in batches and in the order of listings, with a metadata field and their vectors.
+
+        field: its name as in filters, such as "label" or "camera.model". only_labelled: leave out images without a
+        text, number or boolean there. fingerprint: of the model whose vectors to return; the searched one by default.
+        During a migration, images can be without a vector of the new model.
+        Raises FilterError, also for a name that is not valid, and IndexModelError if the index has no vectors of that
+        model. The vectors of an index on Milvus are those of the searched model only.
         """
 
     @abstractmethod
@@ -262,23 +360,9 @@ class ImageIndex(ABC):
         ]
 
 
-def describe_groups(found: NearGroups, keys: Mapping[int, str]) -> records.Duplicates:
-    """Replace vector ids by keys. keys: of the vectors that still exist."""
-    groups = []
-    for group in found.groups:
-        images = [records.NearImage(keys[number], distance) for distance, number in group.others if number in keys]
-        deleted = len(group.others) - len(images)
-        if group.first in keys and images:
-            groups.append(records.DuplicateGroup(keys[group.first], group.size - deleted, images))
-    note = ""
-    if found.stopped:
-        note = (
-            "The search was stopped at its time limit, so groups may be missing or split. Use a filter or a smaller "
-            "threshold, or run fc7 index duplicates, which has no time limit."
-        )
-    elif found.shortened:
-        note = "More groups or images were found than are listed. Raise the limit, or delete duplicates and repeat."
-    return records.Duplicates(groups, not (found.stopped or found.shortened), note)
+def keys_of(keys: str | Sequence[str]) -> Sequence[str]:
+    """Return one key, or several, as a sequence."""
+    return [keys] if isinstance(keys, str) else keys
 
 
 def check_at_least_one(name: str, value: int) -> None:

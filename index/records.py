@@ -82,8 +82,8 @@ class ImageRecord:
     def from_row(cls, row: Sequence[Any]) -> Self:
         """Return the record of a stored image. row: these fields in order; metadata is JSON, times are as in `now`."""
         key, sha256, size, width, height, metadata, added_us, updated_us, has_picture = row
-        added, updated = (_EPOCH + timedelta(microseconds=time_us) for time_us in (added_us, updated_us))
-        return cls(key, sha256, size, width, height, json.loads(metadata), added, updated, bool(has_picture))
+        times = time_of(added_us), time_of(updated_us)
+        return cls(key, sha256, size, width, height, json.loads(metadata), *times, bool(has_picture))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,35 +93,6 @@ class Neighbour:
     key: str
     distance: float
     metadata: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class NearImage:
-    """An image of a group of near-duplicates. distance: from the group's first image, as in `Neighbour`."""
-
-    key: str
-    distance: float
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateGroup:
-    """Images linked by pairs that are near-duplicates. key: the image that was stored first.
-
-    size: number of images, with the first one. images: the others, nearest to the first one first.
-    """
-
-    key: str
-    size: int
-    images: list[NearImage]
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicates:
-    """Groups of near-duplicates, largest first. complete: nothing is missing. note: why and how to go on, or ""."""
-
-    groups: list[DuplicateGroup]
-    complete: bool
-    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +305,11 @@ def encode_vectors(vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]])
 def now() -> int:
     """Return the current time as it is stored: in microseconds since 1970, UTC."""
     return time.time_ns() // 1000
+
+
+def time_of(microseconds: int) -> datetime:
+    """Return a time that is stored as in `now`."""
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def checksum(row: NDArray[np.float16] | bytes) -> int:

@@ -10,6 +10,8 @@ import math
 import os
 from pathlib import Path
 
+from threadpoolctl import ThreadpoolController
+
 from model_store.control_groups import control_groups
 
 
@@ -25,6 +27,14 @@ def usable_cores(root: Path = Path("/")) -> int:
     ]
     cores = len(os.sched_getaffinity(0))
     return max(1, min([cores, *(math.ceil(share) for share in shares if share is not None)]))
+
+
+def limit_blas() -> None:
+    """Limit NumPy's matrix products to one thread from now on, in the whole process.
+
+    OpenBLAS splits even a product of one vector. Its threads then spin for 20 ms on cores that the net needs.
+    """
+    ThreadpoolController().select(internal_api="openblas").select(threading_layer="pthreads").limit(limits=1)
 
 
 def _share(words: list[str]) -> float | None:

@@ -103,7 +103,7 @@ def _add_middleware(app: FastAPI, state: State) -> None:
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
-            allow_headers=("Authorization", "If-None-Match", "X-API-Key", "X-Request-ID", HEADER_LENGTH),
+            allow_headers=("*",),  # clients of OpenAI's API and of OpenTelemetry send headers of their own
             expose_headers=("Allow", "ETag", "Location", "Retry-After", "Server-Timing", "X-Request-ID", HEADER_LENGTH),
             allow_private_network=True,
         )

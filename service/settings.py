@@ -11,7 +11,6 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,47 +19,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.runtime.options import EngineName
 from service.addresses import Address, HostPatterns, Origins, RootPath
+from service.api_keys import KEY_LENGTH, KEYS_EXPECTED, ApiKey, parse_keys
 from service.errors import SettingError
 
 PREFIX = "FC7_"
-KEY_LENGTH = 16
-_KEYS_EXPECTED = (
-    "scope:key pairs separated by commas, where scope is read, write or admin "
-    f"and a key has at least {KEY_LENGTH} characters"
-)
-
-
-class Scope(IntEnum):
-    """What a key permits. Each scope includes the lower ones."""
-
-    READ = 1
-    WRITE = 2
-    ADMIN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """An API key and its scope."""
-
-    scope: Scope
-    secret: SecretStr
-
-
-def _parse_keys(value: object) -> object:
-    """Parse `read:KEY,write:KEY`; return a value that is not text unchanged."""
-    if not isinstance(value, str):
-        return value
-    keys = []
-    for position, entry in enumerate(filter(None, (part.strip() for part in value.split(","))), start=1):
-        scope, colon, secret = entry.partition(":")
-        if not colon or scope.upper() not in Scope.__members__:
-            raise ValueError(f"entry {position} does not start with read:, write: or admin:")
-        if len(secret) < KEY_LENGTH or not secret.isascii() or not secret.isprintable() or " " in secret:
-            raise ValueError(
-                f"entry {position} needs a key of at least {KEY_LENGTH} printable ASCII characters without spaces"
-            )
-        keys.append(ApiKey(Scope[scope.upper()], SecretStr(secret)))
-    return tuple(keys)
 
 
 class Settings(BaseSettings):
@@ -200,11 +162,11 @@ class Settings(BaseSettings):
             "Memory (MB) for all images that are being decoded; others wait (unset: half of the available memory)."
         ),
     )
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)] = Field(
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(parse_keys)] = Field(
         default=(),
         description=(
             "API keys, as scope:key pairs separated by commas, where scope is read, write or admin and a key has "
-            "at least 16 characters."
+            f"at least {KEY_LENGTH} characters."
         ),
     )
     allow_anonymous: bool = Field(
@@ -247,6 +209,14 @@ class Settings(BaseSettings):
         default=20_000,
         ge=0,
         description="Number of vectors from which short codes for the mode fast are trained (0: never).",
+    )
+    novelty_threshold: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of a model's own validation images that is accepted; an image that is farther from the "
+        "training images than these is unknown. 1 accepts everything.",
     )
     max_loaded: int = Field(
         default=3,
@@ -332,7 +302,7 @@ def load_settings(**overrides: Any) -> Settings:
         field = str(error["loc"][0])
         value = given.get(field, os.environ.get(variable(field), ""))
         if field == "api_keys":
-            raise SettingError(variable(field), "(hidden)", f"{_KEYS_EXPECTED} ({error['msg']})") from None
+            raise SettingError(variable(field), "(hidden)", f"{KEYS_EXPECTED} ({error['msg']})") from None
         raise SettingError(variable(field), str(value), _expected(field)) from None
 
 

@@ -152,7 +152,9 @@ class Resources:
         self.metrics.model.labels(artifact.name, artifact.version, artifact.precision, serving.runner.device).set(1)
 
     def _load(self, artifact: Artifact) -> Serving:
-        return self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first version must be loaded
+        serving = self._loader.load(artifact, check_memory=bool(self.models.ids()))  # the first one must be loaded
+        self.metrics.drift.add_model(serving.artifact, serving.reference)
+        return serving
 
     def _count_decode_failure(self, event: Event) -> None:
         self.metrics.decode_failures.labels(event).inc()

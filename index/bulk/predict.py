@@ -26,6 +26,7 @@ from model_store.decoder.decoder import Decoder
 from model_store.errors import ImageError
 from model_store.image import views
 from model_store.image_files import SkipKind, Skipped, reason_of
+from model_store.novelty.reference import Novelty, Reference
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Outputs, Runner, average_views
 
@@ -42,12 +43,16 @@ class NamedImage:
 
 @dataclass(frozen=True, slots=True)
 class PredictedImage:
-    """The outputs for an image: probabilities float32 [K] and fc7 float32 [4096], or the reason why there are none."""
+    """The outputs for an image: probabilities float32 [K] and fc7 float32 [4096], or the reason why there are none.
+
+    novelty: None also for a version without a reference.
+    """
 
     name: str
     probabilities: NDArray[np.float32] | None
     fc7: NDArray[np.float32] | None
     error: str | None
+    novelty: Novelty | None = None
 
 
 def list_images(source: str, skip: Skip) -> Iterator[NamedImage]:
@@ -74,11 +79,12 @@ def predict(
     *,
     workers: int,
     view_count: int = 1,
+    reference: Reference | None = None,
     batch_size: int = 32,
 ) -> Iterator[list[PredictedImage]]:
-    """Yield the outputs of the images in batches. view_count: 1 or 10; probabilities are averaged over the views.
+    """Yield the outputs of the images in batches. view_count: 1 or 10; outputs are averaged over the views.
 
-    fc7 is that of the first view. workers: threads that read and decode. Raises RunnerError and the errors of `images`.
+    reference: for the novelty. workers: threads that read and decode. Raises RunnerError and the errors of `images`.
     """
 
     def prepare(image: NamedImage) -> NDArray[np.uint8]:
@@ -86,11 +92,14 @@ def predict(
 
     with prefetch(prepare, images, workers, 2 * batch_size) as results:
         for batch in batches(results, batch_size):
-            yield _predict_batch(batch, runner, view_count)
+            yield _predict_batch(batch, runner, view_count, reference)
 
 
 def _predict_batch(
-    batch: list[tuple[NamedImage, Future[NDArray[np.uint8]]]], runner: Runner, view_count: int
+    batch: list[tuple[NamedImage, Future[NDArray[np.uint8]]]],
+    runner: Runner,
+    view_count: int,
+    reference: Reference | None,
 ) -> list[PredictedImage]:
     pixels: list[NDArray[np.uint8]] = []
     errors: dict[int, str] = {}
@@ -100,19 +109,24 @@ def _predict_batch(
         except (OSError, ImageError) as error:
             errors[number] = reason_of(error)
     outputs = runner.run(views(np.stack(pixels), view_count)) if pixels else None
-    rows = iter(_rows(outputs, view_count))
-    return [
-        PredictedImage(image.name, None, None, errors[number])
-        if number in errors
-        else PredictedImage(image.name, *next(rows), None)
-        for number, (image, _) in enumerate(batch)
-    ]
+    rows = iter(_rows(outputs, view_count, reference))
+    results = []
+    for number, (image, _) in enumerate(batch):
+        if number in errors:
+            results.append(PredictedImage(image.name, None, None, errors[number]))
+        else:
+            probabilities, fc7, novelty = next(rows)
+            results.append(PredictedImage(image.name, probabilities, fc7, None, novelty))
+    return results
 
 
-def _rows(outputs: Outputs | None, view_count: int) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+def _rows(
+    outputs: Outputs | None, view_count: int, reference: Reference | None
+) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float32], Novelty | None]]:
     if outputs is None:
         return ()
-    return zip(average_views(outputs.probabilities, view_count), outputs.fc7[::view_count], strict=True)
+    probabilities, fc7 = (average_views(values, view_count) for values in outputs)
+    return zip(probabilities, fc7, [None] * len(fc7) if reference is None else reference.measure(fc7), strict=True)
 
 
 def _archive_images(path: Path, skip: Skip) -> Iterator[NamedImage]:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 
 from index.fields import Attribute, FieldType, Scalar, attributes
-from index.filters import Where, compared_types
+from index.filters import EXISTS, Where, compared_types
 
 
 def store(connection: sqlite3.Connection, image: int, metadata: str) -> None:
@@ -57,11 +57,16 @@ def to_sql(
         selects = []
         for kind, field_id in compared_types(condition, fields).items():
             typed = [scalar for value in condition.values if (scalar := value.as_type(kind)) is not None]
-            if condition.operator == "=":
+            if condition.operator == EXISTS:
+                selects.append("field_id = ?")
+            elif condition.operator == "=":
                 selects.append(f"field_id = ? AND value IN ({','.join('?' * len(typed))})")
             else:
                 selects.append(f"field_id = ? AND value {condition.operator} ?")
             values += [field_id, *typed]
+        if not selects:  # no image ever had the field
+            parts.append("0")
+            continue
         if each:
             anyone = " OR ".join(f"({select})" for select in selects)
             parts.append(f"EXISTS (SELECT 1 FROM attributes WHERE image_id = {column} AND ({anyone}))")  # noqa: S608

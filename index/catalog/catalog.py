@@ -18,28 +18,23 @@ import queue
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog import attributes
+from index.catalog import attributes, listing
 from index.catalog import spaces as space_table
 from index.catalog.database import check_format, connect, migrate, record_checksum, translated
-from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_images
+from index.catalog.images import Change, Entry, add_image, add_vector, change_metadata, delete_found, delete_images
 from index.catalog.read_view import ReadView
 from index.catalog.reserve import Reserve
 from index.catalog.spaces import SwitchResult
 from index.catalog.writer import Writer
-from index.cursor import make_cursor, read_cursor
-from index.errors import (
-    IndexFullError,
-    IndexReadOnlyError,
-    IndexSwitchedError,
-    KeyNotFoundError,
-    PictureNotFoundError,
-)
+from index.cursor import Listing, make_cursor, read_cursor
+from index.errors import IndexFullError, IndexReadOnlyError, IndexSwitchedError, KeyNotFoundError, PictureNotFoundError
 from index.fields import Scalar
 from index.filters import Where
 from index.records import DIMENSIONS, ImageRecord, Page, Space, Unembedded
@@ -47,8 +42,6 @@ from model_store.image import PREPARATION
 
 T = TypeVar("T")
 _DELETE_BATCH = 100  # about 10 ms, for which another write may have to wait
-_COLUMNS = """i.key, i.sha256, i.size, i.width, i.height, i.metadata, i.added, i.updated,
-    EXISTS (SELECT 1 FROM pictures p WHERE p.image_id = i.id)"""
 
 
 class Catalog:
@@ -154,15 +147,20 @@ class Catalog:
             if stopped():
                 break
             batch = json.dumps([row[0] for row in found[start : start + _DELETE_BATCH]])
-
-            def work(connection: sqlite3.Connection, batch: str = batch) -> tuple[Change, int]:
-                images = [row[0] for row in connection.execute(query, (batch, *each_values))]
-                change = Change()
-                delete_images(connection, images, change)
-                return change, len(images)
-
+            work = partial(delete_found, query=query, values=(batch, *each_values))
             deleted += self._delete(work, lambda done: committed(done[0]))[1]
         return deleted
+
+    def delete_if_unchanged(
+        self, pairs: Sequence[tuple[str, str, str, str]], committed: Callable[[Change], None]
+    ) -> int:
+        """Delete images in one transaction, and return how many.
+
+        pairs: key and sha256 of an image to delete, and those of another image. Nothing is deleted for a pair if one
+        of the two images does not exist any more, or has another sha256.
+        """
+        work = partial(delete_found, query=listing.UNCHANGED, values=(json.dumps(pairs),))
+        return self._delete(work, lambda done: committed(done[0]))[1]
 
     def _delete(self, work: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]) -> T:
         """Run a deletion in the writer thread. If the disk is full, it gets the space of the reserve."""
@@ -192,7 +190,7 @@ class Catalog:
 
     def get(self, key: str) -> ImageRecord:
         """Return one image's record. Raises KeyNotFoundError."""
-        return ImageRecord.from_row(self._of_key(key, f"SELECT {_COLUMNS} FROM images i WHERE i.key = ?"))  # noqa: S608
+        return ImageRecord.from_row(self._of_key(key, f"SELECT {listing.RECORD} FROM images i WHERE i.key = ?"))  # noqa: S608
 
     def contains(self, key: str) -> bool:
         """Return whether an image has this key."""
@@ -207,19 +205,14 @@ class Catalog:
             raise PictureNotFoundError(key)
         return bytes(picture)
 
-    def page(self, limit: int, cursor: str | None, where: Where | None = None) -> Page:
-        """Return `limit` images that match, in the order in which they were first added, starting at `cursor`.
-
-        Raises CursorError, FilterError.
-        """
-        after = 0 if cursor is None else read_cursor(cursor, self.identity, where, int, lambda id_: 0 <= id_ < 2**63)
-        condition, values = self._condition(where)
-        rows = self._all(
-            f"SELECT i.id, {_COLUMNS} FROM images i WHERE i.id > ? AND {condition} ORDER BY i.id LIMIT ?",  # noqa: S608
-            (after, *values, limit + 1),
-        )
-        next_cursor = make_cursor(self.identity, where, rows[limit - 1][0]) if len(rows) > limit else None
-        return Page([ImageRecord.from_row(row[1:]) for row in rows[:limit]], next_cursor)
+    def page(self, limit: int, cursor: str | None, wanted: Listing) -> Page:
+        """Return `limit` images of a listing, starting at `cursor`. Raises CursorError, FilterError."""
+        after = None
+        if cursor is not None:
+            after = read_cursor(cursor, self.identity, wanted, lambda last: listing.is_position(wanted, last))
+        with self._reader() as connection:
+            images, last = listing.read_page(connection, wanted, after, limit)
+        return Page(images, None if last is None else make_cursor(self.identity, wanted, last))
 
     def images(self) -> int:
         """Return the number of images."""
@@ -247,6 +240,11 @@ class Catalog:
         """Return {vector id: (key, metadata as JSON)} of the vectors that still exist."""
         with self._reader() as connection:
             return ReadView(None, connection, None).describe(vector_ids)
+
+    def describe_images(self, vector_ids: Sequence[int]) -> Sequence[tuple[Any, ...]]:
+        """Return the images of those vectors that still exist, the best one first: see `listing.describe`."""
+        with self._reader() as connection:
+            return listing.describe(connection, json.dumps(list(vector_ids)))
 
     @contextmanager
     def read_view(self, capture: Callable[[], T]) -> Iterator[ReadView[T]]:

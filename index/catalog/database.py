@@ -89,6 +89,8 @@ MIGRATIONS = (
     ALTER TABLE images ADD COLUMN preparation INTEGER NOT NULL DEFAULT 1;
     CREATE INDEX images_of_preparation ON images (preparation);
     """,
+    # For listings by the time of the last change: 130 ms become 4 ms for a page of 100,000 images.
+    "CREATE INDEX images_of_update ON images (updated);",
 )
 
 # Free pages can be returned to the file system a few at a time (see writer.py). Takes effect only in a new database, or

@@ -131,6 +131,14 @@ def delete_images(connection: sqlite3.Connection, images: Sequence[int], change:
         connection.execute("DELETE FROM images WHERE id = ?", (image,))
 
 
+def delete_found(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> tuple[Change, int]:
+    """Delete the images whose ids a query returns; return the change, and how many images these were."""
+    images = [row[0] for row in connection.execute(query, values)]
+    change = Change()
+    delete_images(connection, images, change)
+    return change, len(images)
+
+
 def _write(connection: sqlite3.Connection, record: tuple[str | int, ...], preparation: int) -> int:
     """Insert a record (key, sha256, size, width, height, metadata, added, updated), or replace that of its key."""
     [image] = connection.execute(

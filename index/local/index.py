@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +22,28 @@ from numpy.typing import NDArray
 from index import records
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
+from index.catalog.facets import read_facets
+from index.catalog.labelled import labelled_vectors
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.read_view import ReadView
+from index.cursor import Listing, Order
+from index.duplicates import Duplicates, NearImage, describe_groups
 from index.errors import IndexModelError, IndexSwitchedError
-from index.filters import Where
+from index.facets import Facets
+from index.filters import Where, has_field, parse_field
 from index.interface import (
     MAX_LISTED,
     Answers,
     ImageIndex,
     Neighbours,
     Outcomes,
+    SearchOptions,
     Update,
+    Vectors,
     check_at_least_one,
-    describe_groups,
+    keys_of,
 )
+from index.labels import LabelledVectors
 from index.local.code_builder import CodeBuilder
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
@@ -120,9 +128,10 @@ class LocalImageIndex(ImageIndex):
         """Return one image's record. Raises InvalidKeyError, KeyNotFoundError."""
         return self._catalog.get(records.check_key(key))
 
-    def vectors(self, keys: Sequence[str]) -> dict[str, NDArray[np.float16]]:
-        """Return {key: float16 [4096]} of those `keys` that have a vector of this model. Raises as `get` does."""
-        found = {key: self._catalog.vector(self.spaces.active.record.id, records.check_key(key)) for key in keys}
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of those `keys` that have a vector of the model."""
+        space = self.spaces.space(fingerprint).record.id
+        found = {key: self._catalog.vector(space, records.check_key(key)) for key in keys}
         return {key: stored[1] for key, stored in found.items() if stored is not None}
 
     def contains(self, key: str) -> bool:
@@ -133,10 +142,31 @@ class LocalImageIndex(ImageIndex):
         """Return the stored 256x256 JPEG. Raises InvalidKeyError, KeyNotFoundError, PictureNotFoundError."""
         return self._catalog.picture(records.check_key(key))
 
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> records.Page:
-        """Return up to `limit` matching images in the order of their first addition, starting after `cursor`."""
+    def list(
+        self,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        where: Where | None = None,
+        prefix: str = "",
+        order: Order | None = None,
+        seed: int = 0,
+    ) -> records.Page:
+        """Return up to `limit` matching images, by default in the order of their first addition, after `cursor`."""
         check_at_least_one("limit", limit)
-        return self._catalog.page(limit, cursor, where)
+        return self._catalog.page(limit, cursor, Listing(where, prefix, order or "added", seed))
+
+    def fields(
+        self,
+        limit: int,
+        *,
+        where: Where | None = None,
+        field: str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Facets:
+        """Return the metadata fields of the matching images, with their most frequent values."""
+        check_at_least_one("limit", limit)
+        return read_facets(self._catalog.path, limit, where=where, field=field, stopped=stopped)
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
@@ -158,18 +188,28 @@ class LocalImageIndex(ImageIndex):
         vectors: NDArray[np.float32],
         k: int,
         *,
-        exclude: str | None = None,
+        exclude: str | Sequence[str] = (),
         where: Where | None = None,
         fingerprint: str | None = None,
         mode: Mode | None = None,
+        max_distance: float | None = None,
     ) -> Answers:
         """Return the `k` nearest images of each vector, float32 [n, 4096], nearest first."""
         space = self.spaces.space(fingerprint)
-        stored = None if exclude is None else self._catalog.vector(space.record.id, records.check_key(exclude))
-        excluded = None if stored is None else stored[0]
-        return self._neighbours(space, records.encode_vectors(vectors), k, excluded=excluded, where=where, mode=mode)
+        options = SearchOptions(keys_of(exclude), where, mode, max_distance)
+        stored = [self._catalog.vector(space.record.id, records.check_key(key)) for key in options.exclude]
+        excluded = {each[0] for each in stored if each is not None}
+        return self._neighbours(space, records.encode_vectors(vectors), k, excluded, options)
 
-    def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
+    def similar(
+        self,
+        key: str,
+        k: int,
+        *,
+        where: Where | None = None,
+        mode: Mode | None = None,
+        max_distance: float | None = None,
+    ) -> Neighbours:
         """Return the `k` matching images nearest to an indexed image, without that image itself."""
         while True:
             space = self.spaces.active
@@ -179,10 +219,17 @@ class LocalImageIndex(ImageIndex):
             if stored is not None:
                 vector_id, vector = stored
                 with contextlib.suppress(IndexSwitchedError):  # the index switched models: search its new vectors
-                    [neighbours] = self._neighbours(
-                        space, vector[np.newaxis], k, excluded=vector_id, where=where, mode=mode
-                    )
+                    options = SearchOptions([key], where, mode, max_distance)
+                    [neighbours] = self._neighbours(space, vector[np.newaxis], k, {vector_id}, options)
                     return neighbours
+
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, a thousand at a time, with a metadata field and their vectors of one model."""
+        path = parse_field(field)
+        wanted = has_field(path, where) if only_labelled else where
+        return labelled_vectors(self._catalog.path, fingerprint or self.searched.fingerprint, path, wanted)
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.
@@ -199,29 +246,31 @@ class LocalImageIndex(ImageIndex):
         where: Where | None = None,
         images: int = MAX_LISTED,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> records.Duplicates:
+    ) -> Duplicates:
         """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first."""
         space = self.spaces.active
         with self._catalog.read_view(space.searcher.view) as read_view:
             view = self._view(space, read_view, where)
-        found = near_groups(view, threshold, groups=limit, vectors=images, stopped=stopped)
-        known = self._catalog.describe(found.ids)  # images that were deleted meanwhile are not in it
-        return describe_groups(found, {number: key for number, (key, _) in known.items()})
+
+        def keep(ids: Sequence[int]) -> int:
+            return next((row[0] for row in self._catalog.describe_images(ids)), ids[0])
+
+        found = near_groups(view, threshold, groups=limit, vectors=images, keep=keep, stopped=stopped)
+        known = self._catalog.describe_images(found.ids)  # images that were deleted meanwhile are not in it
+        return describe_groups(found, {row[0]: NearImage.from_row(row[1:]) for row in known})
+
+    def _delete_if_unchanged(self, pairs: Sequence[tuple[NearImage, NearImage]]) -> int:
+        """Delete the first image of each pair if both still have the same bytes, in one transaction."""
+        compared = [(image.key, image.sha256, kept.key, kept.sha256) for image, kept in pairs]
+        return self._catalog.delete_if_unchanged(compared, self.spaces.apply)
 
     def _neighbours(
-        self,
-        space: SearchSpace,
-        queries: NDArray[np.float16],
-        k: int,
-        *,
-        excluded: int | None,
-        where: Where | None,
-        mode: Mode | None,
+        self, space: SearchSpace, queries: NDArray[np.float16], k: int, excluded: Set[int], options: SearchOptions
     ) -> Answers:
-        """Search one space. excluded: id of a vector to skip. Raises IndexSwitchedError if the space was replaced."""
+        """Search one space. excluded: ids of vectors to skip. Raises IndexSwitchedError if the space was replaced."""
         check_at_least_one("k", k)
-        used_mode = self._codes.resolve_mode(space, mode)
-        count = k + (excluded is not None)
+        where, used_mode = options.where, self._codes.resolve_mode(space, options.mode)
+        count = k + len(excluded)
         if where is None:
             hits = space.searcher.search(queries, count, mode=used_mode)
             found = _ids(hits)
@@ -239,14 +288,11 @@ class LocalImageIndex(ImageIndex):
             ranked = [
                 (float(distance), *known[int(number)])
                 for number, distance in zip(hit.ids, hit.distances, strict=True)
-                if int(number) != excluded and int(number) in known
+                if int(number) not in excluded and int(number) in known
             ]
             nearest = sorted(ranked)[:k]
-            answers.append(
-                Neighbours(
-                    (records.Neighbour(key, distance, json.loads(text)) for distance, key, text in nearest), used_mode
-                )
-            )
+            found_images = (records.Neighbour(key, distance, json.loads(text)) for distance, key, text in nearest)
+            answers.append(Neighbours(options.shorten(found_images), used_mode))
         return answers
 
     def _view(self, space: SearchSpace, read_view: ReadView[View], where: Where | None) -> View:

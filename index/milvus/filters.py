@@ -15,11 +15,11 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from index.fields import FieldType, Scalar, attributes
-from index.filters import Fields, Where, compared_types
+from index.filters import EXISTS, Fields, Where, compared_types
 
 TOKEN_LENGTH = 16
 MAX_TOKENS = 4096  # more values than 16 KB of metadata can have
@@ -62,7 +62,9 @@ def expression(where: Where, fields: Fields) -> str:
     parts = []
     for condition in where.conditions:
         kinds = compared_types(condition, fields)
-        if condition.operator == "=":
+        if condition.operator == EXISTS:
+            parts.append(_exists(condition.field, list(kinds)))
+        elif condition.operator == "=":
             accepted = {
                 _token(condition.field, kind, scalar)
                 for kind in kinds
@@ -81,6 +83,19 @@ def expression(where: Where, fields: Fields) -> str:
                 ranges += [f'bounds["{prefix}{field}"] {condition.operator} {limit}' for prefix in ("v", end)]
             parts.append(f"({' or '.join(ranges)})")
     return " and ".join(parts)
+
+
+def _exists(field: str, kinds: Sequence[FieldType]) -> str:
+    """Return the expression that matches the rows with any value of these types in a field."""
+    parts = ['id == ""']  # matches no row: the field may never have had a value
+    for kind in kinds:
+        if kind is FieldType.BOOLEAN:
+            either = json.dumps([_token(field, kind, value) for value in (False, True)])
+            parts.append(f"array_contains_any(tokens, {either})")
+        else:
+            least = json.dumps(_comparable(kind, "" if kind is FieldType.STRING else float("-inf")))
+            parts += [f'bounds["{prefix}{field_id(field, kind)}"] >= {least}' for prefix in ("v", "h")]
+    return f"({' or '.join(parts)})"
 
 
 def _token(name: str, kind: FieldType, value: Scalar) -> str:

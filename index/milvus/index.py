@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -27,13 +27,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import errors, records
-from index.cursor import make_cursor, read_cursor
-from index.filters import Where
-from index.interface import MAX_LISTED, Answers, ImageIndex, Neighbours, Outcomes, Update, check_at_least_one
+from index.cursor import Listing, Order, make_cursor, read_cursor
+from index.duplicates import Duplicates, NearImage
+from index.facets import Facets
+from index.filters import Where, has_field, parse_field
+from index.interface import (
+    MAX_LISTED,
+    Answers,
+    ImageIndex,
+    Neighbours,
+    Outcomes,
+    SearchOptions,
+    Update,
+    Vectors,
+    check_at_least_one,
+    keys_of,
+)
+from index.labels import LabelledVectors, value_at
 from index.milvus import schema
 from index.milvus.client import Milvus
 from index.milvus.filters import fields_of
-from index.milvus.search import MAX_K, find_duplicates, nearest
+from index.milvus.listing import count_fields, is_position, read_page
+from index.milvus.search import MAX_K, find_duplicates, resolve_mode, search
 from index.milvus.spaces import Spaces, stats_of
 from index.milvus.upsert import Upsert
 from index.search.searcher import Mode
@@ -41,6 +56,7 @@ from model_store.image import PREPARATION
 
 T = TypeVar("T")
 _DELETE_BATCH = 500
+_VECTOR_BATCH = 512  # 8 MB; Milvus sends 64 MB at most
 
 
 class MilvusImageIndex(ImageIndex):
@@ -141,16 +157,58 @@ class MilvusImageIndex(ImageIndex):
             raise errors.PictureNotFoundError(key)
         return picture
 
-    def list(self, limit: int = 100, cursor: str | None = None, *, where: Where | None = None) -> records.Page:
-        """Return up to `limit` matching images by key, starting after `cursor`."""
+    def list(
+        self,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        where: Where | None = None,
+        prefix: str = "",
+        order: Order | None = None,
+        seed: int = 0,
+    ) -> records.Page:
+        """Return up to `limit` matching images, by default by key, starting after `cursor`.
+
+        Also raises IndexLimitError for more than 100,000 matching images, unless they are listed by key.
+        """
         check_at_least_one("limit", limit)
         limit = min(limit, schema.MAX_ROWS - 1)
-        identity = self._registry.identity
-        after = "" if cursor is None else read_cursor(cursor, identity, where, str, schema.is_id)
+        listing, identity = Listing(where, prefix, order or "key", seed), self._registry.identity
+        after = None
+        if cursor is not None:
+            after = read_cursor(cursor, identity, listing, lambda last: is_position(listing, last))
         condition = self._registry.expression(where)
-        rows = self._milvus.page(self._collection(), schema.RECORD, after=after, limit=limit + 1, where=condition)
-        next_cursor = make_cursor(identity, where, rows[limit - 1]["id"]) if len(rows) > limit else None
-        return records.Page([schema.record_of(row) for row in rows[:limit]], next_cursor)
+        rows, last = read_page(self._milvus, self._collection(), listing, where=condition, after=after, limit=limit)
+        next_cursor = None if last is None else make_cursor(identity, listing, last)
+        return records.Page([schema.record_of(row) for row in rows], next_cursor)
+
+    def vectors(self, keys: Sequence[str], *, fingerprint: str | None = None) -> Vectors:
+        """Return {key: float16 [4096]} of these images."""
+        collection = self.spaces.collection(self.spaces.model(fingerprint))
+        ids = {key: schema.id_of(records.check_key(key)) for key in keys}
+        rows = self._milvus.rows(collection, list(ids.values()), ["id", "vector"])
+        for key, row_id in ids.items():
+            if row_id not in rows:
+                raise errors.KeyNotFoundError(key)
+        return {key: schema.vector_of(rows[row_id]) for key, row_id in ids.items()}
+
+    def fields(
+        self,
+        limit: int,
+        *,
+        where: Where | None = None,
+        field: str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Facets:
+        """Return the metadata fields of the matching images, with their most frequent values.
+
+        Also raises IndexLimitError for more than 100,000 matching images.
+        """
+        check_at_least_one("limit", limit)
+        condition = self._registry.expression(where)
+        return count_fields(
+            self._milvus, self._collection(), where=condition, limit=limit, field=field, stopped=stopped
+        )
 
     def delete(self, key: str) -> None:
         """Delete one image; no later search finds it. Raises InvalidKeyError, KeyNotFoundError, IndexReadOnlyError."""
@@ -189,24 +247,49 @@ class MilvusImageIndex(ImageIndex):
         vectors: NDArray[np.float32],
         k: int,
         *,
-        exclude: str | None = None,
+        exclude: str | Sequence[str] = (),
         where: Where | None = None,
         fingerprint: str | None = None,
         mode: Mode | None = None,
+        max_distance: float | None = None,
     ) -> Answers:
         """Return the `k` nearest images of each vector. Also raises IndexLimitError for a `k` above 2,000."""
         model = self.spaces.model(fingerprint)
         queries = records.encode_vectors(vectors)
-        if exclude is not None:
-            self._row(exclude, ["id"])
-        return self._nearest(model, queries, k, exclude=exclude, where=where, mode=mode)
+        for key in keys_of(exclude):
+            self._row(key, ["id"])
+        options = SearchOptions(keys_of(exclude), where, mode, max_distance)
+        return self._nearest(model, queries, k, options)
 
-    def similar(self, key: str, k: int, *, where: Where | None = None, mode: Mode | None = None) -> Neighbours:
+    def similar(
+        self,
+        key: str,
+        k: int,
+        *,
+        where: Where | None = None,
+        mode: Mode | None = None,
+        max_distance: float | None = None,
+    ) -> Neighbours:
         """Return the `k` matching images nearest to an indexed image, without that image itself."""
         model = self.spaces.model(None)
         query = schema.vector_of(self._row(key, ["id", "vector"], model))
-        [neighbours] = self._nearest(model, query[np.newaxis], k, exclude=key, where=where, mode=mode)
+        [neighbours] = self._nearest(model, query[np.newaxis], k, SearchOptions([key], where, mode, max_distance))
         return neighbours
+
+    def labelled_vectors(
+        self, field: str, *, only_labelled: bool = False, where: Where | None = None, fingerprint: str | None = None
+    ) -> Iterator[LabelledVectors]:
+        """Yield all matching images, ordered by key, with a metadata field and their vectors of the searched model."""
+        path = parse_field(field)
+        collection = self.spaces.collection(self.spaces.model(fingerprint))
+        condition = self._registry.expression(has_field(path, where) if only_labelled else where)
+        for rows in self._milvus.pages(collection, ["id", "metadata", "vector"], size=_VECTOR_BATCH, where=condition):
+            yield LabelledVectors(
+                [schema.key_of(row["id"]) for row in rows],
+                [value_at(json.loads(row["metadata"]), path) for row in rows],
+                np.stack([schema.vector_of(row) for row in rows]),
+                [],
+            )
 
     def mode(self, requested: Mode | None = None, *, fingerprint: str | None = None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now, among the vectors of a model.
@@ -215,7 +298,7 @@ class MilvusImageIndex(ImageIndex):
         Raises ModeUnavailableError for `codes`, and for `exact` without a FLAT index; IndexModelError.
         """
         model = self.spaces.model(fingerprint)
-        return _resolve_mode(model, self._milvus.index_type(self.spaces.collection(model)), requested)
+        return resolve_mode(model, self._milvus.index_type(self.spaces.collection(model)), requested)
 
     def duplicates(
         self,
@@ -225,7 +308,7 @@ class MilvusImageIndex(ImageIndex):
         where: Where | None = None,
         images: int = MAX_LISTED,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> records.Duplicates:
+    ) -> Duplicates:
         """Return groups of matching images that are linked by pairs at most `threshold` apart, the largest first.
 
         Fetches the vectors of all matching images. Also raises IndexLimitError for more than 100,000 images.
@@ -234,6 +317,19 @@ class MilvusImageIndex(ImageIndex):
         return find_duplicates(
             self._milvus, self._collection(), condition, threshold, limit, images=images, stopped=stopped
         )
+
+    def _delete_if_unchanged(self, pairs: Sequence[tuple[NearImage, NearImage]]) -> int:
+        """Delete the first image of each pair if both still have the same bytes."""
+        self._check_writable()
+        ids = sorted({schema.id_of(image.key) for pair in pairs for image in pair})
+        stored = self._milvus.rows(self._collection(), ids, ["id", "sha256"])
+        current = {schema.key_of(row["id"]): row["sha256"] for row in stored.values()}
+        unchanged = [
+            schema.id_of(image.key)
+            for image, kept in pairs
+            if current.get(image.key) == image.sha256 and current.get(kept.key) == kept.sha256
+        ]
+        return self._delete(unchanged)
 
     # --- the index as a whole -----------------------------------------------------------------------------------------
 
@@ -254,27 +350,13 @@ class MilvusImageIndex(ImageIndex):
         return stats_of(model, self._milvus.count(collection), self.mode(), outdated)
 
     def _nearest(
-        self,
-        model: records.VectorModel,
-        queries: NDArray[np.float16],
-        k: int,
-        *,
-        exclude: str | None,
-        where: Where | None,
-        mode: Mode | None,
+        self, model: records.VectorModel, queries: NDArray[np.float16], k: int, options: SearchOptions
     ) -> Answers:
         check_at_least_one("k", k)
         if k > MAX_K:
             raise errors.IndexLimitError(f"k is {k:,}", MAX_K)
-        collection = self.spaces.collection(model)
-        index_type = self._milvus.index_type(collection)
-        used_mode = _resolve_mode(model, index_type, mode)
-        parts = [self._registry.expression(where)]
-        if exclude is not None:
-            parts.append(f'id != "{schema.id_of(records.check_key(exclude))}"')
-        condition = " and ".join(part for part in parts if part)
-        found = nearest(self._milvus, collection, queries, k, where=condition, index_type=index_type)
-        return [Neighbours(neighbours, used_mode) for neighbours in found]
+        collection, condition = self.spaces.collection(model), self._registry.expression(options.where)
+        return search(self._milvus, collection, queries, k, model=model, condition=condition, options=options)
 
     def _row(self, key: str, fields: Sequence[str], model: records.VectorModel | None = None) -> schema.Row:
         """Return an image's row. Raises InvalidKeyError, KeyNotFoundError."""
@@ -316,13 +398,3 @@ class MilvusImageIndex(ImageIndex):
     def _check_writable(self) -> None:
         if self._read_only:
             raise errors.IndexReadOnlyError(self._milvus.uri, "it was opened for reading only")
-
-
-def _resolve_mode(model: records.VectorModel, index_type: str, requested: Mode | None) -> Mode:
-    """Return the mode in which a collection with this type of Milvus index is searched. Raises ModeUnavailableError."""
-    if requested == "codes":
-        raise errors.ModeUnavailableError("codes", model.model, reason="An index on Milvus has no binary codes")
-    if requested == "exact" and index_type != "FLAT":
-        reason = f"The collection's index on Milvus is {index_type}, not FLAT"
-        raise errors.ModeUnavailableError("exact", model.model, reason=reason)
-    return "exact" if index_type == "FLAT" else "fast"

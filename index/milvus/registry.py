@@ -18,7 +18,7 @@ from itertools import count
 
 from index.errors import IndexFormatError, IndexUnavailableError
 from index.fields import FieldType
-from index.filters import Where
+from index.filters import EXISTS, Where
 from index.milvus.client import Milvus
 from index.milvus.filters import expression, field_id
 from index.milvus.schema import META_SUFFIX, collection_of, meta_schema
@@ -137,9 +137,10 @@ class Registry:
         if where is None:
             return ""
         names = {condition.field for condition in where.conditions}
+        compared = {condition.field for condition in where.conditions if condition.operator != EXISTS}
         ids = [_FIELD + field_id(name, kind) for name in names for kind in FieldType]
         fields = _fields(row["value"] for row in self._milvus.rows(self._collection, ids, ["id", "value"]).values())
-        if names - fields.keys():  # unknown: read all fields, so that the error can suggest a similar name
+        if compared - fields.keys():  # unknown: read all fields, so that the error can suggest a similar name
             fields = _fields(self._all(_FIELD).values())
         return expression(where, fields)
 

@@ -14,12 +14,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from index.errors import IndexLimitError
-from index.interface import describe_groups
+from index.duplicates import Duplicates, NearImage, describe_groups, rank
+from index.errors import IndexLimitError, ModeUnavailableError
+from index.interface import Answers, Neighbours, SearchOptions
 from index.milvus.client import Milvus
-from index.milvus.schema import Row, key_of, vector_of
-from index.records import Duplicates, Neighbour
+from index.milvus.schema import Row, id_of, ids_in, key_of, vector_of
+from index.records import Neighbour, VectorModel, check_key
 from index.search.duplicates import NearGroups, near_groups
+from index.search.searcher import Mode
 from index.search.segment import Segment
 from index.search.view import View
 
@@ -30,6 +32,7 @@ _PAGE = 1000  # rows in a call and in a segment
 _ROW_BATCH = 2048  # 16 KB each
 _EXTRA_CANDIDATES = 8  # beyond k, to detect equal distances at the end of the result
 _FIELDS = ["id", "metadata", "vector"]
+_DESCRIPTION = ["sha256", "size", "width", "height", "added"]
 
 
 def nearest(
@@ -53,6 +56,29 @@ def nearest(
     return results
 
 
+def search(
+    milvus: Milvus,
+    collection: str,
+    queries: NDArray[np.float16],
+    k: int,
+    *,
+    model: VectorModel,
+    condition: str,
+    options: SearchOptions,
+) -> Answers:
+    """Return the `k` nearest images of each query. condition: the expression of the filter.
+
+    Raises ModeUnavailableError.
+    """
+    index_type = milvus.index_type(collection)
+    mode = resolve_mode(model, index_type, options.mode)
+    excluded = [id_of(check_key(key)) for key in options.exclude]
+    parts = [condition, f"not ({ids_in(excluded)})" if excluded else ""]
+    where = " and ".join(part for part in parts if part)
+    found = nearest(milvus, collection, queries, k, where=where, index_type=index_type)
+    return [Neighbours(options.shorten(neighbours), mode) for neighbours in found]
+
+
 def find_duplicates(
     milvus: Milvus,
     collection: str,
@@ -64,22 +90,37 @@ def find_duplicates(
     stopped: Callable[[], bool],
 ) -> Duplicates:
     """Return groups of the images that match `where`, linked by pairs at most `threshold` apart, the largest first."""
-    ids: list[str] = []
+    found_images: list[NearImage] = []
     view: View = []
-    for rows in milvus.pages(collection, ["id", "vector"], size=_PAGE, where=where):
+    for rows in milvus.pages(collection, ["id", "vector", *_DESCRIPTION], size=_PAGE, where=where):
         if stopped():
             return describe_groups(NearGroups([], stopped=True, shortened=False), {})
         segment = Segment(len(rows))
-        segment.append(np.arange(len(ids), len(ids) + len(rows)), np.stack([vector_of(row) for row in rows]))
+        numbers = np.arange(len(found_images), len(found_images) + len(rows))
+        segment.append(numbers, np.stack([vector_of(row) for row in rows]))
         segment.alive[:] = True
         view.append((segment, segment.alive))
-        ids += [row["id"] for row in rows]
-        if len(ids) > _MAX_COMPARED:
+        found_images += [NearImage.from_row([key_of(row["id"]), *(row[name] for name in _DESCRIPTION)]) for row in rows]
+        if len(found_images) > _MAX_COMPARED:
             raise IndexLimitError(
                 f"More than {_MAX_COMPARED:,} images would have to be compared: use a filter", _MAX_COMPARED
             )
-    found = near_groups(view, threshold, groups=limit, vectors=images, stopped=stopped)
-    return describe_groups(found, {number: key_of(ids[number]) for number in found.ids})
+
+    def keep(numbers: list[int]) -> int:
+        return min(numbers, key=lambda number: rank(found_images[number]))
+
+    found = near_groups(view, threshold, groups=limit, vectors=images, keep=keep, stopped=stopped)
+    return describe_groups(found, dict(enumerate(found_images)))
+
+
+def resolve_mode(model: VectorModel, index_type: str, requested: Mode | None) -> Mode:
+    """Return the mode in which a collection with this type of Milvus index is searched. Raises ModeUnavailableError."""
+    if requested == "codes":
+        raise ModeUnavailableError("codes", model.model, reason="An index on Milvus has no binary codes")
+    if requested == "exact" and index_type != "FLAT":
+        reason = f"The collection's index on Milvus is {index_type}, not FLAT"
+        raise ModeUnavailableError("exact", model.model, reason=reason)
+    return "exact" if index_type == "FLAT" else "fast"
 
 
 def _search_params(index_type: str, count: int) -> Row:

@@ -40,12 +40,12 @@ Stopped = Callable[[], bool]
 
 @dataclass(frozen=True, slots=True)
 class NearGroup:
-    """A group of near-duplicate vectors. first: the smallest vector id. size: number of vectors, with the first one.
+    """A group of near-duplicate vectors. keep: the id of the vector to keep. size: number of vectors, with this one.
 
-    others: (distance from the first one, vector id) of other vectors, nearest first; perhaps not all of them.
+    others: (distance from it, vector id) of other vectors, nearest first; perhaps not all of them.
     """
 
-    first: int
+    keep: int
     size: int
     others: list[tuple[float, int]]
 
@@ -66,16 +66,23 @@ class NearGroups:
     def ids(self) -> list[int]:
         """The ids of the listed vectors, ascending."""
         others = {number for group in self.groups for _, number in group.others}
-        return sorted(others | {group.first for group in self.groups})
+        return sorted(others | {group.keep for group in self.groups})
 
 
 def near_groups(
-    view: View, threshold: float, *, groups: int, vectors: int, stopped: Stopped = lambda: False
+    view: View,
+    threshold: float,
+    *,
+    groups: int,
+    vectors: int,
+    keep: Callable[[list[int]], int] = min,
+    stopped: Stopped = lambda: False,
 ) -> NearGroups:
     """Return the groups of vectors linked by pairs at most `threshold` apart, largest first.
 
     threshold: a Euclidean distance. groups: the maximum number of groups. vectors: the maximum number of vectors listed
-    in all of them. stopped: called repeatedly; once it returns True, the groups found so far are returned.
+    in all of them. keep: chooses the vector to keep among the ids of a group. stopped: called repeatedly; once it
+    returns True, the groups found so far are returned.
     """
     slots = live_slots(view)
     labels, unique, hashed = _collapse_equal(view, slots, stopped)
@@ -93,12 +100,15 @@ def near_groups(
     for number in np.argsort([-len(each) for each in members], kind="stable")[:groups].tolist():
         if vectors <= 0:
             break
-        group = slots[members[number]][: vectors + 1]
-        vectors -= len(group) - 1
-        shortened = shortened or len(group) < len(members[number])
-        first, *others = ids_at(view, group).tolist()
-        distances = _distances(view, np.full(len(others), group[0]), group[1:]).tolist()
-        listed.append(NearGroup(first, len(members[number]), sorted(zip(distances, others, strict=True))))
+        group = slots[members[number]]
+        ids = ids_at(view, group)
+        kept = keep(ids.tolist())
+        others = group[ids != kept][:vectors]
+        vectors -= len(others)
+        shortened = shortened or len(others) < len(group) - 1
+        distances = _distances(view, np.full(len(others), group[ids == kept][0]), others).tolist()
+        near = sorted(zip(distances, ids_at(view, others).tolist(), strict=True))
+        listed.append(NearGroup(kept, len(group), near))
     return NearGroups(listed, not finished, shortened or len(listed) < len(members))
 
 

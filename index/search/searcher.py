@@ -19,7 +19,6 @@ from typing import Literal, TypeVar
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from index.records import DeviceUse
 from index.search.gpu.device import SearchDevice
@@ -28,6 +27,7 @@ from index.search.gpu.search import candidates, search_exactly
 from index.search.ranking import TIE, Hits, rank, rank_candidates
 from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Scanner, Segment, find_row
 from index.search.view import View, ids_at, live_slots, rows_at, slots_of
+from model_store.cores import limit_blas
 
 Mode = Literal["exact", "fast", "codes"]
 _Item = TypeVar("_Item")
@@ -48,9 +48,7 @@ class Searcher:
 
     def __init__(self, *, threads: int) -> None:
         """threads: how many cores one search uses. Also limits NumPy's matrix products to one thread from now on."""
-        # OpenBLAS splits even the product of one query. Its threads then spin for 20 ms on cores that the net needs.
-        openblas = ThreadpoolController().select(internal_api="openblas").select(threading_layer="pthreads")
-        openblas.limit(limits=1)
+        limit_blas()
         self._threads = threads
         self._lock = threading.Lock()  # held while a few flags change, never during a scan
         self._change = threading.Lock()  # held while rows are written or segments are replaced

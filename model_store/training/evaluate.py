@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,7 +28,7 @@ from model_store.image import CROP, PREPARATION, SIZE, views
 from model_store.image_files import SkipKind, Skipped
 from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner, average_views, top_k
-from model_store.training.data.image_file import load_image
+from model_store.training.data.image_file import ImageFile, load_image
 from model_store.training.data.reader import PREFETCH
 from model_store.training.data.sources import images_of_split
 from model_store.training.figures import FigureCounter, Figures
@@ -90,6 +91,17 @@ class SplitImages:
         while batch := list(islice(remaining, size)):
             pixels, labels = zip(*batch, strict=True)
             yield np.stack(pixels), labels
+
+    def only(self, files: Sequence[ImageFile]) -> SplitImages:
+        """Return the same split with only these of its files."""
+        other = copy(self)
+        other.files = list(files)
+        return other
+
+    def spread(self, count: int) -> SplitImages:
+        """Return the same split with at most `count` of its files, spread over all classes."""
+        kept = min(count, len(self))
+        return self.only([self.files[number * len(self) // kept] for number in range(kept)])
 
     def sample(self, count: int) -> NDArray[np.uint8]:
         """Return at most `count` images spread over all classes, prepared, uint8 [n, 256, 256, 3].

@@ -19,8 +19,9 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from service.api_keys import ApiKey, Scope
 from service.errors import ForbiddenError, SettingError, UnauthorizedError
-from service.settings import ApiKey, Scope, Settings, variable
+from service.settings import Settings, variable
 
 _BEARER = HTTPBearer(auto_error=False, description="A key of FC7_API_KEYS. Required only if keys are configured.")
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in its own header.")

@@ -1,8 +1,8 @@
 """Parses and writes the bodies of the Open Inference Protocol v2: JSON with tensors inside it, or raw bytes after it.
 
 Guarantees: what a request announces (header length, shapes, sizes, counts) is checked against what it contains before
-an array is allocated; every error names the tensor and the rule; a compressed body is decompressed only up to a limit.
-Out of scope: HTTP routes, decoding images, compressed responses, tensors in shared memory.
+an array is allocated; every error names the tensor and the rule.
+Out of scope: HTTP routes, decoding images, compression, tensors in shared memory.
 References: the Open Inference Protocol's REST API; Triton's extensions for binary tensor data and classification.
 """
 
@@ -12,7 +12,6 @@ import base64
 import binascii
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,15 +21,16 @@ from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
 from model_store.image import CROP
-from model_store.runtime.runner import Outputs, top_k
+from model_store.runtime.runner import top_k
 from service.api.bounded_json import Numbers, cut_numbers, loads
-from service.errors import BodyEncodingError, BodyMalformedError, BodyTooLargeError, TooManyImagesError
+from service.errors import BodyMalformedError, TooManyImagesError
 
 PIXELS: Final = "pixels"
 IMAGE: Final = "image"
 PROBABILITIES: Final = "probabilities"
 FC7: Final = "fc7"
-OUTPUTS: Final = (PROBABILITIES, FC7)
+NOVELTY: Final = "novelty"
+OUTPUTS: Final = (PROBABILITIES, FC7)  # without a selection
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 EXTENSIONS: Final = ("binary_tensor_data", "classification")
 
@@ -41,7 +41,6 @@ _KNOWN_DATATYPES: Final = frozenset(
     ["BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64"]
     + [f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)]
 )
-_WINDOW_BITS: Final = {"gzip": (31,), "deflate": (15, -15)}  # for zlib; clients send "deflate" with or without a header
 _MAX_SHOWN: Final = 60  # characters of a client's value in an error message
 _NUMBERS: Final = "(a long list of numbers)"  # in its place, see `cut_numbers`
 _LENGTH_BYTES: Final = 4  # before each element of a BYTES tensor
@@ -65,41 +64,24 @@ class InferRequest:
     images: tuple[bytes, ...]
     view_count: int  # views per image, 1 or 10
     outputs: tuple[RequestedOutput, ...]
+    threshold: float | None  # share of the validation images to accept, 0 to 1; None for the default
 
 
-def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
-    """Undo the Content-Encoding of a body, producing at most `limit` bytes.
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the model of a request has: its number of classes, and whether it has the output `novelty`."""
 
-    Raises BodyEncodingError, BodyTooLargeError, BodyMalformedError.
-    """
-    name = (encoding or "identity").strip().lower()
-    if name == "identity":
-        return body
-    if name not in _WINDOW_BITS:
-        raise BodyEncodingError(_show(name), ", ".join(_WINDOW_BITS))
-    reason = ""
-    for window in _WINDOW_BITS[name]:
-        stream = zlib.decompressobj(window)
-        try:
-            plain = stream.decompress(body, limit + 1)
-        except zlib.error as exc:
-            reason = reason or str(exc)
-            continue
-        if stream.eof or len(plain) > limit or not reason:  # without a header, almost any bytes start to decompress
-            break
-    else:
-        raise BodyMalformedError(f"The body is not valid {name}: {reason}.")
-    if len(plain) > limit:
-        raise BodyTooLargeError(limit)
-    if not stream.eof:
-        raise BodyMalformedError(f"The {name} body is incomplete.")
-    if stream.unused_data:
-        raise BodyMalformedError(f"{len(stream.unused_data):,} bytes follow the end of the {name} body.")
-    return plain
+    classes: int
+    novelty: bool
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of all outputs."""
+        return (*OUTPUTS, NOVELTY) if self.novelty else OUTPUTS
 
 
-def parse(body: bytes, header_length: str | None, max_images: int, classes: int) -> InferRequest:
-    """Parse an inference request. `header_length`: the header of that name. `classes`: the model's number of classes.
+def parse(body: bytes, header_length: str | None, max_images: int, model: Abilities) -> InferRequest:
+    """Parse an inference request. `header_length`: the header of that name.
 
     Raises BodyMalformedError, TooManyImagesError.
     """
@@ -111,7 +93,7 @@ def parse(body: bytes, header_length: str | None, max_images: int, classes: int)
     except ValueError as exc:
         raise BodyMalformedError(f"The request {exc}. Large tensors can be sent as raw bytes after the JSON.") from None
     document = _object(document, "the request")
-    parameters = _parameters(document, "the request", {"binary_data_output", "views"})
+    parameters = _parameters(document, "the request", {"binary_data_output", "threshold", "views"})
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BodyMalformedError(f"id must be a string, but is {_show(identity)}.")
@@ -131,19 +113,23 @@ def parse(body: bytes, header_length: str | None, max_images: int, classes: int)
         views=tensor.views(raw) if tensor.name == PIXELS else None,
         images=tensor.images(raw) if tensor.name == IMAGE else (),
         view_count=int(view_count),
-        outputs=_outputs(document, _flag(parameters, "binary_data_output", "the request"), classes),
+        outputs=_outputs(document, _flag(parameters, "binary_data_output", "the request"), model),
+        threshold=_threshold(parameters),
     )
 
 
-def write(request: InferRequest, outputs: Outputs, artifact: Artifact) -> tuple[bytes, int | None]:
+def write(
+    request: InferRequest, outputs: Mapping[str, NDArray[np.float32]], artifact: Artifact
+) -> tuple[bytes, int | None]:
     """Return the response body and, if raw tensors follow its JSON, the length of the JSON.
 
+    outputs: by name, one row for each image.
     The body has the requested outputs in their order, and the raw tensors in the same order.
     """
     described: list[str] = []
     raw: list[bytes] = []
     for output in request.outputs:
-        values = outputs.probabilities if output.name == PROBABILITIES else outputs.fc7
+        values = outputs[output.name]
         texts = _classification(values, output.classes, artifact.labels) if output.classes else None
         entry: dict[str, Any] = {
             "name": output.name,
@@ -298,7 +284,18 @@ def _from_base64(name: str, data: object) -> list[bytes]:
     return images
 
 
-def _outputs(document: Mapping[str, Any], binary: bool, classes: int) -> tuple[RequestedOutput, ...]:
+def _threshold(parameters: Mapping[str, Any]) -> float | None:
+    value = parameters.get("threshold")
+    if value is None and "threshold" not in parameters:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BodyMalformedError(
+            f"The parameter threshold of the request must be a number from 0 to 1, but is {_show(value)}."
+        )
+    return float(value)
+
+
+def _outputs(document: Mapping[str, Any], binary: bool, model: Abilities) -> tuple[RequestedOutput, ...]:
     requested = document.get("outputs")
     if requested is None or requested == []:
         return tuple(RequestedOutput(name, binary) for name in OUTPUTS)
@@ -308,18 +305,23 @@ def _outputs(document: Mapping[str, Any], binary: bool, classes: int) -> tuple[R
     for position, value in enumerate(requested):
         entry = _object(value, f"outputs[{position}]")
         name = entry.get("name")
-        if not isinstance(name, str) or name not in OUTPUTS or name in outputs:
+        if name == NOVELTY and not model.novelty:
             raise BodyMalformedError(
-                f"Output {_show(name)} is unknown or requested twice. The model has {' and '.join(OUTPUTS)}."
+                f"Output {NOVELTY} is not available: this version was published without a reference of its training "
+                "images. Publish the model again with fc7 export."
+            )
+        if not isinstance(name, str) or name not in model.outputs or name in outputs:
+            raise BodyMalformedError(
+                f"Output {_show(name)} is unknown or requested twice. The model has {', '.join(model.outputs)}."
             )
         parameters = _parameters(entry, f"output {name}", {"binary_data", "classification"})
         best = parameters.get("classification", 0)
         if "classification" in parameters and (
-            name != PROBABILITIES or not _is_whole(best) or not 1 <= best <= classes
+            name != PROBABILITIES or not _is_whole(best) or not 1 <= best <= model.classes
         ):
             raise BodyMalformedError(
                 f"Output {name}: classification is only supported for {PROBABILITIES} and must be a whole number from "
-                f"1 to {classes}, but is {_show(best)}."
+                f"1 to {model.classes}, but is {_show(best)}."
             )
         outputs[name] = RequestedOutput(name, _flag(parameters, "binary_data", f"output {name}", default=binary), best)
     return tuple(outputs.values())

@@ -6,14 +6,19 @@ Out of scope: checks that depend on the model, such as the number of classes.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from index.cursor import Order
+from index.records import MAX_KEY_LENGTH
+
 MAX_COUNT = 1000
 _WHOLE = re.compile(r"[0-9]{1,18}")
+_DECIMAL = re.compile(r"([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
 
 
 def _count(value: object) -> int:
@@ -30,12 +35,62 @@ def _one_or_ten(value: object) -> int:
     return int(str(value))
 
 
+def _share(value: object) -> float:
+    text = str(value)
+    number = float(text) if _DECIMAL.fullmatch(text) else -1.0  # `float` also accepts "nan", "1_0" and " 1"
+    if not 0 <= number <= 1:
+        raise PydanticCustomError("range", "expected a number from 0 to 1")
+    return number
+
+
+_Threshold = Annotated[
+    float | None,
+    BeforeValidator(_share),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+    Field(
+        description="Share of the model's own validation images to accept: an image that is farther from the training "
+        "images than these is unknown. 1 accepts everything. The default is `FC7_NOVELTY_THRESHOLD`."
+    ),
+]
 _Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_COUNT})
 ]
 _WHERE = (
     "A filter on metadata, such as label:cat, label:cat,dog, year>=2020 or camera.model:D90. Repeat the parameter to "
     "combine filters: all of them must match. Write a value that contains a comma as a JSON string."
+)
+
+
+_INCLUDES = ("classes", "novelty")
+
+
+def _includes(value: object) -> list[str]:
+    given = [part.strip() for text in (value if isinstance(value, list) else [value]) for part in str(text).split(",")]
+    names = list(dict.fromkeys(name for name in given if name))
+    if set(names) - set(_INCLUDES):
+        raise PydanticCustomError("include", "expected {names}, or several of them", {"names": " or ".join(_INCLUDES)})
+    return names
+
+
+def _distance(value: object) -> float:
+    text = str(value)
+    number = float(text) if _DECIMAL.fullmatch(text) else math.inf
+    if not math.isfinite(number):
+        raise PydanticCustomError("range", "expected a number of at least 0")
+    return number
+
+
+_Include = Annotated[
+    list[str],
+    BeforeValidator(_includes),
+    WithJsonSchema({"type": "array", "items": {"type": "string", "enum": list(_INCLUDES)}}),
+]
+_Distance = Annotated[float | None, BeforeValidator(_distance), WithJsonSchema({"type": "number", "minimum": 0})]
+_Prefix = Annotated[str, Field(max_length=MAX_KEY_LENGTH, description="Only keys that start with this text.")]
+_Views = Annotated[int, BeforeValidator(_one_or_ten), WithJsonSchema({"type": "integer", "enum": [1, 10]})]
+_VIEWS = (
+    "Number of crops to average over: 1 (the center), or 10 (the corners, the center, and their mirror images), which "
+    "is slower and more accurate."
 )
 
 
@@ -52,16 +107,13 @@ class ClassifyQuery(_Query):
         description="Number of classes to return, from 1 to the number of classes of the model. The default is 5, or "
         "all classes if there are fewer.",
     )
-    views: Annotated[int, BeforeValidator(_one_or_ten), WithJsonSchema({"type": "integer", "enum": [1, 10]})] = Field(
-        1,
-        description="Number of crops to average over: 1 (the center), or 10 (the corners, the center, and their "
-        "mirror images), which is slower and more accurate.",
-    )
+    views: _Views = Field(1, description=_VIEWS)
     model: str | None = Field(
         None,
         description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version.",
         max_length=80,
     )
+    threshold: _Threshold = None
 
 
 class SearchQuery(_Query):
@@ -74,6 +126,11 @@ class SearchQuery(_Query):
         "and then compares their fc7 vectors. codes compares only binary codes, by Hamming distance. The default is "
         "fast for a large index, and exact otherwise.",
     )
+    max_distance: _Distance = Field(
+        None,
+        description="Leave out images that are farther away. The distance is Euclidean, between fc7 vectors; with "
+        "mode=codes it is the number of different bits.",
+    )
     where: list[str] = Field([], description=_WHERE)
 
 
@@ -83,9 +140,41 @@ class ModelSearchQuery(SearchQuery):
     model: str | None = Field(
         None,
         description="Model to search with instead of the active version of the index: NAME:VERSION. The index must "
-        "hold its vectors for all images.",
+        "hold its vectors for all images. Required for a search by vectors: the version that computed them.",
         max_length=80,
     )
+    threshold: _Threshold = None
+    include: _Include = Field(
+        ["novelty"],
+        description="What to return besides the neighbours, separated by commas or repeated: classes (the most "
+        "probable classes of each image, as `predictions`) and novelty. Empty for none.",
+    )
+
+
+class EmbedQuery(_Query):
+    """Parameters of `POST /v1/embed`."""
+
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="float: lists of numbers. base64: the bytes of the numbers as float32, little-endian."
+    )
+    views: _Views = Field(1, description=_VIEWS)
+    model: str | None = Field(
+        None,
+        description="Model to use instead of the active version: NAME:VERSION, or NAME for its newest version.",
+        max_length=80,
+    )
+
+
+class NoQuery(_Query):
+    """No parameters."""
+
+
+class FieldsQuery(_Query):
+    """Parameters of `GET /v1/index/fields`."""
+
+    where: list[str] = Field([], description=_WHERE)
+    field: str | None = Field(None, description="Only this field, such as label or camera.model.", max_length=1000)
+    limit: _Count = Field(10, description=f"Number of values to return for each field, from 1 to {MAX_COUNT}.")
 
 
 class WhereQuery(_Query):
@@ -99,12 +188,26 @@ class ListQuery(_Query):
 
     cursor: str | None = Field(None, description="The `next_cursor` of the previous page.")
     where: list[str] = Field([], description=_WHERE)
+    prefix: _Prefix = ""
+    order: Order | None = Field(
+        None,
+        description="Order of the images: added (when their key was first added), updated (when they last changed), "
+        "key or random; a - before it reverses it. The default is added; on Milvus, key.",
+    )
+    seed: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="With order=random: each number is another order. The default is 0."
+    )
     limit: _Count = Field(100, description=f"Number of images per page, from 1 to {MAX_COUNT}.")
 
 
-class DuplicatesQuery(_Query):
-    """Parameters of `GET /v1/index/duplicates`."""
+class DeleteDuplicatesQuery(_Query):
+    """Parameters of `DELETE /v1/index/duplicates`."""
 
     threshold: float = Field(ge=0, le=1e6, description="Maximum Euclidean distance between two near-duplicates.")
-    limit: _Count = Field(100, description=f"Number of groups to return, from 1 to {MAX_COUNT}, largest first.")
     where: list[str] = Field([], description=_WHERE)
+
+
+class DuplicatesQuery(DeleteDuplicatesQuery):
+    """Parameters of `GET /v1/index/duplicates`."""
+
+    limit: _Count = Field(100, description=f"Number of groups to return, from 1 to {MAX_COUNT}, largest first.")

@@ -18,6 +18,12 @@ def _one_or_ten(views: int) -> int:
     return views
 
 
+def _share(value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:  # also for NaN, which typer's own range accepts
+        raise typer.BadParameter(f"{value} is not supported: give a number from 0 to 1.")
+    return value
+
+
 def model_argument(
     metavar: str = "MODEL",
     text: str = "NAME:VERSION, or NAME for its newest version.",
@@ -51,6 +57,16 @@ Views = Annotated[
         metavar="1|10",
         callback=_one_or_ten,
         help="Views averaged per image: 1 (center crop) or 10 (as in the paper).",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        callback=_share,
+        help="Share of the model's own validation images to accept, 0 to 1; images that are farther from the training "
+        "images than these are unknown.",
+        show_default="FC7_NOVELTY_THRESHOLD",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE")]

@@ -41,11 +41,15 @@ _DIGITS: Final = 6  # of a number in text
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a row contains. top: number of classes. embeddings: whether fc7 is included. views: 1 or 10."""
+    """What a row contains. top: number of classes. embeddings: whether fc7 is included. views: 1 or 10.
+
+    threshold: share of the validation images to accept, from 0 to 1; others are unknown.
+    """
 
     top: int
     embeddings: bool
     views: int
+    threshold: float
 
 
 class PredictionFile:
@@ -160,20 +164,28 @@ def _document(row: PredictedImage, labels: Sequence[str], options: Options) -> d
             {"label": labels[index], "probability": round(value, _DIGITS)}
             for index, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)
         ]
-    document: dict[str, Any] = {"path": row.name, "predictions": predictions, "error": row.error}
+    novelty = None if row.novelty is None else row.novelty.to_dict(options.threshold)
+    if novelty is not None:
+        novelty["distance"] = round(novelty["distance"], _DIGITS)
+    document: dict[str, Any] = {"path": row.name, "predictions": predictions, "novelty": novelty, "error": row.error}
     if options.embeddings:
         document["embedding"] = None if row.fc7 is None else np.round(row.fc7.astype(np.float64), _DIGITS).tolist()
     return document
 
 
 def _heading(top: int) -> list[str]:
-    return ["path", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("label", "probability")), "error"]
+    classes = (f"{name}_{rank}" for rank in range(1, top + 1) for name in ("label", "probability"))
+    return ["path", *classes, "distance", "percentile", "unknown", "error"]
 
 
 def _columns(document: Mapping[str, Any], top: int) -> list[Any]:
     """Return a row of the CSV file. Classes that do not exist are empty."""
     cells = [cell for entry in document["predictions"] for cell in (entry["label"], entry["probability"])]
-    return [document["path"], *cells, *[""] * (2 * top - len(cells)), document["error"] or ""]
+    novelty = document["novelty"]
+    measured = [""] * 3
+    if novelty is not None:
+        measured = [novelty["distance"], novelty["percentile"], str(novelty["unknown"]).lower()]
+    return [document["path"], *cells, *[""] * (2 * top - len(cells)), *measured, document["error"] or ""]
 
 
 def _csv(rows: Any) -> bytes:
@@ -185,7 +197,15 @@ def _csv(rows: Any) -> bytes:
 def _table(documents: list[dict[str, Any]], options: Options, model: str) -> Any:
     pyarrow = import_pyarrow()
     prediction = pyarrow.struct([("label", pyarrow.string()), ("probability", pyarrow.float32())])
-    columns = [("path", pyarrow.string()), ("predictions", pyarrow.list_(prediction)), ("error", pyarrow.string())]
+    novelty = pyarrow.struct(
+        [("distance", pyarrow.float32()), ("percentile", pyarrow.float32()), ("unknown", pyarrow.bool_())]
+    )
+    columns = [
+        ("path", pyarrow.string()),
+        ("predictions", pyarrow.list_(prediction)),
+        ("novelty", novelty),
+        ("error", pyarrow.string()),
+    ]
     if options.embeddings:
         columns.append(("embedding", pyarrow.list_(pyarrow.float32(), _DIMENSIONS)))
     return pyarrow.Table.from_pylist(documents, schema=pyarrow.schema(columns, metadata={"fc7.model": model}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +25,7 @@ from model_store.image import views
 from model_store.image_files import kind_of_name, reason_of
 from model_store.store import ModelStore
 from service.cli import console
-from service.cli.options import AsJson, Home, ModelOption, Views, Where, find_version
+from service.cli.options import AsJson, Home, ModelOption, Threshold, Views, Where, find_version
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -58,18 +58,20 @@ def classify(
     embeddings: Annotated[bool, typer.Option("--embeddings", help="With --out: include the fc7 vectors.")] = False,
     top: Annotated[int, typer.Option("-k", "--top", min=1, help="Number of classes per image.")] = 5,
     view_count: Views = 1,
+    threshold: Threshold = None,
     model: ModelOption = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the most probable classes of each image, or write those of many images to a file; it can be resumed."""
-    from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
-
     settings = load_settings(home=home)
+    if threshold is None:
+        threshold = settings.novelty_threshold
     if out is not None:
         from service.cli.predictions import Options  # noqa: PLC0415
 
-        _classify_to_file(images, out, Options(top, embeddings, view_count), settings, model, as_json=as_json)
+        options = Options(top, embeddings, view_count, threshold)
+        _classify_to_file(images, out, options, settings, model, as_json=as_json)
         return
     if embeddings:
         raise typer.BadParameter("it requires --out.", param_hint="--embeddings")
@@ -78,21 +80,56 @@ def classify(
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with _load_runner(settings, model) as (artifact, runner):
+        answer = _classifier(runner, top, view_count, threshold)
         for path, pixels in _read_images([Path(image) for image in images], settings, skipped):
-            outputs = runner.run(views(pixels, view_count))
-            indices, values = top_k(average_views(outputs.probabilities, view_count), min(top, runner.classes))
-            predictions = [
-                {"index": index, "label": artifact.labels[index], "probability": value}
-                for index, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)
-            ]
-            found.append({"image": str(path), "predictions": predictions})
+            result = answer(pixels)
+            found.append({"image": str(path), **result})
             if not as_json:
                 table = _table(path, artifact.id, "class", "probability")
-                for entry in predictions:
+                for entry in result["predictions"]:
                     bar = "█" * round(entry["probability"] * _BAR)
                     table.add_row(escape(entry["label"]), f"{entry['probability']:7.2%} {bar}")
                 console.show(table)
+                _show_novelty(result["novelty"])
     _finish({"model": artifact.id, "results": found}, skipped, "fc7 search IMAGE finds similar images", as_json=as_json)
+
+
+def _classifier(
+    runner: Runner, top: int, view_count: int, threshold: float
+) -> Callable[[NDArray[np.uint8]], dict[str, Any]]:
+    """Return a function that classifies a prepared image, uint8 [256, 256, 3]. Its results are JSON types."""
+    from model_store.runtime.runner import average_views, top_k  # noqa: PLC0415
+
+    labels, measure = runner.artifact.labels, _novelty_of(runner.artifact, threshold)
+
+    def classify_one(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        outputs = runner.run(views(pixels, view_count))
+        probabilities, fc7 = (average_views(values, view_count) for values in outputs)
+        indices, values = top_k(probabilities, min(top, runner.classes))
+        predictions = [
+            {"index": index, "label": labels[index], "probability": value}
+            for index, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)
+        ]
+        return {"predictions": predictions, "novelty": measure(fc7)}
+
+    return classify_one
+
+
+def _novelty_of(artifact: Artifact, threshold: float) -> Callable[[NDArray[np.float32]], dict[str, Any] | None]:
+    """Return a function of fc7, float32 [1,4096]: the novelty as JSON types, None if the version has no reference."""
+    from model_store.novelty.reference import load_reference  # noqa: PLC0415
+
+    reference = load_reference(artifact)
+    return lambda fc7: None if reference is None else reference.measure(fc7)[0].to_dict(threshold)
+
+
+def _show_novelty(novelty: dict[str, Any] | None) -> None:
+    if novelty is not None:
+        verdict = "[bold yellow]unknown[/]" if novelty["unknown"] else "known"
+        console.show(
+            f"{verdict}  [dim]farther from the training images than {novelty['percentile']:.1f} % of the validation "
+            f"images (distance {novelty['distance']:.1f})[/]"
+        )
 
 
 def _classify_to_file(
@@ -104,6 +141,7 @@ def _classify_to_file(
     from index.errors import FolderError  # noqa: PLC0415
     from model_store.decoder.decoder import Decoder  # noqa: PLC0415
     from model_store.image_files import Skipped  # noqa: PLC0415
+    from model_store.novelty.reference import load_reference  # noqa: PLC0415
     from service.cli.predictions import FORMATS, PredictionFile  # noqa: PLC0415
     from service.factory import decode_limits  # noqa: PLC0415
 
@@ -132,7 +170,14 @@ def _classify_to_file(
             listed = images if is_archive else list(images)  # the bytes of an archive are not kept in memory
             total = None if isinstance(listed, Iterator) else len(listed) - len(file.done)
             waiting = (image for image in listed if image.name not in file.done)
-            predicted = predict(waiting, runner, decoder, workers=workers, view_count=options.views)
+            predicted = predict(
+                waiting,
+                runner,
+                decoder,
+                workers=workers,
+                view_count=options.views,
+                reference=load_reference(artifact),
+            )
             for rows in run_in_background(file.add, predicted):
                 counts["images"] += len(rows)
                 for row in rows:
@@ -164,6 +209,7 @@ def search(
         typer.Option(help="How to search.", show_default="fast if its codes are trained, else exact"),
     ] = None,
     where: Where = None,
+    threshold: Threshold = None,
     model: ModelOption = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -174,6 +220,8 @@ def search(
     from service.factory import open_index_of  # noqa: PLC0415
 
     settings, filters = load_settings(home=home), parse_where(where or [])
+    if threshold is None:
+        threshold = settings.novelty_threshold
     found: list[dict[str, Any]] = []
     skipped: list[tuple[Path, str]] = []
     with (
@@ -182,17 +230,20 @@ def search(
             settings, IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True, fast_from=1)
         ) as index,
     ):
-        used = index.mode(mode)
+        used, measure = index.mode(mode), _novelty_of(artifact, threshold)
         for path, pixels in _read_images(images, settings, skipped):
-            [neighbours] = index.search(runner.run(views(pixels)).fc7, k, where=filters, mode=used)
+            fc7 = runner.run(views(pixels)).fc7
+            [neighbours] = index.search(fc7, k, where=filters, mode=used)
+            novelty = measure(fc7)
             entries = [{"key": near.key, "distance": near.distance, "metadata": near.metadata} for near in neighbours]
-            found.append({"image": str(path), "neighbours": entries})
+            found.append({"image": str(path), "neighbours": entries, "novelty": novelty})
             if not as_json:
                 table = _table(path, artifact.id, "nearest", "distance", "metadata")
                 for near in neighbours:
                     metadata = json.dumps(near.metadata, ensure_ascii=False) if near.metadata else ""
                     table.add_row(escape(near.key), f"{near.distance:.2f}", escape(metadata))
                 console.show(table)
+                _show_novelty(novelty)
     document = {"model": artifact.id, "mode": used, "results": found}
     _finish(document, skipped, "fc7 serve searches over HTTP", as_json=as_json)
 

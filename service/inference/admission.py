@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.novelty.reference import Novelty
 from service.errors import DrainingError, QueueFullError, RunnerDeadError
 
 _MAX_RETRY_AFTER_S = 60
@@ -38,12 +39,16 @@ class BatchLimits:
 
 
 class Prediction(NamedTuple):
-    """The model's output for one image: float32 [K] and float32 [4096]. Times are in seconds."""
+    """The model's output for one image: float32 [K] and float32 [4096]. Times are in seconds.
+
+    novelty: None if the version has no reference.
+    """
 
     probabilities: NDArray[np.float32]
     fc7: NDArray[np.float32]
     queue_seconds: float
     run_seconds: float
+    novelty: Novelty | None = None
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.image import CROP, views
+from model_store.novelty.reference import Novelty
 from model_store.runtime.runner import Outputs, average_views
 from service.errors import QueueFullError, RunnerDeadError
 from service.inference.admission import Admission, BatchLimits, Prediction, QueuedImage, Slots
@@ -77,17 +78,20 @@ class Batcher:
         infer: InferFn,
         limits: BatchLimits,
         *,
+        measure: MeasureFn | None = None,
         cores: int | None = None,
         on_run: Callable[[int, float], None] = lambda _rows, _seconds: None,
         on_death: Callable[[RunnerDeadError], None] = lambda _error: None,
     ) -> None:
         """Start the thread.
 
-        infer: runs a batch. cores: shared by runs and decoding; None if the model runs on a device of its own (CUDA),
+        infer: runs a batch. measure: returns the novelty of its images; None if the version has no reference.
+        cores: shared by runs and decoding; None if the model runs on a device of its own (CUDA),
         where a batch starts as soon as possible. `on_run(rows, seconds)` is called after each run and
         `on_death(error)` once, in the thread of the run.
         """
         self._infer = infer
+        self._measure = measure
         self._limits = limits
         self._on_run = on_run
         self._on_death = on_death
@@ -265,7 +269,7 @@ class Batcher:
         return True
 
     def _run(self, images: list[QueuedImage]) -> list[Prediction]:
-        predictions = run_batch(self._infer, images)
+        predictions = run_batch(self._infer, images, self._measure)
         self._on_run(sum(image.views for image in images), predictions[0].run_seconds)
         return predictions
 
@@ -289,19 +293,24 @@ class Batcher:
 
 # Runs the model (`Runner.run`): returns one output row for each row, uint8 [n,224,224,3].
 InferFn = Callable[[NDArray[np.uint8]], Outputs]
+# Returns the novelty of each row of fc7 (`Reference.measure`). One call for a batch is cheaper than one for each image.
+MeasureFn = Callable[[NDArray[np.float32]], list[Novelty]]
 
 
-def run_batch(infer: InferFn, images: Sequence[QueuedImage]) -> list[Prediction]:
+def run_batch(infer: InferFn, images: Sequence[QueuedImage], measure: MeasureFn | None = None) -> list[Prediction]:
     """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises."""
     started = time.monotonic()
     outputs = infer(np.concatenate([views(image.pixels, image.views) for image in images]))
     run_seconds = time.monotonic() - started
-    predictions = []
+    means: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     first = 0
     for image in images:
         rows = slice(first, first + image.views)
         first += image.views
         probabilities = average_views(outputs.probabilities[rows], image.views)
-        fc7 = average_views(outputs.fc7[rows], image.views)
-        predictions.append(Prediction(probabilities[0], fc7[0], started - image.queued_at, run_seconds))
-    return predictions
+        means.append((probabilities[0], average_views(outputs.fc7[rows], image.views)[0]))
+    novelties = [None] * len(images) if measure is None else measure(np.stack([fc7 for _, fc7 in means]))
+    return [
+        Prediction(probabilities, fc7, started - image.queued_at, run_seconds, novelty)
+        for image, (probabilities, fc7), novelty in zip(images, means, novelties, strict=True)
+    ]

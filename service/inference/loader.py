@@ -1,4 +1,4 @@
-"""Loading a model version for serving: memory check, sessions, warm-up and batch queue.
+"""Loading a model version for serving: memory check, sessions, reference for novelty, warm-up and batch queue.
 
 Guarantees: another version is loaded only if enough memory is available. A version that fails to warm up is closed.
 Out of scope: deciding which versions are loaded (see `model_pool`).
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from model_store.artifact import Artifact
 from model_store.memory import available, return_freed_memory
+from model_store.novelty.reference import load_reference
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from service.errors import MemoryShortError, RunnerDeadError
@@ -45,6 +46,7 @@ class ModelLoader:
         stamps, key = artifact.stamps(), key_of(artifact)
         runner = self.make_runner(artifact, self.options)
         try:
+            reference = load_reference(runner.artifact)
             runner.warm_up((1, self.limits.max_batch))
         except BaseException:
             runner.close()
@@ -53,11 +55,12 @@ class ModelLoader:
         batcher = Batcher(
             runner.run,
             self.limits,
+            measure=None if reference is None else reference.measure,
             cores=runner.options.threads if runner.device == "cpu" else None,
             on_run=self.on_run,
             on_death=lambda error: self.on_death(key, error),
         )
-        return Serving(key, runner.artifact, runner, batcher, stamps)
+        return Serving(key, runner.artifact, runner, batcher, stamps, reference)
 
 
 def changed_files(serving: Serving) -> list[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from model_store.artifact import Artifact
 from model_store.memory import return_freed_memory
+from model_store.novelty.reference import Reference
 from model_store.runtime.runner import Runner
 from service.errors import ModelNotLoadedError, TooManyModelsError, VersionsPinnedError
 from service.inference.batcher import Batcher
@@ -33,7 +34,8 @@ def key_of(artifact: Artifact) -> str:
 class Serving:
     """A loaded version: its files on disk, its sessions and its queue.
 
-    key: identifies it in the pool, see `key_of`. file_stamps: from the time of loading.
+    key: identifies it in the pool, see `key_of`. file_stamps: from the time of loading. reference: for the novelty of
+    images; None if the version was published without one.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Serving:
     runner: Runner
     batcher: Batcher
     file_stamps: dict[str, tuple[int, int]]
+    reference: Reference | None = None
 
     def close(self) -> None:
         """Answer the queued images, and free the sessions."""

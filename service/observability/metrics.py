@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from service.observability.drift import DriftMetrics
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
@@ -72,6 +74,7 @@ class Metrics:
         self.model = Gauge(
             "fc7_model_info", "1 for the active model.", ("name", "version", "precision", "device"), registry=registry
         )
+        self.drift = DriftMetrics(registry)
         self.ready = Gauge("fc7_ready", "1 while the service is ready.", registry=registry)
 
     def record_run(self, rows: int, seconds: float) -> None:

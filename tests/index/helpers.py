@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from index.duplicates import Duplicates
 from index.interface import ImageIndex
 from index.local.index import LocalImageIndex
 from index.milvus.index import MilvusImageIndex
-from index.records import Duplicates, IndexOptions, MilvusAddress, NewImage
+from index.records import IndexOptions, MilvusAddress, NewImage
 
 MODEL = {"fingerprint": "f" * 64, "model": "solar:1"}
 _RANK = 40
@@ -110,8 +111,8 @@ def all_rows(catalog: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def grouped(found: Duplicates) -> list[list[str]]:
-    """Return the keys of each group of near-duplicates, the first image first."""
-    return [[group.key, *(image.key for image in group.images)] for group in found.groups]
+    """Return the keys of each group of near-duplicates, the one to keep first."""
+    return [[group.keep.key, *(image.key for image in group.others)] for group in found.groups]
 
 
 def truncate_to_half(path: Path) -> None:

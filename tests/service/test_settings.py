@@ -6,8 +6,9 @@ import os
 
 import pytest
 
+from service.api_keys import Scope
 from service.errors import SettingError
-from service.settings import Scope, Settings, describe, load_settings, unknown_variables
+from service.settings import Settings, describe, load_settings, unknown_variables
 
 KEY = "0123456789abcdef"
 

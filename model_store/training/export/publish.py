@@ -33,7 +33,6 @@ from model_store.training.evaluate import (
     Evaluation,
     Observer,
     Predictor,
-    RunnerPredictor,
     SplitImages,
     TorchPredictor,
     evaluate,
@@ -41,6 +40,7 @@ from model_store.training.evaluate import (
 from model_store.training.export import report
 from model_store.training.export.agreement import measure_bf16
 from model_store.training.export.graph import OPSET, producer
+from model_store.training.export.novelty import NoveltyBuilder, training_images
 from model_store.training.export.served_graph import write_served_graph
 from model_store.training.export.worst_errors import WorstErrors
 from model_store.training.nets.alexnet import Conv
@@ -67,11 +67,15 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """A published version with its parity and one evaluation for each number of views."""
+    """A published version with its parity and one evaluation for each number of views.
+
+    has_novelty: whether the version has a reference for novelty. It has none without readable training images.
+    """
 
     artifact: Artifact
     parity: Parity
     evaluations: tuple[Evaluation, ...]
+    has_novelty: bool
 
 
 def export_run(
@@ -88,7 +92,7 @@ def export_run(
     """Publish `run` as the next version of the model `name` (default: the name of the run).
 
     data: the data set whose `split` has the images for the parity check and the evaluation (default: the run's data).
-    limits: of decoding.
+    The training images of the run, or else those of `data`, are the reference for novelty. limits: of decoding.
     view_counts: 1, 10 or both. The manifest's `top1_error` and `top5_error` are those of the last one.
     Raises ParityError, DatasetError, CheckpointError if the net cannot be served, PublishError and ModelNameError.
     """
@@ -98,7 +102,9 @@ def export_run(
             f"{run.path} has {neurons} neurons in fc7, but a served version requires {FEATURES}. "
             "Train with --set width=1 to serve the net."
         )
-    images = SplitImages(run_data(run.path, run.info) if data is None else data, split, limits)
+    own_data = run_data(run.path, run.info)
+    images = SplitImages(own_data if data is None else data, split, limits)
+    training = training_images([own_data, *([] if data is None else [data])], images, limits)
     draft = ManifestDraft(
         name=name or run.info.name,
         architecture=run.info.architecture.name,
@@ -115,20 +121,23 @@ def export_run(
         with staged_runner(staged, draft) as runner:
             progress("comparing with torch", 0, 1)
             parity = check_parity(runner, trained, images.sample(sum(PARITY_BATCHES)))
+            step = partial(progress, "computing the reference for novelty")
+            novelty = NoveltyBuilder(runner, training, step, views=min(view_counts))
             worst = {count: WorstErrors() for count in view_counts}
             evaluations = tuple(
-                evaluate_with_progress(RunnerPredictor(runner), images, count, progress, errors.add)
+                evaluate_with_progress(novelty.predictor(count), images, count, progress, errors.add)
                 for count, errors in worst.items()
             )
             names = tuple(images.names)
+            measured = novelty.write(staged)
         bf16 = measure_bf16(staged_version(staged, draft), images, partial(progress, "comparing bf16 with f32"))
-        metrics = _metrics(run, split, parity, evaluations) | ({"bf16": bf16} if bf16 else {})
+        metrics = _metrics(run, split, parity, evaluations) | measured | ({"bf16": bf16} if bf16 else {})
         draft = draft.model_copy(update={"metrics": metrics})
         progress("publishing", 0, 1)
         write_report(staged / REPORT_FOLDER, run, draft, evaluations[-1])
         title = f"{draft.name}: the worst errors on {evaluations[-1].seen:,} images"
         worst[view_counts[-1]].write(staged / REPORT_FOLDER, run.info.classes, names, title)
-        return ExportResult(store.publish(staged, draft), parity, evaluations)
+        return ExportResult(store.publish(staged, draft), parity, evaluations, has_novelty=bool(measured))
 
 
 def staged_version(staged: Path, draft: ManifestDraft) -> Artifact:

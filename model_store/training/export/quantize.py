@@ -11,9 +11,10 @@ References: ONNX Runtime's documentation of static quantization (QDQ, per channe
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from model_store.training.errors import AgreementError
 from model_store.training.evaluate import SplitImages
 from model_store.training.export.agreement import BATCH, compare
 from model_store.training.export.graph import PIXELS
+from model_store.training.export.novelty import PrecisionNovelty
 from model_store.training.export.publish import Progress, staged_version
 
 MIN_AGREEMENT: Final = 0.99
@@ -66,6 +68,7 @@ def add_precisions(
             shutil.copyfile(artifact.path / name, staged / name)
         for precision in precisions:
             progress(f"converting to {precision}", 0, 1)
+            step = f"comparing {precision} with fp32"
             folder = staged / precision
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -76,9 +79,11 @@ def add_precisions(
                 write_int8(artifact.model_path, folder, sample)
             else:
                 write_fp16(artifact.model_path, folder)
-            measured |= _compare(artifact, staged_version(folder, draft), images, precision, progress)
+            novelty = PrecisionNovelty(artifact)
+            measured |= _compare(artifact, staged_version(folder, draft), images, partial(progress, step), novelty.add)
             if not measured["top5_agreement"] >= MIN_AGREEMENT:
                 raise AgreementError(precision, measured["top5_agreement"], MIN_AGREEMENT)
+            measured |= novelty.write(folder)
             metrics[precision] = measured | {"data": str(data), "split": split, "data_sha256": images.sha256}
         progress("publishing", 0, 1)
         draft = draft.model_copy(update={"parent_version": artifact.id, "precisions": metrics})
@@ -177,14 +182,19 @@ class _Fp16Conversion:
 
 
 def _compare(
-    reference: Artifact, other: Artifact, images: SplitImages, precision: str, progress: Progress
+    reference: Artifact,
+    other: Artifact,
+    images: SplitImages,
+    progress: Callable[[int, int], None],
+    observe: Callable[[Outputs, Outputs], None],
 ) -> dict[str, Any]:
     options, done = RunnerOptions(device="cpu"), 0
 
-    def count(outputs: Outputs, _: Outputs) -> None:
+    def count(expected: Outputs, actual: Outputs) -> None:
         nonlocal done
-        done += len(outputs.fc7)
-        progress(f"comparing {precision} with fp32", done, len(images))
+        observe(expected, actual)
+        done += len(expected.fc7)
+        progress(done, len(images))
 
     with (
         closing(Runner(reference, replace(options, arithmetic="f32"))) as first,

@@ -24,6 +24,7 @@ from model_store.training.errors import ImportFormatError
 from model_store.training.evaluate import SplitImages, TorchPredictor
 from model_store.training.export.agreement import measure_bf16
 from model_store.training.export.graph import OPSET, producer
+from model_store.training.export.novelty import reference_of_photographs
 from model_store.training.export.publish import Parity, check_parity, staged_runner, staged_version
 from model_store.training.export.served_graph import write_served_graph
 from model_store.training.importers.imported_net import ImportedNet
@@ -51,7 +52,8 @@ def publish_import(
 ) -> ImportResult:
     """Publish `net` as the next version of the model `name` (default: derived from the file's name).
 
-    labels: one for each class. photographs: on which bf16 is compared with f32; without them, the version runs in f32.
+    labels: one for each class. photographs: on which bf16 is compared with f32, and which become the reference for
+    novelty; without them, the version runs in f32 and has no novelty.
     Raises ParityError, PublishError, ModelNameError, and ImportFormatError if fc7 does not have the served size.
     """
     source = net.source
@@ -83,7 +85,10 @@ def publish_import(
         progress("comparing with torch")
         with staged_runner(staged, draft) as runner:
             parity = check_parity(runner, TorchPredictor(draft.name, labels.names, model, net.mean), _test_images())
-        metrics: dict[str, Any] = {"parity": asdict(parity)}
+            metrics: dict[str, Any] = {"parity": asdict(parity)}
+            if photographs is not None:
+                progress("computing the reference for novelty")
+                metrics |= reference_of_photographs(runner, photographs, staged)
         if photographs is not None:
             progress("comparing bf16 with f32")
             bf16 = measure_bf16(staged_version(staged, draft), photographs, lambda _done, _total: None)

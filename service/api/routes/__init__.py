@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from service.api.routes import classify, health, images, index, jobs, models, oip, page, search
+from service.api.routes import classify, embed, health, images, index, jobs, models, oip, page, search
 
 ROUTERS = (
     classify.router,
     search.router,
+    embed.router,
     images.router,
     index.router,
     jobs.router,

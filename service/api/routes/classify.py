@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from model_store.artifact import Artifact
+from service.api.novelty import novelty_of
 from service.api.parameters import ClassifyQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.fast_route import FastRoute
@@ -43,9 +44,14 @@ async def _classify(request: Request, state: State, query: ClassifyQuery, images
         artifact = serving.artifact
         k = _check_k(query.k, artifact)  # checked again: another version may have been activated while the body arrived
         embedded = await state.embedder.embed(notes_of(request.scope), serving, images, views=query.views)
+        predictions = [image.prediction for image in embedded]
+        novelty = novelty_of(state, serving, predictions, query.threshold)
         return ClassifyAnswer(
             model=ModelName.of(artifact),
-            results=[ClassifyResult.of(image.prediction.probabilities, artifact.labels, k) for image in embedded],
+            results=[
+                ClassifyResult.of(prediction.probabilities, artifact.labels, k, found)
+                for prediction, found in zip(predictions, novelty, strict=True)
+            ],
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from service.api.auth import require
 from service.api.problems import PROBLEM_TYPE
+from service.api.schemas.bodies import IMAGES
 from service.api.schemas.problems import InferenceProblem, Problem
+from service.api_keys import Scope
 from service.errors import ClientGoneError, DeadlineError, DrainingError
-from service.settings import Scope
 from service.state import State
 
 _T = TypeVar("_T")
@@ -39,17 +40,40 @@ WORK = Depends(check_draining)
 READ, WRITE, ADMIN = Depends(require(Scope.READ)), Depends(require(Scope.WRITE)), Depends(require(Scope.ADMIN))
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
+_EXAMPLES = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "Examples of one search instead of files: a file each, or the key of an indexed image as text.",
+}
 
 
-def image_body(*, metadata: str | None = None, many: bool = True) -> dict[str, Any]:
-    """Return the OpenAPI request body for images; `metadata` describes the part of that name, if it is accepted."""
+def image_body(
+    *,
+    metadata: str | None = None,
+    many: bool = True,
+    json: Mapping[str, Any] = IMAGES,
+    examples: bool = False,
+) -> dict[str, Any]:
+    """Return the OpenAPI request body for images.
+
+    metadata: describes the part of that name, if it is accepted. json: the schema of a JSON body. examples: whether
+    parts named positive and negative are accepted.
+    """
     one = {"type": "string", "format": "binary"}
     files = {"type": "array", "items": one, "description": "The images, each in a part named file."} if many else one
     properties: dict[str, Any] = {"file": files}
     if metadata is not None:
         properties["metadata"] = {"type": "string", "contentMediaType": "application/json", "description": metadata}
-    form = {"schema": {"type": "object", "required": ["file"], "properties": properties}}
-    content = {"image/*": _IMAGE, "application/octet-stream": _IMAGE, "multipart/form-data": form}
+    form: dict[str, Any] = {"schema": {"type": "object", "required": ["file"], "properties": properties}}
+    if examples:
+        properties |= {"positive": _EXAMPLES, "negative": _EXAMPLES}
+        form["schema"].pop("required")
+    content = {
+        "image/*": _IMAGE,
+        "application/octet-stream": _IMAGE,
+        "multipart/form-data": form,
+        "application/json": {"schema": json},
+    }
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.routes.common import check_draining, get_state
-from service.settings import Scope
+from service.api_keys import Scope
 from service.state import State
 
 
@@ -40,7 +40,8 @@ class FastRoute(APIRoute):
             request.app.state.keyring.check(request, Scope.READ)
             await check_draining(state)
             answer = await endpoint(request, _parse(model, request.query_params), state)
-            return Response(answer.__pydantic_serializer__.to_json(answer), media_type="application/json")
+            content = answer.__pydantic_serializer__.to_json(answer, exclude_unset=True)
+            return Response(content, media_type="application/json")
 
         return handle
 

@@ -14,6 +14,7 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -42,10 +43,11 @@ from service.api.routes.common import (
     within_limits,
 )
 from service.api.schemas.answers import ModelName, SearchAnswer, SearchResult
+from service.api.schemas.bodies import ONE_IMAGE
 from service.api.schemas.images import AddAnswer, AddResult, DeletedAnswer, ImageInfo, ImagePage, MetadataPatch
 from service.api.schemas.links import image_path
 from service.api.upload import receive
-from service.errors import BodyMalformedError, DrainingError, ModelNotLoadedError
+from service.errors import BodyMalformedError, DrainingError, ModelNotLoadedError, ParameterError
 from service.inference.embed import Embedded
 from service.observability.request_log import notes_of
 from service.state import State
@@ -89,9 +91,15 @@ Key = Annotated[str, Path(description="The key of the image, 1 to 200 characters
     responses=problems(401, 403, 409, 422, 503),
 )
 async def list_images(query: Annotated[ListQuery, Query()], state: StateDep) -> ImagePage:
-    """Return a page of images, in the order in which they were first added."""
+    """Return a page of images, by default in the order in which they were first added.
+
+    A `next_cursor` continues the listing with the same filter, prefix and order.
+    """
     index, where = state.index(), parse_where(query.where)
-    page = await state.in_index(lambda: index.list(query.limit, query.cursor, where=where))
+    if query.seed is not None and query.order != "random":
+        raise ParameterError("seed", query.seed, "no seed, because it is only used with order=random")
+    list_page = partial(index.list, where=where, prefix=query.prefix, order=query.order, seed=query.seed or 0)
+    page = await state.in_index(list_page, query.limit, query.cursor)
     return ImagePage(
         images=[ImageInfo.of(record, state.settings.root_path) for record in page.images],
         next_cursor=page.next_cursor,
@@ -142,6 +150,7 @@ async def get_thumbnail(request: Request, key: Key, state: StateDep) -> Response
     "/v1/images/{key:path}/similar",
     operation_id="similar_images",
     summary="Find images similar to an indexed image",
+    response_model_exclude_unset=True,
     dependencies=[READ],
     responses=problems(401, 403, 404, 409, 422, 503, 504),
 )
@@ -150,7 +159,8 @@ async def similar_images(
 ) -> SearchAnswer:
     """Search with the stored vector of an indexed image. The image itself is not part of the result."""
     index, where = state.index(), parse_where(query.where)
-    work = state.in_index(lambda: index.similar(key, query.k, where=where, mode=query.mode))
+    find = partial(index.similar, where=where, mode=query.mode, max_distance=query.max_distance)
+    work = state.in_index(find, key, query.k)
     model = _model_of_index(state)
     neighbours = await within_limits(request, state, work)
     result = SearchResult.of(neighbours, state.settings.root_path)
@@ -175,13 +185,16 @@ async def get_image(key: Key, state: StateDep) -> ImageInfo:
     summary="Add or replace one image",
     dependencies=[WRITE],
     responses=problems(*WITH_BODY, 409, 507) | {201: {"model": AddResult, "description": "The key is new."}},
-    openapi_extra=image_body(metadata=_METADATA_ONE, many=False),
+    openapi_extra=image_body(metadata=_METADATA_ONE, many=False, json=ONE_IMAGE),
 )
 async def put_image(request: Request, response: Response, key: Key, state: StateDep) -> AddResult:
-    """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`."""
+    """Send the image as the body, or as a multipart part named `file`, optionally with a part named `metadata`.
+
+    As JSON: {"image": "data:image/png;base64,...", "metadata": {...}}.
+    """
     state.index()
     check_key(key)
-    async with receive(request) as body:
+    async with receive(request, metadata=True) as body:
         if len(body.images) != 1:
             raise BodyMalformedError(f"This path accepts exactly one image, but {len(body.images)} were sent.")
         work = _add(request, state, body.images, [key], [body.metadata])

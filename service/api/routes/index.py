@@ -1,25 +1,31 @@
-"""`/v1/index`: statistics, snapshots and near-duplicates."""
+"""`/v1/index`: statistics, metadata fields, snapshots and near-duplicates."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated
+from functools import partial
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Query, Request, status
 
 from index.catalog.backup import snapshot_name
-from index.filters import parse_where
-from index.records import Duplicates
-from service.api.parameters import DuplicatesQuery
-from service.api.routes.common import ADMIN, READ, WORK, StateDep, problems, within_limits
+from index.fields import field_name
+from index.filters import parse_field, parse_where
+from service.api.parameters import DeleteDuplicatesQuery, DuplicatesQuery, FieldsQuery
+from service.api.routes.common import ADMIN, READ, WORK, WRITE, StateDep, problems, within_limits
 from service.api.schemas.duplicates import DuplicatesAnswer
+from service.api.schemas.facets import FieldsAnswer
+from service.api.schemas.images import DeletedAnswer
 from service.api.schemas.index import IndexInfo, SnapshotInfo
-from service.errors import QueueFullError
+from service.errors import DrainingError, QueueFullError
+from service.state import State
 
 _DUPLICATES_SHARE = 0.8  # of the deadline; the rest is for listing what was found
+_T = TypeVar("_T")
 router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])
 
 
@@ -75,22 +81,75 @@ async def list_duplicates(
     index, where, stop = state.index(), parse_where(query.where), threading.Event()
     end = time.monotonic() + _DUPLICATES_SHARE * state.settings.deadline_s
 
-    def find() -> Duplicates:
-        # Acquired in the thread that does the work, so that it is released when the work ends, not the request.
-        if not state.duplicates.acquire(blocking=False):
-            raise QueueFullError("searches for near-duplicates", 1, retry_after=math.ceil(state.settings.deadline_s))
-        try:
-            return index.duplicates(
-                query.threshold,
-                query.limit,
-                where=where,
-                stopped=lambda: stop.is_set() or time.monotonic() > end,
-            )
-        finally:
-            state.duplicates.release()
+    def stopped() -> bool:
+        return stop.is_set() or time.monotonic() > end
 
+    find = partial(index.duplicates, query.threshold, query.limit, where=where, stopped=stopped)
     try:
-        found = await within_limits(request, state, state.in_index(find))
+        found = await within_limits(request, state, state.in_index(_alone, state, find))
     finally:
         stop.set()
     return DuplicatesAnswer.model_validate(asdict(found))
+
+
+@router.delete(
+    "/duplicates",
+    operation_id="delete_duplicates",
+    summary="Delete near-duplicates, and keep the best image of each group",
+    dependencies=[WRITE],
+    responses=problems(401, 403, 409, 422, 503, 507),
+)
+async def delete_duplicates(
+    request: Request, query: Annotated[DeleteDuplicatesQuery, Query()], state: StateDep
+) -> DeletedAnswer:
+    """Delete the images of each group that are at most `threshold` from the one to keep.
+
+    Images that are linked to it only by others stay; repeat the request to compare them with each other. There is no
+    deadline. If the client disconnects or the server shuts down, the rest is not deleted.
+    """
+    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+
+    def stopped() -> bool:
+        return stop.is_set() or state.draining_since is not None
+
+    delete = partial(index.delete_duplicates, query.threshold, where=where, stopped=stopped)
+    try:
+        deleted = await within_limits(request, state, state.in_index(_alone, state, delete), deadline=False)
+    finally:
+        stop.set()
+    if state.draining_since is not None:
+        raise DrainingError
+    return DeletedAnswer(deleted=deleted)
+
+
+@router.get(
+    "/fields",
+    operation_id="list_fields",
+    summary="List metadata fields and their values",
+    dependencies=[READ],
+    responses=problems(401, 403, 409, 422, 503, 504),
+)
+async def list_fields(request: Request, query: Annotated[FieldsQuery, Query()], state: StateDep) -> FieldsAnswer:
+    """Count the metadata fields of the images, and their most frequent values; with a filter, of those that match.
+
+    At most 200 fields and 10,000 values are listed. A field with values of several types is listed once for each.
+    """
+    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    field = None if query.field is None else field_name(parse_field(query.field))
+    count = partial(index.fields, query.limit, where=where, field=field, stopped=stop.is_set)
+    try:
+        found = await within_limits(request, state, state.in_index(count))
+    finally:
+        stop.set()
+    return FieldsAnswer.model_validate(asdict(found))
+
+
+def _alone(state: State, work: Callable[[], _T]) -> _T:
+    """Run `work` if no other search for near-duplicates runs. Raises QueueFullError."""
+    # Acquired in the thread that does the work, so that it is released when the work ends, not the request.
+    if not state.duplicates.acquire(blocking=False):
+        raise QueueFullError("searches for near-duplicates", 1, retry_after=math.ceil(state.settings.deadline_s))
+    try:
+        return work()
+    finally:
+        state.duplicates.release()

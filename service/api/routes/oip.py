@@ -15,8 +15,10 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
 
 from model_store.artifact import FEATURES
 from model_store.image import CROP
-from model_store.runtime.runner import Outputs
+from model_store.novelty.reference import reference_file
 from service.api import oip_codec as codec
+from service.api.inflate import inflate
+from service.api.novelty import novelty_of
 from service.api.problems import INFERENCE_PATH, STATUS, problem, without_folders
 from service.api.routes.common import READ, READY_RETRY, WITH_BODY, WORK, StateDep, inference_problems, within_limits
 from service.api.schemas.inference import InferenceAnswer, InferenceModel, InferenceServer, InferenceTensor
@@ -133,6 +135,7 @@ async def server_metadata(request: Request) -> InferenceServer:
 async def model_metadata(request: Request, model: ModelPath, state: StateDep) -> InferenceModel:
     """Return the names, types and shapes of the tensors. A request has one of the two inputs."""
     artifact = await state.artifact(_reference(request, state, model))
+    novelty = [InferenceTensor(name=codec.NOVELTY, datatype="FP32", shape=[-1, 3])]
     published = await state.in_index(state.store.list)
     return InferenceModel(
         name=artifact.name,
@@ -145,6 +148,7 @@ async def model_metadata(request: Request, model: ModelPath, state: StateDep) ->
         outputs=[
             InferenceTensor(name=codec.PROBABILITIES, datatype="FP32", shape=[-1, len(artifact.labels)]),
             InferenceTensor(name=codec.FC7, datatype="FP32", shape=[-1, FEATURES]),
+            *(novelty if reference_file(artifact) else []),
         ],
     )
 
@@ -165,7 +169,7 @@ async def infer(
     state: StateDep,
     length: Annotated[str | None, Header(alias=codec.HEADER_LENGTH)] = None,
 ) -> Response:
-    """Return probabilities and fc7 features.
+    """Return probabilities and fc7 features; if it is requested, also the novelty of each image.
 
     Send the input `pixels` (UINT8 [N,224,224,3], RGB) or `image` (BYTES [N], encoded images; in JSON as base64).
     """
@@ -179,21 +183,26 @@ async def _infer(request: Request, state: State, reference: str | None, body: by
     settings, notes = state.settings, notes_of(request.scope)
     budget: BodyBudget = request.app.state.body_budget
     encoding = request.headers.get("content-encoding")
-    plain = await state.decode(codec.inflate, body, encoding, settings.max_body_bytes)
+    plain = await state.decode(inflate, body, encoding, settings.max_body_bytes)
     with budget.holding(0 if plain is body else len(plain)):
         async with state.use(reference) as serving:
             artifact = serving.artifact
-            infer_request = await state.decode(codec.parse, plain, length, settings.max_images, len(artifact.labels))
+            model = codec.Abilities(len(artifact.labels), serving.reference is not None)
+            infer_request = await state.decode(codec.parse, plain, length, settings.max_images, model)
             if infer_request.views is not None:
                 predictions = await state.embedder.embed_views(notes, serving, infer_request.views)
             else:
                 views = infer_request.view_count
                 embedded = await state.embedder.embed(notes, serving, infer_request.images, views=views)
                 predictions = [image.prediction for image in embedded]
-    outputs = Outputs(
-        np.stack([prediction.probabilities for prediction in predictions]),
-        np.stack([prediction.fc7 for prediction in predictions]),
-    )
+            novelty = novelty_of(state, serving, predictions, infer_request.threshold)
+    outputs = {
+        codec.PROBABILITIES: np.stack([prediction.probabilities for prediction in predictions]),
+        codec.FC7: np.stack([prediction.fc7 for prediction in predictions]),
+        codec.NOVELTY: np.array(
+            [[info.distance, info.percentile, info.unknown] for info in novelty if info is not None], np.float32
+        ),
+    }
     answer, header_length = await state.decode(codec.write, infer_request, outputs, artifact)
     if header_length is None:
         return Response(answer, media_type="application/json")

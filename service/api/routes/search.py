@@ -1,4 +1,4 @@
-"""`POST /v1/search`: the indexed images that are most similar to each image."""
+"""`POST /v1/search`: the indexed images that are most similar to images, to vectors, or to several examples."""
 
 from __future__ import annotations
 
@@ -7,62 +7,144 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
+from numpy.typing import NDArray
 
 from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
+from index.interface import Answers, ImageIndex
+from service.api.bodies.body import Body
+from service.api.bodies.queries import Queries
+from service.api.novelty import novelty_of
 from service.api.parameters import ModelSearchQuery
-from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
+from service.api.routes.common import (
+    READ,
+    WITH_BODY,
+    WORK,
+    StateDep,
+    image_body,
+    problems,
+    within_limits,
+)
 from service.api.routes.fast_route import FastRoute
-from service.api.schemas.answers import ModelName, SearchAnswer, SearchResult
+from service.api.schemas.answers import ModelName, NoveltyInfo, Prediction, SearchAnswer, SearchResult
+from service.api.schemas.bodies import SEARCH
 from service.api.upload import receive
-from service.errors import ModelNotLoadedError
+from service.errors import ModelNotLoadedError, ParameterError
+from service.inference.embed import Embedded
+from service.inference.model_pool import Serving
 from service.observability.request_log import notes_of
 from service.state import State
 
 router = APIRouter(tags=["search"], dependencies=[READ, WORK], route_class=FastRoute)
+
+_CLASSES = 5
 
 
 @router.post(
     "/v1/search",
     operation_id="search",
     summary="Find similar indexed images",
-    responses=problems(*WITH_BODY, 409),
-    openapi_extra=image_body(),
+    responses=problems(*WITH_BODY, 404, 409),
+    openapi_extra=image_body(json=SEARCH, examples=True),
 )
 async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], state: StateDep) -> SearchAnswer:
     """Return the most similar indexed images of each image, nearest first.
 
-    Send one image as the body, or several as multipart parts named `file`.
+    Send one image as the body, or several as multipart parts named `file`, or JSON with images, with vectors, or with
+    positive and negative examples of one search. Examples are images, keys of indexed images, or vectors; as multipart,
+    parts named `positive` and `negative` with a file or with a key as text. The search is for 2 x mean(positive) -
+    mean(negative), or for the mean of the positive examples alone, and leaves out the images whose keys are given.
     """
     state.index()
     where = parse_where(query.where)
     await state.artifact(query.model)
-    async with receive(request) as body:
-        return await within_limits(request, state, _search(request, state, body.images, query, where))
+    async with receive(request, search=True) as body:
+        return await within_limits(request, state, _search(request, state, body, query, where))
 
 
 async def _search(
-    request: Request, state: State, images: list[bytes], query: ModelSearchQuery, where: Where | None
+    request: Request, state: State, body: Body, query: ModelSearchQuery, where: Where | None
 ) -> SearchAnswer:
-    index = state.index()
-    if query.model is None and query.mode is not None:
-        await state.in_index(index.mode, query.mode)  # reject an unavailable mode before the model runs
+    index, queries = state.index(), Queries.of(body)
+    await _check(state, queries, query)
+    images = queries.images
     while True:
         searched = index.searched.fingerprint
         try:
             async with state.use_for(searched) if query.model is None else state.use(query.model) as serving:
-                embedded = await state.embedder.embed(notes_of(request.scope), serving, images)
-            vectors = np.stack([image.prediction.fc7 for image in embedded])
+                embedded = await state.embedder.embed(notes_of(request.scope), serving, images) if images else []
             fingerprint = serving.artifact.fingerprint
-            find = partial(index.search, vectors, query.k, where=where, fingerprint=fingerprint, mode=query.mode)
-            found = await state.in_index(find)
+            find = partial(_find, index, queries, query, where=where, fingerprint=fingerprint)
+            vectors, found = await state.in_index(find, [image.prediction.fc7 for image in embedded])
             break
         except (IndexModelError, IndexSwitchedError, ModelNotLoadedError):
             if query.model is not None or index.searched.fingerprint == searched:
                 raise
             # The index switched to another model in the meantime: embed the images with that model.
-    return SearchAnswer(
-        model=ModelName.of(serving.artifact),
-        mode=found[0].mode,
-        results=[SearchResult.of(neighbours, state.settings.root_path) for neighbours in found],
+    results = [SearchResult.of(neighbours, state.settings.root_path) for neighbours in found]
+    if not queries.combined:
+        novelty = _novelty(state, serving, query.threshold, embedded, vectors)
+        for result, info in zip(results, novelty, strict=True):
+            if "novelty" in query.include:
+                result.novelty = info
+    if "classes" in query.include:
+        labels = serving.artifact.labels
+        for result, image in zip(results, embedded, strict=True):
+            result.predictions = Prediction.best(image.prediction.probabilities, labels, min(_CLASSES, len(labels)))
+    return SearchAnswer(model=ModelName.of(serving.artifact), mode=found[0].mode, results=results)
+
+
+async def _check(state: State, queries: Queries, query: ModelSearchQuery) -> None:
+    """Reject what cannot be answered before a model is loaded or run.
+
+    Raises ParameterError, IndexModelError, ModeUnavailableError.
+    """
+    if queries.has_vectors and query.model is None:
+        expected = "NAME:VERSION of the model that computed the vectors, which POST /v1/embed returns"
+        raise ParameterError("model", "(none)", expected)
+    if "classes" in query.include and (queries.combined or queries.has_vectors):
+        expected = "novelty or nothing: classes are predicted for images, not for vectors or combined examples"
+        raise ParameterError("include", ",".join(query.include), expected)
+    if query.mode is not None or query.model is not None:
+        fingerprint = None if query.model is None else (await state.artifact(query.model)).fingerprint
+        await state.in_index(partial(state.index().mode, query.mode, fingerprint=fingerprint))
+
+
+def _find(
+    index: ImageIndex,
+    queries: Queries,
+    query: ModelSearchQuery,
+    images: list[NDArray[np.float32]],
+    *,
+    where: Where | None,
+    fingerprint: str,
+) -> tuple[NDArray[np.float32], Answers]:
+    """Return the vector of each search, and what it finds. images: the vectors of the images."""
+    keys = queries.keys
+    vectors = queries.vectors(images, index.vectors(keys, fingerprint=fingerprint) if keys else {})
+    found = index.search(
+        vectors,
+        query.k,
+        exclude=keys,
+        where=where,
+        fingerprint=fingerprint,
+        mode=query.mode,
+        max_distance=query.max_distance,
     )
+    return vectors, found
+
+
+def _novelty(
+    state: State,
+    serving: Serving,
+    threshold: float | None,
+    embedded: list[Embedded],
+    vectors: NDArray[np.float32],
+) -> list[NoveltyInfo | None]:
+    """Return the novelty of each image or, if there are none, of each vector."""
+    if embedded:
+        return novelty_of(state, serving, [image.prediction for image in embedded], threshold)
+    if serving.reference is None:
+        return [None] * len(vectors)
+    limit = state.settings.novelty_threshold if threshold is None else threshold
+    return [NoveltyInfo.of(measured, limit) for measured in serving.reference.measure(vectors)]

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from index.records import Neighbour
 from model_store.artifact import Artifact
+from model_store.novelty.reference import Novelty
 from model_store.runtime.runner import top_k
 from service.api.schemas.links import thumbnail_path
 
@@ -39,18 +40,47 @@ class Prediction(BaseModel):
     label: str
     probability: float
 
-
-class ClassifyResult(BaseModel):
-    """The most probable classes of one image, most probable first."""
-
-    predictions: list[Prediction]
-
     @classmethod
-    def of(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> ClassifyResult:
+    def best(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[Prediction]:
         """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
         indices, values = top_k(probabilities[None], k)
         pairs = zip(indices[0].tolist(), values[0].tolist(), strict=True)
-        return cls(predictions=[Prediction(index=i, label=labels[i], probability=value) for i, value in pairs])
+        return [cls(index=i, label=labels[i], probability=value) for i, value in pairs]
+
+
+class NoveltyInfo(BaseModel):
+    """How far an image is from the images that the model was trained on.
+
+    `distance`: Euclidean distance in fc7 to the 10th nearest training image of the reference. `percentile`: share of
+    the model's validation images that are nearer to the training images, from 0 to 100. `unknown`: whether that is more
+    than the threshold, so that the model has not learned to classify such an image.
+    """
+
+    distance: float
+    percentile: float
+    unknown: bool
+
+    @classmethod
+    def of(cls, novelty: Novelty | None, threshold: float) -> NoveltyInfo | None:
+        """Return the novelty of one image, or None if the version has no reference. threshold: 0 to 1."""
+        return None if novelty is None else cls(**novelty.to_dict(threshold))
+
+
+class ClassifyResult(BaseModel):
+    """The most probable classes of one image, most probable first.
+
+    `novelty` is null if the version was published without a reference.
+    """
+
+    predictions: list[Prediction]
+    novelty: NoveltyInfo | None
+
+    @classmethod
+    def of(
+        cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int, novelty: NoveltyInfo | None
+    ) -> ClassifyResult:
+        """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
+        return cls(predictions=Prediction.best(probabilities, labels, k), novelty=novelty)
 
 
 class ClassifyAnswer(BaseModel):
@@ -70,9 +100,16 @@ class NeighbourInfo(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """The most similar indexed images of one image, nearest first."""
+    """The most similar indexed images of one image, nearest first.
+
+    `predictions`, the most probable classes, are part of the answer with include=classes. `novelty` is part of it with
+    include=novelty, which is the default, unless the search combines examples. It is null if the version was published
+    without a reference.
+    """
 
     neighbours: list[NeighbourInfo]
+    predictions: list[Prediction] = []
+    novelty: NoveltyInfo | None = None
 
     @classmethod
     def of(cls, neighbours: list[Neighbour], root_path: str) -> SearchResult:
@@ -91,7 +128,10 @@ class SearchResult(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """One result for each image, in the order of the request. `mode` is the search mode that was used."""
+    """One result for each image or vector, in the order of the request, or a single one for several examples.
+
+    `mode` is the search mode that was used.
+    """
 
     model: ModelName
     mode: Literal["exact", "fast", "codes"]

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import BaseModel
 
 
-class NearImageInfo(BaseModel):
-    """An image of a group of near-duplicates, and its Euclidean distance from the first image of the group."""
+class GroupImage(BaseModel):
+    """An image of a group of near-duplicates. `size` is in bytes, `width` and `height` are in pixels."""
 
     key: str
+    sha256: str
+    size: int
+    width: int
+    height: int
+    added: datetime
+
+
+class NearImageInfo(GroupImage):
+    """An image of a group, and its Euclidean distance from the one to keep."""
+
     distance: float
 
 
 class DuplicateGroupInfo(BaseModel):
-    """Images that are linked by pairs of near-duplicates. `key` is the image that was stored first.
+    """Images that are linked by pairs of near-duplicates.
 
-    `size` counts all images of the group; `images` lists the others, the nearest to the first one first.
+    `keep` is the image with the most pixels, then with the largest file, then the oldest one. `others` are the other
+    images, the nearest to it first. `size` counts all images of the group.
     """
 
-    key: str
+    keep: GroupImage
     size: int
-    images: list[NearImageInfo]
+    others: list[NearImageInfo]
 
 
 class DuplicatesAnswer(BaseModel):

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from model_store.artifact import Artifact
 from model_store.errors import NoBetterThanBaselineError
+from model_store.novelty.reference import ACCEPTED
 from model_store.store import ModelStore, require_better_than_baseline
 from service.cli import console
 from service.cli.completion import complete_run
@@ -68,11 +69,27 @@ def export(
         f"{exported.parity.probabilities:.1e}, fc7 by at most {exported.parity.fc7:.1e} of its largest value."
     )
     artifact = exported.artifact
+    _show_novelty(artifact, has_novelty=exported.has_novelty)
     console.show(
         f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}. "
         "The folder report/ has curves, confusion and kernels."
     )
     activate_or_advise(store, artifact, activate=activate, force=force, run=trained.path.name)
+
+
+def _show_novelty(artifact: Artifact, *, has_novelty: bool) -> None:
+    if has_novelty:
+        novelty = artifact.manifest.metrics["novelty"]
+        console.show(
+            f"Novelty: {ACCEPTED:.0%} of the {novelty['validation_images']:,} validation images are within "
+            f"{novelty['distances'][str(ACCEPTED)]:.1f} of {novelty['neighbor']} of {novelty['training_images']:,} "
+            "training images."
+        )
+    else:
+        console.warn(
+            "No training images besides the validation images can be read, so this version does not recognize unknown "
+            "images. To change that, run fc7 export where the training images are, or give --data a data set with them."
+        )
 
 
 def activate_or_advise(

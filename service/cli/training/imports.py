@@ -57,8 +57,9 @@ Photographs = Annotated[
     Path | None,
     typer.Option(
         metavar="SOURCE",
-        help="At least 100 photographs, as for fc7 train, on which bf16 is compared with f32.",
-        show_default="none; the model runs in f32",
+        help="At least 100 photographs, as for fc7 train, like those that the model will see: bf16 is compared with "
+        "f32 on them, and images unlike them are answered as unknown.",
+        show_default="none; the model runs in f32 and has no novelty",
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the model.", show_default="the file's name")]

@@ -21,8 +21,8 @@ def test_duplicates_have_keys_and_respect_filters(tmp_path: Path) -> None:
         )
         found = index.duplicates(5, 10)
         assert (grouped(found), found.complete, found.note) == ([["3", "as 3"], ["4", "near 4"]], True, "")
-        assert found.groups[0].images[0].distance == 0
-        assert 0 < found.groups[1].images[0].distance < 1
+        assert found.groups[0].others[0].distance == 0
+        assert 0 < found.groups[1].others[0].distance < 1
         assert grouped(index.duplicates(5, 10, where=parse_where(["even:true"]))) == [["4", "near 4"]]
         shortened = index.duplicates(5, 1)
         assert (grouped(shortened), shortened.complete) == ([["3", "as 3"]], False)

@@ -32,7 +32,7 @@ def components(distances: NDArray[np.float64], threshold: float, ids: NDArray[np
 
 
 def members(found: NearGroups) -> list[list[int]]:
-    return sorted(sorted([group.first, *(number for _, number in group.others)]) for group in found.groups)
+    return sorted(sorted([group.keep, *(number for _, number in group.others)]) for group in found.groups)
 
 
 @pytest.mark.parametrize("many", [0, 8], ids=["by matrix product", "mixed"])
@@ -63,7 +63,7 @@ def test_groups_agree_with_numpy(monkeypatch: pytest.MonkeyPatch, many: int) -> 
             assert group.others == sorted(group.others)
             for distance, number in group.others:
                 assert distance == pytest.approx(
-                    np.linalg.norm(halves[number - 1].astype(np.float64) - halves[group.first - 1]), abs=1e-9
+                    np.linalg.norm(halves[number - 1].astype(np.float64) - halves[group.keep - 1]), abs=1e-9
                 )
 
 
@@ -81,7 +81,7 @@ def test_identical_vectors_cost_no_more_than_others() -> None:
     rows = np.tile(vector(1), (5000, 1)).astype(np.float16)
     started = time.perf_counter()
     found = near_groups(filled(rows).view(), 1, groups=10, vectors=10_000)
-    assert [(group.first, group.size, len(group.others)) for group in found.groups] == [(1, 5000, 4999)]
+    assert [(group.keep, group.size, len(group.others)) for group in found.groups] == [(1, 5000, 4999)]
     assert time.perf_counter() - started < 5, "all 12.5 million pairs would take minutes"
 
 
@@ -90,7 +90,7 @@ def test_many_vectors_that_are_nearly_the_same_form_one_group_quickly() -> None:
     rows = (vector(1) + 0.01 * noise).astype(np.float16)
     started = time.perf_counter()
     found = near_groups(filled(rows).view(), 2, groups=10, vectors=10_000)
-    assert [(group.first, group.size) for group in found.groups] == [(1, 1500)]
+    assert [(group.keep, group.size) for group in found.groups] == [(1, 1500)]
     assert time.perf_counter() - started < 10
 
 

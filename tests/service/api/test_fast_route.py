@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.routes.fast_route import FastRoute
-from service.settings import ApiKey, Scope
+from service.api_keys import ApiKey, Scope
 from tests.support.pictures import jpeg
 from tests.support.server import ThreadServer, thread_server
 from tests.support.tiny_model import publish_tiny_model

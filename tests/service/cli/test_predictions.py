@@ -24,6 +24,7 @@ from model_store.store import ModelStore
 from service.cli.predictions import Options, PredictionFile
 from tests.service.cli.helpers import invoke
 from tests.support import pictures
+from tests.support.novelty import FOREIGN, OWN, publish_with_reference
 
 
 @pytest.fixture
@@ -108,13 +109,13 @@ def artifact(home: Path) -> Artifact:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_an_interrupted_file_continues_after_its_parts(tmp_path: Path, artifact: Artifact, suffix: str) -> None:
-    target, options = tmp_path / f"a{suffix}", Options(1, embeddings=False, views=1)
+    target, options = tmp_path / f"a{suffix}", Options(1, embeddings=False, views=1, threshold=0.95)
     file = PredictionFile(target, "here", artifact, options).__enter__()
     file.add([row("a"), row("b")])
     file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert not target.exists()
     with pytest.raises(Fc7Error, match="another source, model or options"):
-        PredictionFile(target, "here", artifact, Options(2, embeddings=False, views=1)).__enter__()
+        PredictionFile(target, "here", artifact, Options(2, embeddings=False, views=1, threshold=0.95)).__enter__()
     with PredictionFile(target, "here", artifact, options) as file:
         assert file.done == {"a", "b"}
         with pytest.raises(Fc7Error, match="being written by another process"):
@@ -146,3 +147,26 @@ def test_a_killed_run_resumes_and_each_image_has_one_row(home: Path, tmp_path: P
     assert "Resuming: 1,024 images are done already" in done.stderr
     names = [json.loads(line)["path"] for line in target.read_text().splitlines()]
     assert names == [f"{number:04}.jpg" for number in range(1200)]
+
+
+def test_the_files_have_the_novelty_of_each_image(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "photos"
+    publish_with_reference(home)
+    folder.mkdir()
+    for name, data in (("broken.jpg", b"no picture"), ("foreign.png", FOREIGN), ("own.jpg", OWN)):
+        (folder / name).write_bytes(data)
+    for suffix in ("csv", "jsonl", "parquet"):
+        done = invoke(home, "classify", folder, "--out", tmp_path / f"a.{suffix}", "--views", "10", "-k", "1")
+        assert done.exit_code == 0, done.output
+    shown = json.loads(invoke(home, "classify", folder / "own.jpg", "--json", "--views", "10").stdout)["results"][0]
+    own = {key: pytest.approx(value, rel=1e-4) for key, value in shown["novelty"].items()}
+    lines = [json.loads(line)["novelty"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    table = [row["novelty"] for row in pyarrow.parquet.read_table(tmp_path / "a.parquet").to_pylist()]
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    assert lines[0] is table[0] is None
+    assert rows[0]["distance"] == rows[0]["percentile"] == rows[0]["unknown"] == ""
+    assert lines[2] == own
+    assert table[2] == own
+    assert [row["unknown"] for row in rows[1:]] == ["true", "false"]
+    assert float(rows[2]["distance"]) == own["distance"]
+    assert lines[1]["percentile"] == table[1]["percentile"] == float(rows[1]["percentile"]) == 100

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.cli.helpers import run
+from tests.service.cli.helpers import invoke, run
 from tests.support import pictures
+from tests.support.novelty import FOREIGN, OWN, publish_with_reference
 from tests.support.server import thread_server
 
 
@@ -29,6 +30,7 @@ def test_classify_prints_a_table_or_json_equal_to_the_services_response(home: Pa
     with thread_server(home) as server:
         answer = server.client.post("/v1/classify?k=3&views=10", content=picture.read_bytes())
     [result] = answer.json()["results"]
+    assert found["novelty"] is result["novelty"] is None
     assert [entry["label"] for entry in found["predictions"]] == [entry["label"] for entry in result["predictions"]]
     assert [entry["probability"] for entry in found["predictions"]] == pytest.approx(
         [entry["probability"] for entry in result["predictions"]], abs=1e-6
@@ -67,3 +69,26 @@ def test_without_a_model_the_fix_is_reported(tmp_path: Path, picture: Path) -> N
     done = run("classify", str(picture), FC7_HOME=str(tmp_path / "empty"))
     assert done.returncode == 1
     assert "fc7 train" in done.stderr
+
+
+def test_classify_and_search_show_whether_an_image_is_unknown(tmp_path: Path) -> None:
+    home, path = tmp_path / "home", tmp_path / "foreign.png"
+    publish_with_reference(home)
+    path.write_bytes(FOREIGN)
+    with thread_server(home) as server:
+        server.client.put("/v1/images/own", content=OWN).raise_for_status()
+        expected = server.client.post("/v1/classify", content=FOREIGN).json()["results"][0]["novelty"]
+    for command in ("classify", "search"):
+        shown = invoke(home, command, path)
+        assert "unknown  farther from the training images than 100.0 %" in shown.stdout
+        [result] = json.loads(invoke(home, command, path, "--json").stdout)["results"]
+        assert result["novelty"] == expected | {"distance": pytest.approx(expected["distance"], rel=1e-4)}
+        for accepting in (
+            invoke(home, command, path, "--threshold", "1"),
+            invoke(home, command, path, FC7_NOVELTY_THRESHOLD="1"),
+        ):
+            assert "\nknown  farther" in accepting.stdout
+        for value in ("nan", "1.5", "-1", "95"):
+            refused = invoke(home, command, path, "--threshold", value)
+            assert refused.exit_code == 2
+            assert "--threshold" in refused.stderr

@@ -1,0 +1,1 @@
+"""How far an image is from a version's training images, so that foreign images are recognized."""

@@ -1,0 +1,1 @@
+"""What request bodies contain: images, examples and vectors."""
