@@ -55,6 +55,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     # 404, 409: the requested resource
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
     errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
+    errors.ReportNotFoundError: Kind(404, "no-such-report", "Report file not found"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "Model not found"),
     model_errors.PrecisionNotFoundError: Kind(409, "no-such-precision", "Precision not available"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No previous version"),

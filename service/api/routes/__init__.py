@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.api.routes import classify, embed, health, images, index, jobs, models, oip, page, search
+from service.api.routes import classify, embed, health, images, index, jobs, models, oip, page, report, search
 
 ROUTERS = (
     classify.router,
@@ -12,6 +12,7 @@ ROUTERS = (
     index.router,
     jobs.router,
     models.router,
+    report.router,
     oip.router,
     health.router,
     page.router,
