@@ -94,5 +94,6 @@ document.addEventListener("drop", (event) => {
   else showProblem(new Problem(-1, "This is not a file", "Save the picture first, then drop or choose the file."));
 });
 
+$("ask").hidden = location.hash.startsWith("#/"); // the other views have nothing to show yet
 await watchReadiness(refresh); // first, so that a server that is not ready is reported only once
 refresh();

@@ -78,7 +78,7 @@ export function showAnswer(source, result) {
 }
 
 function showClasses(predictions) {
-  $("bars").parentElement.classList.toggle("no-classes", predictions.length === 0);
+  document.querySelector("#answer .classes").classList.toggle("no-classes", predictions.length === 0);
   $("all-classes").hidden = predictions.length < CLASSES;
   $("bars").replaceChildren(...predictions.map(({ label, probability }) => {
     const fill = el("div", { className: "fill" });
