@@ -46,9 +46,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
         if query.views != 1:
             raise ParameterError("views", query.views, "1 with explain=true, because a heat map belongs to one crop")
         if query.by == "neighbours":
-            raise ParameterError(
-                "by", query.by, "network with explain=true; POST /v1/explain?near=KEY explains a neighbor"
-            )
+            raise ParameterError("by", query.by, "network with explain=true; POST /v1/explain explains neighbors")
         require_explainable(artifact)
     async with receive(request) as body:
         return await within_limits(request, state, _classify(request, state, query, body.images))

@@ -31,7 +31,7 @@ def page(request: Request) -> Response:
     return _file(request, "index.html")
 
 
-@router.get("/web/{name}")
+@router.get("/web/{name:path}")
 def web(request: Request, name: str) -> Response:
     """Return a file of the page."""
     return _file(request, name)
@@ -48,10 +48,18 @@ async def docs(request: Request) -> HTMLResponse:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
+    home = up or "./"
+    views = "".join(
+        f"<li><a href='{home}{fragment}'>{name}</a></li>"
+        for name, fragment in (("Ask", ""), ("Browse", "#/browse"), ("Model", "#/model"))
+    )
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(info['title'])} API</title><link rel=stylesheet href={up}web/style.css>"
-        f"<main><h1>{escape(info['title'])} API</h1><p>{escape(info['description'])}</p>"
+        f"<title>API – {escape(info['title'])}</title><link rel=stylesheet href={up}web/styles/base.css>"
+        f"<link rel=icon href='data:,'><script src={up}web/theme.js></script><body class=documentation>"
+        f"<header class=masthead><p class=brand><a href='{home}'>{escape(info['title'])}</a></p>"
+        f"<nav aria-label=Views><ul class=views>{views}<li><a href={up}docs aria-current=page>API</a></li></ul></nav>"
+        f"</header><main><h1>{escape(info['title'])} API</h1><p>{escape(info['description'])}</p>"
         f"<p>For programs: <a href={up}openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"
     )
 
@@ -76,7 +84,9 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _file(request: Request, name: str) -> Response:
-    path = next((path for path in _WEB.iterdir() if path.name == name and path.suffix in _TYPES), None)
+    # Comparing with what exists, instead of joining the name, keeps `..` inside the folder.
+    files = (path for path in _WEB.rglob("*") if path.suffix in _TYPES)
+    path = next((path for path in files if path.relative_to(_WEB).as_posix() == name), None)
     if path is None:
         raise HTTPException(404, f"The page has no file {name[:80]!r}.")
     return revalidated(request, path.read_bytes(), _TYPES[path.suffix])

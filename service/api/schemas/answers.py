@@ -143,8 +143,8 @@ class SearchResult(BaseModel):
     """The most similar indexed images of one image, nearest first.
 
     `predictions`, the most probable classes, are part of the answer with include=classes. `novelty` is part of it with
-    include=novelty, which is the default, if the search is with an image. It is null if the version was published without
-    a reference.
+    include=novelty, which is the default, if the search is with an image. It is null if the version was published
+    without a reference.
     """
 
     neighbours: list[NeighbourInfo]
