@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from model_store.training.figures import wilson_interval
 from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
+from model_store.classes.figures import wilson_interval
 from model_store.cores import usable_cores
 from model_store.decoder.decoder import Decoder
 from model_store.image import views

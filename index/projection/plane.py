@@ -41,5 +41,5 @@ class Plane:
 
     def project(self, vectors: NDArray[np.float16]) -> Floats:
         """Return the components of vectors, float16 [n, 4096] -> float32 [n, components]."""
-        found: Floats = (vectors.astype(np.float32) - self.mean) @ self.axes
+        found: Floats = np.matmul(vectors.astype(np.float32) - self.mean, self.axes)
         return found

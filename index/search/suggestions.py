@@ -105,7 +105,8 @@ def _project(unlabeled: NDArray[np.float16], labeled: NDArray[np.float16]) -> tu
 
 def _distances(left: Floats, right: Floats) -> Floats:
     squared = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * (left @ right.T)
-    return np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
+    distances: Floats = np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
+    return distances
 
 
 def _votes(points: Floats, known: Floats, labels: Sequence[str]) -> tuple[Floats, list[str], Floats]:
@@ -148,7 +149,8 @@ def _greedy(
         """Return by how much each of these rows would bring each image nearer, float32 [rows, n]."""
         distances = lengths[rows, None] + lengths - 2 * (points[rows] @ points.T)
         np.sqrt(np.maximum(distances, 0, out=distances), out=distances)
-        return np.maximum(current - distances, 0, out=distances)
+        gained: Floats = np.maximum(current - distances, 0, out=distances)
+        return gained
 
     heap: list[tuple[float, int, int]] = []  # (-gain, row, number of rows chosen when the gain was computed)
     for start in range(0, len(points), _BLOCK):

@@ -20,9 +20,7 @@ _COLOR_SCALES: Final = (1, 3)
 _FLOOR: Final = 0.5  # squared levels; less is rounding
 # Luminance, red against green, yellow against blue.
 _OPPONENT: Final = np.array([[1 / 3, 1, 0.5], [1 / 3, -1, 0.5], [1 / 3, 0, -1]], np.float32)
-_PAIR: Final = np.concatenate([_OPPONENT, _OPPONENT]) / np.float32(
-    4
-)  # two neighbors in a sum of two rows -> their mean
+_PAIR: Final = np.concatenate([_OPPONENT, _OPPONENT]) / 4  # two neighbors in a sum of two rows -> their mean
 
 
 def describe(views: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -33,7 +31,7 @@ def describe(views: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _describe_one(view: NDArray[np.uint8]) -> NDArray[np.float32]:
     # Rows are added in pairs, then one product adds columns in pairs and mixes the colors: the fastest way in NumPy.
     rows = np.add(view[::2], view[1::2], dtype=np.uint16)
-    pixels = rows.reshape(-1, 6).astype(np.float32) @ _PAIR
+    pixels = np.matmul(rows.reshape(-1, 6).astype(np.float32), _PAIR)
     planes = np.ascontiguousarray(pixels.T).reshape(3, len(rows), -1)
     energies: list[float] = []
     for scale in range(_SCALES):
@@ -42,7 +40,7 @@ def _describe_one(view: NDArray[np.uint8]) -> NDArray[np.float32]:
         down = _energies(measured[:, 1:] - measured[:, :-1])
         energies += [across[0], down[0], *(one + other for one, other in zip(across[1:], down[1:], strict=True))]
         rows = planes[:, ::2] + planes[:, 1::2]
-        planes = (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
+        planes = np.divide(rows[:, :, ::2] + rows[:, :, 1::2], 4, dtype=np.float32)
     energies += planes.var(axis=(1, 2)).tolist()
     brightness, *colors = planes.mean(axis=(1, 2)).tolist()
     signed = [float(np.copysign(np.log1p(abs(value)), value)) for value in colors]

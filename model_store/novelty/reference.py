@@ -102,7 +102,7 @@ class Reference:
         along = centered @ self.directions.T
         along_squares = np.einsum("ij,ij->i", along, along)
         rests = np.maximum(np.einsum("ij,ij->i", centered, centered) - along_squares, 0)
-        squares = along @ self._minus_two_coordinates
+        squares: Floats = np.matmul(along, self._minus_two_coordinates)
         squares += self._squares
         nearest = _tenth(squares) + along_squares + rests
         distances: Floats = np.sqrt(np.maximum(nearest, 0))
@@ -113,7 +113,7 @@ class Reference:
 
         centers: center views, uint8 [n,224,224,3]. One unit is a usual difference between two training images.
         """
-        looks = (describe(centers) - self.looks_mean) @ self.whitening
+        looks: Floats = np.matmul(describe(centers) - self.looks_mean, self.whitening)
         nearest = _tenth(looks @ self._minus_two_looks + self._looks_squares) + np.square(looks).sum(axis=1)
         distances: Floats = np.sqrt(np.maximum(nearest, 0))
         return distances

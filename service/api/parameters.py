@@ -57,7 +57,6 @@ _Threshold = Annotated[
 _Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_COUNT})
 ]
-_Views = Annotated[int, BeforeValidator(_one_or_ten), WithJsonSchema({"type": "integer", "enum": [1, 10]})]
 _WHERE = (
     "A filter on metadata, such as label:cat, label:cat,dog, year>=2020 or camera.model:D90. Repeat the parameter to "
     "combine filters: all of them must match. Write a value that contains a comma as a JSON string."

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, embed, explain, head, jobs, query, serve
+from service.cli import console, head, jobs, serve
 from service.cli.backup import commands as backup
 from service.cli.codes import commands as codes
 from service.cli.data import check
@@ -27,6 +27,7 @@ from service.cli.index import commands as index
 from service.cli.index import files, labelling, labels
 from service.cli.models import commands as models
 from service.cli.models import versions
+from service.cli.query import classify, embed, explain, search
 from service.cli.training import ablate, demo, evaluate, export, imports, paper, report, train
 
 _TRAINING: Final = frozenset({"torch", "onnx", "matplotlib", "safetensors", "scipy", "tensorboard"})
@@ -102,8 +103,8 @@ app.command(rich_help_panel=Panel.TRAIN)(train.train)
 app.command(rich_help_panel=Panel.TRAIN)(evaluate.evaluate)
 app.command(rich_help_panel=Panel.TRAIN)(export.export)
 app.command(rich_help_panel=Panel.SERVE)(serve.serve)
-app.command(rich_help_panel=Panel.SERVE)(query.classify)
-app.command(rich_help_panel=Panel.SERVE)(query.search)
+app.command(rich_help_panel=Panel.SERVE)(classify.classify)
+app.command(rich_help_panel=Panel.SERVE)(search.search)
 app.command(rich_help_panel=Panel.SERVE)(embed.embed)
 app.command(rich_help_panel=Panel.SERVE)(explain.explain)
 app.add_typer(jobs.app, rich_help_panel=Panel.SERVE)

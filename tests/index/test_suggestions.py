@@ -21,7 +21,8 @@ def cluster(center: int, count: int, spread: float = 0.05) -> NDArray[np.float32
     """Return vectors around a point: float32 [count, 4096]."""
     middle = np.abs(np.random.default_rng(center).standard_normal(4096, np.float32))
     noise = np.random.default_rng(center + 1000).standard_normal((count, 4096), np.float32)
-    return np.maximum(middle + spread * noise, 0)
+    vectors: NDArray[np.float32] = np.maximum(middle + spread * noise, 0)
+    return vectors
 
 
 def entry(key: str, vector: NDArray[np.float32], **metadata: object) -> NewImage:

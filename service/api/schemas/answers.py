@@ -88,15 +88,16 @@ class ClassifyResult(BaseModel):
 
     predictions: list[Prediction]
     novelty: NoveltyInfo | None
-    evidence: list[EvidenceInfo] | None = Field(None, exclude_if=lambda value: value is None)
-    explanation: DrawnExplanation | None = Field(None, exclude_if=lambda value: value is None)
+    evidence: list[EvidenceInfo] | None = Field(default=None, exclude_if=lambda value: value is None)
+    explanation: DrawnExplanation | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @classmethod
     def of(
         cls, probabilities: NDArray[np.float32], labels: tuple[str, ...], k: int, novelty: NoveltyInfo | None
     ) -> ClassifyResult:
         """Return the `k` most probable classes of one image. `probabilities` is float32 [classes]."""
-        return cls(predictions=Prediction.best(probabilities, labels, k), novelty=novelty)
+        found = Prediction.best(probabilities, labels, k)
+        return cls(predictions=found, novelty=novelty)
 
     @classmethod
     def of_votes(

@@ -45,7 +45,9 @@ def label(
 ) -> None:
     """Write a label into the metadata of images, by key or by a filter; not while a server is running."""
     settings, path, filters = load_settings(home=home), parse_field(field), parse_where(where or [])
-    *keys, new = (*(words or ()), None) if remove else (words or [None])
+    keys, new = list(words or ()), None
+    if keys and not remove:
+        new = keys.pop()
     if new is None and not remove:
         raise typer.BadParameter("give a label, or --remove.", param_hint="LABEL")
     if new is not None and label_of(new) is None:

@@ -106,7 +106,7 @@ def test_a_trailing_slash_changes_nothing(client: httpx.Client) -> None:
     client.put("/v1/images/c", content=pictures.jpeg(2, 32, 32)).raise_for_status()
     assert client.get("/v1/images/a%2Fb/").json()["key"] == "a/b"
     assert client.get("/v1/images/c%2F").status_code == 404, "a slash that belongs to the key"
-    assert "=../web/style.css" in client.get("/docs/").text
+    assert "=../web/styles/base.css" in client.get("/docs/").text
 
 
 @pytest.mark.parametrize("strip", [True, False], ids=["stripped", "kept"])
@@ -227,7 +227,7 @@ def test_a_client_that_waits_for_100_continue_is_answered(server: ThreadServer) 
 
 
 def test_unchanged_content_is_not_sent_again(client: httpx.Client) -> None:
-    for path in ("/v1/images/c/thumbnail", "/", "/web/style.css"):
+    for path in ("/v1/images/c/thumbnail", "/", "/web/styles/base.css"):
         first = client.get(path)
         etag = first.headers["etag"]
         assert re.fullmatch('"[0-9a-f]{32}"', etag)

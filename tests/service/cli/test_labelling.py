@@ -19,7 +19,7 @@ from tests.service.cli.helpers import invoke
 @pytest.fixture
 def indexed(home: Path) -> Path:
     """Return a home with an index of eight images, two of them labeled."""
-    artifact = ModelStore(home).active()
+    artifact = ModelStore(home).active_artifact()
     with LocalImageIndex.open(home, IndexOptions(artifact.fingerprint, artifact.embedder)) as index:
         index.add_many([image(f"i{n}", n, {"label": f"l{n}"} if n < 2 else None) for n in range(8)])
     return home

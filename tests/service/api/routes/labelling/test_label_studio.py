@@ -106,8 +106,9 @@ def label_studio() -> Iterator[str]:
 def server(tmp_path_factory: pytest.TempPathFactory, label_studio: str) -> Iterator[ThreadServer]:
     home = tmp_path_factory.mktemp("studio") / "home"
     publish_tiny_model(home)
-    options = {"label_studio_url": label_studio, "label_studio_token": TOKEN, "max_body_bytes": 1_000_000}
-    with thread_server(home, **options) as running:
+    with thread_server(
+        home, label_studio_url=label_studio, label_studio_token=TOKEN, max_body_bytes=1_000_000
+    ) as running:
         yield running
 
 
@@ -215,7 +216,8 @@ def test_other_events_and_forms_of_events(client: httpx.Client) -> None:
     one = {"action": "ANNOTATION_DELETED", "annotation": {"id": 9}, "task": work, "project": {"id": 1}}
     send(client, "webhook", one, 201)
     assert list(labels(client).values()) == [None]
-    for body in ([], {"action": "ANNOTATION_CREATED", "annotation": 5, "task": "x", "project": {}}):
+    malformed: list[object] = [[], {"action": "ANNOTATION_CREATED", "annotation": 5, "task": "x", "project": {}}]
+    for body in malformed:
         assert client.post("/label-studio/webhook", json=body).status_code in (400, 422)
     assert client.post("/label-studio/webhook", content=b"{").status_code == 400
 

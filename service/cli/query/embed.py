@@ -19,7 +19,7 @@ from model_store.durable import write_atomic
 from model_store.image import views
 from service.cli import console
 from service.cli.options import AsJson, Home, ModelOption, Views
-from service.cli.query import Images, load_runner, read_images
+from service.cli.query.images import Images, load_runner, read_images
 from service.settings import load_settings
 
 
