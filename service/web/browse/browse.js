@@ -25,6 +25,7 @@ const state = {
   list: { items: [], need() {}, stop() {} },
   total: 0,
   facets: [],
+  removed: [], // [position, picture] of the last deletion
   controller: new AbortController(),
   scroll: 0,
 };
@@ -60,12 +61,19 @@ const actions = actionBar({
     view.draw();
     refreshFacets();
   },
-  deleted(items) {
+  removed(items) {
     const gone = new Set(items.map(({ key }) => key));
-    state.list.items.splice(0, state.list.items.length, ...state.list.items.filter(({ key }) => !gone.has(key)));
-    setTotal(state.total - items.length);
-    refreshFacets();
+    state.removed = state.list.items.map((item, i) => [i, item]).filter(([, { key }]) => gone.has(key));
+    setItems(state.list.items.filter(({ key }) => !gone.has(key)), -items.length);
   },
+  restored(items) {
+    const back = new Set(items.map(({ key }) => key));
+    const all = [...state.list.items];
+    const found = state.removed.filter(([, { key }]) => back.has(key)); // none if other pictures are shown by now
+    for (const [i, item] of found) all.splice(i, 0, item); // ascending, so that each gets its old position
+    setItems(all, found.length);
+  },
+  deleted: () => refreshFacets(),
 });
 $("browse").append(
   el("header", { className: "toolbar" }, total, form,
@@ -86,6 +94,13 @@ function setTotal(n) {
     state.conditions.length ? button("Show all pictures", () => change({ conditions: [] })) : "");
 }
 
+/** Show other pictures instead of the loaded ones, `change` more than before. */
+function setItems(items, change) {
+  state.list.items.splice(0, state.list.items.length, ...items);
+  setTotal(state.total + change);
+  view.draw();
+}
+
 /** Go to the address of another filter or order. */
 function change({ conditions = state.conditions, order: next = state.order, seed = state.seed }) {
   const parameters = { where: conditions, order: next, seed: next === "random" ? seed : "" };
@@ -97,6 +112,7 @@ async function load() {
   state.controller = new AbortController();
   const { signal } = state.controller;
   state.list.stop();
+  state.removed = [];
   view.reset();
   clearProblems();
   whereProblem.textContent = "";
@@ -117,6 +133,8 @@ async function load() {
     view.draw();
   }, failed);
   total.textContent = "Loading …";
+  await actions.settle();
+  if (signal.aborted) return;
   state.list.need(1);
   try {
     await refreshFacets();
@@ -133,7 +151,7 @@ async function refreshFacets() {
   const found = await loadFacets(conditions, signal);
   if (signal.aborted) return;
   state.facets = found.fields;
-  setTotal(state.list.done ? state.list.items.length : found.images);
+  setTotal(state.list.done ? state.list.items.length : found.images - actions.pending());
   const focused = document.activeElement?.dataset?.facet ?? state.focus;
   showFacets(facets, found.fields, conditions, (next, facet) => {
     state.focus = facet;
@@ -172,6 +190,7 @@ export const browse = {
     }
   },
   hide() {
+    actions.settle();
     state.scroll = scrollY;
     $("browse").hidden = true;
   },

@@ -24,7 +24,7 @@ export const forgetApiKey = () => sessionStorage.removeItem(KEY_ITEM);
 export const imagePath = (key) => `v1/images/${encodeURIComponent(key)}`;
 
 /** Fetch `path`, with the API key if there is one. Throws Problem, or the error of the aborted signal. */
-export async function request(path, { method, body, json, signal } = {}) {
+export async function request(path, { method, body, json, signal, keepalive } = {}) {
   const key = apiKey();
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   if (json !== undefined) {
@@ -35,7 +35,7 @@ export async function request(path, { method, body, json, signal } = {}) {
   }
   let response;
   try {
-    response = await fetch(path, { method: method ?? (body ? "POST" : "GET"), body, headers, signal });
+    response = await fetch(path, { method: method ?? (body ? "POST" : "GET"), body, headers, signal, keepalive });
   } catch (error) {
     if (signal?.aborted) throw error;
     throw await connectionProblem(body);
