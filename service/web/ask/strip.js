@@ -67,6 +67,11 @@ export function retry(item) {
   item.promise = null;
 }
 
+/** Forget all failures: the server may be ready now, or another key is in use. */
+export function retryFailed() {
+  for (const item of state.items) if (item.node.classList.contains("failed")) retry(item);
+}
+
 async function work() {
   if (state.running >= AT_ONCE || !state.waiting.length) return;
   const i = Math.max(0, state.waiting.indexOf(state.selected));

@@ -56,8 +56,10 @@ const actions = actionBar({
   selected: view.selected,
   clear: view.clearSelection,
   labels: () => state.facets.find(({ name }) => name === "label")?.values.map(({ value }) => String(value)) ?? [],
-  labelled() {
-    state.list.items = state.list.items.map((item) => ({ ...item })); // so that the grid draws them again
+  labelled(items) {
+    const changed = new Map(items.map(({ key, metadata }) => [key, metadata]));
+    state.list.items = state.list.items.map((item) => // new ones, so that the grid draws them again
+      (changed.has(item.key) ? { ...item, metadata: changed.get(item.key) } : item));
     view.draw();
     refreshFacets();
   },

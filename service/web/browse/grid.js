@@ -82,8 +82,10 @@ export function grid(node, { itemAt, need, open, changed }) {
     }, el("span", { className: item ? "thumb" : "thumb waiting" }), el("span", { className: "check", ariaHidden: "true" }),
     el("span", { className: "caption", textContent: label ?? item?.key ?? "" }));
     option.fresh = item !== undefined;
+    // In the order of the pictures, which is also the order for screen readers.
+    const next = [...state.shown.keys()].reduce((least, j) => (j > i && j < least ? j : least), Infinity);
+    node.insertBefore(option, state.shown.get(next) ?? null);
     state.shown.set(i, option);
-    node.append(option);
     return option;
   }
 
