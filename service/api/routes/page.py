@@ -50,14 +50,14 @@ async def docs(request: Request) -> HTMLResponse:
     ]
     home = up or "./"
     views = "".join(
-        f"<li><a href='{home}{fragment}'>{name}</a></li>"
+        f"<li><a href={home}{fragment}>{name}</a></li>"
         for name, fragment in (("Ask", ""), ("Browse", "#/browse"), ("Model", "#/model"))
     )
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>API – {escape(info['title'])}</title><link rel=stylesheet href={up}web/styles/base.css>"
-        f"<link rel=icon href='data:,'><script src={up}web/theme.js></script><body class=documentation>"
-        f"<header class=masthead><p class=brand><a href='{home}'>{escape(info['title'])}</a></p>"
+        f"<link rel=icon href=data:,><script src={up}web/theme.js></script><body class=documentation>"
+        f"<header class=masthead><p class=brand><a href={home}>{escape(info['title'])}</a></p>"
         f"<nav aria-label=Views><ul class=views>{views}<li><a href={up}docs aria-current=page>API</a></li></ul></nav>"
         f"</header><main><h1>{escape(info['title'])} API</h1><p>{escape(info['description'])}</p>"
         f"<p>For programs: <a href={up}openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"

@@ -7,6 +7,7 @@ import { asProblem, showProblem } from "../common/notices.js";
 import { tile } from "../common/thumbnails.js";
 import { showAdd } from "./add.js";
 import { showCopy } from "./copy.js";
+import { showHeat } from "./heat.js";
 import { askAllClasses } from "./results.js";
 import { labelOf, remark, sentence } from "./sentence.js";
 
@@ -19,6 +20,8 @@ const state = { shown: COUNTS[0], source: null, result: null };
 export function showName(name, { item }) {
   showCaption(name, item && fileSize(item.file.size));
   $("add").replaceChildren();
+  $("heat-row").hidden = true;
+  $("frame").classList.remove("heated");
   if (item) showImage(item.url, name);
   else $("frame").replaceChildren(el("p", { className: "missing waiting", textContent: "loading" }));
 }
@@ -74,6 +77,7 @@ export function showAnswer(source, result) {
   $("timing").textContent = `${stages}${milliseconds(total)} in total${result.mode ? ` · ${result.mode} search` : ""}`;
   showCopy(source, result);
   showAdd(source, result);
+  showHeat(source, result);
   return $("sentence").textContent;
 }
 

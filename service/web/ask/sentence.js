@@ -17,10 +17,11 @@ export function labelOf(metadata) {
   return label === undefined || label === null || typeof label === "object" ? null : String(label);
 }
 
-/** Return the answer as a sentence, such as "mono, defective, 81 %; 6 of 6 nearest agree". */
-export function sentence({ predictions, neighbours }, shown) {
+/** Return the answer as a sentence, such as "mono, defective, 81 %; 6 of 6 nearest agree". Unknown pictures come first. */
+export function sentence({ predictions, neighbours, novelty }, shown) {
   const [best] = predictions;
   if (!best) return neighbours.length ? "Similar pictures" : "No answer";
+  if (novelty?.unknown) return `Unlike anything this model knows. Its nearest class is ${best.label}, ${roundPercent(best.probability)}`;
   const near = agreement(neighbours.slice(0, shown), best.label);
   return `${best.label}, ${roundPercent(best.probability)}${near ? `; ${near.agree} of ${near.of} nearest agree` : ""}`;
 }
@@ -31,7 +32,7 @@ export function remark({ predictions, novelty, neighbours }, shown) {
   if (novelty?.unknown) {
     return {
       alarm: true,
-      text: "This picture is unlike anything the model was trained on, so do not rely on the class. "
+      text: "Do not rely on the class: the model was not trained on pictures like this one. "
         + `It differs more from the training pictures than ${percent(novelty.percentile / 100)} of the pictures the model was tested with.`,
     };
   }

@@ -83,8 +83,8 @@ async function work() {
     const result = await askFile(item.file, { mode });
     if (item.mode === mode) item.result = result;
     const [best] = result.predictions;
-    const unknown = result.novelty?.unknown ? " (unlike the training pictures)" : "";
-    verdict(item, best ? `${best.label}, ${roundPercent(best.probability)}${unknown}` : "no class", "");
+    const unknown = result.novelty?.unknown ? "unknown; nearest: " : "";
+    verdict(item, best ? `${unknown}${best.label}, ${roundPercent(best.probability)}` : "no class", "");
     settle.resolve(result);
   } catch (error) {
     const problem = asProblem(error);

@@ -44,8 +44,13 @@ def get_paths(client: httpx.Client) -> Iterator[str]:
     """Yield every path that has GET, with an existing model and key."""
     yield from ("/", "/web/app.js", "/docs", "/openapi.json")
     for path, methods in client.get("/openapi.json").json()["paths"].items():
-        if "get" in methods and "{job}" not in path:
-            filled = path.replace("{key}", "c").replace("{model}", "tiny").replace("{version}", "1")
+        if "get" in methods and "{job}" not in path and "{file}" not in path:
+            filled = (
+                path.replace("{key}", "c")
+                .replace("{model}", "tiny")
+                .replace("{name}", "tiny")
+                .replace("{version}", "1")
+            )
             yield f"{filled}?threshold=1" if path.endswith("duplicates") else filled
 
 
