@@ -137,6 +137,26 @@ def test_deleting_can_be_undone_and_is_done_when_the_view_is_left(own_visit: Vis
     assert indexed(own_visit) == ALL - 1
 
 
+def test_suggestions_are_labeled_and_asked_for_again(own_visit: Visit) -> None:
+    patch = {"metadata": {"label": None}}
+    httpx.patch(f"{own_visit.address}/v1/images", params={"where": "label:coffee,moon"}, json=patch).raise_for_status()
+    page = own_visit.open("#/browse")
+    page.get_by_label("Order").select_option("label next")
+    expect(page.locator(".note")).to_contain_text("25 pictures have a label, 11 pictures have none.")
+    expect(options(page)).to_have_count(11)
+    first = options(page).first
+    suggested = httpx.get(f"{own_visit.address}/v1/images/suggestions").json()["suggestions"]
+    expect(first).to_have_accessible_name(f"{suggested[0]['key']}, {suggested[0]['text']}")
+    first.locator(".check").click()
+    expect(page.get_by_label("Label of the selected pictures")).to_have_value(suggested[0]["labels"][0]["label"])
+    page.get_by_label("Label of the selected pictures").fill("cup")
+    page.get_by_role("button", name="Set label").click()
+    expect(first.locator(".caption")).to_have_text("cup")
+    page.get_by_role("button", name="Suggest again").click()
+    expect(page.locator(".note")).to_contain_text("26 pictures have a label, 10 pictures have none.")
+    expect(options(page)).to_have_count(10)
+
+
 def test_an_empty_index_says_how_to_fill_it(own_visit: Visit) -> None:
     for image in httpx.get(f"{own_visit.address}/v1/images?limit=1000").json()["images"]:
         httpx.delete(f"{own_visit.address}/v1/images/{quote(image['key'], safe='')}").raise_for_status()

@@ -140,9 +140,11 @@ export function actionBar({ selected, clear, labelled, removed, restored, delete
 
   return {
     nodes: [bar, notice],
-    update(size) {
-      bar.hidden = size === 0;
-      text.textContent = `${count(size)} selected`;
+    update(items) {
+      bar.hidden = items.length === 0;
+      text.textContent = `${count(items.length)} selected`;
+      const proposed = new Set(items.map((item) => item.proposed ?? ""));
+      if (proposed.size === 1 && !proposed.has("")) [label.value] = proposed;
       list.replaceChildren(...labels().map((value) => el("option", { value })));
     },
     remove,

@@ -14,9 +14,10 @@ import { actionBar } from "./actions.js";
 import { loadFacets, showFacets } from "./facets.js";
 import { grid } from "./grid.js";
 import { pages } from "./pages.js";
+import { suggestions } from "./suggestions.js";
 import { conditionsOf, lineOf } from "./where.js";
 
-const ORDERS = [["", "as added"], ["-added", "newest first"], ["key", "by name"], ["random", "shuffled"]];
+const ORDERS = [["", "as added"], ["-added", "newest first"], ["key", "by name"], ["random", "shuffled"], ["suggested", "label next"]];
 const NARROW = matchMedia("(max-width: 60rem)");
 
 const state = {
@@ -39,6 +40,7 @@ const where = el("input", {
 });
 where.setAttribute("aria-describedby", "where-problem");
 const whereProblem = el("p", { id: "where-problem", className: "help alarm", role: "alert" });
+const note = el("div", { className: "note", hidden: true, role: "status" });
 const facets = el("div", { className: "facets" });
 const panel = el("details", { className: "facet-panel", open: !NARROW.matches }, el("summary", { textContent: "Fields" }), facets);
 const empty = el("div", { className: "empty", hidden: true });
@@ -50,7 +52,7 @@ const view = grid(cells, {
   itemAt: (i) => state.list.items[i],
   need: (n) => state.list.need(n),
   open: ({ key }) => { go(`#${encodeURIComponent(key)}`); scrollTo({ top: 0 }); },
-  changed: (selected) => actions.update(selected.size),
+  changed: (selected) => actions.update([...selected.values()]),
 });
 const actions = actionBar({
   selected: view.selected,
@@ -59,7 +61,7 @@ const actions = actionBar({
   labelled(items) {
     const changed = new Map(items.map(({ key, metadata }) => [key, metadata]));
     state.list.items = state.list.items.map((item) => // new ones, so that the grid draws them again
-      (changed.has(item.key) ? { ...item, metadata: changed.get(item.key) } : item));
+      (changed.has(item.key) ? { ...item, metadata: changed.get(item.key), caption: undefined } : item));
     view.draw();
     refreshFacets();
   },
@@ -81,7 +83,7 @@ $("browse").append(
   el("header", { className: "toolbar" }, total, form,
     el("label", { className: "choice" }, "Order ", order), el("label", { className: "choice size" }, "Size ", size)),
   whereProblem,
-  el("div", { className: "columns" }, panel, el("div", { className: "pictures" }, empty, cells)),
+  el("div", { className: "columns" }, panel, el("div", { className: "pictures" }, note, empty, cells)),
   ...actions.nodes);
 
 function setTotal(n) {
@@ -91,9 +93,14 @@ function setTotal(n) {
   if (n && shown < n && cells.clientWidth) total.textContent += ` (the first ${count(shown)} can be shown)`;
   empty.hidden = n > 0;
   cells.hidden = n === 0;
-  const text = state.conditions.length ? "No picture matches this filter." : "No pictures are indexed yet. Add some on the page Ask, or index a folder with ";
-  empty.replaceChildren(el("p", {}, text, ...(state.conditions.length ? [] : [el("code", { textContent: "fc7 index build FOLDER" }), "."])),
+  const text = state.order === "suggested" ? "No picture is left to label." : state.conditions.length ? "No picture matches this filter." : "No pictures are indexed yet. Add some on the page Ask, or index a folder with ";
+  empty.replaceChildren(el("p", {}, text, ...(state.conditions.length || state.order === "suggested" ? [] : [el("code", { textContent: "fc7 index build FOLDER" }), "."])),
     state.conditions.length ? button("Show all pictures", () => change({ conditions: [] })) : "");
+}
+
+function showNote(text) {
+  note.hidden = !text;
+  note.replaceChildren(el("span", { textContent: text }), button("Suggest again", load, { className: "small" }));
 }
 
 /** Show other pictures instead of the loaded ones, `change` more than before. */
@@ -129,8 +136,11 @@ async function load() {
       showProblem(problem, load);
     }
   };
-  state.list = pages({ where: conditions, order: by, seed }, () => {
+  const list = by === "suggested" ? suggestions : pages;
+  showNote("");
+  state.list = list({ where: conditions, order: by, seed }, () => {
     if (signal.aborted) return;
+    showNote(state.list.note ?? "");
     if (state.list.done && state.list.items.length !== state.total) setTotal(state.list.items.length);
     view.draw();
   }, failed);
@@ -153,7 +163,8 @@ async function refreshFacets() {
   const found = await loadFacets(conditions, signal);
   if (signal.aborted) return;
   state.facets = found.fields;
-  setTotal(state.list.done ? state.list.items.length : found.images - actions.pending());
+  if (state.list.done) setTotal(state.list.items.length);
+  else if (state.order !== "suggested") setTotal(found.images - actions.pending());
   const focused = document.activeElement?.dataset?.facet ?? state.focus;
   showFacets(facets, found.fields, conditions, (next, facet) => {
     state.focus = facet;

@@ -77,10 +77,11 @@ export function grid(node, { itemAt, need, open, changed }) {
     const label = item && labelOf(item.metadata);
     const option = el("div", {
       id: `indexed-${i}`, className: "option", role: "option", ariaPosInSet: i + 1, item,
-      ariaLabel: item ? [item.key, label].filter(Boolean).join(", ") : "loading", title: item ? item.key : "",
+      ariaLabel: item ? [item.key, label, item.hint].filter(Boolean).join(", ") : "loading",
+      title: item ? [item.key, item.hint].filter(Boolean).join("\n") : "",
       data: { index: i },
     }, el("span", { className: item ? "thumb" : "thumb waiting" }), el("span", { className: "check", ariaHidden: "true" }),
-    el("span", { className: "caption", textContent: label ?? item?.key ?? "" }));
+    el("span", { className: "caption", textContent: label ?? (item?.caption || item?.key) ?? "" }));
     option.fresh = item !== undefined;
     // In the order of the pictures, which is also the order for screen readers.
     const next = [...state.shown.keys()].reduce((least, j) => (j > i && j < least ? j : least), Infinity);
