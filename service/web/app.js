@@ -9,10 +9,12 @@ import { clearProblems, showProblem } from "./common/notices.js";
 import { watchReadiness } from "./common/readiness.js";
 import { addView, currentView, go, route } from "./common/router.js";
 import { Problem, apiKey, forgetApiKey, storeApiKey } from "./common/server.js";
+import { jobs } from "./jobs/jobs.js";
+import { map } from "./map/map.js";
 import { model } from "./model/model.js";
 
-const VIEWS = { ask, browse, model };
-const FRAGMENTS = { 1: "", 2: "#/browse", 3: "#/model" };
+const VIEWS = { ask, browse, map, model, jobs };
+const FRAGMENTS = { 1: "", 2: "#/browse", 3: "#/map", 4: "#/model", 5: "#/jobs" };
 
 /** Load everything again that depends on the state of the server or on the API key. */
 function refresh() {

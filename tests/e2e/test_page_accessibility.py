@@ -38,13 +38,25 @@ def _problem(page: Page) -> None:
 def _browse(page: Page) -> None:
     expect(page.locator("#grid img").first).to_be_visible()
     page.locator("#grid .check").first.click()
-    expect(page.locator(".action-bar")).to_be_visible()
+    expect(page.locator("#browse .action-bar")).to_be_visible()
+
+
+def _suggestions(page: Page) -> None:
+    expect(page.locator(".note")).to_contain_text("1 picture has none")
 
 
 def _no_match(page: Page) -> None:
     page.locator("#where").fill("label:nothing")
     page.keyboard.press("Enter")
-    expect(page.locator(".empty")).to_contain_text("No picture matches")
+    expect(page.locator("#browse .empty")).to_contain_text("No picture matches")
+
+
+def _map(page: Page) -> None:
+    expect(page.locator("#map .total")).to_have_text("36 pictures")
+
+
+def _jobs(page: Page) -> None:
+    expect(page.locator("#job-list")).to_have_text("No jobs yet.")
 
 
 def _model(page: Page) -> None:
@@ -63,7 +75,10 @@ STATES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "problem": ("", _problem),
     "browse": ("#/browse", _browse),
     "no match": ("#/browse", _no_match),
+    "suggestions": ("#/browse?order=suggested", _suggestions),
+    "map": ("#/map", _map),
     "model": ("#/model", _model),
+    "jobs": ("#/jobs", _jobs),
     "shortcuts": ("", _shortcuts),
 }
 VIEWPORTS = {"desktop light": ("light", ViewportSize(width=1280, height=900)), "phone dark": ("dark", PHONE)}

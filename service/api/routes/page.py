@@ -22,6 +22,7 @@ from service.api.routes.common import revalidated
 router = APIRouter(include_in_schema=False)
 
 _WEB = Path(service.__file__).parent / "web"
+_VIEWS = (("Ask", ""), ("Browse", "#/browse"), ("Map", "#/map"), ("Model", "#/model"), ("Jobs", "#/jobs"))
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
@@ -49,10 +50,7 @@ async def docs(request: Request) -> HTMLResponse:
         for method, operation in methods.items()
     ]
     home = up or "./"
-    views = "".join(
-        f"<li><a href={home}{fragment}>{name}</a></li>"
-        for name, fragment in (("Ask", ""), ("Browse", "#/browse"), ("Model", "#/model"))
-    )
+    views = "".join(f"<li><a href={home}{fragment}>{name}</a></li>" for name, fragment in _VIEWS)
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>API – {escape(info['title'])}</title><link rel=stylesheet href={up}web/styles/base.css>"

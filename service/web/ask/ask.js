@@ -6,6 +6,7 @@
  */
 
 import { $, announce, button, el } from "../common/dom.js";
+import { setAsked } from "../common/handover.js";
 import { clearProblems, showProblem } from "../common/notices.js";
 import { currentView, go, route } from "../common/router.js";
 import { showAnswer, showChoices, showName, showWaiting } from "./answer.js";
@@ -45,6 +46,8 @@ async function show(entry) {
     clearTimeout(slow);
     if (signal.aborted) return;
     const sentence = showAnswer(source, result);
+    const keys = source.key === undefined ? result.neighbours.slice(0, 3).map(({ key }) => key) : [source.key];
+    setAsked({ name: nameOf(source), keys });
     if (result.problem) showProblem(result.problem);
     announce(`${sentence}. ${result.neighbours.length} similar pictures.`);
   } catch (problem) {

@@ -6,6 +6,7 @@
 
 import { $, announce, button, el } from "../common/dom.js";
 import { count, plural } from "../common/format.js";
+import { handedOver } from "../common/handover.js";
 import { asProblem, clearProblems, showProblem } from "../common/notices.js";
 import { isReady } from "../common/readiness.js";
 import { go } from "../common/router.js";
@@ -26,6 +27,7 @@ const state = {
   list: { items: [], need() {}, stop() {} },
   total: 0,
   facets: [],
+  chosen: null, // pictures from the map, instead of all
   removed: [], // [position, picture] of the last deletion
   controller: new AbortController(),
   scroll: 0,
@@ -100,7 +102,9 @@ function setTotal(n) {
 
 function showNote(text) {
   note.hidden = !text;
-  note.replaceChildren(el("span", { textContent: text }), button("Suggest again", load, { className: "small" }));
+  const action = state.chosen ? button("Show all pictures", () => change({ conditions: [] }), { className: "small" })
+    : button("Suggest again", load, { className: "small" });
+  note.replaceChildren(el("span", { textContent: text }), action);
 }
 
 /** Show other pictures instead of the loaded ones, `change` more than before. */
@@ -114,6 +118,13 @@ function setItems(items, change) {
 function change({ conditions = state.conditions, order: next = state.order, seed = state.seed }) {
   const parameters = { where: conditions, order: next, seed: next === "random" ? seed : "" };
   go(`#/browse${query(parameters)}`);
+}
+
+/** Return the pictures that were chosen on the map, as a list like that of pages.js. */
+function handed(_, changed) {
+  const items = [...state.chosen];
+  queueMicrotask(changed); // after the list is returned
+  return { items, done: true, need() {}, stop() {}, note: `${plural(items.length, "picture")} chosen on the map.` };
 }
 
 async function load() {
@@ -136,7 +147,7 @@ async function load() {
       showProblem(problem, load);
     }
   };
-  const list = by === "suggested" ? suggestions : pages;
+  const list = state.chosen ? handed : by === "suggested" ? suggestions : pages;
   showNote("");
   state.list = list({ where: conditions, order: by, seed }, () => {
     if (signal.aborted) return;
@@ -170,7 +181,7 @@ async function refreshFacets() {
     state.focus = facet;
     change({ conditions: next });
   });
-  panel.hidden = facets.childElementCount === 0;
+  panel.hidden = facets.childElementCount === 0 || state.chosen !== null;
   for (const box of facets.querySelectorAll("input")) if (focused && box.dataset.facet === focused) box.focus({ preventScroll: true });
   state.focus = null;
 }
@@ -189,8 +200,10 @@ export const browse = {
     $("browse").hidden = false;
     document.title = "Browse – fc7";
     const address = String(parameters);
-    if (address !== state.address) {
+    const chosen = parameters.get("from") === "map" ? handedOver() : null;
+    if (address !== state.address || chosen !== state.chosen) {
       state.address = address;
+      state.chosen = chosen;
       state.conditions = parameters.getAll("where");
       state.order = parameters.get("order") ?? "";
       state.seed = parameters.get("seed") ?? "";
