@@ -133,7 +133,7 @@ function neighbour({ key, distance, thumbnail, metadata }, best, scale) {
   fill.style.width = `${scale ? (100 * distance) / scale : 0}%`;
   const name = [key, `distance ${distanceText(distance)}`, label && `label ${label}`, agrees && "the same as the best class"];
   return tile(key, thumbnail, name.filter(Boolean).join(", "),
-    label !== null && el("span", { className: agrees ? "chip agrees" : "chip", textContent: agrees ? `✓ ${label}` : label }),
+    el("span", { className: agrees ? "chip agrees" : label === null ? "chip none" : "chip", textContent: agrees ? `✓ ${label}` : label ?? "no label" }),
     el("span", { className: "far" }, el("span", { className: "track" }, fill),
       el("data", { value: distance, textContent: distanceText(distance) })),
     cutName(key));

@@ -38,7 +38,7 @@ async function draw() {
     }
     if (signal.aborted) return;
     $("frame").classList.add("heated");
-    $("frame").append(el("img", { className: "heat", src: maps.get(result), alt: `Heat map of ${label}`, width: 224, height: 224, draggable: false }));
+    $("frame").append(el("img", { className: "heat", src: maps.get(result), alt: `Heat map of ${label}`, draggable: false }));
     $("heat-status").textContent = `Bright parts speak for ${label}. This is the square that the model sees.`;
   } catch (problem) {
     if (!signal.aborted) $("heat-status").textContent = asProblem(problem).detail;

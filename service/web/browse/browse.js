@@ -152,7 +152,7 @@ async function load() {
   state.list = list({ where: conditions, order: by, seed }, () => {
     if (signal.aborted) return;
     showNote(state.list.note ?? "");
-    if (state.list.done && state.list.items.length !== state.total) setTotal(state.list.items.length);
+    if (state.list.done) setTotal(state.list.items.length);
     view.draw();
   }, failed);
   total.textContent = "Loading …";

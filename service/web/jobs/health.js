@@ -44,7 +44,7 @@ export function health() {
 
 function sparkline(title) {
   const value = el("span", { className: "now", textContent: "–" });
-  const most = el("span", { className: "help" });
+  const most = el("span", { className: "help", textContent: "no answers yet" });
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
   svg.setAttribute("preserveAspectRatio", "none");

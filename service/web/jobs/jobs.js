@@ -14,7 +14,7 @@ const WINDOW_MS = 10_000; // for the rate of a job
 
 const state = { controller: new AbortController(), history: new Map() };
 
-const list = el("ul", { id: "job-list", className: "job-list" });
+const list = el("ul", { id: "job-list", className: "job-list" }, el("li", { className: "help", textContent: "Loading …" }));
 const status = el("p", { className: "help", role: "status" });
 const file = el("input", {
   type: "file", className: "visually-hidden", tabIndex: -1, ariaHidden: "true", accept: ".zip,.tar,.gz,.tgz,.bz2,.tbz2",

@@ -22,7 +22,7 @@ const field = el("select", {}, el("option", { value: "label", textContent: "labe
 const canvas = el("canvas", { id: "map-canvas", tabIndex: 0, role: "img" });
 const card = el("div", { className: "map-card", hidden: true, ariaHidden: "true" });
 const legend = el("ul", { className: "legend" });
-const status = el("p", { className: "help", role: "status" });
+const status = el("p", { className: "help", role: "status", textContent: "\u00a0" }); // keeps its place
 const better = button("Compute a better map", () => compute(), { className: "small" });
 const chosen = el("div", { className: "action-bar", hidden: true, role: "region", ariaLabel: "Chosen pictures" });
 const empty = el("div", { className: "empty", hidden: true }, el("p", {}, "No pictures are indexed yet. Index a folder with ",

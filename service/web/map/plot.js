@@ -70,7 +70,7 @@ export function plot(canvas, { pointed, opened, encircled }) {
       byColor[color[i]].push(i);
     }
     const radius = Math.max(1.5, Math.min(5, 120 / Math.sqrt(visible || 1)));
-    for (const [c, indices] of byColor.entries()) {
+    for (const [c, indices] of [...byColor.entries()].reverse()) { // pictures of other labels, and without one, below
       context.fillStyle = state.colors[c];
       context.globalAlpha = state.dimmed === null || state.dimmed === c ? 1 : 0.12;
       for (const i of indices) {

@@ -57,7 +57,8 @@ function classTable(classes) {
     if (!isNumber(value)) return el("td", { className: "number", textContent: "–" });
     const fill = el("span", { className: "fill" });
     fill.style.width = `${100 * value}%`;
-    return el("td", { className: "number" }, el("span", { className: "meter", ariaHidden: "true" }, fill), percent(value));
+    return el("td", { className: "number" }, el("span", { className: "meter", ariaHidden: "true" }, fill),
+      el("span", { className: "share", textContent: percent(value) }));
   };
   const rows = classes.map(({ label, images, precision, recall }) =>
     el("tr", {}, el("th", { scope: "row", textContent: label }), el("td", { className: "number", textContent: count(images ?? 0) }),

@@ -28,9 +28,8 @@ async function show([name, version]) {
     if (name && !named) showProblem(new Error(`There is no version ${name}:${version}. This is ${model.name}:${model.version}.`));
     document.title = `${model.name} version ${model.version} – fc7`;
     const reload = () => show([name, version]);
-    $("model-view").replaceChildren(card(model), versions(models, model, reload, signal));
-    const figures = await report(model, signal);
-    if (!signal.aborted) $("model-view").lastElementChild.before(figures);
+    const figures = await report(model, signal); // first, so that nothing on the page moves when it arrives
+    if (!signal.aborted) $("model-view").replaceChildren(card(model), figures, versions(models, model, reload, signal));
   } catch (problem) {
     if (!signal.aborted && (isReady() || problem.status === 401)) showProblem(problem, () => show([name, version]));
   }

@@ -7,8 +7,8 @@ import { showPicture } from "../common/thumbnails.js";
 
 const FIGURES = {
   "conv1.png": ["What the first layer looks for", "The 96 kernels of conv1, as in figure 3 of the 2012 paper. Edges and colors show what it has learned to see; noise, that it needs more pictures or time."],
-  "confusion.png": ["Which classes are confused", "Rows are the true classes, columns the answers. A perfect model has only the diagonal."],
   "curves.png": ["How it learned", "Loss and error after each epoch."],
+  "confusion.png": ["Which classes are confused", "Rows are the true classes, columns the answers. A perfect model has only the diagonal."],
   "reliability.png": ["Can its percentages be trusted?", "On the diagonal, answers with 80 % are right in 80 % of the cases."],
   "worst_errors.png": ["Its worst errors", "Validation pictures with the least probability for their true class."],
 };
