@@ -63,6 +63,10 @@ def _model(page: Page) -> None:
     expect(page.locator(".versions tbody tr")).to_have_count(1)
 
 
+def _docs(page: Page) -> None:
+    expect(page.get_by_role("navigation", name="Operations").get_by_role("link").first).to_be_visible()
+
+
 def _shortcuts(page: Page) -> None:
     page.keyboard.press("?")
     expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
@@ -80,6 +84,7 @@ STATES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "model": ("#/model", _model),
     "jobs": ("#/jobs", _jobs),
     "shortcuts": ("", _shortcuts),
+    "docs": ("docs", _docs),
 }
 VIEWPORTS = {"desktop light": ("light", ViewportSize(width=1280, height=900)), "phone dark": ("dark", PHONE)}
 

@@ -7,6 +7,7 @@ Out of scope: build steps, templates, minification. `/docs` is generated from th
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -58,23 +59,39 @@ async def docs(request: Request) -> HTMLResponse:
         f"<header class=masthead><p class=brand><a href={home}>{escape(info['title'])}</a></p>"
         f"<nav aria-label=Views><ul class=views>{views}<li><a href={up}docs aria-current=page>API</a></li></ul></nav>"
         f"</header><main><h1>{escape(info['title'])} API</h1><p>{escape(info['description'])}</p>"
-        f"<p>For programs: <a href={up}openapi.json>/openapi.json</a></p>{''.join(operations)}</main>"
+        f"<p>For programs: <a href={up}openapi.json>/openapi.json</a></p>{_contents(document)}"
+        f"{''.join(operations)}</main>"
     )
+
+
+def _contents(document: dict[str, Any]) -> str:
+    """Return a list of links to all operations."""
+    links = "".join(
+        f'<li><a href="#{escape(operation["operationId"])}">{method.upper()} {escape(path)}</a></li>'
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    )
+    return f"<nav aria-label=Operations><ul class=contents>{links}</ul></nav>"
+
+
+def _text(text: str) -> str:
+    """Return text for HTML, with the parts in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     parameters = "".join(
-        f"<li><code>{escape(entry['name'])}</code> ({escape(entry['in'])}): {escape(entry.get('description', ''))}</li>"
+        f"<li><code>{escape(entry['name'])}</code> ({escape(entry['in'])}): {_text(entry.get('description', ''))}</li>"
         for entry in operation.get("parameters", [])
     )
     bodies = ", ".join(escape(kind) for kind in operation.get("requestBody", {}).get("content", {}))
     answers = "".join(
-        f"<li><code>{escape(status)}</code> {escape(answer.get('description', ''))}</li>"
+        f"<li><code>{escape(status)}</code> {_text(answer.get('description', ''))}</li>"
         for status, answer in operation.get("responses", {}).items()
     )
     return (
         f"<section id='{escape(operation['operationId'])}'><h2><code>{method.upper()} {escape(path)}</code></h2>"
-        f"<p><strong>{escape(operation['summary'])}.</strong> {escape(operation.get('description', ''))}</p>"
+        f"<p><strong>{escape(operation['summary'])}.</strong> {_text(operation.get('description', ''))}</p>"
         + (f"<p>Parameters</p><ul>{parameters}</ul>" if parameters else "")
         + (f"<p>Body: {bodies}</p>" if bodies else "")
         + f"<p>Responses</p><ul>{answers}</ul></section>"
