@@ -5,22 +5,26 @@ import { Problem, apiKey, forgetApiKey } from "./server.js";
 
 const RETRYABLE = new Set([0, 429, 503, 504]);
 
+/** Return `problem`, or a Problem for an unexpected error of the page itself. */
+export const asProblem = (problem) =>
+  (problem instanceof Problem ? problem : new Problem(-1, "The result could not be displayed", String(problem)));
+
+export const clearProblems = () => $("problems").replaceChildren();
+
 /** Show a problem once, even if several requests had it. A missing API key is asked for instead. */
-export function showProblem(problem, retry) {
-  if (!(problem instanceof Problem)) {
-    problem = new Problem(-1, "The result could not be displayed", String(problem));
-  }
+export function showProblem(problem, retry = null) {
+  problem = asProblem(problem);
   if (problem.status === 401) return askForKey(problem.key);
   const text = problem.title + problem.detail;
   if ([...$("problems").children].some((shown) => shown.dataset.text === text)) return;
   const notice = el("section", { className: "problem" }, el("h2", { textContent: problem.title }),
     el("p", { textContent: problem.detail }));
   notice.dataset.text = text;
-  if (RETRYABLE.has(problem.status)) {
+  if (retry && RETRYABLE.has(problem.status)) {
     const button = el("button", { type: "button", textContent: "Try again" });
     button.addEventListener("click", () => {
       notice.remove();
-      $("choose").focus(); // the focused button was removed
+      document.querySelector("main").focus(); // the focused button was removed
       retry();
     });
     notice.append(button);
