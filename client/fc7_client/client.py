@@ -6,7 +6,9 @@ given server: redirects are not followed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
+from ipaddress import ip_address
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -46,7 +48,7 @@ class Client(Operations, SyncTransport):
         url: of the server, with its path prefix if it has one. key: the API key. timeout_s: for connecting, and for
         each wait for the server. http: further arguments of `httpx.Client`, such as `verify` and `proxy`.
         """
-        super().__init__(httpx.Client(**_options(url, key, timeout_s), **http), retry)
+        super().__init__(httpx.Client(**_options(url, key, timeout_s, http)), retry)
 
     def close(self) -> None:
         """Close the connections."""
@@ -72,7 +74,7 @@ class AsyncClient(Operations, AsyncTransport):
         **http: Any,
     ) -> None:
         """Prepare a client; nothing is sent yet. The arguments are those of `Client`."""
-        super().__init__(httpx.AsyncClient(**_options(url, key, timeout_s), **http), retry)
+        super().__init__(httpx.AsyncClient(**_options(url, key, timeout_s, http)), retry)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -85,15 +87,25 @@ class AsyncClient(Operations, AsyncTransport):
         await self.close()
 
 
-def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
+def _options(url: str, key: str | None, timeout_s: float, http: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `httpx.Client` and `httpx.AsyncClient`. Raises Fc7ClientError for an invalid URL."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Fc7ClientError(f"{url!r} is not the address of a server. Use http://HOST:PORT.")
-    headers = {"User-Agent": f"fc7-client/{_version()}"}
+    headers = httpx.Headers({"User-Agent": f"fc7-client/{_version()}"})
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    return {"base_url": url, "headers": headers, "timeout": timeout_s, "follow_redirects": False}
+    headers.update(http.get("headers"))
+    # A proxy of the environment cannot reach this machine's own addresses.
+    options = {"base_url": url, "timeout": timeout_s, "trust_env": not _is_loopback(parts.hostname)}
+    return options | dict(http) | {"headers": headers, "follow_redirects": False}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _version() -> str:

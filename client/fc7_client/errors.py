@@ -184,6 +184,8 @@ def problem_of(response: httpx.Response) -> ProblemError:
         members = response.json()
     except (ValueError, UnicodeDecodeError):
         members = None
+    if isinstance(members, dict) and isinstance(members.get("reasons"), list):  # GET /readyz
+        members = {"detail": " ".join(map(str, members["reasons"])), **members}
     if not isinstance(members, dict) or "detail" not in members:
         text = json.dumps(response.text[:_MAX_DETAIL], ensure_ascii=False) if response.content else "nothing"
         members = {"detail": f"The server answered {status} {response.reason_phrase} with {text}. Is it fc7?"}
