@@ -14,9 +14,9 @@ GPU_READY := $(GPU_VENV)/.ready
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(READY): pyproject.toml constraints/cpu.txt
+$(READY): pyproject.toml client/pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable ./client --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,mcp,dev]'
 	@touch $@
 
 $(GPU_READY): pyproject.toml constraints/cpu.txt constraints/gpu.txt

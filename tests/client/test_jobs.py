@@ -12,6 +12,7 @@ from fc7_client.models import Job
 from tests.client.helpers import OpenClient
 from tests.index.bulk.archives import images, zipped
 from tests.service.test_lifecycle import pausable_server
+from tests.support import pictures
 from tests.support.server import thread_server
 
 
@@ -36,16 +37,20 @@ def test_an_archive_is_added_with_progress(client: Any, archive: Path) -> None:
 def test_predictions_are_written_to_a_file(client: Any, archive: Path, tmp_path: Path) -> None:
     job = client.wait_for_job(client.start_job("classify", archive, {"format": "csv", "k": 2}).id)
     target = client.job_result(job.id, tmp_path / "answers.csv")
-    assert len(target.read_text().splitlines()) == 1 + 5
+    assert len(target.read_text().splitlines()) == 1 + 6
     assert target.stat().st_size == job.result_bytes
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
-def test_a_job_without_an_archive_takes_options(client: Any, archive: Path) -> None:
-    client.wait_for_job(client.start_job("archive", archive).id)
+def test_a_job_without_an_archive_takes_options_and_says_why_it_failed(client: Any) -> None:
+    client.put_image("one", pictures.jpeg(1), {"kind": "cat"})
     with pytest.raises(InvalidRequestError, match="nonsense"):
-        client.start_job("map", options={"nonsense": 1})
-    assert client.wait_for_job(client.start_job("map").id).result is not None
+        client.start_job("head", options={"nonsense": 1})
+    job = client.start_job("head", options={"field": "kind"})
+    with pytest.raises(JobError, match="cat") as caught:
+        client.wait_for_job(job.id)
+    assert caught.value.job.state == "failed"
+    assert client.retry_job(job.id).id == job.id
 
 
 def test_a_job_is_waited_for_across_a_restart(home: Path, archive: Path, open_client: OpenClient) -> None:
