@@ -32,6 +32,7 @@ NAMES = {
     "Models": "ModelsAnswer",
     "Activation": "ActivationAnswer",
 }
+KINDS: list[Kind] = sorted(set(STATUS.values()), key=lambda kind: kind.slug)
 ANSWERS = sorted(
     name
     for name, value in vars(models).items()
@@ -48,10 +49,10 @@ def test_every_answer_has_the_members_of_its_schema(name: str) -> None:
     assert required <= set(schema["required"]), "an answer without the optional members must be understood"
 
 
-@pytest.mark.parametrize("kind", sorted(set(STATUS.values()), key=lambda kind: kind.slug), ids=lambda kind: kind.slug)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.slug)
 def test_every_problem_of_the_service_has_its_exception(kind: Kind) -> None:
     answer = problem("/v1/classify", kind, "What is wrong.", {"Retry-After": "3"}, limit=5)
-    found = errors.problem_of(httpx.Response(kind.status, headers=dict(answer.headers), content=answer.body))
+    found = errors.problem_of(httpx.Response(kind.status, headers=dict(answer.headers), content=bytes(answer.body)))
     assert type(found) is not errors.ProblemError
     assert (type(found) is errors.ServerError) == (kind.status in (499, 500))
     assert (found.slug, found.title, found.status, str(found)) == (kind.slug, kind.title, kind.status, "What is wrong.")

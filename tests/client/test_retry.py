@@ -27,6 +27,7 @@ from fc7_client import (
 from tests.client.helpers import OpenClient, ScriptedServer
 from tests.service.test_lifecycle import classify, pausable_server
 from tests.support import pictures
+from tests.support.pausable_model import PausableRunner
 from tests.support.server import ThreadServer, thread_server, wait_until
 
 BUSY = b'{"type": "urn:fc7:problem:busy", "title": "Busy", "status": 503, "detail": "Too much to do."}'
@@ -40,14 +41,19 @@ def full_server(home: Path) -> Iterator[tuple[ThreadServer, threading.Event]]:
     with pausable_server(home, queue_size=1, max_images=1) as (server, runner), ThreadPoolExecutor() as pool:
         runner.pause()
         waiting = pool.submit(classify, server.url)
-        wait_until(lambda: "fc7_queue_images 1" in server.client.get("/metrics").text or _is_full(server))
+        wait_until(lambda: _is_full(server))
         freed = threading.Event()
-        pool.submit(lambda: (freed.wait(20), runner.resume()))
+        pool.submit(_resume_when, freed, runner)
         try:
             yield server, freed
         finally:
             freed.set()
             assert waiting.result().status_code == 200
+
+
+def _resume_when(freed: threading.Event, runner: PausableRunner) -> None:
+    freed.wait(20)
+    runner.resume()
 
 
 def _is_full(server: ThreadServer) -> bool:
