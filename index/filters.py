@@ -40,15 +40,19 @@ Fields = Mapping[str, Mapping[FieldType, int]]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value of a filter, as written; a `quoted` value is always a string."""
+    """A value of a filter, as written. A `quoted` value is always a string.
+
+    bare: whether a value without quotes is also compared with strings, as in a written filter.
+    """
 
     text: str
     quoted: bool
+    bare: bool = True
 
     def as_type(self, kind: FieldType) -> Scalar | None:
         """Return the value converted to `kind`, or None if it is not of that type."""
         if kind is FieldType.STRING:
-            return self.text
+            return self.text if self.quoted or self.bare else None
         if self.quoted:
             return None
         if kind is FieldType.BOOLEAN:
@@ -107,10 +111,10 @@ def has_field(path: Sequence[str], where: Where | None = None) -> Where:
 
 
 def has_value(path: Sequence[str], value: Scalar) -> Where:
-    """Return the filter that matches the images with this value in a field."""
+    """Return the filter that matches the images with this value in a field: 7 does not match the string "7"."""
     name = field_name(path)
     text = value if isinstance(value, str) else json.dumps(value)
-    return Where((Condition(f"{name}:{text}", name, "=", (Value(text, isinstance(value, str)),)),))
+    return Where((Condition(f"{name}:{text}", name, "=", (Value(text, isinstance(value, str), bare=False),)),))
 
 
 def compared_types(condition: Condition, fields: Fields) -> dict[FieldType, int]:

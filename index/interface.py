@@ -9,14 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index import records
 from index.catalog.images import Entry
-from index.catalog.spaces import SwitchResult
 from index.cursor import Order
 from index.duplicates import Duplicates, NearImage, redundant_pairs
 from index.facets import Facets
@@ -24,6 +23,7 @@ from index.filters import Where
 from index.labels import LabelledVectors
 from index.points import Points
 from index.search.searcher import Mode
+from index.vector_spaces import VectorSpaces
 
 
 class Neighbours(list[records.Neighbour]):
@@ -56,66 +56,6 @@ MAX_LISTED = 10_000  # near-duplicates in one answer
 _ALL = 2**62
 _DELETE_BATCH = 100
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
-
-
-class MissingVectors(Protocol):
-    """Access to the images without a vector of some model, for the process that computes these vectors."""
-
-    def missing_vectors(self, model: records.VectorModel, after: int, limit: int) -> Sequence[records.Unembedded]:
-        """Return up to `limit` images without a vector of `model`, ordered by id, starting after the id `after`."""
-
-    def add_vectors(
-        self, model: records.VectorModel, images: Sequence[records.Unembedded], vectors: Sequence[NDArray[np.float32]]
-    ) -> int:
-        """Store the vectors of `images`, float32 [4096], and return how many were stored.
-
-        Images that were replaced or deleted in the meantime are skipped.
-        """
-
-    def drop_unused(self, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Delete the vectors that are neither searched, nor the target of a migration, nor kept for a rollback.
-
-        stopped: called after each batch; once it returns True, the rest is left for the next call.
-        """
-
-
-class VectorSpaces(Protocol):
-    """The vector spaces of an index, one per model, and the migration from one to another. Thread-safe."""
-
-    @property
-    def searched(self) -> records.VectorModel:
-        """The model whose vectors are searched."""
-
-    @property
-    def target(self) -> records.VectorModel | None:
-        """The model that the index is migrating to, or None."""
-
-    @property
-    def required(self) -> Sequence[records.VectorModel]:
-        """The models for which every added image needs a vector, the searched one first."""
-
-    @property
-    def missing(self) -> MissingVectors | None:
-        """Access to the missing vectors; None if `fc7 index reembed` computes them, once for all replicas."""
-
-    def describe(self) -> Sequence[records.Space]:
-        """Return the vector spaces that exist."""
-
-    def start_migration(self, model: records.VectorModel) -> None:
-        """Migrate to this model from now on. Search does not change before `finish`.
-
-        Called with the searched model, it cancels the running migration. If it raises, nothing has changed.
-        """
-
-    def finish(self, model: records.VectorModel, skipped: frozenset[int] = frozenset()) -> SwitchResult:
-        """Search the vectors of `model` if every image has one, except the images with the ids `skipped`.
-
-        The vectors kept for a rollback are searched although images added since have none, unless that are most.
-        Raises IndexSwitchedError if `model` is neither the target nor searched.
-        """
-
-    def switch_now(self) -> None:
-        """Search the target's vectors although some are missing. Raises IndexModelError if replicas share the index."""
 
 
 class ImageIndex(ABC):

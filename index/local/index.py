@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import records
-from index.catalog import points as point_table
 from index.catalog.backup import take_snapshot
 from index.catalog.catalog import Catalog
 from index.catalog.changes import change_keys, change_matching
-from index.catalog.facets import read_facets
-from index.catalog.labelled import labelled_vectors
 from index.catalog.lock import FolderLock, check_exists
+from index.catalog.queries import points as point_table
+from index.catalog.queries.facets import read_facets
+from index.catalog.queries.labelled import labelled_vectors
 from index.catalog.read_view import ReadView
 from index.cursor import Listing, Order
 from index.duplicates import Duplicates, NearImage, describe_groups

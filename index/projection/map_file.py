@@ -49,7 +49,7 @@ def save(path: Path, saved: IndexMap) -> None:
 def load(path: Path) -> IndexMap | None:
     """Read a map; None if there is none that can be used."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             about = json.loads(stored["about"].tobytes())
             if about["format"] != _FORMAT:
                 return None

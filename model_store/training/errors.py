@@ -1,9 +1,11 @@
 """Errors of importing, training and exporting. The others are in `model_store.errors`.
 
+CheckpointError
+└── UnusableRunError           a run cannot be continued with these images, or by this version of fc7
+
 TrainingError
 ├── ImportFormatError          the weight file cannot be imported
 ├── DownloadError              a public weight file could not be downloaded, or is not the expected one
-├── UnusableRunError           a run cannot be continued with these images, or by this version of fc7
 ├── NonFiniteLossError         the loss became NaN or infinite
 ├── ParityError                the exported graph differs from the trained net
 └── AgreementError             the net in another precision differs too much from fp32

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from index.bulk.pipeline import decode_picture
 from index.catalog.spaces import SwitchResult
-from index.interface import MissingVectors, VectorSpaces
 from index.records import Unembedded, VectorModel
+from index.vector_spaces import MissingVectors, VectorSpaces
 from model_store.errors import Fc7Error
 from model_store.image import views
 from service.inference.model_pool import ModelPool

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from index import facets
-from index.catalog import facets as catalog_facets
+from index.catalog.queries import facets as catalog_facets
 from index.errors import FilterError, IndexUnavailableError
 from index.facets import Facet, Facets
 from index.filters import parse_where

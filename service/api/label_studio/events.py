@@ -20,10 +20,10 @@ from fastapi import Request
 from index.errors import FilterError
 from index.filters import parse_where
 from index.interface import ImageIndex
+from service.api.adding import add_batch
 from service.api.label_studio.client import LabelStudioClient
 from service.api.label_studio.config import Control
 from service.api.label_studio.images import TaskImage, indexed_key, read_image
-from service.api.routes.images import add_batch
 from service.errors import BodyMalformedError
 from service.observability.request_log import notes_of
 from service.state import State

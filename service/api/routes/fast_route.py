@@ -33,6 +33,7 @@ class FastRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the function that answers a request."""
         endpoint, model = self.endpoint, get_type_hints(self.endpoint)["query"]
+        unset = self.response_model_exclude_unset
 
         async def handle(request: Request) -> Response:
             state = await get_state(request)
@@ -40,7 +41,7 @@ class FastRoute(APIRoute):
             request.app.state.keyring.check(request, Scope.READ)
             await check_draining(state)
             answer = await endpoint(request, _parse(model, request.query_params), state)
-            content = answer.__pydantic_serializer__.to_json(answer, exclude_unset=True, by_alias=True)
+            content = answer.__pydantic_serializer__.to_json(answer, exclude_unset=unset, by_alias=True)
             return Response(content, media_type="application/json")
 
         return handle

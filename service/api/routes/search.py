@@ -45,6 +45,7 @@ _CLASSES = 5
     summary="Find similar indexed images",
     responses=problems(*WITH_BODY, 404, 409),
     openapi_extra=image_body(json=SEARCH, examples=True),
+    response_model_exclude_unset=True,
 )
 async def search(request: Request, query: Annotated[ModelSearchQuery, Query()], state: StateDep) -> SearchAnswer:
     """Return the most similar indexed images of each image, nearest first.

@@ -119,7 +119,7 @@ def export(
     home: Home = None,
 ) -> None:
     """Write keys, metadata and vectors to a Parquet file; also while a server is running."""
-    from index.catalog.export import export_parquet  # noqa: PLC0415
+    from index.catalog.queries.export import export_parquet  # noqa: PLC0415
 
     settings = load_settings(home=home)
     address = milvus_address(settings)

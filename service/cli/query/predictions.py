@@ -18,18 +18,9 @@ if TYPE_CHECKING:
     from index.bulk.prediction_file import Options
 
 
-def classify_to_file(
-    sources: Sequence[str], out: Path, options: Options, settings: Settings, model: str | None, *, as_json: bool
-) -> None:
-    """Classify all images of the only source, and write the results to `out`."""
-    from index.bulk.pipeline import run_in_background  # noqa: PLC0415
-    from index.bulk.predict import list_images, predict  # noqa: PLC0415
-    from index.bulk.prediction_file import FORMATS, PredictionFile  # noqa: PLC0415
-    from index.errors import FolderError  # noqa: PLC0415
-    from model_store.decoder.decoder import Decoder  # noqa: PLC0415
-    from model_store.image_files import Skipped  # noqa: PLC0415
-    from model_store.novelty.reference import load_reference  # noqa: PLC0415
-    from service.factory import decode_limits  # noqa: PLC0415
+def _check(sources: Sequence[str], out: Path, options: Options) -> None:
+    """Raise BadParameter unless there is one source of images, and a format for the file."""
+    from index.bulk.prediction_file import FORMATS  # noqa: PLC0415
 
     if len(sources) != 1:
         raise typer.BadParameter("give one folder, archive or URI with --out.", param_hint="SOURCE")
@@ -38,6 +29,22 @@ def classify_to_file(
     if out.suffix not in FORMATS or (options.embeddings and out.suffix == ".csv"):
         kinds = ".jsonl or .parquet, for embeddings" if options.embeddings else ".csv, .jsonl or .parquet"
         raise typer.BadParameter(f"the file must end with {kinds}.", param_hint="--out")
+
+
+def classify_to_file(
+    sources: Sequence[str], out: Path, options: Options, settings: Settings, model: str | None, *, as_json: bool
+) -> None:
+    """Classify all images of the only source, and write the results to `out`."""
+    from index.bulk.pipeline import run_in_background  # noqa: PLC0415
+    from index.bulk.predict import list_images, predict  # noqa: PLC0415
+    from index.bulk.prediction_file import PredictionFile  # noqa: PLC0415
+    from index.errors import FolderError  # noqa: PLC0415
+    from model_store.decoder.decoder import Decoder  # noqa: PLC0415
+    from model_store.image_files import Skipped  # noqa: PLC0415
+    from model_store.novelty.reference import load_reference  # noqa: PLC0415
+    from service.factory import decode_limits  # noqa: PLC0415
+
+    _check(sources, out, options)
     source = sources[0] if "://" in sources[0] else str(Path(sources[0]).expanduser().absolute())
     others: list[Skipped] = []
     counts = {"images": 0, "failed": 0}

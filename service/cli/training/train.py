@@ -46,15 +46,18 @@ Minutes = Annotated[
 ]
 
 
+SourceArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Class folders, a table (CSV, JSON Lines, Parquet), an archive of one, or shards.",
+        show_default=False,
+    ),
+]
+
+
 def train(
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Class folders, a table (CSV, JSON Lines, Parquet), an archive of one, or shards.",
-            show_default=False,
-        ),
-    ] = None,
+    source: SourceArgument = None,
     *,
     name: Annotated[
         str | None,
@@ -90,13 +93,9 @@ def train(
 
     settings = load_settings(home=home, device=device)
     source = source or data
-    if name is None:
-        name = _default_name(source, resume=resume)
-        if os.environ.get("RANK", "0") == "0":
-            console.say(f"The run and its model are named {name}. Another name can be given with --name.")
     request = Request(
         home=settings.home,
-        name=name,
+        name=name or _default_name(source, resume=resume),
         data=None if source is None else data_folder(source, settings.home),
         recipe=recipe,
         settings=changes or (),
@@ -117,7 +116,7 @@ def train(
 
 
 def _default_name(source: Path | None, *, resume: bool) -> str:
-    """Return the name of a folder, or of an archive or table without its endings."""
+    """Return the name of a folder, or of an archive or table without its endings, and print it."""
     if source is None:
         if resume:
             raise typer.BadParameter("give the name of the run to resume, or its SOURCE.", param_hint="--name")
@@ -125,5 +124,7 @@ def _default_name(source: Path | None, *, resume: bool) -> str:
 
         raise DatasetError(NO_DATA)
     path = source.expanduser().resolve()
-    name = path.name if path.is_dir() else path.name.partition(".")[0]
-    return model_name_of(name) or "model"
+    name = model_name_of(path.name if path.is_dir() else path.name.partition(".")[0]) or "model"
+    if os.environ.get("RANK", "0") == "0":
+        console.say(f"The run and its model are named {name}. Another name can be given with --name.")
+    return name

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from index.catalog import export
-from index.catalog.export import export_parquet
+from index.catalog.queries import export
+from index.catalog.queries.export import export_parquet
 from index.errors import FilterError, TargetExistsError
 from index.filters import parse_where
 from tests.index.helpers import image, open_index, sha256, vector

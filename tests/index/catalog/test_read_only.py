@@ -26,7 +26,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 import pyarrow.compute  # now, because the other user may not be allowed to read it later
-from index.catalog.export import export_parquet
+from index.catalog.queries.export import export_parquet
 from index.catalog.backup import take_snapshot
 from index.factory import read_stats
 from index.local.verify import verify

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 from pymilvus.exceptions import MilvusException
 
-from index.catalog.export import export_parquet
+from index.catalog.queries.export import export_parquet
 from index.errors import (
     FilterError,
     IndexFormatError,

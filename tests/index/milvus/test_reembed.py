@@ -26,7 +26,7 @@ from index.errors import (
     KeyNotFoundError,
 )
 from index.filters import parse_where
-from index.milvus import index as milvus_index
+from index.milvus import reader as milvus_reader
 from index.milvus import reembed, registry, spaces
 from index.milvus.aliases import Aliases
 from index.milvus.client import Milvus
@@ -248,7 +248,7 @@ def test_a_change_that_a_switch_overtakes_is_made_again(
     first, second = (options_of(runner) for runner in runners)
     with open_index(tmp_path, **first) as index:
         index.add_many([new_image("a", 1, runners), new_image("b", 2, runners)])
-    monkeypatch.setattr(milvus_index, "Milvus", HeldMilvus)
+    monkeypatch.setattr(milvus_reader, "Milvus", HeldMilvus)
     monkeypatch.setattr(HeldMilvus, "held", threading.Event())
     monkeypatch.setattr(HeldMilvus, "released", threading.Event())
     with open_index(tmp_path, **first) as index, ThreadPoolExecutor(1) as executor:
@@ -316,7 +316,7 @@ def test_no_acknowledged_change_is_lost_when_migrations_are_killed(
     tmp_path: Path, runners: tuple[Runner, Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reembed, "Milvus", DyingMilvus)
-    monkeypatch.setattr(milvus_index, "Milvus", SlowMilvus)
+    monkeypatch.setattr(milvus_reader, "Milvus", SlowMilvus)
     monkeypatch.setattr(reembed, "_LAST_PASS", 4)
     chance, stop = random.Random(1), threading.Event()
     with milvus_server(tmp_path / "data") as server, ExitStack() as stack:

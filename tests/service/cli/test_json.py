@@ -15,7 +15,11 @@ from tests.service.cli.helpers import invoke, run
 from tests.support.tiny_model import publish_tiny_model
 from tests.support.training.class_folders import CHANNELS, write_class_folders
 
+# These need a server, labels or another model; their own tests use --json.
+ELSEWHERE = {"doctor", "explain", "head fit", "index label", "jobs cancel", "jobs list", "jobs retry", "jobs show"}
 COMMANDS = {
+    "backup create": ["backup", "create"],
+    "backup list": ["backup", "list"],
     "classify": ["classify", "{image}", "{broken}"],
     "codes evaluate": ["codes", "evaluate", "--bits", "64", "--epochs", "1", "--queries", "2", "--no-pixels"],
     "config": ["config"],
@@ -25,8 +29,10 @@ COMMANDS = {
     "index build": ["index", "build", "{data}"],
     "index duplicates": ["index", "duplicates", "--threshold", "1"],
     "index fields": ["index", "fields"],
+    "index map": ["index", "map", "--method", "pca"],
     "index optimize": ["index", "optimize"],
     "index stats": ["index", "stats"],
+    "index suggestions": ["index", "suggestions"],
     "models compare": ["models", "compare", "tiny:1", "tiny:1", "--data", "{data}"],
     "models list": ["models", "list"],
     "models show": ["models", "show"],
@@ -53,7 +59,7 @@ def commands_with_json(name: str, command: Any) -> Iterator[str]:
 
 
 def test_every_command_with_the_option_is_tested_here() -> None:
-    assert sorted(commands_with_json("", typer.main.get_command(app))) == sorted(COMMANDS)
+    assert set(commands_with_json("", typer.main.get_command(app))) == COMMANDS.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -50,7 +50,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(data: Path, home: Path, *more: str) -> list[str]:
-    return ["--data", str(data), "--recipe", str(data.parent / "paper.toml"), "--home", str(home), *more]
+    return [
+        "--data",
+        str(data),
+        "--recipe",
+        str(data.parent / "paper.toml"),
+        "--home",
+        str(home),
+        "--experiment",
+        *more,
+    ]
 
 
 def run_two_processes(data: Path, home: Path, *more: str, code: int = 0) -> list[str]:

@@ -115,7 +115,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_with_two_towers_gives_the_result_of_one_process_and_reports_sent_bytes(
     data: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--data", str(data), "--recipe", str(data.parent / "trial.toml"), "--home", str(tmp_path)]
+    arguments = [
+        "--data",
+        str(data),
+        "--recipe",
+        str(data.parent / "trial.toml"),
+        "--home",
+        str(tmp_path),
+        "--experiment",
+    ]
     assert main([*arguments, "--name", "one"]) == 0
     output, silent = run_together(2, ["-m", "model_store.training.train", *arguments, "--name", "two", "--towers"])
     assert silent == ""

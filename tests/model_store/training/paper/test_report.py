@@ -85,7 +85,7 @@ def test_fc7_report_requires_images_and_valid_evaluations(tmp_path: Path) -> Non
     cli = CliRunner()
     result = cli.invoke(app, ["report", "small:1", "--out", str(tmp_path / "o"), "--home", str(tmp_path)])
     assert isinstance(result.exception, DatasetError)
-    assert "--data DIR" in str(result.exception)
+    assert "no split 'train'" in str(result.exception)
     (tmp_path / "no.json").write_text("{}")
     more = ["--data", str(tmp_path / "data"), "--train-split", "val", "--evaluation", str(tmp_path / "no.json")]
     result = cli.invoke(app, ["report", "small", *more, "--out", str(tmp_path / "o"), "--home", str(tmp_path)])

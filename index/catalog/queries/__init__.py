@@ -1,0 +1,1 @@
+"""Reading many images of a catalog at once: facets, labels, points of a map, and exports."""
