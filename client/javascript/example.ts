@@ -4,8 +4,8 @@ import { readFile } from "node:fs/promises";
 import createClient from "openapi-fetch";
 import type { paths } from "./fc7.js";
 
-const url = process.env.FC7_URL ?? "http://127.0.0.1:8000";
-const key = process.env.FC7_KEY;
+const url = process.env.SERVER_URL ?? "http://127.0.0.1:8000";
+const key = process.env.API_KEY;
 const client = createClient<paths>({ baseUrl: url, headers: key ? { Authorization: `Bearer ${key}` } : {} });
 
 const path = process.argv[2] ?? "photo.jpg";

@@ -42,7 +42,7 @@ def test_the_example_compiles_and_runs_against_the_server(project: Path, server:
     built = run(project, "npm", "run", "build")
     assert built.returncode == 0, built.stdout
     (project / "photo.jpg").write_bytes(pictures.jpeg(1))
-    ended = run(project, "node", "build/example.js", "photo.jpg", FC7_URL=server.url)
+    ended = run(project, "node", "build/example.js", "photo.jpg", SERVER_URL=server.url)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert lines[0] == "photo.jpg: added"
