@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Request, Response
 
-from model_store.artifact import REPORT_FOLDER, Artifact
+from model_store.artifact import Artifact
+from model_store.manifest import REPORT_FOLDER
 from service.api.routes.common import READ, StateDep, problems, revalidated
 from service.api.schemas.models import ReportAnswer, ReportFile
 from service.errors import ReportNotFoundError
