@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 GPU_VENV := .venv-gpu
 GPU_READY := $(GPU_VENV)/.ready
 
-.PHONY: help setup demo serve test test-slow test-wheel test-javascript gpu-check coverage crash lint format bench bench-search lock clean
+.PHONY: help setup demo serve test test-slow test-wheel test-javascript gpu-check coverage crash lint format bench bench-search docs lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,9 @@ bench: $(READY) ## Benchmark serving: make bench PHOTOGRAPHS=folder-or-tar (need
 bench-search: $(READY) ## Benchmark search: make bench-search VECTORS=folder (.npz or .npy files; needs an idle machine)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.search $(VECTORS)
+
+docs: $(READY) ## Build the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: $(READY) ## Write the installed versions to constraints/cpu.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
