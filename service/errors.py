@@ -34,6 +34,7 @@ Fc7Error
     ├── ConflictError         the request conflicts with the current state
     │   ├── ActivationRunningError  another version is being activated
     │   └── TooManyModelsError    the limit of versions in memory is reached
+    ├── ReportNotFoundError   a version has no such file in its report
     ├── StorageError          a temporary file cannot be written
     └── DeadlineError         decoding, queueing and running took too long
 
@@ -216,6 +217,18 @@ class OriginNotAllowedError(AccessError):
         "A web page of another origin ({origin}) sent this request. If you trust the page, add its origin to "
         "FC7_ALLOWED_ORIGINS and restart the server."
     )
+
+
+@dataclass(eq=False)
+class ReportNotFoundError(ServiceError):
+    """A version has no such file in its report."""
+
+    model: str
+    file: str
+
+    def __str__(self) -> str:
+        path = f"/v1/models/{self.model.replace(':', '/')}/report"
+        return f"The report of {self.model} has no file {self.file[:80]!r}. GET {path} lists its files."
 
 
 class UnavailableError(ServiceError):

@@ -66,6 +66,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
     job_errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
     job_errors.JobResultError: Kind(404, "no-job-result", "Job has no result file"),
+    errors.ReportNotFoundError: Kind(404, "no-such-report", "Report file not found"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "Model not found"),
     model_errors.PrecisionNotFoundError: Kind(409, "no-such-precision", "Precision not available"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No previous version"),

@@ -82,7 +82,7 @@ _DESCRIPTIONS = {
     400: "The body is malformed, or an image cannot be read.",
     401: "An API key is required.",
     403: "The API key does not have the required scope, or a web page of another origin sent the request.",
-    404: "The image, job or model was not found.",
+    404: "The image, job, model or file was not found.",
     408: "The body did not arrive in time.",
     409: "The request conflicts with the current state of the index or of the loaded models.",
     413: "The body has too many bytes or images.",

@@ -19,11 +19,10 @@ from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError, Fc7Error, NoActiveModelError
 from model_store.runtime.onnxruntime_engine import has_cuda
 from model_store.runtime.openvino_engine import agrees_in_bf16, has_native_bf16, is_available
-from model_store.store import ModelStore
 from service.api.access.auth import check_binding
 from service.cli.doctor.finding import Finding
 from service.errors import SettingError
-from service.factory import runner_options
+from service.factory import runner_options, store_of
 from service.keys_file import KeysFileError, read_keys
 from service.settings import Settings, unknown_variables, variable
 from service.tls import open_certificate
@@ -66,13 +65,15 @@ def check_engine(settings: Settings, artifact: Artifact | None) -> Finding:
         return Finding.ok("engine", "ONNX Runtime on CUDA, if the device works (see GPU)")
     if settings.engine != "onnxruntime" and is_available():
         return _describe_openvino(settings, artifact)
-    detail = "ONNX Runtime on the CPU, in f32"
+    detail = f"ONNX Runtime on the CPU, in {'f32' if settings.precision == 'fp32' else settings.precision}"
     if settings.engine == "auto" and platform.machine().lower() in ("x86_64", "amd64"):
         return Finding.warning("engine", detail, "Install OpenVINO, which is faster: pip install 'fc7[cpu]'")
     return Finding.ok("engine", detail)
 
 
 def _describe_openvino(settings: Settings, artifact: Artifact | None) -> Finding:
+    if settings.precision == "int8":
+        return Finding.ok("engine", "OpenVINO in int8")
     if not has_native_bf16():
         return Finding.ok("engine", "OpenVINO in f32; a processor that computes bf16 would be about twice as fast")
     if settings.arithmetic == "f32":
@@ -188,9 +189,8 @@ def _is_fc7(settings: Settings) -> bool:
 
 def find_active(settings: Settings) -> tuple[Artifact | None, Finding]:
     """Return the active version, if there is one, and a finding about it. Its files are compared with the manifest."""
-    store = ModelStore(settings.home, precision=settings.precision)
     try:
-        artifact = store.active_artifact()
+        artifact = store_of(settings).active_artifact()
     except NoActiveModelError:
         fix = "Train and export one (fc7 demo shows how), or import one: fc7 import --help"
         return None, Finding.warning("model", f"no version is active in {settings.home}", fix)

@@ -43,7 +43,7 @@ def test_commands_are_listed_in_panels(tmp_path: Path) -> None:
     assert panels == {
         "Start": ["demo", "config", "doctor"],
         "Train": ["train", "evaluate", "export", "data"],
-        "Serve": ["serve", "classify", "search", "embed", "explain", "jobs", "keys", "backup"],
+        "Serve": ["serve", "classify", "search", "embed", "explain", "mcp", "jobs", "keys", "backup"],
         "Models": ["models", "head", "import"],
         "Index": ["index", "codes"],
         "Research": ["report", "ablate", "paper"],
