@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model_store.durable import write_atomic
 from model_store.errors import Fc7Error
 from service.api_keys import Scope
 from service.app import create_app
@@ -58,14 +59,15 @@ def test_a_damaged_file_keeps_the_keys_and_a_deleted_one_revokes_them(home: Path
     _, key = create_key(path, "camera", Scope.READ)
     content = path.read_bytes()
     with process_server(home) as server:
-        path.write_text("{")
+        write_atomic(path, b"{")
         wait_until(lambda: bool(events(server, "keys not reloaded")))
         assert status(server.url, key) == 200
         assert "Correct it" in events(server, "keys not reloaded")[0]["detail"]
         path.unlink()
         wait_until(lambda: status(server.url, key) == 401)
-        path.write_bytes(content)
+        write_atomic(path, content)
         wait_until(lambda: status(server.url, key) == 200)
+        wait_until(lambda: len(events(server, "keys reloaded")) == 2)
         assert [line["added"] for line in events(server, "keys reloaded")] == [[], ["camera"]]
         assert len(events(server, "keys not reloaded")) == 1, "an error is logged once"
         assert key not in server.log.read_text()
