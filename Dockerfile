@@ -60,6 +60,7 @@ RUN useradd --system --uid 10001 --create-home --home-dir /home/fc7 fc7 \
     && install -d -o fc7 -g fc7 /var/lib/fc7
 ENV PATH=/opt/fc7/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     FC7_HOME=/var/lib/fc7 \
     FC7_HOST=0.0.0.0
 USER fc7
