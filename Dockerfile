@@ -60,9 +60,11 @@ RUN useradd --system --uid 10001 --create-home --home-dir /home/fc7 fc7 \
     && install -d -o fc7 -g fc7 /var/lib/fc7
 ENV PATH=/opt/fc7/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     FC7_HOME=/var/lib/fc7 \
     FC7_HOST=0.0.0.0
-USER fc7
+# By number, so that Kubernetes can tell that it is not root.
+USER 10001
 WORKDIR /home/fc7
 VOLUME /var/lib/fc7
 EXPOSE 8000

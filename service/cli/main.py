@@ -7,6 +7,7 @@ Out of scope: importing torch. The commands that train import it when they run.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from enum import StrEnum
 from importlib import metadata
@@ -149,6 +150,8 @@ def main() -> None:
 
     An `Fc7Error`, or an `OSError` about a file, becomes one line on standard error and exit code 1.
     """
+    # ONNX Runtime reads this when it is imported; without it, it sends events and a device ID to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app()
     except Fc7Error as error:

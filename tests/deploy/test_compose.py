@@ -139,7 +139,7 @@ def test_targets_exist_and_the_image_does_not_run_as_root() -> None:
     built = [service["build"]["target"] for file in FILES for service in services(file).values() if "build" in service]
     assert {filled(target) for target in built} <= targets
     runtime = text[text.index(" AS runtime") :]
-    assert re.findall(r"^USER (\S+)$", runtime, re.MULTILINE) == ["fc7"]
+    assert re.findall(r"^USER (\S+)$", runtime, re.MULTILINE) == ["10001"]
 
 
 @pytest.mark.parametrize("ready", [True, False])

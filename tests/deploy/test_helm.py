@@ -52,6 +52,7 @@ def test_valid_values_are_accepted(changes: tuple[dict[str, Any], ...]) -> None:
     [
         (),
         (KEY, {"replicas": 2}),
+        (KEY, {"replicas": 2, "persistence": {"accessMode": "ReadWriteMany"}}),
         (KEY, {"replicas": 2, "settings": MILVUS}),
         (KEY, {"autoscaling": {"enabled": True}}),
         (KEY, {"settings": {"FC7_HOME": "/home"}}),
@@ -64,6 +65,7 @@ def test_valid_values_are_accepted(changes: tuple[dict[str, Any], ...]) -> None:
     ids=[
         "no key",
         "local index",
+        "local index on a shared volume",
         "one home",
         "autoscaling of a local index",
         "home",
