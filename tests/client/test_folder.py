@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,36 @@ def test_an_interrupted_run_is_continued_by_repeating_it(home: Path, open_client
     with thread_server(home, port=server.port):
         report = client.add_folder(photos)
         assert (report.unchanged, report.added) == (first, 4 - first)
+
+
+def test_a_restart_in_between_is_waited_out(home: Path, open_client: OpenClient, photos: Path) -> None:
+    for number in range(10, 30):
+        (photos / f"{number}.jpg").write_bytes(pictures.jpeg(number))
+    with ExitStack() as first, ExitStack() as second, ThreadPoolExecutor(1) as pool:
+        server = first.enter_context(thread_server(home))
+
+        def restart() -> None:
+            first.close()
+            second.enter_context(thread_server(home, port=server.port))
+
+        restarts: list[Future[None]] = []
+
+        def progress(report: FolderReport) -> None:
+            if report.done == 3:
+                restarts.append(pool.submit(restart))
+
+        client = open_client(server.url)
+        report = client.add_folder(photos, progress=progress, concurrency=2)
+        restarts[0].result()
+        assert (report.done, report.skipped, client.index().images) == (24, [], 24)
+
+
+def test_a_full_queue_is_waited_out(home: Path, open_client: OpenClient, photos: Path) -> None:
+    statuses: list[int] = []
+    with thread_server(home, queue_size=1, max_images=1) as server:
+        client = open_client(server.url, on_response=lambda response: statuses.append(response.status_code))
+        assert client.add_folder(photos, concurrency=4).added == 4
+    assert 503 in statuses
 
 
 def test_an_error_that_is_not_a_files_ends_the_run(home: Path, open_client: OpenClient, photos: Path) -> None:
