@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_vectors_of_another_engine_or_precision_are_searched_until_the_index_is_
 ) -> None:
     data = published / "data"
     build(home, data, engine=engine, precision=precision)
-    served = {"device": "cpu", "engine": "openvino", "precision": "int8"}
+    served: dict[str, Any] = {"device": "cpu", "engine": "openvino", "precision": "int8"}
     with thread_server(home, make_runner=WaitingRunner, **served) as server:
         assert searched(server) == built_by
         assert server.client.get("/v1/index").json()["migration"]["model"] == OPENVINO

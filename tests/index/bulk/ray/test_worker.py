@@ -14,7 +14,7 @@ from model_store.decoder.limits import DecodeLimits
 from model_store.errors import ArtifactCorruptError
 from model_store.image import prepare, views
 from model_store.manifest import MODEL_FILE
-from model_store.runtime.options import RunnerOptions
+from model_store.runtime.options import EngineName, RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.transfer.remote_artifact import ShippedArtifact, ship
 from tests.index.bulk.helpers import save_image
@@ -81,7 +81,8 @@ def test_failed_worker_reports_the_reason_in_every_row(tmp_path: Path) -> None:
 
 def test_worker_that_computes_other_vectors_than_the_index_has_refuses(tmp_path: Path) -> None:
     artifact = publish_int8_model(tmp_path / "home", tmp_path / "data").at("int8")
-    for engine, other in (("onnxruntime", "openvino"), ("openvino", "onnxruntime")):
+    pairs: list[tuple[EngineName, EngineName]] = [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
+    for engine, other in pairs:
         version = ship(artifact.at("int8", engine))
         results = {}
         for each in (engine, other):

@@ -134,6 +134,8 @@ def test_a_version_is_found_by_each_of_its_fingerprints(home: Path) -> None:
 
 def test_the_engine_of_a_runner_is_the_one_that_was_announced(home: Path) -> None:
     artifact = ModelStore(home).get("small", 2).at("int8")
+    assert engine_of(RunnerOptions(device="cuda")) == "onnxruntime"
+    assert engine_of(RunnerOptions(device="cuda", engine="openvino")) == "openvino", "the Runner refuses it"
     for engine in ("auto", "onnxruntime", "openvino"):
         for device in ("auto", "cpu"):
             options = RunnerOptions(device=device, engine=engine)
