@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, ViewportSize, expect
+from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, ViewportSize, expect
 
 # These photographs are in the public domain or CC0, according to scikit-image's data/README.txt and documentation.
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "moon.png", "brick.png", "grass.png")
@@ -101,7 +101,8 @@ def upload_all(page: Page, files: Sequence[tuple[str, str, bytes]]) -> None:
     """Choose files, each given as (name, media type, bytes)."""
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose pictures").click()
-    chooser.value.set_files([{"name": name, "mimeType": kind, "buffer": data} for name, kind, data in files])
+    payloads = [FilePayload(name=name, mimeType=kind, buffer=data) for name, kind, data in files]
+    chooser.value.set_files(payloads)
 
 
 def fits(page: Page) -> bool:
