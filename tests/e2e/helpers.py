@@ -101,7 +101,7 @@ def upload_all(page: Page, files: Sequence[tuple[str, str, bytes]]) -> None:
     """Choose files, each given as (name, media type, bytes)."""
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose pictures").click()
-    payloads: list[FilePayload] = [{"name": name, "mimeType": kind, "buffer": data} for name, kind, data in files]
+    payloads = [FilePayload(name=name, mimeType=kind, buffer=data) for name, kind, data in files]
     chooser.value.set_files(payloads)
 
 

@@ -81,10 +81,11 @@ function show(map) {
   const notes = [
     images > 0 && (method === "pca" ? "Similar pictures are near each other, roughly: this is the quick map."
       : "Similar pictures are near each other. Distances between groups have no meaning."),
-    missing > 0 && `${plural(missing, "picture is", "pictures are")} not placed yet; reload to place more.`,
+    missing > 0 && `${plural(missing, "picture is", "pictures are")} not placed yet.`,
     next && `The map shows ${count(keys.length)} of them.`,
   ];
-  status.textContent = notes.filter(Boolean).join(" ");
+  status.replaceChildren(notes.filter(Boolean).join(" "), missing > 0 ? " " : "\u00a0",
+    ...(missing > 0 ? [button("Place more", load, { className: "link" })] : []));
   better.hidden = images === 0;
   const counts = labels.map(() => 0);
   for (const each of label) if (each !== null) counts[each] += 1;

@@ -70,7 +70,9 @@ export function plot(canvas, { pointed, opened, encircled }) {
       byColor[color[i]].push(i);
     }
     const radius = Math.max(1.5, Math.min(5, 120 / Math.sqrt(visible || 1)));
-    for (const [c, indices] of [...byColor.entries()].reverse()) { // pictures of other labels, and without one, below
+    const others = byColor.length - 1; // below all labels; then the frequent ones, which would cover the rare ones
+    for (const c of [others, ...byColor.slice(0, others).keys()]) {
+      const indices = byColor[c];
       context.fillStyle = state.colors[c];
       context.globalAlpha = state.dimmed === null || state.dimmed === c ? 1 : 0.12;
       for (const i of indices) {
