@@ -1,5 +1,5 @@
 # Targets: cpu (serving, no torch), gpu (serving on CUDA), train (training, export and indexing).
-#   docker build --target cpu -t fc7:cpu .
+#   docker build --target cpu -t fc7:0.1.0-cpu .
 # EXTRAS adds extras of pyproject.toml to a target, separated by commas: --build-arg EXTRAS=scale,heic
 # The CUDA runtime libraries are installed as Python wheels, so all targets share one base image.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
@@ -60,15 +60,17 @@ RUN useradd --system --uid 10001 --create-home --home-dir /home/fc7 fc7 \
     && install -d -o fc7 -g fc7 /var/lib/fc7
 ENV PATH=/opt/fc7/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     FC7_HOME=/var/lib/fc7 \
     FC7_HOST=0.0.0.0
-USER fc7
+# By number, so that Kubernetes can tell that it is not root.
+USER 10001
 WORKDIR /home/fc7
 VOLUME /var/lib/fc7
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:%s/readyz' % os.environ.get('FC7_PORT', '8000'), timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python3", "-c", "import os, ssl, urllib.request; urllib.request.urlopen('http%s://127.0.0.1:%s/readyz' % ('s' if os.environ.get('FC7_TLS_CERTIFICATE') else '', os.environ.get('FC7_PORT', '8000')), timeout=2, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["fc7"]
 CMD ["serve"]
 

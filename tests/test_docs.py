@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from service.settings import describe, load_settings
+from service.api.problems import _INTERNAL, STATUS
 from tests.support.reference import (
+    COMPOSE_VARIABLES,
     ENV_EXAMPLE,
-    IMAGE_SETTINGS,
     REFERENCE,
     ROOT,
     commands,
@@ -40,17 +40,9 @@ def test_the_example_of_an_environment_file_is_up_to_date() -> None:
     )
 
 
-def test_every_setting_reaches_the_container() -> None:
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    passed = set(re.findall(r"^ +(FC7_\w+):", text, re.MULTILINE))
-    assert passed == {line.variable for line in describe(load_settings())} - set(IMAGE_SETTINGS)
-
-
 def test_the_environment_file_is_neither_tracked_nor_required() -> None:
     assert "/.env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert (ROOT / ".dockerignore").read_text(encoding="utf-8").startswith("*\n"), "only listed files are in the image"
-    assert "env_file" not in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    assert "profiles" not in (ROOT / "docker-compose.yml").read_text(encoding="utf-8"), "without .env, the CPU service"
 
 
 def test_every_command_has_help() -> None:
@@ -69,7 +61,7 @@ def test_every_local_link_points_to_a_file(page: os.PathLike[str]) -> None:
 def test_every_command_and_setting_that_is_named_exists(page: os.PathLike[str]) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     known = render()
-    settings = set(re.findall(r"FC7_[A-Z_]*[A-Z]", text)) - {"FC7_PUBLISH"}  # read only by docker-compose.yml
+    settings = set(re.findall(r"FC7_[A-Z_]*[A-Z]", text)) - {name for name, _, _ in COMPOSE_VARIABLES}
     assert [name for name in settings if f"`{name}`" not in known] == []
     named = set(re.findall(r"(?:^ *\$? ?|`)(fc7(?: [a-z][a-z0-9-]*)+)", text, re.MULTILINE))
     assert unknown_commands(named) == []
@@ -90,3 +82,17 @@ def unknown_commands(lines: set[str]) -> list[str]:
         for line in lines
         if not any(f"{line} ".startswith(f"{name} ") or name.startswith(f"{line} ") for name in names)
     )
+
+
+def test_the_runbook_explains_every_problem_type_with_its_status() -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \| (\d+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    explained = [(name, int(status)) for names, status, _, _ in rows for name in re.findall(r"`([a-z-]+)`", names)]
+    assert len(explained) == len(set(explained))
+    assert sorted(explained) == sorted({(kind.slug, kind.status) for kind in (*STATUS.values(), _INTERNAL)})
+
+
+def test_links_to_sections_of_the_runbook_exist() -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings

@@ -30,6 +30,8 @@ from service.observability.request_log import Notes
 from service.observability.tracing import RequestSpan
 from service.state import State
 
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+"""Routes whose successful requests are logged at the level debug only."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LINGER_S = 2.0
 _CONTENT_SECURITY_POLICY = (
@@ -111,7 +113,12 @@ class Observe:
         metrics.request_seconds.labels(route).observe(seconds)
         if notes.reason:
             metrics.refusals.labels(notes.reason).inc()
-        log = self._state.log.error if status == HTTPStatus.INTERNAL_SERVER_ERROR else self._state.log.info
+        log = self._state.log.info
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log = self._state.log.error
+        elif route in PROBES and status == HTTPStatus.OK:
+            log = self._state.log.debug  # supervisors send these every few seconds
+        client = scope["client"][0] if scope.get("client") else None
         more: dict[str, object] = {"images": notes.images} if notes.images else {}
         if self._state.tracing is not None:
             now = time.time_ns()
@@ -126,10 +133,21 @@ class Observe:
             path=scope["path"],
             status=status,
             ms=round(seconds * 1000, 1),
-            client=scope["client"][0] if scope.get("client") else None,
+            client=client,
+            **({"key": notes.key} if notes.key else {}),
             **more,
             **({"reason": notes.reason} if notes.reason else {}),
         )
+        if notes.audited:
+            self._state.log.info(
+                "audit",
+                key=notes.key or None,
+                action=f"{scope['method']} {route}",
+                path=scope["path"],
+                status=status,
+                client=client,
+                request_id=notes.request_id,
+            )
 
 
 class LingeringClose:

@@ -7,6 +7,7 @@ Out of scope: importing torch. The commands that train import it when they run.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from enum import StrEnum
 from importlib import metadata
@@ -17,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, head, jobs, serve
+from service.cli import console, head, jobs, keys, mcp_server, serve
 from service.cli.backup import commands as backup
 from service.cli.codes import commands as codes
 from service.cli.data import check
@@ -108,6 +109,8 @@ app.command(rich_help_panel=Panel.SERVE)(search.search)
 app.command(rich_help_panel=Panel.SERVE)(embed.embed)
 app.command(rich_help_panel=Panel.SERVE)(explain.explain)
 app.add_typer(jobs.app, rich_help_panel=Panel.SERVE)
+app.command(rich_help_panel=Panel.SERVE)(mcp_server.mcp)
+app.add_typer(keys.app, rich_help_panel=Panel.SERVE)
 app.add_typer(backup.app, name="backup", rich_help_panel=Panel.SERVE)
 for command in (
     versions.quantize,
@@ -147,6 +150,8 @@ def main() -> None:
 
     An `Fc7Error`, or an `OSError` about a file, becomes one line on standard error and exit code 1.
     """
+    # ONNX Runtime reads this when it is imported; without it, it sends events and a device ID to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app()
     except Fc7Error as error:

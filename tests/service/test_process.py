@@ -265,3 +265,13 @@ def test_the_limit_of_a_server_without_signals_is_kept_for_answering(home: Path)
         server.state.drain()
         wait_until(lambda: server.exit_codes == [0])
         assert time.monotonic() - started < 0.5 + _MARGIN_S
+
+
+def test_onnx_runtime_keeps_no_device_id_for_telemetry(home: Path, tmp_path: Path) -> None:
+    user = tmp_path / "user"
+    user.mkdir()
+    before = "import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)"
+    with process_server(home, before=before, HOME=str(user), XDG_CACHE_HOME="", FC7_ENGINE="onnxruntime") as server:
+        answer = httpx.post(f"{server.url}/v1/classify", content=pictures.jpeg(), headers=_JPEG)
+        assert answer.status_code == 200
+    assert list(user.rglob("*onnxruntime*")) == []

@@ -34,8 +34,8 @@ def test_the_service_does_not_import_torch() -> None:
     [
         ("/", "text/html"),
         ("/web/app.js", "text/javascript"),
-        ("/web/server.js", "text/javascript"),
-        ("/web/style.css", "text/css"),
+        ("/web/common/server.js", "text/javascript"),
+        ("/web/styles/base.css", "text/css"),
         ("/docs", "text/html"),
     ],
 )
@@ -119,3 +119,16 @@ def test_each_request_logs_one_json_line_without_the_key(home: Path) -> None:
         assert any(line.get("reason") == "unauthorized" and line["status"] == 401 for line in lines)
         assert any("Did you mean FC7_MAX_BATCH" in line.get("detail", "") for line in lines)
         assert key not in server.log.read_text()
+
+
+@pytest.mark.parametrize(("level", "logged"), [("info", False), ("debug", True)])
+def test_successful_probes_are_logged_at_the_level_debug_only(home: Path, level: str, logged: bool) -> None:
+    with process_server(home, FC7_LOG_LEVEL=level) as server:
+        for probe in ("livez", "readyz", "metrics"):
+            assert httpx.get(f"{server.url}/{probe}").status_code == 200
+        assert httpx.post(f"{server.url}/livez").status_code == 405
+        httpx.get(f"{server.url}/v1/models")
+        wait_until(lambda: any(line.get("path") == "/v1/models" for line in server.lines()))
+        paths = {(line["path"], line["status"]) for line in server.lines() if line["event"] == "request"}
+        assert paths >= {("/livez", 405), ("/v1/models", 200)}
+        assert (paths >= {("/livez", 200), ("/readyz", 200), ("/metrics", 200)}) is logged
