@@ -70,7 +70,7 @@ VOLUME /var/lib/fc7
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:%s/readyz' % os.environ.get('FC7_PORT', '8000'), timeout=2)"]
+    CMD ["python3", "-c", "import os, ssl, urllib.request; urllib.request.urlopen('http%s://127.0.0.1:%s/readyz' % ('s' if os.environ.get('FC7_TLS_CERTIFICATE') else '', os.environ.get('FC7_PORT', '8000')), timeout=2, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["fc7"]
 CMD ["serve"]
 

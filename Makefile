@@ -9,14 +9,14 @@ PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 GPU_VENV := .venv-gpu
 GPU_READY := $(GPU_VENV)/.ready
 
-.PHONY: help setup demo serve test test-slow gpu-check coverage crash lint format bench bench-search lock clean
+.PHONY: help setup demo serve test test-slow test-wheel test-javascript gpu-check coverage crash lint format bench bench-search docs lock clean
 
 help: ## List the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-$(READY): pyproject.toml constraints/cpu.txt
+$(READY): pyproject.toml client/pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable ./client --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,mcp,dev]'
 	@touch $@
 
 $(GPU_READY): pyproject.toml constraints/cpu.txt constraints/gpu.txt
@@ -39,6 +39,12 @@ test: $(READY) ## Run the tests
 
 test-slow: $(READY) ## Run the slow tests that `make test` leaves out
 	$(BIN)/pytest -m slow
+
+test-wheel: $(READY) ## Build fc7 and fc7-client, install them into a clean environment and serve
+	$(BIN)/pytest -m wheel tests/test_wheel.py
+
+test-javascript: $(READY) ## Generate types of the API, compile the JavaScript example and run it (needs npm)
+	$(BIN)/pytest -m javascript tests/client/test_javascript.py
 
 gpu-check: ## Check everything that runs on an NVIDIA GPU, and print a table of results
 	@$(PYTHON) tests/gpu/driver.py
@@ -69,6 +75,9 @@ bench-search: $(READY) ## Benchmark search: make bench-search VECTORS=folder (.n
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.search $(VECTORS)
 
+docs: $(READY) ## Build the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock: $(READY) ## Write the installed versions to constraints/cpu.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[bench]'
 	@{ echo "# Exact versions for serving and training on a CPU (all extras but gpu). Made by \`make lock\`."; \
@@ -77,5 +86,5 @@ lock: $(READY) ## Write the installed versions to constraints/cpu.txt
 	mv constraints/cpu.txt.new constraints/cpu.txt
 
 clean: ## Remove the environment and caches, but not FC7_HOME
-	rm -rf $(VENV) $(GPU_VENV) build .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(GPU_VENV) build .coverage* *.egg-info client/build client/*.egg-info client/javascript/node_modules .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES
 from model_store.durable import sync, sync_tree
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, RunnerError, ShapeError
+from model_store.manifest import FEATURES
 
 if TYPE_CHECKING:
     import onnxruntime

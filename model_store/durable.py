@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,17 +57,18 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, replace: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write to a temporary file, which is synced and replaces `path` at the end of the block.
 
     After an error or a kill, `path` has its old content or the complete new content. The yielded file is readable and
-    seekable. replace: if False, an existing `path` is kept and FileExistsError is raised. Raises OSError.
+    seekable. replace: if False, an existing `path` is kept and FileExistsError is raised. mode: permissions of the file
+    before the umask. Raises OSError.
     """
     if not replace and path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("x+b") as file:
+        with open(temporary, "x+b", opener=partial(os.open, mode=mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -25,17 +25,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from model_store import errors
-from model_store.artifact import (
+from model_store.artifact import ONNXRUNTIME, Artifact
+from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
+from model_store.manifest import (
+    FULL,
     MANIFEST_FILE,
     MODEL_FILE,
     WEIGHTS_FILE,
-    Artifact,
     FileEntry,
     Manifest,
     ManifestDraft,
     check_name,
 )
-from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
 
 _STAGING = ".staging-"
 _REMOVED = ".removed-"
@@ -83,10 +84,14 @@ def model_name_of(text: str) -> str:
 class ModelStore:
     """The versions in `home`/models. All state is on disk: any number of stores may use one `home`."""
 
-    def __init__(self, home: Path, *, precision: str = "fp32") -> None:
-        """precision: the precision to open versions in. Versions without it are opened in fp32."""
+    def __init__(self, home: Path, *, precision: str = FULL, engine: str = ONNXRUNTIME) -> None:
+        """precision: the precision to open versions in. Versions without it are opened in fp32.
+
+        engine: what will run the versions, see `Artifact`.
+        """
         self.home = home
         self._precision = precision
+        self._engine = engine
         self._models = home / "models"
         self._active_file = home / "active.json"
 
@@ -137,7 +142,7 @@ class ModelStore:
                 write_atomic(staged / MANIFEST_FILE, manifest.to_bytes())
                 target = staged.rename(parent / str(version))
             sync(parent)
-        return Artifact(target, manifest, verified=True)
+        return Artifact(target, manifest, verified=True, engine=self._engine)
 
     def _last_number(self, name: str) -> int:
         parent = self._models / name
@@ -263,6 +268,15 @@ class ModelStore:
         """Return all readable versions, ordered by name and number. Their files are not verified."""
         return [*self.scan()[0]]
 
+    def find(self, fingerprint: str) -> Artifact | None:
+        """Return the version, in the precision and for the engine, whose vectors have this fingerprint; else None.
+
+        Versions with files in the precision of the store are preferred, because the others cannot be served.
+        """
+        variants = [variant for artifact in self.list() for variant in artifact.variants()]
+        found = [variant for variant in variants if variant.fingerprint == fingerprint]
+        return min(found, key=lambda variant: self._precision not in variant.precisions, default=None)
+
     def scan(self) -> tuple[Sequence[Artifact], Sequence[errors.ArtifactError]]:
         """Return all readable versions, ordered by name and number, and the errors of the others."""
         artifacts, unreadable = [], []
@@ -281,7 +295,7 @@ class ModelStore:
                 artifact.path / MANIFEST_FILE,
                 f"it is the manifest of {artifact.id}, but it is in the folder of {name}:{version}",
             )
-        return artifact.at(self._precision) if self._precision in artifact.precisions else artifact
+        return artifact.at(self._precision if self._precision in artifact.precisions else FULL, self._engine)
 
     def _names(self) -> Sequence[str]:
         if not self._models.is_dir():

@@ -1,4 +1,4 @@
-"""Types of settings that hold addresses: where to listen, host names, origins of web pages, and a path prefix.
+"""Types of settings that hold addresses: where to listen, host names, origins of web pages, proxies, a path prefix.
 
 Guarantees: a value is normalized (lower case, no brackets, no final dot or slash) or rejected with ValueError.
 Out of scope: resolving names.
@@ -68,6 +68,19 @@ def _split(value: object) -> object:
     return tuple(filter(None, (part.strip().lower() for part in value.split(",")))) if isinstance(value, str) else value
 
 
+def _parse_proxies(value: object) -> object:
+    """Return addresses and networks; `*` alone for all, and nothing for `none`."""
+    entries = _split(value)
+    if not isinstance(entries, tuple) or entries in (("*",), ()):
+        return entries
+    if entries == ("none",):
+        return ()
+    networks = (ipaddress.ip_network(entry.removeprefix("[").removesuffix("]"), strict=False) for entry in entries)
+    return tuple(
+        str(network.network_address if network.prefixlen == network.max_prefixlen else network) for network in networks
+    )
+
+
 Address = Annotated[str, BeforeValidator(_parse_address)]
 BaseUrl = Annotated[str, BeforeValidator(_parse_base_url)]
 RootPath = Annotated[str, BeforeValidator(_parse_root_path)]
@@ -75,3 +88,4 @@ _HostPattern = Annotated[str, Field(pattern=rf"^(\*|(\*\.)?{_HOST_NAME.pattern}|
 _Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+)$")]
 HostPatterns = Annotated[tuple[_HostPattern, ...], NoDecode, BeforeValidator(_split)]
 Origins = Annotated[tuple[_Origin, ...], NoDecode, BeforeValidator(_split)]
+TrustedProxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_proxies)]

@@ -20,11 +20,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from model_store.errors import Fc7Error
 from model_store.runtime.runner import Runner
+from service.api.access.keyring import Keyring
+from service.api.access.origin import RequestOrigin
 from service.api.archive_upload import Uploads
-from service.api.auth import Keyring
 from service.api.middleware import LingeringClose, Observe
 from service.api.oip_codec import HEADER_LENGTH
-from service.api.origin import RequestOrigin
 from service.api.paths import Paths
 from service.api.problems import handle_error
 from service.api.routes import ROUTERS
@@ -58,16 +58,19 @@ def create_app(
     """Return the application. Its lifespan opens the model and the index; it raises Fc7Error if it must not start.
 
     make_runner: creates the Runner of a version (tests pass a subclass). lost_log_lines: returns how many log lines
-    were lost, for the metrics.
+    were lost, for the metrics. Raises KeysFileError, SettingError.
     """
     state = State(settings, make_runner, lost_log_lines)
+    keyring = Keyring(settings, state.log, lambda reason: state.metrics.key_failures.labels(reason).inc())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(state.open)
+        watcher = asyncio.create_task(keyring.watch())
         try:
             yield
         finally:
+            watcher.cancel()
             state.drain()
             await asyncio.to_thread(state.close)
 
@@ -82,7 +85,7 @@ def create_app(
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.fc7 = state
-    app.state.keyring = Keyring(settings.api_keys, allow_anonymous=settings.allow_anonymous)
+    app.state.keyring = keyring
     app.state.body_budget = BodyBudget(settings.max_buffer_bytes)
     app.state.uploads = Uploads(settings.max_uploads)
     for router in ROUTERS:
@@ -91,11 +94,11 @@ def create_app(
     app.add_exception_handler(Fc7Error, handle_error)
     app.add_exception_handler(RequestValidationError, handle_error)
     app.add_exception_handler(HTTPException, handle_error)
-    _add_middleware(app, state)
+    _add_middleware(app, state, keyring)
     return app
 
 
-def _add_middleware(app: FastAPI, state: State) -> None:
+def _add_middleware(app: FastAPI, state: State, keyring: Keyring) -> None:
     """Add the middleware. Each one added is outside of those before it."""
     settings = state.settings
     app.add_middleware(Paths, root_path=settings.root_path)
@@ -108,6 +111,6 @@ def _add_middleware(app: FastAPI, state: State) -> None:
             expose_headers=("Allow", "ETag", "Location", "Retry-After", "Server-Timing", "X-Request-ID", HEADER_LENGTH),
             allow_private_network=True,
         )
-    app.add_middleware(RequestOrigin, settings=settings)
+    app.add_middleware(RequestOrigin, settings=settings, keyring=keyring)
     app.add_middleware(LingeringClose)
     app.add_middleware(Observe, state=state)

@@ -32,9 +32,10 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_val
 from index.catalog.backup import restore_snapshot, take_snapshot
 from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import FolderLock
-from model_store.artifact import Artifact, FileEntry
+from model_store.artifact import Artifact
 from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
 from model_store.errors import ArtifactCorruptError, Fc7Error
+from model_store.manifest import FileEntry
 from model_store.store import ModelStore
 
 FORMAT: Final = 1

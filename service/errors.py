@@ -16,7 +16,10 @@ Fc7Error
     │   ├── ClientGoneError       the client disconnected before the response
     │   └── BadImageError         one of several images failed; the status is that of its error
     ├── AccessError
-    │   ├── UnauthorizedError     the key is missing or unknown
+    │   ├── UnauthorizedError     the key is missing
+    │   │   ├── UnknownKeyError       the key is unknown or was revoked
+    │   │   └── KeyExpiredError       the key has expired
+    │   ├── RateLimitError        the key sent too many requests: try again after `retry_after` seconds
     │   ├── ForbiddenError        the key does not have the required scope
     │   └── OriginNotAllowedError a web page of another origin sent the request
     ├── UnavailableError      temporary: try again after `retry_after` seconds
@@ -31,6 +34,7 @@ Fc7Error
     ├── ConflictError         the request conflicts with the current state
     │   ├── ActivationRunningError  another version is being activated
     │   └── TooManyModelsError    the limit of versions in memory is reached
+    ├── ReportNotFoundError   a version has no such file in its report
     ├── StorageError          a temporary file cannot be written
     └── DeadlineError         decoding, queueing and running took too long
 
@@ -42,6 +46,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from model_store.errors import Fc7Error
 
@@ -169,9 +174,34 @@ class AccessError(ServiceError):
 
 
 class UnauthorizedError(AccessError):
-    """The key is missing or unknown."""
+    """The key is missing."""
 
     message = "A valid API key is required. Send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+
+
+class UnknownKeyError(UnauthorizedError):
+    """The key is unknown or was revoked."""
+
+    message = "The API key is not valid: it is unknown or was revoked. Check that it is complete, or ask for a new one."
+
+
+@dataclass(eq=False)
+class KeyExpiredError(UnauthorizedError):
+    """The key has expired."""
+
+    name: str
+    expired: datetime
+    message = "The API key {name} expired at {expired:%Y-%m-%d %H:%M} UTC. Ask for a new one."
+
+
+@dataclass(eq=False)
+class RateLimitError(AccessError):
+    """The key sent more requests than its rate allows. `retry_after` is in whole seconds."""
+
+    name: str
+    rate: object
+    retry_after: int
+    message = "The API key {name} may send {rate} requests. Try again in {retry_after} s."
 
 
 class ForbiddenError(AccessError):
@@ -187,6 +217,18 @@ class OriginNotAllowedError(AccessError):
         "A web page of another origin ({origin}) sent this request. If you trust the page, add its origin to "
         "FC7_ALLOWED_ORIGINS and restart the server."
     )
+
+
+@dataclass(eq=False)
+class ReportNotFoundError(ServiceError):
+    """A version has no such file in its report."""
+
+    model: str
+    file: str
+
+    def __str__(self) -> str:
+        path = f"/v1/models/{self.model.replace(':', '/')}/report"
+        return f"The report of {self.model} has no file {self.file[:80]!r}. GET {path} lists its files."
 
 
 class UnavailableError(ServiceError):

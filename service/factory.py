@@ -16,6 +16,8 @@ from index.records import IndexOptions, IndexStats, MilvusAddress
 from model_store.decoder.decoder import Decoder, Event
 from model_store.decoder.limits import DecodeLimits
 from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import engine_of
+from model_store.store import ModelStore
 from service.settings import Settings
 
 _DECODER_NICENESS: Final = 5  # about a third of the share of a thread of the model
@@ -46,6 +48,14 @@ def runner_options(settings: Settings) -> RunnerOptions:
         precision=settings.precision,
         tensorrt=settings.home / "tensorrt" if settings.tensorrt else None,
     )
+
+
+def store_of(settings: Settings) -> ModelStore:
+    """Return the store of versions, in the precision and for the engine that these settings give.
+
+    Raises DeviceUnavailableError if the settings contradict each other.
+    """
+    return ModelStore(settings.home, precision=settings.precision, engine=engine_of(runner_options(settings)))
 
 
 def open_index_of(settings: Settings, options: IndexOptions) -> ImageIndex:

@@ -8,7 +8,7 @@ Guarantees:
 - A connection whose headers do not arrive in time, or exceed 32 KiB, is closed.
 - A connection beyond the limit, which depends on the limit of open files, is answered with 503 and closed.
 
-Out of scope: several worker processes, reloading, TLS and HTTP/2 (use a proxy).
+Out of scope: several worker processes, reloading, and HTTP/2 (use a proxy).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import errno
 import gc
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,12 +29,13 @@ import uvloop
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.auth import check_binding
+from service.api.access.auth import check_binding
 from service.api.problems import problem_of
 from service.errors import ResourcesExhaustedError, SettingError
 from service.process import Shutdown, max_connections, running_threads
 from service.settings import Settings
 from service.state import State
+from service.tls import Certificate, open_certificate
 
 _HEADER_S = 20.0
 _HEADER_BYTES = 32 * 1024
@@ -244,7 +245,13 @@ async def serve_until_stopped(
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
+    certificate = open_certificate(settings, state.log)
+    config.load()
+    if certificate is not None:
+        config.ssl = certificate.context
     server = Server(
         config,
         state,
@@ -252,7 +259,7 @@ async def serve_until_stopped(
         on_death=lambda: None if shutdown is None else shutdown.request(exit_code=1),
     )
     with listener:
-        async with app.router.lifespan_context(app):
+        async with app.router.lifespan_context(app), _watched(certificate):
             # The objects created so far stay alive. Without freezing them, each full collection would take about 50 ms.
             gc.collect()
             gc.freeze()
@@ -265,6 +272,20 @@ async def serve_until_stopped(
                 )
             listener.listen(config.backlog)
             host, port = listener.getsockname()[:2]
-            state.log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            scheme = "http" if certificate is None else "https"
+            state.log.info("listening", url=f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
             await server.serve(sockets=[listener])
     return server.exit_code
+
+
+@asynccontextmanager
+async def _watched(certificate: Certificate | None) -> AsyncIterator[None]:
+    """Load a renewed certificate inside the block."""
+    if certificate is None:
+        yield
+        return
+    watcher = asyncio.create_task(certificate.watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()

@@ -18,9 +18,10 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.runtime.options import EngineName
-from service.addresses import Address, BaseUrl, HostPatterns, Origins, RootPath
+from service.addresses import Address, BaseUrl, HostPatterns, Origins, RootPath, TrustedProxies
 from service.api_keys import KEY_LENGTH, KEYS_EXPECTED, ApiKey, parse_keys
 from service.errors import SettingError
+from service.setting_values import expected
 
 PREFIX = "FC7_"
 
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     )
     host: Address = Field(
         default="127.0.0.1",
-        description="Address to listen on; non-loopback addresses require FC7_API_KEYS or FC7_ALLOW_ANONYMOUS=true.",
+        description="Address to listen on; non-loopback addresses require keys or FC7_ALLOW_ANONYMOUS=true.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port and prints it.")
     bind: Address | None = Field(
@@ -82,6 +83,19 @@ class Settings(BaseSettings):
     root_path: RootPath = Field(
         default="",
         description="Path prefix under which a proxy serves fc7, such as /fc7; the proxy may strip it or not.",
+    )
+    trusted_proxies: TrustedProxies = Field(
+        default=("127.0.0.1", "::1"),
+        description="Addresses or networks of proxies, separated by commas, whose X-Forwarded-For names the client in "
+        "the log; * trusts every address, none trusts no one.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="File with the TLS certificate and its chain (PEM), to serve HTTPS instead of HTTP; requires "
+        "FC7_TLS_KEY. A renewed certificate is read without a restart.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="File with the private key of FC7_TLS_CERTIFICATE (PEM, without a password)."
     )
     max_batch: int = Field(
         default=12,
@@ -165,13 +179,18 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(parse_keys)] = Field(
         default=(),
         description=(
-            "API keys, as scope:key pairs separated by commas, where scope is read, write or admin and a key has "
-            f"at least {KEY_LENGTH} characters."
+            "API keys, as scope:key or name:scope:key, separated by commas, where scope is read, write or admin and a "
+            f"key has at least {KEY_LENGTH} characters. `fc7 keys new` creates keys that are stored as hashes instead."
         ),
+    )
+    keys_file: Path | None = Field(
+        default=None,
+        description="File with the hashed keys of `fc7 keys new`; the server reads it again if it changes (unset: "
+        "keys.json in FC7_HOME). Once it exists, every request needs a key.",
     )
     allow_anonymous: bool = Field(
         default=False,
-        description="Accept requests without a key on any address; if FC7_API_KEYS is set, they may only read.",
+        description="Accept requests without a key on any address; if there are keys, they may only read.",
     )
     allowed_hosts: HostPatterns = Field(
         default=(),
@@ -181,7 +200,7 @@ class Settings(BaseSettings):
     allowed_origins: Origins = Field(
         default=(),
         description="Origins of web pages that may use the API (CORS), separated by commas: https://app.example.org. "
-        "* allows all pages, and requires FC7_API_KEYS.",
+        "* allows all pages, and requires keys.",
     )
     keep_pictures: bool = Field(
         default=True, description="Store a 256x256 JPEG of each indexed image, for thumbnails and for re-embedding."
@@ -277,11 +296,28 @@ class Settings(BaseSettings):
             value, least = getattr(self, field), getattr(self, smaller)
             if value < least:
                 raise SettingError(variable(field), str(value), f"at least {variable(smaller)} ({least})")
-        if "*" in self.allowed_origins and (not self.api_keys or self.allow_anonymous):
+        for given, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
+            if getattr(self, given) is not None and getattr(self, other) is None:
+                raise SettingError(variable(other), "", f"a file, because {variable(given)} is set")
+        if "*" in self.allowed_origins and (not self.has_keys() or self.allow_anonymous):
             raise SettingError(
                 variable("allowed_origins"), "*", "a list of origins, because requests without an API key are accepted"
             )
         return self
+
+    @property
+    def keys_path(self) -> Path:
+        """The file of the keys that `fc7 keys` creates."""
+        return self.keys_file or self.home / "keys.json"
+
+    def has_keys(self) -> bool:
+        """Return whether requests need a key: FC7_API_KEYS is set, or there is a keys file, even if it is empty."""
+        return bool(self.api_keys) or self.keys_path.exists()
+
+    def check_keys_file(self) -> None:
+        """Raise SettingError if FC7_KEYS_FILE names a file that does not exist: no key would be required."""
+        if self.keys_file is not None and not self.keys_file.exists():
+            raise SettingError(variable("keys_file"), str(self.keys_file), "an existing file. Create it: fc7 keys new")
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +349,7 @@ def load_settings(**overrides: Any) -> Settings:
         value = given.get(field, os.environ.get(variable(field), ""))
         if field == "api_keys":
             raise SettingError(variable(field), "(hidden)", f"{KEYS_EXPECTED} ({error['msg']})") from None
-        raise SettingError(variable(field), str(value), _expected(field)) from None
+        raise SettingError(variable(field), str(value), expected(field, Settings.model_json_schema())) from None
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -333,7 +369,7 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
     for field, info in Settings.model_fields.items():
         value = getattr(settings, field)
         if field == "api_keys":
-            text = ", ".join(f"{key.scope.name.lower()}:********" for key in value)
+            text = ", ".join(f"{key.name}{key.name and ':'}{key.scope.name.lower()}:********" for key in value)
         elif isinstance(value, tuple):
             text = ",".join(value)
         elif isinstance(value, SecretStr):
@@ -344,36 +380,3 @@ def describe(settings: Settings, overridden: frozenset[str] = frozenset()) -> It
         if field in settings.model_fields_set:
             source = "command line" if field in overridden else "environment"
         yield SettingLine(variable(field), text, source, info.description or "")
-
-
-_EXPECTED = {
-    "device": "auto, cpu, cuda or cuda:N",
-    "index_name": "at most 64 letters, digits and underscores, not starting with a digit",
-    "host": "an IP address, such as 127.0.0.1 or ::1, or a host name, without a port (see FC7_PORT)",
-    "bind": "an IP address, such as 127.0.0.1 or ::1, without a port (see FC7_PUBLISH)",
-    "root_path": "a path such as /fc7, of letters, digits and -._~",
-    "label_studio_url": "an address with its scheme, such as http://label-studio:8080",
-    "allowed_hosts": "host names separated by commas, without scheme and port, such as example.org or *.example.org",
-    "allowed_origins": "origins separated by commas, with scheme and without path, such as https://app.example.org",
-}
-
-
-def _expected(field: str) -> str:
-    """Describe the valid values of a field, from its JSON schema unless `_EXPECTED` does."""
-    if field in _EXPECTED:
-        return _EXPECTED[field]
-    schema = Settings.model_json_schema()["properties"][field]
-    schema = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    words = {
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "string": "text that is not empty",
-    }[schema["type"]]
-    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
-    if low is None:
-        return words
-    above = "above" if "exclusiveMinimum" in schema else "from"
-    return f"{words} {above} {low}" + (f" to {high}" if high is not None else "")

@@ -27,9 +27,8 @@ from model_store.decoder.decoder import Event
 from model_store.decoder.priority_pool import PriorityPool
 from model_store.errors import NoActiveModelError
 from model_store.runtime.runner import Runner
-from model_store.store import ModelStore
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
-from service.factory import decoder_of, open_index_of, outdated_note, runner_options
+from service.factory import decoder_of, open_index_of, outdated_note, runner_options, store_of
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.classification import ArchiveClassification
 from service.indexing.head import HeadFit
@@ -61,7 +60,7 @@ class Resources:
         self.log = make_logger(settings.log_format, settings.log_level)
         self.metrics = Metrics(lost_log_lines)
         self.tracing: Tracing | None = None
-        self.store = ModelStore(settings.home, precision=settings.precision)
+        self.store = store_of(settings)
         self._loader = ModelLoader(
             make_runner,
             runner_options(settings),

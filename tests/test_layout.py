@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("service", "index", "model_store")
+CLIENT = "client/fc7_client"
 MAX_MODULES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 15, 400, 60
 
 
-def source_files(*suffixes: str, below: tuple[str, ...] = (*PACKAGES, "tests", "benchmarks")) -> Iterator[Path]:
+def source_files(*suffixes: str, below: tuple[str, ...] = (*PACKAGES, CLIENT, "tests", "benchmarks")) -> Iterator[Path]:
     for folder in below:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in suffixes and "__pycache__" not in path.parts:
@@ -41,7 +43,26 @@ def test_no_function_has_more_than_60_lines() -> None:
 
 
 def test_every_package_folder_is_a_package_with_a_docstring() -> None:
-    folders = {path.parent for path in source_files(".py", below=PACKAGES)}
+    folders = {path.parent for path in source_files(".py", below=(*PACKAGES, CLIENT))}
     for folder in folders:
         docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
         assert docstring, f"{folder}/__init__.py has no docstring"
+
+
+def test_the_client_imports_only_its_dependencies_and_no_package_of_the_service_imports_it() -> None:
+    allowed = {*sys.stdlib_module_names, "fc7_client", "httpx", "pydantic"}
+    assert {name: modules for name, modules in imports_of(CLIENT).items() if modules - allowed} == {}
+    assert [name for name, modules in imports_of(*PACKAGES).items() if "fc7_client" in modules] == []
+
+
+def imports_of(*folders: str) -> dict[str, set[str]]:
+    """Return the top-level packages that each file imports, by path."""
+    found: dict[str, set[str]] = {}
+    for path in source_files(".py", below=folders):
+        modules = found.setdefault(str(path), set())
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add((node.module or "").partition(".")[0])
+    return found

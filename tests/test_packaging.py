@@ -14,7 +14,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "constraints").glob("*.txt"))
-UNPINNED = {"fc7", "pip", "setuptools"}
+UNPINNED = {"fc7", "fc7-client", "pip", "setuptools"}
 GPU_EXTRAS = ("gpu", "scale", "otel", "heic", "export")
 
 

@@ -25,7 +25,7 @@ from index.catalog.catalog import Catalog
 from index.catalog.database import CATALOG_FILE
 from index.errors import ModeUnavailableError
 from index.local.space import SearchSpace
-from index.local.vector_files import VectorFiles, remove_unused_files, unsaved
+from index.local.vector_files import VectorFiles, remove_unfinished_files, remove_unused_files, unsaved
 from index.records import FastCode
 from index.search.binary_code import BinaryCode
 from index.search.product_code import SAMPLE, Learned, ProductCode
@@ -50,7 +50,10 @@ class CodeBuilder:
     """Maintains the vector spaces of one index. All methods may be called from any thread."""
 
     def __init__(self, folder: Path, *, fast_from: int | None, read_only: bool) -> None:
-        """folder: of the index. fast_from: number of vectors from which on `fast` is learned; None: never."""
+        """folder: of the index. fast_from: number of vectors from which on `fast` is learned; None: never.
+
+        Raises OSError.
+        """
         self._folder, self._fast_from, self._read_only = folder, fast_from, read_only
         self._lock = threading.Lock()
         self._encoders = CodeStore(folder.parent)
@@ -60,6 +63,8 @@ class CodeBuilder:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._identity = ""  # of the catalog
+        if not read_only:
+            remove_unfinished_files(folder)
         self._current: dict[int, SearchSpace] = {}  # by the id of the space
 
     def load(self, space: SearchSpace, catalog: Catalog) -> None:

@@ -172,14 +172,20 @@ def remove(path: Path) -> None:
     codes_path(path).unlink(missing_ok=True)
 
 
+def remove_unfinished_files(folder: Path) -> None:
+    """Delete files that a killed process left unfinished. No other thread may be writing files of the index."""
+    for path in folder.iterdir():
+        if path.name.startswith(".") and any(f"{suffix}." in path.name for suffix in _DERIVED):
+            path.unlink(missing_ok=True)
+
+
 def remove_unused_files(folder: Path, fingerprints: list[str]) -> None:
-    """Delete the files of all spaces except those of these models, and files that a killed process left unfinished."""
+    """Delete the files of all spaces except those of these models."""
     used = tuple(fingerprint[:16] for fingerprint in fingerprints)
     for path in folder.iterdir():
         name = path.name.removeprefix("fast-")
-        derived = path.suffix in _DERIVED
-        unfinished = path.name.startswith(".") and any(f"{suffix}." in path.name for suffix in _DERIVED)
-        if unfinished or (derived and not name.startswith(used)) or path.name == "vectors.snapshot":
+        derived = path.suffix in _DERIVED and not name.startswith(".")
+        if (derived and not name.startswith(used)) or path.name == "vectors.snapshot":
             path.unlink(missing_ok=True)
 
 

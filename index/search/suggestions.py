@@ -28,8 +28,9 @@ _FIT_SAMPLE: Final = 1024
 _NEIGHBORS: Final = 10
 _BLOCK: Final = 512
 _AGAIN: Final = 32  # gains computed again in one step
-# An image whose neighbors all have one label still has this weight, against 1 more for two equal shares.
-_BASE_WEIGHT: Final = 0.1
+# An image whose neighbors all have one label has this weight, against 1 more for two equal shares. With less, noisy
+# labels attract the choice (docs/labelling.md has figures).
+_BASE_WEIGHT: Final = 1.0
 Floats = NDArray[np.float32]
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_store.artifact import Artifact, ManifestDraft, class_labels, graph_files
+from model_store.artifact import Artifact
 from model_store.durable import copy_file, sha256_of
 from model_store.errors import ArtifactCorruptError
 from model_store.head.fit import FittedHead
 from model_store.head.graph import replace_head
+from model_store.manifest import ManifestDraft, class_labels, graph_files
 from model_store.store import ModelStore
 
 
@@ -55,7 +56,7 @@ def publish_head(store: ModelStore, parent: Artifact, fitted: FittedHead, source
             expected, found = manifest.files[weights].sha256, sha256_of(staged / weights)
             if found != expected:
                 raise ArtifactCorruptError(parent.path / weights, expected, found)
-        return store.publish(staged, draft).at(parent.precision)
+        return store.publish(staged, draft).at(parent.precision, parent.engine)
 
 
 def base_graph(artifact: Artifact, precision: str) -> str:

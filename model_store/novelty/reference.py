@@ -25,9 +25,10 @@ from typing import Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, Artifact
+from model_store.artifact import Artifact
 from model_store.cores import limit_blas
 from model_store.errors import ArtifactFormatError
+from model_store.manifest import FEATURES
 from model_store.novelty.appearance import NUMBERS, describe
 
 NOVELTY_FILE: Final = "novelty.npz"

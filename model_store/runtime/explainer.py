@@ -18,9 +18,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, Artifact, graph_files
+from model_store.artifact import Artifact
 from model_store.errors import RunnerError, ShapeError
 from model_store.image import CROP
+from model_store.manifest import FEATURES, graph_files
 from model_store.runtime.errors import NotExplainableError
 from model_store.runtime.onnxruntime_engine import CPU, open_session
 from model_store.runtime.options import RunnerOptions

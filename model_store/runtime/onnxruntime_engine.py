@@ -18,8 +18,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.artifact import Artifact, graph_files
+from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError
+from model_store.manifest import graph_files
 from model_store.runtime.engine import Ports
 from model_store.runtime.io_binding import BoundSession
 from model_store.runtime.options import RunnerOptions

@@ -8,15 +8,16 @@ Out of scope: decoding, batching, averaging views, retries.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, Artifact
+from model_store.artifact import ONNXRUNTIME, OPENVINO, Artifact
 from model_store.errors import DeviceUnavailableError, RunnerError, ShapeError
 from model_store.image import CROP
+from model_store.manifest import FEATURES
 from model_store.runtime.engine import Engine
 from model_store.runtime.onnxruntime_engine import OnnxRuntimeEngine, has_cuda
 from model_store.runtime.openvino_engine import OpenVinoEngine, is_available
@@ -47,17 +48,17 @@ class Runner:
         self.options = options or RunnerOptions()
         if self.options.precision is not None:
             artifact = artifact.at(self.options.precision)
-        self.artifact = artifact
         self.classes = len(artifact.manifest.classes)
         engine = open_engine(artifact, self.options)
         artifact.verify()  # the files that the engine did not load
+        self.artifact = artifact.at(artifact.precision, engine.name)
         self._engine: Engine | None = engine
         self.engine, self.device, self.provider = engine.name, engine.device, engine.provider
         self.arithmetic = engine.arithmetic
         self._check_contract(engine)
         structlog.get_logger(__name__).info(
             "model loaded",
-            model=artifact.embedder,
+            model=self.artifact.embedder,
             device=self.device,
             requested=self.options.device,
             engine=self.engine,
@@ -102,19 +103,32 @@ class Runner:
         self._engine = None
 
 
+def engine_of(options: RunnerOptions) -> Literal["onnxruntime", "openvino"]:
+    """Return the engine that runs a version with these options, "onnxruntime" or "openvino"; nothing is loaded.
+
+    In int8 it is always this one, because the vectors depend on it. In other precisions, OpenVINO replaces ONNX
+    Runtime if there turns out to be no CUDA device.
+    """
+    if options.engine != "auto":
+        return options.engine
+    cpu_only = options.device == "cpu" or (options.device == "auto" and not options.cuda_only and not has_cuda())
+    return OPENVINO if cpu_only and _may_use_openvino(options) else ONNXRUNTIME
+
+
 def open_engine(artifact: Artifact, options: RunnerOptions) -> Engine:
-    """Load `artifact` in the engine that the options name. Raises as `Runner`."""
-    if options.engine == "openvino":
+    """Load `artifact` in the engine that the options give. Raises as `Runner`."""
+    if engine_of(options) == OPENVINO:
         if options.device not in ("auto", "cpu") or options.cuda_only:
             wanted = options.cuda_only or options.device
             raise DeviceUnavailableError(wanted, (), "FC7_ENGINE is openvino, which runs on the CPU")
         return OpenVinoEngine(artifact, options)
-    cpu_only = options.device == "cpu" or (options.device == "auto" and not options.cuda_only and not has_cuda())
-    openvino = options.engine == "auto" and options.bind is None and is_available()
-    if cpu_only and openvino:
-        return OpenVinoEngine(artifact, options)
     engine = OnnxRuntimeEngine(artifact, options)
-    return OpenVinoEngine(artifact, options) if engine.device == "cpu" and openvino else engine
+    replace = engine.device == "cpu" and not artifact.depends_on_engine and _may_use_openvino(options)
+    return OpenVinoEngine(artifact, options) if replace else engine
+
+
+def _may_use_openvino(options: RunnerOptions) -> bool:
+    return options.engine == "auto" and options.bind is None and is_available()
 
 
 def average_views(values: NDArray[np.float32], n: int) -> NDArray[np.float32]:

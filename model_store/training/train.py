@@ -21,10 +21,10 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from model_store.artifact import FEATURES, check_name
 from model_store.classes.figures import Figures
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import CheckpointError, DatasetError, Fc7Error, RecipeError
+from model_store.manifest import FEATURES, check_name
 from model_store.training.data.split import SplitRule
 from model_store.training.device import keep_freed_memory, limit_threads, out_of_memory_in_words
 from model_store.training.distributed.group import Group, join_group

@@ -118,6 +118,7 @@ class Observe:
             log = self._state.log.error
         elif route in PROBES and status == HTTPStatus.OK:
             log = self._state.log.debug  # supervisors send these every few seconds
+        client = scope["client"][0] if scope.get("client") else None
         more: dict[str, object] = {"images": notes.images} if notes.images else {}
         if self._state.tracing is not None:
             now = time.time_ns()
@@ -132,10 +133,21 @@ class Observe:
             path=scope["path"],
             status=status,
             ms=round(seconds * 1000, 1),
-            client=scope["client"][0] if scope.get("client") else None,
+            client=client,
+            **({"key": notes.key} if notes.key else {}),
             **more,
             **({"reason": notes.reason} if notes.reason else {}),
         )
+        if notes.audited:
+            self._state.log.info(
+                "audit",
+                key=notes.key or None,
+                action=f"{scope['method']} {route}",
+                path=scope["path"],
+                status=status,
+                client=client,
+                request_id=notes.request_id,
+            )
 
 
 class LingeringClose:

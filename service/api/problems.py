@@ -4,7 +4,7 @@ Guarantees: every `Fc7Error` has a status in `STATUS`, through its class or its 
 including those of the framework, are RFC 9457 problems or, below `/v2`, the Open Inference Protocol's `{"error": ...}`.
 Unexpected exceptions become a 500 without details. No response contains an absolute path of the server's folders.
 Out of scope: describing bugs to clients; the log has the traceback.
-References: RFC 9457 (Problem Details for HTTP APIs).
+References: RFC 9457 (Problem Details for HTTP APIs), RFC 6750, 3 (WWW-Authenticate of a Bearer key).
 """
 
 from __future__ import annotations
@@ -56,14 +56,17 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.RequestError: Kind(400, "bad-request", "Bad request"),
     errors.HostMalformedError: Kind(400, "host-malformed", "Invalid Host header"),
     errors.HostNotAllowedError: Kind(421, "host-not-allowed", "Host not allowed"),
-    # 401, 403: API keys and origins
+    # 401, 403, 429: API keys and origins
     errors.UnauthorizedError: Kind(401, "unauthorized", "API key required"),
+    errors.KeyExpiredError: Kind(401, "key-expired", "API key expired"),
+    errors.RateLimitError: Kind(429, "rate-limited", "Too many requests"),
     errors.AccessError: Kind(403, "forbidden", "Forbidden"),
     errors.OriginNotAllowedError: Kind(403, "origin-not-allowed", "Origin not allowed"),
     # 404, 409: the requested resource
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
     job_errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
     job_errors.JobResultError: Kind(404, "no-job-result", "Job has no result file"),
+    errors.ReportNotFoundError: Kind(404, "no-such-report", "Report file not found"),
     model_errors.ModelNotFoundError: Kind(404, "no-such-model", "Model not found"),
     model_errors.PrecisionNotFoundError: Kind(409, "no-such-precision", "Precision not available"),
     model_errors.NoPreviousModelError: Kind(409, "no-previous-model", "No previous version"),
@@ -215,12 +218,13 @@ def problem_of(path: str, error: Fc7Error, settings: Settings | None = None) -> 
         more["limit"] = limit
     kind = kind_of(error)
     headers = {}
-    if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if kind.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = str(getattr(error, "retry_after", errors.NotReadyError.retry_after))
     elif isinstance(error, errors.BodyEncodingError):
         headers["Accept-Encoding"] = error.accepted
     elif kind.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = 'Bearer realm="fc7"'
+        reason = "" if type(error) is errors.UnauthorizedError else ', error="invalid_token"'
+        headers["WWW-Authenticate"] = f'Bearer realm="fc7"{reason}'
     return problem(path, kind, detail, headers, **more)
 
 

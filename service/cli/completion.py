@@ -1,7 +1,7 @@
-"""Shell completion of recipes, runs and models.
+"""Shell completion of recipes, runs, models and API keys.
 
-Guarantees: only the names of files are read; what cannot be read gives no suggestions. Each function returns all names,
-and Typer suggests those that start with the typed text.
+Guarantees: only the names of files, and of keys, are read; what cannot be read gives no suggestions. Each function
+returns all names, and Typer suggests those that start with the typed text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import typer
 
+from model_store.errors import Fc7Error
+from service.keys_file import read_keys
 from service.settings import Settings, variable
 
 
@@ -35,6 +37,15 @@ def complete_run_or_model(context: typer.Context) -> list[str]:
     """Return the names of the runs, models and versions."""
     home = _home(context)
     return sorted(_runs(home) | _models(home))
+
+
+def complete_key(context: typer.Context) -> list[str]:
+    """Return the names of the API keys in the keys file."""
+    path = Path(os.environ.get(variable("keys_file")) or _home(context) / "keys.json")
+    try:
+        return sorted(key.name for key in read_keys(path))
+    except (OSError, Fc7Error):
+        return []
 
 
 def _home(context: typer.Context) -> Path:

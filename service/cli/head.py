@@ -12,11 +12,10 @@ from rich.table import Table
 
 from index.labels import LABEL_FIELD
 from index.records import IndexOptions
-from model_store.store import ModelStore
 from service.cli import console
 from service.cli.options import Activate, AsJson, Force, Home, LabelField, ModelOption, Where, find_version
 from service.cli.training.export import activate_or_advise
-from service.factory import open_index_of
+from service.factory import open_index_of, store_of
 from service.indexing.head import HeadOptions, HeadResult, fit_and_publish
 from service.settings import load_settings
 
@@ -41,7 +40,7 @@ def fit(
 ) -> None:
     """Fit the last layer to the labeled images of the index, and publish a version; no image is embedded again."""
     settings = load_settings(home=home)
-    store = ModelStore(settings.home, precision=settings.precision)
+    store = store_of(settings)
     parent = find_version(store, model)
     options = HeadOptions(field, tuple(where or ()), skip_small)
     with (

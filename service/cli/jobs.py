@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.cli import console
-from service.cli.options import AsJson
+from service.cli.options import AsJson, Key, Url
 from service.cli.server_client import ServerClient
 from service.settings import load_settings
 
@@ -23,14 +23,6 @@ _OPEN: Final = ("waiting", "running")
 app = typer.Typer(name="jobs", help="List, retry and cancel the jobs of a running server.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="ID of the job.")]
-Url = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Address of the server.", show_default="http://FC7_HOST:FC7_PORT"),
-]
-Key = Annotated[
-    str | None,
-    typer.Option(metavar="KEY", help="API key.", show_default="the strongest of FC7_API_KEYS, if no --url is given"),
-]
 Target = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", help="File to write.", show_default="JOB and the ending of the file"),

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from model_store.errors import Fc7Error, MissingExtraError
-from service.cli import console, head, jobs, serve
+from service.cli import console, head, jobs, keys, mcp_server, serve
 from service.cli.backup import commands as backup
 from service.cli.codes import commands as codes
 from service.cli.data import check
@@ -109,6 +109,8 @@ app.command(rich_help_panel=Panel.SERVE)(search.search)
 app.command(rich_help_panel=Panel.SERVE)(embed.embed)
 app.command(rich_help_panel=Panel.SERVE)(explain.explain)
 app.add_typer(jobs.app, rich_help_panel=Panel.SERVE)
+app.command(rich_help_panel=Panel.SERVE)(mcp_server.mcp)
+app.add_typer(keys.app, rich_help_panel=Panel.SERVE)
 app.add_typer(backup.app, name="backup", rich_help_panel=Panel.SERVE)
 for command in (
     versions.quantize,

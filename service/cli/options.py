@@ -84,6 +84,14 @@ MaxDistance = Annotated[
         show_default="no limit",
     ),
 ]
+Url = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Address of the server.", show_default="http://FC7_HOST:FC7_PORT"),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="API key.", show_default="the strongest of FC7_API_KEYS, if no --url is given"),
+]
 Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", show_default="FC7_DEVICE")]
 Data = Annotated[
     Path | None,

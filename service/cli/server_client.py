@@ -45,9 +45,14 @@ class ServerClient:
         local = parts.hostname == "localhost" or is_ip_address(parts.hostname)
         self._opener: OpenerDirector = build_opener(ProxyHandler({})) if local else build_opener()
 
-    def send(self, method: str, path: str) -> Any:
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return self._url
+
+    def send(self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json") -> Any:
         """Return the JSON document that the server answers. Raises Fc7Error."""
-        with self._open(method, path) as answer:
+        with self._open(method, path, body, content_type) as answer:
             return json.load(answer)
 
     def download(self, path: str, target: Path) -> int:
@@ -64,8 +69,9 @@ class ServerClient:
             except OSError as error:
                 raise translate_os_error(error, target.parent) from error
 
-    def _open(self, method: str, path: str) -> HTTPResponse:
-        request = Request(self._url + path, method=method, headers={"User-Agent": "fc7"})  # noqa: S310 - checked above
+    def _open(self, method: str, path: str, body: bytes | None = None, content_type: str = "") -> HTTPResponse:
+        headers = {"User-Agent": "fc7"} | ({} if body is None else {"Content-Type": content_type})
+        request = Request(self._url + path, body, headers, method=method)  # noqa: S310 - checked above
         if self._key is not None:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
@@ -85,7 +91,8 @@ def _url_of(settings: Settings) -> str:
     if not settings.port:
         raise Fc7Error("FC7_PORT is 0, so the port of the server is not known. Give --url http://HOST:PORT.")
     host = _ANY_ADDRESS.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    scheme = "http" if settings.tls_certificate is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _detail(error: HTTPError) -> str:

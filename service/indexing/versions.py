@@ -324,7 +324,7 @@ class VersionManager:
         return ""
 
     def _published(self, fingerprint: str) -> Artifact | None:
-        return next((each for each in self._store.list() if each.fingerprint == fingerprint), None)
+        return self._store.find(fingerprint)
 
     def _pin(self, *, retire: bool = True) -> None:
         """Pin exactly the versions that are needed now.

@@ -7,13 +7,14 @@ Out of scope: deciding which versions are loaded (see `model_pool`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from model_store.artifact import Artifact
+from model_store.artifact import OPENVINO, Artifact
+from model_store.errors import PrecisionNotFoundError
 from model_store.memory import available, return_freed_memory
 from model_store.novelty.reference import load_reference
 from model_store.runtime.options import RunnerOptions
-from model_store.runtime.runner import Runner
+from model_store.runtime.runner import Runner, engine_of
 from service.errors import MemoryShortError, RunnerDeadError
 from service.inference.admission import BatchLimits
 from service.inference.batcher import Batcher
@@ -39,13 +40,17 @@ class ModelLoader:
     on_death: Callable[[str, RunnerDeadError], None]
 
     def load(self, artifact: Artifact, *, check_memory: bool) -> Serving:
-        """Return the version, ready to answer. Raises MemoryShortError and the errors of `make_runner`."""
+        """Return the version, ready to answer, in the precision and the engine that it was opened for.
+
+        Raises PrecisionNotFoundError if the version has no files in the precision of the options, MemoryShortError, and
+        the errors of `make_runner`.
+        """
         memory = available()
         needed = needed_to_load(artifact)
         if check_memory and memory is not None and memory < needed:
             raise MemoryShortError(artifact.id, needed, memory)
         stamps, key = artifact.stamps(), key_of(artifact)
-        runner = self.make_runner(artifact, self.options)
+        runner = self.make_runner(artifact, self._options_for(artifact))
         try:
             reference = load_reference(runner.artifact)
             runner.warm_up((1, self.limits.max_batch))
@@ -62,6 +67,18 @@ class ModelLoader:
             on_death=lambda error: self.on_death(key, error),
         )
         return Serving(key, runner.artifact, runner, batcher, stamps, LazyExplainer(runner), reference)
+
+    def _options_for(self, artifact: Artifact) -> RunnerOptions:
+        precision = self.options.precision
+        if precision is not None and precision not in artifact.precisions:
+            raise PrecisionNotFoundError(artifact.id, precision, artifact.precisions)
+        # Both differ from the options if the version computed the searched vectors with other settings.
+        options = replace(self.options, precision=artifact.precision)
+        if not artifact.depends_on_engine or artifact.engine == engine_of(options):
+            return options
+        if artifact.engine == OPENVINO:
+            return replace(options, engine="openvino", device="cpu", cuda_graphs=False, tensorrt=None)
+        return replace(options, engine="onnxruntime")
 
 
 def changed_files(serving: Serving) -> list[str]:

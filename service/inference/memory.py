@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from model_store.artifact import Artifact, graph_files
+from model_store.artifact import Artifact
+from model_store.manifest import graph_files
 from model_store.runtime.explainer import EXPLAIN_FILES
 
 # Measured with the paper's net (232 MiB of weights), in MiB: OpenVINO at most 635 and then 580 in f32, 510 and then 440

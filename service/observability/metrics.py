@@ -61,6 +61,7 @@ class Metrics:
         self.refusals = Counter(
             "fc7_refusals_total", "Refused requests, by the slug of the problem.", ("reason",), registry=registry
         )
+        self.key_failures = _count_key_failures(registry)
         self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
         self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
         self.index_fast_recall = Gauge(
@@ -90,6 +91,19 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _count_key_failures(registry: CollectorRegistry) -> Counter:
+    """Return the counter of refused keys, which reports 0 for every reason before the first one."""
+    counter = Counter(
+        "fc7_key_failures_total",
+        "Requests refused because of their API key: missing, unknown, expired, scope (too low) or rate (too many).",
+        ("reason",),
+        registry=registry,
+    )
+    for reason in ("missing", "unknown", "expired", "scope", "rate"):
+        counter.labels(reason)
+    return counter
 
 
 class _LostLogLines(Collector):

@@ -12,11 +12,16 @@ from service.observability.tracing import Stage
 
 @dataclass(slots=True)
 class Notes:
-    """What the log line of a request reports. Times are in seconds, of the slowest image."""
+    """What the log line of a request reports. Times are in seconds, of the slowest image.
+
+    key: the name of the request's API key. audited: the request needs the scope write or admin.
+    """
 
     request_id: str
     images: int = 0
     reason: str = ""
+    key: str = ""
+    audited: bool = False
     decode: float = 0.0
     queue: float = 0.0
     run: float = 0.0

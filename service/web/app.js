@@ -1,28 +1,55 @@
-/** The entry point of the page: connects the controls and loads the first content. */
+/** The entry point of the page: connects the views, the keyboard, drops and the API key. */
 
-import { $ } from "./dom.js";
-import { loadPage, reload } from "./gallery.js";
-import { showProblem } from "./notices.js";
-import { watchReadiness } from "./readiness.js";
-import { chooseFile, chooseTile, clear, hasSelection, restore, showAgain } from "./selection.js";
-import { Problem, forgetApiKey, storeApiKey } from "./server.js";
+import { ask } from "./ask/ask.js";
+import { addFiles } from "./ask/strip.js";
+import { browse } from "./browse/browse.js";
+import { $ } from "./common/dom.js";
+import { showActiveModel } from "./common/header.js";
+import { clearProblems, showProblem } from "./common/notices.js";
+import { watchReadiness } from "./common/readiness.js";
+import { addView, currentView, go, route } from "./common/router.js";
+import { Problem, apiKey, forgetApiKey, storeApiKey } from "./common/server.js";
+import { jobs } from "./jobs/jobs.js";
+import { map } from "./map/map.js";
+import { model } from "./model/model.js";
+
+const VIEWS = { ask, browse, map, model, jobs };
+const FRAGMENTS = { 1: "", 2: "#/browse", 3: "#/map", 4: "#/model", 5: "#/jobs" };
 
 /** Load everything again that depends on the state of the server or on the API key. */
 function refresh() {
-  reload();
-  showAgain();
+  clearProblems();
+  $("forget-key").hidden = !apiKey();
+  showActiveModel();
+  for (const view of Object.values(VIEWS)) view.forget();
+  route();
 }
+
+function choose(files) {
+  if (!files.length) return;
+  if (currentView() !== "ask") go("");
+  addFiles(files);
+}
+
+for (const [name, view] of Object.entries(VIEWS)) addView(name, view);
+addEventListener("popstate", route);
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-view], #home");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0) return;
+  event.preventDefault(); // these views are on this page
+  clearProblems();
+  go(link.hash);
+  scrollTo({ top: 0 });
+});
 
 $("invitation").addEventListener("click", ({ target }) => {
   // The whole area reacts to the mouse. Keyboard users have the button inside it.
   if (target.closest("button") || !$("picker").classList.contains("compact")) $("file").click();
 });
 $("file").addEventListener("change", (event) => {
-  chooseFile(event.target.files);
+  choose(event.target.files);
   event.target.value = ""; // so that the same file can be chosen again
 });
-$("more").addEventListener("click", loadPage);
-for (const list of ["neighbours", "gallery"]) $(list).addEventListener("click", chooseTile);
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").value.trim();
@@ -33,22 +60,25 @@ $("key-form").addEventListener("submit", (event) => {
   storeApiKey(key);
   $("key").value = "";
   $("key-form").hidden = true;
-  $("choose").focus();
+  document.querySelector("main").focus();
   refresh();
 });
 $("forget-key").addEventListener("click", () => {
   forgetApiKey();
   location.reload();
 });
+$("help").addEventListener("click", () => $("shortcuts").showModal());
 
-document.addEventListener("paste", (event) => chooseFile(event.clipboardData?.files ?? []));
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || !hasSelection()) return;
-  history.pushState(null, "", location.pathname + location.search);
-  clear();
-  $("choose").focus();
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.target.closest("input, select, textarea") && event.key !== "Escape") return;
+  if (event.key === "?") $("shortcuts").showModal();
+  else if (event.key in FRAGMENTS) go(FRAGMENTS[event.key]);
+  else if (event.key.toLowerCase() === "o") $("file").click();
+  else if (!VIEWS[currentView()].key(event)) return;
+  event.preventDefault();
 });
-addEventListener("popstate", restore);
+document.addEventListener("paste", (event) => choose([...(event.clipboardData?.files ?? [])]));
 
 const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
 document.addEventListener("dragover", (event) => {
@@ -62,10 +92,10 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").hidden = true;
-  if (event.dataTransfer.files.length) chooseFile(event.dataTransfer.files);
-  else showProblem(new Problem(-1, "This is not a file", "Save the image first, then drop or choose the file."));
+  if (event.dataTransfer.files.length) choose([...event.dataTransfer.files]);
+  else showProblem(new Problem(-1, "This is not a file", "Save the picture first, then drop or choose the file."));
 });
 
-restore();
+$("ask").hidden = location.hash.startsWith("#/"); // the other views have nothing to show yet
 await watchReadiness(refresh); // first, so that a server that is not ready is reported only once
-reload();
+refresh();

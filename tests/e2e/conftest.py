@@ -1,17 +1,16 @@
-"""A browser, and a server with a tiny model and indexed photographs, shared by all tests of the page."""
+"""A browser, and servers with a tiny model and indexed photographs, for the tests of the page."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from urllib.parse import quote
+from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.e2e.helpers import ODD_KEY, Visit, crops, photograph, visiting
-from tests.support.server import thread_server
+from tests.e2e.helpers import Visit, add_photographs, visiting
+from tests.support.server import ThreadServer, thread_server
 from tests.support.tiny_model import publish_tiny_model
 
 CHROMIUM = shutil.which("chromium")
@@ -30,13 +29,21 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve the photographs and their quarters; return the address."""
+    """Serve the photographs and their quarters, for tests that change nothing; return the address."""
     home = tmp_path_factory.mktemp("home")
     publish_tiny_model(home)
     with thread_server(home, max_body_bytes=1_000_000) as running:
-        for key, data in [*crops(), (ODD_KEY, photograph("chelsea.png"))]:
-            httpx.put(f"{running.url}/v1/images/{quote(key, safe='')}", content=data).raise_for_status()
+        add_photographs(running.url)
         yield running.url
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[ThreadServer]:
+    """Serve the photographs and their quarters to a test that changes the index."""
+    publish_tiny_model(tmp_path)
+    with thread_server(tmp_path) as running:
+        add_photographs(running.url)
+        yield running
 
 
 @pytest.fixture(scope="module")  # Playwright keeps an event loop running, which tests with asyncio do not tolerate
@@ -53,4 +60,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def visit(browser: Browser, server: str) -> Iterator[Visit]:
     with visiting(browser, server) as a_visit:
+        yield a_visit
+
+
+@pytest.fixture
+def own_visit(browser: Browser, own_server: ThreadServer) -> Iterator[Visit]:
+    with visiting(browser, own_server.url) as a_visit:
         yield a_visit

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, ViewportSize, expect
+from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, ViewportSize, expect
 
 # These photographs are in the public domain or CC0, according to scikit-image's data/README.txt and documentation.
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "moon.png", "brick.png", "grass.png")
@@ -37,6 +40,14 @@ def crops() -> Iterator[tuple[str, bytes]]:
                 yield f"quarters/{i}/{name}", buffer.getvalue()
 
 
+def add_photographs(address: str) -> None:
+    """Add the photographs and their quarters, each with the name of its photograph as the label, and one odd key."""
+    for key, data in [*crops(), (ODD_KEY, photograph("chelsea.png"))]:
+        metadata = {"label": PurePosixPath(key).stem, "part": key.partition("/")[0]} if key != ODD_KEY else {}
+        parts: dict[str, Any] = {"file": data, "metadata": (None, json.dumps(metadata))}
+        httpx.put(f"{address}/v1/images/{quote(key, safe='')}", files=parts).raise_for_status()
+
+
 @dataclass
 class Visit:
     """A page, with its requests to other servers, console messages and script errors."""
@@ -58,16 +69,18 @@ class Visit:
 
     def expect_responses(self, *statuses: int) -> None:
         """Wait for all results, then remove the browser's messages about the error responses that the test provoked."""
-        expect(self.page.locator("#answer")).not_to_have_attribute("aria-busy", "true")  # several requests can fail
+        expect(self.page.locator("#answer[aria-busy=true]")).to_have_count(0)  # several requests can fail
         starts = [f"Failed to load resource: the server responded with a status of {status}" for status in statuses]
         self.messages = [message for message in self.messages if not any(message.startswith(start) for start in starts)]
 
     def _requested(self, request: Request) -> None:
-        if not request.url.startswith((self.address + "/", f"blob:{self.address}/", "data:")):
+        origin = "/".join(self.address.split("/")[:3])
+        if not request.url.startswith((self.address + "/", f"blob:{origin}/", "data:")):
             self.external.append(request.url)
 
     def _console(self, message: ConsoleMessage) -> None:
-        self.messages.append(message.text)
+        if "net::ERR_NETWORK_CHANGED" not in message.text:  # of the test machine's own interfaces
+            self.messages.append(message.text)
 
 
 @contextlib.contextmanager
@@ -77,14 +90,24 @@ def visiting(browser: Browser, address: str, **options: Any) -> Iterator[Visit]:
     visit.watch()
     yield visit
     context.close()
-    assert visit.external == []
-    assert visit.messages == []
+    assert (visit.external, visit.messages) == ([], []), f"{visit.external} {visit.messages}"
 
 
 def upload(page: Page, data: bytes, name: str = "coffee.png", kind: str = "image/png") -> None:
+    upload_all(page, [(name, kind, data)])
+
+
+def upload_all(page: Page, files: Sequence[tuple[str, str, bytes]]) -> None:
+    """Choose files, each given as (name, media type, bytes)."""
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Choose an image").click()
-    chooser.value.set_files({"name": name, "mimeType": kind, "buffer": data})
+        page.get_by_role("button", name="Choose pictures").click()
+    payloads = [FilePayload(name=name, mimeType=kind, buffer=data) for name, kind, data in files]
+    chooser.value.set_files(payloads)
+
+
+def fits(page: Page) -> bool:
+    """Return whether the page needs no horizontal scrolling."""
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
 def bars(page: Page) -> list[tuple[str, float]]:
@@ -107,6 +130,7 @@ def neighbours(page: Page) -> list[tuple[str, float]]:
 
 def server_results(address: str, data: bytes) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """Return the classes and the neighbours that the server returns, which the page must show."""
-    classes = httpx.post(f"{address}/v1/classify", content=data).raise_for_status().json()["results"][0]["predictions"]
-    nearest = httpx.post(f"{address}/v1/search", content=data).raise_for_status().json()["results"][0]["neighbours"]
-    return [(c["label"], c["probability"]) for c in classes], [(n["key"], n["distance"]) for n in nearest]
+    path = f"{address}/v1/search?k=6&include=classes,novelty"
+    result = httpx.post(path, content=data).raise_for_status().json()["results"][0]
+    classes = [(each["label"], each["probability"]) for each in result["predictions"]]
+    return classes, [(each["key"], each["distance"]) for each in result["neighbours"]]

@@ -1,20 +1,119 @@
-"""Keyboard, names, contrast and small screens."""
+"""Keyboard, names, small screens, and what axe finds in each state of the page."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from tests.e2e.helpers import PHONE, Visit, bars, neighbours, photograph, upload, visiting
-from tests.support.server import thread_server
-from tests.support.tiny_model import publish_tiny_model
+from tests.e2e.helpers import PHONE, Visit, bars, fits, neighbours, photograph, upload, upload_all, visiting
+
+
+def _ask(page: Page) -> None:
+    expect(page.locator("#sample-list img")).to_have_count(7)
+
+
+def _answer(page: Page) -> None:
+    upload_all(page, [(name, "image/png", photograph(name)) for name in ("coffee.png", "moon.png")])
+    neighbours(page)
+    page.locator("#neighbours button").nth(1).click()
+    expect(page.locator("#trail")).to_be_visible()
+    neighbours(page)
+
+
+def _add(page: Page) -> None:
+    upload(page, photograph("coffee.png"))
+    neighbours(page)
+    page.get_by_role("button", name="Add to the index").click()
+    page.get_by_role("button", name="Python").click()
+
+
+def _problem(page: Page) -> None:
+    upload(page, b"not an image", "notes.jpg", "image/jpeg")
+    expect(page.get_by_role("alert")).to_contain_text("Unreadable image")
+
+
+def _browse(page: Page) -> None:
+    expect(page.locator("#grid img").first).to_be_visible()
+    page.locator("#grid .check").first.click()
+    expect(page.locator("#browse .action-bar")).to_be_visible()
+
+
+def _suggestions(page: Page) -> None:
+    expect(page.locator(".note")).to_contain_text("1 picture has none")
+
+
+def _no_match(page: Page) -> None:
+    page.locator("#where").fill("label:nothing")
+    page.keyboard.press("Enter")
+    expect(page.locator("#browse .empty")).to_contain_text("No picture matches")
+
+
+def _map(page: Page) -> None:
+    expect(page.locator("#map .total")).to_have_text("36 pictures")
+
+
+def _jobs(page: Page) -> None:
+    expect(page.locator("#job-list")).to_have_text("No jobs yet.")
+
+
+def _model(page: Page) -> None:
+    expect(page.locator(".versions tbody tr")).to_have_count(1)
+
+
+def _docs(page: Page) -> None:
+    expect(page.get_by_role("navigation", name="Operations").get_by_role("link").first).to_be_visible()
+
+
+def _shortcuts(page: Page) -> None:
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+
+
+STATES: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "ask": ("", _ask),
+    "answer": ("", _answer),
+    "add": ("", _add),
+    "problem": ("", _problem),
+    "browse": ("#/browse", _browse),
+    "no match": ("#/browse", _no_match),
+    "suggestions": ("#/browse?order=suggested", _suggestions),
+    "map": ("#/map", _map),
+    "model": ("#/model", _model),
+    "jobs": ("#/jobs", _jobs),
+    "shortcuts": ("", _shortcuts),
+    "docs": ("docs", _docs),
+}
+VIEWPORTS = {"desktop light": ("light", ViewportSize(width=1280, height=900)), "phone dark": ("dark", PHONE)}
+
+
+def findings(page: Page) -> list[tuple[Any, ...]]:
+    """Return what axe finds, each with the first element that it concerns."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    violations = axe.run(page).response["violations"]
+    return [(each["id"], each["help"], each["nodes"][0]["html"][:200]) for each in violations]
+
+
+@pytest.mark.parametrize("viewport", VIEWPORTS)
+@pytest.mark.parametrize("state", STATES)
+def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
+    browser: Browser, server: str, state: str, viewport: str
+) -> None:
+    (fragment, reach), (scheme, size) = STATES[state], VIEWPORTS[viewport]
+    options = {"viewport": size, "color_scheme": scheme, "reduced_motion": "reduce"}
+    with visiting(browser, server, **options) as visit:
+        page = visit.open(fragment)
+        reach(page)
+        visit.expect_responses(400, 404)
+        assert findings(page) == []
+        assert fits(page)
 
 
 def test_everything_works_with_the_keyboard(visit: Visit) -> None:
     page = visit.open()
-    expect(page.locator("#gallery button")).to_have_count(24)
+    expect(page.locator("#sample-list img")).to_have_count(7)
 
     def tab_to(selector: str) -> None:
         for _ in range(60):
@@ -37,11 +136,12 @@ def test_everything_works_with_the_keyboard(visit: Visit) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("#answer")).to_be_hidden()
     expect(page.locator("#choose")).to_be_focused()
-    tab_to("#more")
-    page.keyboard.press("Enter")
-    expect(page.locator("#gallery button")).to_have_count(36)
-    expect(page.locator("#gallery button").nth(24)).to_be_focused()
-    expect(page.locator("#more")).to_be_hidden()
+    page.keyboard.press("2")
+    expect(page.locator("#grid img").first).to_be_visible()
+    page.keyboard.press("/")
+    expect(page.locator("#where")).to_be_focused()
+    page.keyboard.press("?")  # is written into the field
+    expect(page.locator("#where")).to_have_value("?")
 
 
 def test_every_control_and_image_has_an_accessible_name(visit: Visit) -> None:
@@ -51,69 +151,27 @@ def test_every_control_and_image_has_an_accessible_name(visit: Visit) -> None:
     for button in page.get_by_role("button").all():
         assert button.evaluate("node => node.ariaLabel || node.innerText || node.querySelector('img').alt").strip()
     first = page.locator("#neighbours").get_by_role("button").first
-    expect(first).to_have_accessible_name(f"{nearest[0][0]}, distance 0")
+    expect(first).to_have_accessible_name(f"{nearest[0][0]}, distance 0, label coffee")
     expect(page.get_by_role("img", name="Query image: coffee.png")).to_be_visible()
     assert page.locator("img:not([alt])").count() == 0
 
 
-def test_a_phone_needs_no_horizontal_scrolling(browser: Browser, server: str) -> None:
+def test_a_long_name_fits_on_a_phone(browser: Browser, server: str) -> None:
     with visiting(browser, server, viewport=PHONE) as visit:
         page = visit.open()
-        expect(page.locator("#gallery button")).to_have_count(24)
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         upload(page, photograph("coffee.png"), "a-name-without-a-space-" * 5 + ".png")
         assert len(bars(page)) == len(neighbours(page)) - 1 == 5
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert fits(page)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_sufficient_contrast(browser: Browser, server: str, scheme: str) -> None:
-    with visiting(browser, server, color_scheme=scheme) as visit:
-        page = visit.open()
-        upload(page, b"not an image", "notes.jpg", "image/jpeg")
-        expect(page.get_by_role("alert")).to_contain_text("Unreadable image")
-        visit.expect_responses(400)
-        ratios = page.evaluate(
-            """() => {
-                const channels = colour => colour.match(/[\\d.]+/g).map(Number);
-                const light = colour => channels(colour).slice(0, 3).map(c => c / 255)
-                    .map(c => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-                    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-                const background = node => {
-                    const colour = getComputedStyle(node).backgroundColor;
-                    return channels(colour)[3] === 0 ? background(node.parentElement) : colour;
-                };
-                return [...document.querySelectorAll("body *")]
-                    .filter(node => node.checkVisibility())
-                    .filter(node => [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim()))
-                    .map(node => {
-                        const colours = [getComputedStyle(node).color, background(node)];
-                        const pair = colours.map(light).sort((a, b) => b - a);
-                        return [node.outerHTML.slice(0, 80), (pair[0] + 0.05) / (pair[1] + 0.05)];
-                    });
-            }"""
-        )
-        assert len(ratios) > 5
-        assert [(text, ratio) for text, ratio in ratios if ratio < 4.5] == []
-
-
-def test_the_figures_of_the_model_are_a_table(browser: Browser, tmp_path: Path) -> None:
-    metrics = {
-        "top1_error": 0.341,
-        "top1_error_interval": [0.3, 0.38],
-        "majority_class_error": 0.54,
-        "balanced_accuracy": 0.6,
-        "macro_f1": 0.58,
-        "expected_calibration_error": 0.0301,
-        "images": 2099,
-    }
-    publish_tiny_model(tmp_path, metrics=metrics)
-    with thread_server(tmp_path) as server, visiting(browser, server.url) as visit:
-        page = visit.open()
-        summary = page.get_by_text("Figures of the model", exact=True)
-        summary.focus()
-        page.keyboard.press("Enter")
-        table = page.get_by_role("table", name="Figures of the model on its validation images")
-        expect(table.get_by_role("row", name="Top-1 error 34.1 % (95 % interval 30.0 % to 38.0 %)")).to_be_visible()
-        expect(table.get_by_role("rowheader")).to_have_count(6)
-        expect(table.get_by_role("row", name="Validation images 2,099")).to_be_visible()
+def test_the_theme_can_be_chosen_and_is_kept(visit: Visit) -> None:
+    page = visit.open()
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.get_by_label("Theme").select_option("Dark")
+    dark = page.evaluate(background)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(background) == dark
+    page.goto(f"{visit.address}/docs")
+    assert page.evaluate(background) == dark

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from model_store.artifact import FORMAT, Artifact, FileEntry, class_labels, fingerprint_of
+from model_store.artifact import Artifact
 from model_store.durable import sha256_of
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, ModelNameError
+from model_store.manifest import FORMAT, FileEntry, class_labels, fingerprint_of
 from tests.support.tiny_model import CLASSES, publish_tiny_model, tiny_draft
 
 

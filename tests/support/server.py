@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +111,17 @@ def environment_of(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def process_server(home: Path, *, before: str = "", **variables: str) -> Iterator[ProcessServer]:
-    """Run `fc7 serve` on `home` with these environment variables, after the Python code `before`. On exit, kill it."""
+def process_server(
+    home: Path, *, before: str = "", command: Sequence[str] = (), **variables: str
+) -> Iterator[ProcessServer]:
+    """Run `fc7 serve` on `home` with these environment variables, after the Python code `before`. On exit, kill it.
+
+    command: how to run `fc7`, if not from this checkout.
+    """
     log = home.parent / f"{home.name}-serve-{time.monotonic_ns()}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"{before}\nfrom service.cli import main; main()", "serve"],
+            [*(command or (sys.executable, "-c", f"{before}\nfrom service.cli import main; main()")), "serve"],
             env=environment_of(home) | variables,
             stdout=output,
             stderr=subprocess.STDOUT,

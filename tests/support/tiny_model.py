@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft, class_labels
+from model_store.artifact import Artifact
+from model_store.manifest import MODEL_FILE, WEIGHTS_FILE, ManifestDraft, class_labels
 from model_store.store import ModelStore
 
 GRID = 7

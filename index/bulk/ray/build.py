@@ -33,7 +33,7 @@ from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
 from model_store.artifact import Artifact
 from model_store.image_files import SkipKind, Skipped, escape_name
-from model_store.remote_artifact import ship
+from model_store.transfer.remote_artifact import ship
 
 if TYPE_CHECKING:
     import pyarrow

@@ -28,9 +28,9 @@ from model_store.decoder.decoder import Decoder
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import Fc7Error
 from model_store.prefetch import prefetch
-from model_store.remote_artifact import ShippedArtifact, ShippedVersion
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
+from model_store.transfer.remote_artifact import ShippedArtifact, ShippedVersion
 
 if TYPE_CHECKING:
     import pyarrow
@@ -93,7 +93,10 @@ class Embedder:
             self._source.check()
             options = dataclasses.replace(plan.options, precision=None, intra_op_threads=plan.threads)
             self._decoder = Decoder(plan.limits, workers=plan.threads)
-            self._runner = Runner(ShippedArtifact(version), options)
+            artifact = ShippedArtifact(version)
+            self._runner = Runner(artifact, options)
+            if self._runner.artifact.fingerprint != artifact.fingerprint:
+                raise ClusterError(self.worker, _engine_mismatch(self._runner.artifact.embedder, artifact.embedder))
         except Exception as error:  # any error: Ray would start a worker that raises again and again
             self.failure = _describe(error)
         else:
@@ -154,6 +157,13 @@ def _table(names: Sequence[str], rows: dict[str, dict[str, Any]], worker: str, s
     return pyarrow.Table.from_pylist(
         [{"name": name, **rows[name], **common} for name in names],
         pyarrow.schema([*types.items(), ("seconds", pyarrow.float64())]),
+    )
+
+
+def _engine_mismatch(found: str, expected: str) -> str:
+    return (
+        f"It computes vectors of {found}, but the index needs those of {expected}. Set FC7_ENGINE to an engine that is "
+        "installed on all nodes."
     )
 
 

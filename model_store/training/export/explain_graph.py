@@ -26,8 +26,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from model_store.artifact import MODEL_FILE, Artifact, ManifestDraft
+from model_store.artifact import Artifact
 from model_store.errors import CheckpointError, TrainingError
+from model_store.manifest import MODEL_FILE, ManifestDraft
 from model_store.runtime.explainer import EXPLAIN_FILE
 from model_store.store import ModelStore
 

@@ -20,10 +20,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.artifact import FEATURES, REPORT_FOLDER, Artifact, Manifest, ManifestDraft, class_labels
+from model_store.artifact import Artifact
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import CheckpointError
 from model_store.image import views
+from model_store.manifest import FEATURES, REPORT_FOLDER, Manifest, ManifestDraft, class_labels
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore, entries_of

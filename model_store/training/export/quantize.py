@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from model_store.artifact import MODEL_FILE, WEIGHTS_FILE, Artifact, ManifestDraft
+from model_store.artifact import Artifact
 from model_store.durable import copy_file
 from model_store.image import views
+from model_store.manifest import MODEL_FILE, WEIGHTS_FILE, ManifestDraft
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore

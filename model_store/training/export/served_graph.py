@@ -17,9 +17,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from model_store.artifact import MODEL_FILE, WEIGHTS_FILE
 from model_store.errors import CheckpointError, ShapeError
 from model_store.image import CROP, SIZE
+from model_store.manifest import MODEL_FILE, WEIGHTS_FILE
 from model_store.training.export.explain_graph import write_explain_graph
 from model_store.training.export.graph import Graph, parameter_shapes, scaled_layer
 from model_store.training.nets.alexnet import DROPOUT_RATE, AlexNet, Architecture

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_store.artifact import FEATURES, Artifact, ManifestDraft, class_labels
+from model_store.artifact import Artifact
 from model_store.image import SIZE
+from model_store.manifest import FEATURES, ManifestDraft, class_labels
 from model_store.store import ModelStore, model_name_of
 from model_store.training.errors import ImportFormatError
 from model_store.training.evaluate import SplitImages, TorchPredictor

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from service.api.routes import classify, embed, explain, health, images, index, jobs, models, oip, page, search
+from service.api.routes import (
+    classify,
+    embed,
+    explain,
+    health,
+    images,
+    index,
+    jobs,
+    models,
+    oip,
+    page,
+    report,
+    search,
+)
 from service.api.routes.labelling import index_map, label_studio, suggestions
 
 ROUTERS = (
@@ -17,6 +30,7 @@ ROUTERS = (
     label_studio.router,
     jobs.router,
     models.router,
+    report.router,
     oip.router,
     health.router,
     page.router,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Coroutine, Mapping
+from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
-from service.api.auth import require
+from service.api.access.auth import require
 from service.api.problems import PROBLEM_TYPE
 from service.api.schemas.bodies import IMAGES
 from service.api.schemas.problems import InferenceProblem, Problem
@@ -81,12 +82,13 @@ _DESCRIPTIONS = {
     400: "The body is malformed, or an image cannot be read.",
     401: "An API key is required.",
     403: "The API key does not have the required scope, or a web page of another origin sent the request.",
-    404: "The image, job or model was not found.",
+    404: "The image, job, model or file was not found.",
     408: "The body did not arrive in time.",
     409: "The request conflicts with the current state of the index or of the loaded models.",
     413: "The body has too many bytes or images.",
     415: "The image format, the Content-Type or the Content-Encoding is not supported.",
     422: "A parameter is invalid, or an image has too many pixels.",
+    429: "The key sent more requests than its rate allows. Retry-After says when to try again.",
     503: "The queue is full, or the service is not ready or is shutting down. Retry-After says when to try again.",
     504: "The request exceeded its deadline.",
     507: "The disk is full.",
@@ -106,6 +108,8 @@ def inference_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _errors(statuses: tuple[int, ...], media_type: str, model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     # A reference instead of FastAPI's `model`, which would build a validator for each status of each route.
     content = {media_type: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    if HTTPStatus.UNAUTHORIZED in statuses:  # the operation requires a key, and a key can have a rate limit
+        statuses = (*statuses, HTTPStatus.TOO_MANY_REQUESTS)
     return {status: {"description": _DESCRIPTIONS[status], "content": content} for status in sorted(statuses)}
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
 
-from model_store.artifact import FEATURES
 from model_store.image import CROP
+from model_store.manifest import FEATURES
 from model_store.novelty.reference import reference_file
 from service.api import oip_codec as codec
 from service.api.inflate import inflate

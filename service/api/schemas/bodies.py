@@ -33,7 +33,7 @@ ONE_IMAGE: Final[dict[str, Any]] = {
     "type": "object",
     "additionalProperties": False,
     "required": ["image"],
-    "properties": {"image": _URI, "metadata": {"type": "object"}},
+    "properties": {"image": _URI, "metadata": {"type": "object", "additionalProperties": True}},
 }
 SEARCH: Final[dict[str, Any]] = {
     "type": "object",

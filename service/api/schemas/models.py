@@ -48,6 +48,22 @@ class ModelsAnswer(BaseModel):
     models: list[ModelInfo]
 
 
+class ReportFile(BaseModel):
+    """A file of the report that the training wrote. `size` is in bytes; `path` is where to get it."""
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    path: str
+
+
+class ReportAnswer(BaseModel):
+    """The files of a version's report. There are none if the version was imported."""
+
+    files: list[ReportFile]
+
+
 class Ready(BaseModel):
     """The service is ready. `notes` lists its limitations."""
 

@@ -21,10 +21,9 @@ from rich.table import Table
 from index.local.index import LocalImageIndex
 from index.records import IndexOptions
 from model_store.code_store import BITS, CodesManifest, CodeStore
-from model_store.store import ModelStore
 from service.cli import console
 from service.cli.options import AsJson, Home
-from service.factory import check_local
+from service.factory import check_local, store_of
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -148,8 +147,9 @@ def evaluate(
 def _open_index(settings: Settings) -> Iterator[tuple[LocalImageIndex, str]]:
     """Open the index of the active model read-only."""
     check_local(settings, "binary codes are learned from an index in FC7_HOME", "Unset FC7_INDEX_URI for that.")
-    artifact = ModelStore(settings.home).active_artifact(verify=False)
-    with LocalImageIndex.open(settings.home, IndexOptions(artifact.fingerprint, artifact.id, read_only=True)) as index:
+    artifact = store_of(settings).active_artifact(verify=False)
+    options = IndexOptions(artifact.fingerprint, artifact.embedder, read_only=True)
+    with LocalImageIndex.open(settings.home, options) as index:
         yield index, artifact.fingerprint
 
 

@@ -6,9 +6,11 @@ import errno
 import os
 import platform
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -17,12 +19,13 @@ from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError, Fc7Error, NoActiveModelError
 from model_store.runtime.onnxruntime_engine import has_cuda
 from model_store.runtime.openvino_engine import agrees_in_bf16, has_native_bf16, is_available
-from model_store.store import ModelStore
-from service.api.auth import check_binding
+from service.api.access.auth import check_binding
 from service.cli.doctor.finding import Finding
 from service.errors import SettingError
-from service.factory import runner_options
+from service.factory import runner_options, store_of
+from service.keys_file import KeysFileError, read_keys
 from service.settings import Settings, unknown_variables, variable
+from service.tls import open_certificate
 
 _PACKAGES: Final = (
     "fc7",
@@ -62,13 +65,15 @@ def check_engine(settings: Settings, artifact: Artifact | None) -> Finding:
         return Finding.ok("engine", "ONNX Runtime on CUDA, if the device works (see GPU)")
     if settings.engine != "onnxruntime" and is_available():
         return _describe_openvino(settings, artifact)
-    detail = "ONNX Runtime on the CPU, in f32"
+    detail = f"ONNX Runtime on the CPU, in {'f32' if settings.precision == 'fp32' else settings.precision}"
     if settings.engine == "auto" and platform.machine().lower() in ("x86_64", "amd64"):
         return Finding.warning("engine", detail, "Install OpenVINO, which is faster: pip install 'fc7[cpu]'")
     return Finding.ok("engine", detail)
 
 
 def _describe_openvino(settings: Settings, artifact: Artifact | None) -> Finding:
+    if settings.precision == "int8":
+        return Finding.ok("engine", "OpenVINO in int8")
     if not has_native_bf16():
         return Finding.ok("engine", "OpenVINO in f32; a processor that computes bf16 would be about twice as fast")
     if settings.arithmetic == "f32":
@@ -112,7 +117,7 @@ def check_address(settings: Settings) -> Finding:
     try:
         check_binding(settings)
     except SettingError as error:
-        fix = "Set FC7_API_KEYS, or listen on 127.0.0.1."
+        fix = "Create a key (fc7 keys new NAME), set FC7_API_KEYS, or listen on 127.0.0.1."
         return Finding.problem("address", str(error), fix)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -122,8 +127,37 @@ def check_address(settings: Settings) -> Finding:
             listener.bind(address[4])
         except OSError as error:
             return _unavailable(settings, where, error)
-    keys = "with keys" if settings.api_keys else "without keys"
+    keys = "with keys" if settings.has_keys() else "without keys"
     return Finding.ok("address", f"{where} is free, {keys}")
+
+
+def check_keys(settings: Settings) -> Finding:
+    """Check that the keys can be read, and whether some have expired."""
+    try:
+        settings.check_keys_file()
+        stored = read_keys(settings.keys_path) if settings.keys_path.exists() else ()
+    except (SettingError, KeysFileError) as error:
+        return Finding.problem("keys", str(error), "Correct the file or its permissions, or set FC7_KEYS_FILE.")
+    if not settings.has_keys():
+        return Finding.ok("keys", "no keys: requests need none, and are accepted on loopback only")
+    detail = f"{len(stored)} in {settings.keys_path}, {len(settings.api_keys)} in FC7_API_KEYS"
+    expired = [key.name for key in stored if key.has_expired(datetime.now(UTC))]
+    if expired:
+        fix = "Delete them (fc7 keys revoke NAME), and create new ones where they are needed (fc7 keys new NAME)."
+        return Finding.warning("keys", f"{detail}; expired: {', '.join(expired)}", fix)
+    if not stored and not settings.api_keys:
+        return Finding.warning("keys", f"{detail}, so every request is rejected", "Create one: fc7 keys new NAME")
+    return Finding.ok("keys", detail)
+
+
+def check_certificate(settings: Settings) -> Finding:
+    """Check that the TLS certificate can be loaded."""
+    try:
+        if open_certificate(settings, None) is None:
+            return Finding.ok("TLS", "not used; a proxy in front of the service can add it")
+    except SettingError as error:
+        return Finding.problem("TLS", str(error), "Correct FC7_TLS_CERTIFICATE and FC7_TLS_KEY, or unset both.")
+    return Finding.ok("TLS", f"serves HTTPS with {settings.tls_certificate}")
 
 
 def _unavailable(settings: Settings, where: str, error: OSError) -> Finding:
@@ -142,8 +176,12 @@ def _unavailable(settings: Settings, where: str, error: OSError) -> Finding:
 def _is_fc7(settings: Settings) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared only
     host = f"[{host}]" if ":" in host else host
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the certificate may name another host
+    scheme = "http" if settings.tls_certificate is None else "https"
     try:
-        with urllib.request.urlopen(f"http://{host}:{settings.port}/livez", timeout=2) as answer:
+        url = f"{scheme}://{host}:{settings.port}/livez"
+        with urllib.request.urlopen(url, timeout=2, context=context) as answer:  # noqa: S310 - HTTP or HTTPS
             return b"alive" in answer.read(1000)
     except (OSError, ValueError, urllib.error.URLError):
         return False
@@ -151,9 +189,8 @@ def _is_fc7(settings: Settings) -> bool:
 
 def find_active(settings: Settings) -> tuple[Artifact | None, Finding]:
     """Return the active version, if there is one, and a finding about it. Its files are compared with the manifest."""
-    store = ModelStore(settings.home, precision=settings.precision)
     try:
-        artifact = store.active_artifact()
+        artifact = store_of(settings).active_artifact()
     except NoActiveModelError:
         fix = "Train and export one (fc7 demo shows how), or import one: fc7 import --help"
         return None, Finding.warning("model", f"no version is active in {settings.home}", fix)
@@ -170,3 +207,5 @@ def check_installation(settings: Settings, artifact: Artifact | None) -> Iterato
     yield check_gpu(settings)
     yield check_settings(os.environ)
     yield check_address(settings)
+    yield check_keys(settings)
+    yield check_certificate(settings)

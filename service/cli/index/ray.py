@@ -6,7 +6,7 @@ Ray is imported only when it is used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from index.bulk.metadata import ImageMetadata
@@ -16,9 +16,9 @@ from index.bulk.ray.worker import WorkerPlan
 from index.bulk.report import BuildReport, count_kinds
 from index.bulk.sources import open_source
 from index.records import IndexOptions, IndexStats
-from model_store.store import ModelStore
+from model_store.runtime.runner import engine_of
 from service.cli.options import find_version
-from service.factory import decode_limits, open_index_of, runner_options
+from service.factory import decode_limits, open_index_of, runner_options, store_of
 from service.settings import Settings
 
 _BLOCK_BYTES: Final = 400_000_000  # object store memory for blocks of images
@@ -49,8 +49,11 @@ def build_on_ray(
     actors: None starts as many as fit. Raises the errors of `join`, `ClusterBuild.run`, `open_source` and
     `open_index_of`.
     """
-    store = ModelStore(settings.home, precision=settings.precision)
+    store = store_of(settings)
     artifact = find_version(store, options.model).at(settings.precision)
+    runner = runner_options(settings)
+    if artifact.depends_on_engine:  # a worker with other packages must not choose another one
+        runner = replace(runner, engine=engine_of(runner))
     files = open_source(source)
     files.check()
     object_store_bytes = sum(entry.size for entry in artifact.manifest.files.values()) + _BLOCK_BYTES
@@ -62,7 +65,7 @@ def build_on_ray(
         cluster.check(files.location)
         plan = WorkerPlan(
             location=files.location,
-            options=runner_options(settings),
+            options=runner,
             batch_size=options.batch_size,
             threads=placement.threads,
             limits=decode_limits(settings),

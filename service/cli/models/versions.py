@@ -19,12 +19,12 @@ from rich.table import Table
 
 from index.errors import IndexUnavailableError, IndexUnreachableError
 from model_store import compare as comparison
-from model_store.archive import export_version, import_version
-from model_store.artifact import graph_files
 from model_store.compare import Comparison
 from model_store.errors import ModelInUseError
+from model_store.manifest import graph_files
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.transfer.archive import export_version, import_version
 from service.cli import console
 from service.cli.data.unpack import data_folder
 from service.cli.options import AsJson, Home, Model, model_argument
@@ -162,8 +162,8 @@ def remove(model: Annotated[str, model_argument("NAME:VERSION", "Version to dele
         raise  # whether the index needs this version is unknown
     except IndexUnavailableError:
         needed = ""
-    others = [each for each in store.list() if each.fingerprint == artifact.fingerprint and each.id != artifact.id]
-    if artifact.fingerprint == needed and not others:
+    computed_by = {each.id for each in store.list() if needed in (variant.fingerprint for variant in each.variants())}
+    if computed_by == {artifact.id}:
         raise ModelInUseError(artifact.id, "the model of the index's vectors")
     store.remove(artifact.name, artifact.version)
     console.show(f"Removed {artifact.id}. Its number is not used again.", markup=False)

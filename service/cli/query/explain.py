@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from model_store.artifact import Artifact
 from model_store.durable import atomic_file
 from model_store.image import views
-from model_store.store import ModelStore
 from service.cli import console
 from service.cli.options import AsJson, Home, ModelOption, find_version
 from service.settings import Settings, load_settings
@@ -86,9 +85,9 @@ def explain(
 
 def _load(settings: Settings, model: str | None) -> Explainer:
     from model_store.runtime.explainer import Explainer  # noqa: PLC0415
-    from service.factory import runner_options  # noqa: PLC0415
+    from service.factory import runner_options, store_of  # noqa: PLC0415
 
-    artifact = find_version(ModelStore(settings.home), model)
+    artifact = find_version(store_of(settings), model)
     options = runner_options(settings)
     return Explainer(artifact if options.precision is None else artifact.at(options.precision), options)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from index.catalog.catalog import Catalog
 from index.local.index import LocalImageIndex
+from index.local.vector_files import remove_unfinished_files, remove_unused_files
 from index.local.verify import verify
 from index.records import NewImage
 from index.search.searcher import Mode
@@ -215,3 +216,15 @@ def test_a_file_that_lacks_a_vector_is_not_used(home: Path, rows: NDArray[np.flo
     write_segment(file.path, owner, np.delete(file.ids, 5), np.delete(whole, 5, axis=0))
     with open_index(home, fast_from=2000) as index:
         check(index, rows)
+
+
+def test_files_that_are_being_written_are_not_deleted_with_those_of_other_models(tmp_path: Path) -> None:
+    used, unused, written = (
+        tmp_path / name for name in ("f" * 16 + "-1.vectors", "e" * 16 + "-1.vectors", ".f.codes.1")
+    )
+    for path in (used, unused, written):
+        path.write_bytes(b"")
+    remove_unused_files(tmp_path, ["f" * 64])
+    assert sorted(tmp_path.iterdir()) == sorted([used, written])
+    remove_unfinished_files(tmp_path)
+    assert list(tmp_path.iterdir()) == [used]

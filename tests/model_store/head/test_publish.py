@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 
-from model_store.archive import export_version, import_version
 from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError
 from model_store.head.errors import HeadGraphError
@@ -17,10 +16,11 @@ from model_store.head.fit import FittedHead, fit_head
 from model_store.head.graph import replace_head
 from model_store.head.publish import publish_head
 from model_store.image import views
-from model_store.remote_artifact import ShippedArtifact, ship
 from model_store.runtime.options import EngineName, RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.transfer.archive import export_version, import_version
+from model_store.transfer.remote_artifact import ShippedArtifact, ship
 from tests.support.tiny_model import publish_tiny_model, tiny_draft
 
 

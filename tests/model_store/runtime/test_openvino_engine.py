@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError, MissingExtraError
 from model_store.image import CROP
-from model_store.remote_artifact import ShippedArtifact, ship
 from model_store.runtime import openvino_engine
 from model_store.runtime.openvino_engine import agrees_in_bf16, import_openvino
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from model_store.training.export.served_graph import write_served_graph
+from model_store.transfer.remote_artifact import ShippedArtifact, ship
 from tests.support.tiny_model import tiny_draft
 from tests.support.training.run_folder import small_architecture, small_net
 

@@ -34,8 +34,8 @@ def test_the_service_does_not_import_torch() -> None:
     [
         ("/", "text/html"),
         ("/web/app.js", "text/javascript"),
-        ("/web/server.js", "text/javascript"),
-        ("/web/style.css", "text/css"),
+        ("/web/common/server.js", "text/javascript"),
+        ("/web/styles/base.css", "text/css"),
         ("/docs", "text/html"),
     ],
 )

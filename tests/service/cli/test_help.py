@@ -13,7 +13,7 @@ from service.cli.main import Panel
 from tests.service.cli.helpers import invoke, run
 from tests.support.reference import commands
 
-GROUPS = ["backup", "data", "head", "jobs", "models", "import", "index", "codes", "paper"]
+GROUPS = ["backup", "data", "head", "jobs", "keys", "models", "import", "index", "codes", "paper"]
 # The package's attribute `main` is the function.
 main_module = importlib.import_module("service.cli.main")
 NAMES = [name for name, _ in commands()]
@@ -43,7 +43,7 @@ def test_commands_are_listed_in_panels(tmp_path: Path) -> None:
     assert panels == {
         "Start": ["demo", "config", "doctor"],
         "Train": ["train", "evaluate", "export", "data"],
-        "Serve": ["serve", "classify", "search", "embed", "explain", "jobs", "backup"],
+        "Serve": ["serve", "classify", "search", "embed", "explain", "mcp", "jobs", "keys", "backup"],
         "Models": ["models", "head", "import"],
         "Index": ["index", "codes"],
         "Research": ["report", "ablate", "paper"],

@@ -33,6 +33,8 @@ COMMANDS = {
     "index optimize": ["index", "optimize"],
     "index stats": ["index", "stats"],
     "index suggestions": ["index", "suggestions"],
+    "keys list": ["keys", "list"],
+    "keys new": ["keys", "new", "camera"],
     "models compare": ["models", "compare", "tiny:1", "tiny:1", "--data", "{data}"],
     "models list": ["models", "list"],
     "models show": ["models", "show"],

@@ -61,7 +61,7 @@ def test_a_named_version_without_the_precision_returns_409(home: Path) -> None:
 def test_adding_images_and_activation_work_in_another_precision(home: Path) -> None:
     publish_with_int8(home)
     model = {"name": "tiny", "version": 2}
-    with thread_server(home, precision="int8") as server:
+    with thread_server(home, precision="int8", engine="onnxruntime") as server:
         assert server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG).status_code == 201
         many = server.client.post("/v1/images", files=[("file", ("b.jpg", pictures.jpeg(1), "image/jpeg"))])
         assert (many.status_code, many.json()["model"]) == (201, model)
@@ -77,16 +77,19 @@ def test_the_index_is_migrated_to_the_precision_and_never_compares_two(home: Pat
         found: dict[str, Any] = answer["results"][0]["neighbours"][0]
         return found
 
+    def wait_for(server: ThreadServer, model: str) -> dict[str, Any]:
+        """Wait until search uses the vectors of this model, and return the state of the index."""
+        wait_until(lambda: server.client.get("/v1/index").json()["model"] == model)
+        found: dict[str, Any] = server.client.get("/v1/index").json()
+        assert found["vectors"] == 1
+        return found
+
     with thread_server(home) as server:
         assert server.client.put("/v1/images/a", content=pictures.jpeg(), headers=JPEG).status_code == 201
         before = server.client.get("/v1/index").json()
-    with thread_server(home, precision="int8") as server:
-        wait_until(lambda: server.client.get("/v1/index").json()["vectors"] == 1)
-        after = server.client.get("/v1/index").json()
-        assert after["model"] == "tiny:2 (int8)"
-        assert after["fingerprint"] != before["fingerprint"]
+    with thread_server(home, precision="int8", engine="onnxruntime") as server:
+        assert wait_for(server, "tiny:2 (int8)")["fingerprint"] != before["fingerprint"]
         assert nearest(server)["key"] == "a"
     with thread_server(home) as server:
-        wait_until(lambda: server.client.get("/v1/index").json()["vectors"] == 1)
-        assert server.client.get("/v1/index").json()["fingerprint"] == before["fingerprint"]
+        assert wait_for(server, "tiny:2")["fingerprint"] == before["fingerprint"]
         assert nearest(server)["key"] == "a"

@@ -24,7 +24,7 @@ from service.errors import BodyMalformedError, ParameterError
 from service.state import State
 
 _MAX_TASKS: Final = 1000
-_BASIC = HTTPBasic(auto_error=False, description="Any user name, and a key of FC7_API_KEYS as the password.")
+_BASIC = HTTPBasic(auto_error=False, description="Any user name, and an API key as the password.")
 _BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }

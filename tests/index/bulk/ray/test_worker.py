@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from index.bulk.ray.worker import Embedder, WorkerPlan, code_identity
-from model_store.artifact import MODEL_FILE
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import ArtifactCorruptError
 from model_store.image import prepare, views
-from model_store.remote_artifact import ShippedArtifact, ShippedVersion, ship
-from model_store.runtime.options import RunnerOptions
+from model_store.manifest import MODEL_FILE
+from model_store.runtime.options import EngineName, RunnerOptions
 from model_store.runtime.runner import Runner
+from model_store.transfer.remote_artifact import ShippedArtifact, ship
 from tests.index.bulk.helpers import save_image
 from tests.support.tiny_model import publish_tiny_model
+from tests.support.training.int8_model import publish_int8_model
 
 
 def test_code_identity_covers_sub_packages_but_not_training(tmp_path: Path) -> None:
@@ -77,6 +79,20 @@ def test_failed_worker_reports_the_reason_in_every_row(tmp_path: Path) -> None:
     assert "does not exist" in misplaced.embed(["a"], [""]).to_pylist()[0]["reason"]
 
 
+def test_worker_that_computes_other_vectors_than_the_index_has_refuses(tmp_path: Path) -> None:
+    artifact = publish_int8_model(tmp_path / "home", tmp_path / "data").at("int8")
+    pairs: list[tuple[EngineName, EngineName]] = [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
+    for engine, other in pairs:
+        version = ship(artifact.at("int8", engine))
+        results = {}
+        for each in (engine, other):
+            work = replace(plan(tmp_path / "data"), options=RunnerOptions(device="cpu", engine=each))
+            [results[each]] = Embedder(work, version).embed(["val/red/0.png"], [""]).to_pylist()
+        assert (results[engine]["status"], results[other]["status"]) == ("embedded", "failed")
+        expected, found = (artifact.at("int8", each).embedder for each in (engine, other))
+        assert f"computes vectors of {found}, but the index needs those of {expected}" in results[other]["reason"]
+
+
 def test_version_that_changed_in_transit_is_rejected(tmp_path: Path) -> None:
     artifact = publish_tiny_model(tmp_path)
     version = ship(artifact)
@@ -84,4 +100,4 @@ def test_version_that_changed_in_transit_is_rejected(tmp_path: Path) -> None:
     files = {name: data.copy() for name, data in version.files.items()}
     files[MODEL_FILE][40] ^= 1
     with pytest.raises(ArtifactCorruptError, match=MODEL_FILE):
-        Runner(ShippedArtifact(ShippedVersion(version.manifest, version.precision, files)))
+        Runner(ShippedArtifact(replace(version, files=files)))

@@ -13,6 +13,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from torch import Tensor
 
 from model_store.errors import CheckpointError, TrainingError
@@ -120,6 +121,26 @@ def test_heat_maps_equal_those_of_automatic_differentiation(tmp_path: Path, drop
         check(net, tmp_path, pixels, classes=np.full(5, index))
     near = explain(tmp_path, random_pixels(5, seed=1))["fc7"]
     check(net, tmp_path, pixels, near=near)
+
+
+def test_heat_maps_equal_those_of_captum(tmp_path: Path) -> None:
+    net = small_net(small_architecture("inverted", 0.01))
+    write_served_graph(net, MEAN, tmp_path)
+    pixels, classes = random_pixels(3), np.array([0, 2, 1])
+    layers = net.architecture.layers
+    last = max(number for number, layer in enumerate(layers) if isinstance(layer, Conv))
+    peer = LayerGradCam(lambda images: net.forward_both(images)[0], net.get_submodule(layers[last + 1].name))
+    centered = (pixels - MEAN[16:240, 16:240]).transpose(0, 3, 1, 2)
+    expected = peer.attribute(
+        torch.from_numpy(np.ascontiguousarray(centered)),
+        target=torch.from_numpy(classes),
+        attribute_to_layer_input=True,
+        relu_attributions=True,
+    )
+    assert isinstance(expected, Tensor)
+    heat = explain(tmp_path, pixels, classes)["heat"]
+    assert (heat.max(axis=(1, 2)) > 0).all()
+    assert heat == pytest.approx(expected[:, 0].detach().numpy(), abs=1e-5 * float(heat.max()))
 
 
 def narrow(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

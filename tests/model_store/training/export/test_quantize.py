@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from model_store.artifact import Artifact, ManifestDraft, class_labels
+from model_store.artifact import Artifact
 from model_store.errors import ArtifactCorruptError, ArtifactFormatError, PrecisionNotFoundError
 from model_store.image import prepare, views
+from model_store.manifest import ManifestDraft, class_labels
 from model_store.runtime.options import RunnerOptions
-from model_store.runtime.runner import Runner
+from model_store.runtime.runner import Runner, engine_of
 from model_store.store import ModelStore
 from model_store.training.errors import AgreementError
 from model_store.training.export.graph import OPSET
@@ -103,6 +106,42 @@ def test_the_new_version_has_the_same_fp32_files_and_names_its_parent(home: Path
     assert len(fingerprints) == 3
     assert new.at("int8").embedder == "small:2 (int8)"
     assert new.at("fp32").embedder == "small:2"
+
+
+def test_only_the_vectors_of_int8_depend_on_the_engine(home: Path) -> None:
+    artifact = ModelStore(home).get("small", 2)
+    for precision in ("fp32", "fp16"):
+        assert artifact.at(precision, "openvino").fingerprint == artifact.at(precision, "onnxruntime").fingerprint
+    onnxruntime, openvino = (artifact.at("int8", engine) for engine in ("onnxruntime", "openvino"))
+    in_manifest = artifact.manifest.precisions["int8"].fingerprint
+    assert onnxruntime.fingerprint == in_manifest, "indexes of earlier releases stay valid"
+    assert openvino.fingerprint == sha256(bytes.fromhex(in_manifest) + b"openvino").hexdigest()
+    assert (onnxruntime.embedder, openvino.embedder) == ("small:2 (int8)", "small:2 (int8, OpenVINO)")
+    assert artifact.at("fp16", "openvino").embedder == "small:2 (fp16)"
+    fingerprints = [variant.fingerprint for variant in artifact.variants()]
+    assert len(fingerprints) == len(set(fingerprints)) == 4
+
+
+def test_a_version_is_found_by_each_of_its_fingerprints(home: Path) -> None:
+    store = ModelStore(home, precision="int8", engine="openvino")
+    assert store.get("small", 2).embedder == "small:2 (int8, OpenVINO)"
+    for variant in store.get("small", 2).variants():
+        found = store.find(variant.fingerprint)
+        assert found is not None
+        assert found.embedder == variant.embedder, "small:1 has the same fp32 files, but none in int8"
+    assert store.find("0" * 64) is None
+
+
+def test_the_engine_of_a_runner_is_the_one_that_was_announced(home: Path) -> None:
+    artifact = ModelStore(home).get("small", 2).at("int8")
+    assert engine_of(RunnerOptions(device="cuda")) == "onnxruntime"
+    assert engine_of(RunnerOptions(device="cuda", engine="openvino")) == "openvino", "the Runner refuses it"
+    for engine in ("auto", "onnxruntime", "openvino"):
+        for device in ("auto", "cpu"):
+            options = RunnerOptions(device=device, engine=engine)
+            with closing(Runner(artifact, options)) as runner:
+                assert runner.engine == runner.artifact.engine == engine_of(options)
+                assert runner.arithmetic == "int8"
 
 
 @pytest.mark.parametrize(("precision", "limits"), [("int8", (0.99, 0.2, 0.35)), ("fp16", (0.99999, 0.005, 0.55))])

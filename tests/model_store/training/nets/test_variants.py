@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 import torch
 
-from model_store.artifact import MODEL_FILE
 from model_store.errors import RecipeError
+from model_store.manifest import MODEL_FILE
 from model_store.training.export.served_graph import write_served_graph
 from model_store.training.nets.alexnet import PAPER_LAYERS, AlexNet, Conv, Norm, Pool, initialise
 from model_store.training.nets.variants import PUBLISHED, Variant, variant_layers

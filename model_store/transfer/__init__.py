@@ -1,0 +1,1 @@
+"""A version on its way to another machine: an archive file, or values for a worker."""

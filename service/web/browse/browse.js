@@ -1,0 +1,233 @@
+/**
+ * The view Browse: all indexed pictures, filtered and sorted.
+ *
+ * Guarantees: the filter and the order are in the address; going back to the view keeps the place in the grid.
+ */
+
+import { $, announce, button, el } from "../common/dom.js";
+import { count, plural } from "../common/format.js";
+import { handedOver } from "../common/handover.js";
+import { asProblem, clearProblems, showProblem } from "../common/notices.js";
+import { isReady } from "../common/readiness.js";
+import { go } from "../common/router.js";
+import { query } from "../common/server.js";
+import { actionBar } from "./actions.js";
+import { loadFacets, showFacets } from "./facets.js";
+import { grid } from "./grid.js";
+import { pages } from "./pages.js";
+import { suggestions } from "./suggestions.js";
+import { conditionsOf, lineOf } from "./where.js";
+
+const ORDERS = [["", "as added"], ["-added", "newest first"], ["key", "by name"], ["random", "shuffled"], ["suggested", "label next"]];
+const NARROW = matchMedia("(max-width: 60rem)");
+
+const state = {
+  address: null, // of the pictures that are loaded
+  conditions: [], order: "", seed: "",
+  list: { items: [], need() {}, stop() {} },
+  total: 0,
+  facets: [],
+  chosen: null, // pictures from the map, instead of all
+  removed: [], // [position, picture] of the last deletion
+  controller: new AbortController(),
+  scroll: 0,
+};
+
+const total = el("p", { className: "total", role: "status" });
+const order = el("select", { id: "order" }, ...ORDERS.map(([value, text]) => el("option", { value, textContent: text })));
+const size = el("input", { id: "size", type: "range", min: 64, max: 320, step: 8, value: 140 });
+const where = el("input", {
+  id: "where", type: "search", autocomplete: "off", spellcheck: false,
+  placeholder: "all pictures; for example label:cat and year>=2020",
+});
+where.setAttribute("aria-describedby", "where-problem");
+const whereProblem = el("p", { id: "where-problem", className: "help alarm", role: "alert" });
+const note = el("div", { className: "note", hidden: true, role: "status" });
+const facets = el("div", { className: "facets" });
+const panel = el("details", { className: "facet-panel", open: !NARROW.matches }, el("summary", { textContent: "Fields" }), facets);
+const empty = el("div", { className: "empty", hidden: true });
+const cells = el("div", { id: "grid", className: "grid", role: "listbox", ariaMultiSelectable: "true", tabIndex: 0, ariaLabel: "Indexed pictures" });
+const form = el("form", { className: "filter", role: "search" }, el("label", { htmlFor: "where", textContent: "Filter" }), where,
+  el("button", { textContent: "Apply", className: "small" }));
+
+const view = grid(cells, {
+  itemAt: (i) => state.list.items[i],
+  need: (n) => state.list.need(n),
+  open: ({ key }) => { go(`#${encodeURIComponent(key)}`); scrollTo({ top: 0 }); },
+  changed: (selected) => actions.update([...selected.values()]),
+});
+const actions = actionBar({
+  selected: view.selected,
+  clear: view.clearSelection,
+  labels: () => state.facets.find(({ name }) => name === "label")?.values.map(({ value }) => String(value)) ?? [],
+  labelled(items) {
+    const changed = new Map(items.map(({ key, metadata }) => [key, metadata]));
+    state.list.items = state.list.items.map((item) => // new ones, so that the grid draws them again
+      (changed.has(item.key) ? { ...item, metadata: changed.get(item.key), caption: undefined } : item));
+    view.draw();
+    refreshFacets();
+  },
+  removed(items) {
+    const gone = new Set(items.map(({ key }) => key));
+    state.removed = state.list.items.map((item, i) => [i, item]).filter(([, { key }]) => gone.has(key));
+    setItems(state.list.items.filter(({ key }) => !gone.has(key)), -items.length);
+  },
+  restored(items) {
+    const back = new Set(items.map(({ key }) => key));
+    const all = [...state.list.items];
+    const found = state.removed.filter(([, { key }]) => back.has(key)); // none if other pictures are shown by now
+    for (const [i, item] of found) all.splice(i, 0, item); // ascending, so that each gets its old position
+    setItems(all, found.length);
+  },
+  deleted: () => refreshFacets(),
+});
+$("browse").append(
+  el("header", { className: "toolbar" }, total, form,
+    el("label", { className: "choice" }, "Order ", order), el("label", { className: "choice size" }, "Size ", size)),
+  whereProblem,
+  el("div", { className: "columns" }, panel, el("div", { className: "pictures" }, note, empty, cells)),
+  ...actions.nodes);
+
+function setTotal(n) {
+  state.total = n;
+  const shown = view.setTotal(n);
+  total.textContent = plural(n, "picture");
+  if (n && shown < n && cells.clientWidth) total.textContent += ` (the first ${count(shown)} can be shown)`;
+  empty.hidden = n > 0;
+  cells.hidden = n === 0;
+  const text = state.order === "suggested" ? "No picture is left to label." : state.conditions.length ? "No picture matches this filter." : "No pictures are indexed yet. Add some on the page Ask, or index a folder with ";
+  empty.replaceChildren(el("p", {}, text, ...(state.conditions.length || state.order === "suggested" ? [] : [el("code", { textContent: "fc7 index build FOLDER" }), "."])),
+    state.conditions.length ? button("Show all pictures", () => change({ conditions: [] })) : "");
+}
+
+function showNote(text) {
+  note.hidden = !text;
+  const action = state.chosen ? button("Show all pictures", () => change({ conditions: [] }), { className: "small" })
+    : button("Suggest again", load, { className: "small" });
+  note.replaceChildren(el("span", { textContent: text }), action);
+}
+
+/** Show other pictures instead of the loaded ones, `change` more than before. */
+function setItems(items, change) {
+  state.list.items.splice(0, state.list.items.length, ...items);
+  setTotal(state.total + change);
+  view.draw();
+}
+
+/** Go to the address of another filter or order. */
+function change({ conditions = state.conditions, order: next = state.order, seed = state.seed }) {
+  const parameters = { where: conditions, order: next, seed: next === "random" ? seed : "" };
+  go(`#/browse${query(parameters)}`);
+}
+
+/** Return the pictures that were chosen on the map, as a list like that of pages.js. */
+function handed(_, changed) {
+  const items = [...state.chosen];
+  queueMicrotask(changed); // after the list is returned
+  return { items, done: true, need() {}, stop() {}, note: `${plural(items.length, "picture")} chosen on the map.` };
+}
+
+async function load() {
+  state.controller.abort();
+  state.controller = new AbortController();
+  const { signal } = state.controller;
+  state.list.stop();
+  state.removed = [];
+  view.reset();
+  clearProblems();
+  whereProblem.textContent = "";
+  const { conditions, order: by, seed } = state;
+  const failed = (problem) => {
+    if (signal.aborted) return;
+    if (problem.status === 422 && conditions.length) {
+      whereProblem.textContent = problem.detail;
+      setTotal(0);
+    } else if (isReady() || problem.status === 401) {
+      state.address = null;
+      showProblem(problem, load);
+    }
+  };
+  const list = state.chosen ? handed : by === "suggested" ? suggestions : pages;
+  showNote("");
+  state.list = list({ where: conditions, order: by, seed }, () => {
+    if (signal.aborted) return;
+    showNote(state.list.note ?? "");
+    if (state.list.done) setTotal(state.list.items.length);
+    view.draw();
+  }, failed);
+  total.textContent = "Loading …";
+  await actions.settle();
+  if (signal.aborted) return;
+  state.list.need(1);
+  try {
+    await refreshFacets();
+    announce(total.textContent);
+  } catch (problem) {
+    failed(asProblem(problem));
+  }
+}
+
+/** Load the counts again. The focus stays on the facet that was chosen. */
+async function refreshFacets() {
+  const { signal } = state.controller;
+  const { conditions } = state;
+  const found = await loadFacets(conditions, signal);
+  if (signal.aborted) return;
+  state.facets = found.fields;
+  if (state.list.done) setTotal(state.list.items.length);
+  else if (state.order !== "suggested") setTotal(found.images - actions.pending());
+  const focused = document.activeElement?.dataset?.facet ?? state.focus;
+  showFacets(facets, found.fields, conditions, (next, facet) => {
+    state.focus = facet;
+    change({ conditions: next });
+  });
+  panel.hidden = facets.childElementCount === 0 || state.chosen !== null;
+  for (const box of facets.querySelectorAll("input")) if (focused && box.dataset.facet === focused) box.focus({ preventScroll: true });
+  state.focus = null;
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  change({ conditions: conditionsOf(where.value) });
+});
+where.addEventListener("search", () => where.value === "" && state.conditions.length && change({ conditions: [] })); // its cross
+order.addEventListener("change", () => change({ order: order.value, seed: Math.floor(Math.random() * 2 ** 31) }));
+size.addEventListener("input", () => view.setSize(Number(size.value)));
+NARROW.addEventListener("change", () => { panel.open = !NARROW.matches; });
+
+export const browse = {
+  show(path, parameters, entered) {
+    $("browse").hidden = false;
+    document.title = "Browse – fc7";
+    const address = String(parameters);
+    const chosen = parameters.get("from") === "map" ? handedOver() : null;
+    if (address !== state.address || chosen !== state.chosen) {
+      state.address = address;
+      state.chosen = chosen;
+      state.conditions = parameters.getAll("where");
+      state.order = parameters.get("order") ?? "";
+      state.seed = parameters.get("seed") ?? "";
+      where.value = lineOf(state.conditions);
+      order.value = ORDERS.some(([value]) => value === state.order) ? state.order : "";
+      load();
+    } else if (entered) {
+      view.draw();
+      scrollTo({ top: state.scroll });
+    }
+  },
+  hide() {
+    actions.settle();
+    state.scroll = scrollY;
+    $("browse").hidden = true;
+  },
+  forget() {
+    state.address = null;
+  },
+  key(event) {
+    if (event.key === "Escape" && view.selected().length) view.clearSelection();
+    else if (event.key === "Delete" && view.selected().length) actions.remove();
+    else if (event.key === "/") where.focus();
+    else return false;
+    return true;
+  },
+};

@@ -1,0 +1,44 @@
+/** Shows problems, and asks for the API key. */
+
+import { $, el } from "./dom.js";
+import { Problem, apiKey, forgetApiKey } from "./server.js";
+
+const RETRYABLE = new Set([0, 429, 503, 504]);
+
+/** Return `problem`, or a Problem for an unexpected error of the page itself. */
+export const asProblem = (problem) =>
+  (problem instanceof Problem ? problem : new Problem(-1, "The result could not be displayed", String(problem)));
+
+export const clearProblems = () => $("problems").replaceChildren();
+
+/** Show a problem once, even if several requests had it. A missing API key is asked for instead. */
+export function showProblem(problem, retry = null) {
+  problem = asProblem(problem);
+  if (problem.status === 401) return askForKey(problem.key);
+  const text = problem.title + problem.detail;
+  if ([...$("problems").children].some((shown) => shown.dataset.text === text)) return;
+  const notice = el("section", { className: "problem" }, el("h2", { textContent: problem.title }),
+    el("p", { textContent: problem.detail }));
+  notice.dataset.text = text;
+  if (retry && RETRYABLE.has(problem.status)) {
+    const button = el("button", { type: "button", textContent: "Try again" });
+    button.addEventListener("click", () => {
+      notice.remove();
+      document.querySelector("main").focus(); // the focused button was removed
+      retry();
+    });
+    notice.append(button);
+  }
+  $("problems").append(notice);
+}
+
+/** Ask for an API key. `rejected` is the key of the rejected request, or empty. */
+function askForKey(rejected) {
+  if (rejected === apiKey()) forgetApiKey();
+  if (apiKey()) return; // an older request was rejected; another key is already in use
+  if (rejected) $("key-help").textContent = "The server rejected this key.";
+  $("forget-key").hidden = true;
+  if (!$("key-form").hidden) return; // several requests can be rejected; only the first one moves the focus
+  $("key-form").hidden = false;
+  $("key").focus();
+}

@@ -1,0 +1,208 @@
+/** The view Map: all pictures in a plane, similar ones near each other. */
+
+import { $, announce, button, cutName, el } from "../common/dom.js";
+import { count, plural } from "../common/format.js";
+import { handOver, lastAsked } from "../common/handover.js";
+import { asProblem, clearProblems, showProblem } from "../common/notices.js";
+import { isReady } from "../common/readiness.js";
+import { go } from "../common/router.js";
+import { query, request, requestJson } from "../common/server.js";
+import { showThumbnail } from "../common/thumbnails.js";
+import { toggle } from "../browse/where.js";
+import { plot } from "./plot.js";
+
+// Of similar lightness, so that each is visible on light and dark paper; the last one is for all other labels.
+const COLORS = ["#3a7fc1", "#d9742b", "#3d9a50", "#c8423f", "#8c66b5", "#95704f", "#d06aa9", "#8a8f2c", "#2fa2ad", "#5560c9", "#b08a1e", "#5f8f7b"];
+const OTHER = "#8a867d";
+
+const state = { loaded: "", map: null, controller: new AbortController(), chosen: [], field: "label" };
+
+const total = el("p", { className: "total", role: "status" });
+const field = el("select", {}, el("option", { value: "label", textContent: "label" }));
+const canvas = el("canvas", { id: "map-canvas", tabIndex: 0, role: "img" });
+const card = el("div", { className: "map-card", hidden: true, ariaHidden: "true" });
+const legend = el("ul", { className: "legend" });
+const status = el("p", { className: "help", role: "status", textContent: "\u00a0" }); // keeps its place
+const better = button("Compute a better map", () => compute(), { className: "small" });
+const chosen = el("div", { className: "action-bar", hidden: true, role: "region", ariaLabel: "Chosen pictures" });
+const empty = el("div", { className: "empty", hidden: true }, el("p", {}, "No pictures are indexed yet. Index a folder with ",
+  el("code", { textContent: "fc7 index build FOLDER" }), "."));
+const tools = el("fieldset", { className: "choices" }, el("legend", { textContent: "Drag to" }),
+  ...[["move", "move"], ["choose", "choose pictures"]].map(([value, text], i) => {
+    const radio = el("input", { type: "radio", name: "map-tool", value, checked: i === 0 });
+    radio.addEventListener("change", () => view.set({ tool: value }));
+    return el("label", {}, radio, el("span", { textContent: text }));
+  }));
+const view = plot(canvas, {
+  pointed: showCard,
+  opened: (i) => { go(`#${encodeURIComponent(state.map.keys[i])}`); scrollTo({ top: 0 }); },
+  encircled: showChosen,
+});
+const columns = el("div", { className: "map-columns" },
+  el("div", { className: "map-frame" }, canvas, card,
+    el("div", { className: "map-zoom" }, button("+", () => view.zoom(true), { ariaLabel: "Zoom in" }),
+      button("−", () => view.zoom(false), { ariaLabel: "Zoom out" }), button("All", () => view.fit(), { ariaLabel: "Show all pictures" }))),
+  el("section", { ariaLabel: "Labels" }, legend));
+$("map").append(
+  el("header", { className: "toolbar" }, total, el("label", { className: "choice" }, "Color by ", field), tools, better),
+  status, empty, columns, chosen);
+
+async function load() {
+  state.controller.abort();
+  state.controller = new AbortController();
+  const { signal } = state.controller;
+  clearProblems();
+  total.textContent = "Loading …";
+  try {
+    const where = new URLSearchParams(location.hash.split(/\?(.*)/s)[1] ?? "").getAll("where");
+    const [map, fields] = await Promise.all([
+      requestJson(`v1/index/map${query({ field: state.field, where })}`, { signal }),
+      requestJson(`v1/index/fields${query({ limit: 1 })}`, { signal }),
+    ]);
+    if (signal.aborted) return;
+    const names = new Set(["label", ...fields.fields.map(({ name }) => name)]);
+    field.replaceChildren(...[...names].map((value) => el("option", { value, textContent: value, selected: value === state.field })));
+    state.map = map;
+    show(map);
+  } catch (error) {
+    const problem = asProblem(error);
+    if (signal.aborted) return;
+    state.loaded = "";
+    total.textContent = "No map";
+    if (isReady() || problem.status === 401) showProblem(problem, load);
+  }
+}
+
+function show(map) {
+  const { keys, x, y, labels, label, images, method, missing, next_cursor: next } = map;
+  empty.hidden = images > 0;
+  columns.hidden = images === 0;
+  total.textContent = plural(images, "picture");
+  const notes = [
+    images > 0 && (method === "pca" ? "Similar pictures are near each other, roughly: this is the quick map."
+      : "Similar pictures are near each other. Distances between groups have no meaning."),
+    missing > 0 && `${plural(missing, "picture is", "pictures are")} not placed yet.`,
+    next && `The map shows ${count(keys.length)} of them.`,
+  ];
+  status.replaceChildren(notes.filter(Boolean).join(" "), missing > 0 ? " " : "\u00a0",
+    ...(missing > 0 ? [button("Place more", load, { className: "link" })] : []));
+  better.hidden = images === 0;
+  const counts = labels.map(() => 0);
+  for (const each of label) if (each !== null) counts[each] += 1;
+  const order = labels.map((_, i) => i).sort((a, b) => counts[b] - counts[a]);
+  const colorOf = labels.map((_, i) => Math.min(order.indexOf(i), COLORS.length));
+  const color = label.map((each) => (each === null ? COLORS.length : colorOf[each]));
+  view.set({ points: { x, y, keys, color }, colors: [...COLORS, OTHER], chosen: new Set(), dimmed: null, pin: pinOf(map) });
+  showChosen([]);
+  view.fit();
+  describe();
+  const rest = order.slice(COLORS.length);
+  const unlabelled = label.filter((each) => each === null).length;
+  legend.replaceChildren(
+    ...order.slice(0, COLORS.length).map((i, rank) => entry(labels[i], counts[i], COLORS[rank], rank, toggle([], state.field, labels[i]))),
+    ...(rest.length ? [entry(`${count(rest.length)} other values`, rest.reduce((sum, i) => sum + counts[i], 0), OTHER, COLORS.length)] : []),
+    ...(unlabelled ? [entry(`without ${state.field}`, unlabelled, OTHER, COLORS.length)] : []));
+}
+
+/** Tell screen readers what the canvas shows. */
+function describe() {
+  const pin = pinOf(state.map) ? `, with a pin at ${lastAsked().name}` : "";
+  canvas.ariaLabel = `Map of ${plural(state.map.images, "picture")}${pin}. The list of labels has the same pictures. `
+    + "Arrow keys move, plus and minus zoom, 0 shows all.";
+}
+
+/** An entry of the legend. The pointer or focus on it highlights its points; it opens its pictures in Browse. */
+function entry(name, images, color, rank, where = null) {
+  const swatch = el("span", { className: "swatch", ariaHidden: "true" });
+  swatch.style.background = color;
+  const text = [swatch, el("span", { className: "value", textContent: name }), el("span", { className: "count", textContent: count(images) })];
+  const node = where ? el("a", { href: `#/browse${query({ where })}`, data: { view: "browse" } }, ...text) : el("span", {}, ...text);
+  for (const on of ["pointerenter", "focus"]) node.addEventListener(on, () => view.set({ dimmed: rank }));
+  for (const off of ["pointerleave", "blur"]) node.addEventListener(off, () => view.set({ dimmed: null }));
+  return el("li", {}, node);
+}
+
+/** The picture of the last question: at its own place if it is indexed, otherwise between the pictures nearest to it. */
+function pinOf({ keys, x, y }) {
+  const near = new Set(lastAsked()?.keys ?? []);
+  const found = keys.map((key, i) => [key, i]).filter(([key]) => near.has(key)).map(([, i]) => i);
+  if (!found.length) return null;
+  return [x, y].map((values) => found.reduce((sum, i) => sum + values[i], 0) / found.length);
+}
+
+function showCard(i) {
+  card.hidden = i === null;
+  if (i === null) return;
+  const { keys, labels, label } = state.map;
+  const [x, y] = view.screen(i);
+  card.style.left = `${Math.min(x + 14, canvas.clientWidth - 150)}px`;
+  card.style.top = `${Math.min(y + 14, canvas.clientHeight - 190)}px`;
+  if (card.dataset.key === keys[i]) return;
+  card.dataset.key = keys[i];
+  const thumb = el("span", { className: "thumb" });
+  card.replaceChildren(thumb, el("span", { textContent: label[i] === null ? "" : labels[label[i]] }), cutName(keys[i]));
+  showThumbnail(thumb, keys[i], true);
+}
+
+function showChosen(indices) {
+  state.chosen = indices;
+  chosen.hidden = indices.length === 0;
+  chosen.replaceChildren(el("span", { className: "selected-count", textContent: `${count(indices.length)} chosen` }),
+    button("Show in Browse", browseChosen, { className: "small primary" }),
+    button("Clear", () => view.choose([]), { className: "small quiet" }));
+  if (indices.length) announce(`${plural(indices.length, "picture")} chosen.`);
+}
+
+function browseChosen() {
+  const { keys, labels, label } = state.map;
+  handOver(state.chosen.map((i) => ({
+    key: keys[i], stored: true,
+    metadata: state.field === "label" && label[i] !== null ? { label: labels[label[i]] } : {},
+  })));
+  go("#/browse?from=map");
+}
+
+async function compute() {
+  better.disabled = true;
+  try {
+    await request("v1/jobs?kind=map", { method: "POST", json: {} });
+    go("#/jobs");
+  } catch (problem) {
+    showProblem(problem);
+  } finally {
+    better.disabled = false;
+  }
+}
+
+field.addEventListener("change", () => {
+  state.field = field.value;
+  load();
+});
+
+export const map = {
+  show() {
+    $("map").hidden = false;
+    document.title = "Map – fc7";
+    if (state.loaded !== location.hash) {
+      state.loaded = location.hash;
+      load();
+    } else if (state.map) {
+      view.set({ pin: pinOf(state.map) });
+      describe();
+    }
+  },
+  hide() {
+    state.controller.abort();
+    card.hidden = true;
+    $("map").hidden = true;
+    if (total.textContent === "Loading …") state.loaded = "";
+  },
+  forget() {
+    state.loaded = "";
+  },
+  key(event) {
+    if (event.key !== "Escape" || !state.chosen.length) return false;
+    view.choose([]);
+    return true;
+  },
+};

@@ -1,0 +1,73 @@
+/** The card of a version: what it was trained for, and how good it is. */
+
+import { el } from "../common/dom.js";
+import { count, day, percent, plural } from "../common/format.js";
+
+const isNumber = (value) => typeof value === "number";
+const range = (pair) => (Array.isArray(pair) ? `95 % interval ${percent(pair[0])} to ${percent(pair[1])}` : "");
+
+/** The figures of a version, each with its explanation. One that was imported without images has none. */
+function figures(metrics) {
+  const views = metrics.views === 10 ? " (mean of ten crops)" : "";
+  return [
+    ["Wrong best class", "top1_error", percent, `top-1 error${views}. ${range(metrics.top1_error_interval)}`],
+    ["Not among the five best", "top5_error", percent, "top-5 error"],
+    ["Always answering the most frequent class", "majority_class_error", percent, "the error of this baseline, to compare with"],
+    ["Balanced accuracy", "balanced_accuracy", percent, `the mean share of each class that is recognized. ${range(metrics.balanced_accuracy_interval)}`],
+    ["Macro F1", "macro_f1", (value) => value.toFixed(2), "the mean F1 of the classes, from 0 to 1"],
+    ["Calibration error", "expected_calibration_error", percent, "how far the percentages are from the share of right answers, on average"],
+    ["Validation pictures", "images", count, "the figures were measured on these"],
+  ].filter(([, name]) => isNumber(metrics[name]));
+}
+
+function verdict({ metrics }) {
+  const { top1_error: error, majority_class_error: baseline, better_than_baseline: better } = metrics;
+  if (!isNumber(error)) return "This version has no figures, because it was published without validation pictures.";
+  const right = `It names the right class for ${percent(1 - error)} of the validation pictures`;
+  if (!isNumber(baseline)) return `${right}.`;
+  const compared = `${right}; always answering the most frequent class would be right for ${percent(1 - baseline)}.`;
+  return better === false ? `${compared} The difference may be chance.` : compared;
+}
+
+/** Return the card. */
+export function card(model) {
+  const { name, version, created, architecture, classes, metrics, serving, active } = model;
+  const status = serving ? "answers now" : active ? "active after the next start" : "not active";
+  const rows = figures(metrics).map(([title, key, text, help]) =>
+    el("tr", {}, el("th", { scope: "row" }, title, el("span", { className: "help", textContent: help })),
+      el("td", { textContent: text(metrics[key]) })));
+  const perClass = Array.isArray(metrics.per_class) ? metrics.per_class : [];
+  return el("section", { className: "card" },
+    el("header", {}, el("h2", { textContent: `${name}, version ${version}` }),
+      el("p", { className: "help", textContent: `${status} · ${architecture} · ${plural(classes.length, "class", "classes")} · published ${day(created)}` })),
+    el("p", { className: "sentence", textContent: verdict(model) }),
+    el("div", { className: "tables" },
+      rows.length > 0 && table("Figures on the validation pictures", null, rows),
+      perClass.length ? classTable(perClass) : classList(classes)));
+}
+
+const table = (caption, head, rows) =>
+  el("div", { className: "table", tabIndex: 0, role: "region", ariaLabel: caption },
+    el("table", {}, el("caption", { textContent: caption }), head && el("thead", {}, head), el("tbody", {}, ...rows)));
+
+function classTable(classes) {
+  const head = el("tr", {}, ...["Class", "Pictures", "Precision", "Recall"].map((textContent, i) =>
+    el("th", { scope: "col", textContent, className: i ? "number" : "" })));
+  const cell = (value) => {
+    if (!isNumber(value)) return el("td", { className: "number", textContent: "–" });
+    const fill = el("span", { className: "fill" });
+    fill.style.width = `${100 * value}%`;
+    return el("td", { className: "number" }, el("span", { className: "meter", ariaHidden: "true" }, fill),
+      el("span", { className: "share", textContent: percent(value) }));
+  };
+  const rows = classes.map(({ label, images, precision, recall }) =>
+    el("tr", {}, el("th", { scope: "row", textContent: label }), el("td", { className: "number", textContent: count(images ?? 0) }),
+      cell(precision), cell(recall)));
+  const box = table("Figures of each class", head, rows);
+  box.append(el("p", { className: "help", textContent: "Precision: how often this answer is right. Recall: how many pictures of the class are found." }));
+  return box;
+}
+
+const classList = (classes) =>
+  el("div", { className: "table", tabIndex: 0, role: "region", ariaLabel: "Classes" }, el("h3", { textContent: "Classes" }),
+    el("ul", { className: "class-list" }, ...classes.map((textContent) => el("li", { textContent }))));

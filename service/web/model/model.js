@@ -1,0 +1,53 @@
+/** The view Model: the card of a version, its report, and the versions to activate. */
+
+import { $, el } from "../common/dom.js";
+import { clearProblems, showProblem } from "../common/notices.js";
+import { isReady } from "../common/readiness.js";
+import { requestJson } from "../common/server.js";
+import { card } from "./card.js";
+import { report } from "./report.js";
+import { versions } from "./versions.js";
+
+const state = { controller: new AbortController() };
+
+async function show([name, version]) {
+  state.controller.abort();
+  state.controller = new AbortController();
+  const { signal } = state.controller;
+  if (!$("model-view").childElementCount) $("model-view").replaceChildren(el("p", { className: "help", textContent: "Loading …" }));
+  try {
+    const { models } = await requestJson("v1/models", { signal });
+    if (signal.aborted) return;
+    const named = models.find((model) => model.name === name && String(model.version) === version);
+    const model = named ?? models.find(({ serving }) => serving) ?? models.at(-1);
+    if (!model) {
+      $("model-view").replaceChildren(el("p", { className: "empty" }, "No model is published yet. Train one with ",
+        el("code", { textContent: "fc7 train DATA" }), "."));
+      return;
+    }
+    if (name && !named) showProblem(new Error(`There is no version ${name}:${version}. This is ${model.name}:${model.version}.`));
+    document.title = `${model.name} version ${model.version} – fc7`;
+    const reload = () => show([name, version]);
+    const figures = await report(model, signal); // first, so that nothing on the page moves when it arrives
+    if (!signal.aborted) $("model-view").replaceChildren(card(model), figures, versions(models, model, reload, signal));
+  } catch (problem) {
+    if (!signal.aborted && (isReady() || problem.status === 401)) showProblem(problem, () => show([name, version]));
+  }
+}
+
+export const model = {
+  show(path) {
+    $("model-view").hidden = false;
+    document.title = "Model – fc7";
+    clearProblems();
+    show(path);
+  },
+  hide() {
+    state.controller.abort();
+    $("model-view").hidden = true;
+  },
+  forget() {
+    $("model-view").replaceChildren();
+  },
+  key: () => false,
+};

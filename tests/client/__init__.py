@@ -1,0 +1,1 @@
+"""Tests of client/fc7_client against real servers."""

@@ -1,0 +1,166 @@
+"""Browse: the grid, the filter, selecting, labeling, and deleting with undo."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import httpx
+from playwright.sync_api import Locator, Page, expect
+
+from tests.e2e.helpers import ODD_KEY, Visit
+
+ALL = 36
+
+
+def options(page: Page) -> Locator:
+    return page.locator("#grid [role=option]")
+
+
+def indexed(visit: Visit, where: str = "") -> int:
+    parameters = {"limit": "1000"} | ({"where": where} if where else {})
+    return len(httpx.get(f"{visit.address}/v1/images", params=parameters).raise_for_status().json()["images"])
+
+
+def test_the_grid_shows_the_count_and_all_pictures(visit: Visit) -> None:
+    page = visit.open("#/browse")
+    expect(page.locator("#browse .total")).to_have_text(f"{ALL} pictures")
+    page.locator("#size").fill("64")
+    expect(options(page)).to_have_count(ALL)
+    expect(page.locator("#grid img")).to_have_count(ALL)
+    for image in page.locator("#grid img").all()[:5]:
+        expect(image).to_have_js_property("naturalWidth", 256)
+
+
+def test_a_facet_and_the_filter_line_and_the_address_agree(visit: Visit) -> None:
+    page = visit.open("#/browse")
+    page.get_by_role("checkbox", name="coffee 5").check()
+    expect(page.locator("#where")).to_have_value("label:coffee")
+    expect(page.locator("#browse .total")).to_have_text("5 pictures")
+    expect(page.get_by_role("checkbox", name="coffee 5")).to_be_focused()
+    page.get_by_role("checkbox", name="moon 5").check()
+    expect(page.locator("#where")).to_have_value("label:coffee,moon")
+    expect(page.locator("#browse .total")).to_have_text("10 pictures")
+    page.reload()
+    expect(page.locator("#browse .total")).to_have_text("10 pictures")
+    page.locator("#where").fill("label:coffee and part:whole")
+    page.keyboard.press("Enter")
+    expect(page.locator("#browse .total")).to_have_text("1 picture")
+    expect(options(page)).to_have_accessible_name("whole/coffee.png, coffee")
+    page.go_back()
+    expect(page.locator("#where")).to_have_value("label:coffee,moon")
+    expect(page.locator("#browse .total")).to_have_text("10 pictures")
+
+
+def test_a_filter_that_is_not_valid_is_explained_and_one_without_matches_leads_back(visit: Visit) -> None:
+    page = visit.open("#/browse")
+    page.locator("#where").fill("lable:coffee")
+    page.keyboard.press("Enter")
+    expect(page.locator("#where-problem")).to_contain_text("lable")
+    visit.expect_responses(422)
+    page.locator("#where").fill("label:nothing")
+    page.keyboard.press("Enter")
+    expect(page.locator("#browse .empty")).to_contain_text("No picture matches this filter.")
+    page.get_by_role("button", name="Show all pictures").click()
+    expect(page.locator("#browse .total")).to_have_text(f"{ALL} pictures")
+
+
+def test_the_order_can_be_chosen(visit: Visit) -> None:
+    page = visit.open("#/browse")
+    expect(options(page).first).to_have_accessible_name("whole/chelsea.png, chelsea")
+    page.get_by_label("Order").select_option("by name")
+    expect(options(page).first).to_have_accessible_name(ODD_KEY)
+    expect(page).to_have_url(f"{visit.address}/#/browse?order=key")
+
+
+def test_the_keyboard_moves_selects_and_opens(visit: Visit) -> None:
+    page = visit.open("#/browse")
+    expect(options(page).first).to_have_accessible_name("whole/chelsea.png, chelsea")
+    page.locator("#grid").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    expect(page.locator("#browse .selected-count")).to_have_text("1 selected")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+Space")
+    expect(page.locator("#browse .selected-count")).to_have_text("3 selected")
+    page.keyboard.press("Escape")
+    expect(page.locator("#browse .action-bar")).to_be_hidden()
+    page.keyboard.press("End")
+    active = page.locator(f"#{page.locator('#grid').get_attribute('aria-activedescendant')}")
+    expect(active).to_have_accessible_name(ODD_KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#caption strong")).to_have_text(ODD_KEY)
+
+
+def test_a_click_on_a_picture_asks_about_it_and_back_returns(visit: Visit) -> None:
+    page = visit.open("#/browse")
+    options(page).nth(2).click()
+    expect(page.locator("#caption strong")).to_have_text("quarters/1/chelsea.png")
+    page.go_back()
+    expect(options(page).first).to_be_visible()
+
+
+def test_selected_pictures_get_a_label_which_can_be_undone(own_visit: Visit) -> None:
+    page = own_visit.open("#/browse?where=label:coffee,moon")
+    expect(options(page)).to_have_count(10)
+    options(page).first.locator(".check").click()
+    options(page).nth(6).click(modifiers=["Shift"])
+    expect(page.locator("#browse .selected-count")).to_have_text("7 selected")
+    page.get_by_label("Label of the selected pictures").fill("cup")
+    page.get_by_role("button", name="Set label").click()
+    expect(page.locator(".undo")).to_contain_text("7 pictures have the label cup.")
+    assert indexed(own_visit, "label:cup") == 7
+    page.get_by_role("button", name="Undo").click()
+    expect(options(page).first).to_have_accessible_name("whole/coffee.png, coffee")
+    expect(page.get_by_role("checkbox", name="coffee 5")).to_be_visible()
+    assert (indexed(own_visit, "label:coffee"), indexed(own_visit, "label:moon")) == (5, 5)
+
+
+def test_deleting_can_be_undone_and_is_done_when_the_view_is_left(own_visit: Visit) -> None:
+    page = own_visit.open("#/browse")
+    first = options(page).first
+    expect(first).to_have_accessible_name("whole/chelsea.png, chelsea")
+    first.locator(".check").click()
+    options(page).nth(2).click(modifiers=["Shift"])
+    page.keyboard.press("Delete")
+    expect(page.locator("#browse .total")).to_have_text(f"{ALL - 3} pictures")
+    expect(first).to_have_accessible_name("quarters/2/chelsea.png, chelsea")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#browse .total")).to_have_text(f"{ALL} pictures")
+    expect(first).to_have_accessible_name("whole/chelsea.png, chelsea")
+    assert indexed(own_visit) == ALL
+    first.locator(".check").click()
+    page.get_by_role("button", name="Delete").click()
+    expect(page.locator("#browse .total")).to_have_text(f"{ALL - 1} pictures")
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        page.get_by_role("link", name="Model").click()
+    assert indexed(own_visit) == ALL - 1
+
+
+def test_suggestions_are_labeled_and_asked_for_again(own_visit: Visit) -> None:
+    patch = {"metadata": {"label": None}}
+    httpx.patch(f"{own_visit.address}/v1/images", params={"where": "label:coffee,moon"}, json=patch).raise_for_status()
+    page = own_visit.open("#/browse")
+    page.get_by_label("Order").select_option("label next")
+    expect(page.locator(".note")).to_contain_text("25 pictures have a label, 11 pictures have none.")
+    expect(options(page)).to_have_count(11)
+    first = options(page).first
+    suggested = httpx.get(f"{own_visit.address}/v1/images/suggestions").json()["suggestions"]
+    expect(first).to_have_accessible_name(f"{suggested[0]['key']}, {suggested[0]['text']}")
+    first.locator(".check").click()
+    expect(page.get_by_label("Label of the selected pictures")).to_have_value(suggested[0]["labels"][0]["label"])
+    page.get_by_label("Label of the selected pictures").fill("cup")
+    page.get_by_role("button", name="Set label").click()
+    expect(first.locator(".caption")).to_have_text("cup")
+    page.get_by_role("button", name="Suggest again").click()
+    expect(page.locator(".note")).to_contain_text("26 pictures have a label, 10 pictures have none.")
+    expect(options(page)).to_have_count(10)
+
+
+def test_an_empty_index_says_how_to_fill_it(own_visit: Visit) -> None:
+    for image in httpx.get(f"{own_visit.address}/v1/images?limit=1000").json()["images"]:
+        httpx.delete(f"{own_visit.address}/v1/images/{quote(image['key'], safe='')}").raise_for_status()
+    page = own_visit.open("#/browse")
+    expect(page.locator("#browse .empty")).to_contain_text("No pictures are indexed yet.")
+    expect(page.locator("#browse .empty code")).to_have_text("fc7 index build FOLDER")
+    expect(page.locator("#grid")).to_be_hidden()

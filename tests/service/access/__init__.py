@@ -1,0 +1,1 @@
+"""Tests of API keys, origins of web pages, proxies and TLS."""
