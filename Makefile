@@ -16,7 +16,7 @@ help: ## List the commands
 
 $(READY): pyproject.toml client/pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable ./client --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,mcp,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable ./client --editable '.[cpu,train,import,export,ray,scale,demo,otel,heic,map,mcp,dev]'
 	@touch $@
 
 $(GPU_READY): pyproject.toml constraints/cpu.txt constraints/gpu.txt

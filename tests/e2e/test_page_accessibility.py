@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.e2e.helpers import PHONE, Visit, bars, fits, neighbours, photograph, upload, upload_all, visiting
@@ -91,7 +92,7 @@ VIEWPORTS = {"desktop light": ("light", ViewportSize(width=1280, height=900)), "
 
 def findings(page: Page) -> list[tuple[Any, ...]]:
     """Return what axe finds, each with the first element that it concerns."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     violations = axe.run(page).response["violations"]
     return [(each["id"], each["help"], each["nodes"][0]["html"][:200]) for each in violations]
 
