@@ -211,7 +211,7 @@ def interrupted(self, text):
     return write(self, text)
 background_stream.BackgroundStream.write = interrupted
 """
-    with process_server(home, before=before) as server:
+    with process_server(home, before=before, FC7_LOG_LEVEL="debug") as server:
         assert server.process.wait(15) == 0
         assert '"event": "draining"' in server.log.read_text()
 

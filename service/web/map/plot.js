@@ -53,7 +53,7 @@ export function plot(canvas, { pointed, opened, encircled }) {
   function draw() {
     state.frame = 0;
     const [width, height, ratio] = [canvas.clientWidth, canvas.clientHeight, devicePixelRatio];
-    if (!width) return;
+    if (!width || !state.colors.length) return; // hidden, or not loaded
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 
 from model_store.durable import write_atomic
 from model_store.errors import Fc7Error
+from service.api.access.keyring import Keyring
 from service.api_keys import Scope
 from service.app import create_app
 from service.errors import SettingError
 from service.keys_file import KeysFileError, create_key, revoke_key
+from service.observability.logs import make_logger
 from service.rate_limit import Rate
 from service.settings import Settings
 from tests.support import pictures
@@ -41,6 +44,8 @@ def test_changes_take_effect_without_a_restart(home: Path) -> None:
         _, first = create_key(path, "first", Scope.READ)
         wait_until(lambda: status(url) == 401)
         assert status(url, first) == 200
+        other = {"Origin": "http://other.test", "Authorization": f"Bearer {first}"}
+        assert httpx.get(f"{url}/v1/models", headers=other).status_code == 200, "as if the server had started with keys"
         _, second = create_key(path, "second", Scope.ADMIN)
         wait_until(lambda: status(url, second) == 200)
         revoke_key(path, "first")
@@ -71,6 +76,18 @@ def test_a_damaged_file_keeps_the_keys_and_a_deleted_one_revokes_them(home: Path
         assert [line["added"] for line in events(server, "keys reloaded")] == [[], ["camera"]]
         assert len(events(server, "keys not reloaded")) == 1, "an error is logged once"
         assert key not in server.log.read_text()
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path: Path) -> None:
+    path, log = tmp_path / "keys.json", io.StringIO()
+    create_key(path, "camera", Scope.READ)
+    keyring = Keyring(Settings(home=tmp_path), make_logger("json", "info", log), lambda _: None)
+    keyring.reload()
+    assert log.getvalue() == ""
+    write_atomic(path, b"{")
+    for _ in range(3):
+        keyring.reload()
+    assert log.getvalue().count("keys not reloaded") == 1
 
 
 def events(server: ProcessServer, event: str) -> list[dict[str, Any]]:

@@ -147,7 +147,11 @@ def test_the_service_answers_and_stops_whatever_its_output_does(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     output = None if make_output is None else make_output()
-    environment = environment_of(home) | {"FC7_PORT": str(port), "FC7_SHUTDOWN_TIMEOUT_S": "4"}
+    environment = environment_of(home) | {
+        "FC7_PORT": str(port),
+        "FC7_SHUTDOWN_TIMEOUT_S": "4",
+        "FC7_LOG_LEVEL": "debug",  # probes are logged too
+    }
     command = 'exec "$0" -c "$1" serve' + (" >&- 2>&-" if make_output is None else "")
     process = subprocess.Popen(
         ["/bin/sh", "-c", command, sys.executable, "from service.cli import main; main()"],

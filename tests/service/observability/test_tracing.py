@@ -87,6 +87,7 @@ def test_the_standard_variables_are_read_and_the_log_contains_the_trace_id(home:
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
             "OTEL_SERVICE_NAME": "shop",
             "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "FC7_LOG_LEVEL": "debug",  # the first span may be a probe's
         }
         with process_server(home, **variables) as server:
             wait_until(lambda: bool(spans(received)))
