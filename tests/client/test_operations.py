@@ -46,6 +46,13 @@ def test_an_image_is_added_found_changed_and_deleted(client: Any) -> None:
     assert (caught.value.status, caught.value.slug) == (404, "no-such-image")
 
 
+def test_a_key_that_ends_like_another_path_is_addressed(client: Any) -> None:
+    key = "folder/thumbnail"
+    assert client.put_image(key, pictures.jpeg(1)).image.key == key
+    assert client.get_image(key).key == key
+    assert client.thumbnail(key).startswith(b"\xff\xd8")
+
+
 def test_several_images_are_added_listed_filtered_and_deleted(client: Any) -> None:
     images = {f"{number}-ü.jpg": pictures.jpeg(number) for number in range(5)}
     answer = client.add_images(images, {"1-ü.jpg": {"label": "cat"}, "2-ü.jpg": {"label": "cat"}})
