@@ -23,6 +23,7 @@ from model_store.runtime.runner import Runner
 from service.api.access.keyring import Keyring
 from service.api.access.origin import RequestOrigin
 from service.api.archive_upload import Uploads
+from service.api.examples import add_examples
 from service.api.middleware import LingeringClose, Observe
 from service.api.oip_codec import HEADER_LENGTH
 from service.api.paths import Paths
@@ -42,14 +43,16 @@ _DESCRIPTION = (
 
 
 class _Application(FastAPI):
-    """FastAPI with an OpenAPI document that contains the schemas of errors, which operations refer to."""
+    """FastAPI with an OpenAPI document that contains examples, and the schemas of errors, which operations refer to."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
-        document = super().openapi()
-        errors = {model.__name__: model.model_json_schema() for model in (InferenceProblem, Problem)}
-        document["components"]["schemas"] = dict(sorted((document["components"]["schemas"] | errors).items()))
-        return document
+        if self.openapi_schema is None:
+            document = super().openapi()
+            errors = {model.__name__: model.model_json_schema() for model in (InferenceProblem, Problem)}
+            document["components"]["schemas"] = dict(sorted((document["components"]["schemas"] | errors).items()))
+            add_examples(document)
+        return self.openapi_schema
 
 
 def create_app(

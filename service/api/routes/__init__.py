@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.api.routes import (
     classify,
+    docs,
     embed,
     explain,
     health,
@@ -34,6 +35,7 @@ ROUTERS = (
     oip.router,
     health.router,
     page.router,
+    docs.router,
 )
 
 __all__ = ["ROUTERS"]

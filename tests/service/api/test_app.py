@@ -60,6 +60,8 @@ def test_docs_describe_every_operation(client: httpx.Client) -> None:
     for methods in client.get("/openapi.json").json()["paths"].values():
         for operation in methods.values():
             assert f"id='{operation['operationId']}'" in text
+            for status in operation["responses"]:
+                assert status < "400" or f"<h3 id=error-{status}>" in text, "errors are explained once"
 
 
 def test_a_valid_request_id_is_kept_and_an_invalid_one_replaced(client: httpx.Client) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from service.app import create_app
 from service.settings import Settings
 
@@ -31,6 +33,26 @@ def test_every_operation_has_an_id_and_documents_its_problems() -> None:
                     kind = "application/json" if path.startswith("/v2") else "application/problem+json"
                     assert list(answer["content"]) == [kind], (path, status)
     assert len(set(ids)) == len(ids)
+
+
+def test_examples_match_their_schemas() -> None:
+    document = current()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            bodies = list(operation.get("requestBody", {}).get("content", {}).items())
+            answers = [
+                each
+                for status, answer in operation["responses"].items()
+                if status.startswith("2")
+                for each in answer.get("content", {}).items()
+            ]
+            for kind, content in bodies + answers:
+                if kind.endswith("json") and "schema" in content:
+                    schema = content["schema"] | {"components": document["components"]}
+                    jsonschema.validate(content["example"], schema, jsonschema.Draft202012Validator)
+            for parameter in operation.get("parameters", []):
+                if parameter.get("required"):
+                    jsonschema.validate(parameter["example"], parameter["schema"])
 
 
 if __name__ == "__main__":
