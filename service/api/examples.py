@@ -160,7 +160,8 @@ def add_examples(document: dict[str, Any]) -> None:
             name = operation["operationId"]
             for parameter in operation.get("parameters", []):
                 if parameter.get("required"):
-                    parameter["example"] = _PARAMETERS[parameter["name"]]
+                    value = _PARAMETERS[parameter["name"]]
+                    parameter["example"] = str(value) if parameter["schema"].get("type") == "string" else value
             for kind, content in operation.get("requestBody", {}).get("content", {}).items():
                 if kind.endswith("json"):
                     content["example"] = _BODIES.get(name, _INFER if name.endswith("infer") else {"image": _IMAGE})
