@@ -47,12 +47,13 @@ class _Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
-        if self.openapi_schema is None:
-            document = super().openapi()
-            errors = {model.__name__: model.model_json_schema() for model in (InferenceProblem, Problem)}
-            document["components"]["schemas"] = dict(sorted((document["components"]["schemas"] | errors).items()))
-            add_examples(document)
-        return self.openapi_schema
+        if self.openapi_schema is not None:
+            return self.openapi_schema
+        document = super().openapi()
+        errors = {model.__name__: model.model_json_schema() for model in (InferenceProblem, Problem)}
+        document["components"]["schemas"] = dict(sorted((document["components"]["schemas"] | errors).items()))
+        add_examples(document)
+        return document
 
 
 def create_app(

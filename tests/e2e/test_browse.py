@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 import httpx
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.helpers import ODD_KEY, Visit
@@ -155,6 +156,32 @@ def test_suggestions_are_labeled_and_asked_for_again(own_visit: Visit) -> None:
     page.get_by_role("button", name="Suggest again").click()
     expect(page.locator(".note")).to_contain_text("26 pictures have a label, 10 pictures have none.")
     expect(options(page)).to_have_count(10)
+
+
+def test_near_duplicates_are_shown_side_by_side_and_deleted(own_visit: Visit) -> None:
+    page = own_visit.open("#/browse")
+    page.get_by_label("Order").select_option("near-duplicates")
+    group = page.locator(".groups > li")
+    expect(group).to_have_count(1)  # Chelsea is indexed under two keys
+    expect(group.locator(".tile").nth(0)).to_contain_text("✓ kept")
+    expect(group.locator(".tile").nth(1)).to_contain_text("distance 0")
+    expect(group.locator("img")).to_have_count(2)
+    expect(page.locator("#grid")).to_be_hidden()
+    assert Axe().run(page).response["violations"] == []
+    kept, other = group.locator("a").all_inner_texts()
+    group.get_by_role("button", name="Delete the near-duplicates").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    assert indexed(own_visit) == ALL
+    group.get_by_role("button", name="Delete the near-duplicates").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(group).to_have_count(0)
+    expect(page.locator("#browse .total")).to_have_text(f"{ALL - 1} pictures")
+    assert indexed(own_visit) == ALL - 1
+    assert httpx.get(f"{own_visit.address}/v1/images/{quote(kept, safe='')}").status_code == 200
+    assert httpx.get(f"{own_visit.address}/v1/images/{quote(other, safe='')}").status_code == 404
+    page.get_by_label("Order").select_option("by name")
+    expect(page.locator("#grid")).to_be_visible()
+    expect(page.locator(".groups")).to_be_hidden()
 
 
 def test_an_empty_index_says_how_to_fill_it(own_visit: Visit) -> None:

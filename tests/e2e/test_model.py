@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import httpx
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from model_store.store import ModelStore
-from tests.e2e.helpers import Visit, visiting
+from tests.e2e.helpers import Visit, photograph, visiting
 from tests.support.server import thread_server
 from tests.support.tiny_model import CLASSES, publish_tiny_model, tiny_draft, write_tiny_graph
 
@@ -28,6 +32,12 @@ METRICS = {
 }
 
 
+WORST = (
+    "image,class,its probability,predicted class,its probability\n"
+    '"cat/a, b.png",cat,0.01,dog,0.91\ncat/gone.png,cat,0.02,dog,0.90\n'
+)
+
+
 def publish_with_report(home: Path) -> None:
     """Publish and activate a version with two pictures and a table in its report."""
     store = ModelStore(home)
@@ -39,6 +49,12 @@ def publish_with_report(home: Path) -> None:
         for name in ("confusion.png", "conv1.png"):
             (folder / "report" / name).write_bytes(picture.getvalue())
         (folder / "report" / "per_class.csv").write_text("class,recall\ncat,0.25\n", encoding="utf-8")
+        counts = [[9 * int(i == j) for j in range(len(CLASSES))] for i in range(len(CLASSES))]
+        counts[0][1] = 3
+        rows = [f"{label},{','.join(map(str, row))}\n" for label, row in zip(CLASSES, counts, strict=True)]
+        table = f"true class,{','.join(CLASSES)}\n" + "".join(rows)
+        (folder / "report" / "confusion.csv").write_text(table, encoding="utf-8")
+        (folder / "report" / "worst_errors.csv").write_text(WORST, encoding="utf-8")
         draft = tiny_draft()
         artifact = store.publish(folder, draft.model_copy(update={"metrics": draft.metrics | METRICS}))
     store.activate(artifact.name, artifact.version)
@@ -101,3 +117,38 @@ def test_another_version_has_an_address(visit_model: Visit) -> None:
     expect(page.locator(".report")).to_contain_text("This version has no report.")
     page.reload()
     expect(page.get_by_role("heading", name="tiny, version 1")).to_be_visible()
+
+
+def test_a_cell_of_the_confusion_matrix_opens_the_confused_pictures(visit_model: Visit) -> None:
+    parts: dict[str, Any] = {"file": photograph("coffee.png"), "metadata": (None, '{"label": "cat"}')}
+    httpx.put(f"{visit_model.address}/v1/images/{quote('cat/a, b.png', safe='')}", files=parts).raise_for_status()
+    page = visit_model.open("#/model")
+    matrix = page.get_by_role("table", name="Confusion matrix")
+    expect(matrix.get_by_role("row", name="heron 0").get_by_role("cell")).to_have_text(["0", "0", "9", "0", "0", "0"])
+    matrix.get_by_role("button", name="3 pictures of cat answered as dog").click()
+    confused = page.locator(".confused")
+    expect(confused).to_contain_text("The report names 2 of them, among its worst errors.")
+    expect(confused).to_contain_text("Not indexed, so that they cannot be shown: cat/gone.png.")
+    expect(confused.locator("img")).to_have_js_property("naturalWidth", 256)
+    confused.get_by_role("link", name="Browse the indexed pictures with the label cat").click()
+    expect(page.locator("#browse .total")).to_have_text("1 picture")
+    page.go_back()
+    page.get_by_role("button", name="3 pictures of cat answered as dog").click()
+    page.locator(".confused").get_by_role("button", name="cat/a, b.png").click()
+    expect(page.locator("#caption strong")).to_have_text("cat/a, b.png")
+
+
+def test_two_versions_are_compared_side_by_side(visit_model: Visit) -> None:
+    page = visit_model.open("#/model")
+    page.get_by_label("Compare tiny:2 with").focus()
+    page.get_by_label("Compare tiny:2 with").select_option("tiny:1")
+    figures = page.get_by_role("table", name="Figures of both versions")
+    expect(figures.get_by_role("row", name="Wrong best class").get_by_role("cell")).to_have_text(
+        ["34.1\xa0%", "42.0\xa0%"]
+    )
+    expect(figures.get_by_role("row", name="Macro F1").get_by_role("cell")).to_have_text(["0.58", "–"])
+    expect(page.get_by_label("Compare tiny:2 with")).to_be_focused()
+    page.reload()
+    expect(page.get_by_role("table", name="Recall of each class").get_by_role("row", name="cat")).to_contain_text(
+        "25.0"
+    )

@@ -15,7 +15,7 @@ const KEYS = 1000; // of a request that changes metadata; the API's limit
 const UNDO_MS = 15_000;
 
 /** Run `work` for each item, some at a time. Stops at the first problem; returns the items that are done. */
-async function forEach(items, work, progress) {
+export async function forEach(items, work, progress) {
   const waiting = [...items];
   const done = [];
   let problem = null;

@@ -12,13 +12,14 @@ import { isReady } from "../common/readiness.js";
 import { go } from "../common/router.js";
 import { query } from "../common/server.js";
 import { actionBar } from "./actions.js";
+import { showDuplicates } from "./duplicates.js";
 import { loadFacets, showFacets } from "./facets.js";
 import { grid } from "./grid.js";
 import { pages } from "./pages.js";
 import { suggestions } from "./suggestions.js";
 import { conditionsOf, lineOf } from "./where.js";
 
-const ORDERS = [["", "as added"], ["-added", "newest first"], ["key", "by name"], ["random", "shuffled"], ["suggested", "label next"]];
+const ORDERS = [["", "as added"], ["-added", "newest first"], ["key", "by name"], ["random", "shuffled"], ["suggested", "label next"], ["duplicates", "near-duplicates"]];
 const NARROW = matchMedia("(max-width: 60rem)");
 
 const state = {
@@ -46,7 +47,9 @@ const note = el("div", { className: "note", hidden: true, role: "status" });
 const facets = el("div", { className: "facets" });
 const panel = el("details", { className: "facet-panel", open: !NARROW.matches }, el("summary", { textContent: "Fields" }), facets);
 const empty = el("div", { className: "empty", hidden: true });
+const groups = el("div", { hidden: true });
 const cells = el("div", { id: "grid", className: "grid", role: "listbox", ariaMultiSelectable: "true", tabIndex: 0, ariaLabel: "Indexed pictures" });
+const pictures = el("div", { className: "pictures" }, note, empty, groups, cells);
 const form = el("form", { className: "filter", role: "search" }, el("label", { htmlFor: "where", textContent: "Filter" }), where,
   el("button", { textContent: "Apply", className: "small" }));
 
@@ -85,7 +88,7 @@ $("browse").append(
   el("header", { className: "toolbar" }, total, form,
     el("label", { className: "choice" }, "Order ", order), el("label", { className: "choice size" }, "Size ", size)),
   whereProblem,
-  el("div", { className: "columns" }, panel, el("div", { className: "pictures" }, note, empty, cells)),
+  el("div", { className: "columns" }, panel, pictures),
   ...actions.nodes);
 
 function setTotal(n) {
@@ -158,7 +161,11 @@ async function load() {
   total.textContent = "Loading …";
   await actions.settle();
   if (signal.aborted) return;
-  state.list.need(1);
+  const grouped = by === "duplicates";
+  pictures.classList.toggle("grouped", grouped);
+  groups.hidden = !grouped;
+  if (grouped) showDuplicates(groups, { where: conditions, changed: refreshFacets, signal });
+  else state.list.need(1);
   try {
     await refreshFacets();
     announce(total.textContent);

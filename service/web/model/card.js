@@ -3,11 +3,11 @@
 import { el } from "../common/dom.js";
 import { count, day, percent, plural } from "../common/format.js";
 
-const isNumber = (value) => typeof value === "number";
+export const isNumber = (value) => typeof value === "number";
 const range = (pair) => (Array.isArray(pair) ? `95 % interval ${percent(pair[0])} to ${percent(pair[1])}` : "");
 
 /** The figures of a version, each with its explanation. One that was imported without images has none. */
-function figures(metrics) {
+export function figures(metrics) {
   const views = metrics.views === 10 ? " (mean of ten crops)" : "";
   return [
     ["Wrong best class", "top1_error", percent, `top-1 error${views}. ${range(metrics.top1_error_interval)}`],
@@ -46,7 +46,7 @@ export function card(model) {
       perClass.length ? classTable(perClass) : classList(classes)));
 }
 
-const table = (caption, head, rows) =>
+export const table = (caption, head, rows) =>
   el("div", { className: "table", tabIndex: 0, role: "region", ariaLabel: caption },
     el("table", {}, el("caption", { textContent: caption }), head && el("thead", {}, head), el("tbody", {}, ...rows)));
 

@@ -5,12 +5,13 @@ import { clearProblems, showProblem } from "../common/notices.js";
 import { isReady } from "../common/readiness.js";
 import { requestJson } from "../common/server.js";
 import { card } from "./card.js";
+import { compare } from "./compare.js";
 import { report } from "./report.js";
 import { versions } from "./versions.js";
 
 const state = { controller: new AbortController() };
 
-async function show([name, version]) {
+async function show([name, version], other) {
   state.controller.abort();
   state.controller = new AbortController();
   const { signal } = state.controller;
@@ -27,20 +28,24 @@ async function show([name, version]) {
     }
     if (name && !named) showProblem(new Error(`There is no version ${name}:${version}. This is ${model.name}:${model.version}.`));
     document.title = `${model.name} version ${model.version} – fc7`;
-    const reload = () => show([name, version]);
-    const figures = await report(model, signal); // first, so that nothing on the page moves when it arrives
-    if (!signal.aborted) $("model-view").replaceChildren(card(model), figures, versions(models, model, reload, signal));
+    const reload = () => show([name, version], other);
+    // First, so that nothing on the page moves when they arrive.
+    const [figures, comparison] = await Promise.all([report(model, signal), compare(models, model, other, signal)]);
+    if (signal.aborted) return;
+    const chosen = document.activeElement?.id === "compare";
+    $("model-view").replaceChildren(card(model), figures, versions(models, model, reload, signal), comparison);
+    if (chosen) $("compare")?.focus({ preventScroll: true });
   } catch (problem) {
-    if (!signal.aborted && (isReady() || problem.status === 401)) showProblem(problem, () => show([name, version]));
+    if (!signal.aborted && (isReady() || problem.status === 401)) showProblem(problem, () => show([name, version], other));
   }
 }
 
 export const model = {
-  show(path) {
+  show(path, parameters) {
     $("model-view").hidden = false;
     document.title = "Model – fc7";
     clearProblems();
-    show(path);
+    show(path, parameters.get("with"));
   },
   hide() {
     state.controller.abort();
