@@ -148,6 +148,7 @@ def test_two_versions_are_compared_side_by_side(visit_model: Visit) -> None:
     )
     expect(figures.get_by_role("row", name="Macro F1").get_by_role("cell")).to_have_text(["0.58", "–"])
     expect(page.get_by_label("Compare tiny:2 with")).to_be_focused()
+    assert Axe().run(page).response["violations"] == []
     page.reload()
     expect(page.get_by_role("table", name="Recall of each class").get_by_role("row", name="cat")).to_contain_text(
         "25.0"
