@@ -92,7 +92,8 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").hidden = true;
-  if (event.dataTransfer.files.length) choose([...event.dataTransfer.files]);
+  if (hasFiles(event) && currentView() === "browse") browse.drop(event.dataTransfer);
+  else if (event.dataTransfer.files.length) choose([...event.dataTransfer.files]);
   else showProblem(new Problem(-1, "This is not a file", "Save the picture first, then drop or choose the file."));
 });
 

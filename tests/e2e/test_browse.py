@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.helpers import ODD_KEY, Visit
+from tests.e2e.helpers import ODD_KEY, Visit, photograph
 
 ALL = 36
 
@@ -182,6 +184,37 @@ def test_near_duplicates_are_shown_side_by_side_and_deleted(own_visit: Visit) ->
     page.get_by_label("Order").select_option("by name")
     expect(page.locator("#grid")).to_be_visible()
     expect(page.locator(".groups")).to_be_hidden()
+
+
+def drop(page: Page, *paths: Path) -> None:
+    """Drop files or folders on the page, as from the desktop."""
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 640, "y": 400, "data": data})
+
+
+def test_a_dropped_folder_and_an_archive_are_added(own_visit: Visit, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    (folder / "cups & more").mkdir(parents=True)
+    (folder / "cups & more" / "a.png").write_bytes(photograph("coffee.png"))
+    (folder / "b.png").write_bytes(photograph("moon.png"))
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    (folder / "notes.txt").write_text("text", encoding="utf-8")
+    archive = tmp_path / "more.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("c.png", photograph("brick.png"))
+    page = own_visit.open("#/browse")
+    expect(page.locator("#browse .total")).to_have_text(f"{ALL} pictures")
+    drop(page, folder, archive)
+    expect(page.locator("#adding")).to_contain_text("2 pictures added.")
+    expect(page.locator("#adding")).to_contain_text("new/broken.jpg: ")
+    expect(page.locator("#adding")).to_contain_text("new/notes.txt is not a picture.")
+    own_visit.expect_responses(400, 415)
+    keys = {image["key"] for image in httpx.get(f"{own_visit.address}/v1/images?prefix=new/").json()["images"]}
+    assert keys == {"new/cups & more/a.png", "new/b.png"}
+    page.locator("#adding").get_by_role("link", name="Jobs").click()
+    expect(page.locator("#job-list")).to_contain_text("Add an archive")
 
 
 def test_an_empty_index_says_how_to_fill_it(own_visit: Visit) -> None:

@@ -12,6 +12,7 @@ import { isReady } from "../common/readiness.js";
 import { go } from "../common/router.js";
 import { query } from "../common/server.js";
 import { actionBar } from "./actions.js";
+import { addDropped } from "./drop.js";
 import { showDuplicates } from "./duplicates.js";
 import { loadFacets, showFacets } from "./facets.js";
 import { grid } from "./grid.js";
@@ -19,7 +20,6 @@ import { pages } from "./pages.js";
 import { suggestions } from "./suggestions.js";
 import { conditionsOf, lineOf } from "./where.js";
 
-const ORDERS = [["", "as added"], ["-added", "newest first"], ["key", "by name"], ["random", "shuffled"], ["suggested", "label next"], ["duplicates", "near-duplicates"]];
 const NARROW = matchMedia("(max-width: 60rem)");
 
 const state = {
@@ -34,24 +34,11 @@ const state = {
   scroll: 0,
 };
 
-const total = el("p", { className: "total", role: "status" });
-const order = el("select", { id: "order" }, ...ORDERS.map(([value, text]) => el("option", { value, textContent: text })));
-const size = el("input", { id: "size", type: "range", min: 64, max: 320, step: 8, value: 140 });
-const where = el("input", {
-  id: "where", type: "search", autocomplete: "off", spellcheck: false,
-  placeholder: "all pictures; for example label:cat and year>=2020",
-});
-where.setAttribute("aria-describedby", "where-problem");
-const whereProblem = el("p", { id: "where-problem", className: "help alarm", role: "alert" });
-const note = el("div", { className: "note", hidden: true, role: "status" });
-const facets = el("div", { className: "facets" });
-const panel = el("details", { className: "facet-panel", open: !NARROW.matches }, el("summary", { textContent: "Fields" }), facets);
-const empty = el("div", { className: "empty", hidden: true });
-const groups = el("div", { hidden: true });
-const cells = el("div", { id: "grid", className: "grid", role: "listbox", ariaMultiSelectable: "true", tabIndex: 0, ariaLabel: "Indexed pictures" });
-const pictures = el("div", { className: "pictures" }, note, empty, groups, cells);
-const form = el("form", { className: "filter", role: "search" }, el("label", { htmlFor: "where", textContent: "Filter" }), where,
-  el("button", { textContent: "Apply", className: "small" }));
+const [total, form, where, order, size, whereProblem, panel, facets, pictures, note, empty, duplicates, cells] = [
+  "browse-total", "filter", "where", "order", "size", "where-problem", "facet-panel", "facets", "pictures", "browse-note", "browse-empty",
+  "near-duplicates", "grid",
+].map($);
+panel.open = !NARROW.matches;
 
 const view = grid(cells, {
   itemAt: (i) => state.list.items[i],
@@ -84,12 +71,7 @@ const actions = actionBar({
   },
   deleted: () => refreshFacets(),
 });
-$("browse").append(
-  el("header", { className: "toolbar" }, total, form,
-    el("label", { className: "choice" }, "Order ", order), el("label", { className: "choice size" }, "Size ", size)),
-  whereProblem,
-  el("div", { className: "columns" }, panel, pictures),
-  ...actions.nodes);
+$("browse").append(...actions.nodes);
 
 function setTotal(n) {
   state.total = n;
@@ -163,8 +145,8 @@ async function load() {
   if (signal.aborted) return;
   const grouped = by === "duplicates";
   pictures.classList.toggle("grouped", grouped);
-  groups.hidden = !grouped;
-  if (grouped) showDuplicates(groups, { where: conditions, changed: refreshFacets, signal });
+  duplicates.hidden = !grouped;
+  if (grouped) showDuplicates({ where: conditions, changed: refreshFacets, signal });
   else state.list.need(1);
   try {
     await refreshFacets();
@@ -186,7 +168,7 @@ async function refreshFacets() {
   const focused = document.activeElement?.dataset?.facet ?? state.focus;
   showFacets(facets, found.fields, conditions, (next, facet) => {
     state.focus = facet;
-    change({ conditions: next });
+    change({ conditions: next(state.conditions) });
   });
   panel.hidden = facets.childElementCount === 0 || state.chosen !== null;
   for (const box of facets.querySelectorAll("input")) if (focused && box.dataset.facet === focused) box.focus({ preventScroll: true });
@@ -215,7 +197,7 @@ export const browse = {
       state.order = parameters.get("order") ?? "";
       state.seed = parameters.get("seed") ?? "";
       where.value = lineOf(state.conditions);
-      order.value = ORDERS.some(([value]) => value === state.order) ? state.order : "";
+      order.value = [...order.options].some(({ value }) => value === state.order) ? state.order : "";
       load();
     } else if (entered) {
       view.draw();
@@ -230,6 +212,7 @@ export const browse = {
   forget() {
     state.address = null;
   },
+  drop: (transfer) => addDropped(transfer, load),
   key(event) {
     if (event.key === "Escape" && view.selected().length) view.clearSelection();
     else if (event.key === "Delete" && view.selected().length) actions.remove();

@@ -21,7 +21,7 @@ export async function loadFacets(conditions, signal) {
   return { images: all.images, fields: [...fields.values()] };
 }
 
-/** Show the fields in `node`; `changed` gets the new conditions. */
+/** Show the fields in `node`; `changed` gets a function that changes conditions, which can be newer than these. */
 export function showFacets(node, fields, conditions, changed) {
   const shown = fields.filter(({ values }) => values.length).sort((a, b) => (b.name === "label") - (a.name === "label"));
   node.replaceChildren(...shown.map(({ name, values, distinct }, i) => {
@@ -29,7 +29,7 @@ export function showFacets(node, fields, conditions, changed) {
     const options = values.map(({ value, count: images }) => {
       const checked = accepts(conditions, name, value);
       const box = el("input", { type: "checkbox", checked, data: { facet: `${name}:${value}` } });
-      box.addEventListener("change", () => changed(toggle(conditions, name, value), box.dataset.facet));
+      box.addEventListener("change", () => changed((current) => toggle(current, name, value), box.dataset.facet));
       return el("li", {}, el("label", {}, box, el("span", { className: "value", textContent: value }),
         el("span", { className: "count", textContent: count(images) })));
     });

@@ -17,35 +17,16 @@ const OTHER = "#8a867d";
 
 const state = { loaded: "", map: null, controller: new AbortController(), chosen: [], field: "label" };
 
-const total = el("p", { className: "total", role: "status" });
-const field = el("select", {}, el("option", { value: "label", textContent: "label" }));
-const canvas = el("canvas", { id: "map-canvas", tabIndex: 0, role: "img" });
-const card = el("div", { className: "map-card", hidden: true, ariaHidden: "true" });
-const legend = el("ul", { className: "legend" });
-const status = el("p", { className: "help", role: "status", textContent: "\u00a0" }); // keeps its place
-const better = button("Compute a better map", () => compute(), { className: "small" });
-const chosen = el("div", { className: "action-bar", hidden: true, role: "region", ariaLabel: "Chosen pictures" });
-const empty = el("div", { className: "empty", hidden: true }, el("p", {}, "No pictures are indexed yet. Index a folder with ",
-  el("code", { textContent: "fc7 index build FOLDER" }), "."));
-const tools = el("fieldset", { className: "choices" }, el("legend", { textContent: "Drag to" }),
-  ...[["move", "move"], ["choose", "choose pictures"]].map(([value, text], i) => {
-    const radio = el("input", { type: "radio", name: "map-tool", value, checked: i === 0 });
-    radio.addEventListener("change", () => view.set({ tool: value }));
-    return el("label", {}, radio, el("span", { textContent: text }));
-  }));
+const [total, field, tools, better, status, empty, columns, canvas, card, zoom, legend, chosen] =
+  ["total", "field", "tools", "better", "status", "empty", "columns", "canvas", "card", "zoom", "legend", "chosen"].map((id) => $(`map-${id}`));
 const view = plot(canvas, {
   pointed: showCard,
   opened: (i) => { go(`#${encodeURIComponent(state.map.keys[i])}`); scrollTo({ top: 0 }); },
   encircled: showChosen,
 });
-const columns = el("div", { className: "map-columns" },
-  el("div", { className: "map-frame" }, canvas, card,
-    el("div", { className: "map-zoom" }, button("+", () => view.zoom(true), { ariaLabel: "Zoom in" }),
-      button("−", () => view.zoom(false), { ariaLabel: "Zoom out" }), button("All", () => view.fit(), { ariaLabel: "Show all pictures" }))),
-  el("section", { ariaLabel: "Labels" }, legend));
-$("map").append(
-  el("header", { className: "toolbar" }, total, el("label", { className: "choice" }, "Color by ", field), tools, better),
-  status, empty, columns, chosen);
+[() => view.zoom(true), () => view.zoom(false), () => view.fit()].forEach((work, i) => { zoom.children[i].onclick = work; });
+tools.addEventListener("change", ({ target }) => view.set({ tool: target.value }));
+better.addEventListener("click", compute);
 
 async function load() {
   state.controller.abort();
