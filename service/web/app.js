@@ -44,11 +44,11 @@ document.addEventListener("click", (event) => {
 
 $("invitation").addEventListener("click", ({ target }) => {
   // The whole area reacts to the mouse. Keyboard users have the button inside it.
-  if (target.closest("button") || !$("picker").classList.contains("compact")) $("file").click();
+  if (target.closest("button") || !$("picker").classList.contains("compact")) $(target.id === "take" ? "camera" : "file").click();
 });
-$("file").addEventListener("change", (event) => {
-  choose(event.target.files);
-  event.target.value = ""; // so that the same file can be chosen again
+$("picker").addEventListener("change", ({ target }) => {
+  choose(target.files);
+  target.value = ""; // so that the same file can be chosen again
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

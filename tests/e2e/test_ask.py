@@ -8,9 +8,20 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Browser, FilePayload, Route, expect
 
-from tests.e2e.helpers import ODD_KEY, Visit, bars, neighbours, photograph, server_results, upload, upload_all
+from tests.e2e.helpers import (
+    ODD_KEY,
+    PHONE,
+    Visit,
+    bars,
+    neighbours,
+    photograph,
+    server_results,
+    upload,
+    upload_all,
+    visiting,
+)
 
 
 def test_a_chosen_file_is_shown_with_its_classes_and_neighbors(visit: Visit) -> None:
@@ -200,3 +211,36 @@ def test_a_later_selection_replaces_a_slower_earlier_one(visit: Visit) -> None:
     expect(page.locator("#strip .verdict").first).to_contain_text("%")  # the held response has arrived
     assert bars(page) == classes
     expect(page.locator("#caption strong")).to_have_text("rocket.jpg")
+
+
+def test_a_similar_picture_is_shown_beside_the_asked_one(visit: Visit) -> None:
+    page = visit.open()
+    upload(page, photograph("coffee.png"))
+    keys = [key for key, _ in neighbours(page)]
+    height = page.locator("#frame").evaluate("node => node.offsetHeight")
+    tiles = page.locator("#neighbours").get_by_role("button")
+    tiles.nth(1).hover()
+    expect(page.locator("#beside img")).to_have_js_property("naturalWidth", 256)
+    expect(page.locator("#beside")).to_have_attribute("data-key", keys[1])
+    assert page.locator("#frame").evaluate("node => node.offsetHeight") == height
+    page.mouse.move(5, 5)
+    expect(page.locator("#beside")).to_be_hidden()
+    tiles.nth(2).focus()
+    expect(page.locator("#beside")).to_have_attribute("data-key", keys[2])
+    expect(page.locator("#beside")).to_be_visible()
+    tiles.nth(2).click()
+    expect(page.locator("#caption strong")).to_have_text(keys[2])
+
+
+def test_a_phone_can_take_a_picture(browser: Browser, server: str) -> None:
+    with visiting(browser, server, viewport=PHONE, has_touch=True, is_mobile=True) as visit:
+        page = visit.open()
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Take a picture").click()
+        assert chooser.value.element.get_attribute("capture") == "environment"
+        chooser.value.set_files(FilePayload(name="photo.jpg", mimeType="image/jpeg", buffer=photograph("rocket.jpg")))
+        assert len(bars(page)) == 5
+
+
+def test_computers_are_not_asked_for_a_camera(visit: Visit) -> None:
+    expect(visit.open().get_by_role("button", name="Take a picture")).to_be_hidden()

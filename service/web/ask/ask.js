@@ -9,6 +9,7 @@ import { $, announce, button, el } from "../common/dom.js";
 import { setAsked } from "../common/handover.js";
 import { clearProblems, showProblem } from "../common/notices.js";
 import { currentView, go, route } from "../common/router.js";
+import { showThumbnail } from "../common/thumbnails.js";
 import { showAnswer, showChoices, showName, showWaiting } from "./answer.js";
 import { askKey } from "./results.js";
 import { loadSamples } from "./samples.js";
@@ -33,6 +34,7 @@ async function show(entry) {
   clearProblems();
   announce("");
   $("answer").hidden = false;
+  $("beside").hidden = true;
   $("answer").ariaBusy = "true";
   $("picker").classList.add("compact");
   $("samples").hidden = true;
@@ -111,6 +113,16 @@ for (const list of ["neighbours", "sample-list"]) {
   $(list).addEventListener("click", (event) => {
     const tile = event.target.closest("button.tile");
     if (tile) searchOn(tile.dataset.key);
+  });
+}
+for (const type of ["pointerover", "pointerleave", "focusin", "focusout"]) {
+  $("neighbours").addEventListener(type, ({ target }) => {
+    const key = type === "focusout" ? null : target.closest("button.tile")?.dataset.key;
+    const shown = !$("beside").hidden && $("beside").dataset.key === key;
+    $("beside").hidden = !key;
+    if (!key || shown) return;
+    $("beside").dataset.key = key;
+    showThumbnail($("beside"), key, true);
   });
 }
 $("clear-strip").addEventListener("click", () => {
