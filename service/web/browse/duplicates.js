@@ -34,7 +34,7 @@ async function load() {
 }
 
 function row({ keep, others, size }) {
-  const remove = button(`Delete the ${plural(others.length, "other")}`, async () => {
+  const remove = button(`Delete the ${others.length > 1 ? `other ${count(others.length)}` : "other one"}`, async () => {
     if (!(await confirmed(`Delete ${plural(others.length, "picture")}?`, `${keep.key} stays. This cannot be undone.`, "Delete"))) return;
     node.inert = true;
     const { done } = await forEach(others, ({ key }) => request(imagePath(key), { method: "DELETE" }), () => {});
