@@ -50,7 +50,7 @@ async def list_backups(state: StateDep) -> BackupsAnswer:
     "/{name}/verify",
     operation_id="verify_backup",
     summary="Verify a backup",
-    responses=problems(401, 403, 404, 409, 503),
+    responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def verify_backup(name: Name, request: Request, state: StateDep) -> BackupInfo:
     """Compare every file of a backup with its checksum.
@@ -79,7 +79,7 @@ async def verify_backup(name: Name, request: Request, state: StateDep) -> Backup
     operation_id="delete_backup",
     summary="Delete a backup",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(401, 403, 404, 409, 503),
+    responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def delete_backup(name: Name, state: StateDep) -> None:
     """Delete a backup, also one that this fc7 cannot read."""
