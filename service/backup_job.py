@@ -45,7 +45,6 @@ class BackupJob(Work):
         if not target.exists():
             for leftover in folder.glob(f".{job.id}.*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            store.restart(job)
             try:
                 progress = _Progress(job, store, stopped)
                 backup.create_backup(self._home, target, with_index=self._with_index, advance=progress.advance)
