@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.api.routes import (
+    backups,
     classify,
     docs,
     embed,
@@ -30,6 +31,7 @@ ROUTERS = (
     index_map.router,
     label_studio.router,
     jobs.router,
+    backups.router,
     models.router,
     report.router,
     oip.router,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from model_store.training.evaluate import Evaluation, Predictor
 
 _WIDEST_CONFUSION = 12  # classes; a larger table does not fit a terminal
+_MOST_CLASSES = 50  # with more, only the ones with the lowest recall are listed
+_WEAKEST = 20
 
 
 def evaluate(
@@ -132,10 +134,15 @@ def _print(result: Evaluation) -> None:
 
 
 def _classes(result: Evaluation) -> Table:
-    table = Table("class", title="figures by class", title_justify="left")
+    rows = list(zip(result.figures.per_class(), result.top5_errors(), strict=True))
+    title = "figures by class"
+    if len(rows) > _MOST_CLASSES:
+        rows = sorted((row for row in rows if row[0].images), key=lambda row: row[0].recall or 0.0)[:_WEAKEST]
+        title = f"the {len(rows)} of {len(result.labels):,} classes with the lowest recall; --json includes all"
+    table = Table("class", title=title, title_justify="left")
     for heading in ("images", "precision", "recall", "F1", "top-5 error"):
         table.add_column(heading, justify="right")
-    for entry, top5 in zip(result.figures.per_class(), result.top5_errors(), strict=True):
+    for entry, top5 in rows:
         shares = (entry.precision, entry.recall, entry.f1, top5)
         table.add_row(
             escape(entry.label), str(entry.images), *("-" if share is None else f"{share:.1%}" for share in shares)
