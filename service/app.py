@@ -23,7 +23,7 @@ from model_store.runtime.runner import Runner
 from service.api.access.keyring import Keyring
 from service.api.access.origin import RequestOrigin
 from service.api.archive_upload import Uploads
-from service.api.examples import add_examples
+from service.api.documentation.examples import add_examples
 from service.api.middleware import LingeringClose, Observe
 from service.api.oip_codec import HEADER_LENGTH
 from service.api.paths import Paths

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from service.api.documentation import page as documentation
 from service.api.routes import (
     backups,
     classify,
-    docs,
     embed,
     explain,
     health,
@@ -37,7 +37,7 @@ ROUTERS = (
     oip.router,
     health.router,
     page.router,
-    docs.router,
+    documentation.router,
 )
 
 __all__ = ["ROUTERS"]

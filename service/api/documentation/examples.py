@@ -1,4 +1,4 @@
-"""Examples of requests and answers in the OpenAPI document, for its readers and for generated clients.
+"""Examples of requests and answers in the OpenAPI document, for readers and for generated clients.
 
 Guarantees: every JSON answer of a successful operation has an example that matches its schema, and every required
 parameter and JSON body has one.
@@ -11,6 +11,7 @@ from typing import Any
 
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _TIME = "2026-05-04T12:30:00Z"
+_BACKUP = "20260504T123000Z"
 _IMAGE = "data:image/png;base64,iVBORw0KGgo..."
 
 _VALUES: dict[str, Any] = {
@@ -76,6 +77,11 @@ _VALUES: dict[str, Any] = {
     "version": 1,
     "versions": ["1"],
     "width": 640,
+    "BackupInfo.active": "pets:1",
+    "BackupInfo.fc7": "0.1.0",
+    "BackupInfo.name": _BACKUP,
+    "BackupInfo.path": f"backups/{_BACKUP}",
+    "BackupInfo.versions": ["pets:1"],
     "DeviceInfo.name": "cpu",
     "DuplicateGroupInfo.size": 2,
     "FieldInfo.name": "label",
@@ -160,7 +166,7 @@ def add_examples(document: dict[str, Any]) -> None:
             name = operation["operationId"]
             for parameter in operation.get("parameters", []):
                 if parameter.get("required"):
-                    value = _PARAMETERS[parameter["name"]]
+                    value = _BACKUP if name.endswith("_backup") else _PARAMETERS[parameter["name"]]
                     parameter["example"] = str(value) if parameter["schema"].get("type") == "string" else value
             for kind, content in operation.get("requestBody", {}).get("content", {}).items():
                 if kind.endswith("json"):

@@ -1,0 +1,1 @@
+"""The OpenAPI document's examples, and the page /docs, which is made from it."""
