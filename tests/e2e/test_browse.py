@@ -54,6 +54,14 @@ def test_a_facet_and_the_filter_line_and_the_address_agree(visit: Visit) -> None
     expect(page.locator("#browse .total")).to_have_text("10 pictures")
 
 
+def test_two_facets_can_be_chosen_before_the_first_has_loaded(visit: Visit) -> None:
+    page = visit.open("#/browse")
+    expect(page.get_by_role("checkbox", name="coffee 5")).to_be_visible()
+    click = "all => all.filter(({dataset}) => /coffee|moon/.test(dataset.facet)).forEach(box => box.click())"
+    page.locator("[data-facet]").evaluate_all(click)
+    expect(page.locator("#where")).to_have_value("label:coffee,moon")
+
+
 def test_a_filter_that_is_not_valid_is_explained_and_one_without_matches_leads_back(visit: Visit) -> None:
     page = visit.open("#/browse")
     page.locator("#where").fill("lable:coffee")

@@ -11,7 +11,7 @@ from typing import Any
 
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _TIME = "2026-05-04T12:30:00Z"
-_BACKUP = "20260504T123000Z"
+_BACKUP = "20260504-123000-1f2e"
 _IMAGE = "data:image/png;base64,iVBORw0KGgo..."
 
 _VALUES: dict[str, Any] = {
@@ -39,7 +39,7 @@ _VALUES: dict[str, Any] = {
     "fingerprint": _SHA256[:16],
     "grid": [[0.0, 0.4], [0.1, 1.0]],
     "height": 480,
-    "id": "20260504T123000-1f2e",
+    "id": "20260504-123000-1f2e",
     "images": 2099,
     "index": 0,
     "key": "cats/tom.jpg",
@@ -112,8 +112,8 @@ _VALUES: dict[str, Any] = {
     "ReportFile.name": "confusion.png",
     "SkippedEntry.name": "notes.txt",
     "SkippedEntry.reason": "The file is not an image.",
-    "SnapshotInfo.name": "20260504T123000Z",
-    "SnapshotInfo.path": "snapshots/20260504T123000Z",
+    "SnapshotInfo.name": "20260504-123000-1f2e",
+    "SnapshotInfo.path": "snapshots/20260504-123000-1f2e",
     "SuggestionInfo.labels": [{"label": "cat", "share": 0.5}, {"label": "dog", "share": 0.5}],
     "SuggestionInfo.text": "The labels of its neighbors disagree.",
 }
@@ -127,7 +127,7 @@ _BY_TYPE: dict[str, Any] = {
 }
 _PARAMETERS: dict[str, Any] = {
     "file": "confusion.png",
-    "job": "20260504T123000-1f2e",
+    "job": "20260504-123000-1f2e",
     "key": "cats/tom.jpg",
     "name": "pets",
     "model": "pets",
