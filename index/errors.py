@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -195,7 +196,13 @@ class IndexFormatError(ImageIndexError):
     path: Path | str
     found: int
     known: int
-    message = "The index {path} has format {found}, but this fc7 supports formats up to {known}. Upgrade fc7."
+
+    def __str__(self) -> str:
+        own = f"this fc7 ({metadata.version('fc7')}) supports formats up to {self.known}"
+        return (
+            f"The index {self.path} has format {self.found}, which a later fc7 wrote, but {own}. Nothing was changed. "
+            "Upgrade fc7, or restore a backup that was made before the index was converted."
+        )
 
 
 class IndexUnavailableError(_SubjectError):

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
 
@@ -231,9 +232,8 @@ def read_manifest(path: Path, data: bytes) -> Manifest:
     if number > FORMAT:
         producer = values.get("producer")
         newer = f"the version that wrote it ({producer})" if isinstance(producer, str) else "a newer version"
-        raise ArtifactFormatError(
-            path, f"it has format {number}, and this fc7 supports formats up to {FORMAT}. Install {newer} of fc7"
-        )
+        own = f"this fc7 ({metadata.version('fc7')}) supports formats up to {FORMAT}"
+        raise ArtifactFormatError(path, f"it has format {number}, and {own}. Install {newer} of fc7")
     try:
         return Manifest.model_validate(values)
     except ValidationError as exc:

@@ -6,8 +6,8 @@
 
 Guarantees:
 - A backup can be taken while a server runs. It is complete or does not exist, and its versions match their manifests.
-- A restore checks every file of the backup before it changes anything. What it replaces is moved to a folder of its
-  own, so that it can be brought back. A restore that was killed can be repeated.
+- A restore checks every file of the backup, and that this release can read them, before it changes anything. What it
+  replaces is moved to a folder of its own, so that it can be brought back. A restore that was killed can be repeated.
 
 Out of scope: training runs, data sets and uploaded archives of jobs; an index on Milvus; compression and encryption.
 """
@@ -29,9 +29,10 @@ from typing import Final
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
 
-from index.catalog.backup import restore_snapshot, take_snapshot
+from index.catalog.backup import read_manifest, restore_snapshot, take_snapshot
 from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import FolderLock
+from index.errors import SnapshotError
 from model_store.artifact import Artifact
 from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
 from model_store.errors import ArtifactCorruptError, Fc7Error
@@ -40,6 +41,8 @@ from model_store.store import ModelStore
 
 FORMAT: Final = 1
 MANIFEST: Final = "backup.json"
+FOLDER: Final = "backups"
+"""The folder of the backups in a home."""
 _HOME: Final = "home"
 _INDEX: Final = "index"
 _PARTS: Final = ("active.json", "models", "codes")
@@ -56,6 +59,16 @@ class BackupError(Fc7Error):
     path: Path
     reason: str
     message = "The backup {path} {reason}."
+
+
+@dataclass(eq=False)
+class BackupNotFoundError(Fc7Error):
+    """The folder of the backups has no complete backup of this name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"No backup has the name {self.name[:80]!r}. GET /v1/backups lists all backups."
 
 
 class BackupManifest(BaseModel):
@@ -134,14 +147,28 @@ def list_backups(folder: Path) -> list[tuple[Path, BackupManifest]]:
     return sorted(found, key=lambda each: each[1].created)
 
 
+def find_backup(folder: Path, name: str) -> Path:
+    """Return the backup of this name in `folder`, also if this fc7 cannot read it. Raises BackupNotFoundError."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == name and not name.startswith(".") and (path / MANIFEST).is_file():
+            return path
+    raise BackupNotFoundError(name)
+
+
+def remove_backup(path: Path) -> None:
+    """Delete a backup. Raises BackupError."""
+    with _writing(path):
+        # Hidden first: a deletion that is interrupted does not leave half a backup.
+        hidden = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+        shutil.rmtree(hidden)
+
+
 def remove_oldest(folder: Path, keep: int) -> list[Path]:
     """Delete all but the `keep` newest backups in `folder`; return the deleted ones."""
     backups = [path for path, _ in list_backups(folder)]
     deleted = backups[: max(0, len(backups) - keep)]
     for path in deleted:
-        with _writing(path):
-            hidden = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
-            shutil.rmtree(hidden)
+        remove_backup(path)
     return deleted
 
 
@@ -193,6 +220,7 @@ def restore_backup(
     Raises BackupError, IndexLockedError if a server is running, and the errors of `restore_snapshot`.
     """
     manifest = verify_backup(path, advance=advance)
+    _require_readable(path, manifest)
     parts = (*_PARTS, _INDEX)
     present = [part for part in parts if _is_used(home / part)]
     if present and not replace:
@@ -220,6 +248,23 @@ def restore_backup(
     if manifest.images is not None:
         restore_snapshot(path / _INDEX, home, advance=lambda *counts: advance("index", *counts))
     return manifest, aside if present else None
+
+
+def _require_readable(path: Path, manifest: BackupManifest) -> None:
+    """Raise BackupError if the index or a version of the backup has a format of a later fc7."""
+    reasons = []
+    try:
+        if manifest.images is not None:
+            read_manifest(path / _INDEX)
+    except SnapshotError as error:
+        reasons.append(f"the index {error.reason}")
+    reasons += [str(error).rstrip(".") for error in ModelStore(path / _HOME).scan()[1]]
+    if reasons:
+        raise BackupError(
+            path,
+            f"was written by fc7 {manifest.fc7}, and this fc7 ({version('fc7')}) cannot read it: {'; '.join(reasons)}. "
+            "Nothing was restored. Restore it with that version or a later one",
+        )
 
 
 def _is_used(path: Path) -> bool:

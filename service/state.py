@@ -27,6 +27,7 @@ from model_store.decoder.decoder import Event
 from model_store.decoder.priority_pool import PriorityPool
 from model_store.errors import NoActiveModelError
 from model_store.runtime.runner import Runner
+from service.backup_job import BackupJob
 from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, QueueFullError, RunnerDeadError
 from service.factory import decoder_of, open_index_of, outdated_note, runner_options, store_of
 from service.indexing.archive_import import ArchiveImport
@@ -151,6 +152,7 @@ class Resources:
                 self.settings, self.models, self.decoder, self.import_pool, self._find_artifact
             ),
             JobKind.HEAD: HeadFit(index, self.store, self._find_artifact),
+            JobKind.BACKUP: BackupJob(self.settings.home, with_index=self.settings.index_uri is None),
         }
 
     def _find_artifact(self, reference: str | None) -> Artifact:

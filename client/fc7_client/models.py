@@ -304,6 +304,25 @@ class SkippedPage(Answer):
     next_cursor: int | None
 
 
+class Backup(Answer):
+    """A backup. path: its folder below the server's FC7_HOME. images: None without an index. size: in bytes."""
+
+    name: str
+    path: str
+    created: datetime
+    fc7: str
+    versions: list[str]
+    active: str | None
+    images: int | None
+    size: int
+
+
+class Backups(Answer):
+    """The backups, oldest first."""
+
+    backups: list[Backup]
+
+
 class ModelInfo(Answer):
     """A published version. serving: it answers requests now; loaded: it is in memory."""
 

@@ -266,7 +266,7 @@ class ListQuery(_Query):
 class JobQuery(_Query):
     """Parameters of `POST /v1/jobs`. All but `kind` are parameters of the kind of job."""
 
-    kind: JobKind = Field(
+    kind: Literal[JobKind.ARCHIVE, JobKind.CLASSIFY, JobKind.HEAD, JobKind.MAP] = Field(
         JobKind.ARCHIVE,
         description="What the job does. archive: add the images of an archive to the index. classify: write the "
         "predictions for the images of an archive to a file. head: fit the last layer to labeled images. map: compute "
@@ -285,6 +285,14 @@ class JobQuery(_Query):
         description="classify, head: model to use instead of the active version: NAME:VERSION, or NAME for its newest "
         "version.",
         max_length=80,
+    )
+
+
+class BackupQuery(_Query):
+    """Parameters of `POST /v1/backups`."""
+
+    keep: _Count | None = Field(
+        None, description="Delete the oldest backups afterwards, so that this many are left. The default is all."
     )
 
 

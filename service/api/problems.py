@@ -28,6 +28,7 @@ from model_store.head import errors as head_errors
 from model_store.runtime.errors import NotExplainableError
 from service import errors
 from service.api.label_studio import errors as label_studio_errors
+from service.backup import BackupError, BackupNotFoundError
 from service.indexing import errors as job_errors
 from service.inference.errors import ClassNotFoundError, VectorNotFoundError
 from service.observability.request_log import notes_of
@@ -63,6 +64,8 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     errors.AccessError: Kind(403, "forbidden", "Forbidden"),
     errors.OriginNotAllowedError: Kind(403, "origin-not-allowed", "Origin not allowed"),
     # 404, 409: the requested resource
+    BackupNotFoundError: Kind(404, "no-such-backup", "Backup not found"),
+    BackupError: Kind(409, "backup", "Backup cannot be used"),
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
     job_errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
     job_errors.JobResultError: Kind(404, "no-job-result", "Job has no result file"),

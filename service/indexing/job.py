@@ -18,13 +18,15 @@ class JobKind(StrEnum):
     """What a job does.
 
     archive: adds the images of an archive to the index. classify: writes the predictions for the images of an archive
-    to a file. head: fits the last layer of a model to labeled images. map: computes the map of the index.
+    to a file. head: fits the last layer of a model to labeled images. map: computes the map of the index. backup:
+    takes a backup.
     """
 
     ARCHIVE = "archive"
     CLASSIFY = "classify"
     HEAD = "head"
     MAP = "map"
+    BACKUP = "backup"
 
 
 class JobState(StrEnum):
@@ -59,12 +61,12 @@ class JobInfo(BaseModel):
     """A job and its progress. seen = added + replaced + unchanged + processed + skipped; times are in UTC.
 
     Counts continue after a restart: each entry of an archive is counted once. added, replaced, unchanged: images of a
-    job of the kind archive; processed: what a job of another kind has done. total: what there is to be seen; ignored:
-    hidden and system files, which are not among them. skipped_by_reason: the number of skipped entries by kind;
-    skipped_images: the first 100 of them. error: why the job failed; what was done before stays. waiting_for: the error
-    that a waiting job waits out; next_try: when it is tried again. archive_bytes: disk space of its archive.
-    result: what the job found, null until it is done; result_bytes: size of the file at /v1/jobs/{id}/result, 0 if
-    there is none.
+    job of the kind archive; processed: what a job of another kind has done (bytes of a backup).
+    total: what there is to be seen; ignored: hidden and system files, which are not among them. skipped_by_reason: the
+    number of skipped entries by kind; skipped_images: the first 100 of them. error: why the job failed; what was done
+    before stays. waiting_for: the error that a waiting job waits out; next_try: when it is tried again. archive_bytes:
+    disk space of its archive. result: what the job found, null until it is done; result_bytes: size of the file at
+    /v1/jobs/{id}/result, 0 if there is none.
     """
 
     id: str

@@ -27,6 +27,8 @@ NAMES = {
     "Suggestion": "SuggestionInfo",
     "Skipped": "SkippedEntry",
     "SkippedPage": "SkippedAnswer",
+    "Backup": "BackupInfo",
+    "Backups": "BackupsAnswer",
     "Job": "JobInfo",
     "Jobs": "JobsAnswer",
     "Models": "ModelsAnswer",

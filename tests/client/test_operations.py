@@ -129,6 +129,22 @@ def test_an_answer_is_explained_as_grid_and_picture(tmp_path: Path, open_client:
         assert best.explanation.image.startswith("data:image/png;base64,")
 
 
+def test_backups_are_taken_listed_verified_and_deleted(home: Path, client: Any) -> None:
+    client.put_image(KEY, pictures.jpeg(1))
+    first, second = (client.wait_for_job(client.create_backup(keep=keep).id) for keep in (None, 1))
+    assert second.result["deleted"] == [first.id]
+    [backup] = client.list_backups()
+    assert (backup.name, backup.images, backup.versions) == (second.id, 1, ["tiny:1"])
+    assert client.verify_backup(backup.name) == backup
+    (home / backup.path / "home" / "active.json").unlink()
+    with pytest.raises(ConflictError, match=r"active\.json"):
+        client.verify_backup(backup.name)
+    client.delete_backup(backup.name)
+    assert client.list_backups() == []
+    with pytest.raises(NotFoundError, match=backup.name):
+        client.delete_backup(backup.name)
+
+
 def test_problems_are_typed_and_say_what_is_wrong(client: Any) -> None:
     with pytest.raises(InvalidImageError, match="image") as broken:
         client.classify(pictures.jpeg(1), b"\xff\xd8 no")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.api.routes import (
+    backups,
     classify,
     embed,
     explain,
@@ -29,6 +30,7 @@ ROUTERS = (
     index_map.router,
     label_studio.router,
     jobs.router,
+    backups.router,
     models.router,
     report.router,
     oip.router,

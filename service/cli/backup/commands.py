@@ -113,7 +113,7 @@ def restore(
 
 
 def _folder(settings: Settings, folder: Path | None) -> Path:
-    return settings.home / "backups" if folder is None else folder
+    return settings.home / backup.FOLDER if folder is None else folder
 
 
 def _contents(manifest: backup.BackupManifest) -> str:

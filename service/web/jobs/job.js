@@ -3,7 +3,7 @@
 import { button, el } from "../common/dom.js";
 import { count, fileSize, plural } from "../common/format.js";
 
-const KINDS = { archive: "Add an archive", classify: "Classify an archive", head: "Fit the last layer to the labels", map: "Compute a map" };
+const KINDS = { archive: "Add an archive", classify: "Classify an archive", head: "Fit the last layer to the labels", map: "Compute a map", backup: "Back up" };
 const STATES = { waiting: "waiting", running: "running", done: "done", failed: "failed", cancelled: "stopped" };
 const SKIPPED = 20; // entries to show
 
