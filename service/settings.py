@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         default=None, description="File with the private key of FC7_TLS_CERTIFICATE (PEM, without a password)."
     )
     max_batch: int = Field(
-        default=12,
+        default=16,
         ge=1,
         le=1024,
         description="Maximum rows (an image, or one of its ten views) in one run of the model.",

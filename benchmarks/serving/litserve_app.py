@@ -27,6 +27,8 @@ from model_store.store import ModelStore
 
 BATCH = 16
 WAIT_S = 0.01
+# With the package mcp but without fastmcp, LitServe 0.2.19 fails with a NameError when it starts.
+litserve.server._MCP_AVAILABLE = False
 
 
 class Classify(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from model_store.image import CROP
+from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 from model_store.training.nets.alexnet import Conv, Hidden, Norm, Pool
@@ -100,7 +101,9 @@ def write_plain_graph(home: Path, folder: Path) -> Path:
             verbose=False,
         )
     [found, _] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"pixels": pixels})
-    difference = float(np.abs(found - Runner(artifact).run(pixels).probabilities).max())
+    difference = float(
+        np.abs(found - Runner(artifact, RunnerOptions(arithmetic="f32")).run(pixels).probabilities).max()
+    )
     if not difference <= _MAX_DIFFERENCE:
         raise SystemExit(
             f"The probabilities of the plain export differ from those of {artifact.id} by {difference:.1e}."
