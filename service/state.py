@@ -8,9 +8,11 @@ Out of scope: HTTP.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -32,8 +34,9 @@ from service.errors import DrainingError, ModelNotLoadedError, NotReadyError, Qu
 from service.factory import decoder_of, open_index_of, outdated_note, runner_options, store_of
 from service.indexing.archive_import import ArchiveImport
 from service.indexing.classification import ArchiveClassification
+from service.indexing.errors import JobStoreError
 from service.indexing.head import HeadFit
-from service.indexing.job import JobKind
+from service.indexing.job import JobKind, JobState
 from service.indexing.jobs import Jobs
 from service.indexing.map_job import MapJob
 from service.indexing.reembedder import MigrationState
@@ -275,15 +278,20 @@ class State(Resources):
         return stats
 
     def measure_index(self) -> None:
-        """Write the size of the index into the metrics."""
+        """Write the size of the index, its migration and its jobs into the metrics."""
         index = self.versions.index
         if index is None:
             return
         try:
             stats = self.index_stats(index)
-        except IndexUnavailableError:
+            spaces = [] if index.spaces.target is None else index.spaces.describe()
+            jobs = Counter() if self._jobs is None else self._jobs.counts()
+        except (IndexUnavailableError, JobStoreError):
             return  # the other metrics are still reported
         self.metrics.index_images.set(stats.images)
+        self.metrics.missing_vectors.set(sum(space.missing_vectors for space in spaces if space.target))
+        for kind, state in itertools.product(JobKind, JobState):
+            self.metrics.jobs.labels(kind, state).set(jobs[kind, state])
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
         self.metrics.index_bytes.labels("memory").set(stats.bytes_in_memory)
         self.metrics.index_bytes.labels("device").set(stats.device.bytes if stats.device else 0)

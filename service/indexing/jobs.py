@@ -18,6 +18,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from datetime import UTC, datetime
@@ -151,6 +152,10 @@ class Jobs:
         """Return all jobs, newest first. Raises JobStoreError."""
         skipped = self._opened.first_skipped(_MAX_LISTED)
         return [self._describe(job, skipped.get(job.id, [])) for job in reversed(self._opened.select())]
+
+    def counts(self) -> Counter[tuple[JobKind, JobState]]:
+        """Return the number of jobs of each kind in each state. Raises JobStoreError."""
+        return Counter((job.kind, job.state) for job in self._opened.select())
 
     def get(self, job_id: str) -> JobInfo:
         """Return the current state of a job. Raises JobNotFoundError, JobStoreError."""

@@ -64,6 +64,7 @@ class Metrics:
         self.key_failures = _count_key_failures(registry)
         self.index_images = Gauge("fc7_index_images", "Images in the index.", registry=registry)
         self.index_bytes = Gauge("fc7_index_bytes", "Size of the index.", ("where",), registry=registry)
+        self.missing_vectors, self.jobs = _measure_background_work(registry)
         self.index_fast_recall = Gauge(
             "fc7_index_fast_recall",
             "Share of the 10 exact neighbors that the mode fast finds, as last measured; NaN without short codes.",
@@ -91,6 +92,16 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _measure_background_work(registry: CollectorRegistry) -> tuple[Gauge, Gauge]:
+    """Return the gauges of the migration and of the jobs."""
+    missing = Gauge(
+        "fc7_index_missing_vectors",
+        "Images without a vector of the model that the index is migrating to; 0 without a migration.",
+        registry=registry,
+    )
+    return missing, Gauge("fc7_jobs", "Jobs by kind and state.", ("kind", "state"), registry=registry)
 
 
 def _count_key_failures(registry: CollectorRegistry) -> Counter:

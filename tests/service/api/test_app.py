@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -77,6 +78,9 @@ def test_metrics_count_requests_images_and_stages(home: Path) -> None:
         assert re.fullmatch(r"decode;dur=[\d.]+, queue;dur=[\d.]+, run;dur=[\d.]+", answer.headers["server-timing"])
         server.client.get("/v1/images/0.jpg/thumbnail")
         server.client.get("/nothing")
+        job = server.client.post("/v1/jobs?kind=map", json={"method": "pca"}).json()
+        while server.client.get(f"/v1/jobs/{job['id']}").json()["state"] != "done":
+            time.sleep(0.05)
         text = server.client.get("/metrics").text
     for line in (
         'fc7_requests_total{method="POST",route="/v1/images",status="201"} 1.0',
@@ -87,6 +91,9 @@ def test_metrics_count_requests_images_and_stages(home: Path) -> None:
         'fc7_stage_seconds_count{stage="queue"} 3.0',
         "fc7_admitted_images 0.0",
         "fc7_index_images 3.0",
+        "fc7_index_missing_vectors 0.0",
+        'fc7_jobs{kind="map",state="done"} 1.0',
+        'fc7_jobs{kind="map",state="failed"} 0.0',
         'fc7_model_info{device="cpu",name="tiny",precision="fp32",version="1"} 1.0',
         "fc7_build_info{",
         "fc7_ready 1.0",
