@@ -2,7 +2,7 @@
 
 Guarantees: the size of an answer is bounded, whatever the metadata: at most `MAX_FIELDS` fields, and at most
 `MAX_VALUES` values of at most `MAX_LENGTH` characters in all of them.
-Out of scope: reading metadata (see index/catalog/facets.py and index/milvus/facets.py).
+Out of scope: reading metadata (see index/catalog/queries/facets.py and index/milvus/listing.py).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class BackupJob(Work):
                 progress = _Progress(job, store, stopped)
                 backup.create_backup(self._home, target, with_index=self._with_index, advance=progress.advance)
             except BaseException:
-                if stopped():  # whatever the copy made of it
+                if stopped():  # the copy may have raised another error because of the stop
                     return False
                 raise
         deleted = [] if chosen.keep is None else backup.remove_oldest(folder, chosen.keep)

@@ -113,10 +113,10 @@ def test_labels_can_be_in_any_field_and_of_any_scalar_type(client: httpx.Client)
         ({"neighbours": "x"}, 422),
         ({"k": 0}, 422),
         ({"field": "a b"}, 422),
-        ({"field": "nobody"}, 409),
+        ({"field": "unknown"}, 409),
         ({"by": "magic"}, 422),
         ({"by": "network", "field": "label"}, 422),
-        ({"model": "nobody"}, 404),
+        ({"model": "unknown"}, 404),
     ],
 )
 def test_bad_parameters_are_rejected(client: httpx.Client, parameters: dict[str, Any], status: int) -> None:
@@ -134,7 +134,7 @@ def test_bad_parameters_are_rejected(client: httpx.Client, parameters: dict[str,
         ({"keys": ["red0"], "metadata": []}, {}, 422),
         ({"keys": ["red0"], "label": "x"}, {}, 422),
         ({"keys": ["red0"] * 1001, "metadata": {}}, {}, 400),
-        ({"metadata": {"label": "x"}}, {"where": "nobody:x"}, 422),
+        ({"metadata": {"label": "x"}}, {"where": "unknown:x"}, 422),
     ],
 )
 def test_bad_changes_change_nothing(client: httpx.Client, body: Any, parameters: Any, status: int) -> None:
@@ -205,7 +205,7 @@ def test_a_head_that_cannot_be_fitted_says_why(client: httpx.Client, labels: dic
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [({"field": "a b"}, 422), ({"where": ["x"]}, 422), ({"model": "nobody"}, 404), ({"unknown": 1}, 422)],
+    [({"field": "a b"}, 422), ({"where": ["x"]}, 422), ({"model": "unknown"}, 404), ({"unknown": 1}, 422)],
 )
 def test_bad_parameters_of_a_head_are_rejected(client: httpx.Client, body: Any, status: int) -> None:
     assert client.post("/v1/jobs", params={"kind": "head"}, json=body).status_code == status

@@ -36,7 +36,7 @@ def test_vectors_are_those_of_the_model_in_both_encodings(shared_server: ThreadS
     several = client.post("/v1/embed", json={"images": [uri(pictures.jpeg(9)), uri(JPEG)]}).json()["results"]
     assert [each["embedding"] == numbers for each in several] == [False, True]
     assert client.post("/v1/embed?encoding_format=int8", content=JPEG).status_code == 422
-    assert client.post("/v1/embed?model=nobody", content=JPEG).status_code == 404
+    assert client.post("/v1/embed?model=unknown", content=JPEG).status_code == 404
 
 
 def test_the_form_of_openais_api(client: httpx.Client) -> None:

@@ -192,7 +192,7 @@ def test_vectors_of_another_model_are_refused(client: httpx.Client) -> None:
     refused(client.post("/v1/search", json={"positive": ["1", VECTOR]}), 422, "model=(none)")
     other = client.post("/v1/search?model=other:1", json={"vector": VECTOR})
     assert (other.status_code, other.json()["type"]) == (409, "urn:fc7:problem:index-of-another-model")
-    refused(client.post("/v1/search?model=nobody:1", json={"vector": VECTOR}), 404, "nobody")
+    refused(client.post("/v1/search?model=unknown:1", json={"vector": VECTOR}), 404, "unknown")
 
 
 def test_bad_multipart_examples_are_refused(client: httpx.Client) -> None:

@@ -46,7 +46,7 @@ def test_images_are_labeled_by_key_file_or_filter(labeled: Path, tmp_path: Path)
     warned = invoke(labeled, "index", "label", "red2.png", "rot").stderr
     assert "'ROT' and 'rot', which differ only by upper and lower case" in warned
     assert "1 images lost" in invoke(labeled, "index", "label", "--remove", "red0.png").stderr
-    unknown = invoke(labeled, "index", "label", "red0.png", "nobody", "x")
+    unknown = invoke(labeled, "index", "label", "red0.png", "unknown", "x")
     assert isinstance(unknown.exception, KeyNotFoundError)
 
 

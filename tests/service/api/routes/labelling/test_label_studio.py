@@ -229,7 +229,7 @@ def test_tasks_name_indexed_images_by_key(client: httpx.Client) -> None:
     assert prediction["result"]
     send(client, "webhook", event("ANNOTATION_CREATED", work, "beagle"), 201)
     assert labels(client) == {"suggestions": "beagle"}
-    unknown = task("data:,", 6, fc7_key="nobody")
+    unknown = task("data:,", 6, fc7_key="unknown")
     assert "data:" in send(client, "predict", predict_request([unknown], NETWORK), 422)["detail"]
 
 
