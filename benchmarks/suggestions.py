@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index.labels import VOTERS
 from index.search.suggestions import choose
+from index.voting import weights_of
 from model_store.decoder.decoder import Decoder
 from model_store.image import views
 from model_store.image_files import find_images
@@ -26,7 +28,6 @@ from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
 
 BATCH = 16
-VOTERS = 10
 SEEDS = 5
 
 
@@ -49,9 +50,9 @@ def balanced_accuracy(
     sizes = np.bincount(codes)
     known, asked = labeled.astype(np.float32), queries.astype(np.float32)
     squares = (asked**2).sum(1)[:, None] + (known**2).sum(1) - 2 * np.matmul(asked, known.T)
-    distances = np.sqrt(np.maximum(squares, 1e-6))
+    distances = np.sqrt(np.maximum(squares, 0))
     nearest = np.argsort(distances, axis=1)[:, :VOTERS]
-    weights = 1 / (np.take_along_axis(distances, nearest, 1) ** 4 * np.sqrt(sizes[codes[nearest]]))
+    weights = weights_of(np.take_along_axis(distances, nearest, 1), sizes[codes[nearest]])
     votes = np.zeros((len(asked), len(names)))
     np.add.at(votes, (np.arange(len(asked))[:, None], codes[nearest]), weights)
     right = names[votes.argmax(1)] == np.array(truth)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from model_store.image_files import label_of as label_of_name
 
 LABEL_FIELD: Final = "label"
+VOTERS: Final = 10  # neighbors that vote on a label, by default
 
 
 @dataclass(frozen=True, slots=True)

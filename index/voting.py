@@ -74,6 +74,14 @@ def vote(
         wanted *= 4  # some of the nearest have a list or an empty text as their label
 
 
+def weights_of(distances: NDArray[np.floating], sizes: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the weight of each neighbor, not yet as a share. sizes: the number of images of its class."""
+    weights: NDArray[np.float64] = 1 / (
+        np.maximum(distances, _LEAST_DISTANCE, dtype=np.float64) ** 4 * np.sqrt(np.maximum(sizes, 1))
+    )
+    return weights
+
+
 def _count(
     index: ImageIndex, path: Sequence[str], images: Sequence[tuple[Neighbour, str]], known: Collection[str]
 ) -> Votes:
@@ -81,9 +89,9 @@ def _count(
     sizes: dict[str, int] = defaultdict(int)
     for value, label in {(_scalar(near, path), label) for near, label in images}:
         sizes[spelling[label]] += index.count(has_value(path, value))
-    weights = [
-        1 / (max(near.distance, _LEAST_DISTANCE) ** 4 * max(sizes[spelling[label]], 1) ** 0.5) for near, label in images
-    ]
+    weights: list[float] = weights_of(
+        np.array([near.distance for near, _ in images]), np.array([sizes[spelling[label]] for _, label in images])
+    ).tolist()
     total = sum(weights)
     classes: dict[str, float] = defaultdict(float)
     for (_, label), weight in zip(images, weights, strict=True):

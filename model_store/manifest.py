@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -97,6 +97,14 @@ class FileEntry(_Frozen):
     size: int = Field(ge=0)
 
 
+def check_file_names(files: Iterable[str], folder: str) -> None:
+    """Raise ValueError unless all names are relative paths inside a folder. folder: what the message calls it."""
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            raise ValueError(f"{name!r} is not a path inside the {folder}")
+
+
 class PrecisionEntry(_Frozen):
     """The net in another precision: its fingerprint, and its measured agreement with fp32."""
 
@@ -153,10 +161,7 @@ class Manifest(_Frozen):
     @field_validator("files")
     @classmethod
     def _files_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for name in files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
-                raise ValueError(f"{name!r} is not a path inside the version")
+        check_file_names(files, "version")
         if missing := {MODEL_FILE, WEIGHTS_FILE} - files.keys():
             raise ValueError(f"{', '.join(sorted(missing))} is not listed")
         return files

@@ -24,7 +24,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
@@ -36,7 +36,7 @@ from index.errors import SnapshotError
 from model_store.artifact import Artifact
 from model_store.durable import locked, sha256_of, sync, sync_tree, write_atomic
 from model_store.errors import ArtifactCorruptError, Fc7Error
-from model_store.manifest import FileEntry
+from model_store.manifest import FileEntry, check_file_names
 from model_store.store import ModelStore
 
 FORMAT: Final = 1
@@ -85,10 +85,7 @@ class BackupManifest(BaseModel):
     @field_validator("files")
     @classmethod
     def _files_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for name in files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
-                raise ValueError(f"{name!r} is not a path inside the backup")
+        check_file_names(files, "backup")
         return files
 
     @property

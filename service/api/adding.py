@@ -16,10 +16,7 @@ from numpy.typing import NDArray
 from index.bulk.add import PreparedFile, new_images, required_fingerprints
 from index.errors import IndexSwitchedError
 from index.records import AddOutcome, NewImage, encode_metadata
-from service.api.schemas.images import (
-    AddResult,
-    ImageInfo,
-)
+from service.api.schemas.images import AddResult, ImageInfo
 from service.errors import ModelNotLoadedError
 from service.inference.embed import Embedded
 from service.observability.request_log import notes_of

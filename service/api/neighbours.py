@@ -6,25 +6,25 @@ meantime, they are embedded again with that model.
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import numpy as np
 from fastapi import Request
 
-from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import parse_field
-from index.labels import LABEL_FIELD
-from index.voting import vote
+from index.labels import LABEL_FIELD, VOTERS
+from index.voting import Votes, vote
 from model_store.head.errors import UnlabelledError
+from service.api.index_switch import with_searched_model
 from service.api.novelty import novelty_of
-from service.api.parameters import MAX_COUNT, ClassifyQuery
+from service.api.parameters import DEFAULT_CLASSES, MAX_COUNT, ClassifyQuery
 from service.api.schemas.answers import ClassifyAnswer, ClassifyResult, ModelName
-from service.errors import ModelNotLoadedError, ParameterError
+from service.errors import ParameterError
+from service.inference.admission import Prediction
+from service.inference.model_pool import Serving
 from service.observability.request_log import notes_of
 from service.state import State
-
-_NEIGHBOURS = 10
-_DEFAULT_K = 5
 
 
 def check_query(query: ClassifyQuery, state: State) -> None:
@@ -40,24 +40,20 @@ async def classify_by_neighbours(
 ) -> ClassifyAnswer:
     """Return the classes with the most votes of each image. Raises UnlabelledError if no image has a label."""
     index, field = state.index(), query.field or LABEL_FIELD
-    while True:
-        searched = index.searched.fingerprint
-        try:
-            async with state.use_for(searched) if query.model is None else state.use(query.model) as serving:
-                embedded = await state.embedder.embed(notes_of(request.scope), serving, images, views=query.views)
-            artifact = serving.artifact
-            predictions = [image.prediction for image in embedded]
-            vectors = np.stack([prediction.fc7 for prediction in predictions])
-            count = query.neighbours or _NEIGHBOURS
-            find = partial(vote, index, vectors, count, field, known=artifact.labels, fingerprint=artifact.fingerprint)
-            votes = await state.in_index(find)
-            break
-        except (IndexModelError, IndexSwitchedError, ModelNotLoadedError):
-            if query.model is not None or index.searched.fingerprint == searched:
-                raise
+
+    async def attempt(use: AbstractAsyncContextManager[Serving]) -> tuple[Serving, list[Prediction], list[Votes]]:
+        async with use as serving:
+            embedded = await state.embedder.embed(notes_of(request.scope), serving, images, views=query.views)
+        artifact, predictions = serving.artifact, [image.prediction for image in embedded]
+        vectors = np.stack([prediction.fc7 for prediction in predictions])
+        count = query.neighbours or VOTERS
+        find = partial(vote, index, vectors, count, field, known=artifact.labels, fingerprint=artifact.fingerprint)
+        return serving, predictions, await state.in_index(find)
+
+    serving, predictions, votes = await with_searched_model(state, query.model, attempt)
     if not votes[0].evidence:
         raise UnlabelledError(field, "no indexed image has a label there")
-    k, root_path = query.k or _DEFAULT_K, state.settings.root_path
+    artifact, k, root_path = serving.artifact, query.k or DEFAULT_CLASSES, state.settings.root_path
     novelty = novelty_of(state, serving, predictions, query.threshold)
     return ClassifyAnswer(
         model=ModelName.of(artifact),

@@ -14,11 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from index.cursor import Order
-from index.labels import LABEL_FIELD
+from index.labels import LABEL_FIELD, VOTERS
 from index.records import MAX_KEY_LENGTH
 from service.indexing.job import JobKind
 
 MAX_COUNT = 1000
+DEFAULT_CLASSES = 5  # in an answer
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _DECIMAL = re.compile(r"([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
 
@@ -128,7 +129,7 @@ class ClassifyQuery(_Query):
         "network does not have.",
     )
     neighbours: _Count | None = Field(
-        None, description=f"Number of labeled images that vote, from 1 to {MAX_COUNT}, with by=neighbours (10)."
+        None, description=f"Number of labeled images that vote, from 1 to {MAX_COUNT}, with by=neighbours ({VOTERS})."
     )
     field: str | None = Field(
         None, description="Metadata field of their labels, such as label or camera.model, with by=neighbours (label)."

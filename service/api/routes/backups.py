@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response, status
 
 from service import backup
 from service.api.parameters import BackupQuery
-from service.api.routes.common import ADMIN, WORK, StateDep, problems, within_limits
+from service.api.routes.common import ADMIN, WORK, StateDep, in_index_until_gone, problems
 from service.api.schemas.backups import BackupInfo, BackupsAnswer
 from service.errors import DrainingError
 from service.indexing.job import JobInfo, JobKind
@@ -58,20 +58,16 @@ async def verify_backup(name: Name, request: Request, state: StateDep) -> Backup
     The answer is 409 with the names of the damaged files if there are any. There is no deadline. Verification stops if
     the client disconnects or the server shuts down.
     """
-    stop = threading.Event()
 
-    def advance(_step: str, _done: int, _total: int) -> None:
-        if stop.is_set() or state.draining_since is not None:
-            raise DrainingError
+    def verify(stopped: Callable[[], bool]) -> BackupInfo:
+        def advance(_step: str, _done: int, _total: int) -> None:
+            if stopped():
+                raise DrainingError
 
-    def verify() -> BackupInfo:
         path = backup.find_backup(state.settings.home / backup.FOLDER, name)
         return BackupInfo.of(path, backup.verify_backup(path, advance=advance))
 
-    try:
-        return await within_limits(request, state, state.in_index(verify), deadline=False)
-    finally:
-        stop.set()
+    return await in_index_until_gone(request, state, verify)
 
 
 @router.delete(

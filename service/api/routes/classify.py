@@ -10,7 +10,7 @@ from model_store.artifact import Artifact
 from model_store.runtime.explainer import Target, require_explainable
 from service.api.neighbours import check_query, classify_by_neighbours
 from service.api.novelty import novelty_of
-from service.api.parameters import ClassifyQuery
+from service.api.parameters import DEFAULT_CLASSES, ClassifyQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.routes.explain import draw, explain_task
 from service.api.routes.fast_route import FastRoute
@@ -21,8 +21,6 @@ from service.observability.request_log import notes_of
 from service.state import State
 
 router = APIRouter(tags=["classify"], dependencies=[READ, WORK], route_class=FastRoute)
-
-_DEFAULT_K = 5
 
 
 @router.post(
@@ -76,7 +74,7 @@ async def _classify(request: Request, state: State, query: ClassifyQuery, images
 
 def _check_k(k: int | None, artifact: Artifact) -> int:
     classes = len(artifact.labels)
-    k = min(_DEFAULT_K, classes) if k is None else k
+    k = min(DEFAULT_CLASSES, classes) if k is None else k
     if not 1 <= k <= classes:
         raise ParameterError("k", k, f"a whole number from 1 to {classes}, the classes of {artifact.id}", classes)
     return k

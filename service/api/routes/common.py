@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Mapping
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +22,7 @@ from service.errors import ClientGoneError, DeadlineError, DrainingError
 from service.state import State
 
 _T = TypeVar("_T")
+StoppableWork = Callable[[Callable[[], bool]], _T]
 
 
 async def get_state(request: Request) -> State:
@@ -128,6 +131,39 @@ def revalidated(request: Request, content: bytes, media_type: str) -> Response:
 
 READY_RETRY = {"Retry-After": "5"}  # seconds
 WITH_BODY = (400, 401, 403, 408, 413, 415, 422, 503, 504)
+
+
+async def in_index_until_gone(request: Request, state: State, work: StoppableWork[_T]) -> _T:
+    """Run `work(stopped)` on an index thread, without a deadline.
+
+    `stopped()` is true once the client is gone or the server shuts down. Raises ClientGoneError.
+    """
+    gone = threading.Event()
+
+    def stopped() -> bool:
+        return gone.is_set() or state.draining_since is not None
+
+    try:
+        return await within_limits(request, state, state.in_index(work, stopped), deadline=False)
+    finally:
+        gone.set()
+
+
+async def in_index_until_deadline(request: Request, state: State, work: StoppableWork[_T], *, share: float = 1.0) -> _T:
+    """Run `work(stopped)` on an index thread until the deadline.
+
+    `stopped()` is true once the client is gone, or this share of the time is over; the rest is for the answer.
+    Raises ClientGoneError, DeadlineError.
+    """
+    gone, end = threading.Event(), time.monotonic() + share * state.settings.deadline_s
+
+    def stopped() -> bool:
+        return gone.is_set() or time.monotonic() > end
+
+    try:
+        return await within_limits(request, state, state.in_index(work, stopped))
+    finally:
+        gone.set()
 
 
 async def within_limits(request: Request, state: State, work: Coroutine[Any, Any, _T], *, deadline: bool = True) -> _T:

@@ -7,6 +7,7 @@ Out of scope: drawing (service/inference/heat_map.py).
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated
 
@@ -15,16 +16,16 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from index.errors import IndexModelError, IndexSwitchedError
 from model_store.artifact import Artifact
 from model_store.image import views
 from model_store.runtime.explainer import Target, require_explainable
+from service.api.index_switch import with_searched_model
 from service.api.parameters import ExplainQuery
 from service.api.routes.common import READ, WITH_BODY, WORK, StateDep, image_body, problems, within_limits
 from service.api.schemas.answers import ModelName
 from service.api.schemas.explanations import DrawnExplanation, Explanation, data_uri
 from service.api.upload import receive
-from service.errors import ModelNotLoadedError, ParameterError
+from service.errors import ParameterError
 from service.inference.admission import ExplainTask
 from service.inference.embed import Embedded
 from service.inference.errors import OneImageError, VectorNotFoundError
@@ -93,22 +94,19 @@ async def _explain_class(request: Request, state: State, query: ExplainQuery, da
 
 async def _explain_near(request: Request, state: State, query: ExplainQuery, data: bytes) -> Response:
     index, key = state.index(), query.near or ""
-    while True:
-        searched = index.searched.fingerprint
-        try:
-            async with state.use_for(searched) if query.model is None else state.use(query.model) as serving:
-                artifact = serving.artifact
-                find = partial(index.vectors, [key], fingerprint=artifact.fingerprint)
-                vectors = await state.in_index(find)
-                if key not in vectors:
-                    raise VectorNotFoundError(key, artifact.embedder)
-                near = vectors[key].astype(np.float32)
-                embedded = await _run(request, state, serving, data, Target(near=near))
-                return await _answer(state, query, artifact, embedded, near)
-        except (IndexModelError, IndexSwitchedError, ModelNotLoadedError):
-            if query.model is not None or index.searched.fingerprint == searched:
-                raise
-            # The index switched to another model in the meantime: explain with that model.
+
+    async def attempt(use: AbstractAsyncContextManager[Serving]) -> Response:
+        async with use as serving:
+            artifact = serving.artifact
+            find = partial(index.vectors, [key], fingerprint=artifact.fingerprint)
+            vectors = await state.in_index(find)
+            if key not in vectors:
+                raise VectorNotFoundError(key, artifact.embedder)
+            near = vectors[key].astype(np.float32)
+            embedded = await _run(request, state, serving, data, Target(near=near))
+            return await _answer(state, query, artifact, embedded, near)
+
+    return await with_searched_model(state, query.model, attempt)
 
 
 async def _run(request: Request, state: State, serving: Serving, data: bytes, target: Target) -> Embedded:

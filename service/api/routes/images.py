@@ -10,9 +10,7 @@ Out of scope: fetching URLs.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
@@ -35,6 +33,7 @@ from service.api.routes.common import (
     WRITE,
     StateDep,
     image_body,
+    in_index_until_gone,
     problems,
     revalidated,
     within_limits,
@@ -243,7 +242,7 @@ async def patch_images(request: Request, query: Annotated[PatchQuery, Query()], 
     if where is None:
         done = await state.in_index(index.change_keys, keys, update)
     else:
-        done = await _until_stopped(
+        done = await in_index_until_gone(
             request, state, lambda stopped: index.change_matching(where, update, stopped=stopped)
         )
         if state.draining_since is not None:
@@ -288,7 +287,7 @@ async def delete_images(request: Request, query: Annotated[WhereQuery, Query()],
     index, where = state.index(), parse_where(query.where)
     if where is None:
         return DeletedAnswer(deleted=0)
-    deleted = await _until_stopped(request, state, lambda stopped: index.delete_where(where, stopped=stopped))
+    deleted = await in_index_until_gone(request, state, lambda stopped: index.delete_where(where, stopped=stopped))
     if state.draining_since is not None and await state.in_index(lambda: bool(index.list(1, where=where).images)):
         raise DrainingError
     return DeletedAnswer(deleted=deleted)
@@ -305,19 +304,6 @@ async def delete_images(request: Request, query: Annotated[WhereQuery, Query()],
 async def delete_image(key: Key, state: StateDep) -> None:
     """Delete an image. Later searches do not find it."""
     await state.in_index(state.index().delete, key)
-
-
-async def _until_stopped(request: Request, state: State, work: Callable[[Callable[[], bool]], _T]) -> _T:
-    """Run `work(stopped)` without a deadline; `stopped` is true once the client is gone or the server shuts down."""
-    stop = threading.Event()
-
-    def stopped() -> bool:
-        return stop.is_set() or state.draining_since is not None
-
-    try:
-        return await within_limits(request, state, state.in_index(work, stopped), deadline=False)
-    finally:
-        stop.set()
 
 
 def _model_of_index(state: State) -> ModelName:

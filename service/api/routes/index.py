@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, status
 
 from index.catalog.backup import snapshot_name
+from index.duplicates import Duplicates
 from index.fields import field_name
 from index.filters import parse_field, parse_where
 from service.api.parameters import DeleteDuplicatesQuery, DuplicatesQuery, FieldsQuery
-from service.api.routes.common import ADMIN, READ, WORK, WRITE, StateDep, problems, within_limits
+from service.api.routes.common import (
+    ADMIN,
+    READ,
+    WORK,
+    WRITE,
+    StateDep,
+    in_index_until_deadline,
+    in_index_until_gone,
+    problems,
+)
 from service.api.schemas.duplicates import DuplicatesAnswer
 from service.api.schemas.facets import FieldsAnswer
 from service.api.schemas.images import DeletedAnswer
@@ -25,7 +33,6 @@ from service.errors import DrainingError, QueueFullError
 from service.state import State
 
 _DUPLICATES_SHARE = 0.8  # of the deadline; the rest is for listing what was found
-_T = TypeVar("_T")
 router = APIRouter(prefix="/v1/index", tags=["index"], dependencies=[WORK])
 
 
@@ -78,17 +85,13 @@ async def list_duplicates(
     images are listed. One such search runs at a time; another one is refused with 503. `fc7 index duplicates` has no
     deadline.
     """
-    index, where, stop = state.index(), parse_where(query.where), threading.Event()
-    end = time.monotonic() + _DUPLICATES_SHARE * state.settings.deadline_s
+    index, where = state.index(), parse_where(query.where)
 
-    def stopped() -> bool:
-        return stop.is_set() or time.monotonic() > end
+    def find(stopped: Callable[[], bool]) -> Duplicates:
+        with _alone(state):
+            return index.duplicates(query.threshold, query.limit, where=where, stopped=stopped)
 
-    find = partial(index.duplicates, query.threshold, query.limit, where=where, stopped=stopped)
-    try:
-        found = await within_limits(request, state, state.in_index(_alone, state, find))
-    finally:
-        stop.set()
+    found = await in_index_until_deadline(request, state, find, share=_DUPLICATES_SHARE)
     return DuplicatesAnswer.model_validate(asdict(found))
 
 
@@ -107,16 +110,13 @@ async def delete_duplicates(
     Images that are linked to it only by others stay; repeat the request to compare them with each other. There is no
     deadline. If the client disconnects or the server shuts down, the rest is not deleted.
     """
-    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    index, where = state.index(), parse_where(query.where)
 
-    def stopped() -> bool:
-        return stop.is_set() or state.draining_since is not None
+    def delete(stopped: Callable[[], bool]) -> int:
+        with _alone(state):
+            return index.delete_duplicates(query.threshold, where=where, stopped=stopped)
 
-    delete = partial(index.delete_duplicates, query.threshold, where=where, stopped=stopped)
-    try:
-        deleted = await within_limits(request, state, state.in_index(_alone, state, delete), deadline=False)
-    finally:
-        stop.set()
+    deleted = await in_index_until_gone(request, state, delete)
     if state.draining_since is not None:
         raise DrainingError
     return DeletedAnswer(deleted=deleted)
@@ -134,22 +134,23 @@ async def list_fields(request: Request, query: Annotated[FieldsQuery, Query()], 
 
     At most 200 fields and 10,000 values are listed. A field with values of several types is listed once for each.
     """
-    index, where, stop = state.index(), parse_where(query.where), threading.Event()
+    index, where = state.index(), parse_where(query.where)
     field = None if query.field is None else field_name(parse_field(query.field))
-    count = partial(index.fields, query.limit, where=where, field=field, stopped=stop.is_set)
-    try:
-        found = await within_limits(request, state, state.in_index(count))
-    finally:
-        stop.set()
+    found = await in_index_until_deadline(
+        request, state, lambda stopped: index.fields(query.limit, where=where, field=field, stopped=stopped)
+    )
     return FieldsAnswer.model_validate(asdict(found))
 
 
-def _alone(state: State, work: Callable[[], _T]) -> _T:
-    """Run `work` if no other search for near-duplicates runs. Raises QueueFullError."""
-    # Acquired in the thread that does the work, so that it is released when the work ends, not the request.
+@contextmanager
+def _alone(state: State) -> Iterator[None]:
+    """Search for near-duplicates, unless another such search runs. Raises QueueFullError.
+
+    Used in the thread that does the work, so that the next search can start when the work ends, not the request.
+    """
     if not state.duplicates.acquire(blocking=False):
         raise QueueFullError("searches for near-duplicates", 1, retry_after=math.ceil(state.settings.deadline_s))
     try:
-        return work()
+        yield
     finally:
         state.duplicates.release()

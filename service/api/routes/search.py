@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated
 
@@ -9,14 +10,14 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 
-from index.errors import IndexModelError, IndexSwitchedError
 from index.filters import Where, parse_where
 from index.interface import Answers, ImageIndex
 from service.api.bodies.body import Body
 from service.api.bodies.json_images import NO_URLS, is_url
 from service.api.bodies.queries import Queries
+from service.api.index_switch import with_searched_model
 from service.api.novelty import novelty_of
-from service.api.parameters import ModelSearchQuery
+from service.api.parameters import DEFAULT_CLASSES, ModelSearchQuery
 from service.api.routes.common import (
     READ,
     WITH_BODY,
@@ -30,13 +31,13 @@ from service.api.routes.fast_route import FastRoute
 from service.api.schemas.answers import ModelName, Prediction, SearchAnswer, SearchResult
 from service.api.schemas.bodies import SEARCH
 from service.api.upload import receive
-from service.errors import BodyMalformedError, ModelNotLoadedError, ParameterError
+from service.errors import BodyMalformedError, ParameterError
+from service.inference.embed import Embedded
+from service.inference.model_pool import Serving
 from service.observability.request_log import notes_of
 from service.state import State
 
 router = APIRouter(tags=["search"], dependencies=[READ, WORK], route_class=FastRoute)
-
-_CLASSES = 5
 
 
 @router.post(
@@ -68,19 +69,14 @@ async def _search(
     index, queries = state.index(), Queries.of(body)
     await _check(state, queries, query)
     images = queries.images
-    while True:
-        searched = index.searched.fingerprint
-        try:
-            async with state.use_for(searched) if query.model is None else state.use(query.model) as serving:
-                embedded = await state.embedder.embed(notes_of(request.scope), serving, images) if images else []
-            fingerprint = serving.artifact.fingerprint
-            find = partial(_find, index, queries, query, where=where, fingerprint=fingerprint)
-            found = await state.in_index(find, [image.prediction.fc7 for image in embedded])
-            break
-        except (IndexModelError, IndexSwitchedError, ModelNotLoadedError):
-            if query.model is not None or index.searched.fingerprint == searched:
-                raise
-            # The index switched to another model in the meantime: embed the images with that model.
+
+    async def attempt(use: AbstractAsyncContextManager[Serving]) -> tuple[Serving, list[Embedded], Answers]:
+        async with use as serving:
+            embedded = await state.embedder.embed(notes_of(request.scope), serving, images) if images else []
+        find = partial(_find, index, queries, query, where=where, fingerprint=serving.artifact.fingerprint)
+        return serving, embedded, await state.in_index(find, [image.prediction.fc7 for image in embedded])
+
+    serving, embedded, found = await with_searched_model(state, query.model, attempt)
     results = [SearchResult.of(neighbours, state.settings.root_path) for neighbours in found]
     if embedded and not queries.combined:
         novelty = novelty_of(state, serving, [image.prediction for image in embedded], query.threshold)
@@ -90,7 +86,9 @@ async def _search(
     if "classes" in query.include:
         labels = serving.artifact.labels
         for result, image in zip(results, embedded, strict=True):
-            result.predictions = Prediction.best(image.prediction.probabilities, labels, min(_CLASSES, len(labels)))
+            result.predictions = Prediction.best(
+                image.prediction.probabilities, labels, min(DEFAULT_CLASSES, len(labels))
+            )
     return SearchAnswer(model=ModelName.of(serving.artifact), mode=found[0].mode, results=results)
 
 

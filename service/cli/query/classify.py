@@ -14,7 +14,7 @@ import typer
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from index.labels import LABEL_FIELD
+from index.labels import LABEL_FIELD, VOTERS
 from model_store.image import views
 from service.cli import console
 from service.cli.options import (
@@ -64,7 +64,7 @@ def classify(
     ] = "network",
     neighbours: Annotated[
         int, typer.Option(min=1, max=1000, help="Number of images that vote, with --by neighbours.")
-    ] = 10,
+    ] = VOTERS,
     field: LabelField = LABEL_FIELD,
     threshold: Threshold = None,
     model: ModelOption = None,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from index.cursor import Listing, make_cursor, read_cursor
 from index.filters import parse_where
 from service.api.parameters import MapQuery
-from service.api.routes.common import READ, WORK, StateDep, problems, revalidated, within_limits
+from service.api.routes.common import READ, WORK, StateDep, in_index_until_deadline, problems, revalidated
 from service.api.schemas.map import MapAnswer, encode_map
 
 _SHARE = 0.7  # of the deadline; the rest is for encoding what was found
@@ -34,27 +33,17 @@ async def get_map(request: Request, query: Annotated[MapQuery, Query()], state: 
     t-SNE. New images are placed near the images that resemble them, until the job runs again. The map belongs to the
     searched model; after a switch to another one it starts again.
     """
-    index, where, stop = state.index(), parse_where(query.where), threading.Event()
-    end = time.monotonic() + _SHARE * state.settings.deadline_s
+    index, where = state.index(), parse_where(query.where)
     identity = index.searched.fingerprint
     listing = Listing(where, "", "key", 0)
     after = None if query.cursor is None else read_cursor(query.cursor, identity, listing, _is_key)
 
-    def work() -> bytes:
-        page = state.maps.page(
-            index,
-            query.field,
-            query.limit,
-            after,
-            where=where,
-            stopped=lambda: stop.is_set() or time.monotonic() > end,
-        )
+    def work(stopped: Callable[[], bool]) -> bytes:
+        page = state.maps.page(index, query.field, query.limit, after, where=where, stopped=stopped)
         return encode_map(page, query.field, make_cursor(identity, listing, page.last) if page.more else None)
 
-    try:
-        return revalidated(request, await within_limits(request, state, state.in_index(work)), "application/json")
-    finally:
-        stop.set()
+    content = await in_index_until_deadline(request, state, work, share=_SHARE)
+    return revalidated(request, content, "application/json")
 
 
 def _is_key(last: object) -> bool:

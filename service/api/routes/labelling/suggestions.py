@@ -6,8 +6,7 @@ methods work. Its record is at `/v1/images/%73uggestions` and in the listing `/v
 
 from __future__ import annotations
 
-import threading
-import time
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -15,7 +14,7 @@ from fastapi import APIRouter, Query, Request
 from index.filters import parse_where
 from index.suggestions import suggest
 from service.api.parameters import SuggestionsQuery
-from service.api.routes.common import READ, WORK, StateDep, problems, within_limits
+from service.api.routes.common import READ, WORK, StateDep, in_index_until_deadline, problems
 from service.api.routes.images import KeyRoute
 from service.api.schemas.suggestions import SuggestionsAnswer
 
@@ -39,17 +38,11 @@ async def suggest_images(
     counts the previous ones as labeled, so the list does not repeat one scene. Label some of them, and ask again. In a
     large index, random samples of 4,096 unlabeled and 4,096 labeled images are compared; `note` says so.
     """
-    index, where, stop = state.index(), parse_where(query.where), threading.Event()
-    end = time.monotonic() + _SHARE * state.settings.deadline_s
+    index, where = state.index(), parse_where(query.where)
     model = index.searched.model
 
-    def work() -> SuggestionsAnswer:
-        found = suggest(
-            index, query.field, query.limit, where=where, stopped=lambda: stop.is_set() or time.monotonic() > end
-        )
+    def work(stopped: Callable[[], bool]) -> SuggestionsAnswer:
+        found = suggest(index, query.field, query.limit, where=where, stopped=stopped)
         return SuggestionsAnswer.of(model, query.field, found, state.settings.root_path)
 
-    try:
-        return await within_limits(request, state, state.in_index(work))
-    finally:
-        stop.set()
+    return await in_index_until_deadline(request, state, work, share=_SHARE)
