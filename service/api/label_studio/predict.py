@@ -19,7 +19,9 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from index.fields import field_name
+from index.labels import VOTERS
 from index.voting import vote
+from model_store.artifact import Artifact
 from model_store.errors import Fc7Error, ImageError
 from service.api.label_studio.client import LabelStudioClient
 from service.api.label_studio.config import Control
@@ -30,7 +32,6 @@ from service.observability.request_log import notes_of
 from service.state import State
 
 _AT_ONCE: Final = 8  # tasks whose images are in memory
-_NEIGHBOURS: Final = 10
 Scores = Mapping[str, float]  # of the choices, by name
 
 
@@ -40,6 +41,15 @@ class _Task:
 
     scores: Sequence[Scores]
     error: Fc7Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The embedded images of some tasks, by the number of the task, and why others have none."""
+
+    artifact: Artifact
+    embedded: Mapping[int, Embedded]
+    errors: Mapping[int, Fc7Error]
 
 
 def by_network(control: Control, labels: Sequence[str]) -> bool:
@@ -80,47 +90,57 @@ async def _predict_part(
     tasks: Sequence[Mapping[str, Any]],
     client: LabelStudioClient | None,
 ) -> list[_Task]:
-    index = state.index()
     scores: dict[int, list[Scores]] = {number: [] for number in range(len(tasks))}
     errors: dict[int, Fc7Error] = {}
+    sources: dict[str, _Source] = {}  # several controls can be about the same image
     for control in controls:
-        read = [state.in_index(read_image, task, control, index, client) for task in tasks]
-        images = {}
-        for number, image in enumerate(await asyncio.gather(*read, return_exceptions=True)):
-            if isinstance(image, TaskImageError):
-                errors[number] = image
-            elif isinstance(image, BaseException):
-                raise image
-            else:
-                images[number] = image.data
-        for number, result in (await _score(request, state, control, images)).items():
-            if isinstance(result, Fc7Error):
-                errors[number] = TaskImageError(tasks[number].get("id"), str(result).rstrip("."))
-            else:
-                scores[number].append(result)
+        if control.data not in sources:
+            sources[control.data] = await _embed_source(request, state, control, tasks, client)
+        source = sources[control.data]
+        errors |= source.errors
+        for number, result in (await _score(state, control, source)).items():
+            scores[number].append(result)
     return [_Task(scores[number], errors.get(number)) for number in range(len(tasks))]
 
 
-async def _score(
-    request: Request, state: State, control: Control, images: Mapping[int, bytes]
-) -> dict[int, Scores | Fc7Error]:
-    """Return the scores of each image, or its error."""
-    async with state.use(None) as serving:
-        labels, fingerprint = serving.artifact.labels, serving.artifact.fingerprint
-        embedded = await _embed(request, state, images)
-    names = control.names_of(labels)
-    results: dict[int, Scores | Fc7Error] = {
-        number: image if isinstance(image, Fc7Error) else _sums(names, labels, image.prediction.probabilities)
-        for number, image in embedded.items()
-    }
-    if by_network(control, labels):
-        return results
-    usable = {number: image for number, image in embedded.items() if isinstance(image, Embedded)}
+async def _embed_source(
+    request: Request,
+    state: State,
+    control: Control,
+    tasks: Sequence[Mapping[str, Any]],
+    client: LabelStudioClient | None,
+) -> _Source:
+    """Read and embed the images that a control is about."""
     index = state.index()
-    if usable and index.searched.fingerprint == fingerprint:
-        vectors = np.stack([image.prediction.fc7 for image in usable.values()])
+    read = [state.in_index(read_image, task, control, index, client) for task in tasks]
+    images: dict[int, bytes] = {}
+    errors: dict[int, Fc7Error] = {}
+    for number, image in enumerate(await asyncio.gather(*read, return_exceptions=True)):
+        if isinstance(image, TaskImageError):
+            errors[number] = image
+        elif isinstance(image, BaseException):
+            raise image
+        else:
+            images[number] = image.data
+    embedded: dict[int, Embedded] = {}
+    async with state.use(None) as serving:
+        for number, result in (await _embed(request, state, images)).items():
+            if isinstance(result, Fc7Error):
+                errors[number] = TaskImageError(tasks[number].get("id"), str(result).rstrip("."))
+            else:
+                embedded[number] = result
+    return _Source(serving.artifact, embedded, errors)
+
+
+async def _score(state: State, control: Control, source: _Source) -> dict[int, Scores]:
+    """Return the scores of each image."""
+    labels, embedded, index = source.artifact.labels, source.embedded, state.index()
+    names = control.names_of(labels)
+    results = {number: _sums(names, labels, image.prediction.probabilities) for number, image in embedded.items()}
+    if embedded and not by_network(control, labels) and index.searched.fingerprint == source.artifact.fingerprint:
+        vectors = np.stack([image.prediction.fc7 for image in embedded.values()])
         field = field_name((control.field,))
-        for number, votes in zip(usable, await state.in_index(vote, index, vectors, _NEIGHBOURS, field), strict=True):
+        for number, votes in zip(embedded, await state.in_index(vote, index, vectors, VOTERS, field), strict=True):
             classes = [label for label, _ in votes.classes]
             known = control.names_of(classes)
             summed = _sums(known, classes, np.array([share for _, share in votes.classes], np.float32))
