@@ -24,6 +24,7 @@ from service.api.access.keyring import Keyring
 from service.api.access.origin import RequestOrigin
 from service.api.archive_upload import Uploads
 from service.api.documentation.examples import add_examples
+from service.api.downloads.links import DownloadLinks
 from service.api.middleware import LingeringClose, Observe
 from service.api.oip_codec import HEADER_LENGTH
 from service.api.paths import Paths
@@ -90,6 +91,7 @@ def create_app(
     )
     app.state.fc7 = state
     app.state.keyring = keyring
+    app.state.download_links = DownloadLinks()
     app.state.body_budget = BodyBudget(settings.max_buffer_bytes)
     app.state.uploads = Uploads(settings.max_uploads)
     for router in ROUTERS:

@@ -17,6 +17,7 @@ import asyncio
 import errno
 import gc
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -44,6 +45,7 @@ _CANCEL_S = 0.2
 _LINGER_S = 1.0
 _MAX_LINGERING = 10  # refused connections. Each holds a descriptor of those that are left for the index and uploads.
 _MAX_CLOSING_S = 5.0
+_SWITCH_S = 0.001
 
 
 def answer_time(shutdown_timeout_s: float) -> float:
@@ -263,6 +265,8 @@ async def serve_until_stopped(
             # The objects created so far stay alive. Without freezing them, each full collection would take about 50 ms.
             gc.collect()
             gc.freeze()
+            # By default, a decoding thread waits 5 ms for a busy event loop to release the GIL.
+            sys.setswitchinterval(_SWITCH_S)
             if shutdown is not None:
                 loop = asyncio.get_running_loop()
                 shutdown.serve(

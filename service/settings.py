@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model_store.cores import usable_cores
 from model_store.runtime.options import EngineName
 from service.addresses import Address, BaseUrl, HostPatterns, Origins, RootPath, TrustedProxies
 from service.api_keys import KEY_LENGTH, KEYS_EXPECTED, ApiKey, parse_keys
@@ -271,8 +272,8 @@ class Settings(BaseSettings):
         ge=1,
         le=1024,
         description=(
-            "Number of threads that decode images (unset: one per core). Expensive images are decoded by half as many"
-            " processes."
+            "Number of threads that decode images and, on a CPU, run batches (unset: one per core). Expensive images"
+            " are decoded by half as many processes."
         ),
     )
     otlp_endpoint: str | None = Field(
@@ -304,6 +305,11 @@ class Settings(BaseSettings):
                 variable("allowed_origins"), "*", "a list of origins, because requests without an API key are accepted"
             )
         return self
+
+    @property
+    def threads_to_decode(self) -> int:
+        """`decode_threads`, by default one for each core that the process may use."""
+        return self.decode_threads or usable_cores()
 
     @property
     def keys_path(self) -> Path:

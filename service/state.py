@@ -24,7 +24,6 @@ from index.interface import ImageIndex
 from index.projection.maps import Maps
 from index.records import IndexOptions, IndexStats
 from model_store.artifact import Artifact
-from model_store.cores import usable_cores
 from model_store.decoder.decoder import Event
 from model_store.decoder.priority_pool import PriorityPool
 from model_store.errors import NoActiveModelError
@@ -75,7 +74,7 @@ class Resources:
             on_death=self._on_death,
         )
         self.models = ModelPool(self._load, settings.max_loaded)
-        threads = settings.decode_threads or usable_cores()
+        threads = settings.threads_to_decode
         self.decode_pool = PriorityPool(threads, "fc7-decode")
         self.decoder = decoder_of(settings, workers=max(1, threads // 2), on_event=self._count_decode_failure)
         # Images of jobs are decoded here, so that an expensive one does not take a thread from the requests.
@@ -284,12 +283,12 @@ class State(Resources):
             return
         try:
             stats = self.index_stats(index)
-            spaces = [] if index.spaces.target is None else index.spaces.describe()
+            missing = self._missing_vectors(index)
             jobs = Counter() if self._jobs is None else self._jobs.counts()
         except (IndexUnavailableError, JobStoreError):
             return  # the other metrics are still reported
         self.metrics.index_images.set(stats.images)
-        self.metrics.missing_vectors.set(sum(space.missing_vectors for space in spaces if space.target))
+        self.metrics.missing_vectors.set(missing)
         for kind, state in itertools.product(JobKind, JobState):
             self.metrics.jobs.labels(kind, state).set(jobs[kind, state])
         self.metrics.index_bytes.labels("disk").set(stats.bytes_on_disk)
@@ -298,6 +297,15 @@ class State(Resources):
         fast = stats.fast
         self.metrics.index_fast_recall.set(math.nan if fast is None or fast.recall is None else fast.recall)
         self.metrics.index_fast_age.set(math.nan if fast is None else time.time() - fast.learned)
+
+    def _missing_vectors(self, index: ImageIndex) -> int:
+        """Return how many vectors the running migration has to compute; 0 without a migration."""
+        target, progress = index.spaces.target, self.versions.progress
+        if target is None and (progress is None or progress.state is MigrationState.DONE):
+            return 0
+        # Without a target, search uses the new vectors already: it switches back to kept ones immediately.
+        spaces = index.spaces.describe()
+        return sum(space.missing_vectors for space in spaces if (space.active if target is None else space.target))
 
     def serving(self) -> Serving:
         """Return the active model for inspection; to run it, use `use`. Raises NotReadyError."""

@@ -104,6 +104,8 @@ def measure(folder: Path, size: int, task: str) -> list[Point]:
         start_s, resident = time.perf_counter() - started, _resident() - memory_before
         if mode == "codes":
             _wait_for_codes(index)
+        elif mode == "fast":
+            _wait_for_fast(index)
         if index.mode(mode) != mode:
             raise RuntimeError(f"{folder} has no {mode} search")
         search = _of_index(index, mode)
@@ -153,6 +155,11 @@ def _of_index(index: LocalImageIndex, mode: Mode) -> Search:
         return np.array([[int(neighbour.key) for neighbour in answer] for answer in answers], np.int64)
 
     return search
+
+
+def _wait_for_fast(index: LocalImageIndex) -> None:
+    while index.mode("fast") != "fast":  # the codes are computed after the index was opened
+        time.sleep(0.2)
 
 
 def _wait_for_codes(index: LocalImageIndex) -> None:
@@ -217,8 +224,7 @@ def _fill(home: Path, vectors: Vectors, size: int) -> None:
                 index.add_many([_image(str(first + n), row) for n, row in enumerate(fresh.astype(np.float32))])
             position += len(block)
     with LocalImageIndex.open(home, IndexOptions(FINGERPRINT, MODEL, fast_from=1)) as index:
-        while index.mode("fast") != "fast":
-            time.sleep(0.2)
+        _wait_for_fast(index)
 
 
 def _copy_codes(home: Path, trained_codes: Path, vectors: Vectors, bits: int, epochs: int) -> None:

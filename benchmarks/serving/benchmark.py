@@ -22,12 +22,12 @@ from benchmarks.photographs import enlarge, read_photographs
 from benchmarks.serving.limit import Limit, limit_of
 from benchmarks.serving.load import LoadResult, Plan, request, run_load
 from benchmarks.serving.plain_graph import write_plain_graph
-from benchmarks.serving.servers import Server, fc7_server, litserve_server
+from benchmarks.serving.servers import Server, empty_server, fc7_server, litserve_server
 
 BUSY, MAX_CLIENTS = 32, 128
 OVERLOAD = 3
-FC7 = "fc7"
-LITSERVE, OPENVINO, POOL, PLAIN = (
+FC7, EMPTY = "fc7", "an empty endpoint"
+_LITSERVES = LITSERVE, OPENVINO, POOL, PLAIN = (
     "LitServe",
     "LitServe, OpenVINO",
     "LitServe, decoding in a pool",
@@ -37,10 +37,11 @@ LITSERVE, OPENVINO, POOL, PLAIN = (
 MEASURED = {
     1: (FC7, LITSERVE, PLAIN),
     8: (FC7, LITSERVE),
-    BUSY: (FC7, LITSERVE, OPENVINO, POOL, PLAIN),
+    BUSY: (FC7, LITSERVE, OPENVINO, POOL, PLAIN, EMPTY),
     MAX_CLIENTS: (FC7, LITSERVE),
 }
-LIMITS = {1: ("one",), BUSY: ("alternating", "overlapping")}
+FASTEST = ("alternating", "overlapping", "by_core")
+LIMITS = {1: ("one",), BUSY: FASTEST}
 _BOUNDARY = "4d1f0f5e"
 
 
@@ -106,8 +107,12 @@ class ServingBenchmark:
         log = scratch / "fc7.log"
         with ExitStack() as stack:
             limit = stack.enter_context(limit_of(self.home, self.photographs, scratch))
-            servers = {FC7: stack.enter_context(fc7_server(home, log, self.settings))}
-            servers[FC7].suspend()
+            servers = {
+                FC7: stack.enter_context(fc7_server(home, log, self.settings)),
+                EMPTY: stack.enter_context(empty_server(scratch / "empty.log")),
+            }
+            for server in servers.values():
+                server.suspend()
             if litserve:
                 self.start_litserve(stack, servers, scratch)
             for number in range(self.size.rounds):
@@ -141,7 +146,8 @@ class ServingBenchmark:
                 self.limits.setdefault(name, []).append(limit.measure(name, self.size.seconds))
             for name in names:
                 if name in servers:
-                    requests = self.classify() if name == FC7 else self.uploads(servers[name].path)
+                    path = servers[name].path
+                    requests = self.uploads(path) if name in _LITSERVES else self.images(path)
                     with servers[name].resumed():
                         self.measure(f"{name}, {clients}", servers[name], requests, clients)
 
@@ -154,7 +160,7 @@ class ServingBenchmark:
             names = [f"{first + number}.jpg" for number in range(len(part))]
             _post(server.port, _upload("/v1/images", part, names))
         search = [request("/v1/search?k=10", data) for data in self.photographs]
-        mix = [entry for pair in zip(self.classify(), search, strict=True) for entry in pair]
+        mix = [entry for pair in zip(self.images("/v1/classify"), search, strict=True) for entry in pair]
         self.measure("fc7, classify and search, 32", server, mix, BUSY)
         ten = [request("/v1/classify?views=10", data) for data in self.photographs]
         self.measure("fc7, ten views, 8", server, ten, 8)
@@ -169,13 +175,13 @@ class ServingBenchmark:
         The peak load is the mean of what the same server handles before and after.
         """
         name = f"fc7 by itself, {MAX_CLIENTS}"
-        self.measure(name, server, self.classify(), MAX_CLIENTS)
+        self.measure(name, server, self.images("/v1/classify"), MAX_CLIENTS)
         before = self.points[name][0].rate
         self.log(f"{OVERLOAD * before:.0f} requests a second")
         result = run_load(
             Plan(
                 server.port,
-                self.classify(),
+                self.images("/v1/classify"),
                 clients=2000,
                 seconds=3 * self.size.seconds,
                 warm_up_s=3.0,
@@ -183,8 +189,8 @@ class ServingBenchmark:
             )
         )
         memory = server.memory()
-        after = run_load(Plan(server.port, self.classify(), 1, 2.0))
-        self.measure(name, server, self.classify(), MAX_CLIENTS)
+        after = run_load(Plan(server.port, self.images("/v1/classify"), 1, 2.0))
+        self.measure(name, server, self.images("/v1/classify"), MAX_CLIENTS)
         peak = (before + self.points[name][1].rate) / 2
         times = {str(status): len(latencies) for status, latencies in sorted(result.latencies.items())}
         self.overload = {
@@ -203,9 +209,9 @@ class ServingBenchmark:
             "afterwards_errors": after.errors,
         }
 
-    def classify(self) -> list[bytes]:
-        """Return a request to classify each photograph."""
-        return [request("/v1/classify", data) for data in self.photographs]
+    def images(self, path: str) -> list[bytes]:
+        """Return a request with each photograph as its body."""
+        return [request(path, data) for data in self.photographs]
 
     def uploads(self, path: str) -> list[bytes]:
         """Return a multipart request for each photograph."""
@@ -228,10 +234,18 @@ class ServingBenchmark:
         return {name: Point.median(points) for name, points in self.points.items()}
 
     def rates(self, name: str) -> list[float]:
-        """Return the images per second in each round. "limit": the faster of alternating and overlapping."""
+        """Return the images per second in each round. "limit": the fastest way to share the cores."""
         if name == "limit":
-            return [max(pair) for pair in zip(self.limits["alternating"], self.limits["overlapping"], strict=True)]
+            return [max(round_) for round_ in zip(*(self.limits[way] for way in FASTEST), strict=True)]
         return self.limits[name] if name in self.limits else [point.rate for point in self.points[name]]
+
+    def limits_with_http(self) -> list[float]:
+        """Return the limit in each round if an image also takes the CPU time of an empty endpoint and of its client."""
+        cores = os.cpu_count() or 1
+        http = (
+            point.processor / 1000 + point.generator * cores / point.rate for point in self.points[f"{EMPTY}, {BUSY}"]
+        )
+        return [cores / (cores / limit + spent) for limit, spent in zip(self.rates("limit"), http, strict=True)]
 
 
 def _temporary_home(home: Path, target: Path) -> Path:

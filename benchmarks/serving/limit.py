@@ -1,8 +1,8 @@
 """The limit: decoding and the engine in one process with nothing in between. No server can be faster.
 
-A thread pool decodes, and the engine that serves runs batches. There are two ways to share the cores: alternating (all
-cores decode a batch, then all run it) and overlapping (the next batch is decoded while one runs). The faster of the two
-is the limit. One more figure: `one`, a single image alone.
+A thread pool decodes, and the engine that serves runs batches. There are three ways to share the cores: alternating
+(all cores decode a batch, then all run it), overlapping (the next batch is decoded while one runs) and by core (each
+decodes and runs batches of its own). The fastest is the limit. One more figure: `one`, a single image alone.
 Out of scope: HTTP, queues, and responses beyond the arrays.
 """
 
@@ -72,7 +72,8 @@ class _Limits:
         self.cores = usable_cores()
         artifact = ModelStore(home).active_artifact()
         self.runner = Runner(artifact, RunnerOptions(device="cpu"))
-        self.runner.warm_up((1, BATCH))
+        self.runner.warm_up((1, BATCH * self.runner.streams))
+        self.images = images
         self.source = itertools.cycle(images)
         self.pool = ThreadPoolExecutor(self.cores)
 
@@ -101,6 +102,18 @@ class _Limits:
             pixels = np.stack([future.result() for future in decoding])
             decoding = [self.pool.submit(prepare, data) for data in self._batch()]
             self.runner.run(views(pixels))
+            done += BATCH
+        return done
+
+    def by_core(self, until: float) -> int:
+        return sum(self.pool.map(lambda number: self._core(number, until), range(self.runner.streams)))
+
+    def _core(self, number: int, until: float) -> int:
+        source = itertools.cycle(self.images[number :: self.runner.streams])
+        done = 0
+        while time.perf_counter() < until:
+            pixels = np.stack([prepare(data) for data in itertools.islice(source, BATCH)])
+            self.runner.run(views(pixels), all_cores=False)
             done += BATCH
         return done
 

@@ -10,6 +10,7 @@ LitServe's documentation; with more, a thread pool decodes them in `batch`, whic
 """
 
 import argparse  # without `from __future__ import annotations`: LitServe compares annotations with classes
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
         artifact = ModelStore(self.home).active_artifact()
         self.labels = artifact.labels
         if self.graph is None:
-            self.run = Runner(artifact, RunnerOptions(device="cpu", engine=self.engine)).run
+            runner = Runner(artifact, RunnerOptions(device="cpu", engine=self.engine))
+            self.run: Callable[[Any], Outputs] = runner.run
         else:
             session = onnxruntime.InferenceSession(self.graph, providers=["CPUExecutionProvider"])
             self.run = lambda pixels: Outputs(*session.run(["probabilities", "fc7"], {"pixels": pixels}))

@@ -1,8 +1,8 @@
 """The same net as a plain export, as a user of another server would serve it.
 
-`nn.LocalResponseNorm` and torch's other modules are exported by `torch.onnx.export`, with the weights and the mean
-image of a published version. The export is checked to give the same probabilities as the version. It writes the
-normalization as padding, an average over three dimensions, and a power.
+`nn.LocalResponseNorm` and torch's other modules are exported by `torch.onnx.export`, with the weights, the mean image
+and the temperature of a published version. The export is checked to give the same probabilities as the version. It
+writes the normalization as padding, an average over three dimensions, and a power.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from model_store.image import CROP
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
+from model_store.training.export.calibration import TEMPERATURE
 from model_store.training.nets.alexnet import Conv, Hidden, Norm, Pool
 from model_store.training.parents import find_parent
 from model_store.training.runs.fine_tuning import Parent
@@ -35,8 +36,9 @@ class PlainNet(nn.Module):
 
     mean: Tensor
 
-    def __init__(self, parent: Parent, mean: Tensor) -> None:
+    def __init__(self, parent: Parent, mean: Tensor, temperature: float) -> None:
         super().__init__()
+        self._temperature = temperature
         self.register_buffer("mean", mean)
         self._scale = parent.architecture.input_scale
         self._halves = parent.architecture.dropout == "paper"
@@ -73,7 +75,7 @@ class PlainNet(nn.Module):
             if name.startswith("fc"):
                 features = x
                 x = x / 2 if self._halves else x
-        return torch.softmax(cast(Tensor, self.fc8(x)), 1), features
+        return torch.softmax(cast(Tensor, self.fc8(x)) / self._temperature, 1), features
 
 
 def write_plain_graph(home: Path, folder: Path) -> Path:
@@ -83,10 +85,13 @@ def write_plain_graph(home: Path, folder: Path) -> Path:
     """
     artifact = ModelStore(home).active_artifact()
     graph = onnx.load_model(artifact.path / "model.onnx").graph
-    mean = next(
-        numpy_helper.to_array(tensor, str(artifact.path)) for tensor in graph.initializer if tensor.name == _MEAN
-    )
-    net = PlainNet(find_parent(home, artifact.id), torch.from_numpy(mean.copy())).eval()
+    values = {
+        tensor.name: numpy_helper.to_array(tensor, str(artifact.path))
+        for tensor in graph.initializer
+        if tensor.name in (_MEAN, TEMPERATURE)
+    }
+    mean, temperature = torch.from_numpy(values[_MEAN].copy()), float(values.get(TEMPERATURE, 1.0))
+    net = PlainNet(find_parent(home, artifact.id), mean, temperature).eval()
     path = folder / "plain.onnx"
     pixels = np.random.default_rng(0).integers(0, 256, (2, CROP, CROP, 3), np.uint8)
     with warnings.catch_warnings():

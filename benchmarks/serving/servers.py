@@ -1,4 +1,4 @@
-"""The measured servers, each with its own processes on the loopback interface: fc7, and LitServe with the same graph.
+"""The measured servers, each with its own processes on the loopback interface: fc7, LitServe, and an empty endpoint.
 
 Guarantees: a server is ready when it is yielded, and has ended after the block. Its memory is the proportional share
 (PSS) of all its processes, its CPU time the sum of theirs. A suspended server uses no CPU.
@@ -79,6 +79,15 @@ def litserve_server(
     command = [sys.executable, "-m", "benchmarks.serving.litserve_app", str(home), str(port), str(threads)]
     command += ["--engine", engine] + ([] if graph is None else ["--graph", str(graph)])
     with _running("LitServe", command, log, {}, port=port, ready="/health", path="/predict") as server:
+        yield server
+
+
+@contextmanager
+def empty_server(log: Path) -> Iterator[Server]:
+    """Serve an endpoint that reads an image and does nothing with it."""
+    port = _free_port()
+    command = [sys.executable, "-m", "benchmarks.serving.empty_app", str(port)]
+    with _running("the empty endpoint", command, log, {}, port=port, ready="/ready", path="/empty") as server:
         yield server
 
 

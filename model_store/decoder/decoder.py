@@ -82,6 +82,7 @@ class Decoder:
         self._idle_workers = list(self._workers)
         self._lock = threading.Lock()
         self._in_threads = 0
+        self._closed = False
         self._pool = PriorityPool(size, "fc7-decode-worker", idle_s=_IDLE_S, on_idle=self._end_idle_worker)
 
     @property
@@ -102,8 +103,10 @@ class Decoder:
     def decode(self, data: bytes) -> PreparedImage:
         """Decode and prepare an image file. An expensive one waits for a worker process, after those of `schedule`.
 
-        Raises ImageError.
+        Raises ImageError, RuntimeError after `close`.
         """
+        if self._closed:
+            raise RuntimeError("the decoder is closed")
         cost = self.check(data)
         if is_ordinary(cost):
             return self.decode_here(data, cost)
@@ -144,7 +147,8 @@ class Decoder:
         return self._pool.schedule(lambda: self._decode_in_worker(data, cost), delay=delay, seconds=cost.seconds)
 
     def close(self) -> None:
-        """Cancel the waiting images, end the processes and free their memory."""
+        """Cancel the waiting images, end the processes and free their memory. Later calls of `decode` raise."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.kill()

@@ -39,6 +39,7 @@ class OnnxRuntimeEngine:
     """A session on CUDA, TensorRT or any CPU. `Engine` describes its attributes and methods."""
 
     name = "onnxruntime"
+    streams = 1
 
     def __init__(self, artifact: Artifact, options: RunnerOptions) -> None:
         """Load `artifact`. Raises ArtifactCorruptError, DeviceUnavailableError, RunnerError, MissingExtraError."""
@@ -47,15 +48,16 @@ class OnnxRuntimeEngine:
         self.arithmetic = "f32" if artifact.precision == "fp32" else artifact.precision
         self.inputs, self.outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
         self._bound = _bind_io(self._session, self.provider, options)
-        self._running = threading.Lock()  # protects the shared buffers of IO binding
+        # Runs take turns: each uses all threads, and those with IO binding share their buffers.
+        self._running = threading.Lock()
 
-    def run(self, pixels: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        """Return probabilities and fc7, as new arrays, of uint8 [n,224,224,3], C-contiguous."""
-        if self._bound is None:
+    def run(self, pixels: NDArray[np.uint8], *, all_cores: bool = True) -> Sequence[NDArray[np.float32]]:  # noqa: ARG002 - one stream
+        """Return probabilities and fc7, as new arrays, of uint8 [n,224,224,3], C-contiguous. Uses all threads."""
+        with self._running:
+            if self._bound is not None:
+                return self._bound.run(pixels)
             outputs: list[NDArray[np.float32]] = self._session.run(["probabilities", "fc7"], {"pixels": pixels})
             return outputs
-        with self._running:
-            return self._bound.run(pixels)
 
 
 def _bind_io(session: Any, provider: str, options: RunnerOptions) -> BoundSession | None:

@@ -21,7 +21,7 @@ class RunnerOptions:
     engine: what runs the graph. "auto" takes OpenVINO on x86 CPUs where it is installed, otherwise ONNX Runtime. CUDA
     always uses ONNX Runtime.
     arithmetic: of the float layers in OpenVINO. "auto" takes bf16 if the CPU computes it natively and the version was
-    measured to agree with f32 (`agrees_in_bf16`), otherwise f32. "bf16" forces it, for that measurement.
+    measured to agree with f32 (`bf16_obstacle`), otherwise f32. "bf16" forces it, for that measurement.
     intra_op_threads: threads of one run on the CPU; None for the cores that this process may use.
     cuda_memory_limit: limit of the CUDA memory arena in bytes; None for no limit.
     bind: keep inputs and outputs in fixed device buffers (IO binding) in ONNX Runtime; None for only on CUDA.
@@ -48,6 +48,9 @@ class RunnerOptions:
             raise ValueError(f"intra_op_threads must be at least 1, but is {self.intra_op_threads}.")
         if self.cuda_only and self.device == "cpu":
             raise DeviceUnavailableError(self.cuda_only, (), "it requires CUDA, but the device is cpu")
+        if self.engine == "openvino" and (self.cuda_only or self.device.startswith("cuda")):
+            reason = "FC7_ENGINE is openvino, which runs on the CPU; set it to auto"
+            raise DeviceUnavailableError(self.cuda_only or self.device, (), reason)
 
     @property
     def cuda_only(self) -> str:

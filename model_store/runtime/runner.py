@@ -15,7 +15,7 @@ import structlog
 from numpy.typing import NDArray
 
 from model_store.artifact import ONNXRUNTIME, OPENVINO, Artifact
-from model_store.errors import DeviceUnavailableError, RunnerError, ShapeError
+from model_store.errors import RunnerError, ShapeError
 from model_store.image import CROP
 from model_store.manifest import FEATURES
 from model_store.runtime.engine import Engine
@@ -35,7 +35,8 @@ class Runner:
     """A loaded version on one device.
 
     engine: "onnxruntime" or "openvino". device: "cpu" or "cuda:N". provider: ONNX Runtime's execution provider, or
-    "OpenVINO". arithmetic: "f32", "bf16", "int8" or "fp16".
+    "OpenVINO". arithmetic: "f32", "bf16", "int8" or "fp16". streams: how many runs can take place at the same time,
+    each on an equal part of the threads.
     """
 
     def __init__(self, artifact: Artifact, options: RunnerOptions | None = None) -> None:
@@ -54,7 +55,7 @@ class Runner:
         self.artifact = artifact.at(artifact.precision, engine.name)
         self._engine: Engine | None = engine
         self.engine, self.device, self.provider = engine.name, engine.device, engine.provider
-        self.arithmetic = engine.arithmetic
+        self.arithmetic, self.streams = engine.arithmetic, engine.streams
         self._check_contract(engine)
         structlog.get_logger(__name__).info(
             "model loaded",
@@ -64,6 +65,7 @@ class Runner:
             engine=self.engine,
             provider=self.provider,
             arithmetic=self.arithmetic,
+            streams=self.streams,
         )
 
     def _check_contract(self, engine: Engine) -> None:
@@ -78,9 +80,10 @@ class Runner:
                 found = engine.outputs.get(name)
                 raise RunnerError(self.artifact.id, f"the output {name} of the graph is {found}, but must be {wanted}")
 
-    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def run(self, pixels: NDArray[np.uint8], *, all_cores: bool = True) -> Outputs:
         """Run the network on pixels, uint8 [n,224,224,3], RGB, n >= 1. Returns one row for each image.
 
+        all_cores: use all threads. Otherwise, use one stream, because the other cores have other work.
         Raises ShapeError for other arrays, RunnerError if the engine fails or the runner is closed.
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (CROP, CROP, 3) or not len(pixels):
@@ -89,7 +92,7 @@ class Runner:
         if engine is None:
             raise RunnerError(self.artifact.id, "the runner is closed")
         try:
-            return Outputs(*engine.run(np.ascontiguousarray(pixels)))
+            return Outputs(*engine.run(np.ascontiguousarray(pixels), all_cores=all_cores))
         except Exception as exc:  # each engine has exception classes of its own
             raise RunnerError(self.artifact.id, str(exc)) from exc
 
@@ -118,9 +121,6 @@ def engine_of(options: RunnerOptions) -> Literal["onnxruntime", "openvino"]:
 def open_engine(artifact: Artifact, options: RunnerOptions) -> Engine:
     """Load `artifact` in the engine that the options give. Raises as `Runner`."""
     if engine_of(options) == OPENVINO:
-        if options.device not in ("auto", "cpu") or options.cuda_only:
-            wanted = options.cuda_only or options.device
-            raise DeviceUnavailableError(wanted, (), "FC7_ENGINE is openvino, which runs on the CPU")
         return OpenVinoEngine(artifact, options)
     engine = OnnxRuntimeEngine(artifact, options)
     replace = engine.device == "cpu" and not artifact.depends_on_engine and _may_use_openvino(options)

@@ -95,6 +95,7 @@ class Admission:
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self.admitted = 0
+        self.recent = 0  # the most that were admitted at a time since the last batch was taken
         self.pending = 0  # admitted, but still being received or decoded
         self.closing = False
         self.death: RunnerDeadError | None = None
@@ -113,6 +114,7 @@ class Admission:
         if (refusal := self.refusal(images)) is not None:
             raise refusal
         self.admitted += images
+        self.recent = max(self.recent, self.admitted)
         self.pending += images
 
     def refusal(self, images: int) -> QueueFullError | None:
@@ -125,6 +127,10 @@ class Admission:
         # By then about half of the admitted images are answered.
         retry_after = math.ceil(self.admitted / 2 * self.seconds_per_image)
         return QueueFullError("images", limit, min(max(retry_after, 1), _MAX_RETRY_AFTER_S))
+
+    def mark_taken(self) -> None:
+        """Count `recent` from now on: a batch was taken."""
+        self.recent = self.admitted
 
     def mark_queued(self, slots: Slots) -> None:
         """Count one image of a request as queued."""

@@ -1,9 +1,12 @@
 """The batch loop: collects images of many requests into batches, runs them and delivers the predictions.
 
 Guarantees:
-- A batch takes the images that are queued, up to `max_batch` rows and up to an equal share of all admitted images. It
-  waits for images that are being decoded until the oldest image has waited `max_delay_s`, since the last run if runs
-  and decoding share cores. If every core is decoding, it may wait as long as the last run took.
+- A batch takes the images that are queued, up to `max_batch` rows and up to an equal share of the images that were
+  admitted at a time since the last batch. It waits for images that are being decoded, and during another run for the
+  next requests of clients that were answered, until the oldest image has waited `max_delay_s`, or if runs and decoding
+  share all cores, since the last run. For images that are being decoded, it may wait as long as the last run took.
+- If runs and decoding share cores, decoding threads run the batches. The batcher's own thread only runs those that
+  become ready while none of them is waiting.
 - Requests take turns, image by image: a request with 32 images does not delay one with a single image.
 - An image whose future is cancelled or whose slots are released is not run.
 - If a batch fails, its images are run one by one, so that one image cannot fail the others. If all of them and a blank
@@ -19,28 +22,28 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.image import CROP, views
-from model_store.novelty.reference import Novelty
-from model_store.runtime.runner import Outputs, average_views
+from model_store.image import CROP
 from service.errors import QueueFullError, RunnerDeadError
 from service.inference.admission import (
     Admission,
     BatchLimits,
     ExplainTask,
-    HeatMap,
     Prediction,
     QueuedImage,
     Slots,
 )
+from service.inference.batch_run import InferFn, MeasureFn, run_batch
 from service.inference.core_scheduler import CoreScheduler
 
 
@@ -54,22 +57,27 @@ class Ticket(Slots):
         self._batcher = batcher
 
     def decoding(self) -> AbstractContextManager[None]:
-        """Wait for a core and hold it to decode one image. Raises CancelledError if the slots were released."""
-        return self._batcher._scheduler.core_for(self)
+        """Wait for a core and hold it to decode one image. Then run a batch in this thread, if one is ready.
+
+        Raises CancelledError if the slots were released.
+        """
+        return self._batcher._decoding(self)
 
     def set_aside(self) -> None:
         """Do not let batches wait for one image of this request: decoding it takes long."""
         self._batcher._set_aside(self)
 
     def submit(
-        self, pixels: NDArray[np.uint8], views: int = 1, explain: ExplainTask | None = None
+        self, pixels: NDArray[np.uint8], views: int = 1, explain: ExplainTask | None = None, *, wake: bool = True
     ) -> Future[Prediction]:
         """Queue one prepared image, uint8 [256,256,3], with 1 or 10 views; 1 if it is to be explained.
+
+        wake: wake the batcher's thread if a batch is ready; unnecessary inside `decoding`.
 
         The future is cancelled if the slots were released. Raises RunnerDeadError or DrainingError if no batch will
         run any more.
         """
-        return self._batcher._enqueue(self, QueuedImage(pixels, views, explain))
+        return self._batcher._enqueue(self, QueuedImage(pixels, views, explain), wake=wake)
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +89,7 @@ class Ticket(Slots):
 
 
 class Batcher:
-    """A queue of images, and a thread that runs batches of them."""
+    """A queue of images, whose batches run in decoding threads (`Ticket.run_if_ready`) or in a thread of its own."""
 
     def __init__(
         self,
@@ -90,6 +98,7 @@ class Batcher:
         *,
         measure: MeasureFn | None = None,
         cores: int | None = None,
+        streams: int = 1,
         on_run: Callable[[int, float], None] = lambda _rows, _seconds: None,
         on_death: Callable[[RunnerDeadError], None] = lambda _error: None,
     ) -> None:
@@ -97,8 +106,8 @@ class Batcher:
 
         infer: runs a batch. measure: returns the novelty of its images; None if the version has no reference.
         cores: shared by runs and decoding; None if the model runs on a device of its own (CUDA),
-        where a batch starts as soon as possible. `on_run(rows, seconds)` is called after each run and
-        `on_death(error)` once, in the thread of the run.
+        where a batch starts as soon as possible. streams: runs at the same time (see `Runner`). `on_run(rows, seconds)`
+        is called after each run and `on_death(error)` once, in the thread of the run.
         """
         self._infer = infer
         self._measure = measure
@@ -107,8 +116,10 @@ class Batcher:
         self._on_death = on_death
         self._lock = threading.Lock()
         self._admission = Admission(limits)
-        self._scheduler = CoreScheduler(self._lock, cores=cores, batch_is_ready=self._batch_is_ready)
+        self._scheduler = CoreScheduler(self._lock, cores=cores, streams=streams, batch_is_ready=self._batch_is_ready)
         self._ready: deque[Ticket] = deque()  # requests with queued images; the first one is served next
+        self._run_may_start = threading.Condition(self._lock)  # the thread waits for it
+        self._waits_for_images = False  # the thread, without a time limit
         self._last_run_seconds = 0.0
         self._last_run_ended = 0.0  # monotonic
         self._thread = threading.Thread(target=self._serve, name="fc7-model", daemon=True)
@@ -139,10 +150,10 @@ class Batcher:
         """Admit no more images, answer the queued ones and end the thread. Safe to call twice."""
         with self._lock:
             self._admission.closing = True
-            self._scheduler.run_may_start.notify_all()
+            self._run_may_start.notify()
         self._thread.join()
 
-    def _enqueue(self, ticket: Ticket, image: QueuedImage) -> Future[Prediction]:
+    def _enqueue(self, ticket: Ticket, image: QueuedImage, *, wake: bool) -> Future[Prediction]:
         with self._lock:
             self._admission.check_open()
             if ticket.released:
@@ -152,13 +163,14 @@ class Batcher:
                 self._ready.append(ticket)
             ticket.queued.append(image)
             self._admission.mark_queued(ticket)
-            self._scheduler.run_may_start.notify()
+            if wake:
+                self._wake()
         return image.future
 
     def _set_aside(self, ticket: Ticket) -> None:
         with self._lock:
             self._admission.mark_queued(ticket)
-            self._scheduler.run_may_start.notify()
+            self._wake()
 
     def _release(self, ticket: Ticket) -> None:
         with self._lock:
@@ -167,33 +179,94 @@ class Batcher:
             if abandoned:
                 self._ready.remove(ticket)
                 ticket.queued = deque()
-            self._scheduler.run_may_start.notify()
-            self._scheduler.core_may_be_free.notify_all()
+            self._wake()
+            self._scheduler.changed.notify_all()
         for image in abandoned:
             image.future.cancel()
 
     def _serve(self) -> None:
-        alive = True
-        while alive and (images := self._next_batch()) is not None:
-            try:
-                alive = not images or self._answer(images)
-            finally:
-                with self._lock:
-                    self._last_run_ended = time.monotonic()
-                    self._scheduler.end_run()
+        while (batch := self._next_batch()) is not None:
+            self._run_batch(batch)
 
-    def _next_batch(self) -> list[QueuedImage] | None:
+    def _next_batch(self) -> _Batch | None:
         """Wait for the next batch and take it; return None when there will be no more."""
         scheduler = self._scheduler
         with self._lock:
-            while not (self._batch_is_ready() and scheduler.has_free_core()):
-                if self._admission.closing and not self._ready:
+            while not self._may_run():
+                if self._admission.closing and not self._ready and not scheduler.running:
                     return None
-                scheduler.run_may_start.wait(self._wait_budget() if scheduler.has_free_core() else None)
+                wait = self._wait_budget() if scheduler.can_run() else None
+                self._waits_for_images = wait is None
+                self._run_may_start.wait(wait)
+            self._waits_for_images = False
             return self._take()
 
+    def _wake(self) -> None:
+        """Wake a thread that may run a batch now, or the one that limits the wait of the first queued image."""
+        if self._scheduler.cores is not None and self._scheduler.waiting and self._may_run():
+            self._scheduler.changed.notify_all()
+        elif self._admission.closing or (self._ready and self._waits_for_images) or self._may_run():
+            self._run_may_start.notify()
+
+    def _may_run(self) -> bool:
+        return self._batch_is_ready() and self._scheduler.can_run()
+
+    @contextmanager
+    def _decoding(self, ticket: Ticket) -> Iterator[None]:
+        """Hold a core inside the block. Before and after it, this thread runs the batches that are ready.
+
+        If another thread ran them, the kernel would often let it wait for one core while the other one is idle.
+        """
+        with self._lock:
+            self._scheduler.waiting.append(ticket)
+        while (batch := self._wait_for_core(ticket)) is not None:
+            self._run_batch(batch, then_waits=ticket)
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._scheduler.end_decoding()
+                self._wake()
+            raise
+        with self._lock:
+            self._scheduler.end_decoding()
+            batch = self._take() if self._scheduler.cores is not None and self._may_run() else None
+            if batch is None:
+                self._wake()
+        if batch is not None:
+            self._run_batch(batch)
+
+    def _wait_for_core(self, ticket: Ticket) -> _Batch | None:
+        """Take a core and return None, or return a batch to run first. Raises CancelledError if slots are released."""
+        scheduler = self._scheduler
+        with self._lock:
+            while not ticket.released:
+                if scheduler.may_decode(ticket):
+                    scheduler.start_decoding(ticket)
+                    return None
+                if self._may_run():
+                    scheduler.stop_waiting(ticket)  # those behind it need not wait for the run
+                    return self._take()
+                scheduler.changed.wait()
+            scheduler.stop_waiting(ticket)
+            self._wake()  # this thread may be the only one that was told of a batch
+            raise CancelledError
+
+    def _run_batch(self, batch: _Batch, *, then_waits: Ticket | None = None) -> None:
+        """Run a batch. then_waits: the request whose turn to decode was given up for it."""
+        try:
+            if batch.images:
+                self._answer(batch)
+        finally:
+            with self._lock:
+                self._last_run_ended = time.monotonic()
+                if then_waits is not None:
+                    self._scheduler.waiting.appendleft(then_waits)
+                self._scheduler.end_run(batch.cores)
+                self._wake()
+
     def _batch_is_ready(self) -> bool:
-        return bool(self._ready) and not self._scheduler.running and self._wait_budget() == 0
+        return bool(self._ready) and self._scheduler.has_free_stream() and self._wait_budget() == 0
 
     def _wait_budget(self) -> float | None:
         """Return for how many seconds a batch should still wait for more images; None if no image is queued."""
@@ -204,26 +277,29 @@ class Batcher:
         oldest = min(image.queued_at for image in images)
         full = sum(image.views for image in images) >= self._limits.max_batch or len(images) >= self._fair_share()
         device_was_idle = scheduler.cores is None and oldest > self._last_run_ended
-        if full or device_was_idle or self._admission.closing or not pending:
+        # Clients that were answered usually send their next requests soon.
+        returning = self._admission.recent > self._admission.admitted and scheduler.running > 0
+        if full or device_was_idle or self._admission.closing or not (pending or returning):
             return 0
         longest = self._limits.max_delay_s
-        if not scheduler.has_free_core() or pending > scheduler.decoding:  # no core is idle during the wait
+        if pending or not scheduler.has_free_core():  # an image that is left over waits for a whole run
             longest = max(longest, self._last_run_seconds)
-        # Images are not decoded during a run, so those that an earlier batch left over have not waited for them yet.
-        started = oldest if scheduler.cores is None else max(oldest, self._last_run_ended)
+        # If a run uses all cores, no images are decoded during it: those that an earlier batch left over did not wait.
+        started = max(oldest, self._last_run_ended) if scheduler.cores and scheduler.streams == 1 else oldest
         return max(0.0, started + longest - time.monotonic())
 
     def _fair_share(self) -> int:
         """Return how many images a batch takes at most: all batches get equal parts, in as few rounds as possible.
 
         Unequal batches would stay unequal, because clients that are answered together send their next requests
-        together. Requests in the longer batches would always wait longer.
+        together. Requests in the longer batches would always wait longer. The number of admitted images is low for a
+        moment after each batch, so the highest number since the last batch counts.
         """
-        admitted = self._admission.admitted
-        rounds = -(-admitted // self._limits.max_batch) or 1
+        admitted = self._admission.recent
+        rounds = max(self._scheduler.streams, -(-admitted // self._limits.max_batch))
         return -(-admitted // rounds)
 
-    def _take(self) -> list[QueuedImage]:
+    def _take(self) -> _Batch:
         """Take images in turn, one of each request, while they fit in the batch; at least one."""
         share = self._fair_share()
         images: list[QueuedImage] = []
@@ -239,15 +315,21 @@ class Batcher:
             if image.future.set_running_or_notify_cancel():
                 images.append(image)
                 rows += image.views
-        self._scheduler.start_run()
-        return images
+        self._admission.mark_taken()
+        scheduler = self._scheduler
+        all_cores = scheduler.streams == 1 or (
+            len(images) == self._admission.admitted and scheduler.free_cores == scheduler.cores
+        )
+        return _Batch(images, scheduler.start_run(all_cores=all_cores), all_cores)
 
-    def _answer(self, images: list[QueuedImage]) -> bool:
-        """Run a batch and set its futures; return False if the model is dead."""
+    def _answer(self, batch: _Batch) -> None:
+        """Run a batch and set its futures."""
+        images = batch.images
         try:
-            predictions = self._run(images)
+            predictions = self._run(batch, images)
         except Exception:
-            return self._answer_one_by_one(images)
+            self._answer_one_by_one(batch)
+            return
         with self._lock:
             self._last_run_seconds = predictions[0].run_seconds
             # Decoding between two batches counts too, so the rate is measured from the end of one to the next.
@@ -255,14 +337,13 @@ class Batcher:
             self._admission.record_rate((time.monotonic() - started) / len(images))
         for image, prediction in zip(images, predictions, strict=True):
             image.future.set_result(prediction)
-        return True
 
-    def _answer_one_by_one(self, images: list[QueuedImage]) -> bool:
+    def _answer_one_by_one(self, batch: _Batch) -> None:
         alive = False
         failed: list[tuple[QueuedImage, Exception]] = []
-        for image in images:
+        for image in batch.images:
             try:
-                [prediction] = self._run([image])
+                [prediction] = self._run(batch, [image])
             except Exception as error:
                 failed.append((image, error))
             else:
@@ -270,16 +351,15 @@ class Batcher:
                 alive = True
         if not alive:
             try:
-                self._infer(np.zeros((1, CROP, CROP, 3), np.uint8))
+                self._infer(np.zeros((1, CROP, CROP, 3), np.uint8), all_cores=batch.all_cores)
             except Exception as error:
-                self._die(error, images)
-                return False
+                self._die(error, batch.images)
+                return
         for image, failure in failed:
             image.future.set_exception(failure)
-        return True
 
-    def _run(self, images: list[QueuedImage]) -> list[Prediction]:
-        predictions = run_batch(self._infer, images, self._measure)
+    def _run(self, batch: _Batch, images: list[QueuedImage]) -> list[Prediction]:
+        predictions = run_batch(partial(self._infer, all_cores=batch.all_cores), images, self._measure)
         self._on_run(sum(image.views for image in images), predictions[0].run_seconds)
         return predictions
 
@@ -288,7 +368,8 @@ class Batcher:
         death = RunnerDeadError(str(cause) or type(cause).__name__)
         death.__cause__ = cause
         with self._lock:
-            self._admission.death = death
+            first = self._admission.death is None
+            self._admission.death = self._admission.death or death
             queued = [image for ticket in self._ready for image in ticket.queued]
             for ticket in self._ready:
                 ticket.queued.clear()
@@ -298,53 +379,14 @@ class Batcher:
                 image.future.set_exception(death)
         for image in images:
             image.future.set_exception(death)
-        self._on_death(death)
+        if first:  # another stream may have found the same
+            self._on_death(death)
 
 
-# Runs the model (`Runner.run`): returns one output row for each row, uint8 [n,224,224,3].
-InferFn = Callable[[NDArray[np.uint8]], Outputs]
-# `Reference.measure`. One call for a batch is cheaper than one for each image.
-MeasureFn = Callable[[NDArray[np.float32], NDArray[np.uint8]], list[Novelty]]
-# Of one image: the probabilities and fc7, averaged over its views, and the heat map if it was explained.
-_Means = tuple[NDArray[np.float32], NDArray[np.float32], HeatMap | None]
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Images to run together, and the cores that are reserved for it."""
 
-
-def run_batch(infer: InferFn, images: Sequence[QueuedImage], measure: MeasureFn | None = None) -> list[Prediction]:
-    """Run the model once on all views of `images` and return one prediction per image. Raises what `infer` raises.
-
-    Images to explain run in a second pass, through the graph for explanations instead of `infer`.
-    """
-    started = time.monotonic()
-    plain = [image for image in images if image.explain is None]
-    outputs = infer(np.concatenate([views(image.pixels, image.views) for image in plain])) if plain else None
-    explained = _explain([image for image in images if image.explain is not None])
-    run_seconds = time.monotonic() - started
-    means: list[_Means] = []
-    first = 0
-    for image in images:
-        if image.explain is not None or outputs is None:
-            means.append(next(explained))
-        else:
-            rows = slice(first, first + image.views)
-            first += image.views
-            probabilities = average_views(outputs.probabilities[rows], image.views)
-            means.append((probabilities[0], average_views(outputs.fc7[rows], image.views)[0], None))
-    novelties: Sequence[Novelty | None] = [None] * len(images)
-    if measure is not None:
-        centers = views(np.stack([image.pixels for image in images]))
-        novelties = measure(np.stack([fc7 for _, fc7, _ in means]), centers)
-    return [
-        Prediction(probabilities, fc7, started - image.queued_at, run_seconds, novelty, heat)
-        for image, (probabilities, fc7, heat), novelty in zip(images, means, novelties, strict=True)
-    ]
-
-
-def _explain(images: Sequence[QueuedImage]) -> Iterator[_Means]:
-    """Explain images, and return an iterator over the probabilities, fc7 and heat map of each."""
-    tasks = [image.explain for image in images if image.explain is not None]
-    if not tasks:
-        return iter(())
-    pixels = np.concatenate([views(image.pixels) for image in images])
-    found = tasks[0].explainer.run(pixels, [task.target for task in tasks])
-    maps = [HeatMap(int(index), values) for index, values in zip(found.explained, found.heat, strict=True)]
-    return zip(found.probabilities, found.fc7, maps, strict=True)
+    images: list[QueuedImage]
+    cores: int
+    all_cores: bool

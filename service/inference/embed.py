@@ -115,10 +115,10 @@ class Embedder:
         # The event loop wakes up only once, when the prediction is ready: the decoding thread queues the image itself.
         outcome: Future[Embedded] = Future()
 
-        def queue(prepared: PreparedImage, started: float) -> None:
+        def queue(prepared: PreparedImage, started: float, *, wake: bool) -> None:
             jpeg = encode_jpeg(prepared.pixels) if picture else None
             seconds = time.perf_counter() - started
-            prediction = ticket.submit(prepared.pixels, views, explain)
+            prediction = ticket.submit(prepared.pixels, views, explain, wake=wake)
             self.metrics.stage_seconds.labels("decode").observe(seconds)
             notes.stage("decode", seconds)
             prediction.add_done_callback(lambda done: _forward(done, outcome, prepared, jpeg))
@@ -129,11 +129,11 @@ class Embedder:
             try:
                 cost = self.decoder.check(data)
                 if not is_ordinary(cost):
-                    self._decode_in_worker(data, cost, ticket, outcome, queue)
+                    self._decode_in_worker(data, cost, ticket, outcome, partial(queue, wake=True))
                 elif outcome.set_running_or_notify_cancel():
                     with ticket.decoding():
                         started = time.perf_counter()
-                        queue(self.decoder.decode_here(data, cost), started)
+                        queue(self.decoder.decode_here(data, cost), started, wake=False)
             except BaseException as error:
                 _fail(outcome, error)
 

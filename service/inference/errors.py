@@ -1,4 +1,4 @@
-"""Errors of explaining answers. The others of the package are in `service.errors`.
+"""Errors of explaining answers and of novelty. The others of the package are in `service.errors`.
 
 ServiceError
 ├── RequestError
@@ -8,7 +8,8 @@ ServiceError
 ├── MemoryShortError
 │   └── ExplanationMemoryError not enough memory for the graph for explanations
 └── ConflictError
-    └── VectorNotFoundError    an indexed image has no vector of the model
+    ├── VectorNotFoundError    an indexed image has no vector of the model
+    └── NoReferenceError       the model of the index has no reference for novelty
 """
 
 from __future__ import annotations
@@ -64,4 +65,15 @@ class VectorNotFoundError(ConflictError):
     message = (
         "The image {key!r} has no vector of {model}, so a distance to it cannot be explained. Add the image again, or "
         "wait until the migration of the index is complete."
+    )
+
+
+@dataclass(eq=False)
+class NoReferenceError(ConflictError):
+    """The images of the index cannot be ordered by novelty, because their model has no reference."""
+
+    model: str
+    message = (
+        "{model} was published without a reference for novelty, so the images cannot be ordered by it. fc7 export and "
+        "fc7 import --photographs publish versions with one. Activate such a version, or use another order."
     )

@@ -53,7 +53,7 @@ class ModelLoader:
         runner = self.make_runner(artifact, self._options_for(artifact))
         try:
             reference = load_reference(runner.artifact)
-            runner.warm_up((1, self.limits.max_batch))
+            runner.warm_up((1, self.limits.max_batch * runner.streams))
         except BaseException:
             runner.close()
             raise
@@ -63,6 +63,7 @@ class ModelLoader:
             self.limits,
             measure=None if reference is None else reference.measure,
             cores=runner.options.threads if runner.device == "cpu" else None,
+            streams=runner.streams,
             on_run=self.on_run,
             on_death=lambda error: self.on_death(key, error),
         )

@@ -112,7 +112,11 @@ _FAST: dict[str, tuple[str, Start, int | None]] = {
 }
 _SLOW: dict[str, tuple[str, Start, int | None]] = {
     "a client does not read": ("", reader_stops, None),
-    "slow snapshot": (patch("index.local.index.take_snapshot"), in_background("POST", "/v1/index/snapshot"), TIMED_OUT),
+    "slow snapshot": (
+        patch("index.local.index.take_snapshot"),
+        in_background("POST", "/v1/index/snapshots"),
+        TIMED_OUT,
+    ),
     "slow search for duplicates": (
         patch("index.local.index.near_groups"),
         in_background("GET", "/v1/index/duplicates?threshold=1"),

@@ -25,6 +25,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FC7_MAX_BATCH", "many", "a whole number from 1 to 1024"),
         ("FC7_PORT", "99999", "a whole number from 0 to 65535"),
         ("FC7_DEVICE", "tpu", "auto, cpu, cuda or cuda:N"),
+        ("FC7_ENGINE", "tensorflow", "one of auto, onnxruntime, openvino"),
+        ("FC7_ARITHMETIC", "bf16", "one of auto, f32"),
         ("FC7_DEADLINE_S", "0", "a number above 0"),
         ("FC7_ALLOW_ANONYMOUS", "perhaps", "true or false"),
         ("FC7_LOG_FORMAT", "xml", "one of json, text"),

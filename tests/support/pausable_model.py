@@ -45,17 +45,21 @@ class PausableModel(_Pausable):
         self.marks: list[
             list[int]
         ] = []  # the first value of each row, by run: it identifies the images that ran together
+        self.all_cores: list[bool] = []  # by run
+        self.threads: list[threading.Thread] = []  # by run
         self.started = threading.Semaphore(0)  # released at the start of each run
         self.fails: Callable[[Pixels], bool] = lambda _: False
 
-    def __call__(self, pixels: Pixels) -> Outputs:
+    def __call__(self, pixels: Pixels, *, all_cores: bool = True) -> Outputs:
+        self.all_cores.append(all_cores)
+        self.threads.append(threading.current_thread())
         self.started.release()
         self._wait()
         if self.fails(pixels):
             raise RunnerError("tiny:1", "injected")
         self.sizes.append(len(pixels))
         self.marks.append([int(row[0, 0, 0]) for row in pixels])
-        return self._runner.run(pixels)
+        return self._runner.run(pixels, all_cores=all_cores)
 
 
 class PausableRunner(_Pausable, Runner):
@@ -66,11 +70,11 @@ class PausableRunner(_Pausable, Runner):
         self.broken = False
         Runner.__init__(self, artifact, options)
 
-    def run(self, pixels: Pixels) -> Outputs:
+    def run(self, pixels: Pixels, *, all_cores: bool = True) -> Outputs:
         self._wait()
         if self.broken:
             raise RunnerError(self.artifact.id, "injected")
-        return super().run(pixels)
+        return super().run(pixels, all_cores=all_cores)
 
 
 def image(value: int) -> Pixels:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import request_response
 
 from service.api.routes.common import check_draining, get_state
 from service.api_keys import Scope
@@ -29,6 +30,11 @@ from service.state import State
 
 class FastRoute(APIRoute):
     """A route that requires a key of scope `read`; its endpoint takes `request`, `query` and `state`."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        # FastAPI's own `request_response` opens two exit stacks for dependencies.
+        self.app = request_response(self.get_route_handler())
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the function that answers a request."""

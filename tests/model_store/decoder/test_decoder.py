@@ -56,3 +56,12 @@ def test_a_picture_that_would_wait_too_long_is_refused() -> None:
         decoder.schedule(quick, decoder.check(quick), longest_wait=1.0).result(20)
         assert not all(each.done() for each in waiting)
     assert any(each.cancelled() for each in waiting)
+
+
+def test_a_closed_decoder_raises() -> None:
+    decoder = Decoder()
+    decoder.close()
+    decoder.close()
+    for picture in (jpeg(), encoded(scene(), "AVIF")):
+        with pytest.raises(RuntimeError, match="the decoder is closed"):
+            decoder.decode(picture)

@@ -27,7 +27,9 @@ class MakeBatcher(Protocol):
 class MakeSharingBatcher(Protocol):
     """Creates a batcher whose runs share two cores with decoding, and that is closed after the test."""
 
-    def __call__(self, *, max_delay_s: float = 0.0, max_batch: int = 8, cores: int | None = 2) -> Batcher: ...
+    def __call__(
+        self, *, max_delay_s: float = 0.0, max_batch: int = 8, cores: int | None = 2, streams: int = 1
+    ) -> Batcher: ...
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +74,9 @@ def make_batcher(model: PausableModel, open_batchers: list[Batcher]) -> MakeBatc
 def make_sharing_batcher(
     model: PausableModel, deaths: list[RunnerDeadError], open_batchers: list[Batcher]
 ) -> MakeSharingBatcher:
-    def make(*, max_delay_s: float = 0.0, max_batch: int = 8, cores: int | None = 2) -> Batcher:
+    def make(*, max_delay_s: float = 0.0, max_batch: int = 8, cores: int | None = 2, streams: int = 1) -> Batcher:
         limits = BatchLimits(max_batch=max_batch, max_delay_s=max_delay_s, queue_size=64)
-        open_batchers.append(Batcher(model, limits, cores=cores, on_death=deaths.append))
+        open_batchers.append(Batcher(model, limits, cores=cores, streams=streams, on_death=deaths.append))
         return open_batchers[-1]
 
     return make
