@@ -3,7 +3,8 @@
     python -m benchmarks.wrong_labels [--home DIR --model NAME:VERSION] [--share 0.05] [--seeds 0 1 2]
 
 Prints, for each seed, the share of the exchanged labels among the first 5 %, 10 % and 20 % of the ranking, and how many
-of the suspected labels are exchanged ones. Without a model, pictures are compared by their colors.
+of the suspected labels are exchanged ones: with pictures compared by their colors, and with --model also by its fc7.
+The model must have been trained on other pictures. A net that was trained on the true labels knows the answers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -65,17 +67,17 @@ def main() -> None:
         assert runner is not None
         return runner.run(views(pixels)).fc7
 
-    used: Embed | None = embed if runner else None
+    compared: list[tuple[str, Embed | None]] = [(NO_MODEL, None), *([(given.model, embed)] if runner else [])]
     with TemporaryDirectory() as folder, ThreadPoolExecutor(usable_cores()) as workers, Decoder() as decoder:
         source = find_source(copy_demo(Path(folder)).folder)
-        for seed in given.seeds:
+        for (name, used), seed in product(compared, given.seeds):
             changed, wrong = exchange_labels(source, given.share, seed)
             report = check_source(changed, decoder=decoder, workers=workers, embed=used)
             found = shares_found(report, wrong, (0.05, 0.1, 0.2))
             suspected = {item.picture.image.name for item in report.labels.wrong}
             right = len(suspected & wrong)
             print(
-                f"seed {seed}, {given.model or NO_MODEL}: the first 5, 10 and 20 % have "
+                f"seed {seed}, {name}: the first 5, 10 and 20 % have "
                 f"{', '.join(f'{share:.0%}' for share in found)} of {len(wrong)} exchanged labels; {len(suspected)} "
                 f"suspected, {right} of them exchanged; the classifier agrees with {report.labels.accuracy:.0%}",
                 flush=True,

@@ -355,6 +355,8 @@ class DeviceUnavailableError(RunnerError):
         Fc7Error.__init__(self, device, tuple(available), reason)
         self.device, self.available, self.reason = device, tuple(available), reason
 
+    __repr__ = Exception.__repr__  # that of a dataclass needs the fields of RunnerError
+
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         have = f" Available execution providers: {', '.join(self.available)}." if self.available else ""
@@ -382,13 +384,16 @@ class CheckpointError(TrainingError):
 
 @dataclass(eq=False)
 class TrainingMemoryError(TrainingError):
-    """Training needs more memory than the machine, the container or `ulimit -v` allows. needed, left: bytes."""
+    """Training needs more memory than the machine, the container or `ulimit -v` allows. needed, left: bytes.
+
+    batch_size: one with which training fits, None if there is none.
+    """
 
     needed: int
     left: int
+    batch_size: int | None
 
     def __str__(self) -> str:
-        return (
-            f"Training needs about {self.needed / 1e6:,.0f} MB of memory, and {self.left / 1e6:,.0f} MB are "
-            "available. Use smaller batches (--set batch_size=16), or raise the memory limit."
-        )
+        batches = "" if self.batch_size is None else f" or use smaller batches (--set batch_size={self.batch_size})"
+        needed, left = (f"{count / 1e6:,.0f} MB" for count in (self.needed, self.left))
+        return f"Training needs about {needed} of memory, and {left} are available. Raise the memory limit{batches}."

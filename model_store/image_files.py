@@ -31,7 +31,11 @@ _SYSTEM_NAMES = frozenset(
 _SUFFIXES = frozenset(SUFFIXES)
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9_~-]*", re.IGNORECASE)
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _EXAMPLES = 3
 _MAX_NAME = 300  # characters of a name in a report
 
@@ -154,9 +158,9 @@ def _why_skipped(entry: os.DirEntry[str]) -> tuple[SkipKind, str] | None:
         try:
             mode = entry.stat().st_mode
         except OSError as error:
-            return SkipKind.LINK, f"The link is broken: {error.strerror}."
+            return SkipKind.LINK, f"The link is broken: {error.strerror}. Remove it, or restore the file."
         if stat.S_ISDIR(mode):
-            return SkipKind.LINK, "Links to folders are not followed."
+            return SkipKind.LINK, "Links to folders are not followed. Copy or move the folder here."
     else:
         mode = 0
     if not (stat.S_ISREG(mode) if mode else entry.is_file(follow_symlinks=False)):
@@ -221,8 +225,30 @@ def _escape(char: str) -> str:
 def unescape_name(name: str) -> str:
     """Return the file name that `escape_name` escaped."""
     parts = _ESCAPED.split(name)  # text and hexadecimal digits in turn
-    data = b"".join(bytes.fromhex(part) if number % 2 else part.encode() for number, part in enumerate(parts))
+    data = b"".join(
+        bytes.fromhex(part) if number % 2 else part.encode("utf-8", "surrogatepass")
+        for number, part in enumerate(parts)
+    )
     return data.decode("utf-8", "surrogateescape")
+
+
+def path_spellings(path: str) -> tuple[str, ...]:
+    r"""Return what a path in a table can mean, the most likely first.
+
+    The path as it is; `~` stands for the home folder, `\xNN` for a byte, as in the tables that fc7 writes, and
+    backslashes separate folders, as on Windows; a name can be in another Unicode form than that of the file.
+    """
+    slashes = path.replace("\\", "/")
+    forms = (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
+    home = os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises if there is no such user
+    return tuple(dict.fromkeys((path, home, unescape_name(path), slashes, *forms)))
+
+
+def locate(folder: Path, path: str) -> Path:
+    """Return the file that a path of a table in `folder` means, which need not exist."""
+    # os.path.exists returns False for a name that no file can have, for which Path.exists raises.
+    found = (folder / each for each in path_spellings(path) if os.path.exists(folder / each))  # noqa: PTH110
+    return next(found, folder / path)
 
 
 def label_of(name: str) -> str:

@@ -118,7 +118,7 @@ class ManifestDraft(_Frozen):
     metrics: evaluation results (top-1/top-5 error, views, data set and its hash). recipe: the training recipe.
     parent_run: folder name of the training run. parent_version: the version that the fp32 files were copied from.
     precisions: metrics of the net in each other precision. base_graphs: by precision, the SHA-256 of the graph of a
-    version that differs only in the last layer. All values must be JSON.
+    version that differs only after fc7. All values must be JSON.
     """
 
     model_config = ConfigDict(extra="forbid")

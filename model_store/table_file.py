@@ -1,9 +1,10 @@
 """Read the rows of a table: CSV, JSON Lines or Parquet.
 
 Guarantees: a file that cannot be read as a table raises a TableError that names the file, the line and how to fix it.
-CSV can be separated by commas, semicolons or tabs, which the header decides. Text is UTF-8, or UTF-16 with a byte order
-mark; it is never guessed.
+CSV can be separated by commas, semicolons or tabs, which the header decides, or by what a first line such as `sep=;`
+says. Text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark; other encodings are never guessed.
 Out of scope: the meaning of the columns.
+References: RFC 4627, section 3 (UTF-8, UTF-16 and UTF-32 are told apart by the NUL bytes of the first characters).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +26,14 @@ PATH_COLUMNS: Final = ("path", "file_name", "filename", "file", "image")
 _DELIMITERS: Final = ",;\t"
 _PARQUET_ROWS: Final = 10_000  # read at a time
 _MAX_FIELD: Final = 1_000_000  # characters of one value
+_SEPARATOR_LINE: Final = re.compile(r'"?sep=([^"\r\n])"?\s*', re.IGNORECASE)  # Excel writes and obeys it
+_SAVE_AS: Final = 'In a spreadsheet, save it as "CSV UTF-8"'
+_OTHER_FORMATS: Final = {
+    b"PK\x03\x04": f"a zip file, such as an Excel or LibreOffice document. {_SAVE_AS}",
+    b"\xd0\xcf\x11\xe0": f"an Excel document. {_SAVE_AS}",
+    b"\x1f\x8b": "compressed with gzip. Unpack it with gunzip",
+    b"PAR1": "a Parquet file. Rename it so that its name ends in .parquet",
+}
 
 Row = tuple[str, dict[str, Any]]  # where it is, such as "line 3"; values by column
 
@@ -60,16 +70,27 @@ def read_text(file: Path) -> str:
 
 def decode_text(file: Path | str, content: bytes) -> str:
     """Return the text of the table `file`. Raises TableError if it is not Unicode."""
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    for start, found in _OTHER_FORMATS.items():
+        if content.startswith(start):
+            raise TableError(file, f"its content is not text, but {found}")
+    encoding = json.detect_encoding(content)
+    name = encoding.removesuffix("-sig").upper()
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise TableError(
             file,
-            f"line {line} is not {encoding.removesuffix('-sig').upper()} (byte 0x{content[error.start]:02X}). Save it "
-            "as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW",
+            f"line {line} is not {name} (byte 0x{content[error.start]:02X}). {_SAVE_AS}, or convert it: "
+            "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW",
         ) from error
+    if "\0" in text:  # there is no byte order mark, and the first characters are not ASCII
+        raise TableError(
+            file,
+            f"it has NUL bytes, so it is not {name}, but probably UTF-16 without a byte order mark. {_SAVE_AS}, or "
+            "convert it: iconv -f UTF-16LE -t UTF-8 OLD > NEW",
+        )
+    return text
 
 
 def json_rows(file: Path | str, text: str) -> Iterator[Row]:
@@ -88,8 +109,12 @@ def json_rows(file: Path | str, text: str) -> Iterator[Row]:
 
 def _csv_rows(file: Path, text: str) -> Iterator[Row]:
     lines = list(io.StringIO(text, newline=""))  # str.splitlines also splits at U+2028, valid in a file name
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = max(_DELIMITERS, key=first.count)
+    number, first = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
+    if separator := _SEPARATOR_LINE.fullmatch(first):
+        lines[number] = "\n"  # so that the numbers of the other lines stay
+        delimiter = separator[1]
+    else:
+        delimiter = max(_DELIMITERS, key=first.count)
     csv.field_size_limit(_MAX_FIELD)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:

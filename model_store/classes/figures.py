@@ -154,11 +154,12 @@ class Figures:
     def summary(self) -> str:
         """Return the main figures as one line of text."""
         low, high = self.top1_interval
+        balanced_low, balanced_high = self.balanced_interval
         return (
             f"accuracy {self.top1_accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, {self.images:,} images; "
             f"always predicting the most frequent class: {self.majority_accuracy:.1%}), "
-            f"balanced accuracy {self.balanced_accuracy:.1%}, macro F1 {self.macro_f1:.2f}, "
-            f"calibration error {self.expected_calibration_error:.1%}"
+            f"balanced accuracy {self.balanced_accuracy:.1%} ({balanced_low:.1%} to {balanced_high:.1%}), "
+            f"macro F1 {self.macro_f1:.2f}, calibration error {self.expected_calibration_error:.1%}"
         )
 
     def _recalls(self) -> NDArray[np.float64]:

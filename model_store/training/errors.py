@@ -44,14 +44,24 @@ class UnusableRunError(CheckpointError):
 
 @dataclass(eq=False)
 class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite. `checkpoint` is the last good checkpoint, if there is one."""
+    """The loss became NaN or infinite. `checkpoint` is the last good checkpoint, if there is one.
+
+    rate: a learning rate to try instead, if the run's own is known. Resuming the run would give the same loss.
+    """
 
     step: int
     checkpoint: Path | None
+    rate: float | None = None
 
     def __str__(self) -> str:
-        kept = f"The last good checkpoint is {self.checkpoint}." if self.checkpoint else "There is no checkpoint yet."
-        return f"The loss is not finite at step {self.step}. Lower the learning rate (--set learning_rate=...). {kept}"
+        setting = f"--set learning_rate={'...' if self.rate is None else f'{self.rate:g}'}"
+        kept = "There is no checkpoint yet."
+        if self.checkpoint is not None:
+            kept = (
+                f"The last good checkpoint is {self.checkpoint}. To train on from it, use "
+                f"--from {self.checkpoint.parent.name}, too."
+            )
+        return f"The loss is not finite at step {self.step}. Start a new run with a lower rate ({setting}). {kept}"
 
 
 @dataclass(eq=False)

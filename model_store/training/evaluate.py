@@ -133,20 +133,25 @@ class Predictor(Protocol):
 
 @dataclass(slots=True)
 class TorchPredictor:
-    """A net in torch (float32), with its mean image, float32 [256, 256, 3]."""
+    """A net in torch (float32), on any device, with its mean image, float32 [256, 256, 3].
+
+    temperature: divides the logits.
+    """
 
     name: str
     labels: tuple[str, ...]
     net: AlexNet
     mean: NDArray[np.float32]
+    temperature: float = 1.0
 
     def both(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 [n, 224, 224, 3] -> (probabilities [n, classes], fc7 [n, neurons]), float32."""
         edge = (SIZE - CROP) // 2
-        centered = pixels - self.mean[edge : edge + CROP, edge : edge + CROP]
+        centered = torch.from_numpy(pixels - self.mean[edge : edge + CROP, edge : edge + CROP])
+        images = centered.permute(0, 3, 1, 2).contiguous().to(self.net.fc8.weight.device)
         with torch.inference_mode():
-            logits, fc7 = self.net.eval().forward_both(torch.from_numpy(centered).permute(0, 3, 1, 2).contiguous())
-            return logits.softmax(1).numpy(), fc7.numpy()
+            logits, fc7 = self.net.eval().forward_both(images)
+            return (logits / self.temperature).softmax(1).cpu().numpy(), fc7.cpu().numpy()
 
 
 class RunnerPredictor:

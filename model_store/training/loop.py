@@ -38,9 +38,9 @@ from model_store.training.reporting import Reporter
 from model_store.training.runs import resuming
 from model_store.training.runs import run as run_folder
 from model_store.training.runs.fine_tuning import Parent, child_architecture
-from model_store.training.runs.memory_plan import checkpoint_bytes, picture_budget, training_bytes
+from model_store.training.runs.memory_plan import checkpoint_bytes, picture_budget
 from model_store.training.runs.run import RunInfo
-from model_store.training.trainer import Result, Trainer, batches_per_epoch, last_val_error
+from model_store.training.trainer import Result, Trainer, batches_per_epoch, finished_result
 
 DEFAULT_MEMORY_BUDGET: Final = 2 << 30  # bytes of prepared pixels, enough for about 10,900 images
 
@@ -67,8 +67,8 @@ class Resources:
 
     def fitted(self, architecture: Architecture, recipe: Recipe) -> Resources:
         """Return the resources with the budget for images that training leaves. Raises TrainingMemoryError."""
-        needed = training_bytes(architecture, recipe, self.group.device)
-        return replace(self, memory_budget=picture_budget(self.memory_budget, needed, available()))
+        budget = picture_budget(self.memory_budget, architecture, recipe, self.group.device, available())
+        return replace(self, memory_budget=budget)
 
     def build_scheme(self, info: RunInfo) -> DataParallel:
         """Build the run's net, or this process's tower."""
@@ -192,7 +192,7 @@ def resume(
                 f"{run} is finished, so there is nothing to resume. To train on, give a higher number of epochs: "
                 f"--set epochs={2 * info.recipe.epochs}"
             )
-            return Result(run, finished=True, val_error=last_val_error(run) if group.first else None)
+            return finished_result(run, info, group, reporter)
         resources.require_fit(info.architecture, info.recipe)
         resources = resources.fitted(info.architecture, info.recipe)
         dataset = resources.open_data(stack, data or recorded, reporter, rule)
@@ -205,7 +205,8 @@ def resume(
         if resumed.has_checkpoint:
             return trainer.resume()
         reporter.note(f"{run} ended before its first checkpoint, so it starts again.")
-        return trainer.start(find_parent(info.parent) if find_parent and info.parent else None)
+        parent = find_parent(info.parent) if find_parent and info.parent and group.first else None
+        return trainer.start(group.broadcast(parent))
 
 
 def _create_run(home: Path, info: RunInfo, dataset: Dataset, stack: ExitStack) -> Path:

@@ -49,6 +49,7 @@ class Recipe:
     input_scale: float = _within(1.0, 1e-4, 1)  # factor on the mean-subtracted pixels; the paper's is 1
     dropout: Dropout = "paper"
     initialisation: Initialisation = "paper"
+    starter: bool = False  # conv1 to conv5 start from shipped weights (runs/starter.py) instead of random ones
     normalisation: Normalisation = "paper"
     # The optimizer (section 5).
     epochs: int = _within(90, 1, 10_000, auto=True)
@@ -86,6 +87,8 @@ class Recipe:
     # Regularization that the paper does not have (Bag of Tricks).
     label_smoothing: float = _within(0.0, 0, 0.99, auto=True)  # share of a label that is spread evenly over all classes
     mixup: float = _within(0.0, 0, 10, auto=True)  # alpha of the Beta distribution that blends two images; 0: off
+    # The exported version.
+    calibrate: bool = False  # divide the logits by a temperature that is fitted to the validation images
     # How the run is executed. Apart from the rounding by `precision`, these do not change the result.
     precision: Precision = "auto"
     validate_every: int = _within(1, 1, 10_000, auto=True)  # in epochs; the last epoch is always validated

@@ -54,7 +54,8 @@ class TerminalReporter(Reporter):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._tasks:  # bars that were never started would end with an empty line
+            self._bars.stop()
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""

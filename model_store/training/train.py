@@ -90,20 +90,28 @@ def run_command(request: Request, environment: Mapping[str, str] | None = None) 
     reporter.note(f"Finished: {result.run}")
     if result.figures is not None:
         _report(result.figures, reporter)
-    elif result.val_error is not None:
-        reporter.note(f"Top-1 error on the validation images: {result.val_error:.1%}")
+    else:
+        reporter.note(
+            "The figures of this run were not recorded, because an older version of fc7 trained it. fc7 evaluate "
+            "measures them."
+        )
     reporter.note(f"Next: fc7 evaluate {request.name}, then fc7 export {request.name}")
     return 0
 
 
 def _report(figures: Figures, reporter: Reporter) -> None:
-    """Show the figures of the final weights, with the recall of each class, and what to try if they are too weak."""
+    """Show the figures of the final weights, also for each class, and what to try if they are too weak."""
     reporter.note(f"Validation: {figures.summary()}.")
     classes = [entry for entry in figures.per_class() if entry.images]
     classes.sort(key=lambda entry: entry.recall or 0.0)
-    shown = "; ".join(f"{entry.label} {entry.recall or 0.0:.0%} of {entry.images}" for entry in classes[:_MOST_CLASSES])
-    more = f"; and {len(classes) - _MOST_CLASSES} more" if len(classes) > _MOST_CLASSES else ""
-    reporter.note(f"Recall by class: {shown}{more}")
+    shown = [
+        f"{entry.label} {entry.recall or 0.0:.0%} of {entry.images} "
+        f"({'-' if entry.precision is None else f'{entry.precision:.0%}'})"
+        for entry in classes[:_MOST_CLASSES]
+    ]
+    if len(classes) > _MOST_CLASSES:
+        shown.append(f"and {len(classes) - _MOST_CLASSES} more")
+    reporter.note(f"Recall (and precision) by class: {'; '.join(shown)}")
     if not figures.better_than_baseline:
         reporter.warn(
             "The net is no better than always predicting the same class. Train with more images, train longer "
@@ -134,7 +142,10 @@ def _run(request: Request, group: Group, reporter: Reporter, stop: threading.Eve
     recipe = load_recipe(request.recipe or DEFAULT_RECIPE).with_settings(request.settings)
     if request.data is None:
         raise DatasetError(NO_DATA)
-    parent = find_parent(request.home, request.parent, reporter.note) if request.parent else None
+    parent = None
+    if request.parent:
+        # Other machines do not need FC7_HOME, and only one process may download public weights.
+        parent = group.broadcast(find_parent(request.home, request.parent, reporter.note) if group.first else None)
     if not request.experiment:
         _require_servable(child_architecture(parent, recipe, 1) if parent else recipe.architecture(1))
     return train(

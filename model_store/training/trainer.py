@@ -28,9 +28,10 @@ from torch.nn import functional
 
 from model_store.classes.figures import FigureCounter, Figures
 from model_store.errors import DatasetError
-from model_store.training.data.augment import Augmenter, epoch_order, mix
+from model_store.training.data.augment import Augmenter, epoch_order
 from model_store.training.data.dataset import Dataset, ImageSet
 from model_store.training.data.loader import batches
+from model_store.training.data.mixup import Share, draw_share, mix
 from model_store.training.device import autocast_dtype
 from model_store.training.distributed.data_parallel import DataParallel
 from model_store.training.distributed.group import Group
@@ -38,31 +39,34 @@ from model_store.training.optim import build_schedule, set_rate
 from model_store.training.recipe import Recipe
 from model_store.training.recipes.plateau_warning import PlateauDetector
 from model_store.training.reporting import Reporter
-from model_store.training.runs.checkpoint import Position, non_finite_error
+from model_store.training.runs.checkpoint import Position, Validation, non_finite_error, read_validation
 from model_store.training.runs.fine_tuning import Parent
 from model_store.training.runs.metrics_log import LOG_EVERY, SENT_PREFIX, MetricsLog
-from model_store.training.runs.run import RunInfo, read_metrics
+from model_store.training.runs.run import RunInfo, finished_epochs
 
 VALIDATION_BATCH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of `train` or `resume`. val_error: top-1 error of the last validation (0 to 1), None if there is none.
+    """The result of `train` or `resume`.
 
     finished: False if the run was stopped and can be resumed. figures: those of the final weights on the validation
-    images; None if the run was not finished now.
+    images; None if the run was stopped, or if an older version of fc7 finished it.
     """
 
     run: Path
     finished: bool
-    val_error: float | None
     figures: Figures | None = None
 
 
-def last_val_error(run: Path) -> float | None:
-    """Return the top-1 error of the last validation in the run's log, or None if there is none."""
-    return next((record["val_error"] for record in reversed(read_metrics(run)) if "val_error" in record), None)
+def finished_result(run: Path, info: RunInfo, group: Group, reporter: Reporter) -> Result:
+    """Return the result of a finished run, which the first process reads for all. Raises CheckpointError."""
+    validation = read_validation(run, info.classes) if group.first else None
+    if validation is not None and validation.epoch < finished_epochs(run):
+        reporter.note(f"The final weights are those of epoch {validation.epoch}, which had the best validation.")
+    validation = group.broadcast(validation)
+    return Result(run, finished=True, figures=None if validation is None else validation.figures)
 
 
 def batches_per_epoch(recipe: Recipe, images: int) -> int:
@@ -99,7 +103,6 @@ class Trainer:
         self._log_shares = (self._recipe.balance * self._log_shares).to(group.device)
         self._head_steps = 0  # at the start, which train only fc8
         self._checkpoint_due = 0.0  # by `time.monotonic`
-        self._val_error = last_val_error(run) if group.first else None
 
     def start(self, parent: Parent | None) -> Result:
         """Train from the initial weights, or from those of `parent`."""
@@ -138,20 +141,20 @@ class Trainer:
 
     def _train_epochs(self, position: Position) -> Result:
         """Train until the last epoch, or until the schedule or early stopping ends the run."""
-        training, figures = True, None
+        training, validation = True, None
         with MetricsLog(self._run, position.step) if self._group.first else nullcontext() as log:
             while training and position.epoch < self._recipe.epochs:
                 position, wait = self._train_epoch(position, log)
                 if position.batch < self._batches:
                     self._scheme.checkpoint(self._run, position)
-                    return Result(self._run, finished=False, val_error=self._val_error)
+                    return Result(self._run, finished=False)
                 last = position.epoch + 1 == self._recipe.epochs
                 record, best = self._epoch_record(position, wait), position.best
                 if last or (position.epoch + 1) % self._recipe.validate_every == 0:
                     figures, loss, record = self._validated(position, record)
-                    self._val_error = record["val_error"]
-                    best = self._keep_if_best(position, figures, loss)
-                    training = self._schedule.after_epoch(self._val_error) and not self._stops_early(best)
+                    validation = Validation(position.epoch + 1, figures)
+                    best = self._keep_if_best(position, validation, loss)
+                    training = self._schedule.after_epoch(record["val_error"]) and not self._stops_early(best)
                 if log is not None:
                     log.write(record)
                 self._reporter.epoch(record)
@@ -167,20 +170,17 @@ class Trainer:
         warning = self._plateau.at_end(position.step)
         if warning:
             self._reporter.warn(warning)
-        return self._finished(position, figures)
+        return self._finished(position, validation)
 
-    def _finished(self, position: Position, figures: Figures | None) -> Result:
-        """Write the final weights. figures: of the last validation; those of an earlier epoch are measured again."""
+    def _finished(self, position: Position, validation: Validation | None) -> Result:
+        """Write the final weights. validation: of the last epoch; None if this process has not trained it."""
         best = position.best
-        earlier = self._recipe.keep_best and bool(best) and best["step"] != position.step
-        if earlier:
-            self._reporter.note(f"The final weights are those of epoch {best['epoch']}, which had the best validation.")
-        self._scheme.finish(self._run, position.step, best=earlier)
-        if earlier:
-            self._scheme.load_final(self._run)
-            figures, errors = self._validate(self._dataset.val)
-            self._val_error = errors["val_error"]
-        return Result(self._run, finished=True, val_error=self._val_error, figures=figures)
+        if self._recipe.keep_best and best and best["step"] != position.step:
+            self._scheme.finish(self._run, position.step, None)
+        else:
+            validation = validation or Validation(position.epoch, self._validate(self._dataset.val)[0])
+            self._scheme.finish(self._run, position.step, validation)
+        return finished_result(self._run, self._info, self._group, self._reporter)
 
     def _checkpoint_if_due(self, position: Position) -> None:
         """Write a checkpoint, unless that would take more than a tenth of the time."""
@@ -191,15 +191,16 @@ class Trainer:
             now = time.monotonic()
             self._checkpoint_due = now + 9 * (now - started)
 
-    def _keep_if_best(self, position: Position, figures: Figures, loss: float) -> dict[str, float]:
+    def _keep_if_best(self, position: Position, validation: Validation, loss: float) -> dict[str, float]:
         """Keep the weights if no validation had a higher balanced accuracy, or the same and a higher loss."""
-        error, loss = self._group.broadcast((1 - figures.balanced_accuracy, loss))  # one decision for all processes
+        error = 1 - validation.figures.balanced_accuracy
+        error, loss = self._group.broadcast((error, loss))  # one decision for all processes
         best = position.best
         if best and (best["error"], best["loss"]) <= (error, loss):
             waited = 0 if loss < best["least_loss"] else best["waited"] + 1
             return best | {"waited": waited, "least_loss": min(loss, best["least_loss"])}
         if self._recipe.keep_best:
-            self._scheme.keep(self._run, position.step)
+            self._scheme.keep(self._run, position.step, validation)
         least = min(loss, best["least_loss"]) if best else loss
         found = {"error": error, "loss": loss, "least_loss": least, "waited": 0}
         return found | {"step": position.step, "epoch": position.epoch + 1}
@@ -251,33 +252,36 @@ class Trainer:
         return min(self._recipe.batch_size, self._epoch_images - number * self._recipe.batch_size)
 
     def _order(self, epoch: int, first_batch: int) -> Iterator[NDArray[np.int64]]:
-        """Yield, for each batch of the epoch from `first_batch` on, the positions of this process's images."""
+        """Yield, for each batch of the epoch from `first_batch` on, the positions of the images of `_share`."""
         order = epoch_order(len(self._dataset.train), self._info.seed, epoch)[: self._epoch_images]
         size = self._recipe.batch_size
         for number in range(first_batch, self._batches):
             batch = order[number * size : (number + 1) * size]
-            yield batch[slice(*self._scheme.rows(len(batch)))]
+            yield batch[self._share(len(batch), (epoch, number)).rows]
+
+    def _share(self, count: int, key: tuple[int, int]) -> Share:
+        """Return this process's share of a batch of `count` images. key: (epoch, batch in the epoch)."""
+        return draw_share(self._scheme.rows(count), count, self._recipe.mixup, (self._info.seed, *key))
 
     def _train_step(
         self, pixels: Tensor, labels: Tensor, count: int, rate: float, key: tuple[int, int]
     ) -> tuple[float, int]:
         """Update the weights for a batch of `count` images. Returns its mean loss and the number of wrong answers.
 
-        pixels, labels: this process's share. key: (epoch, batch in the epoch).
+        pixels, labels: of the images of `_share`. key: (epoch, batch in the epoch).
         """
         step = key[0] * self._batches + key[1]
         if self._recipe.frozen_layers or self._head_steps:
             self._scheme.train_only(head=step < self._head_steps, frozen=self._recipe.frozen_layers)
         set_rate(self._scheme.optimizer, rate)
-        rows = (self._scheme.rows(count)[0], count)
+        share = self._share(count, key)
         noisy = rate >= self._recipe.noise_off_below * self._recipe.highest_rate
-        x = self._augmenter.training_batch(pixels, self._info.seed, *key, rows=rows, noisy=noisy)
+        x = self._augmenter.training_batch(pixels, self._info.seed, *key, rows=(share.rows, count), noisy=noisy)
         labels = labels.to(self._group.device, non_blocking=True)
-        targets = labels
+        x, targets = mix(x, labels, len(self._dataset.classes), share)
         if self._recipe.mixup:
-            x, targets = mix(x, labels, len(self._dataset.classes), self._recipe.mixup, (self._info.seed, *key))
             labels = targets.argmax(1)  # the class with the larger share of the blend
-        logits = self._logits(x, rows)
+        logits = self._logits(x, (share.first, count))
         # This process's part of the mean over the whole batch, so that the gradients of all processes add up.
         smoothing = self._recipe.label_smoothing
         adjusted = logits + self._log_shares

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from service.cli.main import main
+import sys
+
+try:
+    from service.cli.main import main
+except KeyboardInterrupt:  # the imports take a second
+    sys.exit(130)
 
 __all__ = ["main"]

@@ -8,6 +8,7 @@ never wrapped.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -23,6 +24,7 @@ from model_store.image_files import Skipped, summarize
 
 _MOST_LISTED: Final = 20
 _UNWRAPPED: Final = 100_000  # columns
+LINE_EVERY_S: Final = 15.0  # between two lines of progress, without a terminal
 
 
 def open_console(*, stderr: bool) -> Console:
@@ -91,7 +93,7 @@ def exit_interrupted(text: str) -> NoReturn:
 class ProgressBar:
     """A bar on standard error with count, rate and time left, removed at the end. Use as a context manager.
 
-    Nothing is shown if standard error is not a terminal.
+    If standard error is not a terminal, a line is printed every 15 seconds instead.
     unit: what is counted, such as "images"; "bytes" are shown as kB, MB or GB.
     """
 
@@ -103,6 +105,7 @@ class ProgressBar:
         )
         self._task = self._progress.add_task(title, total=total, unit=unit, state="")
         self._title = title
+        self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -116,6 +119,7 @@ class ProgressBar:
     def update(self, done: float, total: float | None, state: str = "") -> None:
         """Show how much is done, and a text after the rate."""
         self._progress.update(self._task, completed=done, total=total or None, state=state)
+        self._say()
 
     def step(self, title: str, done: float, total: float) -> None:
         """Show how much of a named step is done; a new step starts the bar again."""
@@ -127,15 +131,30 @@ class ProgressBar:
     def advance(self, more: float) -> None:
         """Add to what is done."""
         self._progress.update(self._task, advance=more)
+        self._say()
+
+    def _say(self) -> None:
+        """Print a line if there is no terminal, at most every `LINE_EVERY_S` seconds."""
+        if not self._progress.disable or time.monotonic() - self._said < LINE_EVERY_S:
+            return
+        self._said = time.monotonic()
+        [task] = self._progress.tasks
+        unit = task.fields["unit"]
+        of = f" of {_amount(task.total, unit)} ({task.completed / task.total:.0%})" if task.total else f" {unit}"
+        say(f"{task.description}: {_amount(task.completed, unit)}{of}  {task.fields['state']}".rstrip())
+
+
+def _amount(number: float, unit: str) -> str:
+    return decimal(int(number)) if unit == "bytes" else f"{int(number):,}"
 
 
 class _Count(ProgressColumn):
     """Done and total."""
 
     def render(self, task: Task) -> Text:
-        count = decimal if task.fields["unit"] == "bytes" else "{:,}".format
-        total = "?" if task.total is None else count(int(task.total))
-        return Text(f"{count(int(task.completed))}/{total}", style="progress.download")
+        unit = task.fields["unit"]
+        total = "?" if task.total is None else _amount(task.total, unit)
+        return Text(f"{_amount(task.completed, unit)}/{total}", style="progress.download")
 
 
 class _Rate(ProgressColumn):

@@ -148,7 +148,8 @@ app.add_typer(paper.app, rich_help_panel=Panel.RESEARCH)
 def main() -> None:
     """Run the command line.
 
-    An `Fc7Error`, or an `OSError` about a file, becomes one line on standard error and exit code 1.
+    An `Fc7Error`, or an `OSError` about a file, becomes one line on standard error and exit code 1. Ctrl-C before a
+    command starts ends the process without a message.
     """
     # ONNX Runtime reads this when it is imported; without it, it sends events and a device ID to its maker.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -162,3 +163,5 @@ def main() -> None:
             raise
         console.error(f"{error.filename}: {error.strerror}.")
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -19,7 +19,7 @@ VALUES: dict[str, Any] = {
     "name": "solar", "expected": "uint8 [n]", "found": "float32 [3]", "package": "torch", "extra": "train",
     "reason": "a reason", "taken": ("JPEG",), "pixels": 9, "limit": 8, "path": Path("/models/solar"), "version": 3,
     "known": ("solar:1",), "model": "solar:1", "use": "the active version", "device": "cuda", "available": ("CPU",),
-    "seconds": 3.5, "megabytes": 300, "retry_after": 2, "needed": 9, "left": 8,
+    "seconds": 3.5, "megabytes": 300, "retry_after": 2, "needed": 9, "left": 8, "batch_size": 4, "rate": 0.1,
     "step": 7, "agreement": 0.5, "checkpoint": Path("/runs/x"), "difference": 0.5, "what": "probabilities",
 }  # fmt: skip
 
@@ -48,6 +48,7 @@ def test_errors_can_be_pickled(kind: type[Fc7Error]) -> None:
     assert type(again) is kind
     assert str(again) == str(error) != ""
     assert vars(again) == vars(error)
+    assert repr(again) == repr(error)
 
 
 @pytest.mark.parametrize("module", [errors, training_errors])

@@ -1,7 +1,7 @@
 """Check a data set: what cannot be read, copies, leaks between splits, likely wrong labels and outliers.
 
 Pictures are compared by the fc7 activations of a model if there is one, and otherwise by their colors on a grid of
-16x16, which is a much weaker measure. Copies are also found by perceptual hashes.
+16x16, which sees no shapes. Copies are also found by perceptual hashes.
 
 Guarantees: each file is read once; the memory for each picture is 2 KB. Nothing is changed.
 Out of scope: training a model for the check.
@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Final
 
 import numpy as np
@@ -25,7 +25,15 @@ from model_store.errors import DatasetError
 from model_store.image_files import Skipped
 from model_store.prefetch import prefetch
 from model_store.training.check.classifier import out_of_sample
-from model_store.training.check.findings import Group, JudgedLabels, Outlier, Picture, Report, WrongLabel
+from model_store.training.check.findings import (
+    LEAST_PICTURES,
+    Group,
+    JudgedLabels,
+    Outlier,
+    Picture,
+    Report,
+    WrongLabel,
+)
 from model_store.training.check.labels import check_labels
 from model_store.training.check.neighbors import nearest
 from model_store.training.data.image_file import Source, load_image
@@ -40,7 +48,8 @@ _BATCH: Final = 16  # pictures embedded at a time
 _DIMENSIONS: Final = 512
 _GRID: Final = 16
 _COMPARED: Final = 50_000  # pictures of different classes are compared up to this number
-_LEAST_PICTURES: Final = 5  # of a class, for its labels to be judged
+_LISTED: Final = 20  # one of so many labels is listed as likely wrong
+_LEAST_LISTED: Final = 10
 _NEIGHBORS: Final = 5
 _OUTLIER_RATIO: Final = 1.5
 _NEAR_RATIO: Final = 0.1  # of the median distance to the nearest picture
@@ -57,6 +66,13 @@ class _Pictures:
     sha256: list[str] = field(default_factory=list)
     small: list[Picture] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+
+    def copies(self) -> list[list[int]]:
+        """Return the positions of the pictures in `found`, those with the same bytes together."""
+        by_content: defaultdict[str, list[int]] = defaultdict(list)
+        for number, sha256 in enumerate(self.sha256):
+            by_content[sha256].append(number)
+        return list(by_content.values())
 
 
 def check_source(
@@ -84,7 +100,8 @@ def check_source(
     vectors = np.concatenate(pictures.vectors)
     progress("comparing pictures", 0, 1)
     distances, neighbors = nearest(vectors, _NEIGHBORS)
-    labels = _judge_labels(source, pictures.found, vectors, progress)
+    same = _same_pictures(pictures, distances, neighbors)
+    labels = _judge_labels(source, pictures.found, vectors, same, progress)
     counts: dict[str, Counter[str]] = {split: Counter() for split in source.splits}
     for picture in pictures.found:
         counts[picture.split][picture.image.label] += 1
@@ -96,7 +113,7 @@ def check_source(
         problems=tuple(problems),
         notes=(*source.notes, *class_notes(source)),
         features=features,
-        groups=_groups(pictures, distances, neighbors),
+        groups=_groups(pictures, same),
         labels=labels,
         outliers=_outliers(pictures.found, distances),
         small=tuple(pictures.small),
@@ -153,26 +170,30 @@ def _colors(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return colors
 
 
-def _groups(pictures: _Pictures, distances: NDArray[np.float32], neighbors: NDArray[np.int64]) -> tuple[Group, ...]:
-    """Return groups of copies and near-identical pictures, exact copies first, then the largest first."""
+def _same_pictures(
+    pictures: _Pictures, distances: NDArray[np.float32], neighbors: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return, for each picture, the first one that it is a copy of, or nearly, int64 [n]."""
     count = len(pictures.found)
-    by_content: defaultdict[str, list[int]] = defaultdict(list)
     by_class: defaultdict[str, list[int]] = defaultdict(list)
-    for number, (sha256, picture) in enumerate(zip(pictures.sha256, pictures.found, strict=True)):
-        by_content[sha256].append(number)
+    for number, picture in enumerate(pictures.found):
         by_class[picture.image.label].append(number)
     compared: Sequence[Sequence[int]] = [range(count)] if count <= _COMPARED else list(by_class.values())
-    first = [group[0] for group in by_content.values()]
-    first_of = {member: group[0] for group in by_content.values() for member in group}
     pairs: Iterator[tuple[int, int]] = chain(
-        ((first_of[one], first_of[two]) for one, two, _ in near_pairs(np.stack(pictures.hashes), compared)),
-        ((first_of[one], first_of[two]) for one, two in _near_vectors(distances, neighbors)),
+        (pair for copies in pictures.copies() for pair in pairwise(copies)),
+        ((one, two) for one, two, _ in near_pairs(np.stack(pictures.hashes), compared)),
+        _near_vectors(distances, neighbors),
     )
-    linked = connected(count, pairs)
+    return connected(count, pairs)
+
+
+def _groups(pictures: _Pictures, same: NDArray[np.int64]) -> tuple[Group, ...]:
+    """Return groups of copies and near-identical pictures, exact copies first, then the largest first."""
+    copies = pictures.copies()
     near: defaultdict[int, list[int]] = defaultdict(list)
-    for number in first:
-        near[int(linked[number])].append(number)
-    exact = [Group(tuple(pictures.found[n] for n in group), True) for group in by_content.values() if len(group) > 1]
+    for number, *_ in copies:
+        near[int(same[number])].append(number)
+    exact = [Group(tuple(pictures.found[n] for n in group), True) for group in copies if len(group) > 1]
     nearly = [Group(tuple(pictures.found[n] for n in group), False) for group in near.values() if len(group) > 1]
     return tuple(sorted(exact + nearly, key=lambda group: (not group.exact, -len(group.pictures))))
 
@@ -187,17 +208,21 @@ def _near_vectors(distances: NDArray[np.float32], neighbors: NDArray[np.int64]) 
 
 
 def _judge_labels(
-    source: Source, found: Sequence[Picture], vectors: NDArray[np.float32], progress: Progress
+    source: Source,
+    found: Sequence[Picture],
+    vectors: NDArray[np.float32],
+    same: NDArray[np.int64],
+    progress: Progress,
 ) -> JudgedLabels:
-    """Judge the labels of all classes with at least five pictures."""
+    """Judge the labels of all classes with at least `LEAST_PICTURES` pictures."""
     counts = Counter(picture.image.label for picture in found)
-    judged = [label for label in source.classes if counts[label] >= _LEAST_PICTURES]
+    judged = [label for label in source.classes if counts[label] >= LEAST_PICTURES]
     if len(judged) < 2:
-        return JudgedLabels((), (), 0, None)
+        return JudgedLabels()
     index_of = {label: number for number, label in enumerate(judged)}
     rows = [row for row, picture in enumerate(found) if picture.image.label in index_of]
     labels = np.array([index_of[found[row].image.label] for row in rows], np.int64)
-    probabilities = out_of_sample(vectors[rows], labels, len(judged), partial(progress, "judging labels"))
+    probabilities = out_of_sample(vectors[rows], labels, len(judged), same[rows], partial(progress, "judging labels"))
     check = check_labels(probabilities, labels)
 
     def item(position: int) -> WrongLabel:
@@ -206,12 +231,17 @@ def _judge_labels(
         return WrongLabel(found[rows[position]], judged[suggested], float(own), float(other))
 
     order: list[int] = check.order.tolist()
-    return JudgedLabels(
-        wrong=tuple(item(position) for position in order if check.suspected[position]),
+    result = JudgedLabels(
         ranking=tuple(item(position) for position in order[: -(-len(order) // 5)]),
         judged=len(rows),
-        accuracy=float((probabilities.argmax(1) == labels).mean()),
+        correct=int((probabilities.argmax(1) == labels).sum()),
+        majority=int(np.bincount(labels).max()),
     )
+    if not result.reliable:
+        return result
+    suspected = [position for position in order if check.suspected[position]]
+    most = max(_LEAST_LISTED, len(rows) // _LISTED)
+    return replace(result, wrong=tuple(item(position) for position in suspected[:most]))
 
 
 def _outliers(found: Sequence[Picture], distances: NDArray[np.float32]) -> tuple[Outlier, ...]:

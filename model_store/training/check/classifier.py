@@ -1,7 +1,7 @@
 """Out-of-sample class probabilities from vectors: softmax regression with cross-validation.
 
-Guarantees: the probabilities of a picture come from a classifier that has not seen it. The same input gives the same
-result.
+Guarantees: the probabilities of a picture come from a classifier that has seen neither it nor its copies, unless all
+pictures of its class are copies of each other. The same input gives the same result.
 References: Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3.4.
 """
 
@@ -23,14 +23,17 @@ def out_of_sample(
     vectors: NDArray[np.float32],
     labels: NDArray[np.int64],
     classes: int,
+    groups: NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> NDArray[np.float64]:
     """Return the probability of each class for each vector, float64 [n, classes].
 
-    vectors: float32 [n, d]. labels: int64 [n], from 0 to classes - 1. progress: called with the folds done and their
-    number.
+    vectors: float32 [n, d]. labels: int64 [n], from 0 to classes - 1. groups: int64 [n], the same number for copies of
+    a picture; None: there are no copies. progress: called with the folds done and their number.
     """
     folds = _stratified_folds(labels)
+    if groups is not None:
+        folds = _together(folds, labels, groups)
     x = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-6)
     x = np.hstack([x / np.sqrt(x.shape[1]), np.ones((len(x), 1))]).astype(np.float64)
     probabilities = np.zeros((len(x), classes))
@@ -50,6 +53,16 @@ def _stratified_folds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     folds = np.empty(len(labels), np.int64)
     folds[order] = np.arange(len(labels)) % FOLDS
     return folds
+
+
+def _together(folds: NDArray[np.int64], labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the folds with each group in that of its first picture. Otherwise, copies would confirm a wrong label.
+
+    A class that is one group stays divided: a classifier that has seen nothing of it cannot judge it.
+    """
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    undivided = [label for label in np.unique(labels) if len(np.unique(groups[labels == label])) == 1]
+    return np.where(np.isin(labels, undivided), folds, folds[first][inverse.reshape(-1)])
 
 
 def _fit(x: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:

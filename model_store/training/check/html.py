@@ -22,6 +22,7 @@ from model_store.training.data.image_file import load_image
 _SIDE: Final = 128  # pixels of a picture
 _MOST_PICTURES: Final = 60  # in a section
 _MOST_IN_GROUP: Final = 6
+_MOST_FILES: Final = 1_000  # that are not used
 _STYLE: Final = """
 :root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -58,19 +59,7 @@ def render(report: Report, decoder: Decoder) -> str:
             "One of the labels is wrong. Keep the right one.",
             (_group(group, draw) for group in conflicts[:_MOST_PICTURES]),
         ),
-        _section(
-            "Likely wrong labels",
-            len(report.labels.wrong),
-            f"Of {report.labels.judged:,} labels, by a classifier that agrees with {report.labels.accuracy or 0:.0%} "
-            "of them. Most suspicious first.",
-            (
-                draw(
-                    item.picture,
-                    f"{item.picture.image.label} ({item.own:.0%}), looks like {item.suggested} ({item.other:.0%})",
-                )
-                for item in report.labels.wrong[:_MOST_PICTURES]
-            ),
-        ),
+        _wrong_labels(report, draw),
         _section(
             "Outliers",
             len(report.outliers),
@@ -97,6 +86,24 @@ def render(report: Report, decoder: Decoder) -> str:
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
+def _wrong_labels(report: Report, draw: Callable[[Picture, str], str]) -> str:
+    if report.labels_note:
+        return f'<h2>Likely wrong labels: not judged</h2><p class="warning">{escape(report.labels_note)}</p>'
+    return _section(
+        "Likely wrong labels",
+        len(report.labels.wrong),
+        f"By a classifier that agrees with {report.labels.accuracy:.0%} of {report.labels.judged:,} labels, the most "
+        "suspicious first. At most one in 20 labels (or 10) is listed: correct the wrong ones, and check again.",
+        (
+            draw(
+                item.picture,
+                f"{item.picture.image.label} ({item.own:.0%}), looks like {item.suggested} ({item.other:.0%})",
+            )
+            for item in report.labels.wrong[:_MOST_PICTURES]
+        ),
+    )
+
+
 def _class_table(report: Report) -> str:
     heads = "".join(f'<th class="number">{escape(split)}</th>' for split in report.counts)
     rows = "".join(
@@ -110,7 +117,10 @@ def _class_table(report: Report) -> str:
 
 def _skipped(skipped: Sequence[Skipped]) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in summarize(skipped))
-    return f"<h2>Files that are not used: {len(skipped):,}</h2><ul>{lines}</ul>"
+    files = "".join(f"<li>{escape(item.path)}: {escape(item.reason)}</li>" for item in skipped[:_MOST_FILES])
+    more = f"<p>The JSON report lists {len(skipped) - _MOST_FILES:,} more.</p>" if len(skipped) > _MOST_FILES else ""
+    every = f"<details><summary>Every file</summary><ul>{files}</ul>{more}</details>" if skipped else ""
+    return f"<h2>Files that are not used: {len(skipped):,}</h2><ul>{lines}</ul>{every}"
 
 
 def _section(title: str, count: int, text: str, figures: Iterable[str]) -> str:

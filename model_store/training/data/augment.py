@@ -1,11 +1,10 @@
-"""Turn prepared 256x256 pixels into inputs of the net: crops, flips, rotations, color and mixup.
+"""Turn prepared 256x256 pixels into inputs of the net: crops, flips, rotations and color.
 
 Guarantees: the augmentation of an image depends only on (seed, epoch, step, position in the batch). A resumed run
-therefore continues exactly, and processes that share a batch produce the same inputs as a single process. Mixup does
-not change the other draws. The central
+therefore continues exactly, and processes that share a batch produce the same inputs as a single process. The central
 224x224 of the mean image is subtracted from every crop, as in the original code and in the served graph.
-References: the paper, sections 2 and 4.1; the original code for the square root in the color noise; Zhang et al. 2018
-and He et al. 2019, section 5 (mixup).
+Out of scope: mixup (mixup.py).
+References: the paper, sections 2 and 4.1; the original code for the square root in the color noise.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from model_store.training.statistics import Statistics
 OFFSETS: Final = SIZE - CROP + 1  # 33 crop positions along each side
 _EDGE: Final = (SIZE - CROP) // 2
 _CPU: Final = torch.device("cpu")
-# Makes the draws of mixup, and of resized crops and jitter, independent of the others (seed [seed, epoch, step]).
-_MIXUP: Final = 1
+# Makes the draws of resized crops and jitter independent of the others (seed [seed, epoch, step]). Mixup has 1.
 _RESIZED: Final = 2
 _RATIO: Final = 4 / 3  # largest ratio of the sides of a resized crop
 _GRAY: Final = (0.299, 0.587, 0.114)
@@ -60,17 +58,16 @@ class Augmenter:
         epoch: int,
         step: int,
         *,
-        rows: tuple[int, int] | None = None,
+        rows: tuple[NDArray[np.int64], int] | None = None,
         noisy: bool = True,
     ) -> Tensor:
         """Return augmented inputs for the `pixels` of one step of an epoch.
 
-        rows: (first row, number of rows in the batch) if `pixels` are only a part of the batch.
+        rows: (the row of each image, number of rows in the batch) if `pixels` are only a part of the batch.
         noisy: whether to add the recipe's color noise.
         """
         recipe = self._recipe
-        first, count = rows or (0, len(pixels))
-        own = slice(first, first + len(pixels))
+        own, count = rows or (np.arange(len(pixels)), len(pixels))
         random = np.random.default_rng([seed, epoch, step])
         # All values are drawn, even those that the recipe does not use, and for the whole batch. Neither an option nor
         # the number of processes changes the other draws.
@@ -156,16 +153,3 @@ def _random_boxes(random: np.random.Generator, count: int, smallest: float) -> N
     heights, widths = np.clip(sides.round().astype(np.int64), 1, SIZE)
     tops, lefts = (random.integers(0, SIZE - length + 1) for length in (heights, widths))
     return np.stack([tops, lefts, heights, widths], axis=1)
-
-
-def mix(x: Tensor, labels: Tensor, classes: int, alpha: float, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Blend each image with another one (mixup), by a factor drawn from Beta(alpha, alpha) for the batch.
-
-    Returns inputs of the shape of `x`, and class probabilities as targets, float32 [n, classes].
-    x: float32 [n, 3, height, width]; it is not changed. labels: int64 [n]. key: (seed, epoch, step).
-    """
-    random = np.random.default_rng([*key, _MIXUP])
-    factor = float(random.beta(alpha, alpha))
-    partner = torch.from_numpy(random.permutation(len(x)))
-    targets = functional.one_hot(labels, classes).float()
-    return torch.lerp(x[partner], x, factor), torch.lerp(targets[partner], targets, factor)

@@ -17,8 +17,8 @@ from model_store.training.data.image_file import ImageFile
 def class_folders(folder: Path, skip: Callable[[Skipped], None] = lambda _: None) -> list[Path]:
     """Return the class folders directly in `folder`, in alphabetical order, and call `skip` for everything else.
 
-    Hidden and system folders such as `__MACOSX` are not classes. A link to a folder is one. Raises DatasetError if the
-    folder cannot be listed.
+    Hidden and system folders such as `__MACOSX` are not classes. A link to another folder is one.
+    Raises DatasetError if the folder cannot be listed.
     """
     found = []
     try:
@@ -30,10 +30,12 @@ def class_folders(folder: Path, skip: Callable[[Skipped], None] = lambda _: None
     for entry in entries:
         if is_hidden(entry.name):
             skip(Skipped(escape_name(str(entry)), "Hidden and system files are ignored.", SkipKind.HIDDEN))
-        elif entry.is_dir():
-            found.append(entry)
-        else:
+        elif not entry.is_dir():
             skip(Skipped(escape_name(str(entry)), "It is not in a class folder.", SkipKind.NOT_AN_IMAGE))
+        elif entry.is_symlink() and folder.resolve().is_relative_to(entry.resolve()):
+            skip(Skipped(escape_name(str(entry)), "The link leads to a folder that contains it.", SkipKind.LINK))
+        else:
+            found.append(entry)
     return found
 
 

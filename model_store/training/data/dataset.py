@@ -73,15 +73,18 @@ class ImageSet:
         """Return prepared pixels, uint8 [len(positions), 256, 256, 3]. Raises DatasetError if one cannot be read."""
         if self._pixels is not None:
             return self._pixels[self._rows[positions]]
+        prepared = np.empty((len(positions), SIZE, SIZE, 3), np.uint8)
         try:
-            return np.stack(
-                list(self._workers.map(lambda at: self._decoder.prepare(self.images[at].read()), positions))
-            )
+            for row, pixels in enumerate(
+                self._workers.map(lambda at: self._decoder.prepare(self.images[at].read()), positions)
+            ):
+                prepared[row] = pixels
         except (OSError, ImageError) as error:
             raise DatasetError(
                 f"An image was changed or removed during training. {str(error).rstrip('.')}. "
                 "Restore it and use --resume."
             ) from error
+        return prepared
 
 
 @dataclass(frozen=True, slots=True)

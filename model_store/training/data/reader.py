@@ -64,7 +64,7 @@ def open_dataset(
             digest.update(f"{split}\0{image.label}\0{loaded.sha256}\n".encode())
             if split == "train" and loaded.sums is not None:
                 sums.add(loaded.pixels, loaded.sums)
-        _require_every_class(source, split, readable)
+        require_every_class(source, split, readable)
         sets[split] = reader.image_set(readable)
     source = replace(source, notes=(*source.notes, *class_notes(source), *reader.notes()))
     duplicates, conflicts = reader.copies()
@@ -195,7 +195,8 @@ def _path(image: ImageFile) -> str:
     return escape_name(str(image.file))
 
 
-def _require_every_class(source: Source, split: Split, readable: Sequence[ImageFile]) -> None:
+def require_every_class(source: Source, split: str, readable: Sequence[ImageFile]) -> None:
+    """Raise DatasetError if none of the images of a class in the split can be read."""
     present = {image.label for image in readable}
     for label, images in source.counts(split).items():
         if label not in present:

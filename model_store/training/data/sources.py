@@ -3,7 +3,7 @@
     photos/<class>/*                             no split: `split.py` chooses the images for validation
     photos/train/<class>/*, photos/val/<class>/* also valid/ or validation/, and optionally test/
     photos.csv, .tsv, .jsonl, .parquet           path,label[,split]
-    a folder of images with one such table in it
+    a folder of images with one such table in it, or with one for each split: train.csv, val.csv, train/metadata.csv
     ILSVRC as distributed, or shards of `fc7 data prepare`
 
 Guarantees: only names are read. Files that are not used are listed with the reason. A class is named after its folder,
@@ -13,6 +13,7 @@ Out of scope: archives, which `service.cli.data.unpack` unpacks; reading the ima
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from model_store.training.data.class_folders import class_folders, image_files
 from model_store.training.data.ilsvrc import ilsvrc_source, is_ilsvrc
 from model_store.training.data.image_file import ALL, SPLIT_ORDER, ImageFile, Source
 from model_store.training.data.shards import is_sharded, read_folder, read_images
-from model_store.training.data.table import read_table
+from model_store.training.data.table import TABLE, read_table, read_tables, tables_in
 
 _FORMS = (
     "A data set is a folder with one folder per class (DIR/<class>/*, or DIR/train/<class>/* and DIR/val/<class>/*), "
@@ -68,7 +69,7 @@ def images_of_split(path: Path, split: str) -> tuple[Path, tuple[ImageFile, ...]
     """
     path = path.expanduser()
     folder = _split_folders(path).get(split, path / split) if path.is_dir() and split != ALL else path
-    if folder != path and folder.is_dir():
+    if folder != path and folder.is_dir() and class_folders(folder):
         source = _list_classes(path, {split: folder}, nested=False)
         if not any(source.splits.values()):
             raise DatasetError(f"{folder} has no images in class folders. They are expected as <class>/*.")
@@ -95,9 +96,11 @@ def require_trainable(source: Source) -> None:
     training = counts.get(trained, Counter())
     empty = [label for label in source.classes if not any(found.get(label) for found in counts.values())]
     if empty:
-        raise DatasetError(
-            f"{_classes(empty)} no images in {source.root}. Add images, or remove the {_plural(empty, 'folder')}."
-        )
+        if source.kind == TABLE:
+            fix = f"The files of these rows do not exist; fc7 data check {source.root} lists them. Correct the paths."
+        else:
+            fix = f"Add images, or remove the {_plural(empty, 'folder')}."
+        raise DatasetError(f"{_classes(empty)} no images in {source.root}. {fix}")
     missing = [label for label in source.classes if not training.get(label)]
     if missing:
         first = next(image for images in source.splits.values() for image in images if image.label == missing[0])
@@ -109,11 +112,17 @@ def require_trainable(source: Source) -> None:
         )
     if len(source.classes) < 2:
         only = source.classes[0] if source.classes else "none"
-        raise DatasetError(
-            f"{source.root} has one class ('{only}'), but a classifier needs at least two. Put the images into one "
-            "folder per class. If they are nested, give the folder that contains the class folders, or make each of "
-            "them a class with: fc7 data split --nested"
-        )
+        fix = "Add rows of another class, or check the column label."
+        if source.kind != TABLE:
+            fix = "Put the images into one folder per class."
+            parents = {image.file.parent for images in source.splits.values() for image in images}
+            if len(parents) > 1:
+                folder = Path(os.path.commonpath(parents))
+                fix += (
+                    f" If the folders in {folder} are the classes, give {folder} itself, or make each of them a class "
+                    "with: fc7 data split --nested"
+                )
+        raise DatasetError(f"{source.root} has one class ('{only}'), but a classifier needs at least two. {fix}")
 
 
 def class_notes(source: Source) -> list[str]:
@@ -123,17 +132,20 @@ def class_notes(source: Source) -> list[str]:
     for label in source.classes:
         groups[alike(label)].append(label)
     notes += [
-        f"Two classes have {describe_difference(group[0], group[1])}. If they are the same class, rename one of them."
+        f"Two classes of {source.root} have {describe_difference(group[0], group[1])}. If they are the same class, "
+        "rename one of them."
         for group in groups.values()
         if len(group) > 1
     ]
     if source.is_split and "val" in source.splits:
         counts = source.counts("val")
         if missing := [label for label in source.classes if not counts.get(label)]:
-            notes.append(f"{_classes(missing)} no validation images, so no accuracy is measured for them.")
+            notes.append(
+                f"{_classes(missing)} no validation images in {source.root}, so no accuracy is measured for them."
+            )
     counts = source.counts("train" if source.is_split else ALL)
     if single := [label for label in source.classes if counts.get(label) == 1]:
-        notes.append(f"{_classes(single)} only one training image. Add more to get a useful answer.")
+        notes.append(f"{_classes(single)} only one training image in {source.root}. Add more to get a useful answer.")
     return notes
 
 
@@ -161,29 +173,52 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _find_folders(path: Path, *, nested: bool) -> Source:
-    """List the class folders of a data set in the folder `path`."""
+    """List the images of a data set in the folder `path`: its class folders, or its tables."""
     root = without_wrapper(path)
     splits = _split_folders(root)
-    if "train" in splits and not class_folders(splits["train"]):
-        splits = {}  # a class named "train"
     others = [folder for folder in class_folders(root) if folder not in splits.values()]
-    if "train" in splits and "val" not in splits and others:
-        splits = {}
-    if "train" in splits:
-        source = _list_classes(root, splits, nested=nested)
-        if others:
-            names = ", ".join(escape_name(folder.name) for folder in others[:_LISTED])
-            source = replace(source, notes=(*source.notes, f"Folders beside train that are not used: {names}."))
-    elif others or splits:
-        source = _list_classes(root, {ALL: root}, nested=nested)
-    else:
-        tables = [file for file in sorted(root.iterdir()) if is_table(file) and file.is_file()]
-        if len(tables) == 1:
-            return read_table(tables[0])
+    with_classes = [split for split, folder in splits.items() if class_folders(folder)]
+    if len(others) < 2 and not with_classes and (source := _from_tables(root, splits, others)):
+        return source
+    if not others and splits and not with_classes:
+        folder = next(iter(splits.values()))
+        raise DatasetError(f"{folder} has no class folders; they are expected as {folder.name}/<class>/*. {_FORMS}")
+    if not others and not splits:
         raise DatasetError(f"{path} has no class folders. {_FORMS}")
+    if others and ("train" not in with_classes or not {"val", "test"} & splits.keys()):
+        splits = {}  # classes with such names, for example trains
+    source = _list_classes(root, splits or {ALL: root}, nested=nested)
     if not any(source.splits.values()):
         raise DatasetError(f"{path} has no images in class folders. {_FORMS}")
-    return source if root == path else replace(source, notes=(f"The class folders are in {root}.", *source.notes))
+    notes = list(source.notes)
+    if root != path:
+        notes.insert(0, f"The class folders are in {root}.")
+    if splits and others:
+        names = ", ".join(escape_name(folder.name) for folder in others[:_LISTED])
+        notes.append(f"Folders beside train that are not used: {names}.")
+    notes += [
+        f"{escape_name(str(table))} was not used, because there are class folders. To train on it, give its path."
+        for table in tables_in(root)
+    ]
+    return replace(source, notes=tuple(notes))
+
+
+def _from_tables(root: Path, splits: dict[str, Path], others: Sequence[Path]) -> Source | None:
+    """Read the table of each split folder, or those in `root` or in the only other folder. None: there are none."""
+    inner = {split: tables_in(folder) for split, folder in splits.items()}
+    if inner and all(len(found) == 1 for found in inner.values()):
+        return read_tables(root, {split: found[0] for split, found in inner.items()})
+    for folder in (root, *others):
+        found = tables_in(folder)
+        if len(found) == 1:
+            return read_table(found[0])
+        by_split = {split_of_folder(file.stem): file for file in found}
+        if found and len(by_split) == len(found) and None not in by_split:
+            return read_tables(root, {split: file for split, file in by_split.items() if split})
+        if found:
+            names = ", ".join(escape_name(file.name) for file in found[:_LISTED])
+            raise DatasetError(f"{folder} has several tables: {names}. Give the path of the one with the labels.")
+    return None
 
 
 def _list_classes(root: Path, folders: dict[str, Path], *, nested: bool) -> Source:
@@ -201,8 +236,8 @@ def _list_classes(root: Path, folders: dict[str, Path], *, nested: bool) -> Sour
             if first != class_folder.name:
                 how = "with other spaces" if first.strip() == class_folder.name.strip() else "in two Unicode forms"
                 notes[
-                    f"The folders of the class '{label}' are spelled {how} ({first!a} and {class_folder.name!a}), "
-                    "which are the same name. Their images are one class."
+                    f"The folders of the class '{label}' in {root} are spelled {how} ({first!a} and "
+                    f"{class_folder.name!a}), which are the same name. Their images are one class."
                 ] = None
             found = image_files(root, class_folder, ignored.append)
             deeper += sum(image.file.parent != class_folder for image in found)

@@ -79,7 +79,8 @@ def split_source(source: Source, fingerprints: Mapping[ImageFile, Fingerprint], 
     together = [size for size in Counter(groups).values() if size > 1]
     note = f"Validation: {len(chosen):,} of {len(images):,} images, chosen at random in each class (seed {rule.seed})."
     if together:
-        note += f" {sum(together):,} near-identical pictures in {len(together):,} groups stay together."
+        groups_text = f"{len(together):,} group{'s' if len(together) > 1 else ''}"
+        note += f" {sum(together):,} near-identical pictures in {groups_text} stay together."
     parts = {
         "train": tuple(image for number, image in enumerate(images) if number not in chosen),
         "val": tuple(image for number, image in enumerate(images) if number in chosen),
@@ -112,16 +113,29 @@ def _choose(images: Sequence[ImageFile], groups: Sequence[int], rule: SplitRule)
     for number, group in enumerate(groups):
         members[group].append(number)
     counts = Counter(image.label for image in images)
-    left = {label: min(max(1, round(count * rule.val_share)), count - 1) for label, count in counts.items()}
+    wanted = {label: min(max(1, round(count * rule.val_share)), count - 1) for label, count in counts.items()}
     order = list(members)
+    order = [order[int(position)] for position in np.random.default_rng(rule.seed).permutation(len(order))]
     chosen: set[int] = set()
-    for position in np.random.default_rng(rule.seed).permutation(len(order)):
-        together = members[order[int(position)]]
-        needed = Counter(images[number].label for number in together)
-        if all(count <= left[label] for label, count in needed.items()):
-            chosen.update(together)
-            for label, count in needed.items():
-                left[label] -= count
+    taken: Counter[str] = Counter()
+
+    def take(group: int, most: Mapping[str, int]) -> bool:
+        needed = Counter(images[number].label for number in members[group])
+        if any(taken[label] + count > most[label] for label, count in needed.items()):
+            return False
+        chosen.update(members[group])
+        taken.update(needed)
+        return True
+
+    for group in order:
+        take(group, wanted)
+    # A class whose groups are all larger than its share gives its smallest one, if images for training are left.
+    all_but_one = {label: count - 1 for label, count in counts.items()}
+    for label in (label for label, count in wanted.items() if count and not taken[label]):
+        own = [group for group in order if any(images[number].label == label for number in members[group])]
+        for group in sorted(own, key=lambda group: len(members[group])):
+            if take(group, all_but_one):
+                break
     return chosen
 
 

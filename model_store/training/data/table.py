@@ -15,19 +15,21 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from model_store.durable import write_atomic
 from model_store.errors import DatasetError, TableError
-from model_store.image_files import SkipKind, Skipped, escape_name, label_of, split_of_folder, unescape_name
+from model_store.image_files import SkipKind, Skipped, escape_name, is_hidden, label_of, locate, split_of_folder
 from model_store.table_file import JSON_SUFFIXES, PATH_COLUMNS, find_column, import_pyarrow, is_table, read_rows
 from model_store.training.data.image_file import ALL, SPLIT_ORDER, ImageFile, Source
 
 LABEL_COLUMNS: Final = ("label", "class")
 SPLIT_COLUMNS: Final = ("split",)
+TABLE: Final = "a table"
+"""The kind of a source that is a table."""
 _EXPECTED: Final = "Columns are expected as path,label or path,label,split"
 
 LabeledPath = tuple[Path, str, str]  # image file, label, split
@@ -55,9 +57,11 @@ def read_table(file: Path) -> Source:
         names = [find_column(row, names) for names in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)]
         columns |= {name for name in names if name is not None}
         other |= dict.fromkeys(name for name in row if name not in names)
-        _read_row(file, where, [None if name is None else row[name] for name in names], rows)
+        _read_row(file, where, row, [None if name is None else row[name] for name in names], rows)
     if not rows.seen:
-        found = ", ".join([*sorted(columns), *other]) or "none"
+        if not columns and not other:
+            raise TableError(file, f"it has no rows. {_EXPECTED}")
+        found = ", ".join([*sorted(columns), *other])
         raise TableError(file, f"no row has a path and a label (columns: {found}). {_EXPECTED}")
     if not rows.images:
         first = rows.skipped[0]
@@ -71,17 +75,51 @@ def read_table(file: Path) -> Source:
     images = {
         split: tuple(items) for split, items in sorted(rows.images.items(), key=lambda item: SPLIT_ORDER.index(item[0]))
     }
-    classes = tuple(sorted({image.label for items in images.values() for image in items}))
-    return Source(file, "a table", classes, images, tuple(rows.skipped), tuple(notes))
+    classes = tuple(sorted({label for _, label, _ in rows.seen.values()}))
+    return Source(file, TABLE, classes, images, tuple(rows.skipped), tuple(notes))
 
 
-def _read_row(file: Path, where: str, values: Sequence[Any], rows: _Rows) -> None:
-    """Add a row: its path, label and split. Raises TableError."""
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables directly in a folder, without hidden ones. Raises OSError."""
+    return [file for file in sorted(folder.iterdir()) if is_table(file) and not is_hidden(file.name) and file.is_file()]
+
+
+def read_tables(root: Path, files: Mapping[str, Path]) -> Source:
+    """Read the table of each split, such as train/metadata.csv and val/metadata.csv in `root`.
+
+    Raises TableError, DatasetError.
+    """
+    found = {split: read_table(file) for split, file in files.items()}
+    for split, source in found.items():
+        if source.is_split and set(source.splits) != {split}:
+            raise TableError(source.root, f"it is that of the split {split}, but its column split has other values")
+    splits = {}
+    for split in sorted(found, key=SPLIT_ORDER.index):
+        folder = files[split].parent
+        prefix = "" if folder == root else f"{escape_name(folder.relative_to(root).as_posix())}/"
+        images = (image for images in found[split].splits.values() for image in images)
+        splits[split] = tuple(replace(image, name=prefix + image.name) for image in images)
+    return Source(
+        root,
+        TABLE,
+        tuple(sorted({label for source in found.values() for label in source.classes})),
+        splits,
+        tuple(item for source in found.values() for item in source.ignored),
+        tuple(note for source in found.values() for note in source.notes),
+    )
+
+
+def _read_row(file: Path, where: str, row: Iterable[str], values: Sequence[Any], rows: _Rows) -> None:
+    """Add a row: its path, label and split. row: the columns that have a value in it. Raises TableError."""
     if isinstance(values[1], list | dict):
         raise TableError(file, f"{where} has a label that is not one name: {values[1]!r}. A picture has one class")
+    if isinstance(values[0], list | dict | bytes):
+        raise TableError(
+            file, f"{where} has a path that is not a file name. Write images inside a table to files first"
+        )
     path, label, split = ("" if value is None else str(value).strip() for value in values)
     if not path:
-        raise TableError(file, f"{where} has no path. {_EXPECTED}")
+        raise TableError(file, f"{where} has no path (columns with a value: {', '.join(row)}). {_EXPECTED}")
     if not label:
         reason = f"{where} of {file.name} has no label."
         rows.skipped.append(Skipped(escape_name(path), reason, SkipKind.NO_LABEL))
@@ -92,16 +130,17 @@ def _read_row(file: Path, where: str, values: Sequence[Any], rows: _Rows) -> Non
         raise TableError(file, f"{where} has the split {split!r}. Use train, val or test, or no column split")
     if rows.images and (ALL in rows.images) != (chosen == ALL):
         raise TableError(file, f"{where} {'has no' if chosen == ALL else 'has a'} split, unlike the rows before it")
-    found = _locate(file, path)
-    if found in rows.seen:
-        first, other_label, other_split = rows.seen[found]
+    found = locate(file.parent, path)
+    same = Path(os.path.abspath(found))  # noqa: PTH100 - as in _shown
+    if same in rows.seen:
+        first, other_label, other_split = rows.seen[same]
         if (other_label, other_split) != (label, chosen):
             what = f"label {other_label!r}" if other_label != label else f"split {other_split}"
             now = repr(label) if other_label != label else chosen
             raise TableError(file, f"{path} has the {what} in {first}, but {now} in {where}. Keep one of the two rows")
         rows.repeated += 1
         return
-    rows.seen[found] = (where, label, chosen)
+    rows.seen[same] = (where, label, chosen)
     try:
         exists = found.is_file()
     except OSError:  # for example, the name is too long
@@ -111,16 +150,6 @@ def _read_row(file: Path, where: str, values: Sequence[Any], rows: _Rows) -> Non
         rows.skipped.append(Skipped(escape_name(str(found)), reason, SkipKind.UNREADABLE))
         return
     rows.images.setdefault(chosen, []).append(ImageFile(escape_name(path), label, found))
-
-
-def _locate(file: Path, path: str) -> Path:
-    """Return the file that a path of a table means. Tables of fc7 contain escaped names."""
-    found = file.parent / path
-    if "\\" in path and not found.exists():
-        for other in (unescape_name(path), path.replace("\\", "/")):  # the second as on Windows
-            if (file.parent / other).exists():
-                return file.parent / other
-    return found
 
 
 def check_new_table(file: Path) -> None:

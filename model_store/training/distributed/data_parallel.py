@@ -3,14 +3,15 @@
     torchrun --nproc-per-node 2 -m model_store.training.train --data DIR --recipe paper --name solar
 
 Guarantees: the result does not depend on the number of processes, except for the order of float32 sums. Gradients are
-the mean over the whole batch, dropout and augmentation are drawn for the whole batch, and every validation image counts
-once. All processes have the same weights, bit for bit. The number of processes must divide the batch. Only the first
-process writes and prints.
+the mean over the whole batch, dropout, augmentation and mixup are drawn for the whole batch, and every validation image
+counts once. All processes have the same weights, bit for bit. The number of processes must divide the batch. Only the
+first process writes and prints.
 Out of scope: starting processes (torchrun), and splitting a layer over processes (towers.py).
 """
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import cast
 
@@ -24,9 +25,17 @@ from model_store.training.distributed.group import Group
 from model_store.training.nets.alexnet import AlexNet, initialise
 from model_store.training.optim import build_optimizer
 from model_store.training.recipe import Recipe
-from model_store.training.runs.checkpoint import Position, finish, keep_weights, restore_checkpoint, write_checkpoint
+from model_store.training.runs.checkpoint import (
+    Position,
+    Validation,
+    finish,
+    keep_weights,
+    restore_checkpoint,
+    write_checkpoint,
+)
 from model_store.training.runs.fine_tuning import Parent, load_parent_weights
-from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, RunInfo, read_tensors
+from model_store.training.runs.run import RunInfo
+from model_store.training.runs.starter import load_starter
 
 
 class DataParallel:
@@ -38,8 +47,7 @@ class DataParallel:
         self._net: AlexNet = net.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self._net, recipe)
         self.module: nn.Module = self._net  # switched between training and evaluation mode
-        if group.world > 1:
-            self.module = DistributedDataParallel(self._net, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        self._parallel: DistributedDataParallel | None = None
 
     def rows(self, count: int) -> tuple[int, int]:
         """Return (first, last + 1) of this process's rows in a batch of `count`. Shares can differ by one row."""
@@ -50,7 +58,18 @@ class DataParallel:
         """Return the logits of this process's inputs. rows: (first row, rows in the batch) of a training batch."""
         self._net.batch_rows = rows
         # Validation bypasses DistributedDataParallel: processes may have different numbers of validation batches.
-        return cast(Tensor, (self.module if rows else self._net)(x))
+        return cast(Tensor, (self._synchronized() if rows else self._net)(x))
+
+    def _synchronized(self) -> nn.Module:
+        """Return the net, wrapped so that the processes exchange the gradients of what is trained now."""
+        if self.group.world == 1:
+            return self._net
+        if self._parallel is None:
+            # It exchanges the gradients of the parameters that are trained when it is built.
+            self._parallel = DistributedDataParallel(
+                self._net, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
+        return self._parallel
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of `loss`, summed over the processes."""
@@ -71,33 +90,33 @@ class DataParallel:
         if self.group.first:
             write_checkpoint(run, self._net, self.optimizer, position)
 
-    def keep(self, run: Path, step: int) -> None:
+    def keep(self, run: Path, step: int, validation: Validation) -> None:
         """Keep the weights of the whole net after `step` as the best. Raises CheckpointError, NonFiniteLossError."""
         if self.group.first:
-            keep_weights(run, self._net, step)
+            keep_weights(run, self._net, step, validation)
 
-    def finish(self, run: Path, step: int, *, best: bool = False) -> None:
-        """Write the final weights of the whole net: those after `step`, or the best ones that were kept.
+    def finish(self, run: Path, step: int, validation: Validation | None) -> None:
+        """Write the final weights of the whole net: those after `step`, or without `validation` the best ones kept.
 
         Raises CheckpointError, NonFiniteLossError.
         """
         if self.group.first:
-            finish(run, self._net, step, best=best)
-
-    def load_final(self, run: Path) -> None:
-        """Load the final weights of a finished run, which the first process reads for all. Raises CheckpointError."""
-        if self.group.first:
-            self._net.load_state_dict(read_tensors(run / MODEL_FILE, WEIGHTS_PREFIX))
-        self.group.broadcast_tensors(self._net.parameters())
+            finish(run, self._net, step, validation)
 
     def train_only(self, *, head: bool, frozen: int) -> None:
         """Choose what is trained: only fc8 (`head`), or all layers after the first `frozen` ones that have weights."""
         names = list(self._net.parameter_counts())
         trained = set(names[-1:] if head else names[min(frozen, len(names) - 1) :])
+        changed = False
         for name, parameter in self._net.named_parameters():
-            parameter.requires_grad_(name.partition(".")[0] in trained)
-            if not parameter.requires_grad:
+            needed = name.partition(".")[0] in trained
+            changed |= parameter.requires_grad != needed
+            parameter.requires_grad_(needed)
+            if not needed:
                 parameter.grad = None
+        if changed and self._parallel is not None:
+            self._parallel = None
+            gc.collect()  # its hooks would still run in the backward pass
 
     def bytes_sent(self) -> dict[str, int]:
         """Return the bytes that this process sent for each layer since the last call, if they are counted."""
@@ -107,6 +126,8 @@ class DataParallel:
 def initialise_net(net: AlexNet, info: RunInfo, parent: Parent | None) -> bool:
     """Draw or copy the initial weights of a run, and seed torch. Returns whether fc8 was copied from the parent."""
     initialise(net, info.recipe.initialisation, torch.Generator().manual_seed(info.seed))
+    if info.recipe.starter and info.parent is None:
+        load_starter(net)
     copied_last = load_parent_weights(net, parent, info.classes) if parent is not None else False
     torch.manual_seed(info.seed)
     return copied_last
@@ -114,16 +135,6 @@ def initialise_net(net: AlexNet, info: RunInfo, parent: Parent | None) -> bool:
 
 def require_divisible(recipe: Recipe, group: Group) -> None:
     """Raise RecipeError unless the processes can share each batch."""
-    if group.world > 1 and recipe.mixup > 0:
-        raise RecipeError(
-            "mixup is not supported with several processes, because it blends images of the whole batch. Use "
-            "--set mixup=0, or a single process."
-        )
-    if group.world > 1 and (recipe.frozen_layers > 0 or recipe.head_share > 0):
-        raise RecipeError(
-            "frozen_layers and head_share are not supported with several processes. Use --set frozen_layers=0 --set "
-            "head_share=0, or a single process."
-        )
     if recipe.batch_size % group.world:
         nearest = recipe.batch_size // group.world * group.world or group.world
         raise RecipeError(

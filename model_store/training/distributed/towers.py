@@ -35,9 +35,9 @@ from model_store.training.nets.alexnet import (
 )
 from model_store.training.optim import build_optimizer
 from model_store.training.recipe import Recipe
-from model_store.training.runs.checkpoint import Position, finish, keep_weights, write_checkpoint
+from model_store.training.runs.checkpoint import Position, Validation, finish, keep_weights, write_checkpoint
 from model_store.training.runs.fine_tuning import Parent
-from model_store.training.runs.run import MODEL_FILE, WEIGHTS_PREFIX, RunInfo, read_tensors
+from model_store.training.runs.run import RunInfo
 
 TOWERS: Final = 2
 
@@ -213,25 +213,17 @@ class TowerParallel(DataParallel):
         if self._towers.first:
             write_checkpoint(run, net, optimizer, position)
 
-    def keep(self, run: Path, step: int) -> None:
+    def keep(self, run: Path, step: int, validation: Validation) -> None:
         """Gather the whole net, and keep its weights in the first process."""
         net, _ = self._gather()
         if self._towers.first:
-            keep_weights(run, net, step)
+            keep_weights(run, net, step, validation)
 
-    def finish(self, run: Path, step: int, *, best: bool = False) -> None:
+    def finish(self, run: Path, step: int, validation: Validation | None) -> None:
         """Gather the whole net, and write the final weights in the first process."""
         net, _ = self._gather()
         if self._towers.first:
-            finish(run, net, step, best=best)
-
-    def load_final(self, run: Path) -> None:
-        """Load this tower's part of the final weights, which the first process reads for both."""
-        net, _ = self._whole_net()
-        if self._towers.first:
-            net.load_state_dict(read_tensors(run / MODEL_FILE, WEIGHTS_PREFIX))
-        self._towers.broadcast_tensors(net.parameters())
-        self.tower.load_part(net.state_dict())
+            finish(run, net, step, validation)
 
     def bytes_sent(self) -> dict[str, int]:
         """Return the bytes that this tower sent for each layer since the last call, in the order of the layers."""

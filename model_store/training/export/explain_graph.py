@@ -122,6 +122,8 @@ class _Backward:
     def _layers(self) -> Sequence[_Layer]:
         """Return the fully connected layers, last first, and at the end the maps, as a layer without weights."""
         name, layers = self._reader("probabilities", "Softmax").input[0], []
+        if (node := self._producers.get(name)) is not None and node.op_type == "Div":
+            name = node.input[0]  # the logits before the temperature; it does not change which pixels matter
         gemm, output = self._reader(name, "Gemm"), ""
         while True:
             layers.append(_Layer(gemm.input[1], output))

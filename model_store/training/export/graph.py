@@ -57,6 +57,7 @@ class Graph:
                     x = self.convolution(layer, x)
                 case Norm():
                     x = self.normalization(layer, x, maps)
+                    x = self.node("Relu", [x], f"{layer.name}.relu") if layer.relu else x
                 case Pool():
                     x = self.node(
                         "MaxPool",
@@ -85,7 +86,7 @@ class Graph:
         return self.node("Mul", [x, self.tensor("input_scale", np.array(scale))], "scaled")
 
     def convolution(self, layer: Conv, x: str) -> str:
-        """Append a convolution and its ReLU. `edge` becomes padding: the mean color is zero after the subtraction."""
+        """Append a convolution and its ReLU, if any. `edge` becomes padding: the mean color is 0 after subtraction."""
         pad, far = layer.padding, layer.padding + layer.edge
         x = self.node(
             "Conv",
@@ -96,10 +97,13 @@ class Graph:
             pads=[pad, pad, far, far],
             group=layer.towers,
         )
-        return self.node("Relu", [x], layer.name)
+        return self.node("Relu", [x], layer.name) if layer.relu else x
 
     def normalization(self, layer: Norm, x: str, maps: MapSize) -> str:
         """Append a local response normalization: its sum as an average or a convolution, its power as square roots."""
+        if layer.within:
+            squares = self.node("Mul", [x, x], f"{layer.name}.squares")
+            return self.normalized(layer.name, x, self.averaged(layer, squares, layer.size, layer.size))
         if maps.size**2 > _POOLING_BUFFER:
             squares = self.node("Mul", [x, x], f"{layer.name}.squares")
             return self.normalized(layer.name, x, self.banded(layer.name, squares))
@@ -109,19 +113,22 @@ class Graph:
         rows = [0, layer.towers, maps.channels // layer.towers, maps.size**2]
         x = self.reshaped(x, rows, f"{layer.name}.rows")
         squares = self.node("Mul", [x, x], f"{layer.name}.squares")
+        y = self.normalized(f"{layer.name}.normalized", x, self.averaged(layer, squares, span, 1))
+        return self.reshaped(y, [0, maps.channels, maps.size, maps.size], layer.name)
+
+    def averaged(self, layer: Norm, squares: str, height: int, width: int) -> str:
+        """Append k + alpha * the sum over a window of `height` x `width`, as an average."""
         mean = self.node(
             "AveragePool",
             [squares],
             f"{layer.name}.mean",
-            kernel_shape=[span, 1],
-            pads=[span // 2, 0, span // 2, 0],
+            kernel_shape=[height, width],
+            pads=[height // 2, width // 2] * 2,
             count_include_pad=1,
         )
-        alpha = self.tensor(f"{layer.name}.alpha", np.array(span * layer.alpha))
+        alpha = self.tensor(f"{layer.name}.alpha", np.array(height * width * layer.alpha))
         k = self.tensor(f"{layer.name}.k", np.array(layer.k))
-        scale = self.node("Add", [self.node("Mul", [mean, alpha], f"{layer.name}.sum"), k], f"{layer.name}.scale")
-        y = self.normalized(f"{layer.name}.normalized", x, scale)
-        return self.reshaped(y, [0, maps.channels, maps.size, maps.size], layer.name)
+        return self.node("Add", [self.node("Mul", [mean, alpha], f"{layer.name}.sum"), k], f"{layer.name}.scale")
 
     def banded(self, name: str, squares: str) -> str:
         """Append k + alpha * the sum over neighbors as a 1x1 convolution with a banded matrix, as in alexnet.py."""

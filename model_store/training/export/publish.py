@@ -1,7 +1,8 @@
 """Publish a trained run as a version: write the served graph, compare it with torch, evaluate it, write its report.
 
 Guarantees: the graph's outputs on real images are compared with the trained net in torch. The errors in the manifest
-are those of the graph, run exactly as it will be served. If any step fails, nothing is published and no file remains.
+are those of the graph, run exactly as it will be served; only the temperature of the probabilities is, for each half of
+the images, that of the other half. If any step fails, nothing is published and no file remains.
 Out of scope: training; choosing which version is served.
 References: the paper, section 4.1 (one and ten views).
 """
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
 from model_store.decoder.limits import DecodeLimits
+from model_store.durable import sha256_of
 from model_store.errors import CheckpointError
 from model_store.image import views
-from model_store.manifest import FEATURES, REPORT_FOLDER, Manifest, ManifestDraft, class_labels
+from model_store.manifest import FEATURES, FULL, MODEL_FILE, REPORT_FOLDER, Manifest, ManifestDraft, class_labels
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore, entries_of
@@ -34,16 +36,18 @@ from model_store.training.evaluate import (
     Evaluation,
     Observer,
     Predictor,
+    RunnerPredictor,
     SplitImages,
     TorchPredictor,
     evaluate,
 )
 from model_store.training.export import report
 from model_store.training.export.agreement import measure_bf16
+from model_store.training.export.calibration import Calibration, CrossFitted, add_temperature, fit_calibration
+from model_store.training.export.evaluation_errors import Errors
 from model_store.training.export.graph import OPSET, producer
 from model_store.training.export.novelty import NoveltyBuilder, training_images
 from model_store.training.export.served_graph import write_served_graph
-from model_store.training.export.worst_errors import WorstErrors
 from model_store.training.nets.alexnet import Conv
 from model_store.training.runs.run import TrainedRun
 
@@ -71,12 +75,14 @@ class ExportResult:
     """A published version with its parity and one evaluation for each number of views.
 
     has_novelty: whether the version has a reference for novelty. It has none without readable training images.
+    calibration: None if none was asked for.
     """
 
     artifact: Artifact
     parity: Parity
     evaluations: tuple[Evaluation, ...]
     has_novelty: bool
+    calibration: Calibration | None = None
 
 
 def export_run(
@@ -87,6 +93,7 @@ def export_run(
     data: Path | None = None,
     split: str = "val",
     view_counts: Sequence[int] = (1,),
+    calibrate: bool | None = None,
     limits: DecodeLimits | None = None,
     progress: Progress = lambda *_: None,
 ) -> ExportResult:
@@ -95,18 +102,56 @@ def export_run(
     data: the data set whose `split` has the images for the parity check and the evaluation (default: the run's data).
     The training images of the run, or else those of `data`, are the reference for novelty. limits: of decoding.
     view_counts: 1, 10 or both. The manifest's `top1_error` and `top5_error` are those of the last one.
+    calibrate: whether to fit a temperature to the images of the evaluation (default: as the run's recipe says).
     Raises ParityError, DatasetError, CheckpointError if the net cannot be served, PublishError and ModelNameError.
     """
+    draft = _draft(run, name)
+    own_data = run_data(run.path, run.info)
+    images = SplitImages(own_data if data is None else data, split, limits)
+    training = training_images([own_data, *([] if data is None else [data])], images, limits)
+    with store.staging(draft.name) as staged:
+        progress("writing the graph", 0, 1)
+        write_served_graph(run.network, run.statistics.mean, staged)
+        calibration = None
+        if run.info.recipe.calibrate if calibrate is None else calibrate:
+            draft, calibration = _calibrated(staged, draft, images, progress)
+        temperature = calibration.temperature if calibration else 1.0
+        trained = TorchPredictor(run.path.name, run.info.classes, run.network, run.statistics.mean, temperature)
+        with staged_runner(staged, draft) as runner:
+            progress("comparing with torch", 0, 1)
+            parity = check_parity(runner, trained, images.sample(sum(PARITY_BATCHES)))
+            step = partial(progress, "computing the reference for novelty")
+            novelty = NoveltyBuilder(runner, training, step, views=min(view_counts))
+            errors = {count: Errors() for count in view_counts}
+            evaluations = tuple(
+                evaluate_with_progress(
+                    CrossFitted.wrap(novelty.predictor(count), calibration, count), images, count, progress, found.add
+                )
+                for count, found in errors.items()
+            )
+            names = tuple(images.names)
+            measured = novelty.write(staged)
+        bf16 = measure_bf16(staged_version(staged, draft), images, partial(progress, "comparing bf16 with f32"))
+        optional = {"calibration": calibration and calibration.to_dict(), "bf16": bf16}
+        metrics = _metrics(run, split, parity, evaluations) | measured | {k: v for k, v in optional.items() if v}
+        draft = draft.model_copy(update={"metrics": metrics})
+        progress("publishing", 0, 1)
+        write_report(staged / REPORT_FOLDER, run, draft, evaluations[-1])
+        title = f"{draft.name}: the worst errors on {evaluations[-1].seen:,} images"
+        errors[view_counts[-1]].write(staged / REPORT_FOLDER, run.info.classes, names, title)
+        published = store.publish(staged, draft)
+        return ExportResult(published, parity, evaluations, has_novelty=bool(measured), calibration=calibration)
+
+
+def _draft(run: TrainedRun, name: str | None) -> ManifestDraft:
+    """Return what is known of the manifest before anything is measured. Raises CheckpointError for another fc7."""
     neurons = run.network.fc8.in_features
     if neurons != FEATURES:
         raise CheckpointError(
             f"{run.path} has {neurons} neurons in fc7, but a served version requires {FEATURES}. "
             "Train with --set width=1 to serve the net."
         )
-    own_data = run_data(run.path, run.info)
-    images = SplitImages(own_data if data is None else data, split, limits)
-    training = training_images([own_data, *([] if data is None else [data])], images, limits)
-    draft = ManifestDraft(
+    return ManifestDraft(
         name=name or run.info.name,
         architecture=run.info.architecture.name,
         classes=class_labels(run.info.classes),
@@ -115,30 +160,29 @@ def export_run(
         producer=producer(),
         parent_run=run.path.resolve().name,
     )
-    with store.staging(draft.name) as staged:
-        progress("writing the graph", 0, 1)
-        trained = TorchPredictor(run.path.name, run.info.classes, run.network, run.statistics.mean)
-        write_served_graph(run.network, run.statistics.mean, staged)
-        with staged_runner(staged, draft) as runner:
-            progress("comparing with torch", 0, 1)
-            parity = check_parity(runner, trained, images.sample(sum(PARITY_BATCHES)))
-            step = partial(progress, "computing the reference for novelty")
-            novelty = NoveltyBuilder(runner, training, step, views=min(view_counts))
-            worst = {count: WorstErrors() for count in view_counts}
-            evaluations = tuple(
-                evaluate_with_progress(novelty.predictor(count), images, count, progress, errors.add)
-                for count, errors in worst.items()
-            )
-            names = tuple(images.names)
-            measured = novelty.write(staged)
-        bf16 = measure_bf16(staged_version(staged, draft), images, partial(progress, "comparing bf16 with f32"))
-        metrics = _metrics(run, split, parity, evaluations) | measured | ({"bf16": bf16} if bf16 else {})
-        draft = draft.model_copy(update={"metrics": metrics})
-        progress("publishing", 0, 1)
-        write_report(staged / REPORT_FOLDER, run, draft, evaluations[-1])
-        title = f"{draft.name}: the worst errors on {evaluations[-1].seen:,} images"
-        worst[view_counts[-1]].write(staged / REPORT_FOLDER, run.info.classes, names, title)
-        return ExportResult(store.publish(staged, draft), parity, evaluations, has_novelty=bool(measured))
+
+
+def _calibrated(
+    staged: Path, draft: ManifestDraft, images: SplitImages, progress: Progress
+) -> tuple[ManifestDraft, Calibration]:
+    """Fit a temperature to `images`, and add it to the staged graphs. fc7 keeps its fingerprint."""
+    seen: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
+
+    def keep(_pixels: NDArray[np.uint8], truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
+        seen.append((probabilities, truth))
+
+    def calibrating(_step: str, done: int, total: int) -> None:
+        progress("calibrating", done, total)
+
+    with staged_runner(staged, draft) as runner:
+        evaluate_with_progress(RunnerPredictor(runner), images, 1, calibrating, keep)
+    probabilities, truth = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    calibration = fit_calibration(probabilities, truth)
+    if calibration.temperature == 1:
+        return draft, calibration
+    base = sha256_of(staged / MODEL_FILE)
+    add_temperature(staged, calibration.temperature)
+    return draft.model_copy(update={"base_graphs": {FULL: base}}), calibration
 
 
 def staged_version(staged: Path, draft: ManifestDraft) -> Artifact:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -25,12 +26,18 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from model_store.artifact import Artifact
+from model_store.cores import usable_cores
+from model_store.decoder.decoder import Decoder
 from model_store.durable import copy_file
+from model_store.errors import DatasetError
 from model_store.image import views
 from model_store.manifest import MODEL_FILE, WEIGHTS_FILE, ManifestDraft
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Outputs, Runner
 from model_store.store import ModelStore
+from model_store.training.data.reader import read_fingerprints
+from model_store.training.data.sources import find_source
+from model_store.training.data.split import SplitRule, split_source, split_to_make
 from model_store.training.errors import AgreementError
 from model_store.training.evaluate import SplitImages
 from model_store.training.export.agreement import BATCH, compare
@@ -54,13 +61,14 @@ def add_precisions(
 ) -> Artifact:
     """Publish the next version of `artifact.name`: the same net, with `precisions` ("int8", "fp16") added.
 
-    data: a folder with the images for calibration in `train` and those for the comparison in `split`.
+    data: a data set with the images for calibration in `train` and those for the comparison in `split`. If it has no
+    images for validation, they are chosen as in training.
     calibrate: number of images that determine the ranges of int8.
     Raises AgreementError, DatasetError, ArtifactError and PublishError.
     """
     artifact = artifact.at("fp32")
     artifact.verify()
-    images = SplitImages(data, split)
+    images, training = _images(data, split, partial(progress, "choosing images"))
     manifest = artifact.manifest
     draft = ManifestDraft(**manifest.model_dump(include=set(ManifestDraft.model_fields) - {"precisions"}))
     metrics = {name: entry.metrics for name, entry in manifest.precisions.items()}
@@ -77,7 +85,7 @@ def add_precisions(
             folder.mkdir()
             measured: dict[str, Any] = {}
             if precision == "int8":
-                sample = views(SplitImages(data, "train").sample(calibrate))
+                sample = views((training or SplitImages(data, "train")).sample(calibrate))
                 measured["calibration_images"] = len(sample)
                 write_int8(artifact.model_path, folder, sample)
             else:
@@ -91,6 +99,22 @@ def add_precisions(
         progress("publishing", 0, 1)
         draft = draft.model_copy(update={"parent_version": artifact.id, "precisions": metrics})
         return store.publish(staged, draft)
+
+
+def _images(data: Path, split: str, progress: Callable[[int, int], None]) -> tuple[SplitImages, SplitImages | None]:
+    """Return the images for the comparison; and those for calibration, or None for those of the split `train`."""
+    try:
+        return SplitImages(data, split), None
+    except DatasetError:
+        source = find_source(data)
+        divided = split_to_make(source)
+        if split != "val" or divided is None:
+            raise
+    with Decoder() as decoder, ThreadPoolExecutor(usable_cores()) as workers:
+        fingerprints, _ = read_fingerprints(source.splits[divided], workers, decoder, progress)
+    chosen = split_source(source, fingerprints, SplitRule()).splits
+    images = SplitImages(data, divided)
+    return images.only(chosen["val"]), images.only(chosen["train"])
 
 
 def write_int8(model: Path, folder: Path, images: NDArray[np.uint8]) -> None:

@@ -105,7 +105,10 @@ def fetch(public: PublicFile, folder: Path, progress: Progress = lambda _done, _
             part.replace(target)
             sync(folder)
     except (OSError, HTTPException) as error:
-        raise _failed(public, _reason(error)) from error
+        reason = _reason(error)
+        if target.is_file():
+            reason += f", and {target} is another file: its {public.algorithm} is {_digest(target, public.algorithm)}"
+        raise _failed(public, reason) from error
     return target
 
 

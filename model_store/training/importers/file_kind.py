@@ -7,6 +7,7 @@ References: the signatures of the file formats; caffe.proto and onnx.proto for t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -27,6 +28,7 @@ class Kind(Enum):
     ONNX = ("an ONNX model", "fc7 import onnx {}")
     TORCH = ("a PyTorch file", "fc7 import torchvision {}")
     SAFETENSORS = ("a safetensors file", "fc7 import torchvision {}")
+    CUDA_CONVNET = ("a checkpoint of cuda-convnet", "fc7 import cuda-convnet {}")
     HDF5 = ("an HDF5 file (Caffe's other format; save it as .caffemodel)", "")
     POINTER = ("a Git LFS pointer instead of the file itself (download the file with: git lfs pull)", "")
     PAGE = ("a web page, which the server sent instead of the file", "")
@@ -45,6 +47,8 @@ _SIGNATURES: Final[tuple[tuple[bytes, Kind], ...]] = (
     (b"\x1f\x8b", Kind.ARCHIVE),
     (b"version https://git-lfs", Kind.POINTER),
 )
+# A zip whose first entry is named `data`, of 4 characters, as cuda-convnet writes with --zip-save.
+_CUDA_CONVNET_ZIP: Final = re.compile(rb"PK\x03\x04.{22}\x04\x00..data", re.DOTALL)
 
 
 @contextmanager
@@ -78,6 +82,9 @@ def kind_of(path: Path) -> Kind:
         head = file.read(_HEAD)
     if not head:
         raise ImportFormatError(path, "the file is empty")
+    # Without its zip, a pickled dictionary; PyTorch's older format starts with a number instead.
+    if _CUDA_CONVNET_ZIP.match(head) or (head.startswith(b"\x80\x02}") and b"model_state" in head):
+        return Kind.CUDA_CONVNET
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return kind

@@ -1,8 +1,9 @@
 """Find a net's weights in a PyTorch or safetensors file, however its training script wrapped and named them.
 
-Guarantees: only tensors and plain containers are unpickled (`weights_only`), and no code of the file runs. A file that
-expands when it is unpacked is rejected. A file that contains more than weights is rejected with the command that saves
-its weights.
+Guarantees: no code of the file runs. Only tensors and plain containers are unpickled (`weights_only`). The weights
+beside or inside of other objects, as in a whole model or TorchScript, are read without creating the objects
+(`inert_torch`). A file that expands when it is unpacked is rejected. If the weights cannot be read, the error has the
+command that saves them.
 Out of scope: running TorchScript or exported programs; sharded checkpoints.
 References: PyTorch's "Saving and loading models"; the names that torch.nn.DataParallel ("module."), torch.compile
 ("_orig_mod.") and Lightning ("state_dict" with the attribute's name before each weight) add.
@@ -20,7 +21,7 @@ import shlex
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -33,8 +34,10 @@ from torch import Tensor
 
 from model_store.training.errors import ImportFormatError
 from model_store.training.importers.file_kind import Kind, expect
+from model_store.training.importers.inert_torch import read_inert
 
 _ZIP_OVERHEAD: Final = 1 << 20
+_SCRIPT: Final = "/constants.pkl"  # an entry that only TorchScript has
 _MOST_NESTED: Final = 4  # mappings inside mappings
 # Names that wrappers put into the path of a weight, wherever the wrapped module is.
 _WRAPPERS: Final = frozenset({"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module"})
@@ -118,12 +121,17 @@ def _nets(place: str, tensors: Mapping[str, Tensor], first: str) -> Iterator[Sta
 
 
 def _load_torch(path: Path) -> Any:
-    _check_zip(path)
+    names = _zip_names(path)
+    if any(name.endswith(_SCRIPT) for name in names) and (weights := read_inert(path)) is not None:
+        return weights
+    _reject_programs(path, names)
     try:
         # torch's warnings about unusual files are for programmers. The process has one thread, so the filter is safe.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(_PLAIN)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if (weights := read_inert(path)) is not None:
+            return weights
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         content = found[1] if found else "an object that torch does not accept as weights"
         raise ImportFormatError(
@@ -174,21 +182,33 @@ def _is_module(path: Path) -> bool:
     return False
 
 
-def _check_zip(path: Path) -> None:
-    """Reject programs, and a zip whose entries are larger than itself. torch stores entries without compression."""
+def _zip_names(path: Path) -> list[str]:
+    """Return the names of the entries of a zip; none for another file. torch stores entries without compression.
+
+    Raises ImportFormatError if the zip is truncated or its entries are larger than itself.
+    """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             if file.read(2) == b"PK":
                 raise ImportFormatError(path, "it is truncated: the zip directory at its end is missing")
-        return
+        return []
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise _damaged(path, error) from error
+    if unpacked > path.stat().st_size + _ZIP_OVERHEAD:
+        raise ImportFormatError(
+            path, f"it unpacks to {unpacked:,} bytes, which is more than its size, so PyTorch did not write it"
+        )
+    return names
+
+
+def _reject_programs(path: Path, names: Sequence[str]) -> None:
+    """Reject programs, and a zip that PyTorch did not write."""
     for program, entry, load in (
-        ("a TorchScript program", "/constants.pkl", 'torch.jit.load({}, map_location="cpu").state_dict()'),
+        ("a TorchScript program", _SCRIPT, 'torch.jit.load({}, map_location="cpu").state_dict()'),
         ("a program of torch.export", "archive_format", "torch.export.load({}).state_dict"),
     ):
         if any(name.endswith(entry) for name in names):
@@ -197,12 +217,8 @@ def _check_zip(path: Path) -> None:
                 f"it is {program}, which is not run. If you trust the file, save its weights and import the result: "
                 f"{_python(load.format(json.dumps(str(path))))}",
             )
-    if not any(name.endswith("data.pkl") for name in names):
+    if names and not any(name.endswith("data.pkl") for name in names):
         raise ImportFormatError(path, "it is a zip archive that PyTorch did not write")
-    if unpacked > path.stat().st_size + _ZIP_OVERHEAD:
-        raise ImportFormatError(
-            path, f"it unpacks to {unpacked:,} bytes, which is more than its size, so PyTorch did not write it"
-        )
 
 
 def _load_safetensors(path: Path) -> Any:

@@ -38,17 +38,24 @@ class Conv:
     padding: int = 0
     edge: int = 0  # zeros added on the right and at the bottom only
     towers: int = 1
+    relu: bool = True  # False: a later layer applies it, as in files of cuda-convnet
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Local response normalization (section 3.3) with beta 0.75. `alpha` is the paper's, not divided by `size`."""
+    """Local response normalization (section 3.3) with beta 0.75. `alpha` is the paper's, not divided by `size`.
+
+    within: the sum is over `size` x `size` positions of the same map, instead of over `size` maps, as in a second
+    normalization of the original code.
+    """
 
     name: str
     size: int = 5
     alpha: float = 1e-4
     k: float = 2.0
     towers: int = 1  # 2: neighboring maps within a tower only, as in the original code
+    within: bool = False
+    relu: bool = False  # apply the ReLU here, if the convolution does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +214,20 @@ class LocalResponseNorm(nn.Module):
         return x / (root * torch.sqrt(root))
 
 
+class SpatialResponseNorm(nn.Module):
+    """The same with the sum over a window of each map; positions outside of the map are zero."""
+
+    def __init__(self, size: int, alpha: float, k: float) -> None:
+        super().__init__()
+        self.size, self.alpha, self.k = size, alpha, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized maps, in the shape of `x`."""
+        mean = functional.avg_pool2d(x * x, self.size, 1, self.size // 2)
+        root = torch.sqrt(self.k + self.alpha * self.size**2 * mean)
+        return x / (root * torch.sqrt(root))
+
+
 class _Normalize(torch.autograd.Function):
     """The normalization with a hand-written derivative, which needs half of the passes over memory that autograd needs.
 
@@ -271,7 +292,8 @@ class AlexNet(nn.Module):
                     if first and self.architecture.input_scale != 1:
                         weight = weight * self.architecture.input_scale  # equals scaling the pixels, but is faster
                     bias = cast(Tensor, module.bias)
-                    x = functional.conv2d(x, weight, bias, layer.stride, layer.padding, 1, layer.towers).relu_()
+                    x = functional.conv2d(x, weight, bias, layer.stride, layer.padding, 1, layer.towers)
+                    x = x.relu_() if layer.relu else x
                     first = False
                 case Pool():
                     if layer.edge:
@@ -279,6 +301,7 @@ class AlexNet(nn.Module):
                     x = module(x)
                 case Norm():
                     x = module(x)
+                    x = x.relu() if layer.relu else x
                 case Hidden():
                     features = functional.relu(module(self._layer_input(layer.name, x.flatten(1))))
                     x = self._dropout(features)
@@ -330,6 +353,8 @@ def build_module(layer: Layer, inputs: int) -> nn.Module:
     match layer:
         case Conv():
             return nn.Conv2d(inputs, layer.kernels, layer.size, layer.stride, layer.padding, groups=layer.towers)
+        case Norm(within=True):
+            return SpatialResponseNorm(layer.size, layer.alpha, layer.k)
         case Norm():
             return LocalResponseNorm(inputs, layer.size, layer.alpha, layer.k, layer.towers)
         case Pool():

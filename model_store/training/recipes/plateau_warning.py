@@ -50,8 +50,9 @@ class PlateauDetector:
         if mean < _LEARNING * self._chance:
             return None
         cause, fix = self._likely_cause()
+        count = f"{self._steps} step{'s' if self._steps > 1 else ''}"
         return (
-            f"The loss is still {mean:.3f} after {self._steps} steps, which is the chance level "
+            f"The loss is still {mean:.3f} after {count}, which is not below the chance level "
             f"(ln({self._classes}) = {math.log(self._classes):.3f}, or {self._chance:.3f} from the class frequencies). "
             f"Likely cause: {cause}. Try {fix}."
         )

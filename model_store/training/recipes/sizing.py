@@ -80,7 +80,8 @@ def describe(recipe: Recipe, images: int) -> str:
     seen = recipe.epoch_images or images
     steps = math.ceil(seen / recipe.batch_size)
     parts = [
-        f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''} of {steps} steps with {recipe.batch_size} images"
+        f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''} of {steps} step{'s' if steps > 1 else ''} with "
+        f"{recipe.batch_size} images"
     ]
     if recipe.epoch_images:
         parts.append(f"{seen:,} of the {images:,} images in each epoch")
@@ -104,12 +105,13 @@ def describe(recipe: Recipe, images: int) -> str:
 
 
 def advice(recipe: Recipe, images: int) -> str | None:
-    """Return what to try for a net that is trained from scratch on few images, as a sentence for the user."""
+    """Return what to try for a net that does not start from another one, on few images, as a sentence for the user."""
     if images >= FEW_IMAGES or (recipe.variant, recipe.width) != ("full", 1):
         return None
+    start = "trained weights in its convolutions, and random ones elsewhere" if recipe.starter else "random weights"
     return (
-        f"The net starts from random weights. With fewer than {FEW_IMAGES:,} images, also try weights trained "
-        "on ImageNet: --from imagenet"
+        f"The net starts from {start}. With fewer than {FEW_IMAGES:,} images, also try weights trained on ImageNet: "
+        "--from imagenet"
     )
 
 

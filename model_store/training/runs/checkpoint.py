@@ -8,6 +8,9 @@ Out of scope: the order and augmentation of the images, which follow from seed, 
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,14 +20,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model_store.classes.figures import Figures
 from model_store.durable import atomic_file, sync
 from model_store.errors import CheckpointError
 from model_store.training.device import rng_states, set_rng_states
 from model_store.training.errors import NonFiniteLossError
-from model_store.training.runs.run import BEST_FILE, CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_PREFIX, read_tensors
+from model_store.training.runs.run import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    MODEL_FILE,
+    RUN_FILE,
+    WEIGHTS_PREFIX,
+    read_info,
+    read_tensors,
+)
 
 _VELOCITY_PREFIX: Final = "velocity."
 _RANDOM_PREFIX: Final = "random."
+_FIGURES_PREFIX: Final = "figures."
 _POSITION: Final = "place"  # key in the metadata
 
 
@@ -41,6 +54,22 @@ class Position:
     schedule: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # the best validation so far, and the validations since
     head_steps: int = 0  # steps at the start that train only fc8
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The figures of weights on the validation images. epoch: after which they were measured, from 1."""
+
+    epoch: int
+    figures: Figures
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `read_validation` reads, as tensors beside the weights."""
+        return {
+            f"{_FIGURES_PREFIX}confusion": torch.from_numpy(self.figures.confusion),
+            f"{_FIGURES_PREFIX}calibration": torch.from_numpy(self.figures.calibration),
+            f"{_FIGURES_PREFIX}epoch": torch.tensor(self.epoch),
+        }
 
 
 def write_checkpoint(run: Path, net: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
@@ -76,22 +105,22 @@ def restore_checkpoint(run: Path, net: nn.Module, optimizer: torch.optim.Optimiz
     return position
 
 
-def keep_weights(run: Path, net: nn.Module, step: int) -> None:
-    """Write the weights after `step` as the best ones so far.
+def keep_weights(run: Path, net: nn.Module, step: int, validation: Validation) -> None:
+    """Write the weights after `step` as the best ones so far, with their figures.
 
     Raises CheckpointError if they cannot be written, NonFiniteLossError if a weight is NaN or infinite.
     """
     _require_finite(run, net, step)
-    _write(run / BEST_FILE, _weights(net), {})
+    _write(run / BEST_FILE, _weights(net) | validation.tensors(), {})
 
 
-def finish(run: Path, net: nn.Module, step: int, *, best: bool = False) -> None:
-    """Write the final weights after the last `step`, and remove the checkpoint.
+def finish(run: Path, net: nn.Module, step: int, validation: Validation | None) -> None:
+    """Write the final weights after the last `step`, with their figures, and remove the checkpoint.
 
-    best: the final weights are those of `keep_weights`. Raises CheckpointError if they cannot be written,
+    validation: None if the final weights are those of `keep_weights`. Raises CheckpointError if they cannot be written,
     NonFiniteLossError if a weight is NaN or infinite.
     """
-    if best:
+    if validation is None:
         try:
             (run / BEST_FILE).replace(run / MODEL_FILE)
             sync(run)
@@ -99,15 +128,28 @@ def finish(run: Path, net: nn.Module, step: int, *, best: bool = False) -> None:
             raise CheckpointError(f"{run / MODEL_FILE} cannot be written: {error}.") from error
     else:
         _require_finite(run, net, step)
-        _write(run / MODEL_FILE, _weights(net), {})
+        _write(run / MODEL_FILE, _weights(net) | validation.tensors(), {})
     for file in (BEST_FILE, CHECKPOINT_FILE):
         (run / file).unlink(missing_ok=True)
+
+
+def read_validation(run: Path, classes: Sequence[str]) -> Validation | None:
+    """Return the figures of a finished run's weights; None if an older version of fc7 wrote them.
+
+    Raises CheckpointError.
+    """
+    found = read_tensors(run / MODEL_FILE, _FIGURES_PREFIX)
+    if not found:
+        return None
+    figures = Figures(tuple(classes), found["confusion"].numpy(), found["calibration"].numpy())
+    return Validation(int(found["epoch"]), figures)
 
 
 def non_finite_error(run: Path, step: int) -> NonFiniteLossError:
     """Return the error for a non-finite loss or weight after `step` steps. It names the run's checkpoint."""
     checkpoint = run / CHECKPOINT_FILE
-    return NonFiniteLossError(step, checkpoint if checkpoint.exists() else None)
+    rate = read_info(run).recipe.learning_rate / 10 if (run / RUN_FILE).exists() else None
+    return NonFiniteLossError(step, checkpoint if checkpoint.exists() else None, rate)
 
 
 def _require_finite(run: Path, net: nn.Module, step: int) -> None:
@@ -124,11 +166,14 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     try:
         with atomic_file(file) as temporary:
-            # safetensors replaces the file at this path by a new one, so the new one must be synced.
+            # safetensors replaces the file at this path by a new one, which only the owner can read and which is not
+            # synced. Until then it is called .tmp*.
             save_file(tensors, temporary.name, metadata)
+            Path(temporary.name).chmod(stat.S_IMODE(os.fstat(temporary.fileno()).st_mode))
             sync(Path(temporary.name))
     except (OSError, SafetensorError) as error:
         kept = "The previous one is kept" if file.exists() else "There is no previous one"
         raise CheckpointError(
-            f"{file} cannot be written: {error}. {kept}. Free some disk space, then continue with: fc7 train --resume"
+            f"{file} cannot be written: {error}. {kept}. Free some disk space, then continue with: fc7 train --resume "
+            f"--name {file.parent.name}"
         ) from error

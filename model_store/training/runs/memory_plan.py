@@ -8,6 +8,7 @@ References: docs/training.md, "Memory and space".
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -19,7 +20,7 @@ from model_store.training.recipe import Recipe
 _COPIES: Final = 3  # weights, gradients, velocities
 # Arrays of the size of a layer's output that a step keeps for each image: 3.1 were measured at width 0.25, in float32.
 _MAPS: Final = 3.2
-_FIXED: Final = 100_000_000  # decoding, batches that are read ahead, and buffers of torch
+_FIXED: Final = 250_000_000  # decoding in processes of its own, batches that are read ahead, and buffers of torch
 _ON_CUDA: Final = 1_500_000_000  # CUDA's libraries and page-locked batches in main memory
 
 
@@ -36,16 +37,25 @@ def training_bytes(architecture: Architecture, recipe: Recipe, device: torch.dev
     return int(_COPIES * _weight_bytes(architecture) + 4 * _MAPS * recipe.batch_size * outputs) + _FIXED
 
 
-def picture_budget(wanted: int, needed: int, available: int | None) -> int:
+def picture_budget(
+    wanted: int, architecture: Architecture, recipe: Recipe, device: torch.device, available: int | None
+) -> int:
     """Return the bytes for prepared images: `wanted`, or as much as the memory has left beside training.
 
-    needed: `training_bytes`. available: bytes that the process can still allocate, None if unknown.
+    available: bytes that the process can still allocate, None if unknown.
     Raises TrainingMemoryError if training itself does not fit.
     """
     if available is None:
         return wanted
+    needed = training_bytes(architecture, recipe, device)
     if needed > available:
-        raise TrainingMemoryError(needed, available)
+        smaller = (1 << power for power in range((recipe.batch_size - 1).bit_length() - 1, -1, -1))
+        fits = (
+            size
+            for size in smaller
+            if training_bytes(architecture, replace(recipe, batch_size=size), device) <= available
+        )
+        raise TrainingMemoryError(needed, available, next(fits, None))
     return min(wanted, available - needed)
 
 

@@ -26,15 +26,16 @@ from model_store.training.runs.run import (
     MODEL_FILE,
     WEIGHTS_PREFIX,
     RunInfo,
+    epoch_records,
+    finished_epochs,
     has_weights,
     read_info,
-    read_metrics,
     read_tensors,
     write_info,
 )
 
 # Values that do not affect the steps that were done. `epochs` affects the rates of the remaining steps.
-_CHANGEABLE: Final = frozenset({"name", "epochs", "validate_every", "early_stop", "flat_loss_steps"})
+_CHANGEABLE: Final = frozenset({"name", "epochs", "validate_every", "early_stop", "flat_loss_steps", "calibrate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,11 @@ def read_resumed(run: Path, changes: Changes) -> ResumedRun:
     if fixed := [key for key in changed if key not in _CHANGEABLE]:
         values = ", ".join(f"{key} {old[key]!r} -> {new[key]!r}" for key in fixed)
         raise CheckpointError(
-            f"{run} was started with another recipe ({values}). Only epochs, validate_every, early_stop and "
-            f"flat_loss_steps can change. To train on with other values, start a new run from its weights: fc7 train "
+            f"{run} was started with another recipe ({values}). Only {', '.join(sorted(_CHANGEABLE - {'name'}))} can "
+            "change. To train on with other values, start a new run from its weights: fc7 train "
             f"--from {run.name}"
         )
-    done = _finished_epochs(run)
+    done = finished_epochs(run)
     if recipe.epochs < done:
         raise CheckpointError(f"{run} has finished {done} epochs, so epochs={recipe.epochs} is too few.")
     reopened = finished and recipe.epochs > info.recipe.epochs
@@ -114,8 +115,9 @@ def require_same_data(run: Path, info: RunInfo, root: Path, found: tuple[str, tu
 
 def remove_leftovers(run: Path) -> None:
     """Remove files that a killed process left: unfinished writes, and the checkpoint of a finished run."""
-    for file in run.glob(".*.safetensors.*"):
-        file.unlink(missing_ok=True)
+    for pattern in (".*.safetensors.*", ".tmp*"):  # `atomic_file`, safetensors
+        for file in run.glob(pattern):
+            file.unlink(missing_ok=True)
     if (run / MODEL_FILE).exists():
         for name in (BEST_FILE, CHECKPOINT_FILE):
             (run / name).unlink(missing_ok=True)
@@ -125,18 +127,14 @@ def _write_checkpoint_of_weights(run: Path, info: RunInfo, batches: int) -> None
     """Write a checkpoint after the last epoch of a finished run, with its final weights."""
     net = AlexNet(info.architecture)
     net.load_state_dict(read_tensors(run / MODEL_FILE, WEIGHTS_PREFIX))
-    epochs = _epochs(run)
+    epochs = epoch_records(run)
     schedule = build_schedule(info.recipe, info.recipe.epochs * batches)
     for record in epochs:
         if "val_error" in record:
             schedule.after_epoch(record["val_error"])
-    done = _finished_epochs(run)
+    done = finished_epochs(run)
     position = Position(step=done * batches, epoch=done, schedule=schedule.state(), best=_best(epochs))
     write_checkpoint(run, net, build_optimizer(net, info.recipe), position)
-
-
-def _epochs(run: Path) -> list[dict[str, Any]]:
-    return [record for record in read_metrics(run) if record["kind"] == "epoch"]
 
 
 def _best(epochs: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -148,10 +146,6 @@ def _best(epochs: Sequence[dict[str, Any]]) -> dict[str, float]:
     least = min(record["val_loss"] for record in validated)
     found = {"error": best["val_balanced_error"], "loss": best["val_loss"], "least_loss": least, "waited": 0}
     return found | {"step": best["step"], "epoch": best["epoch"]}
-
-
-def _finished_epochs(run: Path) -> int:
-    return max((record["epoch"] for record in _epochs(run)), default=0)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -170,6 +164,6 @@ def require_space(folder: Path, needed: int) -> None:
         ) from error
     if left < needed:
         raise CheckpointError(
-            f"The disk of {folder} has {left / 1e6:,.0f} MB left, and the checkpoints of this net need "
-            f"{needed / 1e6:,.0f} MB. Free some disk space, or choose another folder with --home."
+            f"The disk of {folder} has {left / 1e6:,.1f} MB left, and the checkpoints of this net need "
+            f"{needed / 1e6:,.1f} MB. Free some disk space, or choose another folder with --home."
         )

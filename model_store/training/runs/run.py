@@ -6,7 +6,7 @@
     skipped.json             files that could not be read, each with the reason
     checkpoint.safetensors   weights, optimizer, random states, position in the run; removed when the run is finished
     best.safetensors         the weights of the best validation so far, if the recipe keeps them; removed likewise
-    model.safetensors        the final weights of a finished run
+    model.safetensors        the final weights of a finished run; both files also have the figures of their validation
     tensorboard/             the metrics for TensorBoard
     .lock                    held by the process that trains the run
 
@@ -17,6 +17,7 @@ Out of scope: choosing the best epoch (trainer.py).
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -166,7 +167,9 @@ def locked_run(run: Path) -> Iterator[None]:
 def unwritable(run: Path, error: OSError) -> CheckpointError:
     """Return the error for a file of the run that cannot be written."""
     name = Path(error.filename) if isinstance(error.filename, str) else run
-    return CheckpointError(f"{name} cannot be written: {error.strerror or error}. Free some disk space, and try again.")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    fix = "Free some disk space, and try again." if full else "Make the folder writable, or choose another with --home."
+    return CheckpointError(f"{name} cannot be written: {error.strerror or error}. {fix}")
 
 
 def runs_named(home: Path, name: str) -> list[Path]:
@@ -235,6 +238,16 @@ def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
         return ()
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is incomplete
     return tuple(json.loads(line) for line in lines)
+
+
+def epoch_records(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of finished epochs in `metrics.jsonl`."""
+    return [record for record in read_metrics(path) if record["kind"] == "epoch"]
+
+
+def finished_epochs(path: Path) -> int:
+    """Return how many epochs of the run are finished."""
+    return max((record["epoch"] for record in epoch_records(path)), default=0)
 
 
 def read_tensors(file: Path, prefix: str) -> dict[str, Tensor]:

@@ -50,6 +50,7 @@ def check(
     from model_store.training.data.sources import find_source  # noqa: PLC0415
 
     settings = load_settings(home=home)
+    html = None if html is None else html.expanduser()
     if html is not None and not html.absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder {html.absolute().parent} does not exist.", param_hint="--html")
     found = find_source(data_folder(source, settings.home))
@@ -71,7 +72,10 @@ def check(
     if html is not None:
         console.say(f"{html}: the report with pictures.")
     quoted = shlex.quote(str(source))
-    console.next_step(f"fc7 train {quoted} --name NAME" if html else f"fc7 data check {quoted} --html report.html")
+    if report.problems:
+        console.next_step(f"correct what cannot be used for training, then fc7 data check {quoted}")
+    else:
+        console.next_step(f"fc7 train {quoted} --name NAME" if html else f"fc7 data check {quoted} --html report.html")
 
 
 @contextmanager
@@ -83,8 +87,8 @@ def _embedding(settings: Settings, model: str | None) -> Iterator[tuple[Embed | 
     store = ModelStore(settings.home)
     if model is None and store.active() is None:
         console.say(
-            "No model is active, so pictures are compared by their colors, which finds fewer wrong labels. After "
-            "fc7 train and fc7 export, or fc7 import, run the check again."
+            "No model is active, so pictures are compared by their colors, without shapes. To compare them by a model, "
+            "run fc7 import, or fc7 train and fc7 export, and then the check again."
         )
         yield None, NO_MODEL
         return
@@ -121,15 +125,19 @@ def _print(report: Report) -> None:
         shown = (" = ".join(picture.image.name for picture in group.pictures[:2]) for group in groups[:_EXAMPLES])
         findings.add_row(title, f"{len(groups):,}", escape("; ".join(shown)))
     wrong = (f"{item.picture.image.name} ({item.suggested}?)" for item in report.labels.wrong[:_EXAMPLES])
-    findings.add_row("likely wrong labels", f"{len(report.labels.wrong):,}", escape("; ".join(wrong)))
+    count = f"{len(report.labels.wrong):,}" if report.labels_note is None else "not judged"
+    findings.add_row("likely wrong labels", count, escape("; ".join(wrong)))
     far = (item.picture.image.name for item in report.outliers[:_EXAMPLES])
     findings.add_row("outliers", f"{len(report.outliers):,}", escape("; ".join(far)))
     small = (picture.image.name for picture in report.small[:_EXAMPLES])
     findings.add_row("very small pictures", f"{len(report.small):,}", escape("; ".join(small)))
     console.show(findings)
     console.say(f"Pictures were compared by {report.features}.")
-    if report.labels.accuracy is not None:
+    if report.labels_note is not None:
+        console.warn(report.labels_note)
+    else:
         console.say(
             f"Labels were judged by a classifier on these, which agrees with {report.labels.accuracy:.0%} of them. The "
-            "lower this is, the more of the suspected labels are correct."
+            "lower this is, the more of the suspected labels are correct. At most one in 20 labels (or 10) is listed: "
+            "correct the wrong ones, and check again."
         )

@@ -6,6 +6,7 @@ Out of scope: downloading; `fc7 data check` (check.py).
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -37,7 +38,7 @@ DataSource = Annotated[
 def demo_training(folder: Path) -> str:
     """Return the command that trains a net on the demo data in `folder`."""
     changes = " ".join(f"--set {setting}" for setting in DEMO_SETTINGS)
-    return f"fc7 train {folder} --recipe {DEMO_RECIPE} {changes} --name {DEMO_NAME}"
+    return f"fc7 train {shlex.quote(str(folder))} --recipe {DEMO_RECIPE} {changes} --name {DEMO_NAME}"
 
 
 @app.command()
@@ -47,7 +48,7 @@ def demo(
     """Arrange the solar cell images of the package elpv-dataset in eight classes, with a fixed fifth held out."""
     from model_store.training.data.demo import SOURCE_FILE, copy_demo  # noqa: PLC0415
 
-    demo_data = copy_demo(folder)
+    demo_data = copy_demo(folder.expanduser())
     table = Table("class", "train", "val")
     for label, images in demo_data.train.items():
         table.add_row(label, str(images), str(demo_data.val[label]))
@@ -75,8 +76,8 @@ def ilsvrc(
     """Check that ILSVRC-2010 or ILSVRC-2012 is complete, without writing anything."""
     from model_store.training.data.ilsvrc import ilsvrc_source  # noqa: PLC0415
 
-    _print_source(ilsvrc_source(folder))
-    console.next_step(f"fc7 data prepare {folder} SHARDS")
+    _print_source(ilsvrc_source(folder.expanduser()))
+    console.next_step(f"fc7 data prepare {shlex.quote(str(folder))} SHARDS")
 
 
 @app.command()
@@ -95,11 +96,12 @@ def split(
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
     from model_store.decoder.decoder import Decoder  # noqa: PLC0415
-    from model_store.training.data.reader import read_fingerprints  # noqa: PLC0415
+    from model_store.training.data.reader import read_fingerprints, require_every_class  # noqa: PLC0415
     from model_store.training.data.sources import class_notes, find_source, require_trainable  # noqa: PLC0415
     from model_store.training.data.split import SplitRule, labeled_paths, split_source, split_to_make  # noqa: PLC0415
     from model_store.training.data.table import check_new_table, write_table  # noqa: PLC0415
 
+    table = table.expanduser()
     if table.exists():
         raise DatasetError(f"{table} already exists. Choose another name, or remove it.")
     check_new_table(table)
@@ -117,7 +119,11 @@ def split(
         ):
             fingerprints, broken = read_fingerprints(found.splits[divided], workers, decoder, bar.update)
         skipped += broken
+        require_every_class(found, divided, list(fingerprints))
         found = split_source(found, fingerprints, rule)
+    else:
+        note = f"{source} is split already. Its split was kept, and --val-share and --seed have no effect."
+        found = replace(found, notes=(*found.notes, note))
     write_table(table, labeled_paths(found), relative_to=table.absolute().parent)
     console.say_skipped(skipped)
     counts = {name: found.counts(name) for name in found.splits}
@@ -152,6 +158,7 @@ def prepare(
     from model_store.training.data.split import split_to_make  # noqa: PLC0415
     from model_store.training.signals import stop_on_signals  # noqa: PLC0415
 
+    out = out.expanduser()
     settings = load_settings(home=home)
     found = find_source(data_folder(source, settings.home))
     require_trainable(found)
@@ -191,7 +198,8 @@ def prepare(
             f"{len(folder.duplicates):,} training images are also in val, byte for byte. "
             "The validation error will be too low."
         )
-    console.next_step(f"fc7 data verify {out}, then fc7 train {out} --recipe paper --name NAME")
+    quoted = shlex.quote(str(out))
+    console.next_step(f"fc7 data verify {quoted}, then fc7 train {quoted} --recipe paper --name NAME")
 
 
 @app.command()
@@ -202,10 +210,10 @@ def verify(
     from model_store.training.data.shards import verify_shards  # noqa: PLC0415
 
     with console.ProgressBar("verifying", "shards") as bar:
-        found = verify_shards(folder, bar.update)
+        found = verify_shards(folder.expanduser(), bar.update)
     images = ", ".join(f"{sum(s.images for s in shards):,} of {split}" for split, shards in found.splits.items())
     console.say(f"All checksums match: {images}. Data hash: {found.hash[:12]}.")
-    console.next_step(f"fc7 train {folder} --recipe paper --name NAME")
+    console.next_step(f"fc7 train {shlex.quote(str(folder))} --recipe paper --name NAME")
 
 
 def _print_source(source: Source) -> None:

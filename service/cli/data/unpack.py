@@ -15,7 +15,7 @@ from pathlib import Path
 
 from index.bulk.archive import ArchiveEntry, ArchiveLimits, SkippedEntryError, read_entries
 from index.bulk.sources import MAX_FILE_BYTES
-from index.errors import DamagedArchiveError
+from index.errors import DamagedArchiveError, ImageArchiveError
 from model_store.errors import DatasetError
 from model_store.image_files import SkipKind, Skipped, is_hidden
 from model_store.table_file import is_table
@@ -35,7 +35,7 @@ def is_archive(path: Path) -> bool:
 def data_folder(source: Path, home: Path) -> Path:
     """Return `source` itself, or the folder that the archive `source` is unpacked to. `~` stands for the home folder.
 
-    Raises ImageArchiveError, DatasetError if the disk is full or the archive is damaged, OSError.
+    Raises DatasetError if the disk is full or the archive is damaged or not supported, OSError.
     """
     source = source.expanduser()
     if not is_archive(source):
@@ -76,9 +76,13 @@ def _unpack(archive: Path, folder: Path) -> int:
                 skipped.append(Skipped(entry.name, error.reason, error.kind))
     except DamagedArchiveError as error:
         raise DatasetError(f"{archive}: {error} Copy the archive again.") from error
+    except ImageArchiveError as error:
+        raise DatasetError(
+            f"The archive {archive} {error.reason}. Copy it again, or unpack it yourself and give the folder."
+        ) from error
     console.say_skipped(skipped)
     if not written:
-        raise DatasetError(f"{archive} contains no images.")
+        raise DatasetError(f"{archive} contains no images that can be used. It must contain class folders or a table.")
     return written
 
 

@@ -18,7 +18,7 @@ from index.search.gpu.device import open_device
 from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError, Fc7Error, NoActiveModelError
 from model_store.runtime.onnxruntime_engine import has_cuda
-from model_store.runtime.openvino_engine import agrees_in_bf16, has_native_bf16, is_available
+from model_store.runtime.openvino_engine import bf16_obstacle, bf16_support, is_available
 from service.api.access.auth import check_binding
 from service.cli.doctor.finding import Finding
 from service.errors import SettingError
@@ -39,6 +39,8 @@ _PACKAGES: Final = (
     "torch",
     "pymilvus",
 )
+
+_DISPATCHER: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN computes the layers of OpenVINO
 
 
 def check_versions() -> Finding:
@@ -74,13 +76,17 @@ def check_engine(settings: Settings, artifact: Artifact | None) -> Finding:
 def _describe_openvino(settings: Settings, artifact: Artifact | None) -> Finding:
     if settings.precision == "int8":
         return Finding.ok("engine", "OpenVINO in int8")
-    if not has_native_bf16():
+    if bf16_support() != "native":
+        if limits := [name for name in _DISPATCHER if name in os.environ]:
+            fix = f"Unset {' and '.join(limits)} to use all instructions of the processor."
+            return Finding.warning("engine", "OpenVINO in f32: its instructions are limited, so bf16 is not used", fix)
         return Finding.ok("engine", "OpenVINO in f32; a processor that computes bf16 would be about twice as fast")
     if settings.arithmetic == "f32":
         return Finding.ok("engine", "OpenVINO in f32, because FC7_ARITHMETIC is f32")
-    if artifact is not None and artifact.precision == "fp32" and not agrees_in_bf16(artifact):
-        fix = "Export the model again (fc7 export), or import it with --photographs, to measure whether bf16 agrees."
-        return Finding.warning("engine", f"OpenVINO in f32: {artifact.id} was not measured to agree with bf16", fix)
+    obstacle = bf16_obstacle(artifact) if artifact is not None and artifact.precision == "fp32" else None
+    if artifact is not None and obstacle is not None:
+        fix = "Export the model again (fc7 export), or import it with --photographs, to compare bf16 with f32."
+        return Finding.warning("engine", f"OpenVINO in f32 for {artifact.id}, because {obstacle}", fix)
     return Finding.ok("engine", "OpenVINO in bf16")
 
 

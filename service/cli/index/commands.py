@@ -21,7 +21,7 @@ from index.bulk.folder import build_index
 from index.bulk.metadata import ImageMetadata, read_inner_metadata, read_metadata
 from index.bulk.reembed import reembed
 from index.bulk.report import BuildReport
-from index.bulk.sources import is_uri
+from index.bulk.sources import is_uri, without_password
 from index.errors import FolderError, SourceError
 from index.milvus.reembed import reembed_on_milvus
 from index.records import IndexOptions, IndexStats
@@ -98,7 +98,7 @@ def build(
     *,
     home: Home = None,
     model: ModelOption = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = 16,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Rebuild for this model; images outside SOURCE are no longer searchable.")
     ] = False,
@@ -117,7 +117,14 @@ def build(
     if actors is not None and ray is None:
         raise typer.BadParameter("it requires --ray.", param_hint="--actors")
     if ray is None and is_uri(source):
-        raise SourceError(source, "without --ray only folders are; `--ray local` reads this on one machine")
+        raise SourceError(
+            without_password(source), "without --ray only folders are; `--ray local` reads this on one machine"
+        )
+    embed: Callable[[str, BuildOptions, Callable[[BuildReport], None]], tuple[BuildReport, IndexStats]]
+    if ray is None:  # the model is loaded before an archive is unpacked
+        embed = partial(_build_here, settings, _runner(settings, model))
+    else:
+        embed = partial(build_on_ray, settings, address=ray, actors=actors)
     if not is_uri(source):
         source = str(data_folder(Path(source), settings.home))
     started = time.perf_counter()
@@ -127,25 +134,18 @@ def build(
         def show(so_far: BuildReport) -> None:
             bar.update(so_far.seen, so_far.total)
 
-        if ray is None:
-            report, stats = _build_here(settings, Path(source), options, show)
-        else:
-            report, stats = build_on_ray(settings, source, options, show, address=ray, actors=actors)
+        report, stats = embed(source, options, show)
     seconds = time.perf_counter() - started
     if skipped is not None:
         _write_skipped(skipped, report)
     if as_json:
         console.print_json(report_values(report, seconds))
     _print_summary(report, stats, seconds)
-    if unmatched := options.metadata.unmatched:
-        console.warn(
-            f"{len(unmatched):,} rows of the metadata name no file of {source}, for example {unmatched[0]}. "
-            "Paths must be relative to it or to the folder of the table."
-        )
+    _warn_of_unmatched(options.metadata, source)
     if report.interrupted:
         console.exit_interrupted(_INTERRUPTED)
     if len(report.skipped) == report.total:
-        raise FolderError(source, f"has no image that can be read: all {report.total} were skipped.")
+        raise FolderError(without_password(source), f"has no image that can be read: all {report.total} were skipped.")
     console.next_step("fc7 search IMAGE, or fc7 serve")
 
 
@@ -155,6 +155,14 @@ def _read_metadata(source: str, table: Path | None, *, labels: bool) -> ImageMet
     if table is not None:
         return read_metadata(table.expanduser(), folder, labels=labels)
     return ImageMetadata(labels) if folder is None else read_inner_metadata(folder, labels=labels)
+
+
+def _warn_of_unmatched(metadata: ImageMetadata, source: str) -> None:
+    if rows := metadata.unmatched:
+        console.warn(
+            f"{len(rows):,} of the metadata's rows name no file of {without_password(source)}, for example {rows[0]}. "
+            "Paths must be relative to it or to the folder of the table."
+        )
 
 
 def _write_skipped(file: Path, report: BuildReport) -> None:
@@ -185,19 +193,18 @@ def _print_summary(report: BuildReport, stats: IndexStats, seconds: float) -> No
 
 
 def _build_here(
-    settings: Settings, folder: Path, options: BuildOptions, progress: Callable[[BuildReport], None]
+    settings: Settings, runner: Runner, source: str, options: BuildOptions, progress: Callable[[BuildReport], None]
 ) -> tuple[BuildReport, IndexStats]:
-    runner = _runner(settings, options.model)
     artifact = runner.artifact
     with open_index_of(
         settings, IndexOptions(artifact.fingerprint, artifact.embedder, switch=options.rebuild)
     ) as index:
         report = build_index(
-            folder,
+            Path(source),
             index,
             runner,
             batch_size=options.batch_size,
-            workers=settings.decode_threads or 2,
+            workers=settings.threads_to_decode,
             progress=progress,
             key_prefix=options.key_prefix,
             limits=decode_limits(settings),
@@ -208,7 +215,7 @@ def _build_here(
 
 
 @app.command("reembed")
-def reembed_command(home: Home = None, model: ModelOption = None, batch_size: BatchSize = 32) -> None:
+def reembed_command(home: Home = None, model: ModelOption = None, batch_size: BatchSize = 16) -> None:
     """Compute another model's vectors from the stored pictures, and switch the index to them when all are done."""
     settings = load_settings(home=home)
     runner = _runner(settings, model)
@@ -218,7 +225,7 @@ def reembed_command(home: Home = None, model: ModelOption = None, batch_size: Ba
         report = reembed_index(
             runner,
             batch_size=batch_size,
-            workers=settings.decode_threads or 2,
+            workers=settings.threads_to_decode,
             progress=lambda so_far: bar.update(so_far.embedded + len(so_far.skipped), so_far.total),
         )
     console.say_first([f"skipped {key}: {reason}" for key, reason in report.skipped])

@@ -6,7 +6,7 @@ restarts or is switched over HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from model_store.artifact import Artifact
 from model_store.errors import NoActiveModelError
+from model_store.runtime.openvino_engine import bf16_obstacle
 from model_store.store import ModelStore, require_better_than_baseline
 from service.cli import console
 from service.cli.options import AsJson, Force, Home, Model, find_version, model_argument
@@ -63,6 +64,7 @@ def list_(*, home: Home = None, as_json: AsJson = False) -> None:
             f"{_bytes(artifact) / 1e6:.0f} MB",
         )
     console.show(table)
+    _explain_f32(artifacts)
     if active is None:
         console.say(NoActiveModelError([artifact.id for artifact in artifacts]))
     else:
@@ -149,6 +151,16 @@ def _print_active(store: ModelStore) -> None:
     console.next_step("fc7 serve; if the index has vectors of another model, fc7 index reembed first")
 
 
+def _explain_f32(artifacts: Sequence[Artifact]) -> None:
+    """Say which versions OpenVINO does not run in bf16, and why."""
+    reasons: dict[str, list[str]] = {}
+    for artifact in artifacts:
+        if (obstacle := bf16_obstacle(artifact)) is not None:
+            reasons.setdefault(obstacle, []).append(artifact.id)
+    for obstacle, ids in reasons.items():
+        console.say(f"{', '.join(ids)}: f32 on CPUs, because {obstacle}.")
+
+
 def _active_id(store: ModelStore) -> str | None:
     active = store.active()
     return None if active is None else str(active.active)
@@ -163,6 +175,7 @@ def _summary(artifact: Artifact) -> dict[str, Any]:
         "classes": len(artifact.labels),
         "bytes": _bytes(artifact),
         "fingerprint": artifact.fingerprint,
+        "bf16_obstacle": bf16_obstacle(artifact),
         "metrics": manifest.metrics,
     }
 

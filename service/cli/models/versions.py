@@ -74,7 +74,7 @@ def quantize(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Data set with the splits train and --split.",
+            help="Data set with the splits train and --split, or without a split.",
             show_default="the data that the version was trained on",
         ),
     ] = None,

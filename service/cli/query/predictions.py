@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from index.bulk.sources import is_uri, without_password
 from model_store.image_files import kind_of_name
 from service.cli import console
 from service.cli.query.images import load_runner
@@ -45,19 +47,20 @@ def classify_to_file(
     from service.factory import decode_limits  # noqa: PLC0415
 
     _check(sources, out, options)
-    source = sources[0] if "://" in sources[0] else str(Path(sources[0]).expanduser().absolute())
+    source = sources[0] if is_uri(sources[0]) else str(Path(sources[0]).expanduser().absolute())
     others: list[Skipped] = []
-    counts = {"images": 0, "failed": 0}
-    started, workers = time.perf_counter(), settings.decode_threads or 2
+    images_done = broken = 0
+    started, workers = time.perf_counter(), settings.threads_to_decode
     try:
         with (
             load_runner(settings, model) as (artifact, runner),
-            PredictionFile(out, source, artifact, options) as file,
+            PredictionFile(out, without_password(source), artifact, options) as file,
             Decoder(decode_limits(settings), workers=workers) as decoder,
             console.ProgressBar("classifying", "images") as bar,
         ):
             if file.done:
                 console.say(f"Resuming: {len(file.done):,} images are done already.")
+                others += [Skipped(name, error) for name, error in file.done.items() if error is not None]
             images = list_images(source, others.append)
             is_archive = Path(source).is_file()
             listed = images if is_archive else list(images)  # the bytes of an archive are not kept in memory
@@ -72,22 +75,33 @@ def classify_to_file(
                 reference=load_reference(artifact),
             )
             for rows in run_in_background(file.add, predicted):
-                counts["images"] += len(rows)
+                images_done += len(rows)
                 for row in rows:
                     if row.error is not None:
-                        counts["failed"] += 1
+                        broken += 1
                         others.append(Skipped(row.name, row.error))
-                bar.update(counts["images"], total)
-            if not counts["images"] and not file.done:
-                raise FolderError(source, "has no images")
+                bar.update(images_done, total)
+            if not images_done and not file.done:
+                raise FolderError(without_password(source), "has no images")
     except KeyboardInterrupt:
         console.exit_interrupted("Interrupted. Run the same command again to resume.")
-    seconds = time.perf_counter() - started
     console.say_skipped(others)
+    broken += sum(error is not None for error in file.done.values())
+    document = {"model": artifact.id, "file": str(out), "seconds": round(time.perf_counter() - started, 3)}
+    document |= {"images": images_done, "failed": broken}
+    _summarize(document, len(file.done), without_password(sources[0]), as_json=as_json)
+
+
+def _summarize(document: dict[str, Any], earlier: int, source: str, *, as_json: bool) -> None:
+    """Print what was done. earlier: images of an interrupted run, which are not counted in `images`."""
+    images, seconds = document["images"], document["seconds"]
+    before = f", after {earlier:,} in an earlier run" if earlier else ""
     console.say(
-        f"{counts['images']:,} images classified with {artifact.id} in {seconds:.1f} s "
-        f"({counts['images'] / seconds:.1f} images/s); {counts['failed']:,} of them could not be read. "
-        f"{out} has a row for each."
+        f"{images:,} images classified with {document['model']} in {seconds:.1f} s ({images / max(seconds, 0.001):.1f} "
+        f"images/s){before}; {document['failed']:,} of them could not be read. {document['file']} has a row for each."
     )
     if as_json:
-        console.print_json({"model": artifact.id, "file": str(out), "seconds": round(seconds, 3), **counts})
+        console.print_json(document)
+    else:
+        build = f"fc7 index build {shlex.quote(source)}{' --ray local' if is_uri(source) else ''}"
+        console.next_step(f"{build}, then fc7 search IMAGE finds similar images")

@@ -27,6 +27,8 @@ COMPLETE: Final = "complete"  # file written after the last step
 
 def demo(home: Home = None, seed: Seed = 0) -> None:
     """Train a model on images of solar cells, export it and index the images; it can be resumed."""
+    from model_store.training.device import training_device  # noqa: PLC0415 - torch
+
     settings = load_settings(home=home)
     home = settings.home
     folder = home / "demo"
@@ -37,6 +39,7 @@ def demo(home: Home = None, seed: Seed = 0) -> None:
         console.next_step("fc7 serve")
         return
 
+    training_device(settings.device)  # raises before the images are written
     started = time.monotonic()
     _step(f"fc7 data demo {folder}")
     data.demo(folder)

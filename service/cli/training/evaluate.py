@@ -59,7 +59,23 @@ def evaluate(
         console.print_json(result.to_dict())
     else:
         _print(result)
-        console.next_step(f"fc7 export RUN publishes a run; fc7 report {models[0]} --out DIR draws its figures")
+        console.next_step(_next_step(settings.home, models[0], result))
+
+
+def _next_step(home: Path, model: str, result: Evaluation) -> str:
+    """Return the command to run after the evaluation of a run or version."""
+    from model_store.training.parents import find_run_folder  # noqa: PLC0415 - torch
+
+    report = f"fc7 report {model} --out DIR draws its figures"
+    if not result.figures.better_than_baseline:
+        return f"fc7 train with more images, longer (--minutes), or from ImageNet's weights (--from imagenet); {report}"
+    if find_run_folder(home, model) is not None:
+        return f"fc7 export {model} publishes the run; {report}"
+    store = ModelStore(home)
+    version, active = store.resolve(model), store.active()
+    if active is not None and str(active.active) == version.id:
+        return f"fc7 index build DIR, then fc7 serve; {report}"
+    return f"fc7 models activate {version.id} makes it the active version; {report}"
 
 
 def load_predictors(
@@ -70,26 +86,29 @@ def load_predictors(
     Raises DatasetError if there is none; the message names `command`.
     """
     from model_store.training.data.split import run_data  # noqa: PLC0415
+    from model_store.training.device import training_device  # noqa: PLC0415
     from model_store.training.evaluate import RunnerPredictor, TorchPredictor  # noqa: PLC0415 - torch
     from model_store.training.parents import find_run_folder  # noqa: PLC0415
     from model_store.training.runs.run import load_run  # noqa: PLC0415
 
-    data = None if data is None else data_folder(data, settings.home)
     store = ModelStore(settings.home)
     options = runner_options(settings)
     predictors: list[Predictor] = []
-    known: Path | None = None  # data of a version
+    of_run: Path | None = None
+    of_version: Path | None = None
     for model in models:
         run = find_run_folder(settings.home, model, console.warn)
         if run is None:
             version = store.resolve(model)
             predictors.append(RunnerPredictor(Runner(version, options)))
-            known = known or _known_data(settings.home, version)
+            of_version = of_version or _known_data(settings.home, version)
             continue
-        trained = load_run(run)
-        predictors.append(TorchPredictor(run.name, trained.info.classes, trained.network, trained.statistics.mean))
-        data = data or run_data(run, trained.info)
-    data = data or known
+        device, trained = training_device(settings.device), load_run(run)
+        network = trained.network.to(device)
+        predictors.append(TorchPredictor(run.name, trained.info.classes, network, trained.statistics.mean))
+        of_run = of_run or (run_data(run, trained.info) if data is None else None)
+    # Unpacked only after all models were loaded.
+    data = of_run or of_version if data is None else data_folder(data, settings.home)
     if data is None:
         raise DatasetError(
             f"{models[0]} contains no images, and its run is not in {settings.home / 'runs'}. Give a data set: "

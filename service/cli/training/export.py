@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -19,6 +19,10 @@ from service.cli.training.evaluate import errors_line
 from service.factory import decode_limits
 from service.settings import load_settings
 
+if TYPE_CHECKING:
+    from model_store.training.export.calibration import Calibration
+    from model_store.training.export.publish import ExportResult
+
 
 def export(
     run: Annotated[
@@ -34,6 +38,14 @@ def export(
     data: Data = None,
     split: Split = "val",
     views: Views = 1,
+    calibrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Fit a temperature to the evaluated images, so that probabilities match the share of correct answers.",
+            show_default="as the recipe says; small calibrates",
+        ),
+    ] = None,
     activate: Activate = None,
     force: Force = False,
     home: Home = None,
@@ -58,9 +70,15 @@ def export(
             data=None if data is None else data_folder(data, settings.home),
             split=split,
             view_counts=(1,) if views == 1 else (1, views),
+            calibrate=calibrate,
             limits=decode_limits(settings),
             progress=bar.step,
         )
+    _show(exported)
+    activate_or_advise(store, exported.artifact, activate=activate, force=force, run=trained.path.name)
+
+
+def _show(exported: ExportResult) -> None:
     console.say_skipped(exported.evaluations[-1].skipped)
     for result in exported.evaluations:
         console.show(errors_line(result))
@@ -68,13 +86,35 @@ def export(
         f"Compared with torch on {exported.parity.images} images: probabilities differ by at most "
         f"{exported.parity.probabilities:.1e}, fc7 by at most {exported.parity.fc7:.1e} of its largest value."
     )
+    if exported.calibration is not None:
+        console.show(_calibration_line(exported.calibration))
     artifact = exported.artifact
     _show_novelty(artifact, has_novelty=exported.has_novelty)
     console.show(
         f"[green]Published {artifact.id}[/] in {escape(str(artifact.path))}. "
         "The folder report/ has curves, confusion and kernels."
     )
-    activate_or_advise(store, artifact, activate=activate, force=force, run=trained.path.name)
+
+
+def _calibration_line(calibration: Calibration) -> str:
+    from model_store.training.export.calibration import FEWEST_IMAGES  # noqa: PLC0415 - scipy and onnx
+
+    before, after = calibration.before.calibration_error, calibration.after.calibration_error
+    if calibration.images < FEWEST_IMAGES:
+        return (
+            f"The probabilities are not calibrated, because that requires {FEWEST_IMAGES} validation images, and there "
+            f"are {calibration.images}."
+        )
+    if calibration.temperature == 1:
+        return (
+            f"The temperature of the probabilities is 1: from {calibration.images:,} images, no other one could be "
+            "found that is also better on images that it was not fitted to."
+        )
+    return (
+        f"Temperature {calibration.temperature:.2f}, fitted to {calibration.images:,} images: expected calibration "
+        f"error with one view {after:.1%} instead of {before:.1%}, each half of the images with the temperature of "
+        "the other half."
+    )
 
 
 def _show_novelty(artifact: Artifact, *, has_novelty: bool) -> None:

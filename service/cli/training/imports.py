@@ -1,7 +1,8 @@
-"""`fc7 import`: publish a version from a public weight file of Caffe, the ONNX model zoo or torchvision."""
+"""`fc7 import`: publish a version from a weight file of Caffe, the ONNX model zoo, torchvision or cuda-convnet."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -137,6 +138,31 @@ def torchvision(
     )
 
 
+@app.command("cuda-convnet")
+def cuda_convnet(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Checkpoint, or a folder of them.", show_default=False)],
+    *,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|B,G,R", help="Its batches.meta, or a mean color.", show_default="ImageNet's mean color"
+        ),
+    ] = None,
+    labels: Labels = None,
+    photographs: Photographs = None,
+    name: Name = None,
+    activate: Activate = None,
+    home: Home = None,
+) -> None:
+    """Import a checkpoint of cuda-convnet, the original code of the paper's net."""
+    from model_store.training.importers.cuda_convnet import read_cuda_convnet  # noqa: PLC0415 - torch
+
+    _import(
+        "cuda-convnet", file, lambda path: read_cuda_convnet(path, mean=mean), labels, name,
+        photographs=photographs, download=False, activate=activate, home=home,
+    )  # fmt: skip
+
+
 def imagenet_version(settings: Settings) -> str:
     """Return the version `imagenet`. If there is none, download torchvision's weights and publish them as it.
 
@@ -158,8 +184,13 @@ def imagenet_version(settings: Settings) -> str:
         except DownloadError as error:
             public = next(iter(PUBLIC_FILES["torchvision"].values()))
             fix = (
-                f"To do it by hand, download {public.file} on a machine with a network, check its {public.algorithm} "
-                f"({public.digest}), copy it to {folder}, and run the same command again"
+                f"To import it by hand, run the first two commands on a machine with a network, copy the file to this "
+                f"machine, run the third one here, and then the same command again:\n"
+                f"    curl -LO {public.url}\n"
+                f"    {public.algorithm}sum {public.file}    # {public.digest}\n"
+                f"    fc7 import {public.command} {public.file} --name {IMAGENET} --no-activate "
+                f"--home {shlex.quote(str(settings.home.absolute()))}\n"
+                "A net of torchvision that was trained on other images works too, under its own name: --from NAME"
             )
             raise DownloadError(error.address, error.reason, fix) from error
         with console.open_console(stderr=True).status("importing") as status:

@@ -16,7 +16,7 @@ from service.cli.data.unpack import data_folder
 from service.cli.options import Changes, Device, Home, MemoryBudget, ValShare, Workers
 from service.cli.training.imports import IMAGENET, imagenet_version
 from service.factory import decode_limits
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 
 Recipe = Annotated[
     str | None,
@@ -92,6 +92,7 @@ def train(
     from model_store.training.train import Request, run_command  # noqa: PLC0415
 
     settings = load_settings(home=home, device=device)
+    _check_first(settings, resume=resume)
     source = source or data
     request = Request(
         home=settings.home,
@@ -115,6 +116,16 @@ def train(
     raise typer.Exit(run_command(request, os.environ))
 
 
+def _check_first(settings: Settings, *, resume: bool) -> None:
+    """Raise DeviceUnavailableError or an error of the home before an archive is unpacked or weights are downloaded."""
+    from model_store.training.device import training_device  # noqa: PLC0415
+    from model_store.training.runs.resuming import require_space  # noqa: PLC0415
+
+    training_device(settings.device)
+    if not resume and _is_first_process():
+        require_space(settings.home / "runs", 0)
+
+
 def _default_name(source: Path | None, *, resume: bool) -> str:
     """Return the name of a folder, or of an archive or table without its endings, and print it."""
     if source is None:
@@ -125,6 +136,11 @@ def _default_name(source: Path | None, *, resume: bool) -> str:
         raise DatasetError(NO_DATA)
     path = source.expanduser().resolve()
     name = model_name_of(path.name if path.is_dir() else path.name.partition(".")[0]) or "model"
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first_process():
         console.say(f"The run and its model are named {name}. Another name can be given with --name.")
     return name
+
+
+def _is_first_process() -> bool:
+    """Return whether this is the first process of torchrun, or the only one."""
+    return os.environ.get("RANK", "0") == "0"

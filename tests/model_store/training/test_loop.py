@@ -15,7 +15,8 @@ import torch
 from model_store.decoder.decoder import Decoder
 from model_store.errors import CheckpointError
 from model_store.image import prepare
-from model_store.training.data.augment import Augmenter, epoch_order, mix
+from model_store.training.data.augment import Augmenter, epoch_order
+from model_store.training.data.mixup import draw_share, mix
 from model_store.training.data.reader import open_dataset
 from model_store.training.data.sources import find_source
 from model_store.training.errors import NonFiniteLossError
@@ -132,14 +133,15 @@ def test_validation_counts_every_image_once_in_every_second_epoch(data: Path, tm
     errors = [line.get("val_error") for line in epoch_lines(result.run)]
     assert errors[0] is None
     assert errors[1] is not None
-    assert errors[2] == result.val_error
+    assert result.figures is not None
+    assert errors[2] == pytest.approx(1 - result.figures.top1_accuracy)
     run = load_run(result.run)
     wrong = 0
     for label, name in enumerate(run.info.classes):
         for path in sorted((data / "val" / name).iterdir()):
             pixels = prepare(path.read_bytes())[16:240, 16:240] - run.statistics.mean[16:240, 16:240]
             wrong += int(run.network(torch.from_numpy(pixels).permute(2, 0, 1)[None]).argmax()) != label
-    assert result.val_error == wrong / 6
+    assert errors[2] == wrong / 6
 
 
 def test_a_non_finite_loss_is_an_error_with_step_and_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -151,7 +153,10 @@ def test_a_non_finite_loss_is_an_error_with_step_and_checkpoint(data: Path, tmp_
     run = find_run(tmp_path, "trial")
     assert caught.value.step > 4
     assert caught.value.checkpoint == run / CHECKPOINT_FILE
-    assert str(caught.value.step) in str(caught.value)
+    assert f"not finite at step {caught.value.step}. Start a new run with a lower rate (--set learning_rate=1)" in str(
+        caught.value
+    )
+    assert f"--from {run.name}" in str(caught.value)
     assert all(torch.isfinite(value).all() for value in load_run(run).network.state_dict().values())
     assert not load_run(run).finished
 
@@ -162,7 +167,7 @@ def test_an_epoch_with_a_non_finite_validation_loss_writes_no_checkpoint(data: P
     with pytest.raises(NonFiniteLossError) as caught:
         train_trial(data, tmp_path, recipe)
     assert (caught.value.step, caught.value.checkpoint) == (3, None)
-    assert "There is no checkpoint yet" in str(caught.value)
+    assert "(--set learning_rate=0.1). There is no checkpoint yet" in str(caught.value)
 
 
 def test_color_noise_is_off_while_the_rate_is_low(data: Path, tmp_path: Path) -> None:
@@ -177,6 +182,7 @@ def test_skipped_files_and_duplicates_are_reported(tmp_path: Path) -> None:
     data = write_class_folders(tmp_path / "data")
     (data / "train" / "red" / "0.png").write_bytes(b"no image")
     (data / "val" / "red" / "0.png").write_bytes((data / "train" / "red" / "1.png").read_bytes())
+    (data / "train" / "red" / "blue.png").write_bytes((data / "train" / "blue" / "2.png").read_bytes())
     reporter = RecordingReporter()
     run = train_trial(data, tmp_path, replace(RECIPE, epochs=1), reporter).run
     skipped = json.loads((run / SKIPPED_FILE).read_text())
@@ -184,6 +190,8 @@ def test_skipped_files_and_duplicates_are_reported(tmp_path: Path) -> None:
     assert "1 files are not used" in reporter.warnings[0]
     assert "0.png" in reporter.warnings[0]
     assert "1 validation images are also in train, byte for byte" in reporter.warnings[1]
+    both = f"{data}/train/blue/2.png and {data}/train/red/blue.png. Keep each in one class"
+    assert f"1 pictures are in two classes, byte for byte: {both}" in reporter.warnings[2]
 
 
 def test_resuming_with_changed_images_requires_force(tmp_path: Path) -> None:
@@ -215,7 +223,8 @@ def test_resuming_a_finished_run_does_not_change_it(finished_run: Path) -> None:
     reporter = RecordingReporter()
     result = resume(finished_run, reporter=reporter)
     assert result.finished
-    assert result.val_error == epoch_lines(finished_run)[-1]["val_error"]
+    assert result.figures is not None
+    assert 1 - result.figures.top1_accuracy == pytest.approx(epoch_lines(finished_run)[-1]["val_error"])
     assert (finished_run / MODEL_FILE).stat().st_mtime_ns == before
     assert "nothing to resume" in reporter.notes[-1]
 
@@ -244,7 +253,8 @@ def test_the_loss_uses_smoothed_and_blended_labels(tmp_path: Path, smoothing: fl
     x = Augmenter(recipe, run.statistics).training_batch(images.pixels(order), 6, 0, 0)
     targets = np.eye(3)[images.labels[order]]
     if alpha:
-        x, blended = mix(x, torch.from_numpy(images.labels[order]), 3, alpha, (6, 0, 0))
+        share = draw_share((0, 18), 18, alpha, (6, 0, 0))
+        x, blended = mix(x, torch.from_numpy(images.labels[order]), 3, share)
         targets = blended.double().numpy()
     targets = (1 - smoothing) * targets + smoothing / 3
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The training command: Ctrl-C and resuming in a process, and error messages."""
+"""The training command: stopping by a signal and resuming in a process, figures at the end, and error messages."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, WEIGHTS_P
 from model_store.training.train import main as train
 from service.cli import main
 from tests.support.training.class_folders import write_class_folders
+from tests.support.training.run_folder import write_run
 
 TRIAL = """\
 width = 0.015625
@@ -44,8 +45,9 @@ def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
     return read_tensors(find_run(home, name) / MODEL_FILE, WEIGHTS_PREFIX)
 
 
-def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     assert train(arguments(data, tmp_path, "--name", "whole")) == 0
     assert "Next: fc7 evaluate whole, then fc7 export whole" in capsys.readouterr().err
@@ -57,7 +59,7 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/stopped-*/" + CHECKPOINT_FILE)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    stopped.send_signal(signal.SIGINT)
+    stopped.send_signal(number)
     _, output = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, output
     assert "fc7 train --resume --name stopped" in output
@@ -67,6 +69,36 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(
     one, other = weights(tmp_path, "whole"), weights(tmp_path, "stopped")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_resuming_a_finished_run_prints_the_figures_of_its_end_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The rate is so high that the last epoch is not the best one.
+    more = ["--set", "keep_best=true", "--set", "learning_rate=0.05", "--set", "epochs=8", "--name", "best"]
+    assert train(arguments(data, tmp_path, *more)) == 0
+    first = capsys.readouterr().err
+    end = first[first.index("The final weights are those of epoch") :]
+    for part in (
+        "95 % interval",
+        "always predicting the most frequent class",
+        "balanced accuracy",
+        "Recall (and precision)",
+    ):
+        assert part in end
+    assert "Next: fc7 evaluate best" in end
+    assert train(["--name", "best", "--home", str(tmp_path), "--resume"]) == 0
+    again = capsys.readouterr().err
+    assert "nothing to resume" in again
+    assert end in again
+
+
+def test_a_finished_run_of_an_older_version_has_no_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, tmp_path / "data")
+    assert train(["--name", "small", "--home", str(tmp_path), "--resume"]) == 0
+    output = capsys.readouterr().err
+    assert "fc7 evaluate measures them" in output
+    assert "Next: fc7 evaluate small, then fc7 export small" in output
 
 
 @pytest.mark.parametrize(

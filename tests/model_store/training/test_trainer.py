@@ -44,6 +44,11 @@ def test_the_weights_of_the_best_validation_are_kept(data: Path, tmp_path: Path)
     assert same_weights(result.run, shorter)
     assert result.figures is not None
     assert 1 - result.figures.balanced_accuracy == pytest.approx(best[0])
+    again = RecordingReporter()
+    repeated = resume(result.run, reporter=again).figures
+    assert repeated is not None
+    assert repeated.to_dict() == result.figures.to_dict()
+    assert any(f"those of epoch {epoch}" in note for note in again.notes)
 
 
 def test_a_resumed_run_keeps_the_same_best_weights(data: Path, tmp_path: Path) -> None:

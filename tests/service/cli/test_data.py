@@ -48,7 +48,30 @@ def test_split_writes_a_table_and_copies_nothing(photos: Path, tmp_path: Path) -
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "split.csv"])
     again = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "split.csv")
     assert "already exists" in str(again.exception)
-    assert "2 near-identical pictures in 1 groups stay together" in done.output
+    assert "2 near-identical pictures in 1 group stay together" in done.output
+
+
+def test_split_keeps_an_existing_split_and_says_so(photos: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert "is split already" not in invoke(home, "data", "split", photos, tmp_path / "a.csv").output
+    done = invoke(home, "data", "split", tmp_path / "a.csv", tmp_path / "b.jsonl", "--seed", "1", "--val-share", ".5")
+    assert f"{tmp_path}/a.csv is split already. Its split was kept" in " ".join(done.output.split())
+    kept = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert kept == rows(tmp_path / "a.csv")
+
+
+@pytest.mark.usefixtures("photos")
+def test_paths_with_a_tilde_and_spaces(tmp_path: Path) -> None:
+    home, words = tmp_path / "home", ("data", "split", "~/photos", "~/my split.csv")
+    done = invoke(home, *words, HOME=str(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert len(rows(tmp_path / "my split.csv")) == 20
+    assert "fc7 train '" in done.stderr
+    assert invoke(home, "data", "check", "~/my split.csv", "--html", "~/r.html", HOME=str(tmp_path)).exit_code == 0
+    assert (tmp_path / "r.html").is_file()
+    done = invoke(home, "data", "prepare", "~/my split.csv", "~/my shards", HOME=str(tmp_path))
+    assert f"fc7 data verify '{tmp_path}/my shards', then" in " ".join(done.stderr.split())
+    assert invoke(home, "data", "verify", "~/my shards", HOME=str(tmp_path)).exit_code == 0
 
 
 def test_the_limits_of_decoding_are_those_of_serving(photos: Path, tmp_path: Path) -> None:
@@ -104,6 +127,40 @@ def test_an_archive_is_unpacked_once(photos: Path, tmp_path: Path, monkeypatch: 
     assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [first.data.name]
 
 
+def test_a_cut_archive_is_named_with_the_fix(photos: Path, tmp_path: Path) -> None:
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in photos.rglob("*.png")}
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(zipped(files)[:-200])
+    error = invoke(tmp_path / "home", "data", "split", archive, tmp_path / "split.csv").exception
+    assert isinstance(error, DatasetError)
+    assert f"The archive {archive} is a zip file without the directory" in str(error)
+    assert "Copy it again" in str(error)
+
+
+def test_an_archive_of_images_and_a_table_is_split(photos: Path, tmp_path: Path) -> None:
+    files = {f"set/images/{path.name}": path.read_bytes() for path in photos.rglob("*.png")}
+    table = "".join(f"images/{path.name};{path.parent.name}\r\n" for path in photos.rglob("*.png"))
+    files["set/labels.csv"] = f"sep=;\r\npath;label\r\n{table}".encode("utf-16")
+    (tmp_path / "set.tar").write_bytes(tarred(files))
+    done = invoke(tmp_path / "home", "data", "split", tmp_path / "set.tar", tmp_path / "split.csv")
+    assert done.exit_code == 0, done.output
+    assert {(row["label"], row["split"]) for row in rows(tmp_path / "split.csv")} == {
+        (label, split) for label in ("cat", "dog") for split in ("train", "val")
+    }
+    (tmp_path / "none.zip").write_bytes(zipped({"notes.txt": b"x"}))
+    error = invoke(tmp_path / "home", "data", "split", tmp_path / "none.zip", tmp_path / "other.csv").exception
+    assert f"{tmp_path}/none.zip contains no images that can be used. It must contain class folders" in str(error)
+
+
+def test_split_refuses_a_class_whose_pictures_are_all_broken(photos: Path, tmp_path: Path) -> None:
+    (photos / "cow").mkdir()
+    (photos / "cow" / "1.png").touch()
+    error = invoke(tmp_path / "home", "data", "split", photos, tmp_path / "split.csv").exception
+    assert isinstance(error, DatasetError)
+    assert f"None of the 1 images of the class 'cow' in {photos / 'cow'} can be read" in str(error)
+    assert not (tmp_path / "split.csv").exists()
+
+
 def test_check_prints_json_and_writes_a_page(photos: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     publish_tiny_model(home)
@@ -118,6 +175,20 @@ def test_check_prints_json_and_writes_a_page(photos: Path, tmp_path: Path) -> No
     assert (tmp_path / "report.html").read_text().count("data:image/jpeg") >= 2
     table = invoke(home, "data", "check", photos, "--model", "tiny")
     assert "the same picture in two classes" in table.output
+    assert "not judged" in table.stdout
+    assert "Labels cannot be judged: a classifier on fc7 of tiny:1 agrees" in table.stderr
+    assert report["labels_note"] in table.stderr
+
+
+def test_the_next_step_of_a_check_with_problems_is_not_training(photos: Path, tmp_path: Path) -> None:
+    words = ("data", "check", photos, "--html", tmp_path / "report.html")
+    assert "Next: fc7 train" in invoke(tmp_path / "home", *words).stderr
+    for picture in (photos / "dog").iterdir():
+        picture.rename(photos / "cat" / picture.name)
+    (photos / "dog").rmdir()
+    done = invoke(tmp_path / "home", *words)
+    assert "has one class ('cat')" in " ".join(done.stderr.split())
+    assert "Next: correct what cannot be used" in done.stderr
 
 
 def test_what_cannot_be_written_is_refused_before_the_pictures_are_read(photos: Path, tmp_path: Path) -> None:
@@ -166,7 +237,7 @@ def test_labels_and_metadata_reach_search(home: Path, photos: Path, tmp_path: Pa
     (tmp_path / "t.csv").write_text("path,year\nphotos/cat/1.png,2020\nnone.png,1\n")
     built = invoke(home, "index", "build", photos, "--metadata", tmp_path / "t.csv", "--json")
     assert built.exit_code == 0, built.output
-    assert "1 rows of the metadata name no file" in built.stderr
+    assert "1 of the metadata's rows name no file" in built.stderr
     assert keys(home, photos / "dog" / "0.png", "--where", "year>=2019") == ["cat/1.png"]
     found = keys(home, photos / "dog" / "0.png", "--where", "label:cat", "-k", "20", "--model", "tiny:1")
     assert len(found) == 10

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.cli.doctor import machine
+from service.cli.doctor import installation, machine
 from tests.service.cli.helpers import invoke
 from tests.support.server import thread_server
 from tests.support.tiny_model import publish_tiny_model
@@ -56,6 +56,7 @@ def test_the_table_shows_each_fix_and_the_next_step(tmp_path: Path) -> None:
         ("address", {"FC7_HOST": "192.0.2.1", "FC7_ALLOW_ANONYMOUS": "true"}, "not an address of this machine"),
         ("GPU", {"FC7_DEVICE": "cuda:7"}, "CPU package"),
         ("engine", {"FC7_CUDA_GRAPHS": "true"}, "requires CUDA"),
+        ("engine", {"FC7_ENGINE": "openvino", "FC7_DEVICE": "cuda"}, "FC7_ENGINE is openvino, which runs on the CPU"),
     ],
 )
 def test_settings_that_cannot_work_are_problems(
@@ -67,6 +68,35 @@ def test_settings_that_cannot_work_are_problems(
     assert found[check]["status"] == "problem"
     assert words in found[check]["detail"]
     assert found[check]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        ({}, "OpenVINO in f32 for tiny:1, because bf16 was not compared with f32"),
+        ({"images": 20, "top1_agreement": 1.0}, "compared with f32 on 20 views of images"),
+    ],
+)
+def test_the_reason_why_a_version_runs_in_f32_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, Any], words: str
+) -> None:
+    publish_tiny_model(tmp_path, metrics={"bf16": measured})
+    monkeypatch.setattr(installation, "bf16_support", lambda: "native")
+    _, found = examine(tmp_path)
+    assert found["engine"]["status"] == "warning"
+    assert words in found["engine"]["detail"]
+    _, found = examine(tmp_path, FC7_ARITHMETIC="f32")
+    assert found["engine"]["detail"] == "OpenVINO in f32, because FC7_ARITHMETIC is f32"
+
+
+def test_limited_instructions_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "bf16_support", lambda: "none")
+    _, found = examine(tmp_path)
+    assert found["engine"]["status"] == "ok"
+    assert "OpenVINO in f32; a processor that computes bf16" in found["engine"]["detail"]
+    _, found = examine(tmp_path, ONEDNN_MAX_CPU_ISA="AVX2")
+    assert found["engine"]["status"] == "warning"
+    assert found["engine"]["fix"] == "Unset ONEDNN_MAX_CPU_ISA to use all instructions of the processor."
 
 
 def test_a_port_of_another_program_is_a_problem_and_fc7_itself_is_not(tmp_path: Path) -> None:

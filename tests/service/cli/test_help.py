@@ -104,3 +104,36 @@ def test_a_file_that_cannot_be_written_is_reported_in_one_line(
         main_module.main()
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "error: /results/figure1.json: Permission denied.\n"
+
+
+INTERRUPTED_IMPORT = """
+import sys
+
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "service.cli.index.commands":
+            raise KeyboardInterrupt
+
+
+sys.meta_path.insert(0, Interrupt())
+from service.cli import main
+"""
+INTERRUPTED_START = """
+import sys
+from service.cli import main
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+sys.modules["service.cli.main"].app = interrupt
+main()
+"""
+
+
+@pytest.mark.parametrize("script", [INTERRUPTED_IMPORT, INTERRUPTED_START])
+def test_ctrl_c_before_a_command_starts_prints_no_traceback(script: str) -> None:
+    done = run(script=script)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -50,6 +50,18 @@ def test_list_marks_the_active_version_and_reports_a_broken_one(tmp_path: Path) 
     ]
 
 
+def test_list_says_why_versions_do_not_run_in_bf16(tmp_path: Path) -> None:
+    agrees = {"images": 1000, "top1_agreement": 1.0, "fc7_cosine": 1.0, "fc7_distance": 0.001}
+    for seed, measured in enumerate((None, None, agrees, agrees | {"top1_agreement": 0.99})):
+        publish_tiny_model(tmp_path, "solar", seed=seed, metrics={"bf16": measured} if measured else {})
+    lines = [line for line in fc7(tmp_path, "list").stderr.splitlines() if "f32 on CPUs" in line]
+    assert [line.partition(":")[2].partition(":")[0] for line in lines] == ["1, solar", "4"]
+    assert "at least 100 validation images" in lines[0]
+    assert "the best class of f32 for 99.00% of the images, and not for 99.9%" in lines[1]
+    listed = json.loads(fc7(tmp_path, "list", "--json").stdout)
+    assert [entry["bf16_obstacle"] is None for entry in listed] == [False, False, True, False]
+
+
 def test_show_prints_the_manifest_of_a_verified_version(tmp_path: Path) -> None:
     artifact = publish_tiny_model(tmp_path, classes=[f"class [{number}]" for number in range(30)])
     text = fc7(tmp_path, "show").stdout

@@ -14,7 +14,7 @@ from model_store.decoder.decoder import Decoder
 from model_store.errors import DatasetError
 from model_store.training.check.check import check_source
 from model_store.training.check.classifier import out_of_sample
-from model_store.training.check.findings import Report
+from model_store.training.check.findings import JudgedLabels, Report
 from model_store.training.check.html import render
 from model_store.training.check.labels import check_labels
 from model_store.training.check.neighbors import nearest
@@ -49,6 +49,23 @@ def test_probabilities_are_out_of_sample() -> None:
     assert out_of_sample(vectors, random_labels, 3).sum(1) == pytest.approx(1)
 
 
+def test_a_classifier_that_has_seen_copies_is_not_out_of_sample() -> None:
+    random = np.random.default_rng(3)
+    vectors = np.repeat(random.normal(size=(150, 200)), 3, axis=0).astype(np.float32)
+    groups = np.repeat(np.arange(150), 3)
+    labels = np.repeat(random.integers(0, 3, 150), 3)
+
+    def accuracy(groups: np.ndarray | None) -> float:
+        return float((out_of_sample(vectors, labels, 3, groups).argmax(1) == labels).mean())
+
+    assert accuracy(None) > 0.9
+    assert accuracy(groups) < 0.5
+    one_group = np.where(labels == 0, -1, groups)  # it cannot be judged by a classifier that has seen nothing of it
+    predicted = out_of_sample(vectors, labels, 3, one_group).argmax(1)
+    assert (predicted == labels)[labels == 0].mean() > 0.9
+    assert (predicted == labels)[labels != 0].mean() < 0.5
+
+
 def test_nearest_equals_a_plain_comparison() -> None:
     vectors = np.random.default_rng(0).normal(size=(1_300, 8)).astype(np.float32)
     distances, positions = nearest(vectors, 3)
@@ -75,7 +92,8 @@ def data(tmp_path: Path) -> Path:
     (tmp_path / "data" / "val" / "dark" / "leak.png").write_bytes((train / "dark" / "1.png").read_bytes())
     Image.open(train / "dark" / "2.png").resize((150, 150)).save(train / "bright" / "near.jpg", quality=60)
     (train / "dark" / "broken.jpg").write_bytes(b"x")
-    (train / "dark" / "<b>.txt").touch()
+    for name in ("<b>", *(f"note {number}" for number in range(5))):
+        (train / "dark" / f"{name}.txt").touch()
     Image.new("RGB", (1, 1), (255, 0, 0)).resize((4, 4)).save(train / "dark" / "tiny.png")
     return tmp_path / "data"
 
@@ -105,14 +123,68 @@ def test_the_report_names_every_kind_of_trouble(data: Path) -> None:
     }
     wrong = {item["path"]: item["suggested"] for item in found["likely_wrong_labels"]}
     assert wrong["train/bright/wrong.png"] == "dark"
-    assert "train/bright/near.jpg" in wrong
+    assert "train/bright/near.jpg" in found["label_ranking"][:3]
     assert len(wrong) <= 4
     assert [item["path"] for item in found["small"]] == ["train/dark/tiny.png"]
     assert found["outliers"][0]["path"] == "train/dark/tiny.png"
     assert found["label_accuracy"] > 0.9
     assert page.count("<img") >= 6
+    assert all(f"/dark/note {number}.txt: Its name does not end" in page for number in range(5))
     assert "http" not in page
     assert "<b>" not in page
+
+
+def noise(folder: Path, pictures: int, classes: int) -> Path:
+    """Write pictures of random squares, whose classes nothing can tell apart."""
+    random = np.random.default_rng(0)
+    for number in range(pictures):
+        file = folder / f"class {number % classes}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (8, 8, 3), np.uint8)).resize((64, 64)).save(file)
+    return folder
+
+
+def test_labels_are_not_judged_by_a_classifier_that_knows_nothing(tmp_path: Path) -> None:
+    report, page = check(noise(tmp_path / "data", 120, 4))
+    found = report.to_dict()
+    assert found["label_accuracy"] < found["label_accuracy_required"] == 0.5
+    assert found["likely_wrong_labels"] == []
+    assert len(found["label_ranking"]) == 24
+    assert "Labels cannot be judged" in found["labels_note"]
+    assert "fc7 import torchvision --download" in found["labels_note"]
+    assert "Likely wrong labels: not judged" in page
+    assert "Labels cannot be judged" in page
+
+
+@pytest.mark.parametrize(
+    ("correct", "judged", "majority", "reliable"),
+    [
+        (640, 1_000, 340, True),  # 56 % is required
+        (500, 1_000, 300, False),
+        (30, 50, 15, False),  # 53 % is required, but 60 % of 50 could be chance
+        (460, 500, 450, False),  # nearly always the same class
+        (0, 0, 0, False),
+    ],
+)
+def test_a_classifier_must_be_better_than_the_most_frequent_class(
+    correct: int, judged: int, majority: int, *, reliable: bool
+) -> None:
+    assert JudgedLabels(judged=judged, correct=correct, majority=majority).reliable is reliable
+
+
+def test_at_most_a_twentieth_of_the_labels_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = noise(tmp_path / "data", 400, 2)
+
+    def half_sure(_vectors: object, labels: np.ndarray, classes: int, *_: object) -> np.ndarray:
+        right = np.random.default_rng(0).random(len(labels)) < 0.8
+        guessed = np.where(right, labels, (labels + 1) % classes)
+        return np.where(np.arange(classes) == guessed[:, None], 0.9, 0.1)
+
+    monkeypatch.setattr("model_store.training.check.check.out_of_sample", half_sure)
+    report, _ = check(data)
+    assert report.labels.reliable
+    assert len(report.labels.wrong) == 20
+    assert report.labels.wrong == report.labels.ranking[:20]
 
 
 def test_a_data_set_that_cannot_be_trained_is_reported_not_refused(tmp_path: Path) -> None:
@@ -122,6 +194,7 @@ def test_a_data_set_that_cannot_be_trained_is_reported_not_refused(tmp_path: Pat
     assert "one class" in report.problems[0]
     assert (report.labels.judged, report.outliers, report.groups) == (0, (), ())
     assert "one class" in page
+    assert "at least two classes with at least 5 pictures" in page
     (tmp_path / "cat" / "1.png").write_bytes(b"x")
     with pytest.raises(DatasetError, match="None of the pictures"):
         check(tmp_path)

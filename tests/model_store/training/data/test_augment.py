@@ -137,8 +137,12 @@ def test_parts_of_a_batch_equal_the_whole_batch() -> None:
     )
     pixels = np.random.default_rng(0).integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
     whole = augmenter.training_batch(pixels, 1, 2, 3)
-    parts = [augmenter.training_batch(pixels[at], 1, 2, 3, rows=(at.start, 7)) for at in (slice(0, 3), slice(3, 7))]
+    parts = [
+        augmenter.training_batch(pixels[at], 1, 2, 3, rows=(np.arange(7)[at], 7)) for at in (slice(0, 3), slice(3, 7))
+    ]
     assert torch.equal(torch.cat(parts), whole)
+    some = np.array([1, 4, 6])
+    assert torch.equal(augmenter.training_batch(pixels[some], 1, 2, 3, rows=(some, 7)), whole[some])
 
 
 def test_draws_depend_on_seed_epoch_and_step() -> None:

@@ -69,6 +69,16 @@ def test_copies_and_near_identical_pictures_stay_on_one_side() -> None:
             assert len(val & set(group)) in (0, len(group))
 
 
+def test_a_class_of_few_large_groups_gives_its_smallest_one() -> None:
+    source = source_of({"cat": 90, "dog": 40, "owl": 6})
+    bursts = [[f"cat/{n}" for n in range(first, last)] for first, last in ((0, 35), (35, 60), (60, 90))]
+    prints = fingerprints(source, [*bursts, [f"owl/{n}" for n in range(6)]])
+    for seed in range(3):
+        split = split_source(source, prints, SplitRule(0.2, seed))
+        assert split.counts("val") == Counter(cat=25, dog=8), "owls are all the same, so they stay in train"
+        assert {image.name for image in split.splits["val"] if image.label == "cat"} == set(bursts[1])
+
+
 def test_the_share_must_be_sensible_and_something_must_be_left() -> None:
     for share in (0, 1, -0.5, float("nan")):
         with pytest.raises(DatasetError, match="above 0 and below 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -38,6 +39,27 @@ learning_rate = 0.02
 schedule = "constant"
 colour_noise = 0.1
 precision = "float32"
+"""
+# What the paper does not have, and what fine-tuning adds: two frozen layers, and half of the steps for fc8 alone.
+MODERN = """\
+dropout = "inverted"
+input_scale = 0.015625
+epochs = 2
+batch_size = 4
+learning_rate = 0.02
+schedule = "one-cycle"
+update = "torch"
+colour_noise = 0.0
+precision = "float32"
+frozen_layers = 2
+head_share = 0.5
+body_rate_factor = 0.5
+smallest_crop = 0.4
+colour_jitter = 0.2
+label_smoothing = 0.1
+mixup = 0.5
+balance = 1.0
+keep_best = true
 """
 TIMED = ("kind", "seconds", "images_per_second", "wait_share")
 
@@ -116,6 +138,40 @@ def test_two_processes_stop_together_and_resume_to_the_same_result(
     assert not (find_run(tmp_path, "parts") / MODEL_FILE).exists()
     run_two_processes(data, tmp_path, *parts, "--resume")
     check_close(weights(tmp_path, "parts"), weights(one_process_home, "one"))
+
+
+@pytest.mark.parametrize("scheme", ["data", "towers"])
+def test_processes_fine_tune_with_mixup_frozen_layers_and_a_head_phase_as_one_does(
+    data: Path, one_process_home: Path, tmp_path: Path, scheme: str
+) -> None:
+    (tmp_path / "modern.toml").write_text(MODERN)
+    for split in ("train", "val"):
+        shutil.copytree(data / split, tmp_path / "more" / split)
+        shutil.copytree(data / split / "red", tmp_path / "more" / split / "pink")
+    parent, towers = find_run(one_process_home, "one"), ["--towers"] if scheme == "towers" else []
+    options = [
+        *("--data", str(tmp_path / "more"), "--recipe", str(tmp_path / "modern.toml"), "--home", str(tmp_path)),
+        *("--from", str(parent), "--experiment"),
+    ]
+    if towers:
+        options += ["--from", str(parent_with_towers(data, tmp_path))]
+    # The images do not fit the budget, so they are decoded again for each step.
+    assert main([*options, "--name", "one", "--memory-budget", "1"]) == 0
+    module = ["-m", "model_store.training.train"]
+    run_together(2, [*module, *options, "--name", "two", "--memory-budget", "1", *towers])
+    one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
+    check_close(two, one)
+    before = read_tensors(parent / MODEL_FILE, WEIGHTS_PREFIX)
+    if not towers:
+        assert {name for name in before if torch.equal(two[name], before[name])} == {
+            f"{layer}.{kind}" for layer in ("conv1", "conv2") for kind in ("weight", "bias")
+        }
+
+
+def parent_with_towers(data: Path, home: Path) -> Path:
+    options = ["--set", "normalisation=towers", "--set", "width=0.03125", "--set", "epochs=1"]
+    assert main([*arguments(data, home, "--name", "towers"), *options]) == 0
+    return find_run(home, "towers")
 
 
 def test_the_number_of_processes_must_divide_the_batch(data: Path, tmp_path: Path) -> None:

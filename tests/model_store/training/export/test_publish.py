@@ -71,8 +71,8 @@ def test_an_exported_run_is_a_version_with_its_origin_and_its_errors(tmp_path: P
 
     report = artifact.path / "report"
     assert sorted(path.name for path in report.iterdir()) == [
-        *("confusion.csv", "confusion.png", "conv1.png", "curves.png", "metrics.json", "reliability.png"),
-        *("worst_errors.csv", "worst_errors.png"),
+        *("confusion.csv", "confusion.png", "conv1.png", "curves.png", "errors.csv", "metrics.json"),
+        *("reliability.png", "worst_errors.csv", "worst_errors.png"),
     ]
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["top1_error"] == manifest.metrics["top1_error"]

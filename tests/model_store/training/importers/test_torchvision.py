@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import pickle
 import shlex
 import warnings
@@ -181,21 +182,61 @@ class Options:
     """Settings of a training script, which fc7 does not know."""
 
 
-@pytest.mark.parametrize("kind", ["module", "older module", "wrapped", "script", "exported"])
+@pytest.mark.parametrize("kind", ["module", "parallel", "wrapped", "traced", "scripted", "half"])
+def test_weights_inside_of_other_objects_are_read_without_creating_them(
+    tmp_path: Path, net: nn.Module, kind: str
+) -> None:
+    path, module, created = tmp_path / "net.pth", TorchvisionAlexNet(net), tmp_path / "created"
+    with warnings.catch_warnings(action="ignore"):
+        match kind:
+            case "traced":
+                torch.jit.trace(module, torch.zeros(1, 3, 224, 224)).save(path)  # type: ignore[no-untyped-call]
+            case "scripted":
+                torch.jit.script(nn.Sequential(module)).save(path)  # type: ignore[no-untyped-call]
+            case "wrapped":
+                torch.save({"epoch": 3, "state_dict": net.state_dict(), "options": Options()}, path)
+            case "parallel":
+                torch.save({"model": nn.DataParallel(module), "options": Options()}, path)
+            case "half":
+                torch.save(copy.deepcopy(module).half(), path)
+            case _:
+                torch.save(module, path)
+    found, expected = read(path), read_state(tmp_path / "plain.pth", net.state_dict())
+    assert found.weights.keys() == expected.weights.keys()
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, atol=2e-3 if kind == "half" else 0, rtol=0)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "trap.pth", "w") as archive:
+        call = b"cposix\nmkdir\n(X" + len(str(created)).to_bytes(4, "little") + str(created).encode() + b"tR0"
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("/data.pkl"):
+                content = content[:2] + call + content[2:]
+            archive.writestr(entry.filename, content)
+    assert read(tmp_path / "trap.pth").weights.keys() == expected.weights.keys()
+    assert not created.exists()
+
+
+def test_a_tensor_outside_of_its_storage_is_not_read(tmp_path: Path, net: nn.Module) -> None:
+    torch.save(TorchvisionAlexNet(net), tmp_path / "net.pth")
+    with zipfile.ZipFile(tmp_path / "net.pth") as source, zipfile.ZipFile(tmp_path / "cut.pth", "w") as archive:
+        for entry in source.infolist():
+            content = source.read(entry)
+            archive.writestr(entry.filename, content[:4] if "/data/" in entry.filename else content)
+    assert "which is not unpickled" in error_message(read, tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize("kind", ["older module", "older wrapped", "exported"])
 def test_the_command_in_the_error_saves_weights_that_can_be_imported(tmp_path: Path, net: nn.Module, kind: str) -> None:
     path, module = tmp_path / "it's.pth", TorchvisionAlexNet(net)
-    example = (torch.zeros(1, 3, 224, 224),)
     match kind:
-        case "script":
-            with warnings.catch_warnings(action="ignore"):
-                torch.jit.trace(module, example).save(path)  # type: ignore[no-untyped-call]
         case "exported":
             path = path.with_suffix(".pt2")
-            torch.export.save(torch.export.export(module, example), path)
-        case "wrapped":
-            torch.save({"state_dict": net.state_dict(), "options": Options()}, path)
+            torch.export.save(torch.export.export(module, (torch.zeros(1, 3, 224, 224),)), path)
+        case "older wrapped":
+            content = {"state_dict": net.state_dict(), "options": Options()}
+            torch.save(content, path, _use_new_zipfile_serialization=False)
         case _:
-            torch.save(module, path, _use_new_zipfile_serialization=kind == "module")
+            torch.save(module, path, _use_new_zipfile_serialization=False)
     command = error_message(read, path).partition("import the result: ")[2].rstrip(".")
     with warnings.catch_warnings(action="ignore"), contextlib.chdir(tmp_path):
         exec(shlex.split(command)[2])  # the command of the message
@@ -272,4 +313,5 @@ def test_bf16_is_measured_on_the_given_photographs(tmp_path: Path, saved: Path) 
     photographs = SplitImages(write_class_folders(tmp_path / "photographs", train=34, val=1), "all")
     store, labels = ModelStore(tmp_path), labels_for(CLASSES)
     artifact = publish_import(read(saved), store, labels, photographs=photographs).artifact
-    assert artifact.manifest.metrics["bf16"]["images"] == 105
+    measured = artifact.manifest.metrics["bf16"]
+    assert (measured["images"], measured["views"]) == (105, 10)

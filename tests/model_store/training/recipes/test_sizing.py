@@ -10,6 +10,7 @@ import pytest
 from model_store.errors import RecipeError
 from model_store.training.recipe import AUTO, load_recipe
 from model_store.training.recipes.sizing import advice, describe, sized
+from service.cli.data.commands import DEMO_SETTINGS
 
 SMALL = load_recipe("small")
 
@@ -22,6 +23,12 @@ def test_every_size_gets_enough_steps_and_no_open_value(images: int) -> None:
     assert recipe.epochs >= 6
     assert SMALL.completed_by(recipe) == recipe
     assert sized(recipe, images) == recipe
+
+
+def test_images_are_upside_down_only_if_that_is_asked_for() -> None:
+    assert not sized(SMALL, 323).flip_vertical
+    assert "upside down" not in describe(sized(SMALL, 323), 323)
+    assert "upside down" in describe(sized(SMALL.with_settings(DEMO_SETTINGS), 323), 323)
 
 
 def test_augmentation_is_stronger_for_images_that_are_seen_more_often() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_store.classes.figures import FigureCounter
 from model_store.errors import CheckpointError
 from model_store.training.errors import NonFiniteLossError
 from model_store.training.loop import resume
-from model_store.training.runs.checkpoint import Position, finish, write_checkpoint
+from model_store.training.runs.checkpoint import Position, Validation, finish, write_checkpoint
 from model_store.training.runs.run import CHECKPOINT_FILE, LOCK_FILE, MODEL_FILE, load_run
 from tests.model_store.training.helpers import RecordingReporter, same_weights, train_trial
 from tests.support.training.class_folders import write_class_folders
@@ -42,7 +43,7 @@ def test_non_finite_weights_do_not_replace_a_checkpoint(tmp_path: Path) -> None:
     assert (caught.value.step, caught.value.checkpoint) == (5, tmp_path / CHECKPOINT_FILE)
     assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
     with pytest.raises(NonFiniteLossError):
-        finish(tmp_path, net, 5)
+        finish(tmp_path, net, 5, Validation(2, FigureCounter(2).figures(["a", "b"])))
     assert not (tmp_path / MODEL_FILE).exists()
 
 

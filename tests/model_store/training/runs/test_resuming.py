@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,7 +18,15 @@ from model_store.errors import CheckpointError, RecipeError
 from model_store.training.loop import resume
 from model_store.training.parents import find_parent
 from model_store.training.runs.resuming import Changes, require_space
-from model_store.training.runs.run import CHECKPOINT_FILE, MODEL_FILE, RUN_FILE, find_run, load_run, read_info
+from model_store.training.runs.run import (
+    CHECKPOINT_FILE,
+    LOCK_FILE,
+    MODEL_FILE,
+    RUN_FILE,
+    find_run,
+    load_run,
+    read_info,
+)
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, same_weights, train_trial
 from tests.support.training.class_folders import write_class_folders
 
@@ -49,9 +58,10 @@ def epochs(run: Path) -> list[int]:
     [
         lambda home: home.glob("runs/*/" + RUN_FILE),
         lambda home: home.glob("runs/*/.checkpoint.safetensors.*"),
+        lambda home: home.glob("runs/*/.tmp*"),
         lambda home: home.glob("runs/*/" + CHECKPOINT_FILE),
     ],
-    ids=["created", "writing a checkpoint", "checkpoint written"],
+    ids=["created", "before a checkpoint is written", "writing tensors", "checkpoint written"],
 )
 def test_a_killed_run_resumes_to_the_same_bits(
     data: Path, tmp_path: Path, finished_run: Path, moment: Callable[[Path], list[Path]]
@@ -66,7 +76,16 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert resume(run).finished
     assert same_weights(run, finished_run)
     assert epochs(run) == [1, 2, 3]
-    assert not list(run.glob(".*.safetensors.*"))
+    assert [file.name for file in run.glob(".*")] == [LOCK_FILE]
+
+
+def test_files_of_a_killed_write_are_removed(data: Path, tmp_path: Path) -> None:
+    run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
+    (run / ".tmpAb12Cd").touch()  # of safetensors
+    (run / ".checkpoint.safetensors.01234567").touch()
+    assert resume(run).finished
+    assert [file.name for file in run.glob(".*")] == [LOCK_FILE]
+    assert stat.S_IMODE((run / MODEL_FILE).stat().st_mode) == stat.S_IMODE((run / RUN_FILE).stat().st_mode)
 
 
 def test_a_fine_tuned_run_without_a_checkpoint_starts_again_from_its_parent(data: Path, tmp_path: Path) -> None:
@@ -134,7 +153,7 @@ def test_the_folder_and_its_space_are_checked_before_the_images_are_read(data: P
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file/runs cannot be written: Not a directory"):
         train_trial(data, tmp_path / "file")
-    with pytest.raises(CheckpointError, match=r"has [\d,]+ MB left, and the checkpoints of this net need"):
+    with pytest.raises(CheckpointError, match=r"has [\d,.]+ MB left, and the checkpoints of this net need"):
         require_space(tmp_path, 10**18)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -148,3 +167,16 @@ def test_a_full_disk_before_the_first_checkpoint_is_one_clear_error(data: Path, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_names_the_command_to_continue(data: Path, tmp_path: Path) -> None:
+    run = train_trial(data, tmp_path, reporter=RecordingReporter(2)).run
+    size = (run / CHECKPOINT_FILE).stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=f"The previous one is kept.*fc7 train --resume --name {run.name}"):
+            resume(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert resume(find_run(tmp_path, run.name)).finished

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,15 @@ import pytest
 from model_store.errors import CheckpointError
 from model_store.training.loop import resume
 from model_store.training.parents import find_run_folder
-from model_store.training.runs.run import MODEL_FILE, RUN_FILE, find_run, find_trained_run, load_run, locked_run
+from model_store.training.runs.run import (
+    MODEL_FILE,
+    RUN_FILE,
+    find_run,
+    find_trained_run,
+    load_run,
+    locked_run,
+    unwritable,
+)
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, train_trial
 from tests.support.training.class_folders import write_class_folders
 
@@ -57,6 +67,17 @@ def test_two_processes_cannot_train_one_run(data: Path, tmp_path: Path) -> None:
     with locked_run(run), pytest.raises(CheckpointError, match=f"{run} is being trained by another process"):
         resume(run)
     assert resume(run).finished
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [(errno.ENOSPC, "Free some disk space"), (errno.EROFS, "another with --home"), (errno.EACCES, "writable")],
+)
+def test_what_cannot_be_written_is_named_with_the_fix(number: int, fix: str) -> None:
+    text = str(unwritable(Path("run"), OSError(number, os.strerror(number), "run/.lock")))
+    assert text.startswith(f"run/.lock cannot be written: {os.strerror(number)}. ")
+    assert fix in text
+    assert ("disk space" in text) == (number == errno.ENOSPC)
 
 
 def test_a_folder_that_is_not_a_run_is_rejected(finished_run: Path, tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from model_store.decoder.limits import DecodeLimits
+from model_store.errors import CheckpointError
+from model_store.training import device as devices
 from model_store.training import train as training
 from model_store.training.train import Request
 from service.errors import SettingError
@@ -15,7 +18,7 @@ from tests.service.cli.helpers import invoke
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """Collect the requests to train instead of training."""
+    """Collect the requests to train instead of training. Every device exists."""
     collected: list[Request] = []
 
     def collect(request: Request, _environment: Mapping[str, str]) -> int:
@@ -23,6 +26,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         return 0
 
     monkeypatch.setattr(training, "run_command", collect)
+    monkeypatch.setattr(devices, "training_device", lambda _name: None)
     return collected
 
 
@@ -76,3 +80,27 @@ def test_an_unknown_device_is_rejected(tmp_path: Path, requests: list[Request]) 
     assert isinstance(refused.exception, SettingError)
     assert "auto, cpu, cuda or cuda:N" in str(refused.exception)
     assert requests == []
+
+
+def test_the_home_is_checked_before_an_archive_is_unpacked_or_weights_are_downloaded(
+    tmp_path: Path, requests: list[Request]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "set.zip").touch()
+    for more in ([], ["--from", "imagenet"]):
+        refused = invoke(tmp_path / "file" / "home", "train", tmp_path / "set.zip", *more)
+        assert isinstance(refused.exception, CheckpointError)
+        assert "home/runs cannot be written: Not a directory. Choose another folder with --home" in str(
+            refused.exception
+        )
+    assert requests == []
+
+
+def test_the_limits_of_decoding_are_those_of_serving(tmp_path: Path, requests: list[Request]) -> None:
+    (tmp_path / "photos").mkdir()
+    for variables, pixels in (({}, DecodeLimits().pixels), ({"FC7_MAX_PIXELS": "200000000"}, 200_000_000)):
+        done = invoke(tmp_path / "home", "train", tmp_path / "photos", **variables)
+        assert done.exit_code == 0, done.output
+        limits = requests.pop().limits
+        assert limits is not None
+        assert limits.pixels == pixels

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 
 from index.bulk.predict import PredictedImage
 from index.bulk.prediction_file import Options, PredictionFile
-from index.errors import TargetExistsError
+from index.errors import IndexFullError, TargetExistsError
 from model_store.artifact import Artifact
 from model_store.errors import Fc7Error
 from model_store.store import ModelStore
@@ -45,6 +47,7 @@ def test_each_image_gets_a_row_and_the_formats_agree(home: Path, folder: Path, t
         assert done.exit_code == 0, done.output
         assert "6 images classified with tiny:1" in done.stderr
         assert "1 of them could not be read" in done.stderr
+        assert f"Next: fc7 index build {folder}, then fc7 search IMAGE" in done.stderr
         assert "notes.txt" in done.stderr
     rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
@@ -89,6 +92,11 @@ def test_a_uri_gives_the_same_rows_as_a_folder(home: Path, folder: Path, tmp_pat
         missing = invoke(home, "classify", f"{root}/gone{query}", "--out", tmp_path / "c.csv")
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     assert "does not exist" in str(missing.exception)
+    assert f"{root.replace('key:secret@', '')}/gone cannot" in str(missing.exception)
+    assert f"{root.replace('key:secret@', '')}/photos/notes.txt: Its name" in done.stderr.replace(
+        f"{folder}", f"{root}/photos"
+    )
+    assert "secret" not in done.stderr + str(missing.exception)
     assert not list(tmp_path.glob(".c.*"))
 
 
@@ -130,7 +138,9 @@ def test_an_interrupted_file_continues_after_its_parts(tmp_path: Path, artifact:
     file.add([row("a"), row("b")])
     file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert not target.exists()
-    with pytest.raises(Fc7Error, match="another source, model or options"):
+    with pytest.raises(
+        Fc7Error, match=r"another source, model or options: top 1 instead of 2\. To start again, delete"
+    ):
         PredictionFile(target, "here", artifact, Options(2, embeddings=False, views=1, threshold=0.95)).__enter__()
     with PredictionFile(target, "here", artifact, options) as file:
         assert file.done == {"a": None, "b": None}
@@ -144,6 +154,54 @@ def test_an_interrupted_file_continues_after_its_parts(tmp_path: Path, artifact:
     with pytest.raises(TargetExistsError):
         PredictionFile(target, "here", artifact, options).__enter__()
     assert not list(tmp_path.glob(".a.*"))
+
+
+def test_a_resumed_run_lists_what_could_not_be_read_before(home: Path, folder: Path, tmp_path: Path) -> None:
+    target, options = tmp_path / "a.csv", Options(5, embeddings=False, views=1, threshold=0.95)
+    interrupted = PredictionFile(target, str(folder), ModelStore(home).active_artifact(), options).__enter__()
+    interrupted.add([PredictedImage("broken.png", None, None, "It is broken.")])
+    interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    done = invoke(home, "classify", folder, "--out", target, "--json")
+    assert "broken.png: It is broken" in done.stderr
+    assert "5 images classified" in done.stderr
+    assert "after 1 in an earlier run; 1 of them could not be read" in done.stderr
+    assert (json.loads(done.stdout)["images"], json.loads(done.stdout)["failed"]) == (5, 1)
+
+
+def test_a_full_disk_is_named_and_the_complete_parts_stay(
+    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, options = tmp_path / "a.csv", Options(1, embeddings=False, views=1, threshold=0.95)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = PredictionFile(target, "here", artifact, options).__enter__()
+    file.add([row(str(number)) for number in range(1024)])
+    file.add([row("last")])
+    monkeypatch.setattr("index.bulk.prediction_file.write_atomic", fail)
+    with pytest.raises(IndexFullError, match="The disk is too full to write to"):
+        file.__exit__(None, None, None)
+    monkeypatch.undo()
+    assert not target.exists()
+    with PredictionFile(target, "here", artifact, options) as file:
+        assert list(file.done) == [str(number) for number in range(1024)]
+        file.add([row("last")])
+    assert len(target.read_text().splitlines()) == 1026
+
+
+def test_a_slow_run_writes_a_part_after_half_a_minute(
+    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("index.bulk.prediction_file.time.monotonic", lambda: now[0])
+    target, options = tmp_path / "a.parquet", Options(1, embeddings=False, views=1, threshold=0.95)
+    with PredictionFile(target, "here", artifact, options) as file:
+        for number in range(8):
+            now[0] += 20
+            file.add([row(str(number))])
+        assert len(list(tmp_path.glob(".a.parquet.parts/*.parquet"))) == 4
+    assert pyarrow.parquet.read_table(target)["path"].to_pylist() == [str(number) for number in range(8)]
 
 
 def test_a_killed_run_resumes_and_each_image_has_one_row(home: Path, tmp_path: Path) -> None:

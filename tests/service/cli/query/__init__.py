@@ -1,0 +1,1 @@
+"""`fc7 classify` and other commands that answer questions about images."""
