@@ -21,6 +21,7 @@ from index.filters import Where
 
 Order = Literal["added", "-added", "updated", "-updated", "key", "-key", "random"]
 ORDERS: tuple[Order, ...] = get_args(Order)
+NoveltyOrder = Literal["novelty", "-novelty"]
 _LAST_CHARACTER = chr(0x10FFFF)
 _SURROGATES = range(0xD800, 0xE000)
 
@@ -31,7 +32,7 @@ class Listing:
 
     where: Where | None
     prefix: str
-    order: Order
+    order: Order | NoveltyOrder
     seed: int
 
     @property

@@ -31,6 +31,7 @@ Fc7Error
     ├── ImageArchiveError          the archive cannot be read, or was rejected
     ├── DamagedArchiveError        the archive is damaged or cut off in the middle
     ├── SnapshotError              the snapshot is incomplete, damaged or of another format
+    ├── SnapshotNotFoundError      no complete snapshot has this name
     ├── TargetExistsError          the file or folder to write already exists
     └── ResultTooLargeError        the predictions need more bytes than allowed
 """
@@ -339,6 +340,16 @@ class SnapshotError(_SubjectError):
     """The snapshot is incomplete, damaged, or of an unsupported format."""
 
     message = "The snapshot {subject} {reason}. Copy it again, or use another snapshot."
+
+
+@dataclass(eq=False)
+class SnapshotNotFoundError(ImageIndexError):
+    """The folder of the snapshots has no complete snapshot of this name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"No snapshot has the name {self.name[:80]!r}. GET /v1/index/snapshots lists all snapshots."
 
 
 class TargetExistsError(_SubjectError):

@@ -13,7 +13,8 @@ from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import check_exists
 from index.interface import ImageIndex
 from index.local.code_builder import saved_mode
-from index.local.index import LocalImageIndex, bytes_on_disk
+from index.local.index import LocalImageIndex
+from index.local.vector_files import bytes_on_disk
 from index.milvus.index import MilvusImageIndex
 from index.milvus.spaces import read_stats_on_milvus
 from index.records import IndexOptions, IndexStats, MilvusAddress

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from index import records
 from index.catalog.images import Entry
-from index.cursor import Order
+from index.cursor import Listing, Order
 from index.duplicates import Duplicates, NearImage, redundant_pairs
 from index.facets import Facets
 from index.filters import Where
@@ -24,6 +24,7 @@ from index.labels import LabelledVectors
 from index.points import Points
 from index.search.searcher import Mode
 from index.vector_spaces import VectorSpaces
+from model_store.novelty.reference import Reference
 
 
 class Neighbours(list[records.Neighbour]):
@@ -55,6 +56,7 @@ Vectors = dict[str, NDArray[np.float16]]
 MAX_LISTED = 10_000  # near-duplicates in one answer
 _ALL = 2**62
 _DELETE_BATCH = 100
+Stopped = Callable[[], bool]
 Update = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
@@ -127,6 +129,25 @@ class ImageIndex(ABC):
         default "added", or "key" on Milvus. seed: of "random"; each seed is another order. An image that exists and
         matches during a whole listing appears in it exactly once, unless it changes during a listing by "updated".
         Raises CursorError, FilterError, ValueError unless limit >= 1.
+        """
+
+    @abstractmethod
+    def by_novelty(
+        self,
+        reference: Reference,
+        listing: Listing,
+        limit: int,
+        cursor: str | None,
+        *,
+        fingerprint: str,
+        stopped: Stopped,
+    ) -> records.Page:
+        """Return a page as `list` does, by the distance in fc7 to the 10th nearest training image, in this order.
+
+        reference, fingerprint: of the model that is searched. Images without a vector of it are left out.
+        listing: with an order by novelty. stopped: called repeatedly; once it returns True, IndexUnavailableError is
+        raised, and a repeated call continues to measure the images.
+        Raises CursorError, FilterError, IndexModelError, ValueError unless limit >= 1, MilvusUnsupportedError.
         """
 
     @abstractmethod

@@ -29,7 +29,7 @@ from typing import Final
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
 
-from index.catalog.backup import read_manifest, restore_snapshot, take_snapshot
+from index.catalog.backup import has_usable_name, read_manifest, restore_snapshot, take_snapshot
 from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import FolderLock
 from index.errors import SnapshotError
@@ -138,7 +138,7 @@ def list_backups(folder: Path) -> list[tuple[Path, BackupManifest]]:
     """Return the complete backups in `folder`, oldest first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not path.name.startswith(".") and (path / MANIFEST).is_file():
+        if _is_complete(path):
             with suppress(BackupError):
                 found.append((path, read_backup(path)))
     return sorted(found, key=lambda each: each[1].created)
@@ -147,9 +147,14 @@ def list_backups(folder: Path) -> list[tuple[Path, BackupManifest]]:
 def find_backup(folder: Path, name: str) -> Path:
     """Return the backup of this name in `folder`, also if this fc7 cannot read it. Raises BackupNotFoundError."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == name and not name.startswith(".") and (path / MANIFEST).is_file():
+        if path.name == name and _is_complete(path):
             return path
     raise BackupNotFoundError(name)
+
+
+def _is_complete(path: Path) -> bool:
+    """Return whether a folder is a complete backup. While it is being written, its name starts with a dot."""
+    return has_usable_name(path) and (path / MANIFEST).is_file()
 
 
 def remove_backup(path: Path) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fc7_client.backups import BackupOperations
+from fc7_client.backups import BackupOperations, SnapshotOperations
 from fc7_client.errors import Fc7ClientError
 from fc7_client.folder import FolderOperations
 from fc7_client.images import ImageOperations
@@ -28,7 +28,15 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _TIMEOUT_S: Final = 60.0
 
 
-class Operations(QueryOperations, ImageOperations, FolderOperations, JobOperations, BackupOperations, ServerOperations):
+class Operations(
+    QueryOperations,
+    ImageOperations,
+    FolderOperations,
+    JobOperations,
+    BackupOperations,
+    SnapshotOperations,
+    ServerOperations,
+):
     """All operations."""
 
 

@@ -323,6 +323,24 @@ class Backups(Answer):
     backups: list[Backup]
 
 
+class Snapshot(Answer):
+    """A snapshot of the index. path: its folder below the server's FC7_HOME. size, sha256: of its catalog.db."""
+
+    name: str
+    path: str
+    created: datetime
+    images: int
+    vectors: int
+    size: int
+    sha256: str
+
+
+class Snapshots(Answer):
+    """The snapshots, oldest first."""
+
+    snapshots: list[Snapshot]
+
+
 class ModelInfo(Answer):
     """A published version. serving: it answers requests now; loaded: it is in memory."""
 

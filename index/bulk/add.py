@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self
 
@@ -80,12 +79,12 @@ class PreparedBatch(Generic[In]):
     skipped: list[tuple[In, OSError | ImageError | InvalidKeyError]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, results: Iterable[tuple[In, Future[PreparedFile | None]]]) -> Self:
-        """Wait for the results and sort them. An exception other than of an unreadable file or key is raised."""
+    def of(cls, results: Iterable[tuple[In, Callable[[], PreparedFile | None]]]) -> Self:
+        """Call the functions and sort what they return. An error other than of an unreadable file or key is raised."""
         batch = cls()
         for item, result in results:
             try:
-                file = result.result()
+                file = result()
             except (OSError, ImageError, InvalidKeyError) as error:
                 batch.skipped.append((item, error))
                 continue

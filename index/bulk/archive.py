@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from index.bulk.metadata import MAX_TABLE_BYTES, METADATA_FILE, Values, archive_rows
+from index.bulk.metadata import MAX_TABLE_BYTES, METADATA_FILE, ImageMetadata, Values, archive_rows
 from index.bulk.tar_file import TAR_DAMAGE, BadHeader, BoundedReader, Tar, TarHeader, read_headers
 from index.bulk.zip_file import ENCRYPTED_FLAGS, METHODS, DamagedEntryError, ZipEntry, ZipReader, has_directory
 from index.errors import DamagedArchiveError, ImageArchiveError
@@ -96,18 +96,20 @@ def count_images(path: Path, limits: ArchiveLimits) -> int:
     return count
 
 
-def read_archive_metadata(path: Path, limits: ArchiveLimits) -> dict[str, Values]:
+def read_archive_metadata(path: Path, limits: ArchiveLimits) -> ImageMetadata:
     """Return the metadata by the names of the entries, from the files METADATA_FILE in an archive.
 
     Raises TableError, ImageArchiveError, OSError. A damaged archive gives what can be read.
     """
-    rows: dict[str, Values] = {}
+    metadata, names = ImageMetadata(), set[str]()
     try:
         for entry in read_entries(path, limits):
-            rows |= _metadata_rows(entry)
+            metadata.rows |= _metadata_rows(entry)
+            names.add(entry.name)
     except DamagedArchiveError:
-        return rows  # reading the images reports the damage
-    return rows
+        return metadata  # reading the images reports the damage
+    metadata.unmatched += [name for name in metadata.rows if name not in names]
+    return metadata
 
 
 def _is_metadata(name: str) -> bool:

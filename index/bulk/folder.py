@@ -7,25 +7,33 @@ Out of scope: deleting images whose files were deleted; changes of the folder du
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from index.bulk.add import PreparedBatch, PreparedFile, prepare_file, skipped_file
 from index.bulk.metadata import METADATA_FILE, ImageMetadata, add_with_metadata
-from index.bulk.pipeline import batches, embed, run_in_background
+from index.bulk.pipeline import batches_in_threads, embed, run_in_background
 from index.bulk.report import BuildReport, count_outcomes, interruptible
 from index.bulk.sources import NO_IMAGES, read_file
-from index.errors import FolderError
+from index.errors import FolderError, InvalidKeyError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, check_key
 from model_store.decoder.decoder import Decoder
 from model_store.decoder.limits import DecodeLimits
-from model_store.image_files import escape_name, find_images, summarize
-from model_store.prefetch import prefetch
+from model_store.image_files import Skipped, escape_name, find_images, summarize
 from model_store.runtime.runner import Runner
 
-_Batch = PreparedBatch[Path]
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Embedded images. keys: of all its files; unchanged: keys of those that the index already has."""
+
+    keys: list[str]
+    images: list[NewImage]
+    unchanged: list[str]
+    skipped: list[Skipped]
 
 
 def build_index(
@@ -33,7 +41,7 @@ def build_index(
     index: ImageIndex,
     runner: Runner,
     *,
-    batch_size: int = 32,
+    batch_size: int = 16,
     workers: int = 2,
     progress: Callable[[BuildReport], None] = lambda _: None,
     key_prefix: str = "",
@@ -45,62 +53,74 @@ def build_index(
 
     Images already indexed with the same bytes and model are skipped. Ctrl-C ends the build; what was committed stays.
 
-    batch_size: images in a run of the model and in a commit. workers: threads that read and decode. progress: called
-    after each batch with the report so far. key_prefix: a key is this prefix and the path within the folder, with
-    forward slashes, escaped by `escape_name`. limits: of decoding. metadata: of the images; by default none.
+    batch_size: images in a run of the model and in a commit. workers: threads that read, decode and embed.
+    progress: called after each batch with the report so far. key_prefix: a key is this prefix and the path within the
+    folder, with forward slashes, escaped by `escape_name`. limits: of decoding. metadata: of the images; by default
+    none.
     Raises FolderError if no file in `folder` has the name of an image, DatasetError if the folder does not exist, and
     any error of the index or the runner.
     """
     report, metadata = BuildReport(), metadata or ImageMetadata()
-    paths = _find(folder, report)
 
-    def name_of(path: Path) -> str:
-        return escape_name(path.relative_to(folder).as_posix())
+    def key_of(path: Path) -> str:
+        return key_prefix + escape_name(path.relative_to(folder).as_posix())
 
-    def read(path: Path) -> PreparedFile | None:
-        data, key = read_file(path), check_key(key_prefix + name_of(path))
-        known = index.lookup([key]).get(key)
-        return prepare_file(key, data, known, decoder=decoder, keep_picture=keep_pictures)
+    def prepare(paths: list[Path]) -> _Batch:
+        files = {key_of(path): path for path in paths}
+        known = index.lookup(list(files))
 
-    def commit(embedded: tuple[_Batch, list[NewImage]]) -> tuple[_Batch, list[AddOutcome]]:
-        batch, images = embedded
-        unchanged = {key_prefix + name_of(path): path for path in batch.unchanged}
-        path_of = {file.key: path for path, file in batch.files} | unchanged
-        given = {key: values for key, path in path_of.items() if (values := metadata.of(name_of(path)))}
-        outcomes, changed = add_with_metadata(index, images, given, unchanged)
+        def read(key: str) -> PreparedFile | None:
+            return prepare_file(key, read_file(files[key]), known.get(key), decoder=decoder, keep_picture=keep_pictures)
+
+        found = PreparedBatch.of((key, partial(read, key)) for key in files)
+        skipped = [skipped_file(str(files[key]), error) for key, error in found.skipped]
+        return _Batch(list(files), _embed(runner, found), found.unchanged, skipped)
+
+    def commit(batch: _Batch) -> tuple[_Batch, list[AddOutcome]]:
+        given = {key: values for key in batch.keys if (values := metadata.of(key.removeprefix(key_prefix)))}
+        outcomes, changed = add_with_metadata(index, batch.images, given, batch.unchanged)
         report.metadata_changed += changed
         return batch, outcomes
 
+    paths = _find(folder, report, key_of)
     with (
         interruptible(report),
         Decoder(limits, workers=workers) as decoder,
-        prefetch(read, paths, workers, 2 * batch_size) as results,
+        batches_in_threads(prepare, paths, size=batch_size, workers=workers, stop=decoder.close) as embedded,
     ):
-        embedded = (_embed(runner, batch) for batch in batches(results, batch_size))
-        # A commit waits for the disk: the next batch is embedded meanwhile.
+        # A commit waits for the disk: the next batches are embedded meanwhile.
         for batch, outcomes in run_in_background(commit, embedded):
-            for path, error in batch.skipped:
-                report.skip(skipped_file(str(path), error))
+            for item in batch.skipped:
+                report.skip(item)
             count_outcomes(report, [*outcomes, *[AddOutcome.UNCHANGED] * len(batch.unchanged)])
             progress(report)
     return report
 
 
-def _find(folder: Path, report: BuildReport) -> list[Path]:
-    """Return the images of the folder, and count all files in the report. Raises FolderError, DatasetError."""
-    paths = list(
-        find_images(folder, lambda item: None if item.path.endswith(f"/{METADATA_FILE}") else report.skip(item))
-    )
-    if not paths:
-        raise FolderError(folder, " ".join([NO_IMAGES, *summarize(report.skipped)]))
-    report.total = len(paths) + len(report.skipped)
-    return paths
-
-
-def _embed(
-    runner: Runner, results: Iterable[tuple[Path, Future[PreparedFile | None]]]
-) -> tuple[_Batch, list[NewImage]]:
-    batch = PreparedBatch.of(results)
+def _embed(runner: Runner, batch: PreparedBatch[str]) -> list[NewImage]:
+    """Return the images to add, without their pixels."""
     files = [file for _, file in batch.files]
     vectors = embed(runner, [file.image.pixels for file in files]) if files else ()
-    return batch, [file.new_image(vector) for file, vector in zip(files, vectors, strict=True)]
+    return [file.new_image(vector) for file, vector in zip(files, vectors, strict=True)]
+
+
+def _find(folder: Path, report: BuildReport, key_of: Callable[[Path], str]) -> list[Path]:
+    """Return the images of the folder with a valid key, and count all files in the report.
+
+    Raises FolderError, DatasetError.
+    """
+    found = list(
+        find_images(folder, lambda item: None if item.path.endswith(f"/{METADATA_FILE}") else report.skip(item))
+    )
+    if not found:
+        raise FolderError(folder, " ".join([NO_IMAGES, *summarize(report.skipped)]))
+    report.total = len(found) + len(report.skipped)
+    paths = []
+    for path in found:
+        try:
+            check_key(key_of(path))
+        except InvalidKeyError as error:
+            report.skip(skipped_file(str(path), error))
+        else:
+            paths.append(path)
+    return paths

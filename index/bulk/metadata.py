@@ -7,11 +7,13 @@ Out of scope: deleting fields; `PATCH /v1/images/{key}` does that.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ from index.errors import MetadataError
 from index.interface import ImageIndex
 from index.records import AddOutcome, NewImage, encode_metadata
 from model_store.errors import TableError
-from model_store.image_files import class_of_path, escape_name, is_hidden, label_of, without_wrapper
+from model_store.image_files import class_of_path, escape_name, is_hidden, label_of, path_spellings, without_wrapper
 from model_store.table_file import JSON_SUFFIXES, PATH_COLUMNS, Row, decode_text, find_column, json_rows, read_rows
 
 METADATA_FILE: Final = "metadata.jsonl"
@@ -56,11 +58,12 @@ def read_metadata(file: Path, folder: Path | None, *, labels: bool) -> ImageMeta
     """Read a table with a column `path`; every other column becomes a field of the metadata.
 
     folder: of the images. A path is relative to it or to the folder of the table, or absolute. None: the images are not
-    in a local folder, and every path is relative to their source. Raises TableError, MissingExtraError.
+    in a local folder, and every path is relative to their source. Backslashes can separate folders, as on Windows.
+    Raises TableError, MissingExtraError.
     """
     metadata = ImageMetadata(labels, _wrapper(folder))
     for where, path, values in _parse(file, read_rows(file), typed=file.suffix.lower() in (*JSON_SUFFIXES, ".parquet")):
-        name = path if folder is None else _name_in(folder, file, path)
+        name = _name_in_source(path) if folder is None else _name_in(folder, file, path)
         if name is None:
             metadata.unmatched.append(f"{where}: {path}")
         else:
@@ -99,9 +102,13 @@ def archive_rows(name: str, content: bytes) -> dict[str, Values]:
     base = name[: -len(METADATA_FILE)]
     rows: dict[str, Values] = {}
     for where, path, values in _parse(name, json_rows(name, decode_text(name, content)), typed=True):
-        parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
-        _add(name, rows, (where, base + escape_name("/".join(parts)), values))
+        _add(name, rows, (where, base + escape_name(_name_in_source(path)), values))
     return rows
+
+
+def _name_in_source(path: str) -> str:
+    """Return a path in an archive or a bucket, with forward slashes and without `./`."""
+    return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
 
 
 def _add(file: Path | str, rows: dict[str, Values], row: tuple[str, str, Values]) -> None:
@@ -156,11 +163,16 @@ def _infer_types(rows: Sequence[Values]) -> None:
 
 def _name_in(folder: Path, file: Path, path: str) -> str | None:
     """Return the path of a file within `folder`, with forward slashes, or None if it is not there."""
-    if (folder / path).is_file() and not Path(path).is_absolute() and ".." not in Path(path).parts:
-        return Path(path).as_posix()
-    # Made absolute without following links, like the paths of the listed files.
-    found, root = (file.absolute().parent / path), folder.absolute()
-    return found.relative_to(root).as_posix() if found.is_relative_to(root) and found.is_file() else None
+    # Without following links, like the paths of the listed files; then the folder itself may be a link.
+    ways: tuple[Callable[[Path], str], ...] = (os.path.abspath, os.path.realpath)
+    for written, base, whole in product(path_spellings(path), (folder, file.parent), ways):
+        try:
+            found, root = Path(whole(base / written)), Path(whole(folder))
+            if found.is_relative_to(root) and found.is_file():
+                return found.relative_to(root).as_posix()
+        except (OSError, ValueError):  # for example, the name is too long or contains a zero byte
+            continue
+    return None
 
 
 def add_with_metadata(

@@ -1,6 +1,8 @@
-"""Steps of the bulk pipeline: batch the decoded images, embed a batch, and write it while the next one is embedded.
+"""Steps of the bulk pipeline: decode and embed batches in several threads, and write one while the next are embedded.
 
-Guarantees: results come in the order of the items, each exactly once; work that was started is finished and its
+A thread decodes the images of a batch and then runs the model on them, on one stream. So all cores are busy, and no
+thread waits for another one.
+Guarantees: results come in the order of the items, each exactly once; a write that was started is finished and its
 result is yielded, even when the source of the items raises.
 Out of scope: the index. The caller passes the function that writes.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
@@ -16,13 +19,38 @@ from numpy.typing import NDArray
 
 from model_store.errors import ImageError
 from model_store.image import inspect_and_prepare, views
-from model_store.prefetch import In, Out
+from model_store.prefetch import In, Out, prefetch
 from model_store.runtime.runner import Runner
 
 
+@contextmanager
+def batches_in_threads(
+    work: Callable[[list[In]], Out],
+    items: Iterable[In],
+    *,
+    size: int,
+    workers: int,
+    stop: Callable[[], None] = lambda: None,
+) -> Iterator[Iterator[Out]]:
+    """Run `work` on lists of `size` items in `workers` threads; the block gets the results.
+
+    At most `workers` + 2 lists are in work or wait for the reader, which limits the memory. An exception of `work` is
+    raised where its result would come. When the block ends, work that was not started is cancelled, and the rest is
+    waited for. stop: called before that; if it makes running work raise, Ctrl-C does not wait for whole batches.
+    """
+    with prefetch(work, batches(items, size), workers, workers + 2) as results:
+        try:
+            yield (future.result() for _, future in results)
+        finally:
+            stop()
+
+
 def embed(runner: Runner, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Return the fc7 activations, float32 [n, 4096], of the center views of prepared images, each uint8 [256,256,3]."""
-    return runner.run(views(np.stack(pixels))).fc7
+    """Return the fc7 activations, float32 [n, 4096], of the center views of prepared images, each uint8 [256,256,3].
+
+    One stream is used, because other threads run batches of their own.
+    """
+    return runner.run(views(np.stack(pixels)), all_cores=False).fc7
 
 
 def decode_picture(picture: bytes | None) -> NDArray[np.uint8] | str:

@@ -1,14 +1,13 @@
 """Run the model on all images of a folder, an archive or a bucket, for results that are written to a file.
 
 Guarantees: images come in the order of the source, each once; an image that cannot be read has an error instead of
-outputs, and does not affect the others. Decoding and the model run at the same time.
+outputs, and does not affect the others. All cores are used.
 Out of scope: the index, and the format of the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bulk.archive import ArchiveLimits, SkippedEntryError, read_entries
-from index.bulk.pipeline import batches
+from index.bulk.pipeline import batches_in_threads
 from index.bulk.sources import MAX_FILE_BYTES, Skip, is_uri, open_source
 from index.errors import DamagedArchiveError, ImageArchiveError, SourceError
 from model_store.decoder.decoder import Decoder
@@ -27,7 +26,6 @@ from model_store.errors import ImageError
 from model_store.image import views
 from model_store.image_files import SkipKind, Skipped, reason_of
 from model_store.novelty.reference import Novelty, Reference
-from model_store.prefetch import prefetch
 from model_store.runtime.runner import Runner, average_views
 
 _LIMITS: Final = ArchiveLimits(entries=100_000_000, image_bytes=MAX_FILE_BYTES, bytes=1 << 60)
@@ -80,37 +78,31 @@ def predict(
     workers: int,
     view_count: int = 1,
     reference: Reference | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
 ) -> Iterator[list[PredictedImage]]:
     """Yield the outputs of the images in batches. view_count: 1 or 10; outputs are averaged over the views.
 
-    reference: for the novelty. workers: threads that read and decode. Raises RunnerError and the errors of `images`.
+    decoder: is closed at the end. reference: for the novelty. workers: threads that read, decode and run the model.
+    Raises RunnerError and the errors of `images`.
     """
-
-    def prepare(image: NamedImage) -> NDArray[np.uint8]:
-        return decoder.prepare(image.read())
-
-    with prefetch(prepare, images, workers, 2 * batch_size) as results:
-        for batch in batches(results, batch_size):
-            yield _predict_batch(batch, runner, view_count, reference)
+    work = partial(_predict_batch, runner=runner, decoder=decoder, view_count=view_count, reference=reference)
+    with batches_in_threads(work, images, size=batch_size, workers=workers, stop=decoder.close) as results:
+        yield from results
 
 
 def _predict_batch(
-    batch: list[tuple[NamedImage, Future[NDArray[np.uint8]]]],
-    runner: Runner,
-    view_count: int,
-    reference: Reference | None,
+    batch: list[NamedImage], *, runner: Runner, decoder: Decoder, view_count: int, reference: Reference | None
 ) -> list[PredictedImage]:
     pixels: list[NDArray[np.uint8]] = []
     errors: dict[int, str] = {}
-    for number, (_, future) in enumerate(batch):
+    for number, image in enumerate(batch):
         try:
-            pixels.append(future.result())
+            pixels.append(decoder.prepare(image.read()))
         except (OSError, ImageError) as error:
             errors[number] = reason_of(error)
     rows = iter(_rows(np.stack(pixels), runner, view_count, reference) if pixels else ())
     results = []
-    for number, (image, _) in enumerate(batch):
+    for number, image in enumerate(batch):
         if number in errors:
             results.append(PredictedImage(image.name, None, None, errors[number]))
         else:
@@ -123,7 +115,8 @@ def _rows(
     pixels: NDArray[np.uint8], runner: Runner, view_count: int, reference: Reference | None
 ) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float32], Novelty | None]]:
     """Yield the outputs for prepared images, uint8 [n,256,256,3]."""
-    probabilities, fc7 = (average_views(values, view_count) for values in runner.run(views(pixels, view_count)))
+    outputs = runner.run(views(pixels, view_count), all_cores=False)  # the other cores have batches of their own
+    probabilities, fc7 = (average_views(values, view_count) for values in outputs)
     novelties = [None] * len(fc7) if reference is None else reference.measure(fc7, views(pixels))
     return zip(probabilities, fc7, novelties, strict=True)
 

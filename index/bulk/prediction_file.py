@@ -16,6 +16,7 @@ import csv
 import io
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from model_store.table_file import import_pyarrow
 
 FORMATS: Final = (".csv", ".jsonl", ".parquet")
 _PART_ROWS: Final = 1024
+_PART_SECONDS: Final = 30.0  # a slower run writes smaller parts, so that a kill costs little
 _DIMENSIONS: Final = 4096
 _DIGITS: Final = 6  # of a number in text
 
@@ -64,6 +66,7 @@ class PredictionFile:
         self._run = {"source": source, "model": artifact.id, "fingerprint": artifact.fingerprint, **asdict(options)}
         self._rows: list[PredictedImage] = []
         self._number = 0
+        self._written = time.monotonic()  # when the last part was written
         self._max_bytes, self._bytes = max_bytes, 0
         self._stack = ExitStack()
         self.done: dict[str, str | None] = {}  # images in complete parts, and why they have no prediction
@@ -85,10 +88,15 @@ class PredictionFile:
 
     def _open_run(self) -> None:
         file = self._parts / "run.json"
-        if file.exists() and json.loads(file.read_bytes()) != self._run:
+        if file.exists() and (before := json.loads(file.read_bytes())) != self._run:
+            changes = [
+                f"{name} {before.get(name)} instead of {value}"
+                for name, value in self._run.items()
+                if before.get(name) != value and name != "fingerprint"
+            ] or [f"{self._artifact.id} with other weights"]
             raise Fc7Error(
-                f"{self._parts} has results of an interrupted run with another source, model or options. To start "
-                "again, delete it; to finish it, use the same command as before."
+                f"{self._parts} has results of an interrupted run with another source, model or options: "
+                f"{', '.join(changes)}. To start again, delete it; to finish it, use the same command as before."
             )
         write_atomic(file, json.dumps(self._run).encode())
         for part in self._part_files():
@@ -101,12 +109,12 @@ class PredictionFile:
         return sorted(self._parts.glob(f"[0-9]*{self._target.suffix}"))
 
     def add(self, rows: Sequence[PredictedImage]) -> Sequence[PredictedImage]:
-        """Add rows and return them. They are on disk when a part is full, or after the block.
+        """Add rows and return them. They are on disk when a part is full or 30 seconds old, or after the block.
 
         Raises IndexFullError, ResultTooLargeError.
         """
         self._rows += rows
-        if len(self._rows) >= _PART_ROWS:
+        if len(self._rows) >= _PART_ROWS or time.monotonic() - self._written > _PART_SECONDS:
             self._write_part()
         return rows
 
@@ -132,7 +140,7 @@ class PredictionFile:
         except OSError as error:
             raise translate_os_error(error, self._parts) from error
         self._number += 1
-        self._rows = []
+        self._rows, self._written = [], time.monotonic()
         self._bytes += part.stat().st_size
         self._check_size()
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from index.bulk.pipeline import batches, decode_picture, embed
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bulk.pipeline import batches_in_threads, decode_picture, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.catalog.catalog import Catalog
 from index.catalog.database import CATALOG_FILE
 from index.catalog.lock import FolderLock, check_exists
 from index.errors import FolderError
 from index.records import Unembedded, encode_vectors
-from model_store.prefetch import prefetch
+from model_store.manifest import FEATURES
 from model_store.runtime.runner import Runner
 
 
@@ -21,7 +25,7 @@ def reembed(
     home: Path,
     runner: Runner,
     *,
-    batch_size: int = 32,
+    batch_size: int = 16,
     workers: int = 2,
     progress: Callable[[ReembedReport], None] = lambda _: None,
 ) -> ReembedReport:
@@ -42,15 +46,12 @@ def reembed(
         images = _images_without_vector(catalog, space.id)
         with (
             interruptible(report),
-            prefetch(lambda image: decode_picture(image.picture), images, workers, 2 * batch_size) as results,
+            batches_in_threads(partial(_embed, runner), images, size=batch_size, workers=workers) as results,
         ):
-            for batch in batches(results, batch_size):
-                decoded = [(image, result.result()) for image, result in batch]
-                report.skipped += [(image.key, reason) for image, reason in decoded if isinstance(reason, str)]
-                usable = [(image, pixels) for image, pixels in decoded if not isinstance(pixels, str)]
-                if usable:
-                    vectors = encode_vectors(embed(runner, [pixels for _, pixels in usable]))
-                    report.embedded += catalog.add_vectors(space.id, [image for image, _ in usable], vectors)
+            for embedded, vectors, skipped in results:
+                report.skipped += skipped
+                if embedded:
+                    report.embedded += catalog.add_vectors(space.id, embedded, vectors)
                 progress(report)
         if not report.interrupted:
             if report.total and not report.embedded:
@@ -61,6 +62,18 @@ def reembed(
             while catalog.drop_unused_vectors():
                 pass
         return report
+
+
+def _embed(
+    runner: Runner, images: list[Unembedded]
+) -> tuple[list[Unembedded], NDArray[np.float16], list[tuple[str, str]]]:
+    """Return the images that have a usable picture, their vectors, and the keys of the others with the reasons."""
+    decoded = [(image, decode_picture(image.picture)) for image in images]
+    skipped = [(image.key, reason) for image, reason in decoded if isinstance(reason, str)]
+    usable = [(image, pixels) for image, pixels in decoded if not isinstance(pixels, str)]
+    pixels = [found for _, found in usable]
+    vectors = encode_vectors(embed(runner, pixels)) if pixels else np.empty((0, FEATURES), np.float16)
+    return [image for image, _ in usable], vectors, skipped
 
 
 def _images_without_vector(catalog: Catalog, space: int) -> Iterator[Unembedded]:

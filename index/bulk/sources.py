@@ -4,12 +4,14 @@ Guarantees: images are listed folder by folder and sorted, in the order of `find
 reported as it does; every machine with access to the same storage can read a listed file by the same name; only the
 names of one folder at a time are in memory; a source that cannot be opened or listed raises `SourceError`, a file that
 cannot be read raises `OSError`.
-Out of scope: archives; credentials (pyarrow takes them from the environment, its configuration files or the machine's
-role).
+A password in a URI is never shown.
+Out of scope: archives; credentials (pyarrow takes them from the environment, its configuration files, the machine's
+role, or the URI).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +33,7 @@ from model_store.image_files import (
 MAX_FILE_BYTES = 200_000_000
 NO_IMAGES = "has no images: none of its files ends like one (.jpg, .png, .webp, .gif, .bmp, .tiff, .avif, .heic)."
 """The reason of a FolderError for a folder or source without images."""
+_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^@?]*:[^@?]*@", re.IGNORECASE)
 Skip = Callable[[Skipped], None]
 
 
@@ -39,9 +42,13 @@ def _ignore(_: Skipped) -> None:
 
 
 class Source(Protocol):
-    """A tree of files. location: the path or URI from which `open_source` opens the same source on any machine."""
+    """A tree of files. location: the path or URI from which `open_source` opens the same source on any machine.
+
+    shown: the location in messages, without a password.
+    """
 
     location: str
+    shown: str
 
     def list(self, skip: Skip = _ignore) -> Iterator[str]:
         """Yield the paths of the images below the source, with forward slashes, escaped by `escape_name`.
@@ -61,7 +68,7 @@ class FolderSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.location = str(self.folder)
+        self.location = self.shown = str(self.folder)
 
     def list(self, skip: Skip = _ignore) -> Iterator[str]:
         """Yield the paths of the images within the folder. Raises SourceError."""
@@ -86,12 +93,12 @@ class RemoteSource:
 
     def __init__(self, uri: str) -> None:
         """Raises SourceError if pyarrow cannot open the URI, MissingExtraError if pyarrow is not installed."""
-        self.location = uri
+        self.location, self.shown = uri, without_password(uri).partition("?")[0].rstrip("/")
         self._fs = _pyarrow_fs()
         try:
             self._files, path = self._fs.FileSystem.from_uri(uri)
         except (OSError, ValueError, TypeError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
-            raise SourceError(uri, _one_line(error)) from error
+            raise self._error(error) from error
         self._root = path.rstrip("/")
 
     def list(self, skip: Skip = _ignore) -> Iterator[str]:
@@ -126,7 +133,12 @@ class RemoteSource:
         return None if is_image else (SkipKind.NOT_AN_IMAGE, "Its name does not end like that of an image.")
 
     def _location_of(self, path: str) -> str:
-        return escape_name(f"{self.location.rstrip('/')}/{path[len(self._root) :].lstrip('/')}")
+        return escape_name(f"{self.shown}/{path[len(self._root) :].lstrip('/')}")
+
+    def _error(self, error: Exception) -> SourceError:
+        """Return the error for the user, without the password that a URI can contain."""
+        reason = _one_line(error).replace(self.location, without_password(self.location))
+        return SourceError(self.shown, reason)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raises OSError."""
@@ -138,13 +150,13 @@ class RemoteSource:
     def check(self) -> None:
         """Raise SourceError if the folder or bucket does not exist."""
         if self._file_info(self._root or "/").type != self._fs.FileType.Directory:
-            raise SourceError(self.location, "the folder does not exist")
+            raise SourceError(self.shown, "the folder does not exist")
 
     def _file_info(self, selected: Any) -> Any:
         try:
             return self._files.get_file_info(selected)
         except (OSError, ValueError) as error:
-            raise SourceError(self.location, _one_line(error)) from error
+            raise self._error(error) from error
 
 
 def read_file(path: Path) -> bytes:
@@ -156,6 +168,11 @@ def read_file(path: Path) -> bytes:
 def is_uri(source: str) -> bool:
     """Return whether `source` is a URI, not a path."""
     return "://" in source
+
+
+def without_password(source: str) -> str:
+    """Return a path or URI without the `KEY:SECRET@` that a URI can contain."""
+    return _PASSWORD.sub(r"\1", source) if is_uri(source) else source
 
 
 def open_source(source: str) -> Source:

@@ -1,7 +1,8 @@
-"""Snapshots: take a consistent copy of the catalog while others write, and restore it.
+"""Snapshots: take a consistent copy of the catalog while others write, list, verify, delete and restore them.
 
 Guarantees: a snapshot shows the catalog at one moment, has no free pages, and is written completely or not at all. A
-restore compares the snapshot with its manifest and changes nothing unless they agree.
+restore compares the snapshot with its manifest and changes nothing unless they agree. A snapshot that is being written
+or deleted is not listed.
 Out of scope: models; the files of the vectors, which are derived from the catalog; incremental snapshots.
 References: SQLite's documentation of `VACUUM INTO`.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import secrets
 import shutil
 import sqlite3
@@ -28,12 +30,20 @@ from pydantic import ValidationError
 from index.catalog.database import CATALOG_FILE, MIGRATIONS, connect, translated
 from index.catalog.lock import FolderLock, check_exists
 from index.catalog.spaces import active_space
-from index.errors import IndexUnreadableError, SnapshotError, TargetExistsError, translate_os_error
+from index.errors import (
+    IndexUnreadableError,
+    SnapshotError,
+    SnapshotNotFoundError,
+    TargetExistsError,
+    translate_os_error,
+)
 from index.records import SnapshotManifest
 from model_store.durable import atomic_file, sha256_of, sync, write_atomic
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FOLDER = "snapshots"
+"""The folder of the snapshots in a home."""
 _STEPS_PER_CALL = 20_000  # instructions of SQLite between two reports of the progress
 _BLOCK = 1 << 20
 Advance = Callable[[int, int], None]
@@ -91,6 +101,60 @@ def restore_snapshot(snapshot: Path, home: Path, *, advance: Advance = lambda *_
             for leftover in folder.glob(f"{CATALOG_FILE}-*"):
                 leftover.unlink()
     return manifest
+
+
+def list_snapshots(folder: Path) -> list[tuple[Path, SnapshotManifest]]:
+    """Return the complete snapshots in `folder` that this fc7 can read, oldest first."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _is_complete(path):
+            with contextlib.suppress(SnapshotError):
+                found.append((path, read_manifest(path)))
+    return sorted(found, key=lambda each: each[1].created)
+
+
+def find_snapshot(folder: Path, name: str) -> Path:
+    """Return the snapshot of this name in `folder`, also if this fc7 cannot read it. Raises SnapshotNotFoundError."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == name and _is_complete(path):
+            return path
+    raise SnapshotNotFoundError(name)
+
+
+def verify_snapshot(snapshot: Path, *, advance: Advance = lambda *_: None) -> SnapshotManifest:
+    """Compare a snapshot with its manifest, and return that. Raises SnapshotError, IndexUnreadableError.
+
+    advance: called with the numbers of bytes read and to read.
+    """
+    manifest = read_manifest(snapshot)
+    with Path(os.devnull).open("wb") as nowhere:
+        _copy_checked(snapshot, manifest, nowhere, advance)
+    return manifest
+
+
+def remove_snapshot(snapshot: Path) -> None:
+    """Delete a snapshot. Raises IndexFullError, IndexReadOnlyError."""
+    with _files(snapshot):
+        # Hidden first: a deletion that is interrupted does not leave half a snapshot.
+        hidden = snapshot.rename(snapshot.with_name(f".{snapshot.name}.{secrets.token_hex(4)}"))
+        shutil.rmtree(hidden)
+
+
+def has_usable_name(path: Path) -> bool:
+    """Return whether a folder may be a complete copy: not hidden (being written), and with a name in UTF-8.
+
+    No response could contain another name.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not path.name.startswith(".")
+
+
+def _is_complete(path: Path) -> bool:
+    """Return whether a folder is a complete snapshot. While it is being written, its name starts with a dot."""
+    return has_usable_name(path) and (path / MANIFEST).is_file()
 
 
 def read_manifest(snapshot: Path) -> SnapshotManifest:

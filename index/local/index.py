@@ -40,6 +40,7 @@ from index.interface import (
     Neighbours,
     Outcomes,
     SearchOptions,
+    Stopped,
     Update,
     Vectors,
     check_at_least_one,
@@ -47,15 +48,18 @@ from index.interface import (
 )
 from index.labels import LabelledVectors
 from index.local.code_builder import CodeBuilder
+from index.local.novelty import NoveltyRanking
 from index.local.space import SearchSpace
 from index.local.spaces import Spaces
+from index.local.vector_files import bytes_on_disk
 from index.points import Points
 from index.search.duplicates import near_groups
 from index.search.gpu.device import open_device
-from index.search.ranking import Hits
+from index.search.ranking import ids_of
 from index.search.searcher import Mode
 from index.search.view import View, ids_at, live_slots, restrict, rows_at
 from model_store.cores import usable_cores
+from model_store.novelty.reference import Reference
 
 _CACHED_FILTERS = 64
 _CACHED_COUNTS = 1000
@@ -75,7 +79,7 @@ class LocalImageIndex(ImageIndex):
         """Use `open`; the constructor only stores its arguments."""
         super().__init__(spaces, keep_pictures=options.keep_pictures)
         self._folder, self._catalog, self._lock = folder, catalog, lock
-        self._codes = spaces.codes
+        self._codes, self._novelty = spaces.codes, NoveltyRanking(catalog)
         self._closed = False
         # (number of commits, space, filter): ids of matching vectors. Replaced as a whole, never modified.
         self._counts: tuple[int | None, dict[Where, int]] = (None, {})  # (number of commits, counts), as a whole too
@@ -175,6 +179,21 @@ class LocalImageIndex(ImageIndex):
         """Return up to `limit` matching images, by default in the order of their first addition, after `cursor`."""
         check_at_least_one("limit", limit)
         return self._catalog.page(limit, cursor, Listing(where, prefix, order or "added", seed))
+
+    def by_novelty(
+        self,
+        reference: Reference,
+        listing: Listing,
+        limit: int,
+        cursor: str | None,
+        *,
+        fingerprint: str,
+        stopped: Stopped,
+    ) -> records.Page:
+        """Return a page of the matching images by their distance to the training images of the searched model."""
+        check_at_least_one("limit", limit)
+        space = self.spaces.space(fingerprint)
+        return self._novelty.page(space, reference, listing, limit=limit, cursor=cursor, stopped=stopped)
 
     def fields(
         self,
@@ -316,14 +335,14 @@ class LocalImageIndex(ImageIndex):
         count = k + len(excluded)
         if where is None:
             hits = space.searcher.search(queries, count, mode=used_mode)
-            found = _ids(hits)
+            found = ids_of(hits)
             known = self._catalog.describe(found)
         if where is not None or len(known) < len(found):
             # With a filter, or if hits were deleted meanwhile: use catalog and vectors of the same moment.
             with self._catalog.read_view(space.searcher.view) as read_view:
                 view = self._view(space, read_view, where)
                 hits = space.searcher.search(queries, count, view, used_mode)
-                known = read_view.describe(_ids(hits))
+                known = read_view.describe(ids_of(hits))
         if not self.spaces.is_loaded(space):  # its vectors may have been deleted during the search
             raise IndexSwitchedError(self._folder, f"to {self.spaces.active.record.model}")
         answers = []
@@ -379,16 +398,3 @@ class LocalImageIndex(ImageIndex):
             fast=self._codes.fast_code(space),
             device=space.searcher.on_device,
         )
-
-
-def _ids(hits: list[Hits]) -> list[int]:
-    return sorted({int(number) for hit in hits for number in hit.ids})
-
-
-def bytes_on_disk(folder: Path) -> int:
-    """Return the total size of the files of an index."""
-    total = 0
-    for file in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the file was replaced meanwhile
-            total += file.stat().st_size
-    return total

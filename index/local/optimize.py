@@ -19,8 +19,8 @@ from index.catalog.catalog import Catalog
 from index.catalog.database import AUTO_VACUUM, CATALOG_FILE, connect, migrate, translated
 from index.catalog.lock import FolderLock, check_exists
 from index.errors import IndexFullError
-from index.local.index import LocalImageIndex, bytes_on_disk
-from index.local.vector_files import remove_unused_files
+from index.local.index import LocalImageIndex
+from index.local.vector_files import bytes_on_disk, remove_unused_files
 from index.records import FastCode, IndexOptions
 
 

@@ -11,6 +11,7 @@ Out of scope: which process may write (see index/catalog/lock.py), and when file
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Iterator
@@ -216,3 +217,12 @@ def _load_from_catalog(
                 key = catalog.describe([vector_id])[vector_id][0]
                 raise IndexCorruptError(catalog.path, f"the vector of {key!r} differs from its checksum")
         searcher.apply(block, rows)
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return the total size of the files of an index."""
+    total = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the file was replaced meanwhile
+            total += file.stat().st_size
+    return total

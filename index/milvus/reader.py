@@ -21,6 +21,7 @@ from index.interface import (
     ImageIndex,
     Neighbours,
     SearchOptions,
+    Stopped,
     Vectors,
     check_at_least_one,
     keys_of,
@@ -34,6 +35,7 @@ from index.milvus.spaces import Spaces, stats_of
 from index.points import Points
 from index.search.searcher import Mode
 from model_store.image import PREPARATION
+from model_store.novelty.reference import Reference
 
 
 class MilvusReader(ImageIndex):
@@ -138,6 +140,21 @@ class MilvusReader(ImageIndex):
         rows, last = read_page(self._milvus, self._collection(), listing, where=condition, after=after, limit=limit)
         next_cursor = None if last is None else make_cursor(identity, listing, last)
         return records.Page([schema.record_of(row) for row in rows], next_cursor)
+
+    def by_novelty(
+        self,
+        reference: Reference,
+        listing: Listing,
+        limit: int,
+        cursor: str | None,
+        *,
+        fingerprint: str,
+        stopped: Stopped,
+    ) -> records.Page:
+        """Raise MilvusUnsupportedError: it would have to fetch all vectors."""
+        del reference, limit, cursor, fingerprint, stopped
+        what = f"images cannot be listed with order={listing.order}"
+        raise errors.MilvusUnsupportedError(self._milvus.uri, what, "Use another order, such as key or random.")
 
     def fields(
         self,

@@ -10,14 +10,14 @@ Out of scope: images without a usable picture. They are listed, and are no longe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from index.bulk.pipeline import batches, decode_picture, embed
+from index.bulk.pipeline import batches, batches_in_threads, decode_picture, embed
 from index.bulk.report import ReembedReport, interruptible
 from index.errors import FolderError, IndexSwitchedError
 from index.milvus.aliases import Aliases
@@ -61,10 +61,10 @@ def reembed_on_milvus(
             for collection in (searched.collection, target):
                 milvus.open(collection, image_schema)
             registry.add_model(model)
-            with interruptible(report), ThreadPoolExecutor(workers, "fc7-decode") as executor:
-                copy = _CollectionCopy(milvus, searched.collection, target, runner, executor, report)
-                copy.update_all(batch_size, progress)
-                copy.switch(aliases, batch_size, progress)
+            with interruptible(report):
+                copy = _CollectionCopy(milvus, searched.collection, target, runner, batch_size, workers, report)
+                copy.update_all(progress)
+                copy.switch(aliases, progress)
             return report
 
 
@@ -76,21 +76,23 @@ class _CollectionCopy:
     source: str
     target: str
     runner: Runner
-    executor: ThreadPoolExecutor
+    batch_size: int
+    workers: int
     report: ReembedReport
     skipped: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def update_all(self, batch_size: int, progress: Callable[[ReembedReport], None], left: int = _LAST_PASS) -> None:
+    def update_all(self, progress: Callable[[ReembedReport], None], left: int = _LAST_PASS) -> None:
         """Repeat passes until one finds at most `left` outdated rows, and update these too."""
         while True:
             outdated = self.find_outdated()
-            for ids in batches(outdated, batch_size):
-                self.update(ids)
-                progress(self.report)
+            with batches_in_threads(self.prepare, outdated, size=self.batch_size, workers=self.workers) as results:
+                for rows, skipped in results:
+                    self.write(rows, skipped)
+                    progress(self.report)
             if len(outdated) <= left:
                 return
 
-    def switch(self, aliases: Aliases, batch_size: int, progress: Callable[[ReembedReport], None]) -> None:
+    def switch(self, aliases: Aliases, progress: Callable[[ReembedReport], None]) -> None:
         """Pause changes, copy what is left, and search the target.
 
         Raises FolderError if most images would no longer be found, IndexSwitchedError if another process ended the
@@ -105,7 +107,7 @@ class _CollectionCopy:
             )
         aliases.pause(self.source)
         try:
-            self.update_all(batch_size, progress, left=0)
+            self.update_all(progress, left=0)
             switched = aliases.resume(self.target)
         except BaseException:
             aliases.resume(self.source)
@@ -136,34 +138,40 @@ class _CollectionCopy:
         self.report.total += len(outdated)
         return outdated
 
-    def update(self, ids: Sequence[str]) -> None:
-        """Write these rows to the target, with the current content of the source."""
+    def prepare(self, ids: list[str]) -> tuple[list[Row], dict[str, tuple[str, str]]]:
+        """Return these rows of the source as they must be in the target, and the unusable ones, as in `skipped`."""
         rows = self.milvus.rows(self.source, ids, WITH_PICTURE)
         copies = self.milvus.rows(self.target, ids, ["id", "sha256", "preparation", "vector"])
-        to_embed: list[Row] = []
         ready: list[Row] = []
+        usable: list[Row] = []
+        pixels: list[NDArray[np.uint8]] = []
+        skipped: dict[str, tuple[str, str]] = {}
         for row_id, row in rows.items():
             row |= {**searchable(row["metadata"]), "picture": list(row["picture"])}
             copy = copies.get(row_id)
-            same = copy is not None and all(copy[name] == row[name] for name in ("sha256", "preparation"))
-            if copy is not None and same:  # only the metadata has changed
-                ready.append(row | {"vector": copy["vector"]})
-            else:
-                to_embed.append(row)
-        usable = []
-        for row, decoded in zip(to_embed, self.executor.map(decode_picture, map(picture_of, to_embed)), strict=True):
+            if copy is not None and all(copy[name] == row[name] for name in ("sha256", "preparation")):
+                ready.append(row | {"vector": copy["vector"]})  # only the metadata has changed
+                continue
+            decoded = decode_picture(picture_of(row))
             if isinstance(decoded, str):
-                self.skipped[row["id"]] = (row["sha256"], decoded)
-                self.milvus.delete(self.target, [row["id"]])  # a vector of the file that this one has replaced
+                skipped[row_id] = (row["sha256"], decoded)
             else:
-                self.skipped.pop(row["id"], None)
-                usable.append((row, decoded))
-        self.report.skipped = [(key_of(row_id), reason) for row_id, (_, reason) in self.skipped.items()]
+                usable.append(row)
+                pixels.append(decoded)
         if usable:
-            vectors = encode_vectors(embed(self.runner, [pixels for _, pixels in usable])).astype(np.float32)
-            ready += [row | {"vector": vector} for (row, _), vector in zip(usable, vectors, strict=True)]
-        self.milvus.write(self.target, ready)
-        self.report.embedded += len(ready)
+            vectors = encode_vectors(embed(self.runner, pixels)).astype(np.float32)
+            ready += [row | {"vector": vector} for row, vector in zip(usable, vectors, strict=True)]
+        return ready, skipped
+
+    def write(self, rows: Sequence[Row], skipped: Mapping[str, tuple[str, str]]) -> None:
+        """Write these rows to the target, and list the unusable ones."""
+        self.milvus.delete(self.target, list(skipped))  # vectors of files that these have replaced
+        self.milvus.write(self.target, rows)
+        for row in rows:
+            self.skipped.pop(row["id"], None)
+        self.skipped |= skipped
+        self.report.skipped = [(key_of(row_id), reason) for row_id, (_, reason) in self.skipped.items()]
+        self.report.embedded += len(rows)
 
 
 def _rows(milvus: Milvus, collection: str) -> Iterator[Row]:

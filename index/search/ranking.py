@@ -30,6 +30,11 @@ class Hits:
     distances: NDArray[np.float64]
 
 
+def ids_of(hits: list[Hits]) -> list[int]:
+    """Return the vector ids of several results, ascending, each once."""
+    return sorted({int(number) for hit in hits for number in hit.ids})
+
+
 def rank_candidates(view: View, query: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Hits:
     """Return the `k` nearest of many candidates, and all that tie with the last one."""
     slots = np.sort(slots)  # memory is read in order

@@ -9,6 +9,7 @@ References: RFC 7396 (JSON Merge Patch).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -33,22 +34,51 @@ async def receive_patch(request: Request, timeout_s: float) -> dict[str, Any]:
     return _parse(await _receive(request, PATCH_TYPES, timeout_s))
 
 
-async def receive_changes(request: Request, timeout_s: float) -> tuple[Sequence[str], dict[str, Any] | None]:
-    """Read {"keys": [...], "metadata": {...}}, of at most 1 MiB; return the keys, if any, and the merge patch.
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Changes of the metadata of several images.
+
+    keys: of the images, if the body names them. patch: a merge patch; None removes all metadata. add, remove: values
+    of lists, by the name of their field.
+    """
+
+    keys: Sequence[str]
+    patch: dict[str, Any] | None
+    add: dict[str, list[Any]]
+    remove: dict[str, list[Any]]
+
+    def apply(self, old: dict[str, Any]) -> dict[str, Any]:
+        """Return the new metadata of an image. Raises MetadataError."""
+        new = {} if self.patch is None else merge_patch(old, self.patch)
+        for name in self.add.keys() | self.remove.keys():
+            values = _values_of(new, name)
+            removed, added = self.remove.get(name, []), self.add.get(name, [])
+            kept = [value for value in values if not _is_among(value, removed)]
+            kept += [value for value in added if not _is_among(value, kept)]
+            if not kept:
+                new.pop(name, None)
+            elif kept != values:
+                new[name] = kept
+        return new
+
+
+async def receive_changes(request: Request, timeout_s: float) -> Changes:
+    """Read {"keys": [...], "metadata": {...}, "add": {...}, "remove": {...}}, of at most 1 MiB.
 
     Raises as `receive_patch` does, and MetadataError if something else is to be changed.
     """
     document = _parse(await _receive(request, PATCH_TYPES, timeout_s, _MAX_CHANGES_BYTES))
     keys, patch = document.pop("keys", []), document.pop("metadata", {})
+    add, remove = (_lists(name, document.pop(name, {})) for name in ("add", "remove"))
     for name in document:
-        raise MetadataError(f'is the only part that can be changed, not {name!r}; send {{"metadata": {{...}}}}')
+        raise MetadataError(f'can be changed by "metadata", "add" and "remove", but {name!r} was sent')
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise BodyMalformedError("keys must be a list of strings.")
     if len(keys) > MAX_KEYS:
         raise BodyMalformedError(f"{len(keys):,} keys were sent, but at most {MAX_KEYS:,} are allowed in one request.")
     if not isinstance(patch, dict | None):
         raise MetadataError(f"is a {type(patch).__name__}, not an object")
-    return keys, patch
+    return Changes(keys, patch, add, remove)
 
 
 async def receive_parameters(request: Request, timeout_s: float) -> dict[str, Any]:
@@ -72,6 +102,29 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BodyMalformedError(f"The body must be a JSON object, but is a {type(document).__name__}.")
     return document
+
+
+def _lists(part: str, document: object) -> dict[str, list[Any]]:
+    """Check {"tags": ["night"]}, the part "add" or "remove" of a body."""
+    if not isinstance(document, dict):
+        raise BodyMalformedError(f"{part} must be a JSON object with a list of values for each name.")
+    for name, values in document.items():
+        if not isinstance(values, list) or not all(isinstance(value, str | int | float) for value in values):
+            raise BodyMalformedError(f"{part}: {name!r} must be a list of texts, numbers or booleans.")
+    return document
+
+
+def _values_of(metadata: dict[str, Any], name: str) -> list[Any]:
+    """Return the values of a field: those of a list, or its only one."""
+    value = metadata.get(name)
+    if isinstance(value, dict):
+        raise MetadataError(f"has an object with the name {name!r}, so that no values can be added to it or removed")
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _is_among(value: object, values: list[Any]) -> bool:
+    """Return whether a value is in a list. Python calls True and 1 equal; JSON does not."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
 
 
 def merge_patch(target: object, patch: object, levels: int = MAX_METADATA_DEPTH) -> Any:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from index.cursor import Order
+from index.cursor import NoveltyOrder, Order
 from index.labels import LABEL_FIELD, VOTERS
 from index.records import MAX_KEY_LENGTH
 from service.indexing.job import JobKind
@@ -253,10 +253,12 @@ class ListQuery(_Query):
     cursor: str | None = Field(None, description="The `next_cursor` of the previous page.")
     where: list[str] = Field([], description=_WHERE)
     prefix: _Prefix = ""
-    order: Order | None = Field(
+    order: Order | NoveltyOrder | None = Field(
         None,
         description="Order of the images: added (when their key was first added), updated (when they last changed), "
-        "key or random; a - before it reverses it. The default is added; on Milvus, key.",
+        "key, novelty (distance in fc7 to the model's training images) or random; a - before it reverses it, so that "
+        "-novelty lists the most unusual ones first. The default is added; on Milvus, key, and novelty is not "
+        "supported.",
     )
     seed: int | None = Field(
         None, ge=0, le=2**31 - 1, description="With order=random: each number is another order. The default is 0."

@@ -26,6 +26,8 @@ from service.errors import BodyEncodingError
 
 TRAILING_SLASH: Final = "fc7.trailing_slash"
 """Key of a scope: the path was sent with a trailing slash, so links relative to it need one more `../`."""
+HEAD: Final = "fc7.head"
+"""Key of a scope: the method was HEAD, so a large body need not be read."""
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS")
 
@@ -56,7 +58,7 @@ class Paths:
                 await Response(status_code=204, headers={"Allow": ", ".join(methods)})(scope, receive, send)
                 return
         if scope["method"] == "HEAD":
-            routed["method"] = "GET"  # the server leaves the body out, because `scope` keeps the method
+            routed |= {"method": "GET", HEAD: True}  # the server leaves the body out, because `scope` keeps the method
 
         async def send_with_allow(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 405:

@@ -30,7 +30,7 @@ from service import errors
 from service.api.label_studio import errors as label_studio_errors
 from service.backup import BackupError, BackupNotFoundError
 from service.indexing import errors as job_errors
-from service.inference.errors import ClassNotFoundError, VectorNotFoundError
+from service.inference.errors import ClassNotFoundError, NoReferenceError, VectorNotFoundError
 from service.observability.request_log import notes_of
 from service.settings import Settings, variable
 
@@ -66,6 +66,8 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     # 404, 409: the requested resource
     BackupNotFoundError: Kind(404, "no-such-backup", "Backup not found"),
     BackupError: Kind(409, "backup", "Backup cannot be used"),
+    index_errors.SnapshotNotFoundError: Kind(404, "no-such-snapshot", "Snapshot not found"),
+    index_errors.SnapshotError: Kind(409, "snapshot", "Snapshot cannot be used"),
     index_errors.KeyNotFoundError: Kind(404, "no-such-image", "Image not found"),
     job_errors.JobNotFoundError: Kind(404, "no-such-job", "Job not found"),
     job_errors.JobResultError: Kind(404, "no-job-result", "Job has no result file"),
@@ -81,6 +83,7 @@ STATUS: Mapping[type[Fc7Error], Kind] = {
     head_errors.UnlabelledError: Kind(409, "no-labels", "No labeled images"),
     errors.ConflictError: Kind(409, "conflict", "Conflict"),
     job_errors.JobStateError: Kind(409, "job-state", "Job cannot be retried"),
+    NoReferenceError: Kind(409, "no-novelty-reference", "Model without a reference for novelty"),
     errors.ActivationRunningError: Kind(409, "activation-running", "Activation already running"),
     errors.TooManyModelsError: Kind(409, "too-many-models", "Too many models loaded"),
     # 408, 413, 415, 422: limits, formats and parameters

@@ -44,6 +44,7 @@ from service.settings import Settings
 
 _MAX_ENTRIES = 1_000_000
 _MAX_BATCH_BYTES = 64_000_000
+_EXAMPLES = 20  # rows of the metadata without an image that are named
 _MAX_BATCH_SKIPPED = 1_000
 _RETRY_S = 0.2
 _RETRIES = 25  # then the job waits, and shows the reason
@@ -92,7 +93,10 @@ class ArchiveImport(Work):
         if job.total is None:
             job.total = count_images(archive, limits)
             store.update(job.id, total=job.total)
-        metadata = read_archive_metadata(archive, limits)
+        found = read_archive_metadata(archive, limits)
+        metadata = found.rows
+        if found.unmatched:
+            job.result = {"unmatched_metadata": {"rows": len(found.unmatched), "first": found.unmatched[:_EXAMPLES]}}
         batch, damage = _Batch(job.position), None
         try:
             with closing(read_entries(archive, limits, job.position)) as entries:
@@ -139,9 +143,10 @@ class ArchiveImport(Work):
         """Add the images of the batch in one commit, and save the progress. Returns False if stopped before that."""
         known = self._index.lookup(list(batch.files)) if batch.files else {}
         prepare = partial(prepare_file, decoder=self._decoder, keep_picture=self._settings.keep_pictures)
-        prepared = PreparedBatch.of(
-            (key, self._threads.submit(prepare, key, data, known.get(key))) for key, data in batch.files.items()
-        )
+        decoding = [
+            (key, self._threads.submit(prepare, key, data, known.get(key)).result) for key, data in batch.files.items()
+        ]
+        prepared = PreparedBatch.of(decoding)
         skipped = batch.skipped + [skipped_file(key, error) for key, error in prepared.skipped]
         outcomes = [self._outcome_of_known(job.batch, key, known[key]) for key in prepared.unchanged]
         fresh = [file for _, file in prepared.files]

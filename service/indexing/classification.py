@@ -218,7 +218,7 @@ class ArchiveClassification(Work):
         for number, outcome in zip(pixels, outcomes, strict=True):
             name = batch[number][0].name
             if isinstance(outcome, Prediction):
-                rows[number] = PredictedImage(name, outcome.probabilities, outcome.fc7, None)
+                rows[number] = PredictedImage(name, outcome.probabilities, outcome.fc7, None, outcome.novelty)
             else:
                 rows[number] = PredictedImage(name, None, None, str(outcome))
         return [rows[number] for number in range(len(batch))]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from starlette.types import Scope
+import starlette.types
 
+from service.api_keys import Scope
 from service.observability.tracing import Stage
 
 
@@ -14,13 +15,15 @@ from service.observability.tracing import Stage
 class Notes:
     """What the log line of a request reports. Times are in seconds, of the slowest image.
 
-    key: the name of the request's API key. audited: the request needs the scope write or admin.
+    key: the name of the request's API key, and scope its scope. audited: the request needs the scope
+    write or admin.
     """
 
     request_id: str
     images: int = 0
     reason: str = ""
     key: str = ""
+    scope: Scope | None = None
     audited: bool = False
     decode: float = 0.0
     queue: float = 0.0
@@ -34,7 +37,7 @@ class Notes:
         self.stages.append(Stage(name, end - int(seconds * 1e9), end))
 
 
-def notes_of(scope: Scope) -> Notes:
+def notes_of(scope: starlette.types.Scope) -> Notes:
     """Return the notes of the request with this scope."""
     notes: Notes = scope["fc7.notes"]
     return notes

@@ -29,6 +29,8 @@ NAMES = {
     "SkippedPage": "SkippedAnswer",
     "Backup": "BackupInfo",
     "Backups": "BackupsAnswer",
+    "Snapshot": "SnapshotInfo",
+    "Snapshots": "SnapshotsAnswer",
     "Job": "JobInfo",
     "Jobs": "JobsAnswer",
     "Models": "ModelsAnswer",

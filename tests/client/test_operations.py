@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,15 @@ def test_an_answer_is_explained_as_grid_and_picture(tmp_path: Path, open_client:
         assert best.explanation.image.startswith("data:image/png;base64,")
 
 
-def test_backups_are_taken_listed_verified_and_deleted(home: Path, client: Any) -> None:
+def test_backups_are_taken_listed_verified_downloaded_and_deleted(home: Path, tmp_path: Path, client: Any) -> None:
     client.put_image(KEY, pictures.jpeg(1))
     first, second = (client.wait_for_job(client.create_backup(keep=keep).id) for keep in (None, 1))
     assert second.result["deleted"] == [first.id]
     [backup] = client.list_backups()
     assert (backup.name, backup.images, backup.versions) == (second.id, 1, ["tiny:1"])
     assert client.verify_backup(backup.name) == backup
+    with tarfile.open(client.download_backup(backup.name, tmp_path / "file.tar")) as tar:
+        assert f"{backup.name}/backup.json" in tar.getnames()
     (home / backup.path / "home" / "active.json").unlink()
     with pytest.raises(ConflictError, match=r"active\.json"):
         client.verify_backup(backup.name)
@@ -143,6 +146,18 @@ def test_backups_are_taken_listed_verified_and_deleted(home: Path, client: Any) 
     assert client.list_backups() == []
     with pytest.raises(NotFoundError, match=backup.name):
         client.delete_backup(backup.name)
+
+
+def test_snapshots_are_taken_listed_verified_downloaded_and_deleted(tmp_path: Path, client: Any) -> None:
+    client.put_image(KEY, pictures.jpeg(1))
+    snapshot = client.take_snapshot()
+    assert (client.list_snapshots(), client.verify_snapshot(snapshot.name)) == ([snapshot], snapshot)
+    with tarfile.open(client.download_snapshot(snapshot.name, tmp_path / "file.tar")) as tar:
+        assert tar.getnames() == [f"{snapshot.name}/manifest.json", f"{snapshot.name}/catalog.db"]
+    client.delete_snapshot(snapshot.name)
+    assert client.list_snapshots() == []
+    with pytest.raises(NotFoundError, match=snapshot.name):
+        client.download_snapshot(snapshot.name, tmp_path / "another.tar")
 
 
 def test_problems_are_typed_and_say_what_is_wrong(client: Any) -> None:

@@ -114,7 +114,7 @@ class ClusterBuild:
             listing = self._source.list(report.skip)
             names = list(islice(listing, _FILES_PER_ROUND))
             if not names:
-                raise FolderError(self._source.location, NO_IMAGES)
+                raise FolderError(self._source.shown, NO_IMAGES)
             while names:
                 next_names = executor.submit(lambda: list(islice(listing, _FILES_PER_ROUND)))
                 self._add(names)
@@ -230,4 +230,4 @@ class ClusterBuild:
 
     def _skip(self, name: str, reason: str, kind: SkipKind) -> None:
         """Record the reason, and count the file as seen. name: escaped."""
-        self.report.skip(Skipped(f"{escape_name(self._source.location.rstrip('/'))}/{name}", reason, kind))
+        self.report.skip(Skipped(f"{escape_name(self._source.shown)}/{name}", reason, kind))

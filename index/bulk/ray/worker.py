@@ -14,20 +14,19 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.bulk.add import PreparedBatch, PreparedFile, prepare_file, skipped_file
-from index.bulk.pipeline import batches, embed
+from index.bulk.pipeline import batches_in_threads, embed
 from index.bulk.sources import open_source
 from index.errors import ClusterError
 from index.records import encode_vectors
 from model_store.decoder.decoder import Decoder
 from model_store.decoder.limits import DecodeLimits
 from model_store.errors import Fc7Error
-from model_store.prefetch import prefetch
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.transfer.remote_artifact import ShippedArtifact, ShippedVersion
@@ -110,13 +109,15 @@ class Embedder:
         """
         started = time.perf_counter()
         rows: dict[str, dict[str, Any]] = {}
-        size = self._plan.batch_size
+        threads = self._plan.threads
+        size = min(self._plan.batch_size, -(-len(names) // threads))  # few files: use every thread
+        files = zip(names, known, strict=True)
         failure = self.failure
         if not failure:
             try:
-                with prefetch(self._read, zip(names, known, strict=True), self._plan.threads, 2 * size) as results:
-                    for batch in batches(results, size):
-                        rows |= self._embed_batch(batch)
+                with batches_in_threads(self._embed_batch, files, size=size, workers=threads) as results:
+                    for some in results:
+                        rows |= some
             except Exception as error:  # any error of the worker, not of a file
                 failure = _describe(error)
         if failure:
@@ -129,9 +130,9 @@ class Embedder:
         data = self._source.read(name)
         return prepare_file(name, data, known, decoder=self._decoder, keep_picture=plan.keep_pictures)
 
-    def _embed_batch(self, results: Sequence[tuple[_File, Future[PreparedFile | None]]]) -> dict[str, dict[str, Any]]:
+    def _embed_batch(self, listed: Sequence[_File]) -> dict[str, dict[str, Any]]:
         """Return the row of each file, by name."""
-        batch = PreparedBatch.of(results)
+        batch = PreparedBatch.of((file, partial(self._read, file)) for file in listed)
         rows: dict[str, dict[str, Any]] = {name: {"status": UNCHANGED} for name, _ in batch.unchanged}
         skipped = {name: skipped_file(name, error) for (name, _), error in batch.skipped}
         rows |= {

@@ -17,8 +17,8 @@ from service.api_keys import Scope
 from service.errors import SettingError
 from service.settings import Settings, variable
 
-_BEARER = HTTPBearer(auto_error=False, description="An API key. Required only if keys are configured.")
-_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in its own header.")
+BEARER = HTTPBearer(auto_error=False, description="An API key. Required only if keys are configured.")
+HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in its own header.")
 
 
 def require(needed: Scope) -> Callable[..., Awaitable[None]]:
@@ -26,7 +26,7 @@ def require(needed: Scope) -> Callable[..., Awaitable[None]]:
 
     # The last two parameters only describe the keys in the OpenAPI document.
     async def check(
-        request: Request, _bearer: Annotated[object, Security(_BEARER)], _header: Annotated[object, Security(_HEADER)]
+        request: Request, _bearer: Annotated[object, Security(BEARER)], _header: Annotated[object, Security(HEADER)]
     ) -> None:
         request.app.state.keyring.check(request, needed)
 

@@ -93,6 +93,15 @@ class Keyring:
             return
         self._check_key(secret, needed, notes)
 
+    def check_again(self, request: Request, needed: Scope) -> None:
+        """Raise ForbiddenError unless the key of a request that `check` has accepted also has the scope `needed`.
+
+        For a request that needs a higher scope because of what it names. It counts once for the key's rate.
+        """
+        scope = notes_of(request.scope).scope
+        if scope is not None:
+            self._check_scope(scope, needed)
+
     async def watch(self) -> None:
         """Read the keys file whenever it has changed, until cancelled."""
         while True:
@@ -133,11 +142,15 @@ class Keyring:
         if entry.bucket is not None and wait:
             self._on_failure("rate")
             raise RateLimitError(entry.name, entry.bucket.rate, math.ceil(wait))
-        if entry.scope < needed:
+        notes.scope = entry.scope
+        self._check_scope(entry.scope, needed)
+
+    def _check_scope(self, scope: Scope, needed: Scope) -> None:
+        if scope < needed:
             self._on_failure("scope")
             raise ForbiddenError(
                 f"This request requires a key with the scope {needed.name.lower()}. "
-                f"Your key has the scope {entry.scope.name.lower()}."
+                f"Your key has the scope {scope.name.lower()}."
             )
 
     def _find(self, secret: str) -> _Entry | None:

@@ -12,7 +12,10 @@ from typing import Any
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _TIME = "2026-05-04T12:30:00Z"
 _BACKUP = "20260504-123000-1f2e"
-_IMAGE = "data:image/png;base64,iVBORw0KGgo..."
+_PNG = (  # 8 x 8 pixels
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNsYIAAJgaKGAAmCACQtTEKkQAAAABJRU5ErkJggg=="
+)
+_IMAGE = f"data:image/png;base64,{_PNG}"
 
 _VALUES: dict[str, Any] = {
     # names of properties, or SCHEMA.property where a name has several meanings
@@ -32,6 +35,7 @@ _VALUES: dict[str, Any] = {
     "distinct": 2,
     "embedding": [0.0, 1.25, 0.5],
     "ended": _TIME,
+    "expires": _TIME,
     "extensions": ["binary_tensor_data"],
     "fast": None,
     "device": None,
@@ -112,8 +116,9 @@ _VALUES: dict[str, Any] = {
     "ReportFile.name": "confusion.png",
     "SkippedEntry.name": "notes.txt",
     "SkippedEntry.reason": "The file is not an image.",
-    "SnapshotInfo.name": "20260504-123000-1f2e",
-    "SnapshotInfo.path": "snapshots/20260504-123000-1f2e",
+    "DownloadLink.token": "1777898400.5f70bf18a086007016e948b04aed3b82",
+    "SnapshotInfo.name": _BACKUP,
+    "SnapshotInfo.path": f"snapshots/{_BACKUP}",
     "SuggestionInfo.labels": [{"label": "cat", "share": 0.5}, {"label": "dog", "share": 0.5}],
     "SuggestionInfo.text": "The labels of its neighbors disagree.",
 }
@@ -145,7 +150,7 @@ _BODIES: dict[str, Any] = {
     "label_studio_webhook": {"action": "ANNOTATION_CREATED", "task": {"id": 1}, "annotation": {"id": 1}},
     "start_job": {},
 }
-_INFER = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["iVBORw0KGgo..."]}]}
+_INFER = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [_PNG]}]}
 _ANSWERS: dict[str, Any] = {
     # of operations whose answer has no schema with names
     "label_studio_health": {"status": "UP", "model_class": "fc7"},
@@ -164,9 +169,10 @@ def add_examples(document: dict[str, Any]) -> None:
     for methods in document["paths"].values():
         for operation in methods.values():
             name = operation["operationId"]
+            copies = name.endswith(("_backup", "_snapshot"))
             for parameter in operation.get("parameters", []):
                 if parameter.get("required"):
-                    value = _BACKUP if name.endswith("_backup") else _PARAMETERS[parameter["name"]]
+                    value = _BACKUP if copies else _PARAMETERS[parameter["name"]]
                     parameter["example"] = str(value) if parameter["schema"].get("type") == "string" else value
             for kind, content in operation.get("requestBody", {}).get("content", {}).items():
                 if kind.endswith("json"):

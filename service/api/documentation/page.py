@@ -1,14 +1,14 @@
 """`/docs`: every operation of the OpenAPI document, with an example request and answer, and a form that sends it.
 
 Guarantees: nothing is loaded from other servers. The page requires no API key; requests that it sends use that of the
-browser tab (`web/docs.js`). Its links are relative, so that it works below a path prefix.
-Out of scope: sending requests that change something.
+browser tab (`web/docs.js`). Its links are relative, so that it works below a path prefix. A request that deletes, or
+that changes which version answers, is sent only after a question.
+Out of scope: the forms themselves (`service.api.documentation.forms`).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from html import escape
 from http import HTTPStatus
@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from service.api.documentation.forms import form, marked_text
 from service.api.paths import TRAILING_SLASH
 from service.api.problems import STATUS
 
@@ -71,53 +72,26 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
             yield method.upper(), path, operation
 
 
-def _text(text: str) -> str:
-    """Return text for HTML, with the parts in backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
 def _section(method: str, path: str, operation: dict[str, Any]) -> str:
     """Return the description of an operation."""
     bodies = ", ".join(escape(kind) for kind in operation.get("requestBody", {}).get("content", {}))
     statuses = "".join(
-        f"<li><code>{escape(status)}</code> {_text(answer.get('description', ''))}</li>"
+        f"<li><code>{escape(status)}</code> {marked_text(answer.get('description', ''))}</li>"
         for status, answer in operation["responses"].items()
         if status < "400"
     )
     failures = (status for status in operation["responses"] if status >= "400")
     errors = ", ".join(f'<a href="#error-{status}">{status}</a>' for status in failures)
-    name, entries = operation["operationId"], operation.get("parameters", [])
-    parameters = "".join(_parameter(name, entry, method) for entry in entries)
-    if method == "GET":
-        parameters = (
-            f'<form class=send data-path="{escape(path)}">{parameters}'
-            f'<p class=row><button class="small primary" aria-label="Send GET {escape(path)}">Send</button>'
-            "<span class=help role=status></span></p><div class=result hidden></div></form>"
-        )
+    name = operation["operationId"]
     return (
         f"<section id='{name}'><h2><code>{method} {escape(path)}</code></h2>"
-        f"<p><strong>{escape(operation['summary'])}.</strong> {_text(operation.get('description', ''))}</p>"
+        f"<p><strong>{escape(operation['summary'])}.</strong> {marked_text(operation.get('description', ''))}</p>"
         + (f"<p>Body: {bodies}</p>" if bodies else "")
         + f"<h3>Request</h3><pre class=request tabindex=0>{escape(_curl(method, path, operation))}</pre>"
         + f"<h3>Answer</h3><ul>{statuses}</ul>{_answer(operation)}"
         + (f"<p>Errors: {errors}</p>" if errors else "")
-        + (f"<h3>Parameters</h3>{parameters}" if entries else parameters)
+        + form(method, path, operation)
         + "</section>"
-    )
-
-
-def _parameter(operation: str, entry: dict[str, Any], method: str) -> str:
-    """Return the description of a parameter; for GET as a field of the form."""
-    name, place = escape(entry["name"]), entry["in"]
-    required = ", required" if entry.get("required") else ""
-    title = f"<code>{name}</code> ({place}{required})"
-    help_text = _text(entry.get("description", ""))
-    if method != "GET":
-        return f"<p>{title} {help_text}</p>"
-    mark = " required" if required else ""
-    return (
-        f"<p><label for='{operation}-{name}'>{title}</label> <input id='{operation}-{name}' name='{name}' "
-        f"data-in={place} autocomplete=off spellcheck=false{mark}> <span class=help>{help_text}</span></p>"
     )
 
 
@@ -169,7 +143,7 @@ def _errors(operations: list[tuple[str, str, dict[str, Any]]]) -> str:
     }
     kinds = {kind.slug: kind for kind in STATUS.values()}
     groups = "".join(
-        f"<h3 id=error-{status}>{status} {HTTPStatus(int(status)).phrase}</h3><p>{_text(words[status])}</p><ul>"
+        f"<h3 id=error-{status}>{status} {HTTPStatus(int(status)).phrase}</h3><p>{marked_text(words[status])}</p><ul>"
         + "".join(
             f"<li><code>{kind.slug}</code> {escape(kind.title)}</li>"
             for kind in kinds.values()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from service.api.documentation import page as documentation
 from service.api.routes import (
-    backups,
     classify,
     embed,
     explain,
@@ -18,6 +17,7 @@ from service.api.routes import (
     report,
     search,
 )
+from service.api.routes.copies import backups, snapshots
 from service.api.routes.labelling import index_map, label_studio, suggestions
 
 ROUTERS = (
@@ -28,6 +28,7 @@ ROUTERS = (
     suggestions.router,  # before the images: a path of theirs would match its path too
     images.router,
     index.router,
+    snapshots.router,
     index_map.router,
     label_studio.router,
     jobs.router,

@@ -90,6 +90,7 @@ _DESCRIPTIONS = {
     409: "The request conflicts with the current state of the index or of the loaded models.",
     413: "The body has too many bytes or images.",
     415: "The image format, the Content-Type or the Content-Encoding is not supported.",
+    416: "The range starts after the end of the file.",
     422: "A parameter is invalid, or an image has too many pixels.",
     429: "The key sent more requests than its rate allows. Retry-After says when to try again.",
     503: "The queue is full, or the service is not ready or is shutting down. Retry-After says when to try again.",

@@ -1,4 +1,4 @@
-"""`/v1/index`: statistics, metadata fields, snapshots and near-duplicates."""
+"""`/v1/index`: statistics, metadata fields and near-duplicates."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, status
+from fastapi import APIRouter, Query, Request
 
-from index.catalog.backup import snapshot_name
 from index.duplicates import Duplicates
 from index.fields import field_name
 from index.filters import parse_field, parse_where
 from service.api.parameters import DeleteDuplicatesQuery, DuplicatesQuery, FieldsQuery
 from service.api.routes.common import (
-    ADMIN,
     READ,
     WORK,
     WRITE,
@@ -28,7 +26,7 @@ from service.api.routes.common import (
 from service.api.schemas.duplicates import DuplicatesAnswer
 from service.api.schemas.facets import FieldsAnswer
 from service.api.schemas.images import DeletedAnswer
-from service.api.schemas.index import IndexInfo, SnapshotInfo
+from service.api.schemas.index import IndexInfo
 from service.errors import DrainingError, QueueFullError
 from service.state import State
 
@@ -49,24 +47,6 @@ async def index_stats(state: StateDep) -> IndexInfo:
     return await state.in_index(
         lambda: IndexInfo.of(state.index_stats(index), index.spaces.describe(), state.versions.progress)
     )
-
-
-@router.post(
-    "/snapshot",
-    operation_id="take_snapshot",
-    summary="Take a snapshot of the index",
-    dependencies=[ADMIN],
-    status_code=status.HTTP_201_CREATED,
-    responses=problems(401, 403, 409, 503, 507),
-)
-async def take_snapshot(state: StateDep) -> SnapshotInfo:
-    """Copy the index to a new folder under FC7_HOME/snapshots, without blocking writes.
-
-    Restore it with `fc7 index restore`. The response is sent when the snapshot is on disk; there is no deadline.
-    """
-    target = state.settings.home / "snapshots" / snapshot_name()
-    manifest = await state.in_index(state.index().snapshot, target)
-    return SnapshotInfo(name=target.name, path=f"snapshots/{target.name}", **manifest.model_dump())
 
 
 @router.get(

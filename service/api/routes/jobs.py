@@ -12,7 +12,8 @@ from service.api.json_body import receive_parameters
 from service.api.parameters import JobQuery
 from service.api.problems import without_folders
 from service.api.routes.common import READ, WORK, WRITE, StateDep, problems
-from service.indexing.job import JobInfo, JobsAnswer, SkippedAnswer
+from service.api_keys import Scope
+from service.indexing.job import JobInfo, JobKind, JobsAnswer, SkippedAnswer
 from service.state import State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[WORK])
@@ -127,8 +128,12 @@ async def get_job_result(job: Id, state: StateDep) -> FileResponse:
     dependencies=[WRITE],
     responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
-async def retry_job(job: Id, state: StateDep) -> JobInfo:
-    """Continue a failed job. If it has an archive that was kept, its counts and its position in the archive stay."""
+async def retry_job(job: Id, request: Request, state: StateDep) -> JobInfo:
+    """Continue a failed job. If it has an archive that was kept, its counts and its position in the archive stay.
+
+    The job of a backup requires the scope admin.
+    """
+    await _check_scope(job, request, state)
     return _shown(await state.in_index(state.jobs.retry, job), state)
 
 
@@ -139,12 +144,19 @@ async def retry_job(job: Id, state: StateDep) -> JobInfo:
     dependencies=[WRITE],
     responses=problems(401, 403, 404, 409, 422, 503, 507),
 )
-async def cancel_job(job: Id, state: StateDep) -> JobInfo:
+async def cancel_job(job: Id, request: Request, state: StateDep) -> JobInfo:
     """Stop a job after its current batch, or delete the archive and the result file of one that has ended.
 
-    Images that it has added stay.
+    Images that it has added stay. The job of a backup requires the scope admin.
     """
+    await _check_scope(job, request, state)
     return _shown(await state.in_index(state.jobs.cancel, job), state)
+
+
+async def _check_scope(job: str, request: Request, state: State) -> None:
+    """Raise ForbiddenError if the job requires the scope admin, as starting it did, and the key does not have it."""
+    if (await state.in_index(state.jobs.get, job)).kind is JobKind.BACKUP:
+        request.app.state.keyring.check_again(request, Scope.ADMIN)
 
 
 def _shown(job: JobInfo, state: State) -> JobInfo:

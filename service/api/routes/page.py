@@ -7,6 +7,7 @@ Out of scope: build steps, templates, minification.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +19,8 @@ from service.api.routes.common import revalidated
 router = APIRouter(include_in_schema=False)
 
 _WEB = Path(service.__file__).parent / "web"
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+_NAME = re.compile(r"(?:[a-z]+/)?[a-z]+\.(html|js|css)")  # no name that matches leaves the folder
 
 
 @router.get("/")
@@ -34,9 +36,11 @@ def web(request: Request, name: str) -> Response:
 
 
 def _file(request: Request, name: str) -> Response:
-    # Comparing with what exists, instead of joining the name, keeps `..` inside the folder.
-    files = (path for path in _WEB.rglob("*") if path.suffix in _TYPES)
-    path = next((path for path in files if path.relative_to(_WEB).as_posix() == name), None)
-    if path is None:
+    found = _NAME.fullmatch(name)
+    try:
+        content = (_WEB / name).read_bytes() if found else None
+    except (FileNotFoundError, NotADirectoryError):
+        content = None
+    if found is None or content is None:
         raise HTTPException(404, f"The page has no file {name[:80]!r}.")
-    return revalidated(request, path.read_bytes(), _TYPES[path.suffix])
+    return revalidated(request, content, _TYPES[found[1]])

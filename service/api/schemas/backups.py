@@ -29,6 +29,13 @@ class BackupInfo(BaseModel):
         return cls(name=path.name, path=f"{FOLDER}/{path.name}", size=manifest.size, **facts)
 
 
+class DownloadLink(BaseModel):
+    """A token with which GET downloads one file without a key: `?link=TOKEN`."""
+
+    token: str
+    expires: datetime
+
+
 class BackupsAnswer(BaseModel):
     """The backups, oldest first."""
 

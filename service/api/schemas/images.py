@@ -67,10 +67,16 @@ class MetadataChanged(BaseModel):
     changed: int
 
 
-class KeysPatch(MetadataPatch):
-    """A JSON merge patch of the metadata of several images. keys: which ones, unless the parameter `where` says so."""
+class KeysPatch(BaseModel):
+    """Changes of the metadata of several images.
+
+    keys: which ones, unless the parameter `where` says so. metadata: a JSON merge patch. add, remove: values of lists.
+    """
 
     keys: list[str] | None = None
+    metadata: dict[str, Any] | None = {}
+    add: dict[str, list[str | float | bool]] = {}
+    remove: dict[str, list[str | float | bool]] = {}
 
 
 class DeletedAnswer(BaseModel):

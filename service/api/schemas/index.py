@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, Field
 
-from index.records import IndexStats, Space
+from index.catalog.backup import FOLDER
+from index.records import IndexStats, SnapshotManifest, Space
 from service.indexing.reembedder import MigrationState, Progress
+
+_OF_MANIFEST: Final = ("created", "images", "vectors", "size", "sha256")
 
 
 class SpaceInfo(BaseModel):
@@ -98,7 +103,7 @@ class IndexInfo(BaseModel):
 
 
 class SnapshotInfo(BaseModel):
-    """A snapshot of the index. `path` is its folder below FC7_HOME; `size` is in bytes."""
+    """A snapshot of the index. `path` is its folder below FC7_HOME; `size` and `sha256` are of its catalog.db."""
 
     name: str
     path: str
@@ -107,3 +112,14 @@ class SnapshotInfo(BaseModel):
     vectors: int
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path, manifest: SnapshotManifest) -> SnapshotInfo:
+        """Describe the snapshot in the folder `path`."""
+        return cls(name=path.name, path=f"{FOLDER}/{path.name}", **manifest.model_dump(include={*_OF_MANIFEST}))
+
+
+class SnapshotsAnswer(BaseModel):
+    """The snapshots, oldest first."""
+
+    snapshots: list[SnapshotInfo]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from index.bulk.archive import ArchiveLimits, count_images, read_archive_metadata
 from index.bulk.folder import build_index
-from index.bulk.metadata import ImageMetadata, read_metadata
+from index.bulk.metadata import ImageMetadata, read_inner_metadata, read_metadata
 from index.filters import parse_where
 from model_store.errors import TableError
 from model_store.image_files import class_of_path
@@ -76,6 +78,52 @@ def test_paths_may_be_relative_to_the_table(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "a\\0.png",
+        ".\\a\\0.png",
+        "photos\\a\\0.png",
+        "a/../a/0.png",
+        "../{root}/photos/a/0.png",
+        "{folder}/a/0.png",
+        "{real}/a/0.png",
+    ],
+)
+def test_every_spelling_of_a_path_is_found(folder: Path, path: str) -> None:
+    table, linked = folder.parent / "t.jsonl", folder.parent / "linked"
+    linked.symlink_to(folder)
+    written = path.format(root=folder.parent.name, folder=linked, real=folder.resolve())
+    table.write_text(json.dumps({"path": written, "year": 1}))
+    for source in (folder, linked):
+        metadata = read_metadata(table, source, labels=False)
+        assert (metadata.rows, metadata.unmatched) == ({"a/0.png": {"year": 1}}, [])
+    (folder / "metadata.jsonl").write_text(json.dumps({"path": path.format(root="x", folder=folder, real=folder)}))
+    inner = read_inner_metadata(folder, labels=False)
+    outside = path.startswith(("photos", ".."))
+    assert (list(inner.rows), len(inner.unmatched)) == (([], 1) if outside else (["a/0.png"], 0))
+
+
+def test_the_escaped_names_that_fc7_writes_are_found(folder: Path) -> None:
+    odd = os.fsencode(folder) + b"/M\xfcller.png"
+    Path(os.fsdecode(odd)).write_bytes((folder / "a/0.png").read_bytes())
+    (folder / "t.csv").write_text("path,year\nM\\xfcller.png,1\n")
+    assert read_metadata(folder / "t.csv", folder, labels=False).rows == {"M\\xfcller.png": {"year": 1}}
+
+
+def test_paths_that_cannot_be_names_are_listed(folder: Path) -> None:
+    lines = [json.dumps({"path": path, "year": 1}) for path in ("a" * 5000, "a\0b", "/etc/passwd", "../t.jsonl")]
+    (folder.parent / "t.jsonl").write_text("\n".join(lines))
+    metadata = read_metadata(folder.parent / "t.jsonl", folder, labels=False)
+    assert (metadata.rows, len(metadata.unmatched)) == ({}, 4)
+
+
+def test_paths_in_a_bucket_are_normalized(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,year\n./a/0.png,1\nb\\1.png,2\n")
+    metadata = read_metadata(tmp_path / "t.csv", None, labels=False)
+    assert metadata.rows == {"a/0.png": {"year": 1}, "b/1.png": {"year": 2}}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("path,year\n", "no rows"),
@@ -94,10 +142,15 @@ def test_a_bad_table_is_rejected_before_anything_is_added(folder: Path, text: st
 def test_a_table_in_an_archive(tmp_path: Path, pack: object) -> None:
     assert callable(pack)
     path = tmp_path / "archive"
-    rows = b'{"file_name": "0.jpg", "label": "gull"}\n{"path": "./1.jpg", "year": 2020}\n'
+    rows = b'{"file_name": "0.jpg", "label": "gull"}\n{"path": ".\\\\1.jpg", "year": 2020}\n{"path": "9.jpg", "x": 1}'
     path.write_bytes(pack(images(3) | {"birds/metadata.jsonl": rows, "__MACOSX/metadata.jsonl": b"\0"}))
     assert count_images(path, LIMITS) == 3
-    assert read_archive_metadata(path, LIMITS) == {"birds/0.jpg": {"label": "gull"}, "birds/1.jpg": {"year": 2020}}
+    found = read_archive_metadata(path, LIMITS)
+    assert {name: found.rows[name] for name in ("birds/0.jpg", "birds/1.jpg")} == {
+        "birds/0.jpg": {"label": "gull"},
+        "birds/1.jpg": {"year": 2020},
+    }
+    assert found.unmatched == ["birds/9.jpg"]
     path.write_bytes(pack(images(3) | {"birds/metadata.jsonl": b'{"path": "0.jpg"}\nx\n'}))
     with pytest.raises(TableError, match=r"birds/metadata\.jsonl.*line 2 is not valid JSON"):
         count_images(path, LIMITS)

@@ -1,13 +1,14 @@
-"""Writing a batch in the background while the next one is produced."""
+"""Batches in threads, and writing one in the background while the next one is produced."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from index.bulk.pipeline import run_in_background
+from index.bulk.pipeline import batches_in_threads, run_in_background
 
 
 def test_item_is_written_while_the_next_one_is_produced() -> None:
@@ -60,3 +61,20 @@ def test_error_of_a_write_ends_the_iteration() -> None:
     with pytest.raises(OSError, match="No space left"):
         reported.extend(run_in_background(write, range(6)))
     assert reported == written == [0, 1]
+
+
+def test_running_batches_are_stopped_when_the_block_ends() -> None:
+    stopped = threading.Event()
+
+    def work(batch: list[int]) -> bool:
+        return batch == [0] or stopped.wait(10)
+
+    def read_one() -> None:
+        with batches_in_threads(work, range(9), size=1, workers=1, stop=stopped.set) as results:
+            assert next(results)
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        read_one()
+    assert time.monotonic() - started < 9

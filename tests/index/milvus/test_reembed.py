@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from index.catalog.spaces import SwitchResult
 from index.errors import (
@@ -35,7 +37,7 @@ from index.milvus.registry import Registry
 from index.milvus.schema import collection_of
 from index.records import AddOutcome, IndexOptions, MilvusAddress, NewImage
 from model_store.image import encode_jpeg
-from model_store.runtime.runner import Runner
+from model_store.runtime.runner import Outputs, Runner
 from tests.index.helpers import Opener, image, open_on_milvus, sha256, vector
 from tests.support.milvus import milvus_server
 from tests.support.tiny_model import publish_tiny_model
@@ -116,6 +118,24 @@ def test_an_index_migrates_to_another_model_once_its_vectors_are_complete(
     with open_index(tmp_path, **first) as index:
         assert index.get("4").metadata == {"n": -4}
         assert not index.contains("3")
+
+
+def test_batches_are_embedded_at_the_same_time(
+    open_index: Opener, tmp_path: Path, runners: tuple[Runner, Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, both, calls = Runner.run, threading.Barrier(2, timeout=30), itertools.count()
+
+    def waiting(self: Runner, pixels: NDArray[np.uint8], *, all_cores: bool) -> Outputs:
+        assert not all_cores
+        if next(calls) < 2:
+            both.wait()  # raises, unless another thread is here too
+        return run(self, pixels, all_cores=all_cores)
+
+    with open_index(tmp_path, **options_of(runners[0])) as index:
+        index.add_many([replace(image(str(n), n), picture=JPEG) for n in range(8)])
+    monkeypatch.setattr(Runner, "run", waiting)
+    report = reembed.reembed_on_milvus(MilvusAddress(str(tmp_path / "milvus.db")), runners[1], batch_size=2)
+    assert (report.total, report.embedded, report.skipped) == (8, 8, [])
 
 
 def test_an_index_without_usable_pictures_keeps_its_vectors(

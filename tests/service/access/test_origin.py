@@ -174,7 +174,7 @@ CROSS_ORIGIN: list[dict[str, str]] = [
         ("POST", "/v1/jobs"),
         ("POST", "/v1/models/tiny/1/activate"),
         ("POST", "/v1/models/rollback"),
-        ("POST", "/v1/index/snapshot"),
+        ("POST", "/v1/index/snapshots"),
         ("POST", "/v1/classify"),
         ("POST", "/v1/search"),
         ("POST", "/v2/models/tiny/infer"),

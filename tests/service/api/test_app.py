@@ -51,7 +51,19 @@ def test_the_page_loads_nothing_from_other_servers(client: httpx.Client, path: s
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", answer.text)
 
 
-@pytest.mark.parametrize("name", ["..%2fapp.py", "%2e%2e/app.py", "index.html.bak", "app.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..%2fapp.py",
+        "%2e%2e/app.py",
+        "ask/%2e%2e/app.js",
+        "%2fetc%2fpasswd",
+        "app.js/x.js",
+        "a%00.js",
+        "index.html.bak",
+        "app.py",
+    ],
+)
 def test_other_files_are_not_served(client: httpx.Client, name: str) -> None:
     assert client.get(f"/web/{name}").status_code == 404
 

@@ -16,6 +16,8 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 
+from index.catalog.backup import take_snapshot
+from service.backup import create_backup
 from tests.support import pictures
 from tests.support.proxy import reverse_proxy
 from tests.support.server import ThreadServer, thread_server
@@ -32,6 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadServer]:
     with thread_server(home, root_path=f"{PREFIX}/") as server:
         server.client.put("/v1/images/a%2Fb", content=PICTURE).raise_for_status()
         server.client.put("/v1/images/c", content=pictures.jpeg(2, 32, 32)).raise_for_status()
+        take_snapshot(home, home / "snapshots" / "tiny")
+        create_backup(home, home / "backups" / "tiny")
         yield server
 
 
@@ -319,7 +323,7 @@ def test_no_response_contains_the_path_of_the_server(tmp_path: Path) -> None:
     with thread_server(home) as server:
         metrics = server.client.get("/v1/models").json()["models"][0]["metrics"]
         assert (metrics["data"], metrics["other"]["data"]) == ("photos", "photos")
-        texts.append(server.client.post("/v1/index/snapshot").text)
+        texts.append(server.client.post("/v1/index/snapshots").text)
         publish_tiny_model(home, activate=False)
         (artifact.path.parent / "2" / "model.onnx").write_bytes(b"damaged")
         damaged = server.client.post("/v1/models/tiny/2/activate")

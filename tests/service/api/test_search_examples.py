@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 from tests.support import pictures
+from tests.support.novelty import publish_with_reference
 from tests.support.reference import ROOT
 from tests.support.server import ThreadServer, thread_server
-from tests.support.tiny_model import publish_tiny_model
 
 PAGE = ROOT / "docs" / "search.md"
 FILES = ("heron.jpg", "gull.jpg", "ferry.jpg")
@@ -29,12 +29,12 @@ def run(command: str, folder: Path, server: ThreadServer) -> str:
 
 
 def test_every_command_of_the_page_succeeds(tmp_path: Path) -> None:
-    publish_tiny_model(tmp_path / "home")
+    publish_with_reference(tmp_path / "home")
     for number, name in enumerate(FILES):
         (tmp_path / name).write_bytes(pictures.jpeg(number))
     with thread_server(tmp_path / "home") as server:
         found = [json.loads(run(command, tmp_path, server)) for command in commands()]
-    assert len(found) == 14
+    assert len(found) == 15
     assert [len(answer["results"]) for answer in found[3:5]] == [2, 1]
     assert {"neighbours", "predictions", "novelty"} == found[4]["results"][0].keys()
     assert found[6]["results"] == [{"neighbours": []}], "all three images are examples"

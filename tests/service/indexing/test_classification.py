@@ -20,6 +20,7 @@ from tests.index.bulk.archives import images, tarred, zipped
 from tests.service.cli.helpers import invoke
 from tests.service.indexing.test_jobs import ZIP, finished
 from tests.support import pictures
+from tests.support.novelty import FOREIGN, OWN, publish_with_reference
 from tests.support.server import ThreadServer, process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
 
@@ -85,6 +86,22 @@ def test_embeddings_and_ten_views(server: ThreadServer) -> None:
         answer = client.post(f"/v1/classify?views={views}", content=images(3)[row["path"]])
         expected = [entry["probability"] for entry in answer.json()["results"][0]["predictions"]]
         assert [entry["probability"] for entry in row["predictions"]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_novelty_is_that_of_an_answer(tmp_path: Path) -> None:
+    publish_with_reference(tmp_path / "home")
+    with thread_server(tmp_path / "home") as server:
+        data = zipped({"foreign.png": FOREIGN, "own.jpg": OWN})
+        for ending in ("csv", "jsonl"):
+            rows = rows_of(
+                server.client, finished(server.client, server.client.post(f"{URL}&format={ending}", content=data))
+            )
+            for row, image in zip(rows, (FOREIGN, OWN), strict=True):
+                expected = server.client.post("/v1/classify", content=image).json()["results"][0]["novelty"]
+                found = row["novelty"] if ending == "jsonl" else row
+                assert float(found["distance"]) == pytest.approx(expected["distance"], rel=1e-4)
+                assert str(found["unknown"]).lower() == str(expected["unknown"]).lower()
+        assert rows[0]["novelty"]["unknown"] is True
 
 
 @pytest.mark.parametrize(

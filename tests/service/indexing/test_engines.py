@@ -32,10 +32,10 @@ class WaitingRunner(Runner):
 
     resumed = threading.Event()
 
-    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def run(self, pixels: NDArray[np.uint8], *, all_cores: bool = True) -> Outputs:
         if threading.current_thread().name == "fc7-migrate":
             assert self.resumed.wait(60)
-        return super().run(pixels)
+        return super().run(pixels, all_cores=all_cores)
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from model_store.decoder.decoder import Decoder
+from model_store.image import PreparedImage
 from tests.index.bulk.archives import Files, changed, images, tarred, zipped
 from tests.support import pictures
 from tests.support.server import ThreadServer, thread_server, wait_until
@@ -46,6 +51,21 @@ def finished(client: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
 
 def keys(client: httpx.Client) -> set[str]:
     return {image["key"] for image in client.get("/v1/images?limit=1000").json()["images"]}
+
+
+def test_images_of_an_archive_are_decoded_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, both, calls = Decoder.decode, threading.Barrier(2, timeout=30), itertools.count()
+
+    def waiting(self: Decoder, data: bytes) -> PreparedImage:
+        if next(calls) < 2:
+            both.wait()  # raises, unless another thread is here too
+        return decode(self, data)
+
+    monkeypatch.setattr(Decoder, "decode", waiting)
+    publish_tiny_model(tmp_path)
+    with thread_server(tmp_path, decode_threads=2) as server:
+        job = finished(server.client, server.client.post("/v1/jobs", content=zipped(images(4)), headers=ZIP))
+    assert (job["state"], job["added"]) == ("done", 4), job
 
 
 @pytest.mark.parametrize(
@@ -194,9 +214,12 @@ def test_an_archive_brings_metadata(client: httpx.Client) -> None:
     listed = client.get("/v1/images?where=label:gull&where=n>=1").json()["images"]
     assert [image["key"] for image in listed] == ["birds/1.jpg", "birds/2.jpg"]
     client.patch("/v1/images/birds%2F1.jpg", json={"metadata": {"seen": True}})
-    again = zipped(images(4) | {"metadata.jsonl": rows.replace("gull", "tern").encode()})
+    assert job["result"] is None
+    gone = json.dumps({"path": "birds/gone.jpg", "n": 1})
+    again = zipped(images(4) | {"metadata.jsonl": (rows.replace("gull", "tern") + gone).encode()})
     job = finished(client, client.post("/v1/jobs", content=again, headers=ZIP))
     assert (job["unchanged"], job["skipped"]) == (4, 0), job
+    assert job["result"] == {"unmatched_metadata": {"rows": 1, "first": ["birds/gone.jpg"]}}
     record = client.get("/v1/images/birds%2F1.jpg").json()
     assert record["metadata"] == {"label": "tern", "n": 1, "seen": True}
     refused = client.post("/v1/jobs", content=zipped(images(1) | {"metadata.jsonl": b"{}"}), headers=ZIP)

@@ -84,7 +84,7 @@ def test_every_index_endpoint_works_with_a_file_of_milvus_lite(home: Path, tmp_p
         assert client.delete("/v1/images/again").status_code == 204
         assert client.delete("/v1/images/again").status_code == 404
         assert keys(client.get("/v1/images")) == ["birds/1", "birds/3", "birds/5"]
-        refused = client.post("/v1/index/snapshot")
+        refused = client.post("/v1/index/snapshots")
         assert (refused.status_code, refused.json()["type"]) == (409, "urn:fc7:problem:index-on-milvus")
         assert "milvus-backup" in refused.json()["detail"]
         codes = client.post("/v1/search?mode=codes", content=pictures.jpeg(3), headers=JPEG)

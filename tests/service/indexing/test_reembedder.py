@@ -36,10 +36,10 @@ class GatedRunner(Runner):
 
     permits = threading.Semaphore(0)
 
-    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def run(self, pixels: NDArray[np.uint8], *, all_cores: bool = True) -> Outputs:
         if threading.current_thread().name == "fc7-migrate":
             assert self.permits.acquire(timeout=30)
-        return super().run(pixels)
+        return super().run(pixels, all_cores=all_cores)
 
 
 @contextmanager
@@ -139,8 +139,10 @@ def test_a_rollback_is_immediate_if_the_previous_vectors_are_kept(home: Path) ->
         assert (back["model"]["version"], back["index_status"]) == (1, "ready")
         assert nearest(server, 1) == before
         assert index_info(server)["missing_vectors"] == 1
+        assert "fc7_index_missing_vectors 1.0" in server.client.get("/metrics").text
         GatedRunner.permits.release(1)
         wait_until(lambda: index_info(server)["missing_vectors"] == 0)
+        assert "fc7_index_missing_vectors 0.0" in server.client.get("/metrics").text
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}
         assert activate(server, 2)["index_status"] == "ready"
         assert {key for key, _ in nearest(server, 2)[1]} == {"a", "between"}

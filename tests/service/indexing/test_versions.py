@@ -161,10 +161,10 @@ class StoppedRunner(Runner):
 
     stopped = False
 
-    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def run(self, pixels: NDArray[np.uint8], *, all_cores: bool = True) -> Outputs:
         if self.stopped and threading.current_thread().name == "fc7-migrate":
             raise SystemExit("injected")
-        return super().run(pixels)
+        return super().run(pixels, all_cores=all_cores)
 
 
 def test_a_migration_that_fails_in_an_unexpected_way_is_noted_and_tried_again(home: Path) -> None:
@@ -360,8 +360,10 @@ def test_activations_and_adds_survive_kill_9(home: Path, kills: int) -> None:
                     else:
                         key = f"{thread}-{len(acknowledged)}-{number}"
                         body = pictures.jpeg(thread * 1000 + number, 48, 48)
-                        assert client.put(f"/v1/images/{key}", content=body, headers=JPEG).status_code == 201
-                        acknowledged.add(key)
+                        answer = client.put(f"/v1/images/{key}", content=body, headers=JPEG)
+                        assert answer.status_code in (201, 503, 504), answer.text  # a busy machine exceeds the deadline
+                        if answer.status_code == 201:
+                            acknowledged.add(key)
             except httpx.TransportError:
                 return
 
@@ -376,7 +378,8 @@ def test_activations_and_adds_survive_kill_9(home: Path, kills: int) -> None:
         assert json.loads((home / "active.json").read_text())["active"]["version"] in activated[-2:]
     with thread_server(home) as again:
         version = json.loads((home / "active.json").read_text())["active"]["version"]
-        wait_until(lambda: is_migrated(again, version))
+        # A kept space is searched immediately, while images that were added meanwhile still get their vectors in it.
+        wait_until(lambda: is_migrated(again, version) and again.client.get("/v1/index").json()["missing_vectors"] == 0)
         listed = [image["key"] for image in again.client.get("/v1/images?limit=1000").json()["images"]]
         assert len(listed) == len(set(listed))
         assert acknowledged <= set(listed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,23 @@ def test_only_as_many_backups_as_asked_for_are_kept(home: Path) -> None:
         assert server.client.post("/v1/backups?keep=0").status_code == 422
 
 
+def test_a_downloaded_backup_is_the_same_and_can_be_restored(home: Path, tmp_path: Path) -> None:
+    source = create_backup(home, home / "backups" / "nightly")
+    with thread_server(home) as server:
+        answer = server.client.get("/v1/backups/nightly")
+        assert answer.headers["content-type"] == "application/x-tar"
+        part = server.client.get("/v1/backups/nightly", headers={"Range": "bytes=700000-"})
+        assert (part.status_code, part.content) == (206, answer.content[700_000:])
+        (source / "home" / "active.json").unlink()
+        damaged = server.client.get("/v1/backups/nightly")
+        assert (damaged.status_code, "home/active.json" in damaged.json()["detail"]) == (409, True)
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
+        tar.extractall(tmp_path, filter="data")
+    restore_backup(tmp_path / "nightly", tmp_path / "other")
+    with thread_server(tmp_path / "other") as server:
+        assert server.client.get("/v1/models").json()["models"][0]["active"]
+
+
 def test_a_deleted_backup_is_gone_and_the_others_stay(home: Path) -> None:
     create_backup(home, home / "backups" / "nightly")  # by the command
     with thread_server(home) as server:
@@ -97,28 +116,23 @@ def test_only_backups_can_be_verified_and_deleted(home: Path, name: str) -> None
     create_backup(home, home / "backups" / ".hidden")
     with thread_server(home) as server:
         assert server.client.post(f"/v1/backups/{name}/verify").status_code in (404, 405)
+        assert server.client.post(f"/v1/backups/{name}/link").status_code in (404, 405)
         assert server.client.delete(f"/v1/backups/{name}").status_code in (404, 405)
         assert server.client.get("/readyz").status_code == 200
     assert sorted(path.name for path in (home / "backups").iterdir()) == [".hidden", "notes"]
 
 
-def test_only_the_scope_admin_may_use_backups(home: Path) -> None:
-    create_backup(home, home / "backups" / "nightly")
+def test_only_the_scope_admin_may_stop_and_retry_the_job_of_a_backup(home: Path) -> None:
     with thread_server(home, api_keys=",".join(f"{scope}:{key}" for scope, key in KEYS.items())) as server:
-        for method, path in (
-            ("GET", "/v1/backups"),
-            ("POST", "/v1/backups/nightly/verify"),
-            ("DELETE", "/v1/backups/nightly"),
-            ("POST", "/v1/backups"),
-        ):
-            found = [
-                server.client.request(method, path, headers={"Authorization": f"Bearer {key}"}).status_code
-                for key in KEYS.values()
-            ]
-            assert found[:2] == [403, 403]
-            assert found[2] in (200, 202, 204)
-        headers = {"Authorization": f"Bearer {KEYS['write']}"}
-        assert server.client.post("/v1/jobs?kind=backup", headers=headers).status_code == 422
+        read, write, admin = ({"Authorization": f"Bearer {key}"} for key in KEYS.values())
+        assert server.client.post("/v1/jobs?kind=backup", headers=write).status_code == 422
+        job = server.client.post("/v1/backups", headers=admin).headers["Location"]
+        wait_until(lambda: server.client.get(job, headers=read).json()["state"] == "done")
+        for method, path, expected in (("POST", f"{job}/retry", 409), ("DELETE", job, 200)):
+            refused = server.client.request(method, path, headers=write)
+            assert (refused.status_code, "scope admin" in refused.text) == (403, True)
+            assert server.client.request(method, path, headers=admin).status_code == expected
+        assert server.client.delete("/v1/jobs/another", headers=write).status_code == 404
 
 
 def test_a_damaged_version_fails_the_job_and_leaves_nothing(home: Path) -> None:

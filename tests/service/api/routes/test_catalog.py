@@ -224,7 +224,7 @@ def test_a_restored_snapshot_returns_the_same_results(
 ) -> None:
     home = own_server.state.settings.home
     fill(own_client)
-    answer = own_client.post("/v1/index/snapshot")
+    answer = own_client.post("/v1/index/snapshots")
     assert answer.status_code == 201, answer.text
     snapshot = answer.json()
     assert (snapshot["images"], snapshot["vectors"]) == (12, 12)
@@ -331,7 +331,7 @@ def test_a_full_disk_returns_507_and_loses_nothing(home: Path) -> None:
         assert client.post("/v1/jobs", content=bytes(500_000), headers=zipped).status_code == 507
         assert keys(client.get("/v1/images")) == added
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-        assert client.post("/v1/index/snapshot").status_code == 507
+        assert client.post("/v1/index/snapshots").status_code == 507
         assert not list((home / "snapshots").glob("*")), "no partial snapshot is left"
         assert keys(client.get("/v1/images")) == added
         assert keys(client.post("/v1/search?k=1", content=pictures.jpeg(1), headers=JPEG))

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from model_store.image import prepare, views
 from model_store.novelty.reference import load_reference
 from tests.support import pictures
-from tests.support.novelty import FOREIGN, OWN, VALIDATION, publish_with_reference
+from tests.support.novelty import FOREIGN, OWN, TRAINING, VALIDATION, publish_with_reference
 from tests.support.server import ThreadServer, thread_server
 from tests.support.tiny_model import publish_tiny_model
 
@@ -181,3 +181,41 @@ def test_the_inference_protocol_refuses_novelty_without_a_reference_and_bad_thre
         )
         assert answer.status_code == 400
         assert "threshold" in answer.json()["error"]
+
+
+def test_images_are_listed_by_novelty(tmp_path: Path) -> None:
+    publish_with_reference(tmp_path)
+    images = {"foreign": FOREIGN, "own": OWN, "known": pictures.jpeg(TRAINING[0]), "other/own": pictures.jpeg(301)}
+    with thread_server(tmp_path) as server:
+        for key, data in images.items():
+            parts: dict[str, Any] = {"file": data, "metadata": (None, json.dumps({"mine": key != "foreign"}))}
+            server.client.put(f"/v1/images/{key}", files=parts).raise_for_status()
+        distances = {
+            key: novelty(server.client.post("/v1/classify", content=data))["distance"] for key, data in images.items()
+        }
+        expected = sorted(images, key=lambda key: -distances[key])
+        assert expected[0] == "foreign"
+
+        def listed(**parameters: str) -> list[str]:
+            keys, cursor = [], ""
+            while True:
+                page = server.client.get("/v1/images", params=parameters | ({"cursor": cursor} if cursor else {}))
+                keys += [image["key"] for image in page.raise_for_status().json()["images"]]
+                cursor = page.json()["next_cursor"]
+                if cursor is None:
+                    return keys
+
+        assert listed(order="-novelty", limit="1") == expected
+        assert listed(order="novelty") == expected[::-1]
+        assert listed(order="-novelty", where="mine:true") == expected[1:]
+        assert listed(order="-novelty", prefix="other/") == ["other/own"]
+        refused = server.client.get("/v1/images?order=-novelty&seed=1")
+        assert (refused.status_code, refused.json()["type"]) == (422, "urn:fc7:problem:parameter")
+
+
+def test_a_version_without_a_reference_cannot_order_by_novelty(tmp_path: Path) -> None:
+    publish_tiny_model(tmp_path, "plain")
+    with thread_server(tmp_path) as server:
+        refused = server.client.get("/v1/images?order=-novelty")
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:fc7:problem:no-novelty-reference")
+        assert "plain:1 was published without a reference" in refused.json()["detail"]
