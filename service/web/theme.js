@@ -6,28 +6,28 @@
 
 (() => {
   const ITEM = "fc7.theme";
-  const THEMES = ["system", "light", "dark"];
   const stored = () => {
     try {
-      return THEMES.includes(localStorage.getItem(ITEM)) ? localStorage.getItem(ITEM) : "system";
+      return localStorage.getItem(ITEM);
     } catch {
-      return "system"; // storage is disabled
+      return null; // storage is disabled
     }
   };
-  const apply = () => { document.documentElement.dataset.theme = stored(); };
+  const { dataset } = document.documentElement;
+  const apply = () => { dataset.theme = ["light", "dark"].find((theme) => theme === stored()) ?? "system"; };
   apply();
   addEventListener("storage", apply); // changed in another tab
   addEventListener("DOMContentLoaded", () => {
     const select = document.getElementById("theme");
     if (!select) return;
-    select.value = stored();
-    select.addEventListener("change", () => {
+    select.value = dataset.theme;
+    select.onchange = () => {
       try {
         localStorage.setItem(ITEM, select.value);
       } catch {
         // The choice applies until the page is closed.
       }
-      document.documentElement.dataset.theme = select.value;
-    });
+      dataset.theme = select.value;
+    };
   });
 })();

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.e2e.helpers import ODD_KEY, Visit, photograph
+from tests.e2e.helpers import ODD_KEY, Visit, add_photographs, photograph, visiting
+from tests.support.novelty import publish_with_reference
+from tests.support.server import thread_server
 
 ALL = 36
 
@@ -194,12 +197,22 @@ def test_near_duplicates_are_shown_side_by_side_and_deleted(own_visit: Visit) ->
     expect(page.locator(".groups")).to_be_hidden()
 
 
+COVER = """() => {
+    const late = Object.assign(document.createElement("p"), { id: "late", className: "drop" });
+    late.style.pointerEvents = "auto";
+    document.body.append(late);
+}"""
+
+
 def drop(page: Page, *paths: Path) -> None:
-    """Drop files or folders on the page, as from the desktop."""
+    """Drop files or folders, as from the desktop, on a page that changes under the pointer just before the drop."""
     session = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
+        if kind == "drop":
+            page.evaluate(COVER)
         session.send("Input.dispatchDragEvent", {"type": kind, "x": 640, "y": 400, "data": data})
+    page.evaluate("document.getElementById('late').remove()")
 
 
 def test_a_dropped_folder_and_an_archive_are_added(own_visit: Visit, tmp_path: Path) -> None:
@@ -232,3 +245,136 @@ def test_an_empty_index_says_how_to_fill_it(own_visit: Visit) -> None:
     expect(page.locator("#browse .empty")).to_contain_text("No pictures are indexed yet.")
     expect(page.locator("#browse .empty code")).to_have_text("fc7 index build FOLDER")
     expect(page.locator("#grid")).to_be_hidden()
+
+
+def select_three(page: Page) -> None:
+    expect(options(page).first).to_have_accessible_name("whole/chelsea.png, chelsea")
+    options(page).first.locator(".check").click()
+    options(page).nth(2).click(modifiers=["Shift"])
+    expect(page.locator("#selected-count")).to_have_text("3 selected")
+
+
+def test_tags_are_added_and_removed_and_undone_and_filter(own_visit: Visit) -> None:
+    tagged = {"keys": ["whole/chelsea.png"], "add": {"tags": ["night", "wet"]}}
+    httpx.patch(f"{own_visit.address}/v1/images", json=tagged).raise_for_status()
+    page = own_visit.open("#/browse")
+    select_three(page)
+    page.get_by_label("Change", exact=True).select_option("add a tag")
+    page.get_by_label("Tag to add").fill("night")
+    later = {"keys": ["quarters/0/chelsea.png"], "add": {"tags": ["dry"]}}  # after the page was loaded
+    httpx.patch(f"{own_visit.address}/v1/images", json=later).raise_for_status()
+    page.get_by_role("button", name="Add tag").click()
+    expect(page.locator(".undo")).to_contain_text("3 pictures have the tag night.")
+    assert indexed(own_visit, "tags:night") == 3
+    assert (indexed(own_visit, "tags:wet"), indexed(own_visit, "tags:dry")) == (1, 1)
+    page.get_by_role("checkbox", name="night 3").check()
+    expect(page.locator("#where")).to_have_value("tags:night")
+    expect(options(page)).to_have_count(3)
+    page.get_by_role("checkbox", name="night 3").uncheck()
+    select_three(page)
+    page.get_by_label("Change", exact=True).select_option("remove a tag")
+    page.get_by_label("Tag to remove").fill("night")
+    page.get_by_role("button", name="Remove tag").click()
+    expect(page.locator(".undo")).to_contain_text("3 pictures no longer have the tag night.")
+    assert indexed(own_visit, "tags:night") == 0
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("checkbox", name="night 3")).to_be_visible()
+    assert (indexed(own_visit, "tags:night"), indexed(own_visit, "tags:wet")) == (3, 1)
+
+
+def test_undoing_a_tag_leaves_it_where_it_was_before(own_visit: Visit) -> None:
+    tagged = {"keys": ["whole/chelsea.png"], "add": {"tags": ["night"]}}
+    httpx.patch(f"{own_visit.address}/v1/images", json=tagged).raise_for_status()
+    page = own_visit.open("#/browse")
+    select_three(page)
+    page.get_by_label("Change", exact=True).select_option("add a tag")
+    page.get_by_label("Tag to add").fill("night")
+    page.get_by_role("button", name="Add tag").click()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("checkbox", name="night 1")).to_be_visible()
+    assert indexed(own_visit, "tags:night") == 1
+
+
+def test_any_field_can_be_set_and_removed_and_undone(own_visit: Visit) -> None:
+    old = {"keys": ["whole/chelsea.png"], "metadata": {"camera": {"iso": 100, "model": "K"}}}
+    httpx.patch(f"{own_visit.address}/v1/images", json=old).raise_for_status()
+    page = own_visit.open("#/browse")
+    select_three(page)
+    page.get_by_label("Change", exact=True).select_option("another field")
+    page.get_by_label("Name of the field").fill("camera.iso")
+    page.get_by_label("Value, or nothing").fill("400")
+    page.get_by_role("button", name="Set field").click()
+    expect(page.locator(".undo")).to_contain_text("3 pictures have camera.iso 400.")
+    assert (indexed(own_visit, "camera.iso>300"), indexed(own_visit, "camera.model:K")) == (3, 1)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("checkbox", name="100 1")).to_be_visible()
+    assert (indexed(own_visit, "camera.iso>=0"), indexed(own_visit, "camera.iso:100")) == (1, 1)
+    select_three(page)
+    page.get_by_label("Value, or nothing").fill("")
+    page.get_by_role("button", name="Set field").click()
+    expect(page.locator(".undo")).to_contain_text("3 pictures no longer have camera.iso.")
+    assert (indexed(own_visit, "camera.model:K"), len(fields(own_visit, "camera.iso"))) == (1, 0)
+
+
+def test_a_change_of_pictures_from_the_map_can_be_undone(own_visit: Visit) -> None:
+    page = own_visit.open("#/map")
+    expect(page.locator("#map .total")).to_have_text(f"{ALL} pictures")
+    page.locator("#map-tools").get_by_text("choose pictures").click()
+    box = page.locator("#map-canvas").bounding_box()
+    assert box is not None
+    x, y, width, height = box["x"], box["y"], box["width"], box["height"]
+    page.mouse.move(x + 2, y + 2)
+    page.mouse.down()
+    for right, down in ((width - 2, 2), (width - 2, height - 2), (2, height - 2), (2, 2)):
+        page.mouse.move(x + right, y + down, steps=3)
+    page.mouse.up()
+    page.get_by_role("button", name="Show in Browse").click()
+    options(page).first.locator(".check").click()
+    page.keyboard.press("End")
+    page.locator("#grid").press("Shift+Space")
+    page.get_by_label("Change", exact=True).select_option("another field")
+    page.get_by_label("Name of the field").fill("part")  # the map does not know the values of this field
+    page.get_by_label("Value, or nothing").fill("all")
+    page.get_by_role("button", name="Set field").click()
+    expect(page.locator(".undo")).to_contain_text("have part all.")
+    assert indexed(own_visit, "part:all") > 30
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#announcement")).to_have_text("Undone.")
+    assert (indexed(own_visit, "part:whole"), indexed(own_visit, "part:quarters")) == (7, 28)
+
+
+def fields(visit: Visit, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{visit.address}/v1/index/fields", params={"field": name}).json()["fields"]
+    return found
+
+
+def test_the_most_unusual_pictures_can_be_listed_first_if_the_model_has_a_reference(
+    browser: Browser, visit: Visit, tmp_path: Path
+) -> None:
+    page = visit.open("#/browse")
+    page.get_by_label("Order").select_option("most unusual")
+    expect(page.get_by_role("alert").first).to_contain_text("was published without a reference for novelty")
+    expect(page.locator("#grid")).to_be_hidden()
+    visit.expect_responses(409)
+    page.get_by_label("Order").select_option("by name")
+    expect(options(page).first).to_be_visible()
+    publish_with_reference(tmp_path)
+    with thread_server(tmp_path) as server, visiting(browser, server.url) as other:
+        add_photographs(server.url)
+        listed = httpx.get(f"{server.url}/v1/images?order=-novelty").json()["images"]
+        page = other.open("#/browse?order=-novelty")
+        expect(page.get_by_label("Order")).to_have_value("-novelty")
+        page.locator("#size").fill("64")
+        expect(options(page)).to_have_count(ALL)
+        shown = page.locator("#grid .option").evaluate_all("all => all.map(({ title }) => title)")
+        assert shown == [image["key"] for image in listed]
+
+
+def test_without_metadata_fields_the_grid_has_the_whole_width(browser: Browser, tmp_path: Path) -> None:
+    publish_with_reference(tmp_path)
+    with thread_server(tmp_path) as server, visiting(browser, server.url) as visit:
+        server.client.put("/v1/images/a.png", content=photograph("coffee.png")).raise_for_status()
+        page = visit.open("#/browse")
+        expect(options(page)).to_have_count(1)
+        expect(page.locator("#facet-panel")).to_be_hidden()
+        assert page.locator("#grid").evaluate("grid => grid.clientWidth > 0.8 * document.body.clientWidth")

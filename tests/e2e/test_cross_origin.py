@@ -36,7 +36,7 @@ _ATTACK = """async ([target, picture]) => {
     await send(mode, "POST", "/v1/images", new Blob([bytes], {type: "text/plain"}));
     await send(mode, "POST", "/v1/models/rollback", "");
     await send(mode, "POST", "/v1/models/tiny/2/activate", "");
-    await send(mode, "POST", "/v1/index/snapshot", "");
+    await send(mode, "POST", "/v1/index/snapshots", "");
     await send(mode, "POST", "/v1/classify", form);
     await send(mode, "GET", "/v1/images");
     if (mode === "cors") {

@@ -38,8 +38,8 @@ WORST = (
 )
 
 
-def publish_with_report(home: Path) -> None:
-    """Publish and activate a version with two pictures and a table in its report."""
+def publish_with_report(home: Path, errors: str | None = None) -> None:
+    """Publish and activate a version with two pictures and tables in its report. errors: of errors.csv."""
     store = ModelStore(home)
     with store.staging("tiny") as folder:
         write_tiny_graph(folder)
@@ -50,11 +50,13 @@ def publish_with_report(home: Path) -> None:
             (folder / "report" / name).write_bytes(picture.getvalue())
         (folder / "report" / "per_class.csv").write_text("class,recall\ncat,0.25\n", encoding="utf-8")
         counts = [[9 * int(i == j) for j in range(len(CLASSES))] for i in range(len(CLASSES))]
-        counts[0][1] = 3
+        counts[0][1] = 3 if errors is None else 30
         rows = [f"{label},{','.join(map(str, row))}\n" for label, row in zip(CLASSES, counts, strict=True)]
         table = f"true class,{','.join(CLASSES)}\n" + "".join(rows)
         (folder / "report" / "confusion.csv").write_text(table, encoding="utf-8")
         (folder / "report" / "worst_errors.csv").write_text(WORST, encoding="utf-8")
+        if errors is not None:
+            (folder / "report" / "errors.csv").write_text(errors, encoding="utf-8")
         draft = tiny_draft()
         artifact = store.publish(folder, draft.model_copy(update={"metrics": draft.metrics | METRICS}))
     store.activate(artifact.name, artifact.version)
@@ -127,7 +129,9 @@ def test_a_cell_of_the_confusion_matrix_opens_the_confused_pictures(visit_model:
     expect(matrix.get_by_role("row", name="heron 0").get_by_role("cell")).to_have_text(["0", "0", "9", "0", "0", "0"])
     matrix.get_by_role("button", name="3 pictures of cat answered as dog").click()
     confused = page.locator(".confused")
-    expect(confused).to_contain_text("The report names 2 of them, among its worst errors.")
+    expect(confused).to_contain_text(
+        "The report names 2 of them, among its worst errors. Versions that a newer release"
+    )
     expect(confused).to_contain_text("Not indexed, so that they cannot be shown: cat/gone.png.")
     expect(confused.locator("img")).to_have_js_property("naturalWidth", 256)
     confused.get_by_role("link", name="Browse the indexed pictures with the label cat").click()
@@ -136,6 +140,33 @@ def test_a_cell_of_the_confusion_matrix_opens_the_confused_pictures(visit_model:
     page.get_by_role("button", name="3 pictures of cat answered as dog").click()
     page.locator(".confused").get_by_role("button", name="cat/a, b.png").click()
     expect(page.locator("#caption strong")).to_have_text("cat/a, b.png")
+
+
+def test_all_confused_pictures_are_shown_some_at_a_time_and_opened_in_browse(browser: Browser, tmp_path: Path) -> None:
+    header = WORST.partition("\n")[0]
+    names = [f"cat/{n:02}.png" for n in range(30)]
+    rows = [f"{name},cat,0.01,dog,0.9" for name in names] + ["dog/x.png,dog,0.1,cat,0.8"]
+    publish_with_report(tmp_path, "\n".join([header, *rows, ""]))
+    with thread_server(tmp_path) as server, visiting(browser, server.url) as visit:
+        for name in [*names[:20], *(f"val/{name}" for name in names[20:27])]:
+            data: dict[str, Any] = {
+                "file": photograph("coffee.png"),
+                "metadata": (None, '{"label": "cat", "site": "A"}'),
+            }
+            httpx.put(f"{server.url}/v1/images/{quote(name, safe='')}", files=data).raise_for_status()
+        page = visit.open("#/model")
+        page.get_by_role("button", name="30 pictures of cat answered as dog").click()
+        confused = page.locator(".confused")
+        expect(confused.locator(".tile")).to_have_count(24)
+        expect(confused).to_contain_text("30 pictures of cat answered as dog. The report names all of them.")
+        confused.get_by_role("button", name="Show 6 more").click()
+        expect(confused.locator(".tile")).to_have_count(27)
+        expect(confused).to_contain_text(f"Not indexed, so that they cannot be shown: {', '.join(names[27:])}.")
+        expect(confused.get_by_role("button", name="more")).to_have_count(0)
+        assert Axe().run(page).response["violations"] == []
+        confused.get_by_role("button", name="Show these in Browse").click()
+        expect(page.locator("#browse .note")).to_contain_text("27 pictures chosen in the confusion matrix.")
+        expect(page.locator("#grid [role=option]").first).to_have_accessible_name("cat/00.png, cat")
 
 
 def test_two_versions_are_compared_side_by_side(visit_model: Visit) -> None:

@@ -66,6 +66,10 @@ def _model(page: Page) -> None:
 
 def _docs(page: Page) -> None:
     expect(page.get_by_role("navigation", name="Operations").get_by_role("link").first).to_be_visible()
+    section = page.locator("#classify")
+    section.get_by_label("Kind of body").select_option("JSON")
+    section.get_by_role("button", name="Send").click()
+    expect(section.get_by_role("status")).to_contain_text("200")
 
 
 def _shortcuts(page: Page) -> None:

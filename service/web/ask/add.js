@@ -1,8 +1,8 @@
 /** Adds a file to the index, with a key and a label. */
 
-import { $, announce, button, el } from "../common/dom.js";
+import { $, announce, button, el, options } from "../common/dom.js";
 import { asProblem } from "../common/notices.js";
-import { Problem, imagePath, requestJson } from "../common/server.js";
+import { imagePath, requestJson } from "../common/server.js";
 
 /** Offer to add the file of `source`; an indexed image is there already. */
 export function showAdd({ item }, { predictions }) {
@@ -15,27 +15,24 @@ export function showAdd({ item }, { predictions }) {
 }
 
 function form(item, predictions) {
-  const key = el("input", { id: "add-key", value: item.name, required: true, maxLength: 200, autocomplete: "off", spellcheck: false });
-  const label = el("input", { id: "add-label", autocomplete: "off" });
-  label.setAttribute("list", "add-labels");
-  const labels = el("datalist", { id: "add-labels" }, ...predictions.map(({ label: value }) => el("option", { value })));
-  const status = el("p", { className: "help", role: "status" });
-  const submit = el("button", { className: "primary small", textContent: "Add" });
-  const state = { replace: null }; // the key that the visitor agreed to replace
-  const node = el("form", { className: "add" },
-    el("label", {}, "Key, its name in the index", key), el("label", {}, "Label (optional)", label), labels,
-    el("p", { className: "row" }, submit, button("Cancel", () => showAdd({ item }, { predictions }), { className: "small" })), status);
-  key.addEventListener("input", () => { submit.textContent = "Add"; });
-  node.addEventListener("submit", async (event) => {
+  const node = $("add-form").content.firstElementChild.cloneNode(true);
+  const [key, label, submit, cancel] = node.elements;
+  const status = node.lastElementChild;
+  key.value = item.name;
+  node.querySelector("datalist").append(...options(predictions.map((each) => each.label)));
+  cancel.onclick = () => showAdd({ item }, { predictions });
+  const say = (textContent, className = "help") => Object.assign(status, { textContent, className });
+  let replace = null; // the key that the visitor agreed to replace
+  key.oninput = () => { submit.textContent = "Add"; };
+  node.onsubmit = async (event) => {
     event.preventDefault();
     submit.disabled = true;
-    status.className = "help";
-    status.textContent = "Adding …";
+    say("Adding …");
     try {
-      if (state.replace !== key.value && (await exists(key.value))) {
-        state.replace = key.value;
+      if (replace !== key.value && (await exists(key.value))) {
+        replace = key.value;
         submit.textContent = "Replace it";
-        status.textContent = "The index already has a picture with this key.";
+        say("The index already has a picture with this key.");
         return;
       }
       const body = new FormData();
@@ -44,25 +41,19 @@ function form(item, predictions) {
       const { outcome } = await requestJson(imagePath(key.value), { method: "PUT", body });
       item.added = true;
       const words = { added: "Added to the index", replaced: "Replaced in the index", unchanged: "It was in the index already" };
-      node.replaceWith(el("p", { className: "help", textContent: `✓ ${words[outcome]} as ${key.value}.` }));
+      node.replaceWith(el("p.help", `✓ ${words[outcome]} as ${key.value}.`));
       announce(words[outcome]);
     } catch (error) {
-      const problem = asProblem(error);
-      status.className = "help alarm";
-      status.textContent = `${problem.title}. ${problem.detail}`;
+      const { title, detail } = asProblem(error);
+      say(`${title}. ${detail}`, "help alarm");
     } finally {
       submit.disabled = false;
     }
-  });
+  };
   return node;
 }
 
-async function exists(key) {
-  try {
-    await requestJson(imagePath(key));
-    return true;
-  } catch (problem) {
-    if (problem instanceof Problem && problem.status === 404) return false;
-    throw problem;
-  }
-}
+const exists = (key) => requestJson(imagePath(key)).then(() => true, (problem) => {
+  if (problem.status === 404) return false;
+  throw problem;
+});

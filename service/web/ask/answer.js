@@ -1,9 +1,9 @@
 /** Shows the answer about a picture: the sentence, the classes, the neighbours and the times. */
 
-import { $, cutName, el } from "../common/dom.js";
+import { $, cutName, el, fill } from "../common/dom.js";
 import { distanceText, fileSize, milliseconds, percent } from "../common/format.js";
 import { showModelName } from "../common/header.js";
-import { asProblem, showProblem } from "../common/notices.js";
+import { showProblem } from "../common/notices.js";
 import { tile } from "../common/thumbnails.js";
 import { showAdd } from "./add.js";
 import { showCopy } from "./copy.js";
@@ -12,9 +12,8 @@ import { askAllClasses } from "./results.js";
 import { labelOf, remark, sentence } from "./sentence.js";
 
 const CLASSES = 5; // the server's default, and the number in figure 4 of the 2012 paper
-const COUNTS = [6, 12, 24];
 
-const state = { shown: COUNTS[0], source: null, result: null };
+const state = { shown: 6, source: null, result: null };
 
 /** Show the name of the picture before its answer has arrived, and the picture itself if it is a file. */
 export function showName(name, { item }) {
@@ -23,46 +22,49 @@ export function showName(name, { item }) {
   $("heat-row").hidden = true;
   $("frame").classList.remove("heated");
   if (item) showImage(item.url, name);
-  else $("frame").replaceChildren(el("p", { className: "missing waiting", textContent: "loading" }));
+  else $("frame").replaceChildren(el("p.missing.waiting", "loading"));
 }
 
 function showCaption(name, ...facts) {
   const text = facts.filter(Boolean).map((fact) => ` · ${fact}`);
-  $("caption").replaceChildren(el("strong", { textContent: name }), ...text);
+  $("caption").replaceChildren(el("strong", name), ...text);
 }
 
 function showImage(url, name, revoke = false) {
   const image = el("img", { alt: `Query image: ${name}`, draggable: false });
-  image.addEventListener("load", () => revoke && URL.revokeObjectURL(url));
-  image.addEventListener("error", () => {
+  image.onload = () => revoke && URL.revokeObjectURL(url);
+  image.onerror = () => {
     if (image.isConnected) showNoImage("This browser cannot display this file.");
-  });
+  };
   image.src = url;
   $("frame").replaceChildren(image);
 }
 
-const showNoImage = (text) => $("frame").replaceChildren(el("p", { className: "missing", textContent: text }));
+const showNoImage = (text) => $("frame").replaceChildren(el("p.missing", text));
+
+/** Show or hide what is not the picture. */
+export function showParts(shown) {
+  for (const part of document.querySelectorAll("#answer :is(.classes, .similar, .details)")) part.hidden = !shown;
+}
 
 /** Draw outlines of the answer until it arrives. */
 export function showWaiting() {
-  for (const part of document.querySelectorAll("#answer .classes, #answer .similar")) part.hidden = false;
+  showParts(true);
   document.querySelector("#answer .details").hidden = true;
-  $("sentence").replaceChildren(el("span", { className: "waiting", textContent: "Asking the model" }));
+  $("sentence").replaceChildren(el("span.waiting", "Asking the model"));
   $("remark").hidden = true;
   $("all-classes").hidden = true;
   $("scale").textContent = "";
   $("bars").replaceChildren(...Array.from({ length: CLASSES }, () =>
-    el("li", { className: "waiting" }, el("span", { className: "label", textContent: "waiting" }),
-      el("div", { className: "track" }), el("data", { textContent: "–" }))));
+    el("li.waiting", el("span.label", "waiting"), el("div.track"), el("data", "–"))));
   $("neighbours").replaceChildren(...Array.from({ length: state.shown }, () =>
-    el("li", {}, el("div", { className: "tile" }, el("span", { className: "thumb waiting" })))));
+    el("li", el("div.tile", el("span.thumb.waiting")))));
 }
 
 /** Show an answer; return its sentence. */
 export function showAnswer(source, result) {
-  state.source = source;
-  state.result = result;
-  for (const part of document.querySelectorAll("#answer .classes, #answer .similar, #answer .details")) part.hidden = false;
+  Object.assign(state, { source, result });
+  showParts(true);
   showModelName(result.model);
   if (result.record) {
     const { key, width, height, size, metadata } = result.record;
@@ -85,15 +87,12 @@ function showClasses(predictions) {
   document.querySelector("#answer .classes").classList.toggle("no-classes", predictions.length === 0);
   $("all-classes").hidden = predictions.length < CLASSES;
   $("bars").replaceChildren(...predictions.map(({ label, probability }) => {
-    const fill = el("div", { className: "fill" });
-    fill.style.width = `${100 * probability}%`;
-    const track = el("div", { className: "track", ariaHidden: "true" }, fill); // the number has the same information
-    return el("li", {}, el("span", { className: "label", textContent: label }), track,
-      el("data", { value: probability, textContent: percent(probability) }));
+    const track = el("div.track", { ariaHidden: "true" }, fill(probability)); // the number has the same information
+    return el("li", el("span.label", label), track, el("data", { value: probability }, percent(probability)));
   }));
 }
 
-$("all-classes").addEventListener("click", async () => {
+$("all-classes").onclick = async () => {
   const { source, result } = state;
   $("all-classes").disabled = true;
   try {
@@ -104,11 +103,11 @@ $("all-classes").addEventListener("click", async () => {
     $("bars").tabIndex = -1;
     $("bars").focus({ preventScroll: true });
   } catch (problem) {
-    showProblem(asProblem(problem));
+    showProblem(problem);
   } finally {
     $("all-classes").disabled = false;
   }
-});
+};
 
 /** Show the neighbours and the sentence, which counts those that agree. */
 function showNeighbours() {
@@ -117,37 +116,27 @@ function showNeighbours() {
   const near = result.neighbours.slice(0, shown);
   const scale = Math.max(...near.map(({ distance }) => distance), 0);
   $("sentence").textContent = sentence(result, shown);
-  const note = remark(result, shown);
-  $("remark").hidden = note === null;
-  $("remark").textContent = note?.text ?? "";
-  $("remark").classList.toggle("alarm", note?.alarm ?? false);
+  const { text = "", alarm = false } = remark(result, shown) ?? {};
+  $("remark").hidden = !text;
+  $("remark").textContent = text;
+  $("remark").classList.toggle("alarm", alarm);
   $("scale").textContent = near.length ? `nearest first; bars show the distance, 0 to ${distanceText(scale)}` : "";
-  const none = el("li", { className: "none", textContent: "No other pictures are indexed yet." });
+  const none = el("li.none", "No other pictures are indexed yet.");
   $("neighbours").replaceChildren(...(near.length ? near.map((one) => neighbour(one, best?.label, scale)) : [none]));
 }
 
 function neighbour({ key, distance, thumbnail, metadata }, best, scale) {
   const label = labelOf(metadata);
   const agrees = label !== null && label === best;
-  const fill = el("span", { className: "fill" });
-  fill.style.width = `${scale ? (100 * distance) / scale : 0}%`;
   const name = [key, `distance ${distanceText(distance)}`, label && `label ${label}`, agrees && "the same as the best class"];
   return tile(key, thumbnail, name.filter(Boolean).join(", "),
-    el("span", { className: agrees ? "chip agrees" : label === null ? "chip none" : "chip", textContent: agrees ? `✓ ${label}` : label ?? "no label" }),
-    el("span", { className: "far" }, el("span", { className: "track" }, fill),
-      el("data", { value: distance, textContent: distanceText(distance) })),
+    el("span", { className: agrees ? "chip agrees" : label === null ? "chip none" : "chip" }, agrees ? `✓ ${label}` : label ?? "no label"),
+    el("span.far", el("span.track", fill(scale && distance / scale)), el("data", { value: distance }, distanceText(distance))),
     cutName(key));
 }
 
-/** Offer the numbers of neighbours to show. Changing it needs no request. */
-export function showChoices() {
-  for (const count of COUNTS) {
-    const radio = el("input", { type: "radio", name: "count", value: count, checked: count === state.shown });
-    radio.addEventListener("change", () => {
-      state.shown = count;
-      if (state.result) showNeighbours();
-    });
-    $("counts").append(el("label", {}, radio, el("span", { textContent: count })));
-  }
-}
-
+/** Show fewer or more neighbours. It needs no request. */
+$("counts").onchange = ({ target }) => {
+  state.shown = Number(target.value);
+  if (state.result) showNeighbours();
+};

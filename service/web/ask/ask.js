@@ -6,29 +6,27 @@
  */
 
 import { $, announce, button, el } from "../common/dom.js";
-import { setAsked } from "../common/handover.js";
+import { handover } from "../common/handover.js";
 import { clearProblems, showProblem } from "../common/notices.js";
 import { currentView, go, route } from "../common/router.js";
+import { signals } from "../common/server.js";
 import { showThumbnail } from "../common/thumbnails.js";
-import { showAnswer, showChoices, showName, showWaiting } from "./answer.js";
+import { showAnswer, showName, showParts, showWaiting } from "./answer.js";
 import { askKey } from "./results.js";
 import { loadSamples } from "./samples.js";
-import { answerOf, clearStrip, markSelected, neighbourOf, retry, retryFailed, setMode, setSelect } from "./strip.js";
+import { answerOf, clearStrip, markSelected, neighbourOf, retryFailed, strip } from "./strip.js";
 
 const state = {
   source: null, // {item} of the strip, or {key} of an indexed image
-  controller: new AbortController(), // aborted when another picture is selected
+  requests: signals(), // aborted when another picture is selected
   entries: new Map(), // id in the browser's history -> {source, trail}, so that Back also returns to a dropped file
-  mode: "",
 };
 
 const nameOf = ({ item, key }) => key ?? item.name;
 
 /** Show a picture and its answer. Pending requests for an earlier one are aborted. */
 async function show(entry) {
-  state.controller.abort();
-  state.controller = new AbortController();
-  const { signal } = state.controller;
+  const signal = state.requests.next();
   const { source } = entry;
   state.source = source;
   clearProblems();
@@ -44,22 +42,22 @@ async function show(entry) {
   showName(nameOf(source), source);
   const slow = setTimeout(showWaiting, source.item?.result ? 200 : 0); // a known answer appears without flashing
   try {
-    const result = source.item ? await answerOf(source.item) : await askKey(source.key, { mode: state.mode, signal });
-    clearTimeout(slow);
+    const result = source.item ? await answerOf(source.item) : await askKey(source.key, strip.mode, signal);
     if (signal.aborted) return;
     const sentence = showAnswer(source, result);
     const keys = source.key === undefined ? result.neighbours.slice(0, 3).map(({ key }) => key) : [source.key];
-    setAsked({ name: nameOf(source), keys });
+    handover.asked = { name: nameOf(source), keys };
     if (result.problem) showProblem(result.problem);
     announce(`${sentence}. ${result.neighbours.length} similar pictures.`);
   } catch (problem) {
-    clearTimeout(slow);
     if (signal.aborted) return;
-    for (const part of document.querySelectorAll("#answer .classes, #answer .similar, #answer .details")) part.hidden = true;
+    showParts(false);
     showProblem(problem, () => {
-      if (source.item) retry(source.item);
+      if (source.item) source.item.promise = null; // ask again
       show(entry);
     });
+  } finally {
+    clearTimeout(slow);
   }
   $("answer").ariaBusy = null;
 }
@@ -68,9 +66,9 @@ async function show(entry) {
 function showTrail({ source, trail }) {
   $("trail").hidden = trail.length === 0;
   const steps = trail.map(({ source: step }, i) =>
-    el("li", {}, button(nameOf(step), () => history.go(i - trail.length), { className: "link", title: nameOf(step) })));
-  const here = el("span", { textContent: nameOf(source), ariaCurrent: "page", title: nameOf(source) });
-  $("trail").firstElementChild.replaceChildren(...steps, el("li", {}, here));
+    el("li", button(nameOf(step), () => history.go(i - trail.length), { className: "link", title: nameOf(step) })));
+  const here = el("span", { ariaCurrent: "page", title: nameOf(source) }, nameOf(source));
+  $("trail").firstElementChild.replaceChildren(...steps, el("li", here));
 }
 
 /** Show an entry as a new step in the browser's history, or instead of the current one. */
@@ -83,10 +81,10 @@ function choose(entry, replace = false) {
 
 const currentEntry = () => state.entries.get(history.state?.id);
 
-setSelect((item, { replace = false } = {}) => {
+strip.select = (item, replace = false) => {
   const steps = currentEntry()?.trail.length ?? 0;
   choose({ source: { item }, trail: [] }, replace && steps === 0 && state.source !== null);
-});
+};
 
 /** Find pictures similar to an indexed one. The way there is kept as a trail. */
 function searchOn(key) {
@@ -98,7 +96,7 @@ function searchOn(key) {
 
 /** Return to the view without a picture. */
 function clear() {
-  state.controller.abort();
+  state.requests.abort();
   state.source = null;
   $("answer").hidden = true;
   $("answer").ariaBusy = null;
@@ -109,37 +107,33 @@ function clear() {
   loadSamples();
 }
 
-for (const list of ["neighbours", "sample-list"]) {
-  $(list).addEventListener("click", (event) => {
-    const tile = event.target.closest("button.tile");
-    if (tile) searchOn(tile.dataset.key);
-  });
-}
+$("ask").onclick = ({ target }) => {
+  const tile = target.closest("button.tile");
+  if (tile) searchOn(tile.dataset.key);
+};
 for (const type of ["pointerover", "pointerleave", "focusin", "focusout"]) {
   $("neighbours").addEventListener(type, ({ target }) => {
     const key = type === "focusout" ? null : target.closest("button.tile")?.dataset.key;
-    const shown = !$("beside").hidden && $("beside").dataset.key === key;
-    $("beside").hidden = !key;
+    const beside = $("beside");
+    const shown = !beside.hidden && beside.dataset.key === key;
+    beside.hidden = !key;
     if (!key || shown) return;
-    $("beside").dataset.key = key;
-    showThumbnail($("beside"), key, true);
+    beside.dataset.key = key;
+    showThumbnail(beside, key);
   });
 }
-$("clear-strip").addEventListener("click", () => {
+$("clear-strip").onclick = () => {
   clearStrip();
   go("");
   $("choose").focus();
-});
-$("mode").addEventListener("change", (event) => {
-  state.mode = event.target.value;
-  setMode(state.mode);
+};
+$("mode").onchange = (event) => {
+  strip.mode = event.target.value;
   if (currentView() === "ask") route();
-});
-showChoices();
+};
 
 export const ask = {
   show() {
-    $("ask").hidden = false;
     const entry = currentEntry();
     if (entry) return show(entry);
     const fragment = location.hash.slice(1);
@@ -150,10 +144,7 @@ export const ask = {
       return clear(); // not a key: an edited address with a stray %
     }
   },
-  hide() {
-    state.controller.abort();
-    $("ask").hidden = true;
-  },
+  hide: state.requests.abort,
   /** Nothing that was loaded with another key or from another state of the server stays. */
   forget() {
     $("sample-list").replaceChildren();

@@ -1,6 +1,6 @@
 /** The same request as curl or Python code, and the answer as JSON, to copy. */
 
-import { $, announce, button, el } from "../common/dom.js";
+import { $, announce } from "../common/dom.js";
 import { apiKey, imagePath, query } from "../common/server.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`; // for a POSIX shell
@@ -26,17 +26,16 @@ function python({ item, key }) {
 
 /** Offer the code and the answer. The text is also shown, because browsers copy only on HTTPS or on this machine. */
 export function showCopy(source, { answer }) {
-  const code = el("pre", { tabIndex: 0, hidden: true, ariaLabel: "Copied text" });
-  const copy = (name, text) => button(name, async () => {
-    code.textContent = text();
+  const texts = { curl: () => curl(source), Python: () => python(source), JSON: () => JSON.stringify(answer, null, 2) };
+  const [code, status] = [$("copied"), $("copy-status")];
+  code.hidden = true;
+  status.textContent = "";
+  $("copy").onclick = async ({ target }) => {
+    if (!target.matches("button")) return;
+    code.textContent = texts[target.textContent]();
     code.hidden = false;
     const done = await navigator.clipboard?.writeText(code.textContent).then(() => true, () => false);
     status.textContent = done ? "Copied." : "Select and copy the text below.";
     announce(status.textContent);
-  }, { className: "small" });
-  const status = el("span", { className: "help" });
-  $("copy").replaceChildren(
-    el("p", { className: "row" }, el("span", { className: "help", textContent: "Copy as" }), copy("curl", () => curl(source)),
-      copy("Python", () => python(source)), copy("JSON", () => JSON.stringify(answer, null, 2)), status),
-    code);
+  };
 }

@@ -1,27 +1,28 @@
 /** Requests that answer a question about a picture. */
 
-import { Problem, imagePath, query, request, requestJson, requestTimed } from "../common/server.js";
+import { imagePath, query, request, requestJson, requestTimed } from "../common/server.js";
 
-export const MOST = 24; // neighbours of each request: showing fewer or more of them needs no other request
+const MOST = 24; // neighbours of each request: showing fewer or more of them needs no other request
+
+const found = (answer, timing) => ({ ...answer.results[0], model: answer.model, mode: answer.mode, timing, answer });
 
 /**
  * Ask about a file: one upload and one run for classes, novelty and neighbours.
  * If only the index cannot answer, `problem` says why, and the classes are still returned.
  */
-export async function askFile(file, { mode = "", signal } = {}) {
+export async function askFile(file, mode) {
   try {
-    const search = `v1/search${query({ k: MOST, mode, include: "classes,novelty" })}`;
-    const { answer, timing } = await requestTimed(search, { body: file, signal });
-    return { ...answer.results[0], model: answer.model, mode: answer.mode, timing, answer };
+    const { answer, timing } = await requestTimed(`v1/search${query({ k: MOST, mode, include: "classes,novelty" })}`, { body: file });
+    return found(answer, timing);
   } catch (problem) {
-    if (!(problem instanceof Problem) || problem.status !== 409) throw problem;
-    const { answer, timing } = await requestTimed("v1/classify", { body: file, signal });
-    return { ...answer.results[0], neighbours: [], model: answer.model, mode: "", timing, answer, problem };
+    if (problem.status !== 409) throw problem;
+    const { answer, timing } = await requestTimed("v1/classify", { body: file });
+    return { ...found(answer, timing), neighbours: [], mode: "", problem };
   }
 }
 
 /** Ask about an indexed image. Its stored picture is classified; its stored vector is searched. */
-export async function askKey(key, { mode = "", signal } = {}) {
+export async function askKey(key, mode, signal) {
   const path = imagePath(key);
   const picture = request(`${path}/thumbnail`, { signal }).then((response) => response.blob());
   const classified = picture.then((body) => requestTimed("v1/classify", { body, signal }));
@@ -30,24 +31,22 @@ export async function askKey(key, { mode = "", signal } = {}) {
     requestJson(path, { signal }),
     requestTimed(`${path}/similar${query({ k: MOST, mode })}`, { signal }),
   ]);
-  const found = { ...similar.answer.results[0], model: similar.answer.model, mode: similar.answer.mode, record };
+  const neighbours = { ...found(similar.answer, similar.timing), record };
   try {
     const { answer, timing } = await classified;
     const { predictions, novelty } = answer.results[0];
     const total = Math.max(timing.total, similar.timing.total);
-    return { ...found, predictions, novelty, model: answer.model, timing: { ...timing, total }, answer: similar.answer, blob: await picture };
+    return { ...neighbours, predictions, novelty, model: answer.model, timing: { ...timing, total }, blob: await picture };
   } catch (problem) {
-    if (signal?.aborted) throw problem;
-    const blob = await picture.catch(() => null);
-    return { ...found, predictions: [], novelty: null, timing: similar.timing, answer: similar.answer, blob, problem };
+    if (signal.aborted) throw problem;
+    return { ...neighbours, predictions: [], novelty: null, blob: await picture.catch(() => null), problem };
   }
 }
 
 /** Return every class of a picture with its probability. `body`: its bytes. */
-export async function askAllClasses(body, { name, version }, { signal } = {}) {
-  const { models } = await requestJson("v1/models", { signal });
-  const reference = `${name}:${version}`;
+export async function askAllClasses(body, { name, version }) {
+  const { models } = await requestJson("v1/models");
   const { classes } = models.find((model) => model.name === name && model.version === version);
-  const answer = await requestJson(`v1/classify${query({ k: classes.length, model: reference })}`, { body, signal });
+  const answer = await requestJson(`v1/classify${query({ k: classes.length, model: `${name}:${version}` })}`, { body });
   return answer.results[0].predictions;
 }

@@ -9,7 +9,7 @@ import { labelOf } from "./sentence.js";
 
 const MOST = 12;
 
-const state = { loading: null };
+let loading = false;
 
 /** Return the first picture of each label or, without labels, the first pictures. */
 async function samples() {
@@ -24,21 +24,21 @@ async function samples() {
 /** Show the row, if pictures are indexed. */
 export async function loadSamples() {
   $("samples").hidden = $("sample-list").childElementCount === 0;
-  if (!isReady() || state.loading || !$("samples").hidden) return;
+  if (!isReady() || loading || !$("samples").hidden) return;
   try {
-    state.loading = samples();
-    const images = await state.loading;
+    loading = true;
+    const images = await samples();
     const labelled = images.some(({ metadata }) => labelOf(metadata) !== null);
-    $("samples-title").textContent = labelled ? "No picture at hand? Try one of each class" : "No picture at hand? Try one of these";
+    $("samples-title").textContent = `No picture at hand? Try one of ${labelled ? "each class" : "these"}`;
     $("sample-list").replaceChildren(...images.map(({ key, thumbnail, metadata }) => {
       const label = labelOf(metadata) ?? key;
-      return tile(key, thumbnail, label === key ? key : `${label}: ${key}`, el("span", { className: "caption", textContent: label }));
+      return tile(key, thumbnail, label === key ? key : `${label}: ${key}`, el("span.caption", label));
     }));
     $("samples").hidden = images.length === 0 || !$("answer").hidden;
     $("no-images").hidden = images.length > 0;
   } catch (problem) {
     if (isReady()) showProblem(problem, loadSamples);
   } finally {
-    state.loading = null;
+    loading = false;
   }
 }

@@ -5,7 +5,7 @@ import { percent, roundPercent } from "../common/format.js";
 const UNCERTAIN = 0.5; // below this probability, the other classes together are more probable
 
 /** Return how many of the neighbours with a label have this one, or null if none has a label. */
-export function agreement(neighbours, label) {
+function agreement(neighbours, label) {
   const labelled = neighbours.filter(({ metadata }) => labelOf(metadata) !== null);
   if (!labelled.length) return null;
   return { agree: labelled.filter(({ metadata }) => labelOf(metadata) === label).length, of: labelled.length };
@@ -26,7 +26,7 @@ export function sentence({ predictions, neighbours, novelty }, shown) {
   return `${best.label}, ${roundPercent(best.probability)}${near ? `; ${near.agree} of ${near.of} nearest agree` : ""}`;
 }
 
-/** Return a remark on how far to trust the answer: {text, alarm}, or null. */
+/** Return a remark on how far to trust the answer: {text, alarm?}, or null. */
 export function remark({ predictions, novelty, neighbours }, shown) {
   const [best, second] = predictions;
   if (novelty?.unknown) {
@@ -37,11 +37,11 @@ export function remark({ predictions, novelty, neighbours }, shown) {
     };
   }
   if (best && second && best.probability < UNCERTAIN) {
-    return { alarm: false, text: `The model is not sure. The next best class is ${second.label}, ${roundPercent(second.probability)}.` };
+    return { text: `The model is not sure. The next best class is ${second.label}, ${roundPercent(second.probability)}.` };
   }
   const near = best && agreement(neighbours.slice(0, shown), best.label);
   if (near && near.agree * 2 < near.of) {
-    return { alarm: false, text: "Most of the similar pictures have another label, so look at them before you rely on the class." };
+    return { text: "Most of the similar pictures have another label, so look at them before you rely on the class." };
   }
   return null;
 }

@@ -12,18 +12,14 @@ import { askFile } from "./results.js";
 const AT_ONCE = 2; // the server decodes and runs several images in parallel; more would only wait in its queue
 
 const state = {
-  items: [], // {id, file, name, url, node, result, mode, promise, settle}
+  items: [], // {id, file, name, url, node, result, mode, promise, resolve, reject}
   selected: null,
   waiting: [], // items to ask about
   running: 0,
-  mode: "",
-  select: () => {},
 };
 
-/** Choose the search mode of the answers that are asked for from now on. */
-export const setMode = (mode) => { state.mode = mode; };
-
-export const setSelect = (select) => { state.select = select; };
+/** mode: the search mode of the answers that are asked for from now on. select(item, replace): shows an item. */
+export const strip = { mode: "", select() {} };
 
 /** Append files to the strip and select the first of them. */
 export function addFiles(files) {
@@ -35,26 +31,26 @@ export function addFiles(files) {
     return item;
   });
   state.items.push(...added);
-  state.select(added[0]);
+  strip.select(added[0]);
   for (const item of added) answerOf(item).catch(() => {}); // shown in the strip, and when it is selected
   $("strip-section").hidden = state.items.length < 2;
 }
 
 function entry(item) {
   const image = el("img", { src: item.url, alt: "", decoding: "async", draggable: false });
-  image.addEventListener("error", () => image.replaceWith(el("span", { className: "missing", textContent: "no preview" })));
-  return el("li", { id: item.id, role: "option", ariaSelected: "false", title: item.name, onclick: () => state.select(item) },
-    el("span", { className: "thumb" }, image),
-    el("span", { className: "name", textContent: item.name }),
-    el("span", { className: "verdict", textContent: "waiting" }));
+  image.onerror = () => image.replaceWith(el("span.missing", "no preview"));
+  return el("li", { id: item.id, role: "option", ariaSelected: "false", title: item.name, onclick: () => strip.select(item) },
+    el("span.thumb", image),
+    el("span.name", item.name),
+    el("span.verdict", "waiting"));
 }
 
 /** Return the promise of an item's answer; ask for it if that has not been done in this search mode. */
 export function answerOf(item) {
-  const { mode } = state;
+  const { mode } = strip;
   if (!item.promise || item.mode !== mode) {
     item.mode = mode;
-    item.promise = new Promise((resolve, reject) => { item.settle = { resolve, reject }; });
+    Object.assign(item, Promise.withResolvers());
     item.promise.catch(() => {});
     state.waiting.push(item);
     work();
@@ -62,69 +58,61 @@ export function answerOf(item) {
   return item.promise;
 }
 
-/** Forget a failure, so that the next `answerOf` asks again. */
-export function retry(item) {
-  item.promise = null;
-}
-
 /** Forget all failures: the server may be ready now, or another key is in use. */
 export function retryFailed() {
-  for (const item of state.items) if (item.node.classList.contains("failed")) retry(item);
+  for (const item of state.items) if (item.node.classList.contains("failed")) item.promise = null;
 }
 
 async function work() {
   if (state.running >= AT_ONCE || !state.waiting.length) return;
   const i = Math.max(0, state.waiting.indexOf(state.selected));
   const [item] = state.waiting.splice(i, 1);
-  const { settle, mode } = item;
+  const { resolve, reject, mode } = item;
   state.running += 1;
-  verdict(item, "asking", "");
+  verdict(item, "asking");
   try {
-    const result = await askFile(item.file, { mode });
+    const result = await askFile(item.file, mode);
     if (item.mode === mode) item.result = result;
     const [best] = result.predictions;
     const unknown = result.novelty?.unknown ? "unknown; nearest: " : "";
-    verdict(item, best ? `${unknown}${best.label}, ${roundPercent(best.probability)}` : "no class", "");
-    settle.resolve(result);
+    verdict(item, best ? `${unknown}${best.label}, ${roundPercent(best.probability)}` : "no class");
+    resolve(result);
   } catch (error) {
     const problem = asProblem(error);
     verdict(item, problem.title, "failed");
-    settle.reject(problem);
+    reject(problem);
   }
   state.running -= 1;
   work();
 }
 
-function verdict(item, text, className) {
-  const node = item.node.querySelector(".verdict");
-  node.textContent = text;
-  item.node.className = className;
-  item.node.title = `${item.name}: ${text}`;
+function verdict(item, text, className = "") {
+  item.node.querySelector(".verdict").textContent = text;
+  Object.assign(item.node, { className, title: `${item.name}: ${text}` });
 }
 
 /** Mark the selected item, or none. */
 export function markSelected(item) {
   state.selected = item ?? null;
   for (const { node } of state.items) node.ariaSelected = String(node === item?.node);
-  if (!item || !state.items.includes(item)) return $("strip").removeAttribute("aria-activedescendant");
-  $("strip").setAttribute("aria-activedescendant", item.id);
+  const known = state.items.includes(item);
+  $("strip").setAttribute("aria-activedescendant", known ? item.id : "");
+  if (!known) return;
   const { offsetLeft, offsetWidth } = item.node; // scrollIntoView would also scroll the page
   $("strip").scrollLeft = offsetLeft - ($("strip").clientWidth - offsetWidth) / 2;
-  return undefined;
 }
 
 /** Select the item before or after the selected one; return whether there is one. */
 export function neighbourOf(step) {
   if (state.items.length < 2) return false;
   const item = state.items[state.items.indexOf(state.selected) + step];
-  if (item) state.select(item, { replace: true });
+  if (item) strip.select(item, true);
   return true;
 }
 
 export function clearStrip() {
   for (const { url } of state.items) URL.revokeObjectURL(url);
-  state.items = [];
-  state.waiting = [];
+  Object.assign(state, { items: [], waiting: [] });
   $("strip").replaceChildren();
   $("strip-section").hidden = true;
 }

@@ -6,11 +6,10 @@
 
 import { $, announce, button, el } from "../common/dom.js";
 import { count, plural } from "../common/format.js";
-import { handedOver } from "../common/handover.js";
-import { asProblem, clearProblems, showProblem } from "../common/notices.js";
-import { isReady } from "../common/readiness.js";
-import { go } from "../common/router.js";
-import { query } from "../common/server.js";
+import { handover } from "../common/handover.js";
+import { clearProblems, showLoadProblem } from "../common/notices.js";
+import { go, openPicture } from "../common/router.js";
+import { query, signals } from "../common/server.js";
 import { actionBar } from "./actions.js";
 import { addDropped } from "./drop.js";
 import { showDuplicates } from "./duplicates.js";
@@ -25,31 +24,30 @@ const NARROW = matchMedia("(max-width: 60rem)");
 const state = {
   address: null, // of the pictures that are loaded
   conditions: [], order: "", seed: "",
-  list: { items: [], need() {}, stop() {} },
-  total: 0,
+  list: { items: [], need() {} },
+  total: 0, failed: false,
   facets: [],
-  chosen: null, // pictures from the map, instead of all
+  chosen: null, // pictures of another view, instead of all
   removed: [], // [position, picture] of the last deletion
-  controller: new AbortController(),
+  requests: signals(),
   scroll: 0,
 };
 
-const [total, form, where, order, size, whereProblem, panel, facets, pictures, note, empty, duplicates, cells] = [
-  "browse-total", "filter", "where", "order", "size", "where-problem", "facet-panel", "facets", "pictures", "browse-note", "browse-empty",
-  "near-duplicates", "grid",
-].map($);
+const [total, where, order, panel, facets, cells] = ["browse-total", "where", "order", "facet-panel", "facets", "grid"].map($);
 panel.open = !NARROW.matches;
+
+const keysOf = (items) => new Set(items.map(({ key }) => key));
 
 const view = grid(cells, {
   itemAt: (i) => state.list.items[i],
   need: (n) => state.list.need(n),
-  open: ({ key }) => { go(`#${encodeURIComponent(key)}`); scrollTo({ top: 0 }); },
+  open: ({ key }) => openPicture(key),
   changed: (selected) => actions.update([...selected.values()]),
 });
 const actions = actionBar({
   selected: view.selected,
   clear: view.clearSelection,
-  labels: () => state.facets.find(({ name }) => name === "label")?.values.map(({ value }) => String(value)) ?? [],
+  fields: () => state.facets,
   labelled(items) {
     const changed = new Map(items.map(({ key, metadata }) => [key, metadata]));
     state.list.items = state.list.items.map((item) => // new ones, so that the grid draws them again
@@ -58,38 +56,38 @@ const actions = actionBar({
     refreshFacets();
   },
   removed(items) {
-    const gone = new Set(items.map(({ key }) => key));
+    const gone = keysOf(items);
     state.removed = state.list.items.map((item, i) => [i, item]).filter(([, { key }]) => gone.has(key));
     setItems(state.list.items.filter(({ key }) => !gone.has(key)), -items.length);
   },
   restored(items) {
-    const back = new Set(items.map(({ key }) => key));
+    const back = keysOf(items);
     const all = [...state.list.items];
     const found = state.removed.filter(([, { key }]) => back.has(key)); // none if other pictures are shown by now
     for (const [i, item] of found) all.splice(i, 0, item); // ascending, so that each gets its old position
     setItems(all, found.length);
   },
-  deleted: () => refreshFacets(),
+  deleted: refreshFacets,
 });
-$("browse").append(...actions.nodes);
 
 function setTotal(n) {
   state.total = n;
   const shown = view.setTotal(n);
   total.textContent = plural(n, "picture");
   if (n && shown < n && cells.clientWidth) total.textContent += ` (the first ${count(shown)} can be shown)`;
-  empty.hidden = n > 0;
-  cells.hidden = n === 0;
-  const text = state.order === "suggested" ? "No picture is left to label." : state.conditions.length ? "No picture matches this filter." : "No pictures are indexed yet. Add some on the page Ask, or index a folder with ";
-  empty.replaceChildren(el("p", {}, text, ...(state.conditions.length || state.order === "suggested" ? [] : [el("code", { textContent: "fc7 index build FOLDER" }), "."])),
-    state.conditions.length ? button("Show all pictures", () => change({ conditions: [] })) : "");
+  $("browse-empty").hidden = n > 0;
+  cells.hidden = n === 0 || state.failed;
+  const text = state.order === "suggested" ? ["No picture is left to label."] : state.conditions.length ? ["No picture matches this filter."]
+    : ["No pictures are indexed yet. Add some on the page Ask, or index a folder with ", el("code", "fc7 index build FOLDER"), "."];
+  $("browse-empty").replaceChildren(el("p", ...text), state.conditions.length ? button("Show all pictures", showAll) : "");
 }
 
+const showAll = () => change({ conditions: [] });
+
 function showNote(text) {
-  note.hidden = !text;
-  const action = state.chosen ? button("Show all pictures", () => change({ conditions: [] }), { className: "small" })
-    : button("Suggest again", load, { className: "small" });
-  note.replaceChildren(el("span", { textContent: text }), action);
+  $("browse-note").hidden = !text;
+  const action = state.chosen ? button("Show all pictures", showAll, "small") : button("Suggest again", load, "small");
+  $("browse-note").replaceChildren(el("span", text), action);
 }
 
 /** Show other pictures instead of the loaded ones, `change` more than before. */
@@ -105,36 +103,34 @@ function change({ conditions = state.conditions, order: next = state.order, seed
   go(`#/browse${query(parameters)}`);
 }
 
-/** Return the pictures that were chosen on the map, as a list like that of pages.js. */
+/** Return the pictures that were handed over, as a list like that of pages.js. */
 function handed(_, changed) {
   const items = [...state.chosen];
   queueMicrotask(changed); // after the list is returned
-  return { items, done: true, need() {}, stop() {}, note: `${plural(items.length, "picture")} chosen on the map.` };
+  return { items, done: true, need() {}, note: `${plural(items.length, "picture")} chosen ${handover.where}.` };
 }
 
 async function load() {
-  state.controller.abort();
-  state.controller = new AbortController();
-  const { signal } = state.controller;
-  state.list.stop();
-  state.removed = [];
+  const signal = state.requests.next();
+  Object.assign(state, { removed: [], failed: false });
   view.reset();
   clearProblems();
-  whereProblem.textContent = "";
+  $("where-problem").textContent = "";
   const { conditions, order: by, seed } = state;
   const failed = (problem) => {
     if (signal.aborted) return;
     if (problem.status === 422 && conditions.length) {
-      whereProblem.textContent = problem.detail;
+      $("where-problem").textContent = problem.detail;
       setTotal(0);
-    } else if (isReady() || problem.status === 401) {
-      state.address = null;
-      showProblem(problem, load);
+    } else {
+      Object.assign(state, { address: null, failed: true });
+      cells.hidden = true; // its pictures would seem to be loading
+      showLoadProblem(problem, load);
     }
   };
   const list = state.chosen ? handed : by === "suggested" ? suggestions : pages;
   showNote("");
-  state.list = list({ where: conditions, order: by, seed }, () => {
+  state.list = list({ where: conditions, order: by, seed, signal }, () => {
     if (signal.aborted) return;
     showNote(state.list.note ?? "");
     if (state.list.done) setTotal(state.list.items.length);
@@ -144,21 +140,21 @@ async function load() {
   await actions.settle();
   if (signal.aborted) return;
   const grouped = by === "duplicates";
-  pictures.classList.toggle("grouped", grouped);
-  duplicates.hidden = !grouped;
+  $("pictures").classList.toggle("grouped", grouped);
+  $("near-duplicates").hidden = !grouped;
   if (grouped) showDuplicates({ where: conditions, changed: refreshFacets, signal });
   else state.list.need(1);
   try {
     await refreshFacets();
     announce(total.textContent);
   } catch (problem) {
-    failed(asProblem(problem));
+    failed(problem);
   }
 }
 
 /** Load the counts again. The focus stays on the facet that was chosen. */
 async function refreshFacets() {
-  const { signal } = state.controller;
+  const signal = state.requests.current();
   const { conditions } = state;
   const found = await loadFacets(conditions, signal);
   if (signal.aborted) return;
@@ -171,31 +167,27 @@ async function refreshFacets() {
     change({ conditions: next(state.conditions) });
   });
   panel.hidden = facets.childElementCount === 0 || state.chosen !== null;
-  for (const box of facets.querySelectorAll("input")) if (focused && box.dataset.facet === focused) box.focus({ preventScroll: true });
+  if (focused) facets.querySelector(`[data-facet="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   state.focus = null;
 }
 
-form.addEventListener("submit", (event) => {
+$("filter").onsubmit = (event) => {
   event.preventDefault();
   change({ conditions: conditionsOf(where.value) });
-});
-where.addEventListener("search", () => where.value === "" && state.conditions.length && change({ conditions: [] })); // its cross
-order.addEventListener("change", () => change({ order: order.value, seed: Math.floor(Math.random() * 2 ** 31) }));
-size.addEventListener("input", () => view.setSize(Number(size.value)));
+};
+where.addEventListener("search", () => where.value === "" && state.conditions.length && showAll()); // its cross
+order.onchange = () => change({ order: order.value, seed: Math.floor(Math.random() * 2 ** 31) });
+$("size").oninput = ({ target }) => view.setSize(Number(target.value));
 NARROW.addEventListener("change", () => { panel.open = !NARROW.matches; });
 
 export const browse = {
   show(path, parameters, entered) {
-    $("browse").hidden = false;
-    document.title = "Browse – fc7";
     const address = String(parameters);
-    const chosen = parameters.get("from") === "map" ? handedOver() : null;
+    const chosen = parameters.get("from") === "map" ? handover.chosen : null;
     if (address !== state.address || chosen !== state.chosen) {
-      state.address = address;
-      state.chosen = chosen;
-      state.conditions = parameters.getAll("where");
-      state.order = parameters.get("order") ?? "";
-      state.seed = parameters.get("seed") ?? "";
+      Object.assign(state, {
+        address, chosen, conditions: parameters.getAll("where"), order: parameters.get("order") ?? "", seed: parameters.get("seed") ?? "",
+      });
       where.value = lineOf(state.conditions);
       order.value = [...order.options].some(({ value }) => value === state.order) ? state.order : "";
       load();
@@ -207,15 +199,13 @@ export const browse = {
   hide() {
     actions.settle();
     state.scroll = scrollY;
-    $("browse").hidden = true;
   },
-  forget() {
-    state.address = null;
-  },
+  forget: () => { state.address = null; },
   drop: (transfer) => addDropped(transfer, load),
   key(event) {
-    if (event.key === "Escape" && view.selected().length) view.clearSelection();
-    else if (event.key === "Delete" && view.selected().length) actions.remove();
+    const any = view.selected().length > 0;
+    if (event.key === "Escape" && any) view.clearSelection();
+    else if (event.key === "Delete" && any) actions.remove();
     else if (event.key === "/") where.focus();
     else return false;
     return true;

@@ -26,7 +26,7 @@ async function* filesIn(entry) {
 export async function addDropped({ items }, changed) {
   const entries = [...items].map((item) => item.webkitGetAsEntry()).filter(Boolean); // `items` is empty after the event
   const bar = el("progress", { ariaLabel: "Progress of adding pictures" });
-  const words = el("span", { role: "status", textContent: "Reading the files …" });
+  const words = el("span", { role: "status" }, "Reading the files …");
   $("adding").replaceChildren(bar, words);
   $("adding").hidden = false;
   const [files, skipped] = [[], []];
@@ -55,8 +55,9 @@ export async function addDropped({ items }, changed) {
     showProblem(problem);
   }
   bar.remove();
-  words.textContent = [`${plural(added, "picture")} added.`, ...skipped.slice(0, 5), skipped.length > 5 && `${skipped.length} in total were left out.`].filter(Boolean).join(" ");
-  if (jobs) words.append(" The archive is added in the background: ", el("a", { href: "#/jobs", textContent: "Jobs", data: { view: "jobs" } }));
+  words.textContent = [`${plural(added, "picture")} added.`, ...skipped.slice(0, 5)].join(" ");
+  if (skipped.length > 5) words.append(` ${skipped.length} in total were left out.`);
+  if (jobs) words.append(" The archive is added in the background: ", el("a", { href: "#/jobs" }, "Jobs"));
   announce(words.textContent);
   if (added) changed();
 }

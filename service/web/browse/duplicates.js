@@ -3,9 +3,9 @@
 import { $, announce, button, confirmed, el } from "../common/dom.js";
 import { count, distanceText, fileSize, plural } from "../common/format.js";
 import { showProblem } from "../common/notices.js";
-import { imagePath, query, request, requestJson } from "../common/server.js";
-import { showThumbnail } from "../common/thumbnails.js";
-import { forEach } from "./actions.js";
+import { query, requestJson } from "../common/server.js";
+import { thumbnail } from "../common/thumbnails.js";
+import { deleteAll } from "./actions.js";
 
 const GROUPS = 100;
 
@@ -37,27 +37,25 @@ function row({ keep, others, size }) {
   const remove = button(`Delete the ${others.length > 1 ? `other ${count(others.length)}` : "other one"}`, async () => {
     if (!(await confirmed(`Delete ${plural(others.length, "picture")}?`, `${keep.key} stays. This cannot be undone.`, "Delete"))) return;
     node.inert = true;
-    const { done } = await forEach(others, ({ key }) => request(imagePath(key), { method: "DELETE" }), () => {});
+    const done = await deleteAll(others, () => {});
     announce(`${plural(done.length, "picture")} deleted.`);
     view.changed();
     if (done.length === others.length) node.remove();
     else load();
   }, { className: "small danger", ariaLabel: `Delete the near-duplicates of ${keep.key}` });
   const more = size - 1 - others.length;
-  const node = el("li", {},
-    el("ul", { className: "group" }, picture(keep, "✓ kept"), ...others.map((each) => picture(each, `distance ${distanceText(each.distance)}`))),
-    el("p", { className: "row" }, remove, more > 0 && `${count(more)} more are not listed.`));
+  const node = el("li",
+    el("ul.group", picture(keep, "✓ kept"), ...others.map((each) => picture(each, `distance ${distanceText(each.distance)}`))),
+    el("p.row", remove, more > 0 && `${count(more)} more are not listed.`));
   return node;
 }
 
 function picture({ key, width, height, size }, text) {
-  const thumb = el("span", { className: "thumb" });
-  showThumbnail(thumb, key, true);
-  return el("li", { className: "tile" }, thumb, el("strong", { textContent: text }), el("br"),
-    el("a", { href: `#${encodeURIComponent(key)}`, textContent: key }), el("br"), `${width} × ${height}, ${fileSize(size)}`);
+  return el("li.tile", thumbnail(key), el("strong", text), el("br"),
+    el("a", { href: `#${encodeURIComponent(key)}` }, key), el("br"), `${width} × ${height}, ${fileSize(size)}`);
 }
 
-$("near-form").addEventListener("submit", (event) => {
+$("near-form").onsubmit = (event) => {
   event.preventDefault();
   load();
-});
+};

@@ -25,16 +25,15 @@ export async function loadFacets(conditions, signal) {
 export function showFacets(node, fields, conditions, changed) {
   const shown = fields.filter(({ values }) => values.length).sort((a, b) => (b.name === "label") - (a.name === "label"));
   node.replaceChildren(...shown.map(({ name, values, distinct }, i) => {
-    const rest = distinct - values.length;
     const options = values.map(({ value, count: images }) => {
       const checked = accepts(conditions, name, value);
-      const box = el("input", { type: "checkbox", checked, data: { facet: `${name}:${value}` } });
-      box.addEventListener("change", () => changed((current) => toggle(current, name, value), box.dataset.facet));
-      return el("li", {}, el("label", {}, box, el("span", { className: "value", textContent: value }),
-        el("span", { className: "count", textContent: count(images) })));
+      const facet = `${name}:${value}`;
+      const onchange = () => changed((current) => toggle(current, name, value), facet);
+      return el("li", el("label", el("input", { type: "checkbox", checked, onchange, data: { facet } }),
+        el("span.value", String(value)), el("span.count", count(images))));
     });
-    return el("details", { open: i < OPEN || valuesOf(conditions, name) !== null }, el("summary", { textContent: name }),
-      el("ul", {}, ...options),
-      rest > 0 && el("p", { className: "help", textContent: `and ${count(rest)} more` }));
+    return el("details", { open: i < OPEN || valuesOf(conditions, name) !== null }, el("summary", name),
+      el("ul", ...options),
+      distinct > values.length && el("p.help", `and ${count(distinct - values.length)} more`));
   }));
 }

@@ -9,6 +9,7 @@
 import { el } from "../common/dom.js";
 import { showThumbnail } from "../common/thumbnails.js";
 import { labelOf } from "../ask/sentence.js";
+import { rectangle } from "./rectangle.js";
 
 const GAP = 8;
 const OVERSCAN = 2; // rows above and below the visible ones
@@ -34,7 +35,8 @@ export function grid(node, { itemAt, need, open, changed }) {
     cancelAnimationFrame(state.frame);
     state.frame = 0;
     if (node.offsetParent === null) return;
-    const { columns, tile, row, rows, count } = measure();
+    const layout = measure();
+    const { columns, row, rows, count } = layout;
     node.style.height = `${Math.max(0, rows * row - GAP)}px`;
     const top = -node.getBoundingClientRect().top;
     const first = Math.max(0, Math.floor(top / row) - OVERSCAN) * columns;
@@ -43,10 +45,9 @@ export function grid(node, { itemAt, need, open, changed }) {
     for (const [i, option] of state.shown) {
       if ((i < first || i >= last) && i !== state.active) remove(i, option);
     }
-    for (let i = first; i < last; i += 1) place(i, { columns, tile, row });
-    if (state.active < count) place(state.active, { columns, tile, row });
-    if (state.shown.has(state.active)) node.setAttribute("aria-activedescendant", state.shown.get(state.active).id);
-    else node.removeAttribute("aria-activedescendant");
+    for (let i = first; i < last; i += 1) place(i, layout);
+    if (state.active < count) place(state.active, layout);
+    node.setAttribute("aria-activedescendant", state.shown.get(state.active)?.id ?? "");
     state.timer ||= setTimeout(thumbnails, THUMBNAILS_EVERY);
   }
 
@@ -58,18 +59,14 @@ export function grid(node, { itemAt, need, open, changed }) {
 
   function place(i, { columns, tile, row }) {
     const item = itemAt(i);
-    let option = state.shown.get(i);
-    if (option && option.item !== item) {
-      remove(i, option);
-      option = undefined;
-    }
-    option ??= create(i, item);
+    const old = state.shown.get(i);
+    if (old && old.item !== item) remove(i, old);
+    const option = state.shown.get(i) ?? create(i, item);
     option.style.transform = `translate(${(i % columns) * (tile + GAP)}px, ${Math.floor(i / columns) * row}px)`;
     option.style.width = `${tile}px`;
     option.classList.toggle("captioned", tile >= CAPTION_FROM);
     option.classList.toggle("active", i === state.active);
-    const selected = item !== undefined && state.selected.has(item.key);
-    option.ariaSelected = String(selected);
+    option.ariaSelected = String(state.selected.has(item?.key));
     option.ariaSetSize = state.total;
   }
 
@@ -80,11 +77,11 @@ export function grid(node, { itemAt, need, open, changed }) {
       ariaLabel: item ? [item.key, label, item.hint].filter(Boolean).join(", ") : "loading",
       title: item ? [item.key, item.hint].filter(Boolean).join("\n") : "",
       data: { index: i },
-    }, el("span", { className: item ? "thumb" : "thumb waiting" }), el("span", { className: "check", ariaHidden: "true" }),
-    el("span", { className: "caption", textContent: label ?? (item?.caption || item?.key) ?? "" }));
+    }, el("span", { className: item ? "thumb" : "thumb waiting" }), el("span.check", { ariaHidden: "true" }),
+    el("span.caption", label ?? (item?.caption || item?.key) ?? ""));
     option.fresh = item !== undefined;
     // In the order of the pictures, which is also the order for screen readers.
-    const next = [...state.shown.keys()].reduce((least, j) => (j > i && j < least ? j : least), Infinity);
+    const next = Math.min(...[...state.shown.keys()].filter((j) => j > i));
     node.insertBefore(option, state.shown.get(next) ?? null);
     state.shown.set(i, option);
     return option;
@@ -97,6 +94,12 @@ export function grid(node, { itemAt, need, open, changed }) {
       option.fresh = false;
       showThumbnail(option.firstChild, option.item.key, option.item.stored);
     }
+  }
+
+  /** Show the selection. */
+  function show() {
+    draw();
+    changed(state.selected);
   }
 
   const later = () => { state.frame ||= requestAnimationFrame(draw); };
@@ -112,31 +115,62 @@ export function grid(node, { itemAt, need, open, changed }) {
     draw();
   }
 
-  function select(i, { range = false } = {}) {
-    if (range) {
-      const [from, to] = [Math.min(state.anchor, i), Math.max(state.anchor, i)];
-      for (let j = from; j <= to; j += 1) if (itemAt(j)) state.selected.set(itemAt(j).key, itemAt(j));
-    } else {
-      const item = itemAt(i);
-      if (!item) return;
-      if (!state.selected.delete(item.key)) state.selected.set(item.key, item);
-      state.anchor = i;
-    }
-    draw();
-    changed(state.selected);
+  /** Add a picture to the selection, if it is loaded. */
+  function add(i) {
+    const item = itemAt(i);
+    if (item) state.selected.set(item.key, item);
   }
 
-  node.addEventListener("click", (event) => {
+  function select(i, range = false) {
+    if (range) {
+      const [from, to] = [Math.min(state.anchor, i), Math.max(state.anchor, i)];
+      for (let j = from; j <= to; j += 1) add(j);
+    } else {
+      if (!state.selected.delete(itemAt(i)?.key)) add(i);
+      state.anchor = i;
+    }
+    show();
+  }
+
+  let [before, kept] = [null, []]; // the state before a rectangle was drawn; the pictures that stay selected
+  let cells = ""; // inside the rectangle
+  const cancel = rectangle(node, {
+    started({ ctrlKey, metaKey, shiftKey }) {
+      const { selected, active, anchor } = state;
+      before = { selected, active, anchor };
+      kept = ctrlKey || metaKey || shiftKey ? selected : [];
+      cells = "";
+    },
+    changed([left, right], [top, bottom]) {
+      const { columns, tile, row, count } = measure();
+      const [first, last] = [Math.floor((left + GAP) / (tile + GAP)), Math.min(Math.ceil(right / (tile + GAP)), columns) - 1];
+      const [from, to] = [Math.floor((top + GAP) / row), Math.ceil(bottom / row) - 1];
+      const now = [first, last, from, to].join();
+      if (now === cells && itemAt(Math.min(to * columns + last, count - 1))) return; // and all of them are loaded
+      cells = now;
+      state.selected = new Map(kept);
+      for (let r = from; r <= to; r += 1) {
+        for (let c = first; c <= last; c += 1) add(r * columns + c);
+      }
+      if (from <= to && first <= last) state.active = state.anchor = Math.min(from * columns + first, count - 1);
+      show();
+    },
+    canceled() {
+      Object.assign(state, before);
+      show();
+    },
+  });
+  node.onclick = (event) => {
     const option = event.target.closest(".option");
     if (!option?.item) return;
     const i = Number(option.dataset.index);
     state.active = i;
-    if (event.shiftKey) select(i, { range: true });
+    if (event.shiftKey) select(i, true);
     else if (state.selected.size || event.ctrlKey || event.metaKey || event.target.closest(".check")) select(i);
     else open(option.item);
-  });
-  node.addEventListener("mousedown", (event) => event.shiftKey && event.preventDefault()); // no selection of text
-  node.addEventListener("keydown", (event) => {
+  };
+  node.onmousedown = ({ shiftKey }) => !shiftKey; // no selection of text
+  node.onkeydown = (event) => {
     const { columns, row } = measure();
     const page = Math.max(1, Math.floor(innerHeight / row) - 1) * columns;
     const step = {
@@ -148,12 +182,12 @@ export function grid(node, { itemAt, need, open, changed }) {
       const target = state.active + step;
       // Below the last row there is nothing, but the last, shorter row can be reached from every column.
       if (target >= 0 || step === -Infinity || step === -1) activate(target);
-      if (event.shiftKey) select(state.active, { range: true });
-    } else if (event.key === " ") select(state.active, { range: event.shiftKey });
+      if (event.shiftKey) select(state.active, true);
+    } else if (event.key === " ") select(state.active, event.shiftKey);
     else if (event.key === "Enter" && itemAt(state.active)) open(itemAt(state.active));
     else return;
     event.preventDefault();
-  });
+  };
   addEventListener("scroll", later, { passive: true });
   new ResizeObserver(later).observe(node);
 
@@ -162,9 +196,10 @@ export function grid(node, { itemAt, need, open, changed }) {
     setTotal(total) { state.total = total; later(); return measure().count; },
     setSize(size) { state.size = size; later(); },
     selected: () => [...state.selected.values()],
-    clearSelection() { state.selected.clear(); draw(); changed(state.selected); },
+    clearSelection() { state.selected.clear(); show(); },
     /** Forget everything that is shown, before other pictures are shown. */
     reset() {
+      cancel();
       for (const [i, option] of [...state.shown]) remove(i, option);
       Object.assign(state, { active: 0, anchor: 0 });
       state.selected.clear();

@@ -6,38 +6,36 @@ import { query, requestJson } from "../common/server.js";
 const MOST = 100; // to label before it is worth asking again
 
 /** Return the list. `changed` is called when it is complete, `failed` with a problem. */
-export function suggestions({ where }, changed, failed) {
-  const controller = new AbortController();
+export function suggestions({ where, signal }, changed, failed) {
   const list = { items: [], done: false, note: "" };
-  let asked = false;
+  let asked = null;
 
   async function load() {
     try {
-      const answer = await requestJson(`v1/images/suggestions${query({ where, limit: MOST })}`, { signal: controller.signal });
+      const answer = await requestJson(`v1/images/suggestions${query({ where, limit: MOST })}`, { signal });
       list.items.push(...answer.suggestions.map(({ key, text, labels }) => ({
-        key, metadata: {}, stored: true, hint: text, proposed: labels[0]?.label ?? null,
+        key, metadata: {}, partial: true, stored: true, hint: text, proposed: labels[0]?.label ?? null,
         caption: labels.length ? `${labels[0].label}? ${roundPercent(labels[0].share)}` : "",
       })));
       list.note = noteOf(answer);
       list.done = true;
       changed();
     } catch (problem) {
-      if (!controller.signal.aborted) failed(problem);
+      failed(problem);
     }
   }
 
   return Object.assign(list, {
     need() {
-      if (!asked) load();
-      asked = true;
+      asked ??= load();
     },
-    stop: () => controller.abort(),
   });
 }
 
 function noteOf({ labeled, unlabeled, suggestions: chosen, note }) {
   if (!unlabeled) return "Every picture has a label.";
-  const counts = `${plural(labeled, "picture has", "pictures have")} a label, ${plural(unlabeled, "picture has", "pictures have")} none.`;
-  const first = chosen.length < unlabeled ? `These ${chosen.length} would teach most.` : "The first ones would teach most.";
+  const have = (n) => plural(n, "picture has", "pictures have");
+  const counts = `${have(labeled)} a label, ${have(unlabeled)} none.`;
+  const first = `${chosen.length < unlabeled ? `These ${chosen.length}` : "The first ones"} would teach most.`;
   return [counts, first, "Select pictures of the same kind, give them a label, and ask again.", note].filter(Boolean).join(" ");
 }

@@ -5,32 +5,23 @@
  */
 
 const PART = String.raw`(?:"(?:[^"\\]|\\.)*"|[\p{L}\p{N}_-]+)`;
-const CONDITION = new RegExp(String.raw`^\s*(${PART}(?:\.${PART})*)\s*(?::|=)\s*(.*)$`, "su");
+const NAME = String.raw`${PART}(?:\.${PART})*`;
+const CONDITION = new RegExp(String.raw`^\s*(${NAME})\s*(?::|=)\s*(.*)$`, "su");
+const PATH = new RegExp(`^${NAME}$`, "u");
 const PLAIN = /^\p{L}[\p{L}\p{N}_-]*(?: [\p{L}\p{N}_-]+)*$/u;
 
-/** Split `text` at `separator`, a sticky regular expression, but not inside JSON strings. */
+/** Split `text` at `separator`, the source of a regular expression, but not inside JSON strings. */
 function split(text, separator) {
-  const parts = [];
-  let start = 0;
-  for (let i = 0; i < text.length; i += 1) {
-    if (text[i] === '"') {
-      const string = /"(?:[^"\\]|\\.)*"/y;
-      string.lastIndex = i;
-      if (string.test(text)) i = string.lastIndex - 1;
-      continue;
-    }
-    separator.lastIndex = i;
-    if (separator.test(text)) {
-      parts.push(text.slice(start, i));
-      start = separator.lastIndex;
-      i = start - 1;
-    }
+  const parts = [""];
+  for (const [token, end] of text.matchAll(new RegExp(String.raw`"(?:[^"\\]|\\.)*"|(${separator})|.`, "gis"))) {
+    if (end) parts.push("");
+    else parts[parts.length - 1] += token;
   }
-  return [...parts, text.slice(start)].map((part) => part.trim()).filter(Boolean);
+  return parts.map((part) => part.trim()).filter(Boolean);
 }
 
 /** Return the conditions of the filter line. */
-export const conditionsOf = (line) => split(line, /\s+and\s+/iy);
+export const conditionsOf = (line) => split(line, String.raw`\s+and\s+`);
 
 export const lineOf = (conditions) => conditions.join(" and ");
 
@@ -38,17 +29,22 @@ export const lineOf = (conditions) => conditions.join(" and ");
 const written = (value) =>
   (typeof value !== "string" || (PLAIN.test(value) && !/^(?:true|false)$|\band\b/i.test(value)) ? String(value) : JSON.stringify(value));
 
+/** Return the names in the name of a field, as in camera.model. Parts with special characters are JSON strings. */
+export const pathOf = (field) => (PATH.test(field)
+  ? [...field.matchAll(new RegExp(PART, "gu"))].map(([part]) => (part.startsWith('"') ? JSON.parse(part) : part)) : [field]);
+
 /** Return the values that `conditions` accept for a field, as written, or null if none restricts it by value. */
 export function valuesOf(conditions, field) {
   for (const condition of conditions) {
     const [, name, values] = CONDITION.exec(condition) ?? [];
-    if (name === field) return split(values, /,/y);
+    if (name === field) return split(values, ",");
   }
   return null;
 }
 
-export const accepts = (conditions, field, value) =>
-  (valuesOf(conditions, field) ?? []).some((one) => one === written(value) || one === JSON.stringify(value));
+const isWritten = (value) => (text) => text === written(value) || text === JSON.stringify(value);
+
+export const accepts = (conditions, field, value) => (valuesOf(conditions, field) ?? []).some(isWritten(value));
 
 /** Return `conditions` without those that restrict a field by value. */
 export const without = (conditions, field) => conditions.filter((condition) => CONDITION.exec(condition)?.[1] !== field);
@@ -56,7 +52,6 @@ export const without = (conditions, field) => conditions.filter((condition) => C
 /** Accept one more value of a field, or no longer accept it. */
 export function toggle(conditions, field, value) {
   const values = valuesOf(conditions, field) ?? [];
-  const others = values.filter((one) => one !== written(value) && one !== JSON.stringify(value));
-  const next = others.length < values.length ? others : [...values, written(value)];
-  return next.length ? [...without(conditions, field), `${field}:${next.join(",")}`] : without(conditions, field);
+  const next = values.some(isWritten(value)) ? values.filter((text) => !isWritten(value)(text)) : [...values, written(value)];
+  return [...without(conditions, field), ...(next.length ? [`${field}:${next.join(",")}`] : [])];
 }

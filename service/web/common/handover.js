@@ -1,14 +1,11 @@
-/** What one view hands to another: pictures chosen on the map for Browse, and the last answer of Ask for the map. */
+/** What one view leaves for another. */
 
-const state = { chosen: null, asked: null };
+/** Return a picture as Browse shows it, from a record of the API. */
+export const itemOf = ({ key, metadata, thumbnail }) => ({ key, metadata, stored: thumbnail !== null });
 
-/** Hand over pictures, each with key, metadata and stored. */
-export const handOver = (items) => { state.chosen = items; };
-
-/** Return the pictures that were handed over last, or null. */
-export const handedOver = () => state.chosen;
-
-/** Remember the last answer: the name of the picture, and the keys of the pictures nearest to it. */
-export const setAsked = (asked) => { state.asked = asked; };
-
-export const lastAsked = () => state.asked;
+export const handover = {
+  chosen: null, // pictures for Browse: each with key, metadata and stored; partial if that is not all of its metadata
+  where: "", // they were chosen
+  asked: null, // the last answer of Ask, for the map: the name of its picture, and the keys of the pictures nearest to it
+  mapJob: null, // the last job that has computed a map, for the map, which loads it
+};

@@ -1,6 +1,7 @@
 /** Shows problems, and asks for the API key. */
 
-import { $, el } from "./dom.js";
+import { $, button, el } from "./dom.js";
+import { isReady } from "./readiness.js";
 import { Problem, apiKey, forgetApiKey } from "./server.js";
 
 const RETRYABLE = new Set([0, 429, 503, 504]);
@@ -17,19 +18,20 @@ export function showProblem(problem, retry = null) {
   if (problem.status === 401) return askForKey(problem.key);
   const text = problem.title + problem.detail;
   if ([...$("problems").children].some((shown) => shown.dataset.text === text)) return;
-  const notice = el("section", { className: "problem" }, el("h2", { textContent: problem.title }),
-    el("p", { textContent: problem.detail }));
-  notice.dataset.text = text;
+  const notice = el("section.problem", { data: { text } }, el("h2", problem.title), el("p", problem.detail));
   if (retry && RETRYABLE.has(problem.status)) {
-    const button = el("button", { type: "button", textContent: "Try again" });
-    button.addEventListener("click", () => {
+    notice.append(button("Try again", () => {
       notice.remove();
       document.querySelector("main").focus(); // the focused button was removed
       retry();
-    });
-    notice.append(button);
+    }));
   }
   $("problems").append(notice);
+}
+
+/** Show why a view could not be loaded, unless the page already says that the server is not ready. */
+export function showLoadProblem(problem, retry) {
+  if (isReady() || problem.status === 401) showProblem(problem, retry);
 }
 
 /** Ask for an API key. `rejected` is the key of the rejected request, or empty. */

@@ -4,6 +4,7 @@
  * Guarantees: only the server of the page is contacted; the API key stays in the session storage of this tab.
  */
 
+import { el } from "./dom.js";
 import { fileSize } from "./format.js";
 
 const KEY_ITEM = "fc7.api-key";
@@ -22,6 +23,11 @@ export const forgetApiKey = () => sessionStorage.removeItem(KEY_ITEM);
 
 /** Return the path of an image. The key is one segment, because a browser would resolve `..` in a key with slashes. */
 export const imagePath = (key) => `v1/images/${encodeURIComponent(key)}`;
+
+/** Return the path of a version of a model, below those of the API and the page. */
+export const versionPath = ({ name, version }) => `${encodeURIComponent(name)}/${version}`;
+
+export const versionLink = (model) => el("a", { href: `#/model/${versionPath(model)}` }, `${model.name}:${model.version}`);
 
 /** Fetch `path`, with the API key if there is one. Throws Problem, or the error of the aborted signal. */
 export async function request(path, { method, body, json, signal, keepalive } = {}) {
@@ -56,12 +62,33 @@ export async function requestTimed(path, options) {
   return { answer, timing: { ...stages, total: performance.now() - start } };
 }
 
+/** Download a small file. A plain link would not send the API key. */
+export async function saveFile(path, name) {
+  const url = URL.createObjectURL(await (await request(path)).blob());
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}
+
+/** Return `next()`, which aborts the last signal and returns a new one, `current()`, and `abort()`. */
+export function signals() {
+  let controller = new AbortController();
+  return {
+    next() {
+      controller.abort();
+      controller = new AbortController();
+      return controller.signal;
+    },
+    current: () => controller.signal,
+    abort: () => controller.abort(),
+  };
+}
+
 /** Return a query string. Values that are null or empty are left out; lists are repeated. */
 export function query(parameters) {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
     for (const one of Array.isArray(value) ? value : [value]) {
-      if (one !== null && one !== undefined && one !== "") search.append(name, one);
+      if ((one ?? "") !== "") search.append(name, one);
     }
   }
   return search.size ? `?${search}` : "";

@@ -1,41 +1,32 @@
-/** The view Jobs: work in the background, the health of the server, and snapshots. */
+/** The view Jobs: work in the background, the health of the server, snapshots and backups. */
 
-import { $, announce, button, el } from "../common/dom.js";
-import { clearProblems, showProblem } from "../common/notices.js";
-import { isReady } from "../common/readiness.js";
-import { query, request, requestJson } from "../common/server.js";
+import { $, announce, el } from "../common/dom.js";
+import { handover } from "../common/handover.js";
+import { clearProblems, showLoadProblem, showProblem } from "../common/notices.js";
+import { request, requestJson, saveFile, signals } from "../common/server.js";
+import { backups, snapshots } from "./copies.js";
 import { health } from "./health.js";
 import { isActive, jobCard } from "./job.js";
-import { snapshots } from "./snapshots.js";
 
 const SOON_MS = 1000; // while a job is active
 const LATER_MS = 5000;
 const WINDOW_MS = 10_000; // for the rate of a job
 
-const state = { controller: new AbortController(), history: new Map() };
+const state = { history: new Map(), backups: null };
+const watched = signals();
 
-const list = el("ul", { id: "job-list", className: "job-list" }, el("li", { className: "help", textContent: "Loading …" }));
-const status = el("p", { className: "help", role: "status" });
-const file = el("input", {
-  type: "file", className: "visually-hidden", tabIndex: -1, ariaHidden: "true", accept: ".zip,.tar,.gz,.tgz,.bz2,.tbz2",
-});
-const plots = health();
-$("jobs").append(
-  el("div", { className: "job-columns" },
-    el("section", { ariaLabel: "Background jobs" },
-      el("h2", { textContent: "Jobs" }),
-      el("p", { className: "row" }, button("Add an archive of pictures", () => file.click(), { className: "small primary" }),
-        button("Compute a map", () => start("map"), { className: "small" }),
-        button("Fit the last layer to the labels", () => start("head"), { className: "small" })),
-      file, status, list),
-    el("div", {}, plots.node, snapshots())));
+const [list, status, file] = ["list", "status", "file"].map((id) => $(`job-${id}`));
+const watchHealth = health();
+const taken = [snapshots(), backups(again)];
+$("job-server").append(...taken.map(({ node }) => node));
+$("job-archive").onclick = () => file.click();
+for (const kind of ["map", "head"]) {
+  $(`job-${kind}`).onclick = () => change(() => request(`v1/jobs?kind=${kind}`, { method: "POST", json: {} }), "The job was started.");
+}
 
 /** Return the entries per second in the last seconds, or null if that is not known yet. */
 function paceOf({ id, seen, state: now }) {
-  if (now !== "running") {
-    state.history.delete(id);
-    return null;
-  }
+  if (now !== "running") return null;
   const readings = state.history.get(id) ?? [];
   readings.push([performance.now(), seen]);
   while (readings.length > 2 && readings.at(-1)[0] - readings[0][0] > WINDOW_MS) readings.shift();
@@ -45,18 +36,21 @@ function paceOf({ id, seen, state: now }) {
 }
 
 async function watch(signal) {
-  let pause = LATER_MS;
   try {
     const { jobs: all } = await requestJson("v1/jobs", { signal });
     if (signal.aborted) return;
     show(all);
-    if (all.some(isActive)) pause = SOON_MS;
+    const done = all.filter(({ state: now }) => now === "done");
+    handover.mapJob = done.find(({ kind }) => kind === "map")?.id ?? null;
+    const complete = done.filter(({ kind }) => kind === "backup").length;
+    if (complete !== (state.backups ?? complete)) taken[1].load();
+    state.backups = complete;
+    setTimeout(() => signal.aborted || watch(signal), all.some(isActive) ? SOON_MS : LATER_MS);
   } catch (problem) {
     if (signal.aborted) return;
-    if (isReady() || problem.status === 401) showProblem(problem, () => watch(signal));
-    return;
+    list.firstElementChild?.classList.remove("loading");
+    showLoadProblem(problem, () => watch(signal));
   }
-  setTimeout(() => signal.aborted || watch(signal), pause);
 }
 
 /** Show the jobs. Only what changed is drawn again, so that the focus and opened details stay. */
@@ -66,11 +60,10 @@ function show(all) {
     const pace = paceOf(job);
     const text = JSON.stringify([job, pace]);
     const node = old.get(job.id);
-    if (node?.text === text) return node;
-    return replaced(node, Object.assign(jobCard(job, pace, actions), { text }));
+    return node?.text === text ? node : replaced(node, Object.assign(jobCard(job, pace, actions), { text }));
   });
+  if (!nodes.length) nodes.push(el("li.help", "No jobs yet."));
   if (nodes.length !== list.childElementCount || nodes.some((node, i) => list.children[i] !== node)) list.replaceChildren(...nodes);
-  if (!nodes.length) list.replaceChildren(el("li", { className: "help", textContent: "No jobs yet." }));
 }
 
 /** Put `node` into the place of `old`, with its open details and its focus. */
@@ -95,55 +88,37 @@ async function change(work, words) {
 }
 
 const path = ({ id }) => `v1/jobs/${encodeURIComponent(id)}`;
+const cancel = (job, words) => change(() => request(path(job), { method: "DELETE" }), words);
 const actions = {
-  cancel: (job) => change(() => request(path(job), { method: "DELETE" }), "The job stops after its current batch."),
-  remove: (job) => change(() => request(path(job), { method: "DELETE" }), "The files are deleted."),
+  cancel: (job) => cancel(job, "The job stops after its current batch."),
+  remove: (job) => cancel(job, "The files are deleted."),
   retry: (job) => change(() => request(`${path(job)}/retry`, { method: "POST" }), "The job continues."),
-  async download(job) {
-    try {
-      const blob = await (await request(`${path(job)}/result`)).blob();
-      const url = URL.createObjectURL(blob);
-      el("a", { href: url, download: `${job.id}.${job.parameters.format ?? "jsonl"}` }).click();
-      setTimeout(() => URL.revokeObjectURL(url), 60_000);
-    } catch (problem) {
-      showProblem(problem);
-    }
-  },
+  download: (job) => saveFile(`${path(job)}/result`, `${job.id}.${job.parameters.format ?? "jsonl"}`).catch(showProblem),
 };
 
-const start = (kind) => change(() => request(`v1/jobs${query({ kind })}`, { method: "POST", json: {} }), "The job was started.");
-
-file.addEventListener("change", async () => {
+file.onchange = async () => {
   const [archive] = file.files;
   file.value = "";
   if (!archive) return;
   status.textContent = `Uploading ${archive.name} …`;
   await change(() => request("v1/jobs", { body: archive }), "The job was started.");
   status.textContent = "";
-});
+};
 
 /** Start watching again, immediately. */
 function again() {
-  state.controller.abort();
   if ($("jobs").hidden) return;
-  state.controller = new AbortController();
-  watch(state.controller.signal);
-  plots.run(state.controller.signal);
+  const signal = watched.next();
+  watch(signal);
+  watchHealth(signal);
 }
 
 export const jobs = {
   show(_path, _parameters, entered) {
-    $("jobs").hidden = false;
-    document.title = "Jobs – fc7";
     if (entered) clearProblems();
     again();
+    for (const { load } of taken) load();
   },
-  hide() {
-    state.controller.abort();
-    $("jobs").hidden = true;
-  },
-  forget() {
-    list.replaceChildren();
-  },
-  key: () => false,
+  hide: watched.abort,
+  forget: () => list.replaceChildren(),
 };

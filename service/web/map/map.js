@@ -1,13 +1,12 @@
 /** The view Map: all pictures in a plane, similar ones near each other. */
 
-import { $, announce, button, cutName, el } from "../common/dom.js";
+import { $, announce, button, cutName, el, options } from "../common/dom.js";
 import { count, plural } from "../common/format.js";
-import { handOver, lastAsked } from "../common/handover.js";
-import { asProblem, clearProblems, showProblem } from "../common/notices.js";
-import { isReady } from "../common/readiness.js";
-import { go } from "../common/router.js";
-import { query, request, requestJson } from "../common/server.js";
-import { showThumbnail } from "../common/thumbnails.js";
+import { handover } from "../common/handover.js";
+import { clearProblems, showLoadProblem, showProblem } from "../common/notices.js";
+import { go, openPicture } from "../common/router.js";
+import { query, request, requestJson, signals } from "../common/server.js";
+import { thumbnail } from "../common/thumbnails.js";
 import { toggle } from "../browse/where.js";
 import { plot } from "./plot.js";
 
@@ -15,49 +14,45 @@ import { plot } from "./plot.js";
 const COLORS = ["#3a7fc1", "#d9742b", "#3d9a50", "#c8423f", "#8c66b5", "#95704f", "#d06aa9", "#8a8f2c", "#2fa2ad", "#5560c9", "#b08a1e", "#5f8f7b"];
 const OTHER = "#8a867d";
 
-const state = { loaded: "", map: null, controller: new AbortController(), chosen: [], field: "label" };
+const state = { loaded: "", where: [], job: null, map: null, requests: signals(), chosen: [], field: "label" };
 
-const [total, field, tools, better, status, empty, columns, canvas, card, zoom, legend, chosen] =
-  ["total", "field", "tools", "better", "status", "empty", "columns", "canvas", "card", "zoom", "legend", "chosen"].map((id) => $(`map-${id}`));
+const [total, field, better, canvas, card, chosen] = ["total", "field", "better", "canvas", "card", "chosen"].map((id) => $(`map-${id}`));
 const view = plot(canvas, {
   pointed: showCard,
-  opened: (i) => { go(`#${encodeURIComponent(state.map.keys[i])}`); scrollTo({ top: 0 }); },
+  opened: (i) => openPicture(state.map.keys[i]),
   encircled: showChosen,
 });
-[() => view.zoom(true), () => view.zoom(false), () => view.fit()].forEach((work, i) => { zoom.children[i].onclick = work; });
-tools.addEventListener("change", ({ target }) => view.set({ tool: target.value }));
-better.addEventListener("click", compute);
+[() => view.zoom(true), () => view.zoom(false), () => view.fit()].forEach((work, i) => { $("map-zoom").children[i].onclick = work; });
+$("map-tools").onchange = ({ target }) => view.set({ tool: target.value });
+better.onclick = compute;
 
 async function load() {
-  state.controller.abort();
-  state.controller = new AbortController();
-  const { signal } = state.controller;
+  const signal = state.requests.next();
   clearProblems();
   total.textContent = "Loading …";
   try {
-    const where = new URLSearchParams(location.hash.split(/\?(.*)/s)[1] ?? "").getAll("where");
     const [map, fields] = await Promise.all([
-      requestJson(`v1/index/map${query({ field: state.field, where })}`, { signal }),
+      requestJson(`v1/index/map${query({ field: state.field, where: state.where })}`, { signal }),
       requestJson(`v1/index/fields${query({ limit: 1 })}`, { signal }),
     ]);
     if (signal.aborted) return;
     const names = new Set(["label", ...fields.fields.map(({ name }) => name)]);
-    field.replaceChildren(...[...names].map((value) => el("option", { value, textContent: value, selected: value === state.field })));
+    field.replaceChildren(...options([...names]));
+    field.value = state.field;
     state.map = map;
     show(map);
-  } catch (error) {
-    const problem = asProblem(error);
+  } catch (problem) {
     if (signal.aborted) return;
     state.loaded = "";
     total.textContent = "No map";
-    if (isReady() || problem.status === 401) showProblem(problem, load);
+    showLoadProblem(problem, load);
   }
 }
 
 function show(map) {
   const { keys, x, y, labels, label, images, method, missing, next_cursor: next } = map;
-  empty.hidden = images > 0;
-  columns.hidden = images === 0;
+  $("map-empty").hidden = images > 0;
+  $("map-columns").hidden = images === 0;
   total.textContent = plural(images, "picture");
   const notes = [
     images > 0 && (method === "pca" ? "Similar pictures are near each other, roughly: this is the quick map."
@@ -65,8 +60,7 @@ function show(map) {
     missing > 0 && `${plural(missing, "picture is", "pictures are")} not placed yet.`,
     next && `The map shows ${count(keys.length)} of them.`,
   ];
-  status.replaceChildren(notes.filter(Boolean).join(" "), missing > 0 ? " " : "\u00a0",
-    ...(missing > 0 ? [button("Place more", load, { className: "link" })] : []));
+  $("map-status").replaceChildren(notes.filter(Boolean).join(" "), ...(missing > 0 ? [" ", button("Place more", load, "link")] : ["\u00a0"]));
   better.hidden = images === 0;
   const counts = labels.map(() => 0);
   for (const each of label) if (each !== null) counts[each] += 1;
@@ -79,34 +73,32 @@ function show(map) {
   describe();
   const rest = order.slice(COLORS.length);
   const unlabelled = label.filter((each) => each === null).length;
-  legend.replaceChildren(
+  $("map-legend").replaceChildren(
     ...order.slice(0, COLORS.length).map((i, rank) => entry(labels[i], counts[i], COLORS[rank], rank, toggle([], state.field, labels[i]))),
-    ...(rest.length ? [entry(`${count(rest.length)} other values`, rest.reduce((sum, i) => sum + counts[i], 0), OTHER, COLORS.length)] : []),
-    ...(unlabelled ? [entry(`without ${state.field}`, unlabelled, OTHER, COLORS.length)] : []));
+    rest.length ? entry(`${count(rest.length)} other values`, rest.reduce((sum, i) => sum + counts[i], 0), OTHER, COLORS.length) : "",
+    unlabelled ? entry(`without ${state.field}`, unlabelled, OTHER, COLORS.length) : "");
 }
 
 /** Tell screen readers what the canvas shows. */
 function describe() {
-  const pin = pinOf(state.map) ? `, with a pin at ${lastAsked().name}` : "";
+  const pin = pinOf(state.map) ? `, with a pin at ${handover.asked.name}` : "";
   canvas.ariaLabel = `Map of ${plural(state.map.images, "picture")}${pin}. The list of labels has the same pictures. `
     + "Arrow keys move, plus and minus zoom, 0 shows all.";
 }
 
 /** An entry of the legend. The pointer or focus on it highlights its points; it opens its pictures in Browse. */
 function entry(name, images, color, rank, where = null) {
-  const swatch = el("span", { className: "swatch", ariaHidden: "true" });
-  swatch.style.background = color;
-  const text = [swatch, el("span", { className: "value", textContent: name }), el("span", { className: "count", textContent: count(images) })];
-  const node = where ? el("a", { href: `#/browse${query({ where })}`, data: { view: "browse" } }, ...text) : el("span", {}, ...text);
+  const text = [el("span.swatch", { ariaHidden: "true", style: `background: ${color}` }), el("span.value", name), el("span.count", count(images))];
+  const node = where ? el("a", { href: `#/browse${query({ where })}` }, ...text) : el("span", ...text);
   for (const on of ["pointerenter", "focus"]) node.addEventListener(on, () => view.set({ dimmed: rank }));
   for (const off of ["pointerleave", "blur"]) node.addEventListener(off, () => view.set({ dimmed: null }));
-  return el("li", {}, node);
+  return el("li", node);
 }
 
 /** The picture of the last question: at its own place if it is indexed, otherwise between the pictures nearest to it. */
 function pinOf({ keys, x, y }) {
-  const near = new Set(lastAsked()?.keys ?? []);
-  const found = keys.map((key, i) => [key, i]).filter(([key]) => near.has(key)).map(([, i]) => i);
+  const near = new Set(handover.asked?.keys ?? []);
+  const found = [...keys.keys()].filter((i) => near.has(keys[i]));
   if (!found.length) return null;
   return [x, y].map((values) => found.reduce((sum, i) => sum + values[i], 0) / found.length);
 }
@@ -120,28 +112,26 @@ function showCard(i) {
   card.style.top = `${Math.min(y + 14, canvas.clientHeight - 190)}px`;
   if (card.dataset.key === keys[i]) return;
   card.dataset.key = keys[i];
-  const thumb = el("span", { className: "thumb" });
-  card.replaceChildren(thumb, el("span", { textContent: label[i] === null ? "" : labels[label[i]] }), cutName(keys[i]));
-  showThumbnail(thumb, keys[i], true);
+  card.replaceChildren(thumbnail(keys[i]), el("span", label[i] === null ? "" : labels[label[i]]), cutName(keys[i]));
 }
 
 function showChosen(indices) {
   state.chosen = indices;
   chosen.hidden = indices.length === 0;
-  chosen.replaceChildren(el("span", { className: "selected-count", textContent: `${count(indices.length)} chosen` }),
-    button("Show in Browse", browseChosen, { className: "small primary" }),
-    button("Clear", () => view.choose([]), { className: "small quiet" }));
+  chosen.firstElementChild.textContent = `${count(indices.length)} chosen`;
   if (indices.length) announce(`${plural(indices.length, "picture")} chosen.`);
 }
 
-function browseChosen() {
+$("map-clear").onclick = () => view.choose([]);
+$("map-browse").onclick = () => {
   const { keys, labels, label } = state.map;
-  handOver(state.chosen.map((i) => ({
-    key: keys[i], stored: true,
+  handover.chosen = state.chosen.map((i) => ({
+    key: keys[i], stored: true, partial: true,
     metadata: state.field === "label" && label[i] !== null ? { label: labels[label[i]] } : {},
-  })));
+  }));
+  handover.where = "on the map";
   go("#/browse?from=map");
-}
+};
 
 async function compute() {
   better.disabled = true;
@@ -155,17 +145,15 @@ async function compute() {
   }
 }
 
-field.addEventListener("change", () => {
+field.onchange = () => {
   state.field = field.value;
   load();
-});
+};
 
 export const map = {
-  show() {
-    $("map").hidden = false;
-    document.title = "Map – fc7";
-    if (state.loaded !== location.hash) {
-      state.loaded = location.hash;
+  show(path, parameters) {
+    if (state.loaded !== location.hash || state.job !== handover.mapJob) {
+      Object.assign(state, { loaded: location.hash, job: handover.mapJob, where: parameters.getAll("where") });
       load();
     } else if (state.map) {
       view.set({ pin: pinOf(state.map) });
@@ -173,14 +161,11 @@ export const map = {
     }
   },
   hide() {
-    state.controller.abort();
+    state.requests.abort();
     card.hidden = true;
-    $("map").hidden = true;
     if (total.textContent === "Loading …") state.loaded = "";
   },
-  forget() {
-    state.loaded = "";
-  },
+  forget: () => { state.loaded = ""; },
   key(event) {
     if (event.key !== "Escape" || !state.chosen.length) return false;
     view.choose([]);

@@ -20,7 +20,7 @@ export function plot(canvas, { pointed, opened, encircled }) {
   const state = {
     points: { x: [], y: [], keys: [], color: [] }, colors: [], dimmed: null, chosen: new Set(), pin: null,
     scale: 1, left: 0, top: 0, // screen = left + scale * x
-    tool: "move", pointers: new Map(), path: [], moved: 0, at: null, frame: 0,
+    tool: "move", pointers: new Map(), path: [], moved: 0, frame: 0,
   };
   const later = () => { state.frame ||= requestAnimationFrame(draw); };
   const screen = (i) => [state.left + state.scale * state.points.x[i], state.top - state.scale * state.points.y[i]];
@@ -54,10 +54,8 @@ export function plot(canvas, { pointed, opened, encircled }) {
     state.frame = 0;
     const [width, height, ratio] = [canvas.clientWidth, canvas.clientHeight, devicePixelRatio];
     if (!width || !state.colors.length) return; // hidden, or not loaded
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
-    }
+    const [columns, rows] = [width, height].map((pixels) => Math.round(pixels * ratio));
+    if (canvas.width !== columns || canvas.height !== rows) Object.assign(canvas, { width: columns, height: rows });
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     const { x, color } = state.points;
@@ -72,13 +70,12 @@ export function plot(canvas, { pointed, opened, encircled }) {
     const radius = Math.max(1.5, Math.min(5, 120 / Math.sqrt(visible || 1)));
     const others = byColor.length - 1; // below all labels; then the frequent ones, which would cover the rare ones
     for (const c of [others, ...byColor.slice(0, others).keys()]) {
-      const indices = byColor[c];
       context.fillStyle = state.colors[c];
       context.globalAlpha = state.dimmed === null || state.dimmed === c ? 1 : 0.12;
-      for (const i of indices) {
+      for (const i of byColor[c]) {
         const [px, py] = screen(i);
         if (visible > 5000) context.fillRect(px - radius, py - radius, 2 * radius, 2 * radius); // circles would take too long
-        else circle(px, py, radius);
+        else circle(px, py, radius).fill();
       }
     }
     context.globalAlpha = 1;
@@ -89,28 +86,24 @@ export function plot(canvas, { pointed, opened, encircled }) {
   function circle(x, y, radius) {
     context.beginPath();
     context.arc(x, y, radius, 0, 2 * Math.PI);
-    context.fill();
+    return context;
   }
 
   function thumbnail(i) {
     const image = picture(state.points.keys[i], later);
     if (!image) return;
-    const [px, py] = screen(i);
-    context.drawImage(image, px - SIZE / 2, py - SIZE / 2, SIZE, SIZE);
+    const box = [...screen(i).map((center) => center - SIZE / 2), SIZE, SIZE];
+    context.drawImage(image, ...box);
     context.strokeStyle = state.colors[state.points.color[i]];
     context.lineWidth = 2;
-    context.strokeRect(px - SIZE / 2, py - SIZE / 2, SIZE, SIZE);
+    context.strokeRect(...box);
   }
 
   function marks(radius) {
     const style = getComputedStyle(canvas);
     context.strokeStyle = style.color;
     context.lineWidth = 1.5;
-    for (const i of state.chosen) {
-      context.beginPath();
-      context.arc(...screen(i), radius + 2, 0, 2 * Math.PI);
-      context.stroke();
-    }
+    for (const i of state.chosen) circle(...screen(i), radius + 2).stroke();
     if (state.pin) {
       const [px, py] = [state.left + state.scale * state.pin[0], state.top - state.scale * state.pin[1]];
       context.fillStyle = style.color;
@@ -121,8 +114,7 @@ export function plot(canvas, { pointed, opened, encircled }) {
     }
     if (state.path.length > 1) {
       context.setLineDash([5, 4]);
-      context.beginPath();
-      for (const [px, py] of state.path) context.lineTo(px, py);
+      outline();
       context.closePath();
       context.stroke();
       context.setLineDash([]);
@@ -140,17 +132,16 @@ export function plot(canvas, { pointed, opened, encircled }) {
     return found;
   }
 
-  /** Choose the points inside the path, by the even-odd rule. */
-  function encircle() {
+  function outline() {
     context.beginPath();
     for (const [px, py] of state.path) context.lineTo(px, py);
+  }
+
+  /** Choose the points inside the path, by the even-odd rule. */
+  function encircle() {
+    outline();
     const ratio = devicePixelRatio; // isPointInPath does not apply the transformation to the point
-    const inside = [];
-    for (let i = 0; i < state.points.x.length; i += 1) {
-      const [px, py] = screen(i);
-      if (context.isPointInPath(px * ratio, py * ratio, "evenodd")) inside.push(i);
-    }
-    choose(inside);
+    choose([...state.points.x.keys()].filter((i) => context.isPointInPath(...screen(i).map((at) => at * ratio), "evenodd")));
   }
 
   function choose(indices) {
@@ -159,19 +150,21 @@ export function plot(canvas, { pointed, opened, encircled }) {
     later();
   }
 
-  canvas.addEventListener("pointerdown", (event) => {
+  canvas.onpointerdown = (event) => {
     canvas.setPointerCapture(event.pointerId);
-    state.pointers.set(event.pointerId, [event.offsetX, event.offsetY]);
+    const start = [event.offsetX, event.offsetY];
+    state.pointers.set(event.pointerId, start);
     state.moved = 0;
-    state.path = state.tool === "choose" || event.shiftKey ? [[event.offsetX, event.offsetY]] : [];
-  });
-  canvas.addEventListener("pointermove", (event) => {
+    state.path = state.tool === "choose" || event.shiftKey ? [start] : [];
+  };
+  canvas.onpointermove = (event) => {
     const [x, y] = [event.offsetX, event.offsetY];
     const before = state.pointers.get(event.pointerId);
     if (!before) {
-      state.at = nearest(x, y);
-      canvas.style.cursor = state.at === null ? "" : "pointer";
-      return pointed(state.at, x, y);
+      const at = nearest(x, y);
+      canvas.style.cursor = at === null ? "" : "pointer";
+      pointed(at);
+      return;
     }
     const other = [...state.pointers].find(([id]) => id !== event.pointerId)?.[1];
     state.moved += Math.hypot(x - before[0], y - before[1]);
@@ -184,27 +177,22 @@ export function plot(canvas, { pointed, opened, encircled }) {
       later();
     } else pan(x - before[0], y - before[1]);
     state.pointers.set(event.pointerId, [x, y]);
-    return undefined;
-  });
+  };
   const up = (event) => {
     if (!state.pointers.delete(event.pointerId) || event.type === "pointercancel") return;
-    const drawn = state.path.length > 2 && state.moved > CLICK;
-    if (drawn) encircle();
-    else if (state.moved <= CLICK) {
-      const i = nearest(event.offsetX, event.offsetY);
-      if (i !== null) opened(i);
-    }
+    const i = state.moved > CLICK ? null : nearest(event.offsetX, event.offsetY);
+    if (state.path.length > 2 && state.moved > CLICK) encircle();
+    else if (i !== null) opened(i);
     state.path = [];
     later();
   };
-  canvas.addEventListener("pointerup", up);
-  canvas.addEventListener("pointercancel", up);
-  canvas.addEventListener("pointerleave", () => pointed(null));
+  canvas.onpointerup = canvas.onpointercancel = up;
+  canvas.onpointerleave = () => pointed(null);
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / 400), event.offsetX, event.offsetY);
   }, { passive: false });
-  canvas.addEventListener("keydown", (event) => {
+  canvas.onkeydown = (event) => {
     const step = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] }[event.key];
     if (step) pan(...step);
     else if (event.key === "+" || event.key === "=") zoom(ZOOM);
@@ -212,11 +200,11 @@ export function plot(canvas, { pointed, opened, encircled }) {
     else if (event.key === "0") fit();
     else return;
     event.preventDefault();
-  });
+  };
   new ResizeObserver(later).observe(canvas);
 
   return {
-    fit, draw: later, choose, zoom: (closer) => zoom(closer ? ZOOM : 1 / ZOOM), screen,
+    fit, choose, zoom: (closer) => zoom(closer ? ZOOM : 1 / ZOOM), screen,
     set(changes) { Object.assign(state, changes); later(); },
   };
 }

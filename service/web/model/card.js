@@ -1,6 +1,6 @@
 /** The card of a version: what it was trained for, and how good it is. */
 
-import { el } from "../common/dom.js";
+import { el, fill } from "../common/dom.js";
 import { count, day, percent, plural } from "../common/format.js";
 
 export const isNumber = (value) => typeof value === "number";
@@ -29,45 +29,44 @@ function verdict({ metrics }) {
   return better === false ? `${compared} The difference may be chance.` : compared;
 }
 
+export const statusOf = ({ serving, active }) => (serving ? "answers now" : active ? "active after the next start" : "");
+
 /** Return the card. */
 export function card(model) {
-  const { name, version, created, architecture, classes, metrics, serving, active } = model;
-  const status = serving ? "answers now" : active ? "active after the next start" : "not active";
+  const { name, version, created, architecture, classes, metrics } = model;
+  const status = statusOf(model) || "not active";
   const rows = figures(metrics).map(([title, key, text, help]) =>
-    el("tr", {}, el("th", { scope: "row" }, title, el("span", { className: "help", textContent: help })),
-      el("td", { textContent: text(metrics[key]) })));
+    [[title, el("span.help", help)], text(metrics[key])]);
   const perClass = Array.isArray(metrics.per_class) ? metrics.per_class : [];
-  return el("section", { className: "card" },
-    el("header", {}, el("h2", { textContent: `${name}, version ${version}` }),
-      el("p", { className: "help", textContent: `${status} · ${architecture} · ${plural(classes.length, "class", "classes")} · published ${day(created)}` })),
-    el("p", { className: "sentence", textContent: verdict(model) }),
-    el("div", { className: "tables" },
+  return el("section.card",
+    el("header", el("h2", `${name}, version ${version}`),
+      el("p.help", `${status} · ${architecture} · ${plural(classes.length, "class", "classes")} · published ${day(created)}`)),
+    el("p.sentence", verdict(model)),
+    el("div.tables",
       rows.length > 0 && table("Figures on the validation pictures", null, rows),
       perClass.length ? classTable(perClass) : classList(classes)));
 }
 
-export const table = (caption, head, rows) =>
-  el("div", { className: "table", tabIndex: 0, role: "region", ariaLabel: caption },
-    el("table", {}, el("caption", { textContent: caption }), head && el("thead", {}, head), el("tbody", {}, ...rows)));
+/** Return a table. `head`: the columns, or null. `rows`: lists of texts or elements. The first of each names the row. */
+export function table(caption, head, rows) {
+  const line = (scope, tag, properties = {}) => ([first, ...others]) => el("tr", first === "" ? el("td") : el("th", { scope }, ...[first].flat()),
+    ...others.map((each) => (each === "" ? el("td") : el(tag, properties, each))));
+  return el("div.table", { tabIndex: 0, role: "region", ariaLabel: caption },
+    el("table", el("caption", caption), head && el("thead", line("col", "th.number", { scope: "col" })(head)),
+      el("tbody", ...rows.map(line("row", "td.number")))));
+}
 
 function classTable(classes) {
-  const head = el("tr", {}, ...["Class", "Pictures", "Precision", "Recall"].map((textContent, i) =>
-    el("th", { scope: "col", textContent, className: i ? "number" : "" })));
-  const cell = (value) => {
-    if (!isNumber(value)) return el("td", { className: "number", textContent: "–" });
-    const fill = el("span", { className: "fill" });
-    fill.style.width = `${100 * value}%`;
-    return el("td", { className: "number" }, el("span", { className: "meter", ariaHidden: "true" }, fill),
-      el("span", { className: "share", textContent: percent(value) }));
+  const share = (value) => {
+    if (!isNumber(value)) return "–";
+    return el("span", el("span.meter", { ariaHidden: "true" }, fill(value)), el("span.share", percent(value)));
   };
-  const rows = classes.map(({ label, images, precision, recall }) =>
-    el("tr", {}, el("th", { scope: "row", textContent: label }), el("td", { className: "number", textContent: count(images ?? 0) }),
-      cell(precision), cell(recall)));
-  const box = table("Figures of each class", head, rows);
-  box.append(el("p", { className: "help", textContent: "Precision: how often this answer is right. Recall: how many pictures of the class are found." }));
+  const rows = classes.map(({ label, images, precision, recall }) => [label, count(images ?? 0), share(precision), share(recall)]);
+  const box = table("Figures of each class", ["Class", "Pictures", "Precision", "Recall"], rows);
+  box.append(el("p.help", "Precision: how often this answer is right. Recall: how many pictures of the class are found."));
   return box;
 }
 
 const classList = (classes) =>
-  el("div", { className: "table", tabIndex: 0, role: "region", ariaLabel: "Classes" }, el("h3", { textContent: "Classes" }),
-    el("ul", { className: "class-list" }, ...classes.map((textContent) => el("li", { textContent }))));
+  el("div.table", { tabIndex: 0, role: "region", ariaLabel: "Classes" }, el("h3", "Classes"),
+    el("ul.class-list", ...classes.map((textContent) => el("li", textContent))));

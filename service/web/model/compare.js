@@ -1,9 +1,9 @@
 /** Compares two versions: their figures, their classes and the pictures of their reports beside each other. */
 
-import { el } from "../common/dom.js";
+import { el, options } from "../common/dom.js";
 import { percent } from "../common/format.js";
 import { go } from "../common/router.js";
-import { query } from "../common/server.js";
+import { query, versionPath } from "../common/server.js";
 import { figures, isNumber, table } from "./card.js";
 import { reportFigures } from "./report.js";
 
@@ -14,13 +14,13 @@ export async function compare(models, model, other, signal) {
   const others = models.filter((each) => each !== model);
   if (!others.length) return "";
   const chosen = others.find((each) => nameOf(each) === other);
-  const select = el("select", { id: "compare" }, ...["", ...others.map(nameOf)].map((value) =>
-    el("option", { value, textContent: value || "choose a version", selected: chosen && value === other })));
-  select.addEventListener("change", () => {
-    go(`#/model/${encodeURIComponent(model.name)}/${model.version}${query({ with: select.value })}`);
-  });
-  return el("section", { className: "compare", ariaLabel: "Compare" }, el("h2", { textContent: "Compare" }),
-    el("p", { className: "row" }, el("label", { htmlFor: "compare", textContent: `Compare ${nameOf(model)} with` }), select),
+  const select = el("select", { id: "compare" }, el("option", { value: "" }, "choose a version"), ...options(others.map(nameOf)));
+  if (chosen) select.value = other;
+  select.onchange = () => {
+    go(`#/model/${versionPath(model)}${query({ with: select.value })}`);
+  };
+  return el("section.compare", { ariaLabel: "Compare" }, el("h2", "Compare"),
+    el("p.row", el("label", { htmlFor: "compare" }, `Compare ${nameOf(model)} with`), select),
     ...(chosen ? await sides([model, chosen], signal) : []));
 }
 
@@ -31,16 +31,14 @@ async function sides(models, signal) {
   const recalls = ({ metrics }) => new Map((metrics.per_class ?? []).filter(({ recall }) => isNumber(recall)).map(({ label, recall }) => [label, percent(recall)]));
   const pictures = [...left].flatMap(([file, show]) => (right.has(file) ? [show(names[0]), right.get(file)(names[1])] : []));
   return [
-    el("div", { className: "tables" }, beside("Figures of both versions", ["Figure", ...names], models.map(values)),
+    el("div.tables", beside("Figures of both versions", ["Figure", ...names], models.map(values)),
       beside("Recall of each class", ["Class", ...names], models.map(recalls))),
-    el("div", { className: "pairs" }, ...pictures),
+    el("div.pairs", ...pictures),
   ];
 }
 
 /** Return a table with the values of both sides. */
 function beside(caption, names, [a, b]) {
-  const cells = (tag, scope, first, ...others) => el("tr", {}, el("th", { scope, textContent: first }),
-    ...others.map((textContent) => el(tag, { className: "number", textContent })));
-  return table(caption, cells("th", "col", ...names),
-    [...new Set([...a.keys(), ...b.keys()])].map((title) => cells("td", "row", title, a.get(title) ?? "–", b.get(title) ?? "–")));
+  return table(caption, names,
+    [...new Set([...a.keys(), ...b.keys()])].map((title) => [title, a.get(title) ?? "–", b.get(title) ?? "–"]));
 }

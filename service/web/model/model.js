@@ -1,29 +1,26 @@
 /** The view Model: the card of a version, its report, and the versions to activate. */
 
 import { $, el } from "../common/dom.js";
-import { clearProblems, showProblem } from "../common/notices.js";
-import { isReady } from "../common/readiness.js";
-import { requestJson } from "../common/server.js";
+import { clearProblems, showLoadProblem, showProblem } from "../common/notices.js";
+import { requestJson, signals } from "../common/server.js";
 import { card } from "./card.js";
 import { compare } from "./compare.js";
 import { report } from "./report.js";
 import { versions } from "./versions.js";
 
-const state = { controller: new AbortController() };
+const requests = signals();
 
 async function show([name, version], other) {
-  state.controller.abort();
-  state.controller = new AbortController();
-  const { signal } = state.controller;
-  if (!$("model-view").childElementCount) $("model-view").replaceChildren(el("p", { className: "help", textContent: "Loading …" }));
+  const signal = requests.next();
+  if (!$("model-view").childElementCount) $("model-view").replaceChildren(el("p.help", "Loading …"));
   try {
     const { models } = await requestJson("v1/models", { signal });
     if (signal.aborted) return;
     const named = models.find((model) => model.name === name && String(model.version) === version);
     const model = named ?? models.find(({ serving }) => serving) ?? models.at(-1);
     if (!model) {
-      $("model-view").replaceChildren(el("p", { className: "empty" }, "No model is published yet. Train one with ",
-        el("code", { textContent: "fc7 train DATA" }), "."));
+      $("model-view").replaceChildren(el("p.empty", "No model is published yet. Train one with ",
+        el("code", "fc7 train DATA"), "."));
       return;
     }
     if (name && !named) showProblem(new Error(`There is no version ${name}:${version}. This is ${model.name}:${model.version}.`));
@@ -36,23 +33,17 @@ async function show([name, version], other) {
     $("model-view").replaceChildren(card(model), figures, versions(models, model, reload, signal), comparison);
     if (chosen) $("compare")?.focus({ preventScroll: true });
   } catch (problem) {
-    if (!signal.aborted && (isReady() || problem.status === 401)) showProblem(problem, () => show([name, version], other));
+    if (!signal.aborted) showLoadProblem(problem, () => show([name, version], other));
   }
 }
 
 export const model = {
-  show(path, parameters) {
-    $("model-view").hidden = false;
-    document.title = "Model – fc7";
+  async show(path, parameters, entered) {
     clearProblems();
-    show(path, parameters.get("with"));
+    $("model-view").inert = entered; // what it showed before is replaced soon
+    await show(path, parameters.get("with"));
+    $("model-view").inert = false;
   },
-  hide() {
-    state.controller.abort();
-    $("model-view").hidden = true;
-  },
-  forget() {
-    $("model-view").replaceChildren();
-  },
-  key: () => false,
+  hide: requests.abort,
+  forget: () => $("model-view").replaceChildren(),
 };
