@@ -180,7 +180,7 @@ class KillRounds:
                 client.pending = {}
         else:
             client.pending = {}
-            answer = http.post("/v1/index/snapshot")
+            answer = http.post("/v1/index/snapshots")
             self.snapshots += 1
         missing = (
             current is None and answer.request.method in ("PATCH", "DELETE") and answer.request.url.path != "/v1/images"
