@@ -238,10 +238,10 @@ def import_openvino() -> Any:
 
 
 def _core() -> Any:
-    core = import_openvino().Core()
-    # With memory mapping, editing a file would change results, and cutting it would end the process with SIGBUS.
-    core.set_property({"ENABLE_MMAP": False})
-    return core
+    import_openvino()
+    from model_store.runtime.openvino_module import CORE  # noqa: PLC0415 - an optional dependency
+
+    return CORE
 
 
 @cache

@@ -18,7 +18,8 @@ from model_store.artifact import Artifact
 from model_store.errors import DeviceUnavailableError, MissingExtraError, RunnerError
 from model_store.image import CROP
 from model_store.runtime import openvino_engine
-from model_store.runtime.openvino_engine import bf16_obstacle, bf16_support, import_openvino
+from model_store.runtime.openvino_engine import bf16_obstacle, bf16_support
+from model_store.runtime.openvino_module import CORE
 from model_store.runtime.options import RunnerOptions
 from model_store.runtime.runner import Runner
 from model_store.store import ModelStore
@@ -28,7 +29,7 @@ from tests.support.tiny_model import tiny_draft
 from tests.support.training.run_folder import small_architecture, small_net
 
 AGREES = {"images": 100, "views": 10, "top1_agreement": 1.0, "fc7_cosine": 0.99999, "fc7_distance": 0.004}
-NATIVE = "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+NATIVE = "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def publish(home: Path, **metrics: Any) -> Artifact:
@@ -97,6 +98,38 @@ for thread in threads:
 
 def test_several_threads_may_start_their_first_runs_at_the_same_time() -> None:
     subprocess.run([sys.executable, "-c", FIRST_CONVERSIONS], check=True, timeout=60)
+
+
+SIGNAL_AFTER_UNLOADING = """
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from model_store.artifact import Artifact
+from model_store.runtime.options import RunnerOptions
+from model_store.runtime.runner import Runner
+
+
+def load():
+    return [Runner(Artifact.open(Path(sys.argv[1])), RunnerOptions(device="cpu", engine="openvino"))]
+
+
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+first, second, third = load(), load(), load()
+first.clear()
+second.clear()
+thread = threading.Thread(target=third.clear)
+thread.start()
+thread.join()
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_models_were_unloaded(artifact: Artifact) -> None:
+    command = [sys.executable, "-c", SIGNAL_AFTER_UNLOADING, str(artifact.path)]
+    result = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    assert result.stdout.endswith("handled\n")
 
 
 @pytest.mark.skipif(bf16_support() == "none", reason="OpenVINO cannot compute in bf16 on this CPU")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from captum.attr import LayerGradCam
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from model_store.errors import CheckpointError, TrainingError
 from model_store.runtime.explainer import EXPLAIN_FILE
+from model_store.runtime.openvino_module import CORE
 from model_store.store import ModelStore
 from model_store.training.export.explain_graph import add_explanations, write_explain_graph
 from model_store.training.export.served_graph import write_served_graph
@@ -205,7 +205,7 @@ def test_openvino_computes_the_same_from_the_same_weights_file(tmp_path: Path) -
     write_served_graph(small_net(small_architecture()), MEAN, tmp_path)
     pixels = random_pixels(2)
     inputs = inputs_of(pixels, np.array([1, 2]), None)
-    compiled = openvino.Core().compile_model(str(tmp_path / EXPLAIN_FILE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = CORE.compile_model(str(tmp_path / EXPLAIN_FILE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(inputs)["heat"]
     expected = explain(tmp_path, pixels, np.array([1, 2]))["heat"]
     np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
