@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import copy
 from functools import cached_property
@@ -74,11 +75,19 @@ class Artifact:
 
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
-        """Yield the verified graph's path. Raises as `verify`, and ArtifactFormatError if a file changed meanwhile."""
+        """Yield the graph's path, and verify the weights while the caller loads both.
+
+        Raises as `verify`, also instead of the caller's error, and ArtifactFormatError if a file changed meanwhile.
+        """
+        graph, weights = graph_files(self.precision)
         stamps = self.stamps()
-        for name in graph_files(self.precision):
-            self._check(name, sha256_of)
-        yield self.model_path
+        self._check(graph, sha256_of)
+        with ThreadPoolExecutor(1) as pool:
+            check = pool.submit(self._check, weights, sha256_of)
+            try:
+                yield self.model_path
+            finally:
+                check.result()
         if self.stamps() != stamps:
             raise ArtifactFormatError(self.path, "its files changed while they were loaded. Try again")
 

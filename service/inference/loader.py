@@ -53,7 +53,9 @@ class ModelLoader:
         runner = self.make_runner(artifact, self._options_for(artifact))
         try:
             reference = load_reference(runner.artifact)
-            runner.warm_up((1, self.limits.max_batch * runner.streams))
+            # OpenVINO needs no more memory for large batches, because the convolutions run image by image.
+            batch = 1 if runner.engine == OPENVINO else self.limits.max_batch
+            runner.warm_up((1, batch * runner.streams))
         except BaseException:
             runner.close()
             raise

@@ -149,6 +149,14 @@ def test_modified_version_is_not_loaded(tmp_path: Path, cpu: RunnerOptions) -> N
         Runner(ModelStore(tmp_path).get("tiny", verify=False), cpu)
 
 
+@pytest.mark.parametrize("size", [0, 100])
+def test_truncated_weights_are_named(tmp_path: Path, cpu: RunnerOptions, size: int) -> None:
+    artifact = publish_tiny_model(tmp_path)
+    os.truncate(artifact.weights_path, size)
+    with pytest.raises(ArtifactCorruptError, match=r"weights\.bin"):
+        Runner(ModelStore(tmp_path).get("tiny", verify=False), cpu)
+
+
 def test_graph_with_other_inputs_or_outputs_is_rejected(tmp_path: Path, cpu: RunnerOptions) -> None:
     store = ModelStore(tmp_path)
     with store.staging("bare") as staged:
