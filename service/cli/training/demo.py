@@ -27,8 +27,6 @@ COMPLETE: Final = "complete"  # file written after the last step
 
 def demo(home: Home = None, seed: Seed = 0) -> None:
     """Train a model on images of solar cells, export it and index the images; it can be resumed."""
-    from model_store.training.device import training_device  # noqa: PLC0415 - torch
-
     settings = load_settings(home=home)
     home = settings.home
     folder = home / "demo"
@@ -38,6 +36,8 @@ def demo(home: Home = None, seed: Seed = 0) -> None:
         console.say(f"{home} already has a model and was not changed.")
         console.next_step("fc7 serve")
         return
+
+    from model_store.training.device import training_device  # noqa: PLC0415 - torch, which serving images do not have
 
     training_device(settings.device)  # raises before the images are written
     started = time.monotonic()
