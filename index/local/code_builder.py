@@ -25,9 +25,10 @@ from index.catalog.catalog import Catalog
 from index.catalog.database import CATALOG_FILE
 from index.errors import ModeUnavailableError
 from index.local.space import SearchSpace
-from index.local.vector_files import VectorFiles, remove_unfinished_files, remove_unused_files, unsaved
+from index.local.vector_files import VectorFiles, remove_unfinished_files, remove_unused_files
 from index.records import FastCode
 from index.search.binary_code import BinaryCode
+from index.search.merging import runs_to_write
 from index.search.product_code import SAMPLE, Learned, ProductCode
 from index.search.recall import measure_recall
 from index.search.searcher import Mode
@@ -56,6 +57,7 @@ class CodeBuilder:
         """
         self._folder, self._fast_from, self._read_only = folder, fast_from, read_only
         self._lock = threading.Lock()
+        self._saving = threading.Lock()  # held while files are written, because `optimize` runs in any thread
         self._encoders = CodeStore(folder.parent)
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._queued: set[tuple[int, str]] = set()  # space and task
@@ -97,7 +99,7 @@ class CodeBuilder:
         """Start what the space needs now. Called after each change."""
         if self._read_only or space.pending is not None:
             return
-        if unsaved(space.searcher):
+        if runs_to_write(space.searcher.segments):
             self._submit(_Task("save", space, self._save))
         if self._fast_from is None:
             return
@@ -226,7 +228,8 @@ class CodeBuilder:
             self._learn(space)
 
     def _save(self, space: SearchSpace) -> None:
-        self._write(lambda: self._files(space).save(space.searcher, self._stop))
+        with self._saving:
+            self._write(lambda: self._files(space).save(space.searcher, self._stop))
 
     def _check_rows(self, space: SearchSpace) -> None:
         repaired = self._files(space).repair_rows(space.searcher, self._folder / CATALOG_FILE, self._stop)

@@ -24,8 +24,9 @@ import itertools
 import json
 import threading
 import time
+import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +82,26 @@ class Learned:
         return (len(ids) - kept + self.rows - kept) / max(1, len(ids))
 
 
+class _Numbers:
+    """Gives each block of codes a number that no other existing block has.
+
+    Numbers are used again, because a search allocates some memory for each number up to the greatest one.
+    """
+
+    def __init__(self) -> None:
+        self._new = itertools.count()
+        self._returned: list[int] = []
+
+    def lend(self, owner: Any) -> int:
+        """Return a number that is used until `owner` is garbage collected. Thread-safe."""
+        try:
+            number = self._returned.pop()
+        except IndexError:
+            number = next(self._new)
+        weakref.finalize(owner, self._returned.append, number).atexit = False
+        return number
+
+
 @dataclass(frozen=True)
 class ProductCode:
     """A trained code. mean: float32 [4096]; axes: float32 [4096, 128]; rest: float32 [128]; levels: float32 [128, 16].
@@ -93,7 +114,7 @@ class ProductCode:
     rest: NDArray[np.float32]
     levels: NDArray[np.float32]
     learned: Learned = Learned(0, 0, 0.0)
-    _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
+    _numbers: _Numbers = field(default_factory=_Numbers, repr=False, compare=False)
 
     @cached_property
     def name(self) -> str:
@@ -155,7 +176,7 @@ class ProductCode:
         """Return an empty inverted list of FAISS for `capacity` rows, and its memory, uint8 [blocks, 128, 16]."""
         lists = _faiss.BlockInvertedLists(1, _BLOCK_ROWS, _BLOCK_ROWS * BYTES)
         lists.resize(0, capacity)  # FAISS does not allocate again: the list never gets more rows
-        first = next(self._numbers) * SEGMENT_ROWS
+        first = self._numbers.lend(lists) * SEGMENT_ROWS
         _faiss.rev_swig_ptr(lists.get_ids(0), capacity)[:] = np.arange(first, first + capacity)
         blocks = -(-capacity // _BLOCK_ROWS)
         memory = _faiss.rev_swig_ptr(lists.get_codes(0), blocks * _BLOCK_ROWS * BYTES)

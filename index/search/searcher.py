@@ -24,15 +24,15 @@ from index.records import DeviceUse
 from index.search.gpu.device import SearchDevice
 from index.search.gpu.mirror import DeviceMirror
 from index.search.gpu.search import candidates, search_exactly
+from index.search.merging import compact, join_codes, next_capacity
 from index.search.ranking import TIE, Hits, rank, rank_candidates
-from index.search.segment import SEGMENT_ROWS, Code, CodeBlock, Found, Scanner, Segment, find_row
-from index.search.view import View, ids_at, live_slots, rows_at, slots_of
+from index.search.segment import Code, CodeBlock, Found, Scanner, Segment, find_row
+from index.search.view import View, ids_at, live_counts, live_slots, parts_of, rows_at, slots_of
 from model_store.cores import limit_blas
 
 Mode = Literal["exact", "fast", "codes"]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_FIRST_ROWS = 256
 # A scan fetches _MARGIN more rows than needed, and is repeated with more rows while the last row is so close to the
 # k-th that rounding may have swapped them.
 _MARGIN = 16
@@ -113,8 +113,7 @@ class Searcher:
             start = 0
             while start < len(ids):
                 if not segments or segments[-1].count == segments[-1].capacity:
-                    needed = max(_FIRST_ROWS, self._live, len(ids) - start)
-                    segments.append(self._make(min(SEGMENT_ROWS, 1 << (needed - 1).bit_length())))
+                    segments.append(self._make(next_capacity(self._live, len(ids) - start)))
                 tail = segments[-1]
                 end = min(len(ids), start + tail.capacity - tail.count)
                 appended.append((tail, slice(tail.count, tail.count + end - start)))
@@ -134,7 +133,9 @@ class Searcher:
                         segment.dead += 1
                         self._live -= 1
             if any(segment.mostly_dead for segment in segments):
-                self._compact()
+                compacted = compact(segments)
+                with self._lock:
+                    self._segments = compacted
         self._changed()
 
     def adopt(self, segment: Segment) -> None:
@@ -149,18 +150,28 @@ class Searcher:
         """All segments, in the order of their ids."""
         return self._segments
 
-    def replace(self, old: Segment, new: Segment) -> bool:
-        """Use `new`, which has the ids of the full segment `old`. Returns False if `old` is not used any more.
+    def live_rows(self, segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
+        """Return the numbers of the live rows of some segments, after the change that is being made now."""
+        with self._change:
+            return [np.flatnonzero(segment.alive[: segment.count]) for segment in segments]
 
-        `new` gets the flags and the codes of `old`.
+    def replace(self, old: Sequence[Segment], new: Segment, rows: Sequence[NDArray[np.int64]] | None = None) -> bool:
+        """Use `new` instead of neighboring segments that get no more rows. Returns False if one is not used any more.
+
+        rows: numbers of the rows of each segment that `new` has, in this order, with all that are alive; None: `new`
+        has all rows of a single full segment. `new` gets the flags and the codes.
         """
         with self._change:
-            if old not in self._segments:
+            if any(segment not in self._segments for segment in old):
                 return False
-            new.blocks = old.blocks
+            new.blocks = old[0].blocks if rows is None else join_codes(old, rows)
+            kept = [np.arange(old[0].count)] if rows is None else rows
             with self._lock:
-                new.alive[:], new.dead = old.alive, old.dead
-                self._segments = tuple(new if each is old else each for each in self._segments)
+                flags = [segment.alive[numbers] for segment, numbers in zip(old, kept, strict=True)]
+                new.alive[:] = np.concatenate(flags)
+                new.dead = new.capacity - int(np.count_nonzero(new.alive))
+                start = self._segments.index(old[0])
+                self._segments = (*self._segments[:start], new, *self._segments[start + len(old) :])
         self._changed()
         return True
 
@@ -231,7 +242,7 @@ class Searcher:
         """
         code = self._codes[mode] if mode == "codes" else self._codes.get(mode)
         view = self.view() if view is None else view
-        total = sum(int(alive.sum()) for _, alive in view)
+        total = int(live_counts(view).sum())
         if total == 0 or k < 1:
             return [Hits(np.empty(0, np.int64), np.empty(0)) for _ in queries]
         floats = np.ascontiguousarray(queries, dtype=np.float32)
@@ -251,9 +262,8 @@ class Searcher:
         k: int,
         mode: Mode,
     ) -> list[Hits]:
-        """Search with the codes of the segments of `view`."""
-        total = sum(int(alive.sum()) for _, alive in view)
-        wide = k if mode == "codes" else min(total, max(self.candidates, _CANDIDATES_EACH * k))
+        """Search with the codes of the segments of `view`, which has at least `k` live rows."""
+        wide = k if mode == "codes" else max(self.candidates, _CANDIDATES_EACH * k)
         found = self._first_pass(view, blocks, floats, wide, mode)
 
         def finish(row: int) -> Hits:
@@ -269,11 +279,14 @@ class Searcher:
     def _first_pass(
         self, view: View, blocks: Sequence[CodeBlock], floats: NDArray[np.float32], wide: int, mode: Mode
     ) -> list[Found]:
-        """Compare the codes: return estimated distances and slots of `wide` candidates, or more, of each query."""
+        """Compare the codes: return estimated distances and slots of `wide` candidates, or more, of each query.
+
+        Returns fewer if there are fewer.
+        """
         code, mirror = blocks[0].code, self._mirror
         rows = None if mirror is None or mode != "fast" else mirror.codes(code)
         if rows is not None:
-            queries = code.query(floats)
+            queries, wide = code.query(floats), min(wide, int(live_counts(view).sum()))
             found = candidates(
                 rows,
                 view,
@@ -324,7 +337,7 @@ class Searcher:
 
         def scan_segment(number: int) -> Found:
             segment, alive = view[number]
-            count = min(k, int(alive.sum()))
+            count = min(k, int(np.count_nonzero(alive)))
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
             distances, rows = segment.search(queries, count, alive)
@@ -337,17 +350,16 @@ class Searcher:
         """Return the best `k` of each thread's part of the segments side by side: estimated distances and slots."""
         code = blocks[0].code
         queries, scanner, alive = code.query(floats), self._scanner_of(code, blocks), [flags for _, flags in view]
+        counts = live_counts(view)
 
         def scan_part(part: range) -> Found:
-            count = min(k, sum(int(alive[number].sum()) for number in part))
+            count = min(k, int(counts[part.start : part.stop].sum()))
             if count == 0:
                 return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
             distances, numbers, rows = scanner.search(queries, count, part, alive)
             return distances, slots_of(numbers, rows)
 
-        size = -(-len(view) // self._threads)
-        tasks = [range(start, min(start + size, len(view))) for start in range(0, len(view), size)]
-        parts = self._map(scan_part, tasks, alone=len(floats) == 1)
+        parts = self._map(scan_part, parts_of(alive, self._threads), alone=len(floats) == 1)
         return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
 
     def _map(self, work: Callable[[_Item], _Result], items: Sequence[_Item], *, alone: bool) -> list[_Result]:
@@ -377,22 +389,3 @@ class Searcher:
         segment = Segment(capacity)
         segment.blocks = {mode: CodeBlock(code, capacity) for mode, code in self._codes.items()}
         return segment
-
-    def _compact(self) -> None:
-        """Replace full segments of mostly dead rows by smaller ones. Running searches keep using the old ones."""
-        segments = []
-        for segment in self._segments:
-            if not segment.mostly_dead:
-                segments.append(segment)
-            elif len(rows := np.flatnonzero(segment.alive[: segment.count])):
-                smaller = Segment(len(rows))
-                smaller.blocks = {
-                    mode: block.select(rows)
-                    for mode, block in segment.blocks.items()
-                    if block.count == segment.capacity
-                }
-                smaller.append(segment.ids[rows], segment.rows[rows])
-                smaller.alive[:] = True
-                segments.append(smaller)
-        with self._lock:
-            self._segments = tuple(segments)

@@ -1,4 +1,4 @@
-"""Segments: fixed-size blocks of vectors and of their short codes, in memory or memory-mapped, scanned by FAISS.
+"""Segments: blocks of vectors and of their short codes, in memory or memory-mapped, scanned by FAISS.
 
 Guarantees: rows never move during a search. A scan finds only rows that are marked alive.
 Out of scope: locking (see searcher.py) and the meaning of the ids.
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from index.records import DIMENSIONS
 from index.search.segment_file import SegmentFile
 
-SEGMENT_ROWS = 8192
+SEGMENT_ROWS = 8192  # at most; a slot of a view has room for as many
+TAIL_ROWS = 1024  # of a segment to which single rows are appended; its rows are in memory
 ROW_BYTES = 2 * DIMENSIONS
 # FAISS's type stubs describe the C++ signatures, which the Python package changes.
 _faiss: Any = faiss
@@ -80,10 +81,12 @@ class CodeBlock:
         if len(rows):
             self._append(self.code.encode(rows))
 
-    def select(self, rows: NDArray[np.int64]) -> CodeBlock:
-        """Return a full block with the codes of some rows."""
-        block = CodeBlock(self.code, len(rows))
-        block._append(self.code.read(self.memory, rows))
+    @classmethod
+    def of(cls, parts: Sequence[tuple[CodeBlock, NDArray[np.int64]]]) -> Self:
+        """Return a full block with the codes of some rows of other blocks of the same code, in this order."""
+        block = cls(parts[0][0].code, sum(len(rows) for _, rows in parts))
+        for other, rows in parts:
+            block._append(block.code.read(other.memory, rows))
         return block
 
     def restore(self, memory: NDArray[np.uint8]) -> None:
@@ -133,6 +136,11 @@ class Segment:
     def full(self) -> bool:
         """Whether no more rows can be appended."""
         return self.count == self.capacity
+
+    @property
+    def live(self) -> int:
+        """Number of rows that were not removed."""
+        return self.count - self.dead
 
     @property
     def mostly_dead(self) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import mmap
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,30 @@ class SegmentFile:
     rows: NDArray[np.uint8]
 
 
-def write_segment(path: Path, owner: str, ids: NDArray[np.int64], rows: NDArray[np.float16]) -> SegmentFile:
-    """Write a segment and open it. owner: the catalog and the model. Raises OSError."""
-    checksums = np.array([checksum(row.data) for row in rows], np.uint32)
+def write_segment(
+    path: Path,
+    owner: str,
+    ids: NDArray[np.int64],
+    checksums: NDArray[np.uint32],
+    blocks: Iterable[NDArray[np.float16]],
+) -> SegmentFile:
+    """Write a segment and open it. owner: the catalog and the model. blocks: all rows, float16 [m, 4096] each.
+
+    Raises OSError.
+    """
     table = ids.tobytes() + checksums.tobytes()
     header = {"format": FORMAT, "owner": owner, "rows": len(ids), "table": zlib.crc32(table)}
     with atomic_file(path) as file:
         file.write(_header(header))
         file.write(table.ljust(_table_bytes(len(ids)), b"\0"))
-        file.write(np.ascontiguousarray(rows).data)
+        for rows in blocks:
+            file.write(np.ascontiguousarray(rows).data)
     return SegmentFile(path, ids, checksums, _map(path, len(ids)))
+
+
+def checksums_of(rows: NDArray[np.float16]) -> NDArray[np.uint32]:
+    """Return the CRC-32 of each row, float16 [n, 4096] -> uint32 [n]."""
+    return np.array([checksum(row.data) for row in rows], np.uint32)
 
 
 def open_segment(path: Path, owner: str) -> SegmentFile | None:

@@ -5,7 +5,8 @@ Out of scope: changes; a view never sees a later one (see searcher.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,22 @@ from index.search.segment import SEGMENT_ROWS, Segment
 # The segments and a copy of their alive flags: the state of a searcher at one moment. A row is addressed by its slot:
 # the segment's number in the view x SEGMENT_ROWS, plus the row's number in the segment.
 View = list[tuple[Segment, NDArray[np.bool_]]]
+
+
+def live_counts(view: View) -> NDArray[np.int64]:
+    """Return the number of live rows of each segment, int64 [n]."""
+    return np.array([np.count_nonzero(alive) for _, alive in view], np.int64)
+
+
+def parts_of(alive: Sequence[NDArray[np.bool_]], parts: int) -> list[range]:
+    """Divide neighboring segments into up to `parts` ranges with about the same number of rows.
+
+    alive: the flags of the rows of each segment.
+    """
+    sizes = np.array([len(flags) for flags in alive])
+    centers, total = np.cumsum(sizes) - sizes / 2, sizes.sum()
+    cuts = np.searchsorted(centers, total * np.arange(1, parts) / parts)
+    return [range(start, end) for start, end in pairwise([0, *cuts.tolist(), len(alive)]) if start < end]
 
 
 def live_slots(view: View) -> NDArray[np.int64]:

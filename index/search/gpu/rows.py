@@ -49,13 +49,15 @@ class _Block:
     """An index on the device. Rows of a segment may be in several spans of its block, in ascending order.
 
     spans: position in the block, segment and row in it, of the first row of each span. reserved: rows that the block's
-    segments have or may still get. norm: length of its longest row.
+    segments have or may still get. norm: length of its longest row. small: whether it has the segments that will be
+    merged, so that it can be freed then.
     """
 
     index: Any = None
     count: int = 0
     reserved: int = 0
     norm: float = 0.0
+    small: bool = False
     spans: list[tuple[int, object, int]] = field(default_factory=list)
 
 
@@ -221,9 +223,11 @@ class DeviceRows:
         placed = self._placed.get(segment.identity)
         if placed is not None:
             return placed[0]
-        if self._blocks and self._blocks[-1].reserved + segment.capacity <= self._block_rows:
-            return self._blocks[-1]
-        return _Block()
+        small = segment.capacity < SEGMENT_ROWS // 2
+        last = next((block for block in reversed(self._blocks) if block.small == small), None)
+        if last is not None and last.reserved + segment.capacity <= self._block_rows:
+            return last
+        return _Block(small=small)
 
     def _drop_unused(self, segments: Sequence[Segment]) -> None:
         """Drop the blocks of which less than half of the rows belong to these segments."""

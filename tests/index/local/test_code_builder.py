@@ -116,9 +116,9 @@ def test_deletes_adds_and_filters_work_in_fast_mode(rows: NDArray[np.float16], t
 def test_a_code_installed_during_writes_covers_every_row(
     rows: NDArray[np.float16], trained: ProductCode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("index.search.searcher.SEGMENT_ROWS", 256)
+    monkeypatch.setattr("index.search.merging.SEGMENT_ROWS", 256)
     monkeypatch.setattr("index.search.searcher._BATCH", 64)
-    monkeypatch.setattr("index.local.vector_files.SAVED_ROWS", 256)
+    monkeypatch.setattr("index.search.merging.SAVED_ROWS", 256)
     monkeypatch.setattr("index.search.searcher._CANDIDATES", 4000)
     searcher = Searcher(threads=1)
     searcher.apply(np.arange(600), rows[:600])

@@ -49,7 +49,7 @@ def test_blocks_are_packed_as_faiss_packs_them(rows: NDArray[np.float16], code: 
     assert np.array_equal(block.memory.reshape(-1)[: packed.size], packed)
     chosen = np.array([3, 16, 17, 40, 1499])
     assert np.array_equal(code.read(block.memory, chosen), numbers[chosen])
-    selected = block.select(chosen)
+    selected = CodeBlock.of([(block, chosen)])
     assert np.array_equal(code.read(selected.memory, np.arange(5)), numbers[chosen])
 
 

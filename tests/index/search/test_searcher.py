@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.search import searcher as searcher_module
+from index.search import merging
 from index.search.searcher import Searcher
 from index.search.segment import Segment
 from tests.index.helpers import exact
@@ -21,7 +21,7 @@ def rows(n: int, seed: int = 0) -> NDArray[np.float16]:
 
 
 def test_results_agree_with_numpy_across_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searcher_module, "SEGMENT_ROWS", 512)
+    monkeypatch.setattr(merging, "SEGMENT_ROWS", 512)
     searcher = Searcher(threads=2)
     vectors, queries = rows(2000), rows(4, seed=1)
     searcher.apply(np.arange(10, 1210), vectors[:1200])
@@ -42,7 +42,7 @@ def test_results_agree_with_numpy_across_segments(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_memory_of_removed_vectors_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searcher_module, "SEGMENT_ROWS", 256)
+    monkeypatch.setattr(merging, "SEGMENT_ROWS", 256)
     searcher = Searcher(threads=1)
     vectors = rows(1024)
     searcher.apply(np.arange(1024), vectors)

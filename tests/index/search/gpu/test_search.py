@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.search import searcher as searcher_module
+from index.search import merging
 from index.search import view as view_module
 from index.search.gpu import rows as rows_module
 from index.search.gpu.device import SearchDevice
@@ -30,7 +30,7 @@ Pair = tuple[Searcher, Searcher]
 @pytest.fixture(autouse=True)
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several segments and blocks with few rows."""
-    for module in (searcher_module, view_module, rows_module):
+    for module in (merging, view_module, rows_module):
         monkeypatch.setattr(module, "SEGMENT_ROWS", 256, raising=False)
     monkeypatch.setattr("index.search.gpu.search.SEGMENT_ROWS", 256)
     monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 600 * 8192)
@@ -146,7 +146,7 @@ def test_repaired_rows_are_searched_instead_of_their_copies(pair: Pair) -> None:
         damaged = searcher.segments[0]
         repaired = Segment(damaged.capacity)
         repaired.append(damaged.ids, activations(damaged.capacity, seed=77))
-        assert searcher.replace(damaged, repaired)
+        assert searcher.replace([damaged], repaired)
     compare(pair)
     wait_for_copies(pair[0], 256 + 512)  # the block still contains the damaged rows, and half of it is used
     compare(pair)
