@@ -19,7 +19,6 @@ from index.search.segment import SEGMENT_ROWS, TAIL_ROWS, CodeBlock, Segment
 SAVED_ROWS = TAIL_ROWS // 2  # a smaller segment is not written alone; an opened index reads its rows from the catalog
 _FIRST_ROWS = 256  # of the first segment
 _LARGEST_SHARE = 0.75  # the largest share of the merged rows that one of the segments may have
-_MOST_SMALL = SEGMENT_ROWS // TAIL_ROWS  # more segments than that are merged although they have few rows
 
 
 def next_capacity(live: int, rows: int) -> int:
@@ -44,7 +43,7 @@ def runs_to_write(segments: Sequence[Segment]) -> list[Sequence[Segment]]:
             live += segments[end].live
             largest = max(largest, segments[end].live)
             end += 1
-        complete = end < closed or live > SEGMENT_ROWS - TAIL_ROWS or end - start > _MOST_SMALL
+        complete = end < closed or live > SEGMENT_ROWS - TAIL_ROWS or end - start > SEGMENT_ROWS // TAIL_ROWS
         if not complete or largest > _LARGEST_SHARE * live:
             end = start + 1
         if end > start + 1 or _worth_writing(segments[start]):

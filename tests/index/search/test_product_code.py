@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from index.search.product_code import COMPONENTS, ProductCode
-from index.search.segment import CodeBlock
+from index.search.segment import SEGMENT_ROWS, CodeBlock
 from tests.index.helpers import activations
 
 _faiss: Any = faiss
@@ -94,3 +94,16 @@ def test_few_rows_can_be_learned() -> None:
     queries = code.query(rows.astype(np.float32))
     _, _, found = code.scanner([block]).search(queries, 1, range(1), [np.ones(3, np.bool_)])
     assert found.ravel().tolist() == [0, 1, 2]
+
+
+def test_numbers_of_unused_blocks_are_used_again(rows: NDArray[np.float16], code: ProductCode) -> None:
+    kept = block_of(code, rows[:500], 512)
+    for _ in range(50):
+        block = block_of(code, rows[500:1000], 512)
+        scanner = code.scanner([kept, block])
+        query = code.query(rows[700:701].astype(np.float32))
+        _, numbers, found = scanner.search(query, 1, range(2), [np.ones(500, np.bool_)] * 2)
+        assert (numbers.tolist(), found.tolist()) == ([[1]], [[200]])
+        del scanner
+    largest = max(int(_faiss.rev_swig_ptr(each.holder.get_ids(0), 1)[0]) for each in (kept, block))
+    assert largest <= 8 * SEGMENT_ROWS, "a search allocates memory for each number up to the greatest one"

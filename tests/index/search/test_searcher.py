@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from index.search import merging
 from index.search.searcher import Searcher
 from index.search.segment import Segment
+from index.search.view import parts_of
 from tests.index.helpers import exact
 
 
@@ -55,6 +56,20 @@ def test_the_memory_of_removed_vectors_is_freed(monkeypatch: pytest.MonkeyPatch)
     assert searcher.search(vectors[17:18], 1)[0].distances[0] > 1
     assert searcher.search(rows(1, seed=9), 1)[0].ids.tolist() == [2000]
     searcher.close()
+
+
+def test_the_cores_get_about_as_many_rows_each() -> None:
+    def divide(sizes: list[int], parts: int) -> list[int]:
+        ranges = parts_of([np.ones(size, np.bool_) for size in sizes], parts)
+        assert [number for part in ranges for number in part] == list(range(len(sizes)))
+        return [sum(sizes[number] for number in part) for part in ranges]
+
+    assert divide([100] * 16, 4) == [400] * 4
+    assert divide([50, 50], 2) == [50, 50]
+    assert divide([100], 4) == [100]
+    sizes = [800] * 12 + [100] * 8
+    for parts in (2, 3, 4):
+        assert max(divide(sizes, parts)) <= sum(sizes) / parts + 800
 
 
 def test_near_identical_vectors_are_ranked_correctly_and_all_ties_are_returned() -> None:

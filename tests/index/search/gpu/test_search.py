@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from index.local.vector_files import VectorFiles
 from index.search import merging
 from index.search import view as view_module
 from index.search.gpu import rows as rows_module
@@ -151,6 +153,24 @@ def test_repaired_rows_are_searched_instead_of_their_copies(pair: Pair) -> None:
     wait_for_copies(pair[0], 256 + 512)  # the block still contains the damaged rows, and half of it is used
     compare(pair)
     assert pair[0].search(activations(256, seed=77)[8:9], 1)[0].ids.tolist() == [8]
+
+
+def test_copies_of_merged_segments_are_freed(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "TAIL_ROWS", 32)
+    monkeypatch.setattr(merging, "SAVED_ROWS", 16)
+
+    def on_device(least: int, most: int) -> bool:
+        use = pair[0].on_device
+        return use is not None and least <= use.vectors <= most
+
+    for start in range(0, 1024, 64):
+        apply(pair, start, 64, [start])
+        wait_until(lambda: on_device(len(pair[0]), 4096))
+        VectorFiles(tmp_path, "catalog", "f" * 64).save(pair[0], threading.Event())
+        compare(pair, (10,))
+    assert len(pair[0].segments) < 1024 // 32 / 2
+    wait_until(lambda: on_device(len(pair[0]), 1024 + 256))
+    compare(pair)
 
 
 def test_values_whose_squares_overflow_float16_are_searched_on_the_cpu(pair: Pair) -> None:
