@@ -1,10 +1,7 @@
-"""Small segments are merged into large files, and no search or restart shows a difference."""
+"""Small segments are merged into large files, and no search shows a difference."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,23 +14,16 @@ from numpy.typing import NDArray
 
 from index.local import vector_files
 from index.local.vector_files import VectorFiles
-from index.local.verify import verify
-from index.search import merging
 from index.search.binary_code import BinaryCode
 from index.search.product_code import ProductCode
 from index.search.searcher import Mode, Searcher
+from index.search.segment_file import write_segment
 from model_store.code_store import BinaryEncoder
-from tests.index.helpers import activations, exact, flip_bit, open_index
-from tests.index.local.test_vector_files import add, files, mapped, wait_until
+from tests.index.helpers import activations, exact
+from tests.index.local.small_segments import LARGE, SMALL, use_small_segments
+from tests.index.local.test_vector_files import wait_until
 
-LARGE, SMALL = 256, 32  # rows of large and small segments in these tests
 NOTHING = np.empty((0, 4096), np.float16)
-
-
-def use_small_segments(change: Callable[[Any, str, int], object]) -> None:
-    """Set the sizes of segments with `change`: setattr or that of monkeypatch."""
-    for name, value in (("SEGMENT_ROWS", LARGE), ("TAIL_ROWS", SMALL), ("SAVED_ROWS", 16), ("_FIRST_ROWS", 8)):
-        change(merging, name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +54,10 @@ def code(rows: NDArray[np.float16]) -> ProductCode:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the number of rows of each file that is written during the test."""
     counts: list[int] = []
-    write = vector_files.write_segment
 
     def count(path: Path, owner: str, ids: NDArray[np.int64], *others: Any) -> object:
         counts.append(len(ids))
-        return write(path, owner, ids, *others)
+        return write_segment(path, owner, ids, *others)
 
     monkeypatch.setattr(vector_files, "write_segment", count)
     return counts
@@ -132,8 +121,8 @@ def test_codes_and_results_of_every_mode_are_the_same_after_a_merge(
 ) -> None:
     fill(searcher, rows[:600], None)
     searcher.install("fast", code)
-    weights = np.random.default_rng(0).standard_normal((4096, 64), dtype=np.float32) / 64
-    searcher.install("codes", BinaryCode(_Signs(weights)))
+    weights = np.random.default_rng(0).standard_normal((4096, 64))
+    searcher.install("codes", BinaryCode(_Signs(weights.astype(np.float32))))
     searcher.apply(np.arange(600, 1000), rows[600:1000])
     removed = list(range(0, 1000, 7))
     searcher.apply([], NOTHING, removed)
@@ -167,7 +156,6 @@ class _Signs(BinaryEncoder):
 def test_changes_during_a_merge_are_not_lost(
     searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = vector_files.write_segment
     start = 900
     left = set(range(start))
 
@@ -178,7 +166,7 @@ def test_changes_during_a_merge_are_not_lost(
         left.update(range(start, start + 9))
         left.difference_update(removed)
         start += 9
-        return write(*arguments)
+        return write_segment(*arguments)
 
     fill(searcher, rows[:start], None)
     monkeypatch.setattr(vector_files, "write_segment", change_and_write)
@@ -190,22 +178,36 @@ def test_changes_during_a_merge_are_not_lost(
     assert start > 900 + 5 * 9
 
 
-def test_rows_of_an_unfinished_addition_are_not_lost(
-    searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path
-) -> None:
-    # The last segment is full before its last rows are visible to searches.
-    stop = threading.Event()
+class _Paused(_Signs):
+    """Encodes only as many batches of rows as it is allowed to."""
 
-    def keep_saving() -> None:
-        while not stop.is_set():
-            save(searcher, tmp_path)
+    allowed: threading.Semaphore | None = None
 
-    saver = threading.Thread(target=keep_saving)
+    def encode(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        if self.allowed is not None:
+            assert self.allowed.acquire(timeout=60)
+        return super().encode(rows)
+
+
+def test_rows_that_are_being_added_are_not_lost(searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path) -> None:
+    encoder = _Paused(np.ones((4096, 8), np.float32))
+    searcher.install("codes", BinaryCode(encoder))
+    fill(searcher, rows[: LARGE - 16], None)
+    last = searcher.segments[-1]
+    assert not last.full
+    # Fill the last segment; its new rows are not visible until the codes of the next segment are computed.
+    encoder.allowed = threading.Semaphore(1)
+    adder = threading.Thread(target=fill, args=(searcher, rows[: LARGE + 100], None, LARGE))
+    adder.start()
+    wait_until(lambda: last.full)
+    saver = threading.Thread(target=save, args=(searcher, tmp_path))
     saver.start()
-    fill(searcher, rows, None, step=SMALL)
-    stop.set()
+    time.sleep(0.2)
+    encoder.allowed.release(100)
+    adder.join()
     saver.join()
-    check(searcher, rows, np.arange(len(rows)))
+    check(searcher, rows, np.arange(LARGE + 100))
+    assert last not in searcher.segments, "it was merged"
 
 
 def test_searches_are_correct_during_merges(
@@ -268,112 +270,22 @@ def test_files_of_mostly_removed_vectors_are_written_again(
 def test_a_large_segment_is_not_written_again_for_a_few_rows(
     searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path, written: list[int]
 ) -> None:
-    fill(searcher, rows[:600], tmp_path)
-    searcher.apply([], NOTHING, list(range(60)))  # the first segment has room for two small ones now
+    fill(searcher, rows[: LARGE + 50], tmp_path)
+    assert searcher.segments[0].capacity > LARGE - SMALL
+    searcher.apply([], NOTHING, list(range(30)))  # the first segment has room for a small one now
     written.clear()
     save(searcher, tmp_path)
     assert written == []
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from index.local import vector_files
-from tests.index.helpers import activations, open_index
-from tests.index.local.test_merged_files import use_small_segments
-from tests.index.local.test_vector_files import add
-use_small_segments(setattr)
-home, deleted = Path(sys.argv[1]), int(sys.argv[2])
-rows, remove = activations(2000), vector_files.remove
-
-def delete_or_die(path):
-    global deleted
-    if deleted == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    deleted -= 1
-    remove(path)
-
-vector_files.remove = delete_or_die
-index = open_index(home, fast_from=100)
-for start in range(0, 600, 20):
-    add(index, rows[start : start + 20], start)
-    if start == 40:
-        index.delete("0")
-        index.delete("33")
-    index.optimize()
-"""
-
-
-@pytest.mark.parametrize("deleted", [0, 1, 4])
-def test_nothing_is_lost_by_a_kill_while_merged_files_are_deleted(
-    tmp_path: Path, rows: NDArray[np.float16], deleted: int
-) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path, str(deleted)], check=False, capture_output=True, text=True
-    )
-    assert killed.returncode == -9, killed.stderr
-    with open_index(tmp_path, fast_from=100) as index:
-        count = index.stats().vectors
-        assert count % 20 == 18, "all additions that finished, and one deletion of two vectors"
-        left = [n for n in range(count + 2) if n not in (0, 33)]
-        assert mapped(index) >= count - 2 * SMALL
-        for n in left:
-            nearest = index.search(rows[n : n + 1].astype(np.float32), 1, mode="exact")[0][0]
-            assert (nearest.key, nearest.distance) == (str(n), 0)
-        assert sorted(int(hit.key) for hit in index.search(rows[:1].astype(np.float32), 5000)[0]) == left
-        index.optimize()
-        used = {each.file.path for each in index.spaces.active.searcher.segments if each.file is not None}
-        assert set(files(tmp_path)) == used
-    assert not verify(tmp_path).findings
-
-
-@pytest.fixture(scope="module")
-def merged_home(rows: NDArray[np.float16], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("merged")
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_segments(patch.setattr)
-        with open_index(home, fast_from=500) as index:
-            for start in range(0, 1000, 50):
-                add(index, rows[start : start + 50], start)
-            index.optimize()
-    return home
-
-
-@pytest.fixture
-def home(merged_home: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(merged_home, tmp_path / "home"))
-
-
-def largest(home: Path) -> Path:
-    return max(files(home), key=lambda path: path.stat().st_size)
-
-
-def test_a_reopened_index_returns_the_same_and_uses_as_little_memory(home: Path, rows: NDArray[np.float16]) -> None:
-    answers = []
-    for _ in range(2):
-        with open_index(home, fast_from=500) as index:
-            assert index.mode() == "fast"
-            assert index.stats().bytes_in_memory <= 2 * SMALL * 8201 + 90 * 1100
-            assert mapped(index) >= 1000 - 2 * SMALL
-            found = index.search(rows[:20].astype(np.float32), 10)
-            answers.append([[(hit.key, hit.distance) for hit in hits] for hits in found])
-    assert answers[0] == answers[1]
-
-
-@pytest.mark.parametrize("offset", [50, -8192 * 3 + 1], ids=["header", "row"])
-def test_a_damaged_merged_file_is_replaced(home: Path, rows: NDArray[np.float16], offset: int) -> None:
-    path = largest(home)
-    flip_bit(path, offset % path.stat().st_size, 6)
-    [finding] = verify(home).findings
-    assert str(path) in finding.problem
-    with open_index(home, fast_from=500) as index:
-        index.optimize()
-        wait_until(lambda: not path.exists())
-        for n in range(1000):
-            nearest = index.search(rows[n : n + 1].astype(np.float32), 1, mode="exact")[0][0]
-            assert (nearest.key, nearest.distance) == (str(n), 0)
-    assert not path.exists()
-    assert not verify(home).findings
+def test_segments_with_few_rows_left_are_merged(searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path) -> None:
+    for start in range(0, 960, SMALL):
+        searcher.apply(np.arange(start, start + SMALL), rows[start : start + SMALL])
+        save(searcher, tmp_path)
+        searcher.apply([], NOTHING, list(range(start, start + SMALL - 2)))
+        save(searcher, tmp_path)
+    assert len(searcher.segments) <= 3 * LARGE // SMALL, "there were 30 segments with two rows"
+    check(searcher, rows, np.array([n for n in range(960) if n % SMALL >= SMALL - 2]))
 
 
 def test_damage_before_a_merge_is_found_after_it(searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path) -> None:
@@ -389,22 +301,3 @@ def test_damage_before_a_merge_is_found_after_it(searcher: Searcher, rows: NDArr
     [(path, problem)] = VectorFiles(tmp_path, "catalog", "f" * 64).find_damage()
     assert path.exists()
     assert "damaged copy of vector" in problem
-
-
-def test_optimize_during_additions_keeps_all_files(
-    tmp_path: Path, rows: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = vector_files.write_segment
-
-    def write_slowly(*arguments: Any) -> object:
-        file = write(*arguments)
-        time.sleep(0.02)
-        return file
-
-    monkeypatch.setattr(vector_files, "write_segment", write_slowly)
-    with open_index(tmp_path) as index:
-        for start in range(0, 600, 50):
-            add(index, rows[start : start + 50], start)  # saved in the background
-            index.optimize()
-            used = {each.file.path for each in index.spaces.active.searcher.segments if each.file is not None}
-            assert all(path.exists() for path in used)
