@@ -267,12 +267,23 @@ def test_files_of_mostly_removed_vectors_are_written_again(
     check(searcher, rows, np.setdiff1d(np.arange(1024), removed))
 
 
+def test_a_file_of_mostly_removed_vectors_without_small_neighbors_is_written_again(
+    searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path
+) -> None:
+    fill(searcher, rows[: LARGE + 20], tmp_path)
+    assert searcher.segments[0].count == LARGE
+    searcher.apply([], NOTHING, list(range(150)))
+    save(searcher, tmp_path)
+    assert searcher.segments[0].count == LARGE - 150
+    check(searcher, rows, np.arange(150, LARGE + 20))
+
+
 def test_a_large_segment_is_not_written_again_for_a_few_rows(
     searcher: Searcher, rows: NDArray[np.float16], tmp_path: Path, written: list[int]
 ) -> None:
     fill(searcher, rows[: LARGE + 50], tmp_path)
     assert searcher.segments[0].capacity > LARGE - SMALL
-    searcher.apply([], NOTHING, list(range(30)))  # the first segment has room for a small one now
+    searcher.apply([], NOTHING, list(range(40)))  # the first segment has room for a small one now
     written.clear()
     save(searcher, tmp_path)
     assert written == []
