@@ -35,16 +35,17 @@ def runs_to_write(segments: Sequence[Segment]) -> list[Sequence[Segment]]:
     segments: all that the searcher has. Rows are only appended to the last one, and only until it is full.
     """
     closed = len(segments) if segments and segments[-1].full else len(segments) - 1
+    live = [segment.live for segment in segments]
     runs: list[Sequence[Segment]] = []
     start = 0
     while start < closed:
-        end, live, largest = start, 0, 0
-        while end < closed and live + segments[end].live <= SEGMENT_ROWS:
-            live += segments[end].live
-            largest = max(largest, segments[end].live)
+        end, total = start, 0
+        while end < closed and total + live[end] <= SEGMENT_ROWS:
+            total += live[end]
             end += 1
-        complete = end < closed or live > SEGMENT_ROWS - TAIL_ROWS or end - start > SEGMENT_ROWS // TAIL_ROWS
-        if not complete or largest > _LARGEST_SHARE * live:
+        # More small segments than that are merged although they have few rows.
+        complete = end < closed or total > SEGMENT_ROWS - TAIL_ROWS or end - start > SEGMENT_ROWS // TAIL_ROWS
+        if not complete or max(live[start:end]) > _LARGEST_SHARE * total:
             end = start + 1
         if end > start + 1 or _worth_writing(segments[start]):
             runs.append(segments[start:end])
