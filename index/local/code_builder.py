@@ -57,7 +57,7 @@ class CodeBuilder:
         """
         self._folder, self._fast_from, self._read_only = folder, fast_from, read_only
         self._lock = threading.Lock()
-        self._saving = threading.Lock()  # held while files are written, because `optimize` runs in any thread
+        self._working = threading.Lock()  # held by each task and by `optimize`, which runs in any thread
         self._encoders = CodeStore(folder.parent)
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._queued: set[tuple[int, str]] = set()  # space and task
@@ -112,9 +112,10 @@ class CodeBuilder:
 
     def optimize(self, space: SearchSpace) -> None:
         """Learn the code again, if the space is large enough, and write all files; return when this is done."""
-        if self._fast_from is not None and len(space.searcher) >= self._fast_from:
-            self._learn(space)
-        self._save(space)
+        with self._working:
+            if self._fast_from is not None and len(space.searcher) >= self._fast_from:
+                self._learn(space)
+            self._save(space)
 
     def resolve_mode(self, space: SearchSpace, requested: Mode | None) -> Mode:
         """Return the mode that a search with the `requested` mode uses now.
@@ -173,7 +174,8 @@ class CodeBuilder:
             try:
                 if self._current.get(task.space.record.id) is not task.space:
                     continue  # the space was dropped, and perhaps loaded again
-                task.work(task.space)
+                with self._working:
+                    task.work(task.space)
                 log.info("index maintained", vectors=len(task.space.searcher))
             except Exception:
                 with self._lock:
@@ -228,8 +230,7 @@ class CodeBuilder:
             self._learn(space)
 
     def _save(self, space: SearchSpace) -> None:
-        with self._saving:
-            self._write(lambda: self._files(space).save(space.searcher, self._stop))
+        self._write(lambda: self._files(space).save(space.searcher, self._stop))
 
     def _check_rows(self, space: SearchSpace) -> None:
         repaired = self._files(space).repair_rows(space.searcher, self._folder / CATALOG_FILE, self._stop)
