@@ -11,7 +11,7 @@ from PIL import Image
 
 from model_store.errors import DeviceUnavailableError
 from model_store.runtime.onnxruntime_engine import has_cuda
-from tests.service.cli.helpers import invoke, run
+from tests.service.cli.helpers import call, invoke
 from tests.support.tiny_model import publish_tiny_model
 from tests.support.training.run_folder import write_pictures, write_run
 
@@ -75,7 +75,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 
 
 def test_the_message_and_the_exit_code(home: Path, tmp_path: Path) -> None:
-    refused = run("classify", tmp_path / "image.png", FC7_HOME=str(home), FC7_DEVICE="cuda")
+    refused = call("classify", tmp_path / "image.png", FC7_HOME=str(home), FC7_DEVICE="cuda")
     assert refused.returncode == 1
     assert refused.stdout == ""
     assert refused.stderr.startswith("error: The device cuda was requested and cannot be used (")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from service.keys_file import digest_of, read_keys
-from tests.service.cli.helpers import invoke, run
+from tests.service.cli.helpers import call, invoke
 
 
 def test_the_key_alone_is_on_standard_output_and_only_its_hash_is_stored(tmp_path: Path) -> None:
-    done = run("keys", "new", "camera", "--scope", "write", "--rate", "100/minute", FC7_HOME=str(tmp_path))
+    done = call("keys", "new", "camera", "--scope", "write", "--rate", "100/minute", FC7_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     key = done.stdout.removesuffix("\n")
     [stored] = read_keys(tmp_path / "keys.json")
@@ -100,5 +100,5 @@ def test_revoking_the_last_key_says_that_requests_still_need_one(tmp_path: Path)
     first = invoke(tmp_path, "keys", "revoke", "a", FC7_KEYS_FILE=str(path))
     assert (first.exit_code, "last key" in first.stderr) == (0, False)
     assert "requests still need one" in invoke(tmp_path, "keys", "revoke", "b", FC7_KEYS_FILE=str(path)).stderr
-    assert run("keys", "revoke", "b", FC7_HOME=str(tmp_path), FC7_KEYS_FILE=str(path)).returncode == 1
+    assert call("keys", "revoke", "b", FC7_HOME=str(tmp_path), FC7_KEYS_FILE=str(path)).returncode == 1
     assert read_keys(path) == ()

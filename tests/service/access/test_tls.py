@@ -16,7 +16,7 @@ from service.errors import SettingError
 from service.observability.logs import make_logger
 from service.settings import load_settings
 from service.tls import Certificate
-from tests.service.cli.helpers import invoke, run
+from tests.service.cli.helpers import call, invoke, run
 from tests.support.server import process_server
 from tests.support.tiny_model import publish_tiny_model
 
@@ -54,7 +54,7 @@ def test_https_is_served_and_plain_http_is_not(tmp_path: Path, monkeypatch: pyte
         assert served_fingerprint(server.port) == fingerprint_of(certificate)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://127.0.0.1:{server.port}/livez")
-        jobs = run("jobs", "list", FC7_HOME=str(home), FC7_PORT=str(server.port), **variables)
+        jobs = call("jobs", "list", FC7_HOME=str(home), FC7_PORT=str(server.port), **variables)
         assert (jobs.returncode, "No jobs" in jobs.stderr) == (0, True), jobs.stderr
         found = invoke(home, "doctor", "--json", FC7_PORT=str(server.port), FC7_DEVICE="cpu", **variables).stdout
         assert f"an fc7 server is running on 127.0.0.1:{server.port}" in found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.cli.helpers import run
+from tests.service.cli.helpers import call, run
 from tests.support.tiny_model import publish_tiny_model
 
 
@@ -35,12 +35,21 @@ finally:
 """
 
 
+def request(line: str) -> dict[str, str]:
+    """Return the variables by which bash asks for suggestions for the last word of a command line."""
+    return {"_FC7_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+
+
 def complete(line: str, **variables: str) -> list[str]:
-    """Return what bash suggests for the last word of a command line; torch must not be imported."""
-    words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
-    done = run(script=SCRIPT, _FC7_COMPLETE="complete_bash", **words, **variables)
+    """Return what bash suggests for the last word of a command line."""
+    done = call(**request(line), **variables)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
+
+
+def test_torch_is_not_imported_for_suggestions(home: Path) -> None:
+    done = run(script=SCRIPT, **request("fc7 export s"), FC7_HOME=str(home))
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["solar"], "")
 
 
 @pytest.mark.parametrize(

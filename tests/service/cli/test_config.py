@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.cli.helpers import invoke, run
+from tests.service.cli.helpers import call, invoke
 
 KEY = "admin-0123456789abcdef"
 
 
 def test_value_and_source_are_shown_and_keys_are_hidden(tmp_path: Path) -> None:
-    done = run("config", FC7_HOME=str(tmp_path), FC7_API_KEYS=f"admin:{KEY}", FC7_MAXBATCH="1")
+    done = call("config", FC7_HOME=str(tmp_path), FC7_API_KEYS=f"admin:{KEY}", FC7_MAXBATCH="1")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip().startswith("FC7_")}
     assert "environment" in rows["FC7_HOME"]
@@ -26,8 +26,8 @@ def test_value_and_source_are_shown_and_keys_are_hidden(tmp_path: Path) -> None:
 
 def test_piped_output_has_one_line_per_setting(tmp_path: Path) -> None:
     home = str(tmp_path / ("a" * 60))
-    done = run("config", FC7_HOME=home, COLUMNS="40")
-    documents = json.loads(run("config", "--json", FC7_HOME=home).stdout)
+    done = call("config", FC7_HOME=home, COLUMNS="40")
+    documents = json.loads(call("config", "--json", FC7_HOME=home).stdout)
     lines = done.stdout.splitlines()
     assert len(lines) == len(documents) + 1
     for line, entry in zip(lines[1:], documents, strict=True):
@@ -36,7 +36,7 @@ def test_piped_output_has_one_line_per_setting(tmp_path: Path) -> None:
 
 
 def test_json_has_every_column_and_hides_keys(tmp_path: Path) -> None:
-    done = run("config", "--json", FC7_HOME=str(tmp_path), FC7_API_KEYS=f"admin:{KEY}", FC7_MAXBATCH="1")
+    done = call("config", "--json", FC7_HOME=str(tmp_path), FC7_API_KEYS=f"admin:{KEY}", FC7_MAXBATCH="1")
     entries = {entry["variable"]: entry for entry in json.loads(done.stdout)}
     assert entries["FC7_HOME"]["value"] == str(tmp_path)
     assert entries["FC7_HOME"]["source"] == "environment"

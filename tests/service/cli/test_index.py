@@ -1,4 +1,4 @@
-"""`fc7 index build|reembed|stats` as processes."""
+"""`fc7 index build|reembed|stats`: messages, exit codes and what is stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.tiny_model import publish_tiny_model
 
 
 def run(home: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return helpers.run("index", *words, FC7_HOME=str(home))
+    return helpers.call("index", *words, FC7_HOME=str(home))
 
 
 @pytest.fixture

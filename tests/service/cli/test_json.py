@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from service.cli.main import app
-from tests.service.cli.helpers import invoke, run
+from tests.service.cli.helpers import call, invoke
 from tests.support.tiny_model import publish_tiny_model
 from tests.support.training.class_folders import CHANNELS, write_class_folders
 
@@ -65,19 +65,20 @@ def test_every_command_with_the_option_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_standard_output_is_one_document(name: str, folder: Path) -> None:
+def test_standard_output_is_one_document(name: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     places = {
         "data": folder / "data",
         "image": next((folder / "data").glob("val/*/*.png")),
         "broken": next((folder / "data").glob("val/*/broken.jpg")),
     }
     words = [word.format(**places) for word in COMMANDS[name]]
-    result = run(*words, "--json", FC7_HOME=str(folder / "home"))
+    result = call(*words, "--json", FC7_HOME=str(folder / "home"))
     assert result.returncode == (1 if "{broken}" in COMMANDS[name] else 0), result.stderr
     document = json.loads(result.stdout)
     assert isinstance(document, dict | list)
     assert "Traceback" not in result.stderr
     assert "Next: " not in result.stdout
+    assert capfd.readouterr().out == "", "printed past sys.stdout by a library"
 
 
 def test_classify_and_search_list_results_and_skipped_images(folder: Path) -> None:

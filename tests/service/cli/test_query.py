@@ -1,4 +1,4 @@
-"""`fc7 classify` and `fc7 search` as processes; `fc7 explain` writes the picture that the server answers with."""
+"""`fc7 classify` and `fc7 search` from photographs; `fc7 explain` writes the picture that the server answers with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.cli.helpers import invoke, run
+from tests.service.cli.helpers import call, invoke, run
 from tests.support import pictures
 from tests.support.novelty import FOREIGN, OWN, publish_with_reference
 from tests.support.pictures import jpeg
@@ -23,11 +23,11 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_classify_prints_a_table_or_json_equal_to_the_services_response(home: Path, picture: Path) -> None:
-    table = run("classify", str(picture), "--home", str(home))
+    table = call("classify", str(picture), "--home", str(home))
     assert table.returncode == 0, table.stderr
     assert "heron [1].jpg" in table.stdout
     assert "tiny:1" in table.stdout
-    plain = run("classify", str(picture), "--json", "--views", "10", "-k", "3", FC7_HOME=str(home))
+    plain = call("classify", str(picture), "--json", "--views", "10", "-k", "3", FC7_HOME=str(home))
     [found] = json.loads(plain.stdout)["results"]
     with thread_server(home) as server:
         answer = server.client.post("/v1/classify?k=3&views=10", content=picture.read_bytes())
@@ -44,8 +44,8 @@ def test_search_works_while_a_server_is_running(home: Path, picture: Path) -> No
         for seed in range(3):
             assert server.client.put(f"/v1/images/[{seed}]", content=pictures.jpeg(seed)).status_code == 201
         found = run("search", str(picture), "-k", "2", "--json", FC7_HOME=str(home))
-        table = run("search", str(picture), FC7_HOME=str(home))
-        refused = run("search", str(picture), "--mode", "codes", FC7_HOME=str(home))
+        table = call("search", str(picture), FC7_HOME=str(home))
+        refused = call("search", str(picture), "--mode", "codes", FC7_HOME=str(home))
     assert found.returncode == 0, found.stderr
     [result] = json.loads(found.stdout)["results"]
     neighbours = result["neighbours"]
@@ -60,7 +60,7 @@ def test_search_works_while_a_server_is_running(home: Path, picture: Path) -> No
 def test_an_unreadable_image_is_reported_and_the_others_are_classified(home: Path, picture: Path) -> None:
     bad = picture.with_name("text.jpg")
     bad.write_text("no picture")
-    done = run("classify", str(bad), str(picture), str(picture.with_name("none.jpg")), FC7_HOME=str(home))
+    done = call("classify", str(bad), str(picture), str(picture.with_name("none.jpg")), FC7_HOME=str(home))
     assert done.returncode == 1
     assert "text.jpg" in done.stderr
     assert "none.jpg" in done.stderr
@@ -68,7 +68,7 @@ def test_an_unreadable_image_is_reported_and_the_others_are_classified(home: Pat
 
 
 def test_without_a_model_the_fix_is_reported(tmp_path: Path, picture: Path) -> None:
-    done = run("classify", str(picture), FC7_HOME=str(tmp_path / "empty"))
+    done = call("classify", str(picture), FC7_HOME=str(tmp_path / "empty"))
     assert done.returncode == 1
     assert "fc7 train" in done.stderr
 

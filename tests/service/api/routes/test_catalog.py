@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ import httpx
 import pytest
 
 from index.local.index import LocalImageIndex
+from tests.service.cli.helpers import call, run
 from tests.support import pictures
 from tests.support.server import ThreadServer, process_server, thread_server
 from tests.support.tiny_model import publish_tiny_model
 
 JPEG = {"Content-Type": "image/jpeg"}
 PATCH = {"Content-Type": "application/merge-patch+json"}
-COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +228,7 @@ def test_a_restored_snapshot_returns_the_same_results(
     assert (snapshot["images"], snapshot["vectors"]) == (12, 12)
     assert snapshot["path"] == f"snapshots/{snapshot['name']}"
     own_client.delete("/v1/images?where=rare:true")
-    done = run(tmp_path / "other", "index", "restore", str(home / snapshot["path"]))
+    done = call("index", "restore", home / snapshot["path"], FC7_HOME=str(tmp_path / "other"))
     assert done.returncode == 0, done.stderr
     assert "12 images, 12 vectors of tiny:1" in done.stderr
     publish_tiny_model(tmp_path / "other")
@@ -238,45 +236,39 @@ def test_a_restored_snapshot_returns_the_same_results(
         assert len(keys(other.client.get("/v1/images"))) == 12
         assert keys(other.client.get("/v1/images/00/similar?k=1&where=rare:true"))
         assert other.client.get("/v1/images/03/thumbnail").status_code == 200
-    again = run(tmp_path / "other", "index", "restore", str(home / snapshot["path"]))
+    again = call("index", "restore", home / snapshot["path"], FC7_HOME=str(tmp_path / "other"))
     assert again.returncode == 1
     assert "already exists" in again.stderr
-
-
-def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *words, "--home", str(home)], capture_output=True, text=True, check=False, timeout=60
-    )
 
 
 def test_snapshot_and_verify_while_a_server_runs(
     tmp_path: Path, own_server: ThreadServer, own_client: httpx.Client
 ) -> None:
-    home = own_server.state.settings.home
+    home = str(own_server.state.settings.home)
     fill(own_client, 3)
-    done = run(home, "index", "snapshot", str(tmp_path / "copy"))
+    done = run("index", "snapshot", tmp_path / "copy", FC7_HOME=home)
     assert done.returncode == 0, done.stderr
     assert "3 images" in done.stderr
-    assert run(home, "index", "snapshot", str(tmp_path / "copy")).returncode == 1
-    assert "3 images, 3 pictures, 3 vectors: all checksums match" in run(home, "index", "verify").stderr
-    assert run(home, "index", "verify", str(tmp_path / "copy")).returncode == 0
+    assert call("index", "snapshot", tmp_path / "copy", FC7_HOME=home).returncode == 1
+    assert "3 images, 3 pictures, 3 vectors: all checksums match" in run("index", "verify", FC7_HOME=home).stderr
+    assert call("index", "verify", tmp_path / "copy", FC7_HOME=home).returncode == 0
     data = bytearray((tmp_path / "copy/catalog.db").read_bytes())
     data[-5000] ^= 4
     (tmp_path / "copy/catalog.db").write_bytes(data)
-    damaged = run(home, "index", "verify", str(tmp_path / "copy"))
+    damaged = call("index", "verify", tmp_path / "copy", FC7_HOME=home)
     assert damaged.returncode == 1
     assert "Take another snapshot" in damaged.stderr
-    rejected = run(tmp_path / "new", "index", "restore", str(tmp_path / "copy"))
+    rejected = call("index", "restore", tmp_path / "copy", FC7_HOME=str(tmp_path / "new"))
     assert rejected.returncode == 1
     assert "whose SHA-256 differs from the manifest" in rejected.stderr
-    locked = run(home, "index", "verify", "--repair")
+    locked = run("index", "verify", "--repair", FC7_HOME=home)
     assert locked.returncode == 1
     assert "is open in process" in locked.stderr
 
 
 def test_the_error_of_a_second_server_on_the_same_home_names_the_first(home: Path) -> None:
     with process_server(home) as first:
-        done = run(home, "serve", "--port", "0")
+        done = run("serve", "--port", "0", FC7_HOME=str(home))
         assert done.returncode == 1
         assert f"process {first.process.pid}" in done.stderr
         assert httpx.get(f"{first.url}/readyz").status_code == 200
@@ -298,11 +290,11 @@ def test_duplicates_are_listed_and_matching_images_exported_while_a_server_runs(
     assert own_client.get("/v1/index/duplicates?threshold=100000").json()["groups"][0]["size"] == 7
     for bad in ("", "?threshold=-1", "?threshold=nan", "?threshold=1&limit=0"):
         assert own_client.get(f"/v1/index/duplicates{bad}").status_code == 422, bad
-    home = own_server.state.settings.home
-    done = run(home, "index", "export", str(tmp_path / "all.parquet"), "--where", "label:cat")
+    home = str(own_server.state.settings.home)
+    done = run("index", "export", tmp_path / "all.parquet", "--where", "label:cat", FC7_HOME=home)
     assert done.returncode == 0, done.stderr
     assert "3 images" in done.stderr
-    printed = run(home, "index", "duplicates", "--threshold", "0.001", "--json")
+    printed = call("index", "duplicates", "--threshold", "0.001", "--json", FC7_HOME=home)
     assert json.loads(printed.stdout)["groups"] == [twins]
 
 

@@ -14,7 +14,7 @@ from model_store.training.runs.run import read_info
 from service.cli.data import commands as data
 from service.cli.training import demo
 from service.settings import Settings
-from tests.service.cli.helpers import run
+from tests.service.cli.helpers import call, run
 from tests.support.tiny_model import publish_tiny_model
 from tests.support.training.class_folders import TRIAL_RECIPE, write_class_folders
 
@@ -33,7 +33,7 @@ def test_a_home_with_another_model_is_not_changed_and_needs_no_torch(tmp_path: P
 def test_a_complete_demo_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "complete").touch()
-    done = run("demo", FC7_HOME=str(tmp_path))
+    done = call("demo", FC7_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo"]
 
@@ -41,7 +41,7 @@ def test_a_complete_demo_is_not_repeated(tmp_path: Path) -> None:
 def test_the_error_names_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     home = tmp_path / "a-file"
     home.write_text("no folder")
-    done = run("demo", FC7_HOME=str(home))
+    done = call("demo", FC7_HOME=str(home))
     assert done.returncode == 1
     assert str(home) in done.stderr
     assert "Traceback" not in done.stderr
