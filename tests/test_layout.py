@@ -6,6 +6,7 @@ import ast
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +22,29 @@ def source_files(*suffixes: str, below: tuple[str, ...] = (*PACKAGES, CLIENT, "t
                 yield path.relative_to(ROOT)
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all statements, without their expressions, which are most of the nodes."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for node in getattr(tree, name, ()):
+            yield node
+            yield from statements(node)
+
+
+@cache
+def functions_and_imports(path: Path) -> tuple[list[ast.FunctionDef | ast.AsyncFunctionDef], set[str], str | None]:
+    """Return the functions of a file, the top-level packages that it imports, and its docstring."""
+    tree = ast.parse((ROOT / path).read_text())
+    functions, modules = [], set()
+    for node in statements(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            functions.append(node)
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add((node.module or "").partition(".")[0])
+    return functions, modules, ast.get_docstring(tree)
+
+
 def test_no_folder_has_more_than_15_modules() -> None:
     modules = Counter(path.parent for path in source_files(".py") if path.name != "__init__.py")
     assert {str(folder): count for folder, count in modules.items() if count > MAX_MODULES} == {}
@@ -34,18 +58,17 @@ def test_no_file_has_more_than_400_lines() -> None:
 def test_no_function_has_more_than_60_lines() -> None:
     long = {}
     for path in source_files(".py"):
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
-                if lines > MAX_FUNCTION_LINES:
-                    long[f"{path}:{node.lineno} {node.name}"] = lines
+        for node in functions_and_imports(path)[0]:
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                long[f"{path}:{node.lineno} {node.name}"] = lines
     assert long == {}
 
 
 def test_every_package_folder_is_a_package_with_a_docstring() -> None:
     folders = {path.parent for path in source_files(".py", below=(*PACKAGES, CLIENT))}
     for folder in folders:
-        docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+        _, _, docstring = functions_and_imports(folder / "__init__.py")
         assert docstring, f"{folder}/__init__.py has no docstring"
 
 
@@ -57,12 +80,4 @@ def test_the_client_imports_only_its_dependencies_and_no_package_of_the_service_
 
 def imports_of(*folders: str) -> dict[str, set[str]]:
     """Return the top-level packages that each file imports, by path."""
-    found: dict[str, set[str]] = {}
-    for path in source_files(".py", below=folders):
-        modules = found.setdefault(str(path), set())
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                modules.add((node.module or "").partition(".")[0])
-    return found
+    return {str(path): functions_and_imports(path)[1] for path in source_files(".py", below=folders)}

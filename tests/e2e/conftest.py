@@ -28,21 +28,28 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve the photographs and their quarters, for tests that change nothing; return the address."""
-    home = tmp_path_factory.mktemp("home")
+def filled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a home with the photographs and their quarters, to be copied."""
+    home = tmp_path_factory.mktemp("filled")
     publish_tiny_model(home)
-    with thread_server(home, max_body_bytes=1_000_000) as running:
+    with thread_server(home) as running:
         add_photographs(running.url)
+    return home
+
+
+@pytest.fixture(scope="session")
+def server(filled_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the photographs and their quarters, for tests that change nothing; return the address."""
+    home = shutil.copytree(filled_home, tmp_path_factory.mktemp("served") / "home")
+    with thread_server(home, max_body_bytes=1_000_000) as running:
         yield running.url
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[ThreadServer]:
+def own_server(filled_home: Path, tmp_path: Path) -> Iterator[ThreadServer]:
     """Serve the photographs and their quarters to a test that changes the index."""
-    publish_tiny_model(tmp_path)
+    shutil.copytree(filled_home, tmp_path, dirs_exist_ok=True)
     with thread_server(tmp_path) as running:
-        add_photographs(running.url)
         yield running
 
 

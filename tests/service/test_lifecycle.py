@@ -18,6 +18,7 @@ import pytest
 
 from index.errors import IndexLockedError
 from model_store.errors import ArtifactCorruptError, DeviceUnavailableError
+from service.errors import SettingError
 from tests.support import pictures
 from tests.support.pausable_model import PausableRunner
 from tests.support.server import ProcessServer, ThreadServer, process_server, thread_server, wait_until
@@ -98,7 +99,7 @@ def test_corrupt_weights_a_missing_device_and_a_second_server_prevent_the_start(
 def test_a_port_in_use_is_reported(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(RuntimeError, match=f"FC7_PORT={port}"), process_server(home, FC7_PORT=str(port)):
+        with pytest.raises(SettingError, match=f"FC7_PORT={port}"), thread_server(home, port=port):
             pass
 
 
@@ -308,7 +309,7 @@ def test_thousands_of_pipelined_requests_are_answered_and_so_is_the_next_one(sha
 
 
 def test_the_server_does_not_start_on_a_public_address_without_keys_or_with_an_invalid_setting(home: Path) -> None:
-    with pytest.raises(RuntimeError, match="FC7_ALLOW_ANONYMOUS"), process_server(home, FC7_HOST="0.0.0.0"):
+    with pytest.raises(SettingError, match="FC7_ALLOW_ANONYMOUS"), thread_server(home, host="0.0.0.0"):
         pass
     expected = "FC7_MAX_BATCH=many is not valid: expected a whole number from 1 to 1024"
     with pytest.raises(RuntimeError, match=expected), process_server(home, FC7_MAX_BATCH="many"):

@@ -9,7 +9,9 @@ Out of scope: classifying correctly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,13 @@ CLASSES = ("cat", "dog", "heron", "ferry", "mushroom", "lamp")
 
 def write_tiny_graph(folder: Path, classes: int = len(CLASSES), seed: int = 0, outputs: int = 2) -> None:
     """Write `model.onnx` and `weights.bin` into `folder`. With `outputs=1` the graph is invalid: it has no fc7."""
+    for name, content in _tiny_graph(classes, seed, outputs).items():
+        (folder / name).write_bytes(content)
+
+
+@lru_cache(maxsize=32)
+def _tiny_graph(classes: int, seed: int, outputs: int) -> dict[str, bytes]:
+    """Return the files of a graph by name; most tests use the same one."""
     random = np.random.default_rng(seed)
     inputs = GRID * GRID * 3
     arrays = {
@@ -56,7 +65,10 @@ def write_tiny_graph(folder: Path, classes: int = len(CLASSES), seed: int = 0, o
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save_model(model, folder / MODEL_FILE, save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=16)
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        onnx.save_model(model, path / MODEL_FILE, save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=16)
+        return {name: (path / name).read_bytes() for name in (MODEL_FILE, WEIGHTS_FILE)}
 
 
 def tiny_draft(name: str = "tiny", classes: Sequence[str] = CLASSES) -> ManifestDraft:

@@ -259,6 +259,7 @@ def test_an_unreachable_milvus_raises_an_error_in_time() -> None:
             assert TOKEN not in repr(caught.value)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_when_milvus_is_killed_and_restarted(tmp_path: Path) -> None:
     with (
         milvus_server(tmp_path / "data") as server,

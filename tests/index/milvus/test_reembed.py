@@ -340,6 +340,7 @@ def wait_for_changes(clients: Sequence[Client], running: Sequence[Future[None]])
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_no_acknowledged_change_is_lost_when_migrations_are_killed(
     tmp_path: Path, runners: tuple[Runner, Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:

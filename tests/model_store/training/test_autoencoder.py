@@ -169,7 +169,7 @@ def test_the_commands_train_evaluate_and_plot(
 
     assert fc7("train", "--bits", "64", "--epochs", "1", "--plain").exit_code == 0
     options = ("--queries", "20", "--epochs", "1", "--plain")
-    done = fc7("evaluate", "--bits", "128", *options, "--plot", str(plot))
+    done = fc7("evaluate", "--bits", "128", *options, "--no-pixels", "--plot", str(plot))
     assert done.exit_code == 0, done.output
     assert "fc7 codes train --bits 128" in done.output
     assert "300 images, 20 of them queries, 3 classes" in done.output

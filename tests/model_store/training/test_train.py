@@ -45,7 +45,7 @@ def weights(home: Path, name: str) -> dict[str, torch.Tensor]:
     return read_tensors(find_run(home, name) / MODEL_FILE, WEIGHTS_PREFIX)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:

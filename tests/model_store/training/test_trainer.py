@@ -15,6 +15,7 @@ from model_store.training.parents import find_parent
 from model_store.training.recipe import AUTO
 from model_store.training.runs.resuming import Changes
 from model_store.training.runs.run import BEST_FILE, load_run, read_metrics
+from model_store.training.trainer import Result
 from tests.model_store.training.helpers import RECIPE, RecordingReporter, final_weights, same_weights, train_trial
 from tests.support.training.class_folders import write_class_folders
 
@@ -27,13 +28,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def forgetful(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, RecordingReporter]:
+    """A finished run with FORGETS, and what was reported."""
+    reporter = RecordingReporter()
+    return train_trial(data, tmp_path_factory.mktemp("forgetful"), FORGETS, reporter), reporter
+
+
 def validations(run: Path) -> list[tuple[float, float]]:
     return [(line["val_balanced_error"], line["val_loss"]) for line in read_metrics(run) if "val_loss" in line]
 
 
-def test_the_weights_of_the_best_validation_are_kept(data: Path, tmp_path: Path) -> None:
-    reporter = RecordingReporter()
-    result = train_trial(data, tmp_path, FORGETS, reporter)
+def test_the_weights_of_the_best_validation_are_kept(
+    data: Path, tmp_path: Path, forgetful: tuple[Result, RecordingReporter]
+) -> None:
+    result, reporter = forgetful
     errors = validations(result.run)
     best = min(errors)
     assert best < errors[-1]
@@ -51,11 +60,12 @@ def test_the_weights_of_the_best_validation_are_kept(data: Path, tmp_path: Path)
     assert any(f"those of epoch {epoch}" in note for note in again.notes)
 
 
-def test_a_resumed_run_keeps_the_same_best_weights(data: Path, tmp_path: Path) -> None:
-    whole = train_trial(data, tmp_path / "whole", FORGETS).run
+def test_a_resumed_run_keeps_the_same_best_weights(
+    data: Path, tmp_path: Path, forgetful: tuple[Result, RecordingReporter]
+) -> None:
     stopped = train_trial(data, tmp_path, FORGETS, RecordingReporter(18)).run
     assert resume(stopped).finished
-    assert same_weights(stopped, whole)
+    assert same_weights(stopped, forgetful[0].run)
 
 
 def test_early_stopping_ends_a_run_that_does_not_improve(data: Path, tmp_path: Path) -> None:
@@ -110,7 +120,7 @@ def test_frozen_layers_and_the_head_phase_train_only_what_they_name(data: Path, 
 def test_a_time_limit_chooses_the_epochs_and_a_run_resumes_with_them(data: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=AUTO, epoch_images=AUTO, learning_rate=1e-4)  # stable for any number of epochs
     reporter = RecordingReporter(2)
-    stopped = train_trial(data, tmp_path, recipe, reporter, minutes=0.05)
+    stopped = train_trial(data, tmp_path, recipe, reporter, minutes=0.02)
     info = load_run(stopped.run).info
     assert not info.recipe.open_values()
     assert any(f"{info.recipe.epochs} epoch" in note for note in reporter.notes)

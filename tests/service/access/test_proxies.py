@@ -1,4 +1,4 @@
-"""The client's address in the log behind proxies, and keys below a path prefix that a proxy strips or keeps."""
+"""The client's address behind proxies, and in the log below a path prefix that a proxy strips or keeps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from service.api_keys import Scope
 from service.errors import SettingError
 from service.keys_file import create_key
 from service.settings import Settings, load_settings
 from tests.support.proxy import reverse_proxy
-from tests.support.server import process_server, wait_until
+from tests.support.server import process_server, thread_server, wait_until
 from tests.support.tiny_model import publish_tiny_model
 
 
@@ -28,13 +31,15 @@ from tests.support.tiny_model import publish_tiny_model
         ("::1", "203.0.113.7", "127.0.0.1"),
     ],
 )
-def test_the_log_has_the_address_that_trusted_proxies_name(
+def test_a_client_has_the_address_that_trusted_proxies_name(
     tmp_path: Path, trusted: str, forwarded: str, client: str
 ) -> None:
-    with process_server(tmp_path / "home", FC7_TRUSTED_PROXIES=trusted) as server:
-        assert httpx.get(f"{server.url}/v1/models", headers={"X-Forwarded-For": forwarded}).status_code == 200
-        wait_until(lambda: any(line.get("path") == "/v1/models" for line in server.lines()))
-        assert [line["client"] for line in server.lines() if line.get("path") == "/v1/models"] == [client]
+    def address(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.client.host if request.client else "")
+
+    with thread_server(tmp_path / "home", **({"trusted_proxies": trusted} if trusted else {})) as server:
+        server.app.router.routes.insert(0, Route("/address", address))
+        assert server.client.get("/address", headers={"X-Forwarded-For": forwarded}).text == client
 
 
 @pytest.mark.parametrize("strip", [True, False], ids=["stripped", "kept"])

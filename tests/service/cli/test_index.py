@@ -96,7 +96,7 @@ def test_every_file_that_is_not_added_is_counted_and_named(home: Path, tmp_path:
 
 
 def test_ctrl_c_reports_how_to_resume(home: Path, tmp_path: Path) -> None:
-    count = 400  # enough that the build is still running when the signal arrives
+    count = 200  # enough that the build is still running when the signal arrives
     for n in range(count):
         save_image(tmp_path / "photos" / f"{n}.png", n)
     command = [sys.executable, "-c", helpers.SCRIPT, "index", "build", str(tmp_path / "photos"), "--batch-size", "1"]

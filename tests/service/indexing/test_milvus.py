@@ -101,6 +101,7 @@ def test_every_index_endpoint_works_with_a_file_of_milvus_lite(home: Path, tmp_p
         assert keys(server.client.get("/v1/images?where=seen:true")) == ["birds/1"]
 
 
+@pytest.mark.slow
 def test_two_replicas_share_an_index_and_survive_a_killed_milvus(
     home: Path, tmp_path: Path, milvus: MilvusServer
 ) -> None:

@@ -286,7 +286,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_random_activations_agree_with_a_model(tmp_path: Path) -> None:
-    run(tmp_path, max_examples=4, steps=15, random_seed=None)
+    run(tmp_path, max_examples=2, steps=15, random_seed=None)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def activate(client: httpx.Client, version: int, name: str = "tiny") -> httpx.Re
     return client.post(f"/v1/models/{name}/{version}/activate")
 
 
-def test_a_thousand_requests_during_twenty_activations_all_succeed(home: Path) -> None:
+def test_requests_during_activations_all_succeed(home: Path) -> None:
     first, second = publish_tiny_model(home, seed=0), publish_tiny_model(home, seed=1, activate=False)
     known = expected(first, second)
     assert np.abs(np.subtract(known[first.version, 0], known[second.version, 0])).max() > 1e-2  # they differ
@@ -64,7 +64,7 @@ def test_a_thousand_requests_during_twenty_activations_all_succeed(home: Path) -
         def send_requests(thread: int) -> int:
             sent = 0
             with httpx.Client(base_url=server.url, timeout=30) as client:
-                while not done.is_set() or sent < 130:
+                while not done.is_set() or sent < 25:
                     seed = (thread + sent) % 4
                     several = [("file", (f"{i}.jpg", bodies[seed], "image/jpeg")) for i in range(2)]
                     body: dict[str, Any] = {"files": several} if sent % 5 == 0 else {"content": bodies[seed]}
@@ -74,12 +74,12 @@ def test_a_thousand_requests_during_twenty_activations_all_succeed(home: Path) -
 
         with ThreadPoolExecutor(8) as clients:
             requests = [clients.submit(send_requests, thread) for thread in range(8)]
-            for turn in range(20):
+            for turn in range(10):
                 answer = activate(server.client, version_of_turn(turn, first, second))
                 assert answer.status_code == 200, answer.text
                 time.sleep(0.05)
             done.set()
-            assert sum(future.result() for future in requests) >= 1000
+            assert sum(future.result() for future in requests) >= 200
         assert {first.version, second.version} == set(versions)
         wait_until(lambda: len(server.state.models.ids()) <= 2)
         assert server.client.get("/readyz").json()["model"]["version"] == first.version

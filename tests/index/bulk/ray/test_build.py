@@ -119,6 +119,7 @@ def stored(home: Path, runner: Runner) -> dict[str, tuple[str, bytes, bytes]]:
         return {key: (index.get(key).sha256, index.picture(key), vectors[key].tobytes()) for key in keys}
 
 
+@pytest.mark.slow
 def test_killed_worker_loses_and_duplicates_nothing(ray: Ray, home: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for n in range(90):
@@ -158,6 +159,7 @@ def test_killed_worker_loses_and_duplicates_nothing(ray: Ray, home: Path, tmp_pa
     assert (again["seen"], again["added"], again["replaced"], again["unchanged"]) == (92, 0, 1, 89)
 
 
+@pytest.mark.slow
 def test_killed_worker_loses_and_duplicates_nothing_on_milvus(ray: Ray, home: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for n in range(60):

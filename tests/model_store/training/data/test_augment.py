@@ -109,16 +109,16 @@ def test_the_center_of_the_mean_image_is_subtracted_from_every_crop() -> None:
 
 def test_color_noise_is_scaled_by_the_square_roots_of_the_eigenvalues() -> None:
     given = statistics()
-    pixels = np.zeros((200, 256, 256, 3), np.uint8)
+    pixels = np.zeros((100, 256, 256, 3), np.uint8)
     shifts = []
     augmenter = Augmenter(Recipe(flip=False, colour_noise=0.1), given)
-    for step in range(20):
+    for step in range(10):
         batch = augmenter.training_batch(pixels, 0, 0, step)
         assert float((batch.amax((2, 3)) - batch.amin((2, 3))).max()) == 0  # one draw per image
         shifts.append(batch[:, :, 0, 0].numpy())
     along = np.concatenate(shifts) @ given.eigenvectors
-    np.testing.assert_allclose(along.std(0), [12, 3.5, 1.7], rtol=0.05)
-    assert np.abs(np.corrcoef(along.T) - np.eye(3)).max() < 0.06
+    np.testing.assert_allclose(along.std(0), [12, 3.5, 1.7], rtol=0.1)
+    assert np.abs(np.corrcoef(along.T) - np.eye(3)).max() < 0.12
 
 
 def test_the_original_code_divides_noisy_images_by_1_1_and_can_stop_the_noise() -> None:

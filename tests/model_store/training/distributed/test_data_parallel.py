@@ -124,6 +124,7 @@ def test_two_processes_give_the_result_of_one_process(data: Path, one_process_ho
     assert read_info(find_run(tmp_path, "two")).versions["processes"] == "2"
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_resume_to_the_same_result(
     data: Path, one_process_home: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_two_processes_stop_together_and_resume_to_the_same_result(
     check_close(weights(tmp_path, "parts"), weights(one_process_home, "one"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["data", "towers"])
 def test_processes_fine_tune_with_mixup_frozen_layers_and_a_head_phase_as_one_does(
     data: Path, one_process_home: Path, tmp_path: Path, scheme: str

@@ -23,7 +23,7 @@ from model_store.training.train import main
 from tests.support.processes import run_together
 from tests.support.training.class_folders import write_class_folders
 
-RECIPE = replace(load_recipe("original"), width=1 / 8, initialisation="he", input_scale=1 / 64)
+RECIPE = replace(load_recipe("original"), width=1 / 16, initialisation="he", input_scale=1 / 64)
 CLASSES = 7  # fc8 is not split by neurons, so an odd number works
 IMAGES = 3
 STEPS = 3
@@ -112,6 +112,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(root / "data")
 
 
+@pytest.mark.slow
 def test_a_run_with_two_towers_gives_the_result_of_one_process_and_reports_sent_bytes(
     data: Path, tmp_path: Path
 ) -> None:

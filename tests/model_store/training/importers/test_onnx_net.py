@@ -104,6 +104,7 @@ def test_a_graph_without_softmax_is_read_with_a_given_mean(tmp_path: Path, weigh
     np.testing.assert_allclose(probabilities, files.caffe_outputs(weights, mean, rgb, size=224)[0].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_imports_the_full_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = files.random_weights(ALEXNET_LAYERS, 1000)
     files.with_spread_logits(drawn, lambda rgb: files.caffe_outputs(drawn, IMAGENET_COLOR, rgb, size=224))

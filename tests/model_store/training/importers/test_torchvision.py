@@ -141,6 +141,7 @@ def read_state(path: Path, state: dict[str, torch.Tensor]) -> ImportedNet:
     return read(path)
 
 
+@pytest.mark.slow
 def test_the_command_imports_the_full_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(12)
     full = sharpen(files.torchvision_alexnet(1000))

@@ -92,6 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_ilsvrc_2012_from_tar_files_to_table_2(folder: Path) -> None:
     write_ilsvrc(folder / "imagenet", content=CONTENT)
     home = folder / "home"
@@ -115,6 +116,7 @@ def test_ilsvrc_2012_from_tar_files_to_table_2(folder: Path) -> None:
     assert {path.name for path in (folder / "report").iterdir()} == files
 
 
+@pytest.mark.slow
 def test_ilsvrc_2010_from_tar_files_to_table_1(folder: Path) -> None:
     write_ilsvrc(folder / "imagenet-2010", 2010, content=CONTENT)
     run_section(TABLE_1, folder / "home")
