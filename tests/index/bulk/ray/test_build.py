@@ -1,4 +1,4 @@
-"""`fc7 index build --ray` on a real Ray cluster whose workers are killed. All tests here share one cluster."""
+"""`fc7 index build --ray` on a real Ray cluster; slow tests kill its workers. All tests here share one cluster."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from index.factory import read_stats
 from index.milvus.index import MilvusImageIndex
 from index.records import IndexOptions, MilvusAddress
 from model_store.runtime.runner import Runner
+from model_store.store import ModelStore
 from tests.index.bulk.helpers import open_index, save_image
 from tests.support.milvus import milvus_server
 from tests.support.tiny_model import publish_tiny_model
@@ -119,6 +121,27 @@ def stored(home: Path, runner: Runner) -> dict[str, tuple[str, bytes, bytes]]:
         return {key: (index.get(key).sha256, index.picture(key), vectors[key].tobytes()) for key in keys}
 
 
+def stored_without_ray(photos: Path, home: Path) -> dict[str, tuple[str, bytes, bytes]]:
+    """Return what a build of one process into a new home stores."""
+    with closing(Runner(publish_tiny_model(home))) as runner:
+        with open_index(home, runner) as index:
+            build_index(photos, index, runner, key_prefix="all/")
+        return stored(home, runner)
+
+
+def test_a_build_stores_what_a_build_without_ray_stores(ray: Ray, home: Path, tmp_path: Path) -> None:
+    for n in range(6):
+        save_image(tmp_path / "photos" / f"{n % 2}" / f"{n}.png", n)
+    (tmp_path / "photos" / "text.jpg").write_text("not an image")
+    code, out, errors = finish(start(ray, home, tmp_path / "photos", "--batch-size", "2", "--key-prefix", "all/"))
+    assert code == 0, errors
+    report = json.loads(out)
+    assert (report["seen"], report["added"], report["replaced"], report["unchanged"]) == (7, 6, 0, 0)
+    assert [Path(each["image"]).name for each in report["skipped"]] == ["text.jpg"]
+    with closing(Runner(ModelStore(home).active_artifact())) as runner:
+        assert stored(home, runner) == stored_without_ray(tmp_path / "photos", tmp_path / "alone")
+
+
 @pytest.mark.slow
 def test_killed_worker_loses_and_duplicates_nothing(ray: Ray, home: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
@@ -146,11 +169,8 @@ def test_killed_worker_loses_and_duplicates_nothing(ray: Ray, home: Path, tmp_pa
     assert "Next: fc7 " in errors
     assert f"/{victim} " not in max(report["workers"], key=lambda worker: report["workers"][worker]["images"])
 
-    runner = Runner(publish_tiny_model(tmp_path / "alone"))
-    with open_index(tmp_path / "alone", runner) as index:
-        build_index(photos, index, runner, key_prefix="all/")
-    assert stored(home, runner) == stored(tmp_path / "alone", runner)
-    runner.close()
+    with closing(Runner(ModelStore(home).active_artifact())) as runner:
+        assert stored(home, runner) == stored_without_ray(photos, tmp_path / "alone")
 
     (photos / "0" / "0.png").write_bytes((photos / "0" / "3.png").read_bytes())
     code, out, errors = finish(start(ray, home, photos, "--key-prefix", "all/"))

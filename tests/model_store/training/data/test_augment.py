@@ -23,18 +23,18 @@ def statistics(mean: float = 0.0) -> Statistics:
     return Statistics(np.full((256, 256, 3), mean, np.float32), values, vectors)
 
 
-def corners(recipe: Recipe, images: int = 600) -> tuple[np.ndarray, np.ndarray]:
+def corners(recipe: Recipe, images: int = 300) -> tuple[np.ndarray, np.ndarray]:
     """Return (row, column) of the first and the last pixel of many crops."""
     batch = Augmenter(recipe, statistics()).training_batch(np.stack([PIXELS] * images), 0, 0, 0)
     return batch[:, :2, 0, 0].numpy().astype(int), batch[:, :2, -1, -1].numpy().astype(int)
 
 
 def test_crops_use_all_33_by_33_positions() -> None:
-    first, last = corners(PLAIN, 1500)
+    first, last = corners(PLAIN, 600)
     assert {tuple(row) for row in last - first} == {(223, 223)}
     for axis in (0, 1):
         assert set(first[:, axis]) == set(range(33))
-    assert len({tuple(row) for row in first}) > 700  # of 1,089: rows and columns are drawn independently
+    assert len({tuple(row) for row in first}) > 400  # of 1,089: rows and columns are drawn independently
 
 
 def test_half_of_the_images_are_flipped_horizontally() -> None:

@@ -216,7 +216,8 @@ def test_another_head_has_no_temperature(tmp_path: Path, exported: ExportResult)
 def test_the_recipe_decides_unless_the_command_line_does(home: Path) -> None:
     assert load_recipe("small").calibrate
     assert not any(recipe.calibrate for recipe in (Recipe(), load_recipe("paper"), load_recipe("original")))
-    cli, options = CliRunner(), ["export", "small", "--home", str(home), "--name", "cli", "--no-activate", "--views", "1"]
+    cli = CliRunner()
+    options = ["export", "small", "--home", str(home), "--name", "cli", "--no-activate", "--views", "1"]
     with_temperature = cli.invoke(app, [*options, "--calibrate"])
     assert with_temperature.exit_code == 0, with_temperature.output
     assert "fitted to 102 images" in with_temperature.output
