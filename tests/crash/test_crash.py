@@ -9,5 +9,5 @@ from tests.crash.kill_rounds import KillRounds
 
 def test_killed_server_keeps_every_acknowledged_change(tmp_path: Path) -> None:
     rounds = KillRounds(tmp_path / "home", seed=7)
-    rounds.run(rounds=3)
+    rounds.run(rounds=2)
     assert rounds.acknowledged > 0

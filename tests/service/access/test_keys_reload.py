@@ -12,6 +12,7 @@ import pytest
 
 from model_store.durable import write_atomic
 from model_store.errors import Fc7Error
+from service.api.access import keyring
 from service.api.access.keyring import Keyring
 from service.api_keys import Scope
 from service.app import create_app
@@ -36,7 +37,8 @@ def status(url: str, key: str | None = None, method: str = "GET", path: str = "/
     return httpx.request(method, f"{url}{path}", headers=headers).status_code
 
 
-def test_changes_take_effect_without_a_restart(home: Path) -> None:
+def test_changes_take_effect_without_a_restart(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "_RELOAD_S", 0.05)
     path = home / "keys.json"
     with thread_server(home) as server:
         url = server.url
@@ -63,7 +65,8 @@ def test_a_damaged_file_keeps_the_keys_and_a_deleted_one_revokes_them(home: Path
     path = home / "keys.json"
     _, key = create_key(path, "camera", Scope.READ)
     content = path.read_bytes()
-    with process_server(home) as server:
+    often = "from service.api.access import keyring\nkeyring._RELOAD_S = 0.05"
+    with process_server(home, before=often) as server:
         write_atomic(path, b"{")
         wait_until(lambda: bool(events(server, "keys not reloaded")))
         assert status(server.url, key) == 200

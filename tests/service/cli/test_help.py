@@ -28,10 +28,10 @@ def test_version_is_printed() -> None:
     "words", [[], *([group] for group in GROUPS), *(name.split()[1:] for name in NAMES)], ids=" ".join
 )
 def test_every_command_and_group_takes_h_and_help(words: list[str], tmp_path: Path) -> None:
-    short, long = (invoke(tmp_path, *words, option, COLUMNS="120") for option in ("-h", "--help"))
-    assert short.exit_code == long.exit_code == 0
-    assert "Usage:" in short.stdout
-    assert short.stdout == long.stdout
+    shown = invoke(tmp_path, *words, "-h", COLUMNS="120")
+    assert shown.exit_code == 0
+    assert "Usage:" in shown.stdout
+    assert re.search(r"--help +-h +Show this message and exit", shown.stdout), "two names of one option"
 
 
 def test_commands_are_listed_in_panels(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_no_search_and_no_add_fails_during_repeated_migrations(home: Path) -> No
         threads = [threading.Thread(target=send_requests, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
-        for step in range(6):
+        for step in range(4):
             version = 2 - step % 2
             activate(server, version)
             wait_until(partial(migrated, server, version))
