@@ -119,6 +119,7 @@ def test_a_fine_tuned_net_keeps_its_own_last_layer(tmp_path: Path) -> None:
     torch.testing.assert_close(net.weights["fc8.weight"], drawn["fc8.weight"])
 
 
+@pytest.mark.slow
 def test_the_command_imports_the_full_net(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

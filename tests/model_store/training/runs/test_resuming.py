@@ -57,8 +57,8 @@ def epochs(run: Path) -> list[int]:
     "moment",
     [
         lambda home: home.glob("runs/*/" + RUN_FILE),
-        lambda home: home.glob("runs/*/.checkpoint.safetensors.*"),
-        lambda home: home.glob("runs/*/.tmp*"),
+        pytest.param(lambda home: home.glob("runs/*/.checkpoint.safetensors.*"), marks=pytest.mark.slow),
+        pytest.param(lambda home: home.glob("runs/*/.tmp*"), marks=pytest.mark.slow),
         lambda home: home.glob("runs/*/" + CHECKPOINT_FILE),
     ],
     ids=["created", "before a checkpoint is written", "writing tensors", "checkpoint written"],
