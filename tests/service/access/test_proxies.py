@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,7 +38,8 @@ def test_a_client_has_the_address_that_trusted_proxies_name(
     def address(request: Request) -> PlainTextResponse:
         return PlainTextResponse(request.client.host if request.client else "")
 
-    with thread_server(tmp_path / "home", **({"trusted_proxies": trusted} if trusted else {})) as server:
+    settings: dict[str, Any] = {"trusted_proxies": trusted} if trusted else {}
+    with thread_server(tmp_path / "home", **settings) as server:
         server.app.router.routes.insert(0, Route("/address", address))
         assert server.client.get("/address", headers={"X-Forwarded-For": forwarded}).text == client
 
