@@ -18,19 +18,20 @@ from tests.support.training.run_folder import write_pictures, write_run
 pytestmark = pytest.mark.skipif(has_cuda(), reason="ONNX Runtime has a CUDA provider")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Return a home with a run, an active version, and an index of its images."""
-    home = tmp_path / "home"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that no test changes: images, and a home with a run, an active version and an index of them."""
+    folder = tmp_path_factory.mktemp("device")
+    home = folder / "home"
     publish_tiny_model(home, classes=("blue", "green", "red"))
-    write_pictures(tmp_path / "data", images=2)
-    write_pictures(tmp_path / "data", "train", images=2)
-    write_run(home, tmp_path / "data")
-    with tarfile.open(tmp_path / "data.tar", "w") as archive:
-        archive.add(tmp_path / "data", "data")
-    Image.fromarray(np.full((300, 300, 3), 90, np.uint8)).save(tmp_path / "image.png")
-    assert invoke(home, "index", "build", tmp_path / "data" / "val", FC7_DEVICE="cpu").exit_code == 0
-    return home
+    write_pictures(folder / "data", images=2)
+    write_pictures(folder / "data", "train", images=2)
+    write_run(home, folder / "data")
+    with tarfile.open(folder / "data.tar", "w") as archive:
+        archive.add(folder / "data", "data")
+    Image.fromarray(np.full((300, 300, 3), 90, np.uint8)).save(folder / "image.png")
+    assert invoke(home, "index", "build", folder / "data" / "val", FC7_DEVICE="cpu").exit_code == 0
+    return folder
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -63,19 +64,19 @@ def files_of(folder: Path) -> dict[str, int]:
 )
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
-    home: Path, tmp_path: Path, command: str, device: str
+    folder: Path, command: str, device: str
 ) -> None:
-    before = files_of(tmp_path)
-    words = command.format(data=tmp_path / "data", image=tmp_path / "image.png").split()
-    refused = invoke(home, *words, FC7_DEVICE=device)
+    before = files_of(folder)
+    words = command.format(data=folder / "data", image=folder / "image.png").split()
+    refused = invoke(folder / "home", *words, FC7_DEVICE=device)
     assert isinstance(refused.exception, DeviceUnavailableError), refused.output
     assert f"The device {device} was requested and cannot be used" in str(refused.exception)
     assert "set FC7_DEVICE to cpu or auto" in str(refused.exception)
-    assert files_of(tmp_path) == before
+    assert files_of(folder) == before
 
 
-def test_the_message_and_the_exit_code(home: Path, tmp_path: Path) -> None:
-    refused = call("classify", tmp_path / "image.png", FC7_HOME=str(home), FC7_DEVICE="cuda")
+def test_the_message_and_the_exit_code(folder: Path) -> None:
+    refused = call("classify", folder / "image.png", FC7_HOME=str(folder / "home"), FC7_DEVICE="cuda")
     assert refused.returncode == 1
     assert refused.stdout == ""
     assert refused.stderr.startswith("error: The device cuda was requested and cannot be used (")
