@@ -179,9 +179,10 @@ class Catalog:
 
         Images of an earlier preparation are left out, so that they are added again.
         """
+        # +: not by the index of `preparation`, which would read all images. CROSS JOIN: for each key, find its image.
         rows = self._all(
-            """SELECT i.key, i.sha256 FROM json_each(?) j JOIN images i ON i.key = j.value
-               WHERE i.preparation = ? AND NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
+            """SELECT i.key, i.sha256 FROM json_each(?) j CROSS JOIN images i ON i.key = j.value
+               WHERE +i.preparation = ? AND NOT EXISTS (SELECT 1 FROM json_each(?) s WHERE NOT EXISTS
                    (SELECT 1 FROM vectors v WHERE v.image_id = i.id AND v.space_id = s.value))""",
             (json.dumps(list(keys)), PREPARATION, json.dumps(list(spaces))),
         )
