@@ -63,6 +63,7 @@ def test_the_same_seed_gives_the_same_codes(rows: NDArray[np.float16]) -> None:
     assert np.array_equal(one.bits(rows[:50].astype(np.float32)), other.bits(rows[:50].astype(np.float32)))
 
 
+@pytest.mark.slow
 def test_the_neighbor_term_finds_more_neighbors_than_reconstruction_alone(rows: NDArray[np.float16]) -> None:
     floats = rows.astype(np.float32)
     evaluation = EvaluationSet(floats, None, np.arange(0, 600, 5))

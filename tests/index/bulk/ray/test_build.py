@@ -227,6 +227,7 @@ def images_on(uri: str) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_workers_without_fc7_and_a_wrong_token_are_reported_with_a_fix(ray: Ray, home: Path, tmp_path: Path) -> None:
     save_image(tmp_path / "photos" / "1.png", 1)
     workers = {"runtime_env": {"env_vars": {WITHOUT_FC7: "1"}}}
