@@ -69,11 +69,11 @@ class OpenVinoEngine:
             try:
                 model = core.read_model(str(path))
                 self.inputs, self.outputs = _ports(model.inputs), _ports(model.outputs)
-                self._compile(core, model, threads)
+                self._compile(model, threads)
             except Exception as exc:  # OpenVINO raises RuntimeError for all errors
                 raise RunnerError(artifact.id, f"{artifact.model_path} cannot be loaded: {exc}") from exc
 
-    def _compile(self, core: Any, model: Any, threads: int) -> None:
+    def _compile(self, model: Any, threads: int) -> None:
         """Compile the graph for streams of `threads` threads."""
         bf16 = self.arithmetic == "bf16"
         config = {
@@ -86,11 +86,11 @@ class OpenVinoEngine:
         twice = self.streams > 1 and self.arithmetic != "f32"
         convolutions, layers = _parts(model)
         with ThreadPoolExecutor(1) as other:  # the two parts are prepared at the same time
-            firsts = other.submit(_convolutions, core, convolutions, [*[config] * self.streams, all_threads])
+            firsts = other.submit(_convolutions, convolutions, [*[config] * self.streams, all_threads])
             if bf16:
                 _round_weights(layers)
-            last = _Stage(core, layers, _ANY, config)
-            last_for_one = _Stage(core, layers, 1, all_threads) if twice else last
+            last = _Stage(layers, _ANY, config)
+            last_for_one = _Stage(layers, 1, all_threads) if twice else last
         *for_streams, for_one = firsts.result()
         self._idle_streams: SimpleQueue[list[_Stage]] = SimpleQueue()
         for first in for_streams:
@@ -122,13 +122,13 @@ class OpenVinoEngine:
 class _Stage:
     """A part of the graph, compiled for one image or for `_ANY` batch size. Runs take turns."""
 
-    def __init__(self, core: Any, model: Any, size: int, config: dict[str, Any]) -> None:
+    def __init__(self, model: Any, size: int, config: dict[str, Any]) -> None:
         self._size = size
         self._tensor = import_openvino().Tensor
         [port] = model.inputs
         sized = model.clone()
         sized.reshape([size, *list(port.partial_shape)[1:]])
-        self._request = core.compile_model(sized, "CPU", config).create_infer_request()
+        self._request = _core().compile_model(sized, "CPU", config).create_infer_request()
         found = {name: number for number, output in enumerate(model.outputs) for name in output.names}
         self._outputs = [found[name] for name in _OUTPUTS if name in found] or [0]
         self._lock = threading.Lock()
@@ -158,9 +158,9 @@ def _run_stages(stages: Sequence[_Stage], pixels: NDArray[np.uint8]) -> list[NDA
     return rows
 
 
-def _convolutions(core: Any, model: Any | None, configs: Sequence[dict[str, Any]]) -> list[list[_Stage]]:
+def _convolutions(model: Any | None, configs: Sequence[dict[str, Any]]) -> list[list[_Stage]]:
     """Compile the convolutions with each configuration. Each list is empty if there are none."""
-    return [[] if model is None else [_Stage(core, model, 1, config)] for config in configs]
+    return [[] if model is None else [_Stage(model, 1, config)] for config in configs]
 
 
 def _parts(model: Any) -> tuple[Any | None, Any]:

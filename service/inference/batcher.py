@@ -89,7 +89,7 @@ class Ticket(Slots):
 
 
 class Batcher:
-    """A queue of images, whose batches run in decoding threads (`Ticket.run_if_ready`) or in a thread of its own."""
+    """A queue of images, whose batches run in decoding threads (`Ticket.decoding`) or in a thread of its own."""
 
     def __init__(
         self,
