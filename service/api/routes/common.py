@@ -150,6 +150,16 @@ async def in_index_until_gone(request: Request, state: State, work: StoppableWor
         gone.set()
 
 
+def ends_if(stopped: Callable[[], bool]) -> Callable[..., None]:
+    """Return a progress callback that raises DrainingError once `stopped()` is true."""
+
+    def advance(*_progress: object) -> None:
+        if stopped():
+            raise DrainingError
+
+    return advance
+
+
 async def in_index_until_deadline(request: Request, state: State, work: StoppableWork[_T], *, share: float = 1.0) -> _T:
     """Run `work(stopped)` on an index thread until the deadline.
 

@@ -16,9 +16,8 @@ from service import backup
 from service.api.downloads.links import key_or_link, link_to
 from service.api.downloads.tar_stream import DOWNLOAD, TarFolder, tar_response
 from service.api.parameters import BackupQuery
-from service.api.routes.common import ADMIN, WORK, StateDep, in_index_until_gone, problems
+from service.api.routes.common import ADMIN, WORK, StateDep, ends_if, in_index_until_gone, problems
 from service.api.schemas.backups import BackupInfo, BackupsAnswer, DownloadLink
-from service.errors import DrainingError
 from service.indexing.job import JobInfo, JobKind
 from service.state import State
 
@@ -111,12 +110,8 @@ async def verify_backup(name: Name, request: Request, state: StateDep) -> Backup
     """
 
     def verify(stopped: Callable[[], bool]) -> BackupInfo:
-        def advance(_step: str, _done: int, _total: int) -> None:
-            if stopped():
-                raise DrainingError
-
         path = backup.find_backup(state.settings.home / backup.FOLDER, name)
-        return BackupInfo.of(path, backup.verify_backup(path, advance=advance))
+        return BackupInfo.of(path, backup.verify_backup(path, advance=ends_if(stopped)))
 
     return await in_index_until_gone(request, state, verify)
 

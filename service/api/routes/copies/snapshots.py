@@ -24,10 +24,9 @@ from index.catalog.database import CATALOG_FILE
 from index.errors import SnapshotError
 from service.api.downloads.links import key_or_link, link_to
 from service.api.downloads.tar_stream import DOWNLOAD, TarFolder, tar_response
-from service.api.routes.common import ADMIN, WORK, StateDep, in_index_until_gone, problems
+from service.api.routes.common import ADMIN, WORK, StateDep, ends_if, in_index_until_gone, problems
 from service.api.schemas.backups import DownloadLink
 from service.api.schemas.index import SnapshotInfo, SnapshotsAnswer
-from service.errors import DrainingError
 from service.state import State
 
 router = APIRouter(prefix="/v1/index/snapshots", tags=["index"], dependencies=[WORK])
@@ -118,12 +117,8 @@ async def verify(name: Name, request: Request, state: StateDep) -> SnapshotInfo:
     """
 
     def check(stopped: Callable[[], bool]) -> SnapshotInfo:
-        def advance(_done: int, _total: int) -> None:
-            if stopped():
-                raise DrainingError
-
         path = find_snapshot(_folder(state), name)
-        return SnapshotInfo.of(path, verify_snapshot(path, advance=advance))
+        return SnapshotInfo.of(path, verify_snapshot(path, advance=ends_if(stopped)))
 
     return await in_index_until_gone(request, state, check)
 
