@@ -17,7 +17,7 @@ from index.local import vector_files
 from index.local.verify import verify
 from index.search import merging
 from index.search.segment_file import write_segment
-from tests.index.helpers import activations, flip_bit, open_index
+from tests.index.helpers import flip_bit, open_index
 from tests.index.local.small_segments import LARGE, SMALL, use_small_segments
 from tests.index.local.test_vector_files import add, files, mapped, wait_until
 
@@ -25,11 +25,6 @@ from tests.index.local.test_vector_files import add, files, mapped, wait_until
 @pytest.fixture(autouse=True)
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_segments(monkeypatch.setattr)
-
-
-@pytest.fixture(scope="module")
-def rows() -> NDArray[np.float16]:
-    return activations(2000)
 
 
 KILLED = """

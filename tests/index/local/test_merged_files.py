@@ -38,18 +38,6 @@ def searcher() -> Iterator[Searcher]:
     created.close()
 
 
-@pytest.fixture(scope="module")
-def rows() -> NDArray[np.float16]:
-    return activations(2000)
-
-
-@pytest.fixture(scope="module")
-def code(rows: NDArray[np.float16]) -> ProductCode:
-    trained = ProductCode.train(rows[:1000])
-    assert trained is not None
-    return trained
-
-
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the number of rows of each file that is written during the test."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from index.search.product_code import COMPONENTS, ProductCode
@@ -14,18 +13,6 @@ from index.search.segment import SEGMENT_ROWS, CodeBlock
 from tests.index.helpers import activations
 
 _faiss: Any = faiss
-
-
-@pytest.fixture(scope="module")
-def rows() -> NDArray[np.float16]:
-    return activations(2000)
-
-
-@pytest.fixture(scope="module")
-def code(rows: NDArray[np.float16]) -> ProductCode:
-    trained = ProductCode.train(rows[:1000])
-    assert trained is not None
-    return trained
 
 
 def block_of(code: ProductCode, rows: NDArray[np.float16], capacity: int) -> CodeBlock:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from service.cli.main import app, main
 
 SCRIPT = "from service.cli import main; main()"
+WITHOUT_TORCH = f"import sys; sys.modules['torch'] = None; {SCRIPT}"
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.main import Panel
-from tests.service.cli.helpers import invoke, run
+from tests.service.cli.helpers import WITHOUT_TORCH, invoke, run
 from tests.support.reference import commands
 
 GROUPS = ["backup", "data", "head", "jobs", "keys", "models", "import", "index", "codes", "paper"]
@@ -85,9 +85,8 @@ def test_wrong_use_exits_with_code_2_and_without_a_traceback(words: list[str], t
 
 
 def test_a_missing_training_package_is_reported_with_the_extra_to_install(tmp_path: Path) -> None:
-    script = "import sys; sys.modules['torch'] = None; from service.cli import main; main()"
     for words in (["train", "--name", "a", "--data", "b"], ["paper", "figure1", "--data", "b", "--out", "c"]):
-        done = run(*words, script=script, FC7_HOME=str(tmp_path))
+        done = run(*words, script=WITHOUT_TORCH, FC7_HOME=str(tmp_path))
         assert (done.returncode, done.stdout) == (1, "")
         assert "pip install 'fc7[train]'" in done.stderr
         assert "Traceback" not in done.stderr

@@ -14,15 +14,14 @@ from model_store.training.runs.run import read_info
 from service.cli.data import commands as data
 from service.cli.training import demo
 from service.settings import Settings
-from tests.service.cli.helpers import call, run
+from tests.service.cli.helpers import WITHOUT_TORCH, call, run
 from tests.support.tiny_model import publish_tiny_model
 from tests.support.training.class_folders import TRIAL_RECIPE, write_class_folders
 
 
 def test_a_home_with_another_model_is_not_changed_and_needs_no_torch(tmp_path: Path) -> None:
     publish_tiny_model(tmp_path, name="birds", activate=True)
-    script = "import sys; sys.modules['torch'] = None; from service.cli import main; main()"
-    done = run("demo", script=script, FC7_HOME=str(tmp_path))
+    done = run("demo", script=WITHOUT_TORCH, FC7_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "was not changed" in done.stderr
     assert "Next: fc7 serve" in done.stderr
