@@ -13,7 +13,6 @@ from typing import Final
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from model_store.training.nets.alexnet import AlexNet
 
@@ -37,7 +36,6 @@ def load_starter(net: AlexNet) -> bool:
 
 def _read() -> tuple[Mapping[str, torch.Tensor], float]:
     """Return the weights by name, float16, and the input scale that they are for."""
-    with as_file(files(_PACKAGE) / _FILE) as path:
-        with safe_open(path, "pt") as file:
-            scale = float(file.metadata()[_SCALE])
-        return load_file(path), scale
+    with as_file(files(_PACKAGE) / _FILE) as path, safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it cannot be iterated
+        return weights, float(file.metadata()[_SCALE])
